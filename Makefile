@@ -1,0 +1,39 @@
+# Two commands for a fresh machine: `make quickstart` and `make test`. `make help` lists the rest.
+PYTHON ?= python3.11
+BIN    := .venv/bin
+# Ray settings that every command and test shares: no usage reports, no log de-duplication hints.
+export RAY_USAGE_STATS_ENABLED = 0
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO = 0
+
+.PHONY: help setup quickstart test test-slow lint constraints clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+setup: .venv/.ready ## make .venv with the pinned versions of constraints.txt
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt torch
+	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,deepspeed]'
+	@touch $@
+
+quickstart: setup ## data -> AR-VAE -> latents -> AR-DiT -> videos -> scores -> report.html (about 10 minutes)
+	$(BIN)/ardiff quickstart $(ARGS)
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint ## lint, then every test that is not marked slow
+	$(BIN)/pytest -n 2 --dist loadscope -m 'not slow' $(ARGS)
+
+test-slow: setup ## the proofs that take minutes
+	$(BIN)/pytest -m slow $(ARGS)
+
+constraints: ## write constraints.txt from what .venv holds
+	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -v -e '^ardiff' -e '^pip==' -e '^setuptools==' | sed 's/+cpu//'; } > constraints.tmp && mv constraints.tmp constraints.txt
+
+clean: ## remove what the commands made, not .venv
+	rm -rf runs build *.egg-info .mypy_cache .ruff_cache

@@ -1,0 +1,179 @@
+"""Typed, strict configuration: frozen dataclasses filled from YAML and dotted overrides.
+
+A job's configuration is one dataclass whose fields are values or further dataclasses. It is read from a YAML file, or
+from a folder that holds one YAML file per field, and then changed by overrides such as ``train.lr=1e-4``. Every key
+must be a field and every value of the field's type; an error names the key's path and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+
+from ardiff.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def load_config(cls: type[ConfigT], path: str | Path | None, overrides: list[str] | None = None) -> ConfigT:
+    """Reads a configuration of class ``cls``.
+
+    Args:
+        cls: A dataclass; every field that has no default must be given.
+        path: A YAML file, a folder with one ``<field>.yaml`` per field, or None for the defaults alone.
+        overrides: ``key.path=value`` strings, applied in order; values are read as YAML.
+
+    Raises:
+        ConfigError: An unreadable file, an unknown key, a wrong type, or a value that the dataclass refuses.
+    """
+    tree = {} if path is None else _read_tree(Path(path))
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return build(cls, tree)
+
+
+def build(cls: type[ConfigT], tree: dict[str, Any], where: str = "") -> ConfigT:
+    """Makes the dataclass ``cls`` from nested dicts, checking every key and type. Raises ConfigError."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), list(fields), n=1)
+            hint = f"did you mean '{_join(where, near[0])}'?" if near else f"valid keys: {', '.join(fields)}."
+            raise ConfigError(f"Unknown configuration key '{_join(where, str(key))}': {hint}")
+        values[key] = _coerce(hints[key], value, _join(where, key))
+    missing = [
+        _join(where, name)
+        for name, f in fields.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(
+            f"Missing configuration value(s): {', '.join(missing)}. Set them in the file or as key=value."
+        )
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where or cls.__name__}: {error}") from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as nested dicts of plain values, ready for YAML or JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    result: dict[str, Any] = plain(dataclasses.asdict(config))
+    return result
+
+
+def to_yaml(config: Any) -> str:
+    """The configuration as YAML text, in the order of the fields."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, width=110)
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits that name the values of ``parts`` (dataclasses or JSON values): equal values, equal name."""
+    plain = [to_dict(p) if dataclasses.is_dataclass(p) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def find_config(name: str) -> Path:
+    """The path of a shipped configuration such as ``quickstart`` or ``quickstart/vae.yaml``.
+
+    Looks in ``./configs`` first, then beside the installed package's checkout. Raises ConfigError if neither has it.
+    """
+    for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
+        if (candidate := root / "configs" / name).exists():
+            return candidate
+    raise ConfigError(f"No configuration 'configs/{name}' here or beside the package: give its path with --config.")
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        files = sorted(path.glob("*.yaml"))
+        if not files:
+            raise ConfigError(f"The configuration folder {path} holds no .yaml file.")
+        return {file.stem: _read_tree(file) for file in files}
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, not a {type(tree).__name__}.")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{override}' is not an override: write key.path=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of override '{override}' is not valid YAML.") from error
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"'{override}': '{parent}' is a value, not a section.")
+    tree[last] = value
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the type ``hint``. Numbers written as text (PyYAML reads 1e-4 as text) become floats."""
+    origin, args = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"'{where}' is a section with keys of its own, not {value!r}.")
+        return build(typing.cast(type, hint), value, where)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        inner = [a for a in args if a is not type(None)]
+        if len(inner) == 1:
+            return _coerce(inner[0], value, where)
+        raise TypeError(f"{where}: configuration fields may be optional but not unions, got {hint}")
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"'{where}' must be one of {', '.join(map(str, args))}, not {value!r}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"'{where}' must be a list, not {value!r}.")
+        return tuple(_coerce(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"'{where}' must be a mapping, not {value!r}.")
+        return value
+    if hint is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif hint is int and isinstance(value, int | float) and not isinstance(value, bool) and int(value) == value:
+        return int(value)
+    elif hint in (bool, str) and isinstance(value, hint):
+        return value
+    raise ConfigError(f"'{where}' must be of type {getattr(hint, '__name__', hint)}, not {value!r}.")

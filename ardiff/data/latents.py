@@ -1,0 +1,91 @@
+"""Sets of latents: Parquet files written by the encode job, and the description that says what is in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ardiff.data import storage
+from ardiff.errors import DataError
+
+DESCRIPTION = "latents.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LatentStatistics:
+    """How latents are normalised for diffusion: subtract the mean per token and channel, divide by one number.
+
+    One number for all dimensions, because a scale per dimension would blow up dimensions that the AR-VAE collapsed.
+    """
+
+    mean: list[list[float]]
+    """``(L, D)``."""
+    std: float
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Latents ``(..., L, D)`` as the diffusion model sees them."""
+        return (latents - self._mean(latents)) / self.std
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """The inverse of :meth:`normalise`."""
+        return latents * self.std + self._mean(latents)
+
+    def _mean(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.mean, dtype=like.dtype, device=like.device)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSet:
+    """The description of a folder of latents, stored as ``latents.json``; written last, so it marks the set complete."""
+
+    fingerprint: str
+    """Names the VAE weights and the preprocessing that made the latents."""
+    num_frames: int
+    num_tokens: int
+    token_dim: int
+    class_names: list[str]
+    files: list[str]
+    """Parquet files of the training split, relative to the folder, each with columns ``latents`` and ``label``."""
+    rows: list[int]
+    """Clips in each file."""
+    statistics: LatentStatistics
+    vae: str
+    """Where the VAE that made the latents lies."""
+
+
+def write_description(folder: str, description: LatentSet) -> None:
+    """Writes ``latents.json``, which completes the set."""
+    text = json.dumps(dataclasses.asdict(description), indent=1)
+    storage.write_bytes(storage.join(folder, DESCRIPTION), text.encode())
+
+
+def read_description(folder: str) -> LatentSet:
+    """Reads ``latents.json`` of a complete set. Raises DataError if there is none."""
+    place = storage.join(folder, DESCRIPTION)
+    if not storage.exists(place):
+        raise DataError(f"No complete set of latents in {folder}: run `ardiff encode` first.")
+    fields: dict[str, Any] = json.loads(storage.read_bytes(place))
+    return LatentSet(**{**fields, "statistics": LatentStatistics(**fields["statistics"])})
+
+
+def latent_table(columns: dict[str, Any]) -> pa.Table:
+    """A table for Parquet: ``latents`` float32 ``(n, F, L, D)`` is flattened to one fixed-size list per row."""
+    latents = np.ascontiguousarray(columns["latents"], dtype=np.float32)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(latents.ravel()), latents[0].size)
+    return pa.table({**columns, "latents": flat})
+
+
+def read_latents(uri: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """One Parquet file as latents float32 ``(n, F, L, D)`` and labels int64 ``(n,)``; ``shape`` is ``(F, L, D)``."""
+    filesystem, path = storage.open_filesystem(uri)
+    table = pq.read_table(path, columns=["latents", "label"], filesystem=filesystem)
+    flat = table["latents"].combine_chunks().flatten().to_numpy()
+    return flat.reshape(-1, *shape), table["label"].to_numpy()

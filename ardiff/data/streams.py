@@ -1,0 +1,125 @@
+"""Endless training streams in an order that (seed, epoch) fixes, so that one integer says where training is.
+
+A stream is cut into chunks. ``load(chunk)`` is a pure function of the stream and the chunk's index: a chunk can be
+loaded anywhere, any number of times, and gives the same samples in the same order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from ardiff.data import storage
+from ardiff.data.decode import decode_clip
+from ardiff.data.latents import read_latents
+from ardiff.errors import ClipTooShortError, DataError, DecodeError
+from ardiff.randomness import numpy_generator
+
+Columns = dict[str, np.ndarray]
+
+
+class Stream(Protocol):
+    """An endless sequence of samples, cut into chunks."""
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """The chunk that holds the sample at ``position``, and the sample's place in it."""
+
+    def load(self, chunk: int) -> Columns:
+        """All samples of a chunk, as arrays that share their first axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipStream:
+    """Random clips of videos, uniform over videos: every epoch visits each video once, in an order of its own.
+
+    Samples: ``video`` uint8 ``(F, H, W, 3)`` and ``label`` int64.
+    """
+
+    uris: Sequence[str]
+    lengths: Sequence[int]
+    """Frames of each video."""
+    labels: Sequence[int]
+    num_frames: int
+    stride: int
+    resolution: int
+    horizontal_flip: bool
+    seed: int
+    chunk_size: int = 64
+
+    def __post_init__(self) -> None:
+        span = (self.num_frames - 1) * self.stride + 1
+        for uri, length in zip(self.uris, self.lengths, strict=True):
+            if length < span:
+                raise ClipTooShortError(f"{uri} has {length} frames, the clip needs {span}.")
+
+    def locate(self, position: int) -> tuple[int, int]:
+        return divmod(position, self.chunk_size)
+
+    def load(self, chunk: int) -> Columns:
+        """Raises DataError naming the video that cannot be read or decoded."""
+        videos, labels = [], []
+        for position in range(chunk * self.chunk_size, (chunk + 1) * self.chunk_size):
+            epoch, place = divmod(position, len(self.uris))
+            index = _permutation(self.seed, epoch, len(self.uris))[place]
+            generator = numpy_generator("clip", self.seed, position)
+            span = (self.num_frames - 1) * self.stride + 1
+            start = int(generator.integers(self.lengths[index] - span + 1))
+            videos.append(self._clip(self.uris[index], start, self.horizontal_flip and generator.random() < 0.5))
+            labels.append(self.labels[index])
+        return {"video": np.stack(videos), "label": np.array(labels, dtype=np.int64)}
+
+    def _clip(self, uri: str, start: int, flip: bool) -> np.ndarray:
+        try:
+            clip = decode_clip(storage.read_bytes(uri), start, self.num_frames, self.stride, self.resolution)
+        except (DecodeError, ClipTooShortError) as error:
+            raise DataError(f"{uri} cannot be decoded any more ({error}): run `ardiff prepare` again.") from error
+        return np.ascontiguousarray(clip[:, :, ::-1]) if flip else clip
+
+
+@dataclass(frozen=True, slots=True)
+class LatentStream:
+    """Latents of clips: files are shuffled every epoch, then the clips inside groups of files.
+
+    A group is loaded whole, so ``files_per_chunk`` trades memory for how well the order is mixed. Samples: ``latents``
+    float32 ``(F, L, D)`` and ``label`` int64.
+    """
+
+    files: Sequence[str]
+    rows: Sequence[int]
+    """Clips in each file."""
+    shape: tuple[int, int, int]
+    """``(F, L, D)``."""
+    seed: int
+    files_per_chunk: int = 16
+
+    @property
+    def chunks_per_epoch(self) -> int:
+        """Groups of files in an epoch."""
+        return -(-len(self.files) // self.files_per_chunk)
+
+    def locate(self, position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, sum(self.rows))
+        for group in range(self.chunks_per_epoch):
+            size = sum(self.rows[i] for i in self._members(epoch, group))
+            if place < size:
+                return epoch * self.chunks_per_epoch + group, place
+            place -= size
+        raise AssertionError("a position inside an epoch lies in one of its groups")
+
+    def load(self, chunk: int) -> Columns:
+        epoch, group = divmod(chunk, self.chunks_per_epoch)
+        parts = [read_latents(self.files[i], self.shape) for i in self._members(epoch, group)]
+        latents, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        order = numpy_generator("latents in chunk", self.seed, chunk).permutation(len(labels))
+        return {"latents": latents[order], "label": labels[order]}
+
+    def _members(self, epoch: int, group: int) -> np.ndarray:
+        order = _permutation(self.seed, epoch, len(self.files))
+        return order[group * self.files_per_chunk : (group + 1) * self.files_per_chunk]
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    return numpy_generator("epoch", seed, epoch).permutation(size)

@@ -1,0 +1,63 @@
+"""The plain sampler: evaluates every visible frame in every iteration. The reference for every faster one.
+
+Shapes: B batch, F frames, L tokens, D latent width, S sampling steps.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ardiff.diffusion.ad import ADSchedule, inference_timesteps
+from ardiff.diffusion.noise import ddim_coefficients, ddim_step
+from ardiff.diffusion.process import Denoiser, DiffusionConfig
+from ardiff.randomness import torch_generator
+
+
+def initial_noise(seeds: list[int], num_frames: int, num_tokens: int, token_dim: int) -> Tensor:
+    """Standard normal float32 ``(B, F, L, D)`` in which frame f of a video depends on (its seed, f) alone.
+
+    So a video's noise depends neither on its neighbours in the batch nor on the number of frames asked for.
+    """
+    return torch.stack([torch.stack([frame_noise(s, f, num_tokens, token_dim) for f in range(num_frames)]) for s in seeds])
+
+
+def frame_noise(seed: int, frame: int, num_tokens: int, token_dim: int) -> Tensor:
+    """The noise that one frame of a video starts from: float32 ``(L, D)``."""
+    return torch.randn(num_tokens, token_dim, generator=torch_generator("initial noise", seed, frame))
+
+
+@torch.no_grad()
+def sample_full(
+    denoise: Denoiser,
+    noise: Tensor,
+    schedule: ADSchedule,
+    diffusion: DiffusionConfig,
+    on_iteration: Callable[[int], None] = lambda finished_frames: None,
+) -> Tensor:
+    """Denoises ``noise`` by the schedule with deterministic DDIM steps (Sec. 3.4).
+
+    Args:
+        denoise: Predicts clean latents of the visible frames.
+        noise: ``(B, F, L, D)``.
+        schedule: Its ``window``, if any, says which frames the denoiser sees; it sees them as a clip of their own.
+        diffusion: Gives the timesteps and the coefficients of the steps.
+        on_iteration: Called after each iteration with the number of frames that are final.
+
+    Returns:
+        Clean latents ``(B, F, L, D)``. A frame that makes no step in an iteration stays as it is to the last bit.
+    """
+    num_steps = int(schedule.step_index.max())
+    template = inference_timesteps(diffusion.num_timesteps, num_steps)
+    x_factor, x0_factor = ddim_coefficients(template, diffusion.alphas_cumprod())
+    template = torch.cat([torch.tensor([diffusion.num_timesteps - 1]), template])  # index 0: a frame still at noise
+    x = noise.clone()
+    for n, (index, update) in enumerate(zip(schedule.step_index, schedule.update, strict=True)):
+        start, end = (0, x.shape[1]) if schedule.window is None else schedule.window[n].tolist()
+        seen, k = x[:, start:end], index[start:end].expand(len(x), -1)  # (B, W, L, D), (B, W)
+        x0 = denoise(seen, template[k].to(x.device))
+        stepped = ddim_step(seen, x0, (k - 1).clamp(min=0), x_factor, x0_factor)
+        moves = update[start:end, None, None].to(x.device)
+        x[:, start:end] = torch.where(moves, stepped, seen)
+        on_iteration(int((index == num_steps).sum()))
+    return x

@@ -1,0 +1,36 @@
+"""Which token may see which: masks over frames, and attention under them.
+
+Shapes: B batch, F frames, N = B F packed frames, H heads, L tokens a frame, K head width.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ardiff.layers import Attend
+
+
+def block_causal_mask(num_frames: int, num_tokens: int, window: int | None = None) -> Tensor:
+    """True where a token may look: at all tokens of its own frame and of earlier frames, never of later ones.
+
+    Args:
+        num_frames: F. num_tokens: L.
+        window: If given, only the last ``window`` frames, the token's own included (a band).
+
+    Returns:
+        bool ``(F L, F L)``, query by key.
+    """
+    frame = torch.arange(num_frames * num_tokens) // num_tokens
+    lag = frame[:, None] - frame[None, :]
+    return (lag >= 0) if window is None else (lag >= 0) & (lag < window)
+
+
+def masked_attention(mask: Tensor, num_frames: int) -> Attend:
+    """Attention over all frames of each clip under ``mask (F L, F L)``; frames come packed as N = B F."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (rearrange(t, "(b f) h l k -> b h (f l) k", f=num_frames) for t in (q, k, v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, F L, K)
+        return rearrange(mixed, "b h (f l) k -> (b f) h l k", f=num_frames)
+
+    return attend

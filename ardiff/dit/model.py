@@ -1,0 +1,194 @@
+"""The AR-DiT: a Diffusion Transformer with a timestep per frame and strictly causal attention along time (Sec. 3.2).
+
+Shapes: B batch, F frames, N = B F packed frames, L tokens a frame, D latent width, C model width.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from ardiff.dit.attention import block_causal_mask, masked_attention
+from ardiff.layers import Attend, Mlp, SelfAttention, init_linear, sincos_positions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiTConfig:
+    """Sizes and choices of the AR-DiT. The defaults are the paper's (Table 6)."""
+
+    num_frames: int = 16
+    """Frames that the model sees at once: the longest training clip and the largest window in sampling."""
+    num_tokens: int = 32
+    """Latent tokens per frame, L."""
+    token_dim: int = 4
+    """Width of a latent token, D."""
+    width: int = 1152
+    """Hidden width."""
+    depth: int = 28
+    """Number of blocks."""
+    num_heads: int = 16
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over the model width."""
+    num_classes: int = 0
+    """Classes of the data; 0 is an unconditional model. Index ``num_classes`` is the null class of guidance."""
+    positions: Literal["rotary", "sincos"] = "rotary"
+    """``rotary``: half of every head turns with the frame index, plus a learned embedding of the token index.
+    ``sincos``: fixed embeddings over all F L tokens, as the authors do; bound to ``num_frames``."""
+    attention_window: int | None = None
+    """If set, a frame attends to itself and the ``attention_window - 1`` frames before it only: the band mask that the
+    rolling executor needs."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+            raise ValueError(f"width {self.width} must be an even multiple of num_heads {self.num_heads}")
+        if min(self.num_frames, self.num_tokens, self.token_dim, self.width, self.depth, self.num_heads) < 1:
+            raise ValueError("num_frames, num_tokens, token_dim, width, depth and num_heads must be at least 1")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be 0 or more, got {self.num_classes}")
+        if self.attention_window is not None and not 1 <= self.attention_window <= self.num_frames:
+            raise ValueError(
+                f"attention_window must be in 1..num_frames ({self.num_frames}), got {self.attention_window}"
+            )
+
+
+class DiT(nn.Module):
+    """Predicts clean latents (or noise, or velocity) from noisy ones: ``(B, F, L, D) -> (B, F, L, D)``."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.token_in = nn.Linear(config.token_dim, width)
+        self.timestep_embedder = TimestepEmbedder(width)
+        self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.token_out = nn.Linear(width, config.token_dim)
+        match config.positions:
+            case "rotary":
+                self.position_embedding = nn.Parameter(torch.zeros(1, config.num_tokens, width))
+            case "sincos":
+                table = sincos_positions(torch.arange(config.num_frames * config.num_tokens), width)
+                table = rearrange(table, "(f l) c -> f l c", l=config.num_tokens)
+                self.register_buffer("position_embedding", table, persistent=False)
+        mask = block_causal_mask(config.num_frames, config.num_tokens, config.attention_window)
+        self.register_buffer("mask", mask, persistent=False)
+        self.mask: Tensor
+        self._initialise()
+
+    def _initialise(self) -> None:
+        self.apply(init_linear)
+        nn.init.normal_(self.class_embedding.weight, std=0.02)
+        for linear in (self.timestep_embedder.fc1, self.timestep_embedder.fc2):
+            nn.init.normal_(linear.weight, std=0.02)
+        if isinstance(self.position_embedding, nn.Parameter):
+            nn.init.normal_(self.position_embedding, std=0.02)
+        for name, parameter in self.named_parameters():  # adaLN-zero: every block starts as the identity
+            if "modulation" in name or name.startswith("token_out"):
+                nn.init.zeros_(parameter)
+
+    @property
+    def null_class(self) -> int:
+        """The class index that stands for "no class" in classifier-free guidance."""
+        return self.config.num_classes
+
+    def forward(self, latents: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
+        """Evaluates all frames of a clip.
+
+        Args:
+            latents: Noisy latents ``(B, F, L, D)``, ``F <= config.num_frames``.
+            timesteps: int64 ``(B, F)``.
+            class_labels: int64 ``(B,)`` in ``0..num_classes``; ``num_classes`` is the null class.
+
+        Returns:
+            The prediction, ``(B, F, L, D)``. That of frame i depends on frames ``0..i`` only.
+
+        Raises:
+            ValueError: More frames than the model has positions for.
+        """
+        batch, frames = timesteps.shape
+        if frames > self.config.num_frames:
+            raise ValueError(f"the model sees at most {self.config.num_frames} frames at once, got {frames}")
+        positions = repeat(torch.arange(frames, device=latents.device), "f -> (b f)", b=batch)  # (N,)
+        labels = repeat(class_labels, "b -> (b f)", f=frames)  # (N,)
+        modulations = self.modulations(timesteps.flatten(), labels)
+        size = frames * self.config.num_tokens
+        attend = masked_attention(self.mask[:size, :size], frames)
+        x = rearrange(latents, "b f l d -> (b f) l d")
+        x = self.forward_frames(x, modulations, positions, [attend] * self.config.depth)  # (N, L, D)
+        return rearrange(x, "(b f) l d -> b f l d", b=batch)
+
+    def modulations(self, timesteps: Tensor, class_labels: Tensor) -> Tensor:
+        """The adaLN shifts, scales and gates of packed frames: ``(N,), (N,) -> (N, 6 C depth + 2 C)``.
+
+        They depend on nothing but timestep and class, so a sampler can tabulate them once for its template.
+        """
+        condition = self.timestep_embedder(timesteps) + self.class_embedding(class_labels)  # (N, C)
+        condition = nn.functional.silu(condition)
+        parts = [block.modulation(condition) for block in self.blocks]  # type: ignore[operator]
+        return torch.cat([*parts, self.final_modulation(condition)], dim=-1)
+
+    def forward_frames(self, latents: Tensor, modulations: Tensor, positions: Tensor, attend: list[Attend]) -> Tensor:
+        """Evaluates packed frames, which may belong to different videos.
+
+        Args:
+            latents: ``(N, L, D)``.
+            modulations: ``(N, 6 C depth + 2 C)`` from :meth:`modulations`.
+            positions: int64 ``(N,)``, the index of each frame in what the model takes for the clip.
+            attend: For each block, the function that mixes tokens; it alone knows which frame may see which.
+
+        Returns:
+            The prediction, ``(N, L, D)``.
+        """
+        width = self.config.width
+        x = self.token_in(latents) + self._embed_positions(positions)  # (N, L, C)
+        *parts, final = modulations[:, None].split([6 * width] * self.config.depth + [2 * width], dim=-1)
+        for block, modulation, mix in zip(self.blocks, parts, attend, strict=True):
+            x = block(x, modulation, positions, mix)  # (N, L, C)
+        shift, scale = final.chunk(2, dim=-1)
+        return self.token_out(self.final_norm(x) * (1 + scale) + shift)  # (N, L, D)
+
+    def _embed_positions(self, positions: Tensor) -> Tensor:
+        if self.config.positions == "rotary":
+            return self.position_embedding
+        return self.position_embedding[positions]
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the frame's timestep and class (adaLN-zero)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attention = SelfAttention(width, config.num_heads, 0.5 if config.positions == "rotary" else 0.0)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(width, config.mlp_ratio)
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, x: Tensor, modulation: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """``x (N, L, C)``, ``modulation (N, 1, 6 C)``, ``positions (N,)`` -> ``(N, L, C)``."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # (N, 1, C) each
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, attend, positions)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoidal features of the timestep and a two-layer MLP, ``(N,) -> (N, C)``."""
+
+    def __init__(self, width: int, num_features: int = 256) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.fc1 = nn.Linear(num_features, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        half = self.num_features // 2
+        rates = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
+        angles = timesteps.double()[:, None] * rates
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.fc1.weight.dtype)
+        return self.fc2(nn.functional.silu(self.fc1(features)))

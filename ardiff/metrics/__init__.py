@@ -1,0 +1,1 @@
+"""Scores: Frechet video distance, reconstruction, motion; each with its protocol."""

@@ -1,0 +1,103 @@
+"""The AR-VAE (Sec. 3.1): a TiTok-like encoder of single frames and a temporally causal decoder, without a quantiser.
+
+Shapes: B batch, F frames, N = B F packed frames, H W pixels, P patches a frame, L tokens, D latent width, C width.
+Video in and out: float ``(B, F, 3, H, W)`` in [-1, 1]; latents ``(B, F, L, D)``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ardiff.layers import init_linear
+from ardiff.vae.decoder import Decoder, DecoderCache
+from ardiff.vae.encoder import Encoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AutoencoderConfig:
+    """Sizes of the AR-VAE. The defaults are the paper's (Table 6)."""
+
+    resolution: int = 256
+    """Height and width of a frame in pixels."""
+    patch_size: int = 16
+    """Side of a square patch in pixels."""
+    num_tokens: int = 32
+    """Latent tokens per frame, L."""
+    token_dim: int = 4
+    """Width of a latent token, D."""
+    width: int = 1024
+    """Hidden width of encoder and decoder."""
+    depth: int = 24
+    """Blocks in the encoder, and again in the decoder."""
+    num_heads: int = 16
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over the model width."""
+    temporal_window: int = 16
+    """Frames whose latent tokens a frame's patches may read in the decoder, the frame itself included."""
+
+    def __post_init__(self) -> None:
+        if self.resolution % self.patch_size:
+            raise ValueError(f"resolution {self.resolution} must be a multiple of patch_size {self.patch_size}")
+        if self.width % self.num_heads or self.width % 4:
+            raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads} and of 4")
+        if min(self.patch_size, self.num_tokens, self.token_dim, self.depth, self.temporal_window) < 1:
+            raise ValueError("patch_size, num_tokens, token_dim, depth and temporal_window must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """The encoder's diagonal Gaussian over latents: ``mean`` and ``log_variance``, each ``(B, F, L, D)``."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """``mean + std * noise``: the reparametrised draw for standard normal ``noise`` of the same shape."""
+        return self.mean + (0.5 * self.log_variance).exp() * noise
+
+    def kl(self) -> Tensor:
+        """Kullback-Leibler divergence to the standard normal, mean over all elements, in nats."""
+        return 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance).mean()
+
+
+class ARAutoencoder(nn.Module):
+    """Encoder and decoder of the AR-VAE."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.apply(init_linear)
+        self.decoder.zero_temporal_output()
+
+    def forward(self, video: Tensor, noise: Tensor, temporal: bool = True) -> tuple[Tensor, Posterior]:
+        """Encodes, draws latents with standard normal ``noise (B, F, L, D)``, decodes.
+
+        Returns the reconstruction, shaped like ``video``, and the posterior.
+        """
+        posterior = self.encode(video)
+        return self.decode(posterior.sample(noise), temporal=temporal), posterior
+
+    def encode(self, video: Tensor) -> Posterior:
+        """The posterior of every frame of ``video (B, F, 3, H, W)``; frames do not see each other."""
+        moments = self.encoder(rearrange(video, "b f c h w -> (b f) c h w"))  # (N, L, 2 D)
+        mean, log_variance = rearrange(moments, "(b f) l d -> b f l d", b=len(video)).chunk(2, dim=-1)
+        return Posterior(mean, log_variance.clamp(-20.0, 10.0))
+
+    def decode(self, latents: Tensor, cache: DecoderCache | None = None, temporal: bool = True) -> Tensor:
+        """The frames of ``latents (B, F, L, D)``, float ``(B, F, 3, H, W)``, not clamped.
+
+        Frame i reads latents of frames ``i - temporal_window + 1 .. i`` only. With a ``cache``, the latents continue
+        those of earlier calls with the same cache, and the result equals decoding all of them at once.
+        """
+        return self.decoder(latents, cache, temporal)
+
+    @torch.no_grad()
+    def decode_long(self, latents: Tensor, chunk: int = 16) -> Tensor:
+        """:meth:`decode` for videos of any length in memory for ``chunk`` frames beside the result."""
+        cache = DecoderCache()
+        return torch.cat([self.decode(part, cache) for part in latents.split(chunk, dim=1)], dim=1)

@@ -1,0 +1,1 @@
+"""The cluster: jobs that wire `ardiff` into Ray Data, Ray Train and Ray Serve. No mathematics here."""
