@@ -44,7 +44,7 @@ class LatentStatistics:
 
 @dataclass(frozen=True, slots=True)
 class LatentSet:
-    """The description of a folder of latents, stored as ``latents.json``; written last, so it marks the set complete."""
+    """The description of a folder of latents, stored as ``latents.json``; written last, as the mark of completeness."""
 
     fingerprint: str
     """Names the VAE weights and the preprocessing that made the latents."""

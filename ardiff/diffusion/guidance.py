@@ -27,6 +27,7 @@ def guided_denoiser(model: DiT, diffusion: DiffusionConfig, class_labels: Tensor
         if guidance_scale == 1.0:
             return predict(x, timesteps, class_labels)
         both = predict(x.repeat(2, 1, 1, 1), timesteps.repeat(2, 1), torch.cat([class_labels, null]))
-        return guide(*both.chunk(2), guidance_scale)
+        conditional, unconditional = both.chunk(2)
+        return guide(conditional, unconditional, guidance_scale)
 
     return denoise

@@ -19,7 +19,9 @@ def initial_noise(seeds: list[int], num_frames: int, num_tokens: int, token_dim:
 
     So a video's noise depends neither on its neighbours in the batch nor on the number of frames asked for.
     """
-    return torch.stack([torch.stack([frame_noise(s, f, num_tokens, token_dim) for f in range(num_frames)]) for s in seeds])
+    return torch.stack(
+        [torch.stack([frame_noise(s, f, num_tokens, token_dim) for f in range(num_frames)]) for s in seeds]
+    )
 
 
 def frame_noise(seed: int, frame: int, num_tokens: int, token_dim: int) -> Tensor:

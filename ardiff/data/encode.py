@@ -1,0 +1,91 @@
+"""Frames out: encoded videos, contact sheets, animations. Frames are uint8 RGB."""
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal
+
+import av
+import numpy as np
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
+
+VideoCodec = Literal["h264", "vp9"]
+_ENCODERS = {
+    "h264": ("libx264", "mp4", {"preset": "medium", "bf": "0"}),
+    "vp9": ("libvpx-vp9", "webm", {"deadline": "good", "cpu-used": "4", "b": "0"}),
+}
+
+
+def encode_video(frames: np.ndarray, fps: float, codec: VideoCodec = "h264", crf: int = 18) -> bytes:
+    """Encodes ``frames`` uint8 ``(F, H, W, 3)`` as 4:2:0 video, which every browser plays.
+
+    One thread, so that equal frames give equal bytes. Odd heights and widths are padded by repeating the last row or
+    column. ``h264`` comes as mp4, ``vp9`` as webm. A smaller ``crf`` is better and larger.
+
+    Raises:
+        ValueError: The frames have another shape or dtype, or there is none.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
+        raise ValueError(f"frames must be uint8 (F, H, W, 3) with F >= 1, got {frames.dtype} {frames.shape}")
+    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+    encoder, container_format, options = _ENCODERS[codec]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container_format) as container:
+        stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001), options=dict(options))
+        assert isinstance(stream, av.VideoStream)
+        stream.options = {**options, "crf": str(crf)}
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        stream.codec_context.thread_count = 1
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def contact_sheet(
+    videos: np.ndarray, row_labels: Sequence[str] | None = None, max_frames: int = 16, scale: int = 2, gap: int = 2
+) -> bytes:
+    """A PNG with one row per video and evenly spaced frames along it.
+
+    Args:
+        videos: uint8 ``(B, F, H, W, 3)``.
+        row_labels: Text at the left of each row.
+        max_frames: Frames shown of each video.
+        scale: Enlargement, without smoothing.
+        gap: Pixels between pictures.
+    """
+    videos = _enlarge(
+        videos[:, np.linspace(0, videos.shape[1] - 1, min(videos.shape[1], max_frames)).round().astype(int)], scale
+    )
+    rows, columns, height, width = videos.shape[:4]
+    font = ImageFont.load_default(size=min(14, max(10, height // 3)))
+    margin = 0 if row_labels is None else int(max(font.getlength(text) for text in row_labels)) + 12
+    sheet = Image.new("RGB", (margin + columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row in range(rows):
+        top = row * (height + gap)
+        for column in range(columns):
+            sheet.paste(Image.fromarray(videos[row, column]), (margin + column * (width + gap), top))
+        if row_labels is not None:
+            draw.text((6, top + height // 2), row_labels[row], fill="black", font=font, anchor="lm")
+    return _image_bytes(sheet, "PNG")
+
+
+def tile(videos: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.ndarray:
+    """All videos side by side in one: uint8 ``(B, F, H, W, 3) -> (F, H', W', 3)``, white between them."""
+    videos = _enlarge(videos, scale)
+    missing = -len(videos) % columns
+    videos = np.concatenate([videos, np.full((missing, *videos.shape[1:]), 255, np.uint8)])
+    padded = np.pad(videos, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    return rearrange(padded, "(r c) f h w k -> f (r h) (c w) k", c=columns)[:, :-gap, :-gap]
+
+
+def _enlarge(videos: np.ndarray, scale: int) -> np.ndarray:
+    return videos.repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
+def _image_bytes(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()

@@ -1,0 +1,127 @@
+"""The manifest of a data set: one Parquet row per video file, with all that later stages need to know of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ardiff.data import storage
+from ardiff.errors import DataError
+
+Split = Literal["train", "test"]
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+SPLIT_FOLDERS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "val": "test",
+    "valid": "test",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRecord:
+    """One video file."""
+
+    uri: str
+    size: int
+    """Bytes."""
+    codec: str
+    width: int
+    height: int
+    fps: float
+    num_frames: int
+    label: int
+    """Class index."""
+    class_name: str
+    split: str
+    """``train`` or ``test``."""
+    status: str
+    """``ok`` or ``error``."""
+    reason: str
+    """Why it cannot be used; empty if it can."""
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field(f.name, {"int": pa.int64(), "float": pa.float64(), "str": pa.string()}[cast(str, f.type)])
+        for f in fields(VideoRecord)
+    ]
+)
+
+
+def write_manifest(uri: str, records: Sequence[VideoRecord]) -> None:
+    """Writes the records as one Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(r) for r in records], schema=SCHEMA), buffer)
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def read_manifest(uri: str) -> list[VideoRecord]:
+    """Reads the records. Raises DataError if there is no manifest at ``uri`` or it has other columns."""
+    if not storage.exists(uri):
+        raise DataError(f"There is no manifest {uri}: run `ardiff prepare` first.")
+    try:
+        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{uri} is not a manifest: {error}") from error
+    if table.schema.names != SCHEMA.names:
+        raise DataError(f"{uri} is not a manifest of this version: its columns are {', '.join(table.schema.names)}.")
+    return [VideoRecord(**row) for row in table.to_pylist()]
+
+
+def class_and_split(relative: Sequence[str], test_fraction: float) -> list[tuple[str, int, Split]]:
+    """Class name, class index and split of every video, from its path below the data folder.
+
+    A first folder called train, test or val names the split; without one, ``test_fraction`` of the videos, chosen by a
+    hash of their path, are for testing. The next folder names the class, if every video has one; otherwise all are of
+    one class, ``video``. Classes are numbered in the order of their names.
+    """
+    parts = [path.split("/") for path in relative]
+    has_split = bool(parts) and all(len(p) > 1 and p[0].lower() in SPLIT_FOLDERS for p in parts)
+    inner = [p[1:] for p in parts] if has_split else parts
+    names = [p[0] for p in inner] if all(len(p) > 1 for p in inner) else ["video"] * len(inner)
+    index = {name: i for i, name in enumerate(sorted(set(names)))}
+    splits = [SPLIT_FOLDERS[p[0].lower()] if has_split else _hashed_split("/".join(p), test_fraction) for p in parts]
+    return [(name, index[name], split) for name, split in zip(names, splits, strict=True)]
+
+
+def usable(records: Sequence[VideoRecord], split: Split, min_frames: int) -> list[VideoRecord]:
+    """The records of ``split`` that decode and have at least ``min_frames`` frames, in their order.
+
+    Raises:
+        DataError: None is left; the message says which of the three reasons it was.
+    """
+    decodable = [r for r in records if r.status == "ok"]
+    mine = [r for r in decodable if r.split == split]
+    kept = [r for r in mine if r.num_frames >= min_frames]
+    if kept:
+        return kept
+    if not records:
+        raise DataError("The manifest lists no video: check the folder that was given to `ardiff prepare`.")
+    if not decodable:
+        raise DataError(f"None of the {len(records)} videos can be decoded; the first says: {records[0].reason}")
+    if not mine:
+        raise DataError(f"None of the {len(decodable)} decodable videos is in the '{split}' split.")
+    longest = max(r.num_frames for r in mine)
+    raise DataError(
+        f"All {len(mine)} videos of the '{split}' split are shorter than the {min_frames} frames of a clip "
+        f"(the longest has {longest}): ask for shorter clips or a smaller stride."
+    )
+
+
+def class_names(records: Sequence[VideoRecord]) -> list[str]:
+    """The names of the classes, by index."""
+    named = {r.label: r.class_name for r in records}
+    return [named[i] for i in sorted(named)]
+
+
+def _hashed_split(path: str, test_fraction: float) -> Split:
+    draw = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "little") / 2**64
+    return "test" if draw < test_fraction else "train"

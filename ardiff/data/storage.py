@@ -1,0 +1,130 @@
+"""Places: local paths and ``s3://`` URIs, through one set of functions on pyarrow's file systems.
+
+A place is a string. Local paths may be relative. S3 reads the usual AWS environment variables, ``AWS_ENDPOINT_URL``
+included.
+"""
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from ardiff.errors import DataError
+
+
+def is_remote(uri: str) -> bool:
+    """True for ``s3://`` and other URIs, False for local paths."""
+    return "://" in uri
+
+
+def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system that holds ``uri`` and the path there. Raises DataError for a URI that cannot be understood."""
+    if not is_remote(uri):
+        return pafs.LocalFileSystem(), str(Path(uri).absolute())
+    # Some stores that are not AWS refuse or corrupt uploads with the newer default checksums.
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"Cannot open {uri}: {error}") from error
+    return filesystem, path
+
+
+def join(uri: str, *parts: str) -> str:
+    """``uri/part/...``. Raises DataError if a part would lead out of ``uri``."""
+    for part in parts:
+        if part.startswith("/") or ".." in part.split("/") or "\\" in part or "\0" in part:
+            raise DataError(f"'{part}' is not a name below {uri}.")
+    return "/".join([uri.rstrip("/") or uri, *parts])
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file. Raises DataError if it cannot be read."""
+    filesystem, path = open_filesystem(uri)
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+    except OSError as error:
+        raise DataError(f"Cannot read {uri}: {_reason(error)}.") from error
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes the whole file or nothing, making local folders as needed. Raises DataError if it cannot be written."""
+    filesystem, path = open_filesystem(uri)
+    try:
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+            draft.write_bytes(data)
+            draft.replace(target)
+        else:
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+    except OSError as error:
+        raise DataError(f"Cannot write {uri}: {_reason(error)}.") from error
+
+
+def exists(uri: str) -> bool:
+    """True if ``uri`` is a file, or a folder with something in it."""
+    filesystem, path = open_filesystem(uri)
+    try:
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    except OSError as error:
+        raise DataError(f"Cannot look at {uri}: {_reason(error)}.") from error
+
+
+def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
+    """All files below ``uri``, sorted, named in the style of ``uri``.
+
+    Args:
+        uri: A folder or prefix.
+        suffixes: Endings to keep, lower case, with the dot; none keeps all. Hidden files are left out.
+
+    Raises:
+        DataError: There is no such folder, or it cannot be listed.
+    """
+    filesystem, path = open_filesystem(uri)
+    try:
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    except FileNotFoundError as error:
+        raise DataError(f"There is no folder {uri}: check the path.") from error
+    except OSError as error:
+        raise DataError(f"Cannot list {uri}: {_reason(error)}.") from error
+    names = [info.path[len(path.rstrip("/")) + 1 :] for info in infos if info.type == pafs.FileType.File]
+    kept = [n for n in names if not suffixes or n.lower().endswith(suffixes)]
+    return [f"{uri.rstrip('/')}/{n}" for n in sorted(kept) if not any(p.startswith(".") for p in n.split("/"))]
+
+
+def upload_folder(local: Path, uri: str) -> None:
+    """Copies every file below ``local`` to the same name below ``uri``; large files are streamed."""
+    filesystem, path = open_filesystem(uri)
+    try:
+        for file in sorted(p for p in local.rglob("*") if p.is_file()):
+            target = f"{path}/{file.relative_to(local).as_posix()}"
+            if isinstance(filesystem, pafs.LocalFileSystem):
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+            else:
+                pafs.copy_files(str(file), target, pafs.LocalFileSystem(), filesystem)
+    except OSError as error:
+        raise DataError(f"Cannot write {uri}: {_reason(error)}.") from error
+
+
+def download_folder(uri: str, local: Path) -> None:
+    """Copies every file below ``uri`` to ``local``. Raises DataError if there is none."""
+    files = list_files(uri)
+    if not files:
+        raise DataError(f"There is nothing in {uri}: check the path.")
+    filesystem, _ = open_filesystem(uri)
+    for file in files:
+        target = local / file[len(uri.rstrip("/")) + 1 :]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pafs.copy_files(open_filesystem(file)[1], str(target), filesystem, pafs.LocalFileSystem())
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
