@@ -74,6 +74,11 @@ class ARAutoencoder(nn.Module):
         self.apply(init_linear)
         self.decoder.zero_temporal_output()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def forward(self, video: Tensor, noise: Tensor, temporal: bool = True) -> tuple[Tensor, Posterior]:
         """Encodes, draws latents with standard normal ``noise (B, F, L, D)``, decodes.
 

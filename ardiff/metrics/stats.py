@@ -1,0 +1,296 @@
+"""Measures of videos themselves: PSNR, degraded controls, and the tracking and recognition of one plain shape.
+
+Shapes: B videos, F frames, H W pixels, K classes. Videos are uint8 ``(B, F, H, W, 3)``, one video ``(F, H, W, 3)``.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from einops import rearrange, reduce, repeat
+
+from ardiff.data.synthetic import CLASSES, signed_distance
+
+# Limits of `motion_checks` and `recognise`, set from real synthetic clips alone, raw and as H.264 at crf 8.
+MIN_VISIBLE = 15 / 16
+MAX_AREA_DRIFT = 0.08
+MAX_COLOUR_DRIFT = 0.05
+MAX_ACCELERATION = 0.5
+MIN_SPEED, MAX_SPEED = 0.4, 3.0
+MIN_OVERLAP = 0.6
+
+MIN_CONTRAST = 40
+"""Grey levels by which an object's strongest pixel differs from the background in some channel."""
+MIN_COVER = 0.1
+"""Smallest part of a pixel that counts as covered; less is noise."""
+ONE_OBJECT_SHARE = 0.9
+"""Share of the foreground that lies in one connected piece where a frame shows one object."""
+MAX_OBJECT_SHARE = 0.5
+"""Largest share of a frame that one object covers."""
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB, ``10 log10(255^2 / mean squared error)`` over everything; inf if equal.
+
+    Args:
+        a: uint8 of any shape. b: uint8 of the same shape.
+
+    Raises:
+        ValueError: Another dtype, different shapes, or no elements.
+    """
+    return _decibel(_squared_error(a, b).mean())
+
+
+def psnr_per_video(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """:func:`psnr` of each video: uint8 ``(B, ...)`` twice to float64 ``(B,)``."""
+    return np.array([_decibel(error.mean()) for error in _squared_error(a, b)])
+
+
+def shuffled_frames(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Control without temporal order: each video's frames in random order. uint8 ``(B, F, H, W, 3)`` in and out."""
+    count, length = _batch(videos).shape[:2]
+    order = generator.permuted(repeat(np.arange(length), "f -> b f", b=count), axis=1)  # (B, F)
+    return videos[np.arange(count)[:, None], order]
+
+
+def frozen(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Control without motion: one random frame of each video, repeated. uint8 ``(B, F, H, W, 3)`` in and out."""
+    count, length = _batch(videos).shape[:2]
+    chosen = videos[np.arange(count), generator.integers(length, size=count)]  # (B, H, W, 3)
+    return repeat(chosen, "b h w c -> b f h w c", f=length)
+
+
+def noise(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Control without content: uniform noise of the videos' shape. uint8 ``(B, F, H, W, 3)`` in and out."""
+    return generator.integers(256, size=_batch(videos).shape, dtype=np.uint8)
+
+
+def blur(videos: np.ndarray, sigma: float = 1.0) -> np.ndarray:
+    """Control without detail: a Gaussian blur of H and W, ``sigma`` in pixels. uint8 ``(B, F, H, W, 3)`` in and out.
+
+    Edges are extended by their last pixel. Raises ValueError unless ``sigma`` > 0.
+    """
+    if sigma <= 0:
+        raise ValueError(f"sigma must be positive, not {sigma}")
+    blurred = _batch(videos).astype(np.float64)
+    radius = int(np.ceil(3 * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    kernel /= kernel.sum()
+    for axis in (2, 3):
+        size = videos.shape[axis]
+        places = np.clip(np.arange(size) + np.arange(-radius, radius + 1)[:, None], 0, size - 1)  # (taps, size)
+        blurred = sum(tap * blurred.take(place, axis=axis) for tap, place in zip(kernel, places, strict=True))
+    return np.round(blurred).astype(np.uint8)
+
+
+def jitter(videos: np.ndarray, generator: np.random.Generator, pixels: int = 1) -> np.ndarray:
+    """Control with rough motion: each frame moved by up to ``pixels`` in y and x. uint8 ``(B, F, H, W, 3)`` in and out.
+
+    Edges are extended by their last pixel. Raises ValueError unless ``pixels`` >= 1.
+    """
+    if pixels < 1:
+        raise ValueError(f"pixels must be at least 1, not {pixels}")
+    count, length, height, width = _batch(videos).shape[:4]
+    shift = generator.integers(-pixels, pixels + 1, size=(2, count, length, 1))
+    y = np.clip(np.arange(height) + shift[0], 0, height - 1)  # (B, F, H)
+    x = np.clip(np.arange(width) + shift[1], 0, width - 1)  # (B, F, W)
+    b, f = np.arange(count)[:, None, None, None], np.arange(length)[:, None, None]
+    return videos[b, f, y[..., None], x[:, :, None]]
+
+
+def content_swap(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Control without identity: the second half of each video is another one's. uint8 ``(B, F, H, W, 3)`` in and out.
+
+    Raises ValueError for fewer than two videos or frames.
+    """
+    count, length = _batch(videos).shape[:2]
+    if min(count, length) < 2:
+        raise ValueError(f"content_swap needs at least 2 videos of 2 frames, got {videos.shape}")
+    order = generator.permutation(count)
+    swapped = videos.copy()
+    swapped[order, length // 2 :] = videos[np.roll(order, 1), length // 2 :]
+    return swapped
+
+
+CONTROLS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "content swap": content_swap,
+    "jitter": jitter,
+    "blur": lambda videos, _: blur(videos),
+    "frozen": frozen,
+    "shuffled": shuffled_frames,
+    "noise": noise,
+}
+"""The controls that are printed beside a score, in the order in which a sound score ranks them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tracking:
+    """What is seen of a single object before a plain background; NaN where a frame shows nothing."""
+
+    cover: np.ndarray
+    """float32 ``(F, H, W)``: the part of each pixel that the foreground covers, 0 to 1."""
+    one_object: np.ndarray
+    """bool ``(F,)``: the foreground is one connected piece, of no more than half of the frame."""
+    centroid: np.ndarray
+    """float64 ``(F, 2)``: y and x in pixels."""
+    area: np.ndarray
+    """float64 ``(F,)``: pixels covered."""
+    colour: np.ndarray
+    """float64 ``(F, 3)``: mean RGB of the object's core, 0 to 255."""
+
+
+def track(video: np.ndarray) -> Tracking:
+    """Segments one video, uint8 ``(F, H, W, 3)``, against its background, the median colour of the frames' border.
+
+    A frame's object colour is the mean over the pixels at 0.7 of the strongest contrast or more; the cover of a pixel
+    is its place between background and object colour, so edges that are half covered count half.
+
+    Raises:
+        ValueError: Another dtype or shape.
+    """
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+        raise ValueError(f"expected a uint8 video (F, H, W, 3), got {video.dtype} {video.shape}")
+    frames = video.astype(np.float64)
+    sides = [frames[:, 0], frames[:, -1], frames[:, :, 0], frames[:, :, -1]]
+    background = np.median(np.concatenate([rearrange(side, "f n c -> (f n) c") for side in sides]), axis=0)  # (3,)
+    contrast = frames - background
+    strength = np.abs(contrast).max(axis=-1)  # (F, H, W)
+    strongest = strength.max(axis=(1, 2))  # (F,)
+    visible = strongest >= MIN_CONTRAST
+    core = (strength >= 0.7 * strongest[:, None, None]) & visible[:, None, None]
+    with np.errstate(invalid="ignore"):  # 0 / 0 in frames without an object is the NaN that marks them
+        mean = reduce(contrast * core[..., None], "f h w c -> f c", "sum") / core.sum(axis=(1, 2))[:, None]
+        cover = np.einsum("fhwc,fc->fhw", contrast, mean) / (mean**2).sum(axis=1)[:, None, None]
+        cover = np.where(cover >= MIN_COVER, np.minimum(cover, 1.0), 0.0)
+        area = np.where(visible, cover.sum(axis=(1, 2)), np.nan)
+        y = (cover.sum(axis=2) @ np.arange(video.shape[1])) / area
+        x = (cover.sum(axis=1) @ np.arange(video.shape[2])) / area
+    foreground = cover >= 0.5
+    connected = _largest_piece(foreground) >= ONE_OBJECT_SHARE * foreground.sum(axis=(1, 2))
+    return Tracking(
+        cover=cover.astype(np.float32),
+        one_object=visible & connected & (foreground.mean(axis=(1, 2)) <= MAX_OBJECT_SHARE),
+        centroid=np.stack([y, x], axis=1),
+        area=area,
+        colour=background + mean,
+    )
+
+
+def motion_checks(tracking: Tracking) -> dict[str, bool]:
+    """Whether one video shows a single object that stays itself and moves evenly.
+
+    ``one object``: in 15 of 16 frames or more. ``steady area``: standard deviation of the area over its mean.
+    ``steady colour``: root mean square distance from the mean colour over 255. ``smooth motion``: median length of the
+    centroid's second difference, which the few frames of a bounce leave alone. ``plausible speed``: median length of
+    the first difference. All but the first are over the frames that show something; a video with fewer than three such
+    neighbours fails them.
+    """
+    seen = np.isfinite(tracking.area)
+    area, colour = tracking.area[seen], tracking.colour[seen]
+    velocity = np.diff(tracking.centroid, axis=0)
+    speed = np.linalg.norm(velocity, axis=1)
+    acceleration = np.linalg.norm(np.diff(velocity, axis=0), axis=1)
+    speed, acceleration = speed[np.isfinite(speed)], acceleration[np.isfinite(acceleration)]
+    if len(acceleration) == 0:
+        return dict.fromkeys(MOTION_CHECKS, False)
+    colour_drift = np.sqrt(((colour - colour.mean(axis=0)) ** 2).sum(axis=1).mean()) / 255.0
+    results = (
+        tracking.one_object.mean() >= MIN_VISIBLE,
+        area.std() <= MAX_AREA_DRIFT * area.mean(),
+        colour_drift <= MAX_COLOUR_DRIFT,
+        np.median(acceleration) <= MAX_ACCELERATION,
+        MIN_SPEED <= np.median(speed) <= MAX_SPEED,
+    )
+    return {name: bool(result) for name, result in zip(MOTION_CHECKS, results, strict=True)}
+
+
+MOTION_CHECKS = ("one object", "steady area", "steady colour", "smooth motion", "plausible speed")
+
+
+def motion_summary(videos: Iterable[np.ndarray]) -> dict[str, float]:
+    """Share of videos, each uint8 ``(F, H, W, 3)``, that pass each of :func:`motion_checks`, and ``all`` of them.
+
+    Raises:
+        ValueError: No video, or one of another dtype or shape.
+    """
+    checks = [motion_checks(track(video)) for video in videos]
+    if not checks:
+        raise ValueError("motion_summary needs at least one video")
+    shares = {name: float(np.mean([check[name] for check in checks])) for name in MOTION_CHECKS}
+    return shares | {"all": float(np.mean([all(check.values()) for check in checks]))}
+
+
+def recognise(video: np.ndarray) -> int:
+    """Index in ``CLASSES`` of the shape that most frames of a video, uint8 ``(F, H, W, 3)``, show; -1 if they show none.
+
+    Nothing is trained: each frame's cover is compared with every shape drawn at the same centroid and area, and the
+    frame votes for the largest overlap (intersection over union of covers) if that reaches ``MIN_OVERLAP``.
+
+    Raises:
+        ValueError: Another dtype or shape.
+    """
+    tracking = track(video)
+    seen = tracking.one_object
+    if not seen.any():
+        return -1
+    overlaps = np.stack(
+        [_overlap(tracking.cover[seen], tracking.centroid[seen], tracking.area[seen], shape) for shape in CLASSES]
+    )  # (K, frames with one object)
+    votes = np.where(overlaps.max(axis=0) >= MIN_OVERLAP, overlaps.argmax(axis=0), -1)
+    counts = np.bincount(votes[votes >= 0], minlength=len(CLASSES))
+    return int(counts.argmax()) if 2 * counts.sum() > len(video) else -1
+
+
+def _overlap(cover: np.ndarray, centroid: np.ndarray, area: np.ndarray, shape: str) -> np.ndarray:
+    """Intersection over union, ``(F,)``, of covers ``(F, H, W)`` with ``shape`` at their centroid and area."""
+    unit_area, unit_y = _unit_shape(shape)
+    radius = np.sqrt(area / unit_area)  # (F,)
+    y = np.arange(cover.shape[1])[:, None] - (centroid[:, 0] - unit_y * radius)[:, None, None]  # (F, H, 1)
+    x = np.arange(cover.shape[2]) - centroid[:, 1][:, None, None]  # (F, 1, W)
+    template = np.clip(0.5 - signed_distance(shape, y, x, radius[:, None, None]), 0.0, 1.0)  # (F, H, W)
+    return np.minimum(cover, template).sum(axis=(1, 2)) / np.maximum(cover, template).sum(axis=(1, 2))
+
+
+@lru_cache
+def _unit_shape(shape: str) -> tuple[float, float]:
+    """Area and y of the centroid of ``shape`` of radius 1, by counting points of a fine grid."""
+    grid = np.linspace(-1.5, 1.5, 1501)
+    inside = signed_distance(shape, grid[:, None], grid[None, :], 1.0) <= 0
+    return float(inside.sum() * (grid[1] - grid[0]) ** 2), float(inside.sum(axis=1) @ grid / inside.sum())
+
+
+def _largest_piece(foreground: np.ndarray) -> np.ndarray:
+    """Pixels of the largest 8-connected piece of each frame: bool ``(F, H, W)`` to int64 ``(F,)``.
+
+    Every foreground pixel starts with a number of its own and takes the largest among its neighbours until nothing
+    changes.
+    """
+    count, height, width = foreground.shape
+    own = rearrange(np.arange(1, height * width + 1), "(h w) -> h w", h=height)
+    label = np.where(foreground, own, 0)
+    while True:
+        padded = np.pad(label, ((0, 0), (1, 1), (1, 1)))
+        around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+        spread = np.where(foreground, around.max(axis=(-2, -1)), 0)
+        if (spread == label).all():
+            return np.array([np.bincount(frame[frame > 0], minlength=1).max() for frame in label])
+        label = spread
+
+
+def _batch(videos: np.ndarray) -> np.ndarray:
+    if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3 or videos.size == 0:
+        raise ValueError(f"expected uint8 videos (B, F, H, W, 3), got {videos.dtype} {videos.shape}")
+    return videos
+
+
+def _squared_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if a.dtype != np.uint8 or b.dtype != np.uint8 or a.shape != b.shape or a.size == 0:
+        raise ValueError(
+            f"expected two uint8 arrays of one shape, got {a.dtype} {a.shape} and {b.dtype} {b.shape}"
+        )
+    return (a.astype(np.float64) - b) ** 2
+
+
+def _decibel(mean_squared_error: float) -> float:
+    return float("inf") if mean_squared_error == 0 else float(10.0 * np.log10(255.0**2 / mean_squared_error))

@@ -1,0 +1,289 @@
+"""What every job shares: the connection to Ray, progress on the terminal, and the record of a finished stage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import ray.data
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ardiff.config import to_yaml
+from ardiff.data import storage
+from ardiff.errors import ArdiffError
+
+STAGE = "stage.json"
+console = Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[None]:
+    """Joins the cluster that this job runs on, or starts one on this machine for as long as the block lasts.
+
+    On this machine it listens on the loopback interface only, and has at least four logical CPUs, so that reading data
+    never waits for a worker that waits for data. A cluster that is already joined is used and left as it is.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    verbose = bool(os.environ.get("ARDIFF_DEBUG"))
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=verbose, logging_level=logging.WARNING)
+    else:
+        # Without a dashboard, Ray Train's state actor would look for one without end.
+        os.environ["RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION"] = "0"
+        ray.init(
+            address="local",
+            num_cpus=max(4, os.cpu_count() or 1),
+            object_store_memory=400 * 2**20,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.2",
+            log_to_driver=verbose,
+            logging_level=logging.WARNING,
+        )
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = 16 * 2**20
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int, unit: str) -> Iterator[ProgressBar]:
+    """A bar with rate and remaining time; a line every ten seconds where there is no terminal."""
+    bar = ProgressBar(description, total, unit)
+    with bar.display:
+        yield bar
+
+
+class ProgressBar:
+    """Shows how far a stage is. ``update`` takes absolute counts, so it can be fed from anywhere, in any order."""
+
+    def __init__(self, description: str, total: int, unit: str) -> None:
+        self.description, self.total, self.unit = description, total, unit
+        self.started: tuple[float, int] | None = None
+        self.printed = time.monotonic()
+        columns = (
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.display = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.task = self.display.add_task(description, total=total, rate="", note="")
+
+    def update(self, completed: int, note: str = "") -> None:
+        """Shows that ``completed`` of the total are done, and a short note such as the current loss."""
+        now = time.monotonic()
+        if self.started is None:
+            self.started = (now, completed)
+        elapsed, done = now - self.started[0], completed - self.started[1]
+        rate = f"{done / elapsed:.1f} {self.unit}/s" if elapsed > 0 and done else ""
+        self.display.update(self.task, completed=completed, rate=rate, note=note)
+        if not console.is_terminal and (now - self.printed > 10 or completed == self.total):
+            self.printed = now
+            left = (
+                f", {(self.total - completed) * elapsed / done:.0f} s left" if done and completed < self.total else ""
+            )
+            console.print(f"{self.description}: {completed}/{self.total} {self.unit}s {rate}{left} {note}".rstrip())
+
+
+@contextlib.contextmanager
+def remote_progress(description: str, total: int, unit: str) -> Iterator[Any]:
+    """A progress bar that is fed from the cluster.
+
+    Yields the handle of an actor with ``set(completed, note)``, ``add(count)``, ``say(line)`` and ``fail(error)``. A
+    failure that was told to it is raised here when the block ends.
+    """
+    monitor: Any = ray.remote(_Monitor).options(num_cpus=0).remote()
+    stop = threading.Event()
+
+    def follow(bar: ProgressBar) -> None:
+        ended = False
+        while not ended:
+            ended = stop.wait(0.5)
+            try:
+                completed, note, lines = ray.get(monitor.read.remote(), timeout=10)
+            except ray.exceptions.RayError:
+                return
+            for line in lines:
+                say(line)
+            bar.update(completed, note)
+
+    with progress_bar(description, total, unit) as bar:
+        follower = threading.Thread(target=follow, args=(bar,), daemon=True)
+        follower.start()
+        try:
+            yield monitor
+        finally:
+            stop.set()
+            follower.join()
+    error: ArdiffError | None = ray.get(monitor.failure.remote())
+    if error is not None:
+        raise error
+
+
+class _Monitor:
+    """The actor behind :func:`remote_progress`."""
+
+    def __init__(self) -> None:
+        self.completed, self.note = 0, ""
+        self.lines: list[str] = []
+        self.error: ArdiffError | None = None
+
+    def set(self, completed: int, note: str = "") -> None:
+        self.completed, self.note = completed, note
+
+    def add(self, count: int) -> None:
+        self.completed += count
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def fail(self, error: ArdiffError) -> None:
+        self.error = error
+
+    def failure(self) -> ArdiffError | None:
+        return self.error
+
+    def read(self) -> tuple[int, str, list[str]]:
+        lines, self.lines = self.lines, []
+        return self.completed, self.note, lines
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is a GPU if the cluster has one. Raises ArdiffError if a GPU is asked for and there is none."""
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
+    if name == "cuda" and not has_gpu:
+        raise ArdiffError("device=cuda, but the Ray cluster has no GPU: give device=cpu or auto.")
+    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """What is known of a finished stage; its presence in the stage's folder means that the stage is complete."""
+
+    name: str
+    fingerprint: str
+    """Names the configuration and the inputs of the stage."""
+    seconds: float
+    """Wall time, summed over interrupted attempts."""
+    peak_mib: float
+    """Largest memory of all processes of the job on the driver's machine, in MiB."""
+    note: str
+    """Counts and figures worth knowing."""
+    results: dict[str, Any]
+    """What later stages read."""
+
+
+def read_stage(folder: str) -> StageRecord | None:
+    """The record in ``folder``, or None if the stage is not complete."""
+    place = storage.join(folder, STAGE)
+    return StageRecord(**json.loads(storage.read_bytes(place))) if storage.exists(place) else None
+
+
+class StageRun:
+    """Collects the figures of a running stage."""
+
+    def __init__(self) -> None:
+        self.note = ""
+        self.results: dict[str, Any] = {}
+
+
+@contextlib.contextmanager
+def stage(name: str, folder: str, key: str) -> Iterator[StageRun]:
+    """Runs a stage: measures time and memory, and writes its record when it ends well."""
+    attempts = storage.join(folder, "interrupted.json")
+    before = float(json.loads(storage.read_bytes(attempts))) if storage.exists(attempts) else 0.0
+    run, started = StageRun(), time.monotonic()
+    with _MemoryWatch() as memory:
+        try:
+            yield run
+        except BaseException:
+            with contextlib.suppress(Exception):  # the reason for the interruption matters more than its record
+                storage.write_bytes(attempts, json.dumps(before + time.monotonic() - started).encode())
+            raise
+    seconds = before + time.monotonic() - started
+    record = StageRecord(name, key, round(seconds, 2), round(memory.peak / 2**20, 1), run.note, run.results)
+    storage.write_bytes(storage.join(folder, STAGE), json.dumps(asdict(record), indent=1).encode())
+    console.print(f"[green]✓[/] {name}: {seconds:.1f} s, {record.peak_mib:.0f} MiB. {run.note}")
+
+
+class _MemoryWatch:
+    """Samples the memory of this process and all it started, shared pages counted once (PSS)."""
+
+    def __enter__(self) -> _MemoryWatch:
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.peak = max(self.peak, _tree_memory())
+            if self._stop.wait(2.0):
+                return
+
+
+def _tree_memory() -> int:
+    total = 0
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            full = process.memory_full_info()
+            total += getattr(full, "pss", full.rss)
+    return total
+
+
+def record_run(folder: str, config: Any) -> None:
+    """Writes what a run is made of to its folder before it starts: resolved configuration, versions, git commit."""
+    storage.write_bytes(storage.join(folder, "config.yaml"), to_yaml(config).encode())
+    storage.write_bytes(storage.join(folder, "versions.json"), json.dumps(versions(), indent=1).encode())
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that shapes a result."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in ("ardiff", "torch", "ray", "numpy", "av", "pyarrow", "einops", "safetensors"):
+        found[package] = metadata.version(package)
+    here = Path(__file__).resolve().parent
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
+    )
+    found["git"] = git.stdout.strip() or "unknown"
+    return found
+
+
+def say(message: str) -> None:
+    """One line to the user, on standard error."""
+    console.print(message)

@@ -1,0 +1,109 @@
+"""Trains the AR-VAE on clips decoded by Ray Data.
+
+python -m ray_jobs.train_vae --config configs/quickstart/train_vae.yaml train.num_steps=500
+"""
+
+import functools
+from dataclasses import dataclass, field
+
+import torch
+
+from ardiff.config import fingerprint
+from ardiff.data import storage
+from ardiff.data.manifest import read_manifest, usable
+from ardiff.data.streams import ClipStream
+from ardiff.pretrained import save_autoencoder
+from ardiff.randomness import derive_seed
+from ardiff.train.engine import Engine
+from ardiff.train.loop import TrainConfig
+from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
+from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ray_jobs.common import ray_cluster, record_run, stage
+from ray_jobs.train import TrainJob, loss_note, run_training
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipConfig:
+    """Which clips training sees. The resolution is the model's."""
+
+    manifest: str = "runs/data/manifest.parquet"
+    """Written by ``ardiff prepare``."""
+    num_frames: int = 16
+    """Frames of a clip."""
+    stride: int = 1
+    """Distance between two frames of a clip in the video."""
+    horizontal_flip: bool = False
+    """Mirror half of the clips."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_frames, self.stride) < 1:
+            raise ValueError("num_frames and stride must be at least 1")
+
+    @property
+    def span(self) -> int:
+        """Video frames that a clip reaches over."""
+        return (self.num_frames - 1) * self.stride + 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainVAEConfig:
+    """One run of AR-VAE training."""
+
+    output: str = "runs/vae"
+    """Folder of the run; the trained model is put into ``model`` below it."""
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    """The data."""
+    vae: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """The model."""
+    task: AutoencoderTaskConfig = field(default_factory=AutoencoderTaskConfig)
+    """The losses."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The optimisation."""
+
+    @property
+    def model(self) -> str:
+        """Where the trained AR-VAE is written."""
+        return storage.join(self.output, "model")
+
+
+def run(config: TrainVAEConfig, key: str = "") -> None:
+    """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
+    with ray_cluster():
+        records = usable(read_manifest(config.clips.manifest), "train", config.clips.span)
+        record_run(config.output, config)
+        stream = ClipStream(
+            [r.uri for r in records],
+            [r.num_frames for r in records],
+            [r.label for r in records],
+            config.clips.num_frames,
+            config.clips.stride,
+            config.vae.resolution,
+            config.clips.horizontal_flip,
+            config.train.seed,
+        )
+        job = TrainJob(
+            "AR-VAE",
+            config.output,
+            fingerprint(config.vae, config.task, config.clips, config.train.optimizer, config.train.seed),
+            config.train,
+            stream,
+            functools.partial(_make_task, config, stream),
+            functools.partial(_export, config.model),
+        )
+        with stage("train-vae", config.output, key) as record:
+            history = run_training(job)
+            record.note = loss_note(history)
+            record.results = {"history": history}
+
+
+def _make_task(config: TrainVAEConfig, stream: ClipStream) -> AutoencoderTask:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("initial weights", config.train.seed))
+        model = ARAutoencoder(config.vae)
+    examples = torch.from_numpy(stream.load(0)["video"][:4]) if config.train.sample_every else None
+    return AutoencoderTask(model, config.task, examples)
+
+
+def _export(uri: str, engine: Engine) -> None:
+    assert isinstance(engine.model, ARAutoencoder)
+    save_autoencoder(uri, engine.model, engine.averaged_weights())
