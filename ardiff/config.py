@@ -13,6 +13,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -23,19 +24,24 @@ from ardiff.errors import ConfigError
 ConfigT = TypeVar("ConfigT")
 
 
-def load_config(cls: type[ConfigT], path: str | Path | None, overrides: list[str] | None = None) -> ConfigT:
+def load_config(
+    cls: type[ConfigT], paths: Sequence[str | Path] | None = None, overrides: Sequence[str] = ()
+) -> ConfigT:
     """Reads a configuration of class ``cls``.
 
     Args:
         cls: A dataclass; every field that has no default must be given.
-        path: A YAML file, a folder with one ``<field>.yaml`` per field, or None for the defaults alone.
+        paths: YAML files, or folders with one ``<field>.yaml`` per field; a later one overrides an earlier one key
+            by key. None is the defaults alone.
         overrides: ``key.path=value`` strings, applied in order; values are read as YAML.
 
     Raises:
         ConfigError: An unreadable file, an unknown key, a wrong type, or a value that the dataclass refuses.
     """
-    tree = {} if path is None else _read_tree(Path(path))
-    for override in overrides or []:
+    tree: dict[str, Any] = {}
+    for path in paths or []:
+        _merge(tree, _read_tree(Path(path)))
+    for override in overrides:
         _apply_override(tree, override)
     return build(cls, tree)
 
@@ -123,6 +129,14 @@ def _read_tree(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, not a {type(tree).__name__}.")
     return tree
+
+
+def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

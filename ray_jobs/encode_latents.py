@@ -7,6 +7,7 @@ model are never mistaken for these.
 """
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import ray.data
 import torch
 from ray.data import SaveMode
 
+from ardiff.cli import main
 from ardiff.config import fingerprint, to_yaml
 from ardiff.data import storage
 from ardiff.data.decode import decode_clips
@@ -168,3 +170,7 @@ def _weights_hash(vae: str) -> str:
     for file in ("config.json", "vae.safetensors"):
         digest.update(storage.read_bytes(storage.join(vae, file)))
     return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(["encode", *sys.argv[1:]]))

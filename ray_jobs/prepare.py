@@ -3,11 +3,13 @@
 python -m ray_jobs.prepare --config configs/quickstart/prepare.yaml
 """
 
+import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray.data
 
+from ardiff.cli import main
 from ardiff.data import storage
 from ardiff.data.decode import probe
 from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, class_and_split, usable, write_manifest
@@ -111,3 +113,7 @@ def _records(dataset: ray.data.Dataset, total: int, what: str) -> list[VideoReco
             records.append(row["record"])
             bar.update(len(records))
     return records
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(["prepare", *sys.argv[1:]]))

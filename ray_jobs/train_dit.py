@@ -4,11 +4,13 @@ python -m ray_jobs.train_dit --config configs/quickstart/train_dit.yaml train.op
 """
 
 import functools
+import sys
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.latents import LatentSet, read_description
@@ -126,3 +128,7 @@ def _export(config: TrainDiTConfig, latents: LatentSet, engine: Engine) -> None:
     vae = load_autoencoder(latents.vae)
     names = latents.class_names if config.dit.num_classes else []
     ARDiffusionPipeline(vae, model, config.diffusion, latents.statistics, names).save_pretrained(config.pipeline)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(["train-dit", *sys.argv[1:]]))

@@ -4,10 +4,12 @@ python -m ray_jobs.train_vae --config configs/quickstart/train_vae.yaml train.nu
 """
 
 import functools
+import sys
 from dataclasses import dataclass, field
 
 import torch
 
+from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.manifest import read_manifest, usable
@@ -107,3 +109,7 @@ def _make_task(config: TrainVAEConfig, stream: ClipStream) -> AutoencoderTask:
 def _export(uri: str, engine: Engine) -> None:
     assert isinstance(engine.model, ARAutoencoder)
     save_autoencoder(uri, engine.model, engine.averaged_weights())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(["train-vae", *sys.argv[1:]]))

@@ -29,26 +29,34 @@ class Probe:
 def probe(data: bytes) -> Probe:
     """Decodes the whole file and says what it holds.
 
-    Containers lie about their length, and damage shows only when every packet is decoded strictly.
+    Containers lie about their length, and damage shows only when every packet is decoded strictly. Frames that an edit
+    list hides are not counted, as :func:`decode_clips` does not see them. Damaged bytes that happen to be a valid
+    stream stay unnoticed.
 
     Raises:
         DecodeError: The file is no video, is damaged, or ends before its container says it does.
     """
+    missing = False
     try:
         with _open(data) as container:
             stream = container.streams.video[0]
-            promised, codec, rate = stream.frames, stream.codec_context.name, stream.average_rate
+            promised, codec, rate = stream.frames, stream.codec_context.codec.canonical_name, stream.average_rate
             count, height, width = 0, 0, 0
             for frame in container.decode(stream):
                 count += 1
                 if count == 1:
                     height, width = _upright(frame.to_ndarray(format="gray8"), frame).shape
+            if "mp4" in container.format.name.split(","):
+                # The number of frames announced includes those that an edit list hides.
+                missing = any(entry.pos + entry.size > len(data) for entry in stream.index_entries)
+            else:
+                missing = promised > count
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise DecodeError(_reason(error, data)) from error
+    if missing:
+        raise DecodeError(f"it is truncated: {promised} frames announced, {count} found")
     if count == 0:
         raise DecodeError("it holds no frame")
-    if promised > count:
-        raise DecodeError(f"it is truncated: {promised} frames announced, {count} found")
     return Probe(codec, width, height, float(rate or 0), count)
 
 
@@ -78,8 +86,11 @@ def decode_clips(
 
     Raises:
         ClipTooShortError: The video ends before a clip does.
-        DecodeError: The file is no video, or damaged where the clips lie.
+        DecodeError: The file is no video, or damaged where the clips lie, or changes its size there.
+        ValueError: A start is negative, there is none, or ``num_frames`` or ``stride`` is below 1.
     """
+    if not starts or min(starts) < 0 or num_frames < 1 or stride < 1:
+        raise ValueError(f"no clips: starts {list(starts)}, num_frames {num_frames}, stride {stride}")
     wanted = {start + stride * i for start in starts for i in range(num_frames)}
     last, kept = max(wanted), dict[int, np.ndarray]()
     scaler = av.video.reformatter.VideoReformatter()
@@ -96,6 +107,8 @@ def decode_clips(
         raise DecodeError(_reason(error, data)) from error
     if len(kept) < len(wanted):
         raise ClipTooShortError(f"the clip needs frame {last}, the video has {count} frames")
+    if len({picture.shape for picture in kept.values()}) > 1:
+        raise DecodeError("its frames change their size")
     return [np.stack([kept[start + stride * i] for i in range(num_frames)]) for start in starts]
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 
-VideoCodec = Literal["h264", "vp9"]
+VideoCodec = Literal["h264", "vp9", "av1"]
 _ENCODERS = {
     "h264": ("libx264", "mp4", {"preset": "medium", "bf": "0"}),
     "vp9": ("libvpx-vp9", "webm", {"deadline": "good", "cpu-used": "4", "b": "0"}),
+    "av1": ("libsvtav1", "mp4", {"preset": "8", "svtav1-params": "lp=1"}),
 }
 
 
@@ -21,18 +22,21 @@ def encode_video(frames: np.ndarray, fps: float, codec: VideoCodec = "h264", crf
     """Encodes ``frames`` uint8 ``(F, H, W, 3)`` as 4:2:0 video, which every browser plays.
 
     One thread, so that equal frames give equal bytes. Odd heights and widths are padded by repeating the last row or
-    column. ``h264`` comes as mp4, ``vp9`` as webm. A smaller ``crf`` is better and larger.
+    column. ``h264`` and ``av1`` come as mp4, ``vp9`` as webm. A smaller ``crf`` is better and larger.
 
     Raises:
-        ValueError: The frames have another shape or dtype, or there is none.
+        ValueError: The frames have another shape or dtype, there is none, or ``fps`` is not positive.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
         raise ValueError(f"frames must be uint8 (F, H, W, 3) with F >= 1, got {frames.dtype} {frames.shape}")
+    if fps <= 0:
+        raise ValueError(f"fps must be positive, got {fps}")
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     encoder, container_format, options = _ENCODERS[codec]
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container_format) as container:
-        stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001), options=dict(options))
+    # Without bitexact, WebM files carry random identifiers.
+    with av.open(buffer, "w", format=container_format, container_options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))
         assert isinstance(stream, av.VideoStream)
         stream.options = {**options, "crf": str(crf)}
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
@@ -79,6 +83,23 @@ def tile(videos: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.n
     videos = np.concatenate([videos, np.full((missing, *videos.shape[1:]), 255, np.uint8)])
     padded = np.pad(videos, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
     return rearrange(padded, "(r c) f h w k -> f (r h) (c w) k", c=columns)[:, :-gap, :-gap]
+
+
+def animation(videos: np.ndarray, fps: float, columns: int = 4, scale: int = 4) -> bytes:
+    """An endless animated WebP of all videos side by side, lossless, enlarged without smoothing.
+
+    Args:
+        videos: uint8 ``(B, F, H, W, 3)``.
+        fps: Frames per second; durations are rounded to milliseconds.
+        columns: Videos in a row.
+        scale: Enlargement.
+    """
+    first, *rest = [Image.fromarray(picture) for picture in tile(videos, min(columns, len(videos)), scale)]
+    buffer = io.BytesIO()
+    first.save(
+        buffer, "WEBP", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, lossless=True, quality=50
+    )
+    return buffer.getvalue()
 
 
 def _enlarge(videos: np.ndarray, scale: int) -> np.ndarray:

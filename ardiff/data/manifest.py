@@ -20,8 +20,10 @@ SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
     "training": "train",
     "test": "test",
+    "testing": "test",
     "val": "test",
     "valid": "test",
+    "validation": "test",
 }
 
 
@@ -56,23 +58,31 @@ SCHEMA = pa.schema(
 )
 
 
+def manifest_table(records: Sequence[VideoRecord]) -> pa.Table:
+    """The records as a table of ``SCHEMA``, one row each, in their order."""
+    return pa.Table.from_pylist([asdict(r) for r in records], schema=SCHEMA)
+
+
 def write_manifest(uri: str, records: Sequence[VideoRecord]) -> None:
     """Writes the records as one Parquet file."""
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(r) for r in records], schema=SCHEMA), buffer)
+    pq.write_table(manifest_table(records), buffer)
     storage.write_bytes(uri, buffer.getvalue())
 
 
 def read_manifest(uri: str) -> list[VideoRecord]:
-    """Reads the records. Raises DataError if there is no manifest at ``uri`` or it has other columns."""
+    """Reads the records. Raises DataError if there is no manifest at ``uri``, it is damaged or has other columns."""
     if not storage.exists(uri):
         raise DataError(f"There is no manifest {uri}: run `ardiff prepare` first.")
     try:
         table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{uri} is not a manifest: {error}") from error
-    if table.schema.names != SCHEMA.names:
-        raise DataError(f"{uri} is not a manifest of this version: its columns are {', '.join(table.schema.names)}.")
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{uri} is not a manifest ({error}): run `ardiff prepare` again.") from error
+    if not table.schema.equals(SCHEMA):
+        columns = ", ".join(f"{f.name} {f.type}" for f in table.schema)
+        raise DataError(
+            f"{uri} is not a manifest of this version (its columns are {columns}): run `ardiff prepare` again."
+        )
     return [VideoRecord(**row) for row in table.to_pylist()]
 
 
@@ -109,10 +119,10 @@ def usable(records: Sequence[VideoRecord], split: Split, min_frames: int) -> lis
         raise DataError(f"None of the {len(records)} videos can be decoded; the first says: {records[0].reason}")
     if not mine:
         raise DataError(f"None of the {len(decodable)} decodable videos is in the '{split}' split.")
-    longest = max(r.num_frames for r in mine)
+    lengths = [r.num_frames for r in mine]
     raise DataError(
         f"All {len(mine)} videos of the '{split}' split are shorter than the {min_frames} frames of a clip "
-        f"(the longest has {longest}): ask for shorter clips or a smaller stride."
+        f"(the shortest has {min(lengths)}, the longest {max(lengths)}): ask for shorter clips or a smaller stride."
     )
 
 

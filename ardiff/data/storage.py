@@ -1,6 +1,7 @@
 """Places: local paths and ``s3://`` URIs, through one set of functions on pyarrow's file systems.
 
-A place is a string. Local paths may be relative. S3 reads the usual AWS environment variables, ``AWS_ENDPOINT_URL``
+A place is a string. Local paths may be relative. The names in a URI are literal, as in the AWS command line: a space or
+``%`` in a key is written as it is, not escaped. S3 reads the usual AWS environment variables, ``AWS_ENDPOINT_URL``
 included.
 """
 
@@ -8,6 +9,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -26,19 +28,23 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), str(Path(uri).absolute())
     # Some stores that are not AWS refuse or corrupt uploads with the newer default checksums.
     os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    scheme, _, rest = uri.partition("://")
+    authority, slash, name = rest.partition("/")
     try:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
+        filesystem, path = pafs.FileSystem.from_uri(f"{scheme}://{authority}{slash}{quote(name)}")
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"Cannot open {uri}: {error}") from error
     return filesystem, path
 
 
 def join(uri: str, *parts: str) -> str:
-    """``uri/part/...``. Raises DataError if a part would lead out of ``uri``."""
+    """``uri/part/...``. Raises DataError if ``uri`` is empty or a part would lead out of it."""
+    if not uri:
+        raise DataError("The name of a folder is empty: give a path or an s3:// URI.")
     for part in parts:
         if part.startswith("/") or ".." in part.split("/") or "\\" in part or "\0" in part:
             raise DataError(f"'{part}' is not a name below {uri}.")
-    return "/".join([uri.rstrip("/") or uri, *parts])
+    return "/".join([uri.rstrip("/"), *parts]) if parts else uri
 
 
 def read_bytes(uri: str) -> bytes:
@@ -59,8 +65,11 @@ def write_bytes(uri: str, data: bytes) -> None:
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-            draft.write_bytes(data)
-            draft.replace(target)
+            try:
+                draft.write_bytes(data)
+                draft.replace(target)
+            finally:
+                draft.unlink(missing_ok=True)
         else:
             with filesystem.open_output_stream(path) as stream:
                 stream.write(data)
@@ -100,7 +109,13 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
 
 
 def upload_folder(local: Path, uri: str) -> None:
-    """Copies every file below ``local`` to the same name below ``uri``; large files are streamed."""
+    """Copies every file below ``local`` to the same name below ``uri``; large files are streamed.
+
+    Raises:
+        DataError: There is no folder ``local``, or ``uri`` cannot be written.
+    """
+    if not local.is_dir():
+        raise DataError(f"There is no folder {local} to copy to {uri}.")
     filesystem, path = open_filesystem(uri)
     try:
         for file in sorted(p for p in local.rglob("*") if p.is_file()):
@@ -115,15 +130,22 @@ def upload_folder(local: Path, uri: str) -> None:
 
 
 def download_folder(uri: str, local: Path) -> None:
-    """Copies every file below ``uri`` to ``local``. Raises DataError if there is none."""
+    """Copies every file below ``uri`` to the same name below ``local``.
+
+    Raises:
+        DataError: There is no file below ``uri``, one cannot be copied, or its name would lead out of ``local``.
+    """
     files = list_files(uri)
     if not files:
         raise DataError(f"There is nothing in {uri}: check the path.")
     filesystem, _ = open_filesystem(uri)
     for file in files:
-        target = local / file[len(uri.rstrip("/")) + 1 :]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pafs.copy_files(open_filesystem(file)[1], str(target), filesystem, pafs.LocalFileSystem())
+        target = Path(join(str(local), file[len(uri.rstrip("/")) + 1 :]))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pafs.copy_files(open_filesystem(file)[1], str(target), filesystem, pafs.LocalFileSystem())
+        except OSError as error:
+            raise DataError(f"Cannot copy {file} to {target}: {_reason(error)}.") from error
 
 
 def _reason(error: OSError) -> str:

@@ -47,7 +47,8 @@ class SyntheticConfig:
     fps: float = 8.0
     """Frames per second of the files."""
     crf: int = 8
-    """x264 quality; smaller is better."""
+    """x264 quality; smaller is better. Brightness keeps more than 40 dB at the default. Colour does not at any value:
+    4:2:0 video, the only kind that every browser plays, keeps about 32 dB of these small saturated shapes."""
     seed: int = 0
     """Seed of all videos."""
 
@@ -80,7 +81,7 @@ def render_video(config: SyntheticConfig, index: int, split: Split) -> np.ndarra
     return np.round(255.0 * (cover * colour + (1.0 - cover) * BACKGROUND)).astype(np.uint8)
 
 
-def signed_distance(shape: str, y: np.ndarray, x: np.ndarray, radius: float) -> np.ndarray:
+def signed_distance(shape: str, y: np.ndarray, x: np.ndarray, radius: float | np.ndarray) -> np.ndarray:
     """Distance in pixels to the edge of ``shape`` centred at the origin, negative inside; y points down."""
     match shape:
         case "ring":

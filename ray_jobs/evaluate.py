@@ -1,0 +1,257 @@
+"""Scores sets of generated videos against held-out real clips, with controls beside them, in parallel on Ray Data.
+
+The score is a Frechet distance on features of a seeded random network: it ranks sets of this data among each other and
+is not comparable with published FVD numbers. What makes it readable are the controls: the same number of real clips,
+and real clips that were damaged on purpose.
+
+    python -m ray_jobs.evaluate real=runs/quickstart/data/manifest.parquet fake='[runs/videos/manifest.parquet]'
+"""
+
+import io
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+import torch
+
+from ardiff.cli import main
+from ardiff.data import storage
+from ardiff.data.decode import decode_clip
+from ardiff.data.manifest import VideoRecord, read_manifest, usable
+from ardiff.data.transforms import to_uint8, to_unit
+from ardiff.errors import ConfigError, DataError
+from ardiff.metrics import stats
+from ardiff.metrics.features import RandomVideoFeatures, scale_features
+from ardiff.metrics.frechet import frechet_distance
+from ardiff.metrics.protocol import Protocol
+from ardiff.pretrained import load_autoencoder
+from ardiff.randomness import numpy_generator
+from ray_jobs.common import ray_cluster, record_run, remote_progress, say, stage
+
+REFERENCE, REAL, RECONSTRUCTION = "reference", "real", "reconstruction"
+CONTROLS = ("content swap", "jitter", "blur", "frozen", "shuffled frames", "noise")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """What is scored against what."""
+
+    real: str = "runs/data/manifest.parquet"
+    """Manifest of real videos; its test split is the reference."""
+    fake: tuple[str, ...] = ()
+    """Manifests of generated videos, one per set."""
+    vae: str | None = None
+    """AR-VAE folder; with it the reconstruction of real clips is scored too."""
+    output: str = "runs/scores"
+    """Folder of ``scores.json`` and ``features.parquet``."""
+    num_clips: int = 128
+    """Clips per set; the distance is biased by 1/N, so only sets of equal size compare."""
+    num_frames: int = 16
+    """Frames of a clip."""
+    stride: int = 1
+    """Distance between two frames of a real clip."""
+    resolution: int = 32
+    """Height and width at which clips are compared."""
+    controls: bool = True
+    """Also score damaged real clips."""
+    shapes: bool = False
+    """The videos show one shape of the synthetic set each: also report motion and recognised classes."""
+    extractor_seed: int = 0
+    """Seed of the random network."""
+    seed: int = 0
+    """Seed of the choice of real clips and of the damage."""
+    batch_size: int = 16
+    """Clips per task."""
+    max_actors: int = 2
+    """Scoring actors."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_clips, self.num_frames) < 2 or min(self.stride, self.batch_size, self.max_actors) < 1:
+            raise ValueError("num_clips and num_frames must be at least 2; stride, batch_size and max_actors 1")
+        if self.batch_size < 2 or self.num_clips % self.batch_size == 1:
+            raise ValueError("batch_size must be at least 2 and must not leave a last batch of one clip")
+        if self.resolution < 16:
+            raise ValueError(f"resolution must be at least 16, got {self.resolution}")
+
+
+def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
+    """Writes and returns the scores: ``{"protocol": ..., "sets": {name: {"distance": ..., ...}}}``.
+
+    Raises:
+        ArdiffError: There are no held-out real clips, or a set has fewer videos than clips are asked for.
+    """
+    sets = _real_sets(config)
+    for manifest in config.fake:
+        name = manifest.rstrip("/").split("/")[-2] if "/" in manifest.rstrip("/") else manifest
+        if name in sets:
+            raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")
+        sets[name] = _fake_clips(config, manifest)
+    with ray_cluster(), stage("evaluate", config.output, key) as record:
+        record_run(config.output, config)
+        table = _measure(config, sets)
+        scores = _reduce(config, table)
+        storage.write_bytes(storage.join(config.output, "features.parquet"), _parquet(table))
+        storage.write_bytes(storage.join(config.output, "scores.json"), json.dumps(scores, indent=1).encode())
+        record.results = scores
+        _print(scores)
+    return scores
+
+
+def _real_sets(config: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
+    """The reference, and a second set of the same size that is scored like a model's, whole and damaged."""
+    span = (config.num_frames - 1) * config.stride + 1
+    records = usable(read_manifest(config.real), "test", span)
+    clips = [_clip(config, records, i, span) for i in range(2 * config.num_clips)]
+    reference, real = clips[: config.num_clips], clips[config.num_clips :]
+    derived = [REAL, *([RECONSTRUCTION] if config.vae else []), *(CONTROLS if config.controls else ())]
+    return {REFERENCE: reference, **dict.fromkeys(derived, real)}
+
+
+def _clip(config: EvaluateConfig, records: list[VideoRecord], index: int, span: int) -> dict[str, Any]:
+    """Clip ``index``: every video once, then, if there are too few, other clips of the same ones."""
+    record = records[index % len(records)]
+    start = numpy_generator("evaluation clip", config.seed, index).integers(record.num_frames - span + 1)
+    return {"uri": record.uri, "start": int(start), "stride": config.stride, "label": record.label}
+
+
+def _fake_clips(config: EvaluateConfig, manifest: str) -> list[dict[str, Any]]:
+    records = usable(read_manifest(manifest), "test", config.num_frames)[: config.num_clips]
+    if len(records) < config.num_clips:
+        raise DataError(
+            f"{manifest} has {len(records)} videos of {config.num_frames} frames, but {config.num_clips} are to be "
+            "scored: generate more, or lower num_clips (for all sets that are to be compared)."
+        )
+    return [{"uri": r.uri, "start": 0, "stride": 1, "label": r.label} for r in records]
+
+
+def _measure(config: EvaluateConfig, sets: dict[str, list[dict[str, Any]]]) -> pa.Table:
+    """One row per clip: set, index, features and what else is measured of it."""
+    size = config.batch_size
+    tasks = [
+        {"set": name, "first": first, "clips": clips[first : first + size]}
+        for name, clips in sets.items()
+        for first in range(0, len(clips), size)
+    ]
+    total = sum(len(clips) for clips in sets.values())
+    with remote_progress("scoring", total, "clip") as monitor:
+        rows = (
+            ray.data.from_items(tasks, override_num_blocks=len(tasks))
+            .flat_map(
+                _Scorer,
+                fn_constructor_args=(config, monitor),
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.max_actors),
+                num_cpus=1,
+            )
+            .take_all()
+        )
+    return pa.Table.from_pylist(rows)
+
+
+class _Scorer:
+    """An actor that decodes clips, damages or reconstructs them if their set asks for it, and measures them."""
+
+    def __init__(self, config: EvaluateConfig, monitor: Any) -> None:
+        torch.set_num_threads(1)
+        self.config, self.monitor = config, monitor
+        self.features = RandomVideoFeatures(config.extractor_seed)
+        self.vae = load_autoencoder(config.vae) if config.vae else None
+
+    @torch.no_grad()
+    def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
+        config, name = self.config, task["set"]
+        clips = [
+            decode_clip(
+                storage.read_bytes(c["uri"]), int(c["start"]), config.num_frames, int(c["stride"]), config.resolution
+            )
+            for c in task["clips"]
+        ]
+        original = np.stack(clips)  # (n, F, H, W, 3)
+        videos = self._prepare(name, original, int(task["first"]))
+        features = self.features(torch.from_numpy(videos)).numpy()  # (n, D)
+        rows = []
+        for i, clip in enumerate(task["clips"]):
+            row = {"set": name, "index": int(task["first"]) + i, "uri": clip["uri"], "features": features[i].tolist()}
+            if name == RECONSTRUCTION:
+                row["psnr"] = stats.psnr(original[i], videos[i])
+            if config.shapes and name not in CONTROLS:
+                row["motion"] = all(stats.motion_checks(stats.track(videos[i])).values())
+                row["recognised"] = stats.recognise(videos[i]) == clip["label"]
+            rows.append(row)
+        self.monitor.add.remote(len(rows))
+        return rows
+
+    def _prepare(self, name: str, videos: np.ndarray, first: int) -> np.ndarray:
+        generator = numpy_generator("control", self.config.seed, name, first)
+        match name:
+            case "reconstruction":
+                assert self.vae is not None
+                return to_uint8(self.vae.decode_long(self.vae.encode(to_unit(torch.from_numpy(videos))).mean)).numpy()
+            case "content swap":
+                return stats.content_swap(videos, generator)
+            case "jitter":
+                return stats.jitter(videos, generator)
+            case "blur":
+                return stats.blur(videos)
+            case "frozen":
+                return stats.frozen(videos, generator)
+            case "shuffled frames":
+                return stats.shuffled_frames(videos, generator)
+            case "noise":
+                return stats.noise(videos, generator)
+            case _:
+                return videos
+
+
+def _reduce(config: EvaluateConfig, table: pa.Table) -> dict[str, Any]:
+    """Distances of every set to the reference, from rows sorted by index, so that the order of work leaves no trace."""
+    frame = table.to_pandas().sort_values(["set", "index"])
+    features = {name: torch.from_numpy(np.stack(part["features"].tolist())) for name, part in frame.groupby("set")}
+    reference = scale_features(features[REFERENCE], features[REFERENCE])
+    sets: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(table["set"].to_pylist()):
+        if name == REFERENCE:
+            continue
+        rows = frame[frame["set"] == name]
+        scaled = scale_features(features[REFERENCE], features[name])
+        sets[name] = {"distance": frechet_distance(reference.numpy(), scaled.numpy())}
+        for column in ("psnr", "motion", "recognised"):
+            if column in rows and rows[column].notna().all():
+                sets[name][column] = float(rows[column].astype(float).mean())
+    protocol = Protocol(
+        name="random3d-frechet",
+        extractor=RandomVideoFeatures(config.extractor_seed).name,
+        num_frames=config.num_frames,
+        stride=config.stride,
+        resolution=config.resolution,
+        num_real=config.num_clips,
+        num_fake=config.num_clips,
+        ddof=1,
+        real_split="test",
+        codec="files as stored, both sides",
+    )
+    return {"protocol": asdict(protocol), "sets": sets}
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _print(scores: dict[str, Any]) -> None:
+    """A table on the terminal, best first."""
+    say(f"distance to {scores['protocol']['num_real']} real clips, {scores['protocol']['extractor']}:")
+    for name, values in sorted(scores["sets"].items(), key=lambda item: item[1]["distance"]):
+        extra = [f"psnr {values['psnr']:.1f} dB"] if "psnr" in values else []
+        extra += [f"class recognised {100 * values['recognised']:.0f} %"] if "recognised" in values else []
+        extra += [f"motion plausible {100 * values['motion']:.0f} %"] if "motion" in values else []
+        say(f"  {name:<18} {values['distance']:10.2f}   {', '.join(extra)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,162 @@
+"""The main job: data, AR-VAE, latents, AR-DiT, videos, scores and a report, in minutes on two CPU cores.
+
+Every stage is the job of its own verb, with its part of one configuration. A stage that is complete is not run again;
+one that was interrupted goes on where it stopped.
+
+    python -m ray_jobs.quickstart --fast
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ardiff.cli import main
+from ardiff.config import find_config, fingerprint
+from ardiff.data import storage
+from ardiff.data.manifest import class_names, read_manifest
+from ardiff.diffusion.ad import check_ar_step
+from ardiff.errors import ConfigError
+from ray_jobs import encode_latents, evaluate, generate, prepare, train_dit, train_vae
+from ray_jobs.common import StageRecord, ray_cluster, read_stage, record_run, say
+from ray_jobs.encode_latents import EncodeConfig
+from ray_jobs.evaluate import EvaluateConfig
+from ray_jobs.generate import GenerateConfig
+from ray_jobs.prepare import PrepareConfig
+from ray_jobs.quickstart_report import write_quickstart_report
+from ray_jobs.train_dit import TrainDiTConfig
+from ray_jobs.train_vae import TrainVAEConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplesConfig:
+    """Which videos the trained model is shown with."""
+
+    ar_steps: tuple[int, ...] = (0, 5, 20)
+    """Timestep differences; each gets a set of short videos and a score."""
+    num_long: int = 8
+    """Long videos."""
+    long_frames: int = 128
+    """Frames of a long video."""
+    long_ar_step: int = 5
+    """Timestep difference of the long videos."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuickstartConfig:
+    """The whole path. Folders inside the stages' configurations are set by the quickstart itself."""
+
+    output: str | None = None
+    """Folder of everything. Default: runs/quickstart, or runs/quickstart-fast with --fast."""
+    data: str | None = None
+    """Your own videos, a folder or s3:// prefix, in place of the synthetic set."""
+    fast: bool = False
+    """Weaker models in under two minutes."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    """Data."""
+    train_vae: TrainVAEConfig = field(default_factory=TrainVAEConfig)
+    """AR-VAE training."""
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    """Encoding."""
+    train_dit: TrainDiTConfig = field(default_factory=TrainDiTConfig)
+    """AR-DiT training."""
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    """Sampling."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Scoring."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """Which videos to sample."""
+
+    def __post_init__(self) -> None:
+        steps, window = self.generate.num_inference_steps, self.train_dit.dit.num_frames
+        for ar_step in self.samples.ar_steps:
+            check_ar_step(self.encode.num_frames, steps, ar_step, window)
+        check_ar_step(self.samples.long_frames, steps, self.samples.long_ar_step, window)
+        if self.generate.num_videos < self.evaluate.num_clips:
+            raise ValueError("generate.num_videos must be at least evaluate.num_clips, or there is too little to score")
+
+    @property
+    def folder(self) -> str:
+        """Where everything goes."""
+        return self.output or ("runs/quickstart-fast" if self.fast else "runs/quickstart")
+
+
+def config_paths(options: dict[str, str]) -> list[Path]:
+    """The shipped configuration, under the faster one if that is asked for."""
+    return [find_config("quickstart"), *([find_config("quickstart_fast")] if options.get("fast") == "true" else [])]
+
+
+def run(config: QuickstartConfig) -> None:
+    """Runs what is not done yet and writes the report. Raises ArdiffError."""
+    root = config.folder
+    if storage.is_remote(root):
+        raise ConfigError("The quickstart writes to a local folder; the single verbs write to s3:// too.")
+    with ray_cluster():
+        record_run(root, config)
+        records: list[StageRecord] = []
+
+        def do(job: Callable[..., Any], stage_config: Any) -> StageRecord:
+            records.append(_once(job, stage_config, records[-1].fingerprint if records else ""))
+            return records[-1]
+
+        data = replace(config.prepare, source=config.data or config.prepare.source, output=f"{root}/data")
+        do(prepare.run, data)
+        clips = replace(config.train_vae.clips, manifest=data.manifest)
+        vae = replace(config.train_vae, output=f"{root}/vae", clips=clips)
+        do(train_vae.run, vae)
+        encode = replace(config.encode, manifest=data.manifest, vae=vae.model, output=f"{root}/latents")
+        latents = do(encode_latents.run, encode).results["folder"]
+        classes = len(class_names(read_manifest(data.manifest)))
+        dit = replace(config.train_dit, output=f"{root}/dit", latents=latents)
+        dit = replace(dit, dit=replace(dit.dit, num_classes=classes))
+        do(train_dit.run, dit)
+        videos = replace(config.generate, pipeline=dit.pipeline)
+        short = [
+            replace(videos, output=f"{root}/samples/ar-step-{s}", num_frames=encode.num_frames, ar_step=s)
+            for s in config.samples.ar_steps
+        ]
+        long = replace(
+            videos,
+            output=f"{root}/samples/long",
+            num_frames=config.samples.long_frames,
+            ar_step=config.samples.long_ar_step,
+            num_videos=config.samples.num_long,
+        )
+        for setting in (*short, long):
+            do(generate.run, setting)
+        scores = replace(
+            config.evaluate,
+            real=data.manifest,
+            fake=tuple(s.manifest for s in short),
+            vae=vae.model,
+            output=f"{root}/scores",
+            num_frames=encode.num_frames,
+            shapes=config.evaluate.shapes and data.source is None,
+        )
+        do(evaluate.run, scores)
+    report = Path(root) / "report.html"
+    write_quickstart_report(report, config, records, [*short, long])
+    say(f"[bold]{report}[/]")
+
+
+def _once(job: Callable[..., Any], config: Any, before: str) -> StageRecord:
+    """Runs a stage unless it is complete; ``before`` names all that it builds on. Raises ConfigError."""
+    key = fingerprint(config, before)
+    record = read_stage(config.output)
+    if record is not None and record.fingerprint == key:
+        say(f"[green]✓[/] {record.name}: done before. {record.note}")
+        return record
+    if record is not None:
+        raise ConfigError(
+            f"{config.output} holds the stage '{record.name}' of another configuration: give another --output, or "
+            "delete the folder to run it again."
+        )
+    job(config, key)
+    record = read_stage(config.output)
+    assert record is not None
+    return record
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(["quickstart", *sys.argv[1:]]))

@@ -1,0 +1,111 @@
+"""The quickstart's page: what was run, what it looks like and how it scores."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ardiff.config import to_yaml
+from ardiff.data import storage
+from ardiff.data.decode import decode_clip
+from ardiff.data.encode import contact_sheet, encode_video, tile
+from ardiff.data.manifest import read_manifest, usable
+from ardiff.report import Curve, Report, Score, Sheet, Stage, Video, write_report
+from ray_jobs.common import StageRecord, versions
+from ray_jobs.generate import GenerateConfig
+
+CAVEATS = [
+    "This run shows that the system works, from files to scores. It does not show the paper's claims: at this scale "
+    "its ablations do not come out in the paper's order.",
+    "The distance uses a seeded random network, not I3D: read it against the controls of this table, never against "
+    "published FVD numbers.",
+    "FoPP rarely draws nearly synchronous timesteps, so ar_step 0 is the weakest setting of a short training run.",
+]
+
+
+def write_quickstart_report(
+    path: Path, config: object, records: list[StageRecord], generated: list[GenerateConfig]
+) -> None:
+    """Writes the self-contained page from the stages' records and the generated videos."""
+    by_name = {record.name: record for record in records}
+    curves = [
+        Curve(
+            title=title,
+            x_label="step",
+            y_label="loss",
+            series={"training": _series(by_name[name].results["history"]["loss"])},
+            log_y=True,
+        )
+        for name, title in (("train-vae", "AR-VAE loss"), ("train-dit", "AR-DiT loss"))
+    ]
+    scores = by_name["evaluate"].results
+    total = sum(record.seconds for record in records)
+    peak = max(record.peak_mib for record in records)
+    write_report(
+        path,
+        Report(
+            title="AR-Diffusion quickstart",
+            subtitle="From H.264 files to a trained model, generated videos and a score",
+            summary=_summary(scores, total, peak),
+            stages=[Stage(r.name, r.seconds, r.peak_mib, "done", r.note) for r in records],
+            curves=curves,
+            sheets=[_real_sheet(generated[0]), *(_sheet(g) for g in generated)],
+            videos=[_video(g) for g in generated],
+            scores=[_score(name, values) for name, values in scores["sets"].items()],
+            config_yaml=to_yaml(config),
+            versions=versions(),
+            caveats=CAVEATS,
+        ),
+    )
+
+
+def _summary(scores: dict[str, dict[str, dict[str, float]]], total: float, peak: float) -> list[str]:
+    sets = scores["sets"]
+    models = {name: values["distance"] for name, values in sets.items() if name.startswith("ar-step-")}
+    best = min(models, key=models.__getitem__)
+    return [
+        f"All stages took {total / 60:.1f} minutes; the largest used {peak / 1024:.1f} GiB.",
+        f"Held-out clips are reconstructed at {sets['reconstruction']['psnr']:.1f} dB.",
+        f"Best distance to real clips: {models[best]:.1f} ({best}); real clips themselves reach "
+        f"{sets['real']['distance']:.1f}, shuffled frames {sets['shuffled frames']['distance']:.1f}.",
+    ]
+
+
+def _series(points: list[list[float]]) -> tuple[list[float], list[float]]:
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _frames(config: GenerateConfig, count: int) -> np.ndarray:
+    records = read_manifest(config.manifest)[:count]
+    return np.stack([decode_clip(storage.read_bytes(r.uri), 0, config.num_frames) for r in records])
+
+
+def _describe(config: GenerateConfig) -> str:
+    kind = {0: "synchronous", config.num_inference_steps: "auto-regressive"}.get(config.ar_step, "asynchronous")
+    return f"{config.num_frames} frames, ar_step {config.ar_step} ({kind})"
+
+
+def _sheet(config: GenerateConfig) -> Sheet:
+    records = read_manifest(config.manifest)[:8]
+    png = contact_sheet(_frames(config, len(records)), [r.class_name for r in records])
+    return Sheet(f"Generated: {_describe(config)}", "A row is a video, time runs to the right.", png)
+
+
+def _real_sheet(like: GenerateConfig) -> Sheet:
+    manifest = json.dumps(like.output).strip('"').rsplit("/samples/", 1)[0] + "/data/manifest.parquet"
+    records = usable(read_manifest(manifest), "test", like.num_frames)[:8]
+    clips = [decode_clip(storage.read_bytes(r.uri), 0, like.num_frames, 1, 32) for r in records]
+    png = contact_sheet(np.stack(clips), [r.class_name for r in records])
+    return Sheet("Real, held out", "What the model has not seen, for comparison.", png)
+
+
+def _video(config: GenerateConfig) -> Video:
+    tiled = tile(_frames(config, 16), columns=4, scale=2)
+    return Video(f"Generated: {_describe(config)}", "", encode_video(tiled, config.fps, crf=16), "video/mp4")
+
+
+def _score(name: str, values: dict[str, float]) -> Score:
+    parts = [f"PSNR {values['psnr']:.1f} dB"] if "psnr" in values else []
+    parts += [f"class recognised {100 * values['recognised']:.0f} %"] if "recognised" in values else []
+    parts += [f"motion plausible {100 * values['motion']:.0f} %"] if "motion" in values else []
+    return Score(name, values["distance"], "distance", ", ".join(parts))
