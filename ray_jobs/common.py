@@ -28,7 +28,7 @@ from ardiff.data import storage
 from ardiff.errors import ArdiffError
 
 STAGE = "stage.json"
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ class ProgressBar:
     def __init__(self, description: str, total: int, unit: str) -> None:
         self.description, self.total, self.unit = description, total, unit
         self.started: tuple[float, int] | None = None
-        self.printed = time.monotonic()
+        self.printed, self.finished = time.monotonic(), False
         columns = (
             TextColumn("{task.description:<14}"),
             BarColumn(),
@@ -105,8 +105,9 @@ class ProgressBar:
         elapsed, done = now - self.started[0], completed - self.started[1]
         rate = f"{done / elapsed:.1f} {self.unit}/s" if elapsed > 0 and done else ""
         self.display.update(self.task, completed=completed, rate=rate, note=note)
-        if not console.is_terminal and (now - self.printed > 10 or completed == self.total):
-            self.printed = now
+        finished = completed == self.total and not self.finished
+        if not console.is_terminal and (now - self.printed > 10 or finished):
+            self.printed, self.finished = now, completed == self.total
             left = (
                 f", {(self.total - completed) * elapsed / done:.0f} s left" if done and completed < self.total else ""
             )

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pandas as pd
 import ray.data
 import torch
 
@@ -93,9 +92,9 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         sets[name] = _fake_clips(config, manifest)
     with ray_cluster(), stage("evaluate", config.output, key) as record:
         record_run(config.output, config)
-        table = _measure(config, sets)
-        scores = _reduce(config, table)
-        storage.write_bytes(storage.join(config.output, "features.parquet"), _parquet(table))
+        frame = _measure(config, sets)
+        scores = _reduce(config, frame)
+        storage.write_bytes(storage.join(config.output, "features.parquet"), _parquet(frame))
         storage.write_bytes(storage.join(config.output, "scores.json"), json.dumps(scores, indent=1).encode())
         record.results = scores
         _print(scores)
@@ -129,7 +128,7 @@ def _fake_clips(config: EvaluateConfig, manifest: str) -> list[dict[str, Any]]:
     return [{"uri": r.uri, "start": 0, "stride": 1, "label": r.label} for r in records]
 
 
-def _measure(config: EvaluateConfig, sets: dict[str, list[dict[str, Any]]]) -> pa.Table:
+def _measure(config: EvaluateConfig, sets: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
     """One row per clip: set, index, features and what else is measured of it."""
     size = config.batch_size
     tasks = [
@@ -149,7 +148,8 @@ def _measure(config: EvaluateConfig, sets: dict[str, list[dict[str, Any]]]) -> p
             )
             .take_all()
         )
-    return pa.Table.from_pylist(rows)
+    # Sorted by name and index, so that the order in which tasks ended leaves no trace.
+    return pd.DataFrame(rows).sort_values(["set", "index"], ignore_index=True)
 
 
 class _Scorer:
@@ -207,13 +207,12 @@ class _Scorer:
                 return videos
 
 
-def _reduce(config: EvaluateConfig, table: pa.Table) -> dict[str, Any]:
-    """Distances of every set to the reference, from rows sorted by index, so that the order of work leaves no trace."""
-    frame = table.to_pandas().sort_values(["set", "index"])
-    features = {name: torch.from_numpy(np.stack(part["features"].tolist())) for name, part in frame.groupby("set")}
+def _reduce(config: EvaluateConfig, frame: pd.DataFrame) -> dict[str, Any]:
+    """Distances of every set to the reference, and the means of what else was measured."""
+    features = {str(name): torch.from_numpy(np.stack(part["features"].tolist())) for name, part in frame.groupby("set")}
     reference = scale_features(features[REFERENCE], features[REFERENCE])
     sets: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(table["set"].to_pylist()):
+    for name in features:
         if name == REFERENCE:
             continue
         rows = frame[frame["set"] == name]
@@ -237,9 +236,9 @@ def _reduce(config: EvaluateConfig, table: pa.Table) -> dict[str, Any]:
     return {"protocol": asdict(protocol), "sets": sets}
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _parquet(frame: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    frame.to_parquet(buffer)
     return buffer.getvalue()
 
 

@@ -14,6 +14,9 @@ import numpy as np
 
 from ardiff.errors import ClipTooShortError, DecodeError
 
+# Left to guess among all formats it knows, FFmpeg takes some files of garbage for obscure kinds of video.
+_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf"
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -113,7 +116,8 @@ def decode_clips(
 
 
 def _open(data: bytes) -> av.container.InputContainer:
-    container = av.open(io.BytesIO(data), mode="r", options={"err_detect": "explode"})
+    options = {"err_detect": "explode", "format_whitelist": _CONTAINERS}
+    container = av.open(io.BytesIO(data), mode="r", options=options)
     if not container.streams.video:
         container.close()
         raise ValueError("it has no video stream")

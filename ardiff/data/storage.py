@@ -54,7 +54,7 @@ def read_bytes(uri: str) -> bytes:
         with filesystem.open_input_stream(path) as stream:
             return bytes(stream.read())
     except OSError as error:
-        raise DataError(f"Cannot read {uri}: {_reason(error)}.") from error
+        raise _failure(f"Cannot read {uri}", error) from error
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -74,7 +74,7 @@ def write_bytes(uri: str, data: bytes) -> None:
             with filesystem.open_output_stream(path) as stream:
                 stream.write(data)
     except OSError as error:
-        raise DataError(f"Cannot write {uri}: {_reason(error)}.") from error
+        raise _failure(f"Cannot write {uri}", error) from error
 
 
 def exists(uri: str) -> bool:
@@ -83,7 +83,7 @@ def exists(uri: str) -> bool:
     try:
         return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
     except OSError as error:
-        raise DataError(f"Cannot look at {uri}: {_reason(error)}.") from error
+        raise _failure(f"Cannot look at {uri}", error) from error
 
 
 def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
@@ -102,7 +102,7 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
     except FileNotFoundError as error:
         raise DataError(f"There is no folder {uri}: check the path.") from error
     except OSError as error:
-        raise DataError(f"Cannot list {uri}: {_reason(error)}.") from error
+        raise _failure(f"Cannot list {uri}", error) from error
     names = [info.path[len(path.rstrip("/")) + 1 :] for info in infos if info.type == pafs.FileType.File]
     kept = [n for n in names if not suffixes or n.lower().endswith(suffixes)]
     return [f"{uri.rstrip('/')}/{n}" for n in sorted(kept) if not any(p.startswith(".") for p in n.split("/"))]
@@ -126,7 +126,7 @@ def upload_folder(local: Path, uri: str) -> None:
             else:
                 pafs.copy_files(str(file), target, pafs.LocalFileSystem(), filesystem)
     except OSError as error:
-        raise DataError(f"Cannot write {uri}: {_reason(error)}.") from error
+        raise _failure(f"Cannot write {uri}", error) from error
 
 
 def download_folder(uri: str, local: Path) -> None:
@@ -145,8 +145,12 @@ def download_folder(uri: str, local: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             pafs.copy_files(open_filesystem(file)[1], str(target), filesystem, pafs.LocalFileSystem())
         except OSError as error:
-            raise DataError(f"Cannot copy {file} to {target}: {_reason(error)}.") from error
+            raise _failure(f"Cannot copy {file} to {target}", error) from error
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def _failure(what: str, error: OSError) -> DataError:
+    reason = (error.strerror or str(error)).rstrip(".")
+    remedy = (
+        "the bucket, the credentials and AWS_ENDPOINT_URL" if "AWS Error" in reason else "the path and its permissions"
+    )
+    return DataError(f"{what}: {reason}. Check {remedy}.")

@@ -81,7 +81,7 @@ def _matrices(real: Features, fake: Features) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _matrix(features: Features, name: str) -> np.ndarray:
-    array = features.detach().cpu().double().numpy() if isinstance(features, Tensor) else np.asarray(features)
+    array = features.detach().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features)
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(f"{name} features must have shape (N, D), got {array.shape}")
     if not np.issubdtype(array.dtype, np.floating):

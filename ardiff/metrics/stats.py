@@ -163,18 +163,21 @@ def track(video: np.ndarray) -> Tracking:
         mean = reduce(contrast * core[..., None], "f h w c -> f c", "sum") / core.sum(axis=(1, 2))[:, None]
         cover = np.einsum("fhwc,fc->fhw", contrast, mean) / (mean**2).sum(axis=1)[:, None, None]
         cover = np.where(cover >= MIN_COVER, np.minimum(cover, 1.0), 0.0)
-        area = np.where(visible, cover.sum(axis=(1, 2)), np.nan)
+        area = np.where(cover.any(axis=(1, 2)), cover.sum(axis=(1, 2)), np.nan)
         y = (cover.sum(axis=2) @ np.arange(video.shape[1])) / area
         x = (cover.sum(axis=1) @ np.arange(video.shape[2])) / area
     foreground = cover >= 0.5
     connected = _largest_piece(foreground) >= ONE_OBJECT_SHARE * foreground.sum(axis=(1, 2))
     return Tracking(
         cover=cover.astype(np.float32),
-        one_object=visible & connected & (foreground.mean(axis=(1, 2)) <= MAX_OBJECT_SHARE),
+        one_object=foreground.any(axis=(1, 2)) & connected & (foreground.mean(axis=(1, 2)) <= MAX_OBJECT_SHARE),
         centroid=np.stack([y, x], axis=1),
         area=area,
         colour=background + mean,
     )
+
+
+MOTION_CHECKS = ("one object", "steady area", "steady colour", "smooth motion", "plausible speed")
 
 
 def motion_checks(tracking: Tracking) -> dict[str, bool]:
@@ -205,9 +208,6 @@ def motion_checks(tracking: Tracking) -> dict[str, bool]:
     return {name: bool(result) for name, result in zip(MOTION_CHECKS, results, strict=True)}
 
 
-MOTION_CHECKS = ("one object", "steady area", "steady colour", "smooth motion", "plausible speed")
-
-
 def motion_summary(videos: Iterable[np.ndarray]) -> dict[str, float]:
     """Share of videos, each uint8 ``(F, H, W, 3)``, that pass each of :func:`motion_checks`, and ``all`` of them.
 
@@ -222,10 +222,11 @@ def motion_summary(videos: Iterable[np.ndarray]) -> dict[str, float]:
 
 
 def recognise(video: np.ndarray) -> int:
-    """Index in ``CLASSES`` of the shape that most frames of a video, uint8 ``(F, H, W, 3)``, show; -1 if they show none.
+    """Index in ``CLASSES`` of the shape that a video, uint8 ``(F, H, W, 3)``, shows; -1 if it shows none of them.
 
-    Nothing is trained: each frame's cover is compared with every shape drawn at the same centroid and area, and the
-    frame votes for the largest overlap (intersection over union of covers) if that reaches ``MIN_OVERLAP``.
+    Nothing is trained: the cover of each frame with one object is compared with every shape drawn at the same centroid
+    and area, and the frame votes for the largest overlap (intersection over union of covers) if that reaches
+    ``MIN_OVERLAP``. The shape with most votes wins, provided that more than half of the frames voted.
 
     Raises:
         ValueError: Another dtype or shape.
@@ -266,14 +267,14 @@ def _largest_piece(foreground: np.ndarray) -> np.ndarray:
     Every foreground pixel starts with a number of its own and takes the largest among its neighbours until nothing
     changes.
     """
-    count, height, width = foreground.shape
+    height, width = foreground.shape[1:]
     own = rearrange(np.arange(1, height * width + 1), "(h w) -> h w", h=height)
     label = np.where(foreground, own, 0)
     while True:
-        padded = np.pad(label, ((0, 0), (1, 1), (1, 1)))
-        around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-        spread = np.where(foreground, around.max(axis=(-2, -1)), 0)
-        if (spread == label).all():
+        spread = np.pad(label, ((0, 0), (1, 1), (1, 1)))
+        spread = np.maximum(np.maximum(spread[:, :-2], spread[:, 1:-1]), spread[:, 2:])
+        spread = np.maximum(np.maximum(spread[:, :, :-2], spread[:, :, 1:-1]), spread[:, :, 2:]) * foreground
+        if np.array_equal(spread, label):
             return np.array([np.bincount(frame[frame > 0], minlength=1).max() for frame in label])
         label = spread
 
@@ -286,9 +287,7 @@ def _batch(videos: np.ndarray) -> np.ndarray:
 
 def _squared_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype != np.uint8 or b.dtype != np.uint8 or a.shape != b.shape or a.size == 0:
-        raise ValueError(
-            f"expected two uint8 arrays of one shape, got {a.dtype} {a.shape} and {b.dtype} {b.shape}"
-        )
+        raise ValueError(f"expected two uint8 arrays of one shape, got {a.dtype} {a.shape} and {b.dtype} {b.shape}")
     return (a.astype(np.float64) - b) ** 2
 
 

@@ -1,0 +1,115 @@
+import io
+
+import numpy as np
+import pytest
+from numpy.random import default_rng
+from PIL import Image
+
+from ardiff.data.decode import decode_clip, probe
+from ardiff.data.encode import VideoCodec, animation, contact_sheet, encode_video, tile
+
+CODECS: list[VideoCodec] = ["h264", "vp9", "av1"]
+
+
+def smooth_video(num_frames: int, height: int, width: int) -> np.ndarray:
+    """Slowly changing colours uint8 (F, H, W, 3) that 4:2:0 keeps."""
+    f, y, x = np.meshgrid(np.arange(num_frames), np.arange(height), np.arange(width), indexing="ij")
+    channels = [120 + 60 * np.sin(0.05 * (x + c * y) + 0.2 * f + c) for c in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_round_trip(codec: VideoCodec) -> None:
+    frames = smooth_video(12, 64, 96)
+    data = encode_video(frames, 12.5, codec, crf=8)
+    found = probe(data)
+    assert (found.codec, found.width, found.height, found.num_frames) == (codec, 96, 64, 12)
+    assert found.fps == pytest.approx(12.5)
+    assert psnr(frames, decode_clip(data, 0, 12)) > 40
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_equal_frames_give_equal_bytes(codec: VideoCodec) -> None:
+    frames = smooth_video(12, 32, 32)
+    assert encode_video(frames, 8, codec) == encode_video(frames.copy(), 8, codec)
+
+
+def test_smaller_crf_is_better() -> None:
+    frames = default_rng(0).integers(0, 255, (4, 32, 32, 1), dtype=np.uint8).repeat(3, axis=-1)
+    fine, coarse = (decode_clip(encode_video(frames, 8, crf=crf), 0, 4) for crf in (4, 40))
+    assert psnr(frames, fine) > psnr(frames, coarse) + 10
+
+
+def test_odd_sizes_are_padded_with_the_edge() -> None:
+    frames = smooth_video(3, 33, 47)
+    decoded = decode_clip(encode_video(frames, 8, crf=4), 0, 3)
+    assert decoded.shape == (3, 34, 48, 3)
+    assert psnr(frames, decoded[:, :33, :47]) > 38
+
+
+def test_single_frame() -> None:
+    assert probe(encode_video(smooth_video(1, 32, 32), 8)).num_frames == 1
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((2, 8, 8, 3), np.float32),
+        np.zeros((2, 8, 8), np.uint8),
+        np.zeros((2, 3, 8, 8), np.uint8),
+        np.zeros((0, 8, 8, 3), np.uint8),
+    ],
+)
+def test_wrong_frames(frames: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="frames must be"):
+        encode_video(frames, 8)
+
+
+def test_wrong_fps() -> None:
+    with pytest.raises(ValueError, match="fps must be positive"):
+        encode_video(smooth_video(2, 8, 8), 0)
+
+
+def test_contact_sheet_shows_evenly_spaced_frames_enlarged() -> None:
+    videos = default_rng(0).integers(0, 255, (2, 9, 8, 6, 3), dtype=np.uint8)
+    sheet = np.asarray(Image.open(io.BytesIO(contact_sheet(videos, max_frames=3, scale=2, gap=1))))
+    assert sheet.shape == (2 * 17 - 1, 3 * 13 - 1, 3)
+    for row in range(2):
+        for column, frame in enumerate((0, 4, 8)):
+            picture = sheet[row * 17 : row * 17 + 16, column * 13 : column * 13 + 12]
+            assert np.array_equal(picture, videos[row, frame].repeat(2, axis=0).repeat(2, axis=1))
+
+
+def test_contact_sheet_labels_stand_in_a_margin() -> None:
+    videos = np.full((2, 2, 16, 16, 3), 255, np.uint8)
+    plain = np.asarray(Image.open(io.BytesIO(contact_sheet(videos))))
+    labelled = np.asarray(Image.open(io.BytesIO(contact_sheet(videos, ["real", "sample"]))))
+    margin = labelled.shape[1] - plain.shape[1]
+    assert margin > 20
+    assert labelled[:, :margin].min() < 64
+
+
+def test_tile_fills_the_last_row_with_white() -> None:
+    videos = default_rng(0).integers(0, 255, (3, 4, 5, 6, 3), dtype=np.uint8)
+    tiled = tile(videos, columns=2, gap=1)
+    assert tiled.shape == (4, 11, 13, 3)
+    assert np.array_equal(tiled[:, :5, 7:], videos[1])
+    assert np.array_equal(tiled[:, 6:, :6], videos[2])
+    assert (tiled[:, 6:, 7:] == 255).all()
+
+
+@pytest.mark.parametrize(("count", "columns"), [(3, 2), (1, 4)])
+def test_animation_is_endless_and_exact(count: int, columns: int) -> None:
+    videos = default_rng(0).integers(0, 255, (count, 5, 8, 8, 3), dtype=np.uint8)
+    data = animation(videos, fps=8, columns=columns, scale=3)
+    expected = tile(videos, min(columns, count), 3)
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.n_frames, image.info["loop"]) == ("WEBP", 5, 0)  # type: ignore[attr-defined]
+        for index in range(5):
+            image.seek(index)
+            assert np.array_equal(np.asarray(image.convert("RGB")), expected[index])
+            assert image.info["duration"] == 125

@@ -1,0 +1,111 @@
+"""Frechet and kernel distances against seven peers' values (tests/golden/metrics) and closed forms."""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ardiff.metrics.frechet import frechet_distance, kernel_distance
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
+EXPECTED = json.loads((GOLDEN / "frechet_fixtures.json").read_text())
+spec = importlib.util.spec_from_file_location("frechet_cases", GOLDEN / "cases.py")
+assert spec is not None
+assert spec.loader is not None
+cases = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cases)
+
+FULL_RANK = ("small_d8", "d64_n512", "logits_d400_n2048")
+RANK_DEFICIENT = ("rankdef_d400_n256", "null_d400_n256", "flat_d400_n256", "tiny_n2_d16")
+
+
+def digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", FULL_RANK + RANK_DEFICIENT)
+def test_frechet_distance_is_that_of_the_peers(name):
+    real, fake = cases.pair(name)
+    expected = EXPECTED["pairs"][name]
+    assert digest(real) == expected["sha256_set1_f32"]
+    assert digest(fake) == expected["sha256_set2_f32"]
+    peers = expected["frechet"]
+    ddof1, ddof0 = frechet_distance(real, fake), frechet_distance(real, fake, ddof=0)
+    roots = 1e-9 if name in FULL_RANK else 1e-6
+    assert ddof1 == pytest.approx(peers["check_nuclear_norm_ddof1"], rel=min(roots, 1e-7))
+    assert ddof0 == pytest.approx(peers["check_nuclear_norm_ddof0"], rel=min(roots, 1e-7))
+    assert ddof1 == pytest.approx(peers["authors_ttur_sqrtm_ddof1_f64"], rel=roots)
+    assert ddof1 == pytest.approx(peers["torchfidelity_eigvals_ddof1_f64"], rel=roots)
+    assert ddof0 == pytest.approx(peers["styleganv_sqrtm_ddof0"], rel=roots)
+    assert ddof1 == pytest.approx(peers["torchmetrics_eigvals_ddof1_f32in"], rel=1e-6)
+    if name != "logits_d400_n2048":  # there the float32 SVD of VideoGPT is off by 5.3e-3 itself
+        assert ddof1 == pytest.approx(peers["videogpt_tats_svd_ddof1_f32"], rel=5e-3)
+
+
+@pytest.mark.parametrize("name", FULL_RANK + RANK_DEFICIENT[:-1])
+def test_kernel_distance_is_that_of_the_peers(name):
+    value = kernel_distance(*cases.pair(name))
+    peers = EXPECTED["pairs"][name]["kernel"]
+    assert value == pytest.approx(peers["tats_polynomial_mmd_full_unbiased"], rel=1e-9)
+    assert value == pytest.approx(peers["torchmetrics_poly_mmd_full_f64"], rel=1e-9)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize("name", ["identical", "identical_rankdef", "shifted", "scaled"])
+def test_closed_forms(name, ddof):
+    exact = EXPECTED["derived"][name]["exact"]
+    exact = exact[f"ddof{ddof}"] if isinstance(exact, dict) else exact
+    assert frechet_distance(*cases.derived(name), ddof=ddof) == pytest.approx(exact, rel=1e-9, abs=1e-9)
+
+
+def test_distance_does_not_depend_on_the_side_or_on_numpy_or_torch():
+    real, fake = cases.pair("small_d8")
+    value = frechet_distance(real, fake)
+    assert frechet_distance(torch.from_numpy(real), torch.from_numpy(fake)) == value
+    assert frechet_distance(fake, real) == pytest.approx(value, rel=1e-12)
+    assert kernel_distance(torch.from_numpy(real), fake) == kernel_distance(real, fake)
+
+
+def test_sets_may_have_different_sizes_on_either_side_of_the_width():
+    generator = np.random.default_rng(0)
+    tall, wide = generator.normal(size=(100, 10)), generator.normal(size=(5, 10))
+    covariances = np.cov(tall.T) @ np.cov(wide.T)
+    root_trace = np.sqrt(np.maximum(np.linalg.eigvals(covariances).real, 0)).sum()
+    exact = ((tall.mean(0) - wide.mean(0)) ** 2).sum() + np.trace(np.cov(tall.T)) + np.trace(np.cov(wide.T))
+    assert frechet_distance(tall, wide) == pytest.approx(exact - 2 * root_trace, rel=1e-5)
+
+
+def test_kernel_distance_of_two_points_by_hand():
+    # D = 1: k(1, 2) = 27, k(0, 1) = 1; cross terms k = 1, 8, 1, 27.
+    real, fake = np.array([[1.0], [2.0]]), np.array([[0.0], [1.0]])
+    assert kernel_distance(real, fake) == pytest.approx(27 + 1 - 2 * (1 + 8 + 1 + 27) / 4)
+
+
+GOOD = np.ones((3, 2))
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+@pytest.mark.parametrize(
+    ("fake", "message"),
+    [
+        (np.ones(3), "fake features must have shape"),
+        (np.ones((3, 0)), "fake features must have shape"),
+        (np.ones((3, 3)), "same number of features, got 2 and 3"),
+        (np.ones((1, 2)), "at least 2 rows, got 1"),
+        (np.ones((3, 2), dtype=int), "must be floating point"),
+        (torch.ones((3, 2), dtype=torch.int64), "must be floating point"),
+        (np.array([[1.0, np.nan], [np.inf, 0.0], [0.0, 0.0]]), "NaN or infinity in 2 of 3 rows"),
+    ],
+)
+def test_bad_features_are_refused(distance, fake, message):
+    with pytest.raises(ValueError, match=message):
+        distance(GOOD, fake)
+
+
+def test_ddof_is_0_or_1():
+    with pytest.raises(ValueError, match="ddof"):
+        frechet_distance(GOOD, GOOD, ddof=2)

@@ -1,0 +1,235 @@
+import numpy as np
+import pytest
+
+from ardiff.data.decode import decode_clip
+from ardiff.data.encode import encode_video
+from ardiff.data.synthetic import CLASSES, SyntheticConfig, render_video
+from ardiff.metrics import stats
+from ardiff.metrics.stats import motion_checks, motion_summary, psnr, psnr_per_video, recognise, track
+
+
+def render(indices: range, resolution: int = 32, radius: float = 7.0) -> np.ndarray:
+    config = SyntheticConfig(num_frames=16, num_long=0, resolution=resolution, radius=radius)
+    return np.stack([render_video(config, index, "train") for index in indices])
+
+
+@pytest.fixture(scope="module")
+def real() -> np.ndarray:
+    """Frozen, so no test can change it for another."""
+    videos = render(range(96))
+    videos.setflags(write=False)
+    return videos
+
+
+def random_videos(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(3, 6, 20, 17, 3), dtype=np.uint8)
+
+
+def test_psnr_by_hand():
+    a = np.zeros((2, 4, 4), dtype=np.uint8)
+    b = a.copy()
+    b[0, 0, 0] = 255  # mean squared error 255^2 / 16 in the first, 0 in the second
+    assert psnr(a, b) == pytest.approx(10 * np.log10(32))
+    assert psnr_per_video(a, b) == pytest.approx([10 * np.log10(16), np.inf])
+    assert psnr(b, a) == psnr(a, b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (np.zeros(3, np.uint8), np.zeros(4, np.uint8)),
+        (np.zeros(3), np.zeros(3)),
+        (np.zeros(0, np.uint8), np.zeros(0, np.uint8)),
+    ],
+)
+def test_psnr_refuses_other_arrays(a, b):
+    with pytest.raises(ValueError, match="uint8 arrays of one shape"):
+        psnr(a, b)
+
+
+@pytest.mark.parametrize("name", list(stats.CONTROLS))
+def test_controls_keep_the_shape_and_depend_on_the_generator_alone(name):
+    videos = random_videos()
+    before = videos.copy()
+    control = stats.CONTROLS[name]
+    first, again = (control(videos, np.random.default_rng(7)) for _ in range(2))
+    assert first.shape == videos.shape
+    assert first.dtype == np.uint8
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, videos)
+    assert np.array_equal(videos, before)
+    if name != "blur":
+        assert not np.array_equal(first, control(videos, np.random.default_rng(8)))
+
+
+def test_shuffled_keeps_the_frames_of_each_video():
+    videos = random_videos()
+    shuffled = stats.shuffled_frames(videos, np.random.default_rng(0))
+    for before, after in zip(videos, shuffled, strict=True):
+        assert sorted(f.tobytes() for f in before) == sorted(f.tobytes() for f in after)
+
+
+def test_frozen_repeats_one_frame_of_each_video():
+    videos = random_videos()
+    for before, after in zip(videos, stats.frozen(videos, np.random.default_rng(0)), strict=True):
+        assert len({f.tobytes() for f in after}) == 1
+        assert after[0].tobytes() in {f.tobytes() for f in before}
+
+
+def test_content_swap_keeps_first_halves_and_exchanges_second_ones():
+    videos = random_videos()
+    swapped = stats.content_swap(videos, np.random.default_rng(0))
+    assert np.array_equal(swapped[:, :3], videos[:, :3])
+    assert sorted(v[3:].tobytes() for v in swapped) == sorted(v[3:].tobytes() for v in videos)
+    assert not any(np.array_equal(a[3:], b[3:]) for a, b in zip(swapped, videos, strict=True))
+
+
+def test_jitter_moves_whole_frames():
+    videos = random_videos()
+    moved = stats.jitter(videos, np.random.default_rng(0), pixels=2)
+    for before, after in zip(videos.reshape(-1, 20, 17, 3), moved.reshape(-1, 20, 17, 3), strict=True):
+        windows = [before[y : y + 16, x : x + 13].tobytes() for y in range(5) for x in range(5)]
+        assert after[2:-2, 2:-2].tobytes() in windows
+
+
+def test_blur_is_a_gaussian_that_keeps_plain_areas():
+    plain = np.full((1, 1, 20, 20, 3), 77, dtype=np.uint8)
+    assert np.array_equal(stats.blur(plain, 2.0), plain)
+    point = np.zeros((1, 1, 21, 21, 3), dtype=np.uint8)
+    point[:, :, 10, 10] = 255
+    blurred = stats.blur(point, 1.0)[0, 0, :, :, 0].astype(float)
+    assert np.array_equal(blurred, blurred.T)
+    assert blurred[10, 10] == pytest.approx(255 / (2 * np.pi), abs=0.6)
+    assert blurred[10, 11] / blurred[10, 10] == pytest.approx(np.exp(-0.5), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda videos: stats.blur(videos, 0.0),
+        lambda videos: stats.jitter(videos, np.random.default_rng(0), pixels=0),
+        lambda videos: stats.content_swap(videos[:1], np.random.default_rng(0)),
+        lambda videos: stats.content_swap(videos[:, :1], np.random.default_rng(0)),
+        lambda videos: stats.frozen(videos[0], np.random.default_rng(0)),
+        lambda videos: stats.noise(videos.astype(float), np.random.default_rng(0)),
+        lambda videos: stats.shuffled_frames(videos[:0], np.random.default_rng(0)),
+    ],
+)
+def test_controls_refuse_bad_arguments(call):
+    with pytest.raises(ValueError, match=r"must be|at least|expected"):
+        call(random_videos())
+
+
+def test_tracking_finds_where_the_shape_was_drawn():
+    video = np.full((3, 32, 32, 3), 26, dtype=np.uint8)
+    for frame, left in enumerate((4, 6, 9)):
+        video[frame, 10:20, left : left + 8] = (200, 100, 26)
+    tracking = track(video)
+    assert tracking.centroid == pytest.approx(np.array([[14.5, 7.5], [14.5, 9.5], [14.5, 12.5]]))
+    assert tracking.area == pytest.approx([80, 80, 80])
+    assert tracking.colour == pytest.approx(np.tile([200, 100, 26], (3, 1)))
+    assert tracking.one_object.all()
+    assert np.array_equal(tracking.cover[0] > 0, (video[0, ..., 0] == 200))
+
+
+def test_tracking_tells_none_one_and_two_objects():
+    video = np.full((4, 32, 32, 3), 26, dtype=np.uint8)
+    video[1, 4:12, 4:12] = 200
+    video[2, 4:12, 4:12] = 200
+    video[2, 20:28, 20:28] = 200
+    video[3, 1:31, 1:31] = 200  # more than half of the frame
+    tracking = track(video)
+    assert tracking.one_object.tolist() == [False, True, False, False]
+    assert np.isnan(tracking.area).tolist() == [True, False, False, False]
+    assert np.isnan(tracking.centroid).all(axis=1).tolist() == [True, False, False, False]
+
+
+def test_a_winding_object_is_one_piece():
+    video = np.full((1, 32, 32, 3), 26, dtype=np.uint8)
+    for row in range(4, 28, 4):
+        video[0, row, 4:28] = 220
+        video[0, row : row + 4, 27 if row % 8 else 4] = 220
+    assert track(video).one_object.all()
+    video[0, 14] = 26
+    assert not track(video).one_object.any()
+
+
+def test_real_clips_pass_and_are_recognised(real):
+    compressed = np.stack([decode_clip(encode_video(video, 8.0, crf=8), 0, 16) for video in real[:48]])
+    for videos in (real, compressed):
+        summary = motion_summary(videos)
+        assert summary["all"] >= 0.97, summary
+        labels = np.arange(len(videos)) % len(CLASSES)
+        assert np.mean([recognise(video) for video in videos] == labels) >= 0.99
+
+
+def test_shapes_of_other_sizes_are_recognised():
+    videos = render(range(8), resolution=64, radius=13.0)
+    assert [recognise(video) for video in videos] == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("control", "check", "most"),
+    [
+        ("content swap", "all", 0.2),
+        ("jitter", "smooth motion", 0.05),
+        ("shuffled", "smooth motion", 0.05),
+        ("frozen", "plausible speed", 0.0),
+        ("noise", "one object", 0.0),
+    ],
+)
+def test_each_control_fails_its_check(real, control, check, most):
+    summary = motion_summary(stats.CONTROLS[control](real[:24], np.random.default_rng(0)))
+    assert summary[check] <= most
+    assert summary["all"] <= most
+
+
+def test_videos_without_an_object_fail_every_check_and_are_no_class():
+    empty = np.full((16, 32, 32, 3), 26, dtype=np.uint8)
+    checks = motion_checks(track(empty))
+    assert set(checks) == set(stats.MOTION_CHECKS)
+    assert not any(checks.values())
+    assert recognise(empty) == -1
+    assert recognise(random_videos()[0]) == -1
+    checker = np.tile(np.array([[0, 255], [255, 0]], dtype=np.uint8), (16, 16))
+    assert not motion_checks(track(np.tile(checker[None, ..., None], (16, 1, 1, 3))))["one object"]
+
+
+def test_a_shape_that_is_none_of_the_classes_is_not_recognised():
+    video = np.full((4, 32, 32, 3), 26, dtype=np.uint8)
+    video[:, 14:17, 3:29] = 200  # a bar
+    assert track(video).one_object.all()
+    assert recognise(video) == -1
+
+
+def test_a_shape_seen_in_too_few_frames_is_not_recognised(real):
+    video = real[1].copy()
+    video[7:] = 26
+    assert recognise(real[1]) == 1
+    assert recognise(video) == -1
+
+
+def test_one_missing_frame_in_sixteen_is_forgiven_two_are_not(real):
+    video = real[0].copy()
+    video[5] = 26
+    assert all(motion_checks(track(video)).values())
+    video[9] = 26
+    assert not motion_checks(track(video))["one object"]
+
+
+def test_colour_and_area_drift_are_seen(real):
+    fading = (real[0] * np.linspace(1.0, 0.7, 16)[:, None, None, None]).astype(np.uint8)
+    assert not motion_checks(track(fading))["steady colour"]
+    growing = np.full((16, 32, 32, 3), 26, dtype=np.uint8)
+    for frame in range(16):
+        growing[frame, 8 : 16 + frame // 3, 2 + frame : 10 + frame] = 200
+    checks = motion_checks(track(growing))
+    assert not checks["steady area"]
+    assert checks["steady colour"]
+
+
+def test_summary_refuses_no_or_bad_videos():
+    with pytest.raises(ValueError, match="at least one"):
+        motion_summary([])
+    with pytest.raises(ValueError, match="uint8 video"):
+        motion_summary(np.zeros((1, 4, 32, 32, 3)))
