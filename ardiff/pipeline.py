@@ -5,15 +5,17 @@ Shapes: B videos, F frames, H W pixels, L tokens, D latent width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from typing import Literal
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from ardiff.config import to_dict
 from ardiff.data.latents import LatentStatistics
-from ardiff.data.transforms import to_uint8
+from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.process import DiffusionConfig
@@ -21,7 +23,10 @@ from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import CheckpointError
 from ardiff.pretrained import build_config, load_weights, local_folder, read_config, write_model
-from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ardiff.sampling import EngineLimits, SampleRequest, SamplingEngine
+from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache
+
+Executor = Literal["window", "rolling", "full"]
 
 
 class ARDiffusionPipeline:
@@ -91,7 +96,6 @@ class ARDiffusionPipeline:
         """Where the models are."""
         return next(self.dit.parameters()).device
 
-    @torch.no_grad()
     def __call__(
         self,
         class_label: int | Sequence[int] | None = None,
@@ -100,39 +104,145 @@ class ARDiffusionPipeline:
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         seed: int | Sequence[int] = 0,
-        on_iteration: Callable[[int], None] = lambda finished_frames: None,
+        executor: Executor = "window",
+        condition: Tensor | None = None,
+        condition_at: Sequence[int] | None = None,
+        on_frames: Callable[[int], None] = lambda final_frames: None,
     ) -> Tensor:
         """Generates videos; a video depends on its own label and seed, not on what it is generated with.
 
         Args:
             class_label: Class index or indices; None generates without a class.
-            num_frames: F. Videos longer than the model sees at once are made with a sliding window.
+            num_frames: F, given frames included. A video may be longer than the model sees at once.
             ar_step: The paper's timestep difference, from 0 (all frames together) to ``num_inference_steps`` (frame by
                 frame).
             num_inference_steps: S.
             guidance_scale: Strength of classifier-free guidance; 1 is none.
             seed: Seed or seeds. Labels and seeds are paired; a single one goes with all of the others.
-            on_iteration: Called with the number of final frames after every iteration.
+            executor: ``window``: a frame sees a window that moves along with it, finished frames are remembered.
+                ``full``: the same result by evaluating every visible frame in every iteration, the plain reference.
+                ``rolling``: each frame is evaluated once when clean and remembered; for models trained with
+                ``attention_window``.
+            condition: Given first frames, uint8 ``(k, H, W, 3)`` or ``(B, k, H, W, 3)``: one frame animates an image,
+                several continue a clip. They come back as the AR-VAE reconstructs them.
+            condition_at: Where the given frames are in the video; only ``0..k-1`` is possible.
+            on_frames: Called with the number of final frames whenever it grows.
 
         Returns:
             uint8 ``(B, F, H, W, 3)`` on the CPU.
 
         Raises:
-            ValueError: A label, a size or ``ar_step`` is out of range; the message says what is valid.
+            ValueError: A label, a size, ``ar_step`` or the condition is out of range; the message says what is valid.
         """
-        labels, seeds = self._pair(class_label, seed)
-        schedule = ad_schedule(num_frames, num_inference_steps, ar_step, window=self.dit.config.num_frames)
-        noise = initial_noise(seeds, num_frames, self.dit.config.num_tokens, self.dit.config.token_dim)
-        denoise = guided_denoiser(self.dit, self.diffusion, labels, guidance_scale)
-        latents = sample_full(denoise, noise.to(self.device), schedule, self.diffusion, on_iteration)
-        return self.decode(latents)
+        frames = []
+        for frame in self.stream(
+            class_label,
+            num_frames,
+            ar_step,
+            num_inference_steps,
+            guidance_scale,
+            seed,
+            executor,
+            condition,
+            condition_at,
+        ):
+            frames.append(frame)
+            on_frames(len(frames))
+        return torch.stack(frames, dim=1)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents ``(B, F, L, D)`` of the diffusion model to uint8 video ``(B, F, H, W, 3)`` on the CPU."""
-        return to_uint8(self.vae.decode_long(self.statistics.denormalise(latents))).cpu()
+    def stream(
+        self,
+        class_label: int | Sequence[int] | None = None,
+        num_frames: int = 16,
+        ar_step: int = 5,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        seed: int | Sequence[int] = 0,
+        executor: Executor = "window",
+        condition: Tensor | None = None,
+        condition_at: Sequence[int] | None = None,
+    ) -> Iterator[Tensor]:
+        """Like calling the pipeline, but yields each frame, uint8 ``(B, H, W, 3)``, as soon as it is final.
 
-    def _pair(self, class_label: int | Sequence[int] | None, seed: int | Sequence[int]) -> tuple[Tensor, list[int]]:
+        The first comes after ``num_inference_steps`` iterations, then one every ``ar_step``; memory does not grow with
+        the number of frames (except under ``full``). Arguments are checked when the first frame is asked for.
+        """
+        labels, seeds = self._pair(class_label, seed)
+        given = self._encode_condition(condition, condition_at, len(seeds), num_frames)
+        cache = DecoderCache()
+        if given is not None:
+            yield from self._decode(given, cache)
+        if executor == "full":
+            noise = initial_noise(seeds, num_frames, self.dit.config.num_tokens, self.dit.config.token_dim)
+            denoise = guided_denoiser(
+                self.dit, self.diffusion, torch.tensor(labels, device=self.device), guidance_scale
+            )
+            num_given = 0 if given is None else given.shape[1]
+            schedule = ad_schedule(num_frames, num_inference_steps, ar_step, self.dit.config.num_frames, num_given)
+            latents = sample_full(denoise, noise.to(self.device), schedule, self.diffusion, given)
+            yield from self._decode(latents[:, num_given:], cache)
+            return
+        engine = self.engine(EngineLimits(max_frames=max(EngineLimits().max_frames, num_frames * len(seeds))))
+        engine.submit(
+            SampleRequest(
+                class_labels=tuple(labels),
+                seeds=tuple(seeds),
+                num_frames=num_frames,
+                ar_step=ar_step,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                executor=executor,
+                condition=given,
+            )
+        )
+        while engine.busy:
+            for event in engine.step():
+                yield from self._decode(event.latents, cache)
+
+    def engine(self, limits: EngineLimits | None = None) -> SamplingEngine:
+        """An engine that runs many requests on this model together; see :class:`SamplingEngine`."""
+        return SamplingEngine(self.dit, self.diffusion, limits)
+
+    def _decode(self, latents: Tensor, cache: DecoderCache) -> Iterator[Tensor]:
+        """Diffusion latents ``(B, n, L, D)`` to n frames, uint8 ``(B, H, W, 3)``, going on from ``cache``."""
+        for part in latents.split(16, dim=1):
+            video = self.vae.decode(self.statistics.denormalise(part.to(self.vae_dtype)), cache)
+            yield from to_uint8(video).cpu().unbind(dim=1)
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """Type of the AR-VAE's weights."""
+        return next(self.vae.parameters()).dtype
+
+    def _encode_condition(
+        self, condition: Tensor | None, condition_at: Sequence[int] | None, videos: int, num_frames: int
+    ) -> Tensor | None:
+        """Given frames as diffusion latents ``(B, k, L, D)``, or None."""
+        if condition is None:
+            if condition_at is not None:
+                raise ValueError("condition_at says where given frames are, but there is no condition")
+            return None
+        size = self.vae.config.resolution
+        if condition.ndim == 4:
+            condition = repeat(condition, "k h w c -> b k h w c", b=videos)
+        if condition.dtype != torch.uint8 or condition.shape[0] != videos or condition.shape[2:] != (size, size, 3):
+            raise ValueError(
+                f"condition must be uint8 (k, {size}, {size}, 3) or ({videos}, k, {size}, {size}, 3), got "
+                f"{condition.dtype} {tuple(condition.shape)}"
+            )
+        count = condition.shape[1]
+        if not 1 <= count < num_frames:
+            raise ValueError(f"{count} given frames leave nothing to generate of {num_frames}")
+        if condition_at is not None and list(condition_at) != list(range(count)):
+            raise ValueError(
+                f"given frames can only be the first ones, 0..{count - 1}, not {list(condition_at)}: the model is "
+                "causal, a frame never sees a later one, so it cannot be led towards a frame at the end or in between"
+            )
+        mean = self.vae.encode(to_unit(condition.to(self.device)).to(self.vae_dtype)).mean
+        return self.statistics.normalise(mean)
+
+    def _pair(self, class_label: int | Sequence[int] | None, seed: int | Sequence[int]) -> tuple[list[int], list[int]]:
         null = self.dit.null_class
         if class_label is None:
             labels = [null]
@@ -147,4 +257,4 @@ class ARDiffusionPipeline:
         if {len(labels), len(seeds)} - {1, count}:
             raise ValueError(f"{len(labels)} class labels and {len(seeds)} seeds cannot be paired")
         labels, seeds = labels * (count // len(labels)), seeds * (count // len(seeds))
-        return torch.tensor(labels, device=self.device), seeds
+        return labels, seeds

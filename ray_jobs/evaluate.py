@@ -33,7 +33,6 @@ from ardiff.randomness import numpy_generator
 from ray_jobs.common import ray_cluster, record_run, remote_progress, say, stage
 
 REFERENCE, REAL, RECONSTRUCTION = "reference", "real", "reconstruction"
-CONTROLS = ("content swap", "jitter", "blur", "frozen", "shuffled frames", "noise")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +106,7 @@ def _real_sets(config: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
     records = usable(read_manifest(config.real), "test", span)
     clips = [_clip(config, records, i, span) for i in range(2 * config.num_clips)]
     reference, real = clips[: config.num_clips], clips[config.num_clips :]
-    derived = [REAL, *([RECONSTRUCTION] if config.vae else []), *(CONTROLS if config.controls else ())]
+    derived = [REAL, *([RECONSTRUCTION] if config.vae else []), *(stats.CONTROLS if config.controls else ())]
     return {REFERENCE: reference, **dict.fromkeys(derived, real)}
 
 
@@ -178,7 +177,7 @@ class _Scorer:
             row = {"set": name, "index": int(task["first"]) + i, "uri": clip["uri"], "features": features[i].tolist()}
             if name == RECONSTRUCTION:
                 row["psnr"] = stats.psnr(original[i], videos[i])
-            if config.shapes and name not in CONTROLS:
+            if config.shapes and name not in stats.CONTROLS:
                 row["motion"] = all(stats.motion_checks(stats.track(videos[i])).values())
                 row["recognised"] = stats.recognise(videos[i]) == clip["label"]
             rows.append(row)
@@ -186,25 +185,12 @@ class _Scorer:
         return rows
 
     def _prepare(self, name: str, videos: np.ndarray, first: int) -> np.ndarray:
-        generator = numpy_generator("control", self.config.seed, name, first)
-        match name:
-            case "reconstruction":
-                assert self.vae is not None
-                return to_uint8(self.vae.decode_long(self.vae.encode(to_unit(torch.from_numpy(videos))).mean)).numpy()
-            case "content swap":
-                return stats.content_swap(videos, generator)
-            case "jitter":
-                return stats.jitter(videos, generator)
-            case "blur":
-                return stats.blur(videos)
-            case "frozen":
-                return stats.frozen(videos, generator)
-            case "shuffled frames":
-                return stats.shuffled_frames(videos, generator)
-            case "noise":
-                return stats.noise(videos, generator)
-            case _:
-                return videos
+        if name == RECONSTRUCTION:
+            assert self.vae is not None
+            return to_uint8(self.vae.decode_long(self.vae.encode(to_unit(torch.from_numpy(videos))).mean)).numpy()
+        if name in stats.CONTROLS:
+            return stats.CONTROLS[name](videos, numpy_generator("control", self.config.seed, name, first))
+        return videos
 
 
 def _reduce(config: EvaluateConfig, frame: pd.DataFrame) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ardiff.data.encode import VideoCodec, contact_sheet, encode_video
 from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.diffusion.ad import check_ar_step
 from ardiff.errors import ConfigError
-from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.pipeline import ARDiffusionPipeline, Executor
 from ray_jobs.common import ray_cluster, record_run, remote_progress, resolve_device, stage
 
 
@@ -44,6 +44,8 @@ class GenerateConfig:
     """Sampling steps per frame."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 is none."""
+    executor: Executor = "window"
+    """``window``, ``full`` (the same videos, slowly), or ``rolling`` (for models trained with a band mask)."""
     class_label: int | None = None
     """Class of all videos; without one the classes take turns."""
     seed: int = 0
@@ -97,7 +99,8 @@ def run(config: GenerateConfig, key: str = "") -> None:
 def _check(config: GenerateConfig, pipeline: ARDiffusionPipeline) -> None:
     classes = pipeline.dit.config.num_classes
     try:
-        check_ar_step(config.num_frames, config.num_inference_steps, config.ar_step, pipeline.dit.config.num_frames)
+        window = None if config.executor == "rolling" else pipeline.dit.config.num_frames
+        check_ar_step(config.num_frames, config.num_inference_steps, config.ar_step, window)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if config.num_inference_steps > pipeline.diffusion.num_timesteps:
@@ -114,7 +117,14 @@ def _claim(config: GenerateConfig) -> None:
         weights.update(storage.read_bytes(storage.join(config.pipeline, file)))
     name = fingerprint(
         weights.hexdigest(),
-        [config.num_frames, config.ar_step, config.num_inference_steps, config.guidance_scale, config.class_label],
+        [
+            config.num_frames,
+            config.executor,
+            config.ar_step,
+            config.num_inference_steps,
+            config.guidance_scale,
+            config.class_label,
+        ],
         [config.seed, config.fps, config.codec, config.crf],
     )
     place = storage.join(config.output, "settings.txt")
@@ -175,8 +185,9 @@ class _Generator:
             ar_step=config.ar_step,
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
+            executor=config.executor,
             seed=[int(seed) for seed in batch["seed"]],
-            on_iteration=advance,
+            on_frames=advance,
         )
         for uri, video in zip(batch["uri"], videos.numpy(), strict=True):
             storage.write_bytes(str(uri), encode_video(video, config.fps, config.codec, config.crf))

@@ -108,4 +108,4 @@ def _score(name: str, values: dict[str, float]) -> Score:
     parts = [f"PSNR {values['psnr']:.1f} dB"] if "psnr" in values else []
     parts += [f"class recognised {100 * values['recognised']:.0f} %"] if "recognised" in values else []
     parts += [f"motion plausible {100 * values['motion']:.0f} %"] if "motion" in values else []
-    return Score(name, values["distance"], "distance", ", ".join(parts))
+    return Score(name, values["distance"], "distance", ", ".join(parts), highlight=name.startswith("ar-step-"))

@@ -49,7 +49,9 @@ def smallest_ar_step(num_frames: int, num_inference_steps: int, window: int | No
     return -(-num_inference_steps // window)
 
 
-def ad_schedule(num_frames: int, num_inference_steps: int, ar_step: int, window: int | None = None) -> ADSchedule:
+def ad_schedule(
+    num_frames: int, num_inference_steps: int, ar_step: int, window: int | None = None, num_given: int = 0
+) -> ADSchedule:
     """The AD schedule in closed form: after iteration n = 1, 2, ..., frame f has made ``clamp(n - f s, 0, S)`` steps.
 
     Eq. 5 in step indices. With ``window``, the model sees that many frames; the window moves by one when the frame
@@ -58,18 +60,22 @@ def ad_schedule(num_frames: int, num_inference_steps: int, ar_step: int, window:
     Args:
         num_frames: F. num_inference_steps: S. ar_step: s.
         window: Frames that the model sees at once, or None for all of them.
+        num_given: First frames that are given: clean from the start, never updated.
 
     Returns:
-        The schedule; it has ``S + (F - 1) s`` iterations.
+        The schedule; it has ``S + (F - num_given - 1) s`` iterations.
 
     Raises:
         ValueError: A size below 1, or an ``ar_step`` outside ``0..S`` or too small for the window; the message names
             the smallest valid one.
     """
     check_ar_step(num_frames, num_inference_steps, ar_step, window)
-    iteration = torch.arange(num_inference_steps + (num_frames - 1) * ar_step + 1)  # (N+1,)
-    lag = torch.arange(num_frames) * ar_step  # (F,)
+    if not 0 <= num_given < num_frames:
+        raise ValueError(f"{num_given} given frames leave nothing to generate of {num_frames}")
+    iteration = torch.arange(num_inference_steps + (num_frames - num_given - 1) * ar_step + 1)  # (N+1,)
+    lag = (torch.arange(num_frames) - num_given) * ar_step  # (F,)
     index = (iteration[:, None] - lag).clamp(0, num_inference_steps)  # (N+1, F)
+    index[:, :num_given] = num_inference_steps
     spans = None
     if window is not None:
         started = (index[1:] > 0).sum(dim=1)  # (N,)

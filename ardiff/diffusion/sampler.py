@@ -35,6 +35,7 @@ def sample_full(
     noise: Tensor,
     schedule: ADSchedule,
     diffusion: DiffusionConfig,
+    condition: Tensor | None = None,
     on_iteration: Callable[[int], None] = lambda finished_frames: None,
 ) -> Tensor:
     """Denoises ``noise`` by the schedule with deterministic DDIM steps (Sec. 3.4).
@@ -44,6 +45,7 @@ def sample_full(
         noise: ``(B, F, L, D)``.
         schedule: Its ``window``, if any, says which frames the denoiser sees; it sees them as a clip of their own.
         diffusion: Gives the timesteps and the coefficients of the steps.
+        condition: Clean latents ``(B, C, L, D)`` of the first frames, for a schedule with ``num_given`` C.
         on_iteration: Called after each iteration with the number of frames that are final.
 
     Returns:
@@ -54,6 +56,8 @@ def sample_full(
     x_factor, x0_factor = ddim_coefficients(template, diffusion.alphas_cumprod())
     template = torch.cat([torch.tensor([diffusion.num_timesteps - 1]), template])  # index 0: a frame still at noise
     x = noise.clone()
+    if condition is not None:
+        x[:, : condition.shape[1]] = condition
     for n, (index, update) in enumerate(zip(schedule.step_index, schedule.update, strict=True)):
         start, end = (0, x.shape[1]) if schedule.window is None else schedule.window[n].tolist()
         seen, k = x[:, start:end], index[start:end].expand(len(x), -1)  # (B, W, L, D), (B, W)

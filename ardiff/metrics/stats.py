@@ -118,7 +118,7 @@ CONTROLS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "jitter": jitter,
     "blur": lambda videos, _: blur(videos),
     "frozen": frozen,
-    "shuffled": shuffled_frames,
+    "shuffled frames": shuffled_frames,
     "noise": noise,
 }
 """The controls that are printed beside a score, in the order in which a sound score ranks them."""

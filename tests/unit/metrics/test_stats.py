@@ -173,7 +173,7 @@ def test_shapes_of_other_sizes_are_recognised():
     [
         ("content swap", "all", 0.2),
         ("jitter", "smooth motion", 0.05),
-        ("shuffled", "smooth motion", 0.05),
+        ("shuffled frames", "smooth motion", 0.05),
         ("frozen", "plausible speed", 0.0),
         ("noise", "one object", 0.0),
     ],

@@ -1,0 +1,98 @@
+"""Keys and values of the frames of one request, and attention over them.
+
+Shapes: B sequences of the request (videos, times two with guidance), F frames evaluated now, H heads, L tokens a frame,
+K head width, R frames that the cache has room for. Frames come packed as ``(F B)``, frame by frame.
+"""
+
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ardiff.dit import DiTConfig
+from ardiff.dit.attention import block_causal_mask
+
+AttentionMode = Literal["ragged", "masked"]
+
+
+class FrameCache:
+    """Preallocated keys and values for ``room`` consecutive frames, beginning at frame ``base``.
+
+    With strict temporal causality those of a clean frame are final, so they are computed once.
+    """
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        sequences: int,
+        room: int,
+        mode: AttentionMode,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """``mode``: ``ragged`` is one attention call per frame without a mask, best on CPUs; ``masked`` is a single
+        call with a block-causal mask, best where launching a kernel is what costs."""
+        self.tokens, self.room, self.base = config.num_tokens, room, 0
+        self.band = config.attention_window
+        shape = (config.depth, sequences, config.num_heads, room * config.num_tokens, config.width // config.num_heads)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.mask = None
+        match mode:
+            case "ragged":
+                pass
+            case "masked":
+                self.mask = block_causal_mask(room, config.num_tokens, config.attention_window).to(device)
+            case _:
+                raise ValueError(f"unknown attention mode {mode!r}")
+
+    @staticmethod
+    def num_bytes(config: DiTConfig, sequences: int, room: int, dtype: torch.dtype) -> int:
+        """Memory that a cache of these sizes takes."""
+        return 2 * config.depth * sequences * room * config.num_tokens * config.width * dtype.itemsize
+
+    def restart(self, base: int) -> None:
+        """Forgets everything; the cache now begins at frame ``base``."""
+        self.base = base
+
+    def make_room(self, first: int, end: int) -> None:
+        """Makes sure that frames up to ``end`` fit, keeping those from ``first`` on."""
+        if end - self.base <= self.room:
+            return
+        shift = (first - self.base) * self.tokens
+        for store in (self.keys, self.values):
+            kept = store[:, :, :, shift:].clone()
+            store[:, :, :, : kept.shape[3]] = kept
+        self.base = first
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
+        """Stores keys and values of frames from ``first`` on, and mixes what each of them may see.
+
+        Args:
+            layer: Block of the model.
+            q, k, v: ``(F B, H, L, K)``.
+            first: Index of the first of the F frames; all frames from ``base`` to it must have been stored before.
+
+        Returns:
+            ``(F B, H, L, K)``.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        sequences = keys.shape[0]
+        place = first - self.base
+        span = slice(place * self.tokens, place * self.tokens + k.shape[0] // sequences * self.tokens)
+        keys[:, :, span] = rearrange(k, "(f b) h l k -> b h (f l) k", b=sequences)
+        values[:, :, span] = rearrange(v, "(f b) h l k -> b h (f l) k", b=sequences)
+        if self.mask is not None:
+            q = rearrange(q, "(f b) h l k -> b h (f l) k", b=sequences)
+            seen = (keys[:, :, : span.stop], values[:, :, : span.stop])
+            together = nn.functional.scaled_dot_product_attention(q, *seen, attn_mask=self.mask[span, : span.stop])
+            return rearrange(together, "b h (f l) k -> (f b) h l k", l=self.tokens)
+        mixed = []
+        for i, query in enumerate(q.split(sequences)):
+            oldest = 0 if self.band is None else max(0, place + i - self.band + 1)
+            seen_span = slice(oldest * self.tokens, (place + i + 1) * self.tokens)
+            mixed.append(
+                nn.functional.scaled_dot_product_attention(query, keys[:, :, seen_span], values[:, :, seen_span])
+            )
+        return torch.cat(mixed)
