@@ -1,0 +1,250 @@
+"""The packed engine against the plain full sampler, which evaluates everything and remembers nothing."""
+
+import gc
+import itertools
+
+import pytest
+import torch
+
+from ardiff.diffusion.ad import ad_schedule, smallest_ar_step
+from ardiff.diffusion.guidance import guided_denoiser
+from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.sampler import initial_noise, sample_full
+from ardiff.dit import DiT, DiTConfig
+from ardiff.sampling import EngineLimits, SampleRequest, SamplingEngine
+from ardiff.sampling.engine import EngineLimitError
+
+STEPS = 8
+DIFFUSION = DiffusionConfig()
+
+
+def make_model(dtype: torch.dtype = torch.float64, **changes: object) -> DiT:
+    settings = {"num_frames": 16, "num_tokens": 3, "width": 32, "depth": 2, "num_heads": 2, "num_classes": 3, **changes}
+    generator = torch.Generator().manual_seed(0)
+    model = DiT(DiTConfig(**settings))  # type: ignore[arg-type]
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.15, generator=generator)
+    return model.to(dtype).eval()
+
+
+def make_request(**changes: object) -> SampleRequest:
+    settings = {"class_labels": (0,), "seeds": (0,), "num_frames": 6, "ar_step": 2, "num_inference_steps": STEPS}
+    return SampleRequest(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def reference(model: DiT, request: SampleRequest, window: int | None) -> torch.Tensor:
+    dtype = next(model.parameters()).dtype
+    given = 0 if request.condition is None else request.condition.shape[1]
+    noise = initial_noise(list(request.seeds), request.num_frames, model.config.num_tokens, model.config.token_dim)
+    denoise = guided_denoiser(model, DIFFUSION, torch.tensor(request.class_labels), request.guidance_scale)
+    schedule = ad_schedule(request.num_frames, request.num_inference_steps, request.ar_step, window, given)
+    return sample_full(denoise, noise.to(dtype), schedule, DIFFUSION, request.condition)
+
+
+def cases() -> list[tuple[int, int, int, float, int]]:
+    found = []
+    for frames, batch, guidance, given in itertools.product((1, 16, 40), (1, 3), (1.0, 2.0), (0, 3)):
+        smallest = smallest_ar_step(frames, STEPS, 16)
+        steps = sorted({s for s in (smallest, 2, 5, STEPS // 2, STEPS) if s >= smallest})
+        found += [(frames, batch, step, guidance, given) for step in steps if given < frames]
+    return found
+
+
+@pytest.mark.parametrize(("frames", "batch", "ar_step", "guidance", "given"), cases())
+def test_engine_equals_full_sampler(frames: int, batch: int, ar_step: int, guidance: float, given: int) -> None:
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        model = make_model(dtype)
+        condition = None
+        if given:
+            condition = torch.randn(batch, given, 3, 4, dtype=dtype, generator=torch.Generator().manual_seed(1))
+        request = make_request(
+            class_labels=tuple(i % 3 for i in range(batch)),
+            seeds=tuple(range(batch)),
+            num_frames=frames,
+            ar_step=ar_step,
+            guidance_scale=guidance,
+            condition=condition,
+        )
+        engine = SamplingEngine(model, DIFFUSION)
+        result, expected = engine.run(request), reference(model, request, window=16)
+        assert (result - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
+        if frames <= 16:
+            fills = frames - 1 if ar_step else given
+            assert engine.frame_evaluations == batch * ((frames - given) * STEPS + fills)
+
+
+@pytest.mark.parametrize("mode", ["ragged", "masked"])
+@pytest.mark.parametrize("changes", [{"positions": "sincos"}, {"attention_window": 5}, {"depth": 1}])
+def test_attention_modes_and_model_variants(mode: str, changes: dict[str, object]) -> None:
+    model = make_model(**changes)
+    for frames, ar_step in ((16, 3), (24, 1)):
+        request = make_request(num_frames=frames, ar_step=ar_step, guidance_scale=1.5)
+        result = SamplingEngine(model, DIFFUSION, attention=mode).run(request)  # type: ignore[arg-type]
+        assert (result - reference(model, request, window=16)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
+def test_prediction_targets(prediction: str) -> None:
+    model, diffusion = make_model(), DiffusionConfig(prediction=prediction)  # type: ignore[arg-type]
+    request = make_request(num_frames=5)
+    noise = initial_noise([0], 5, 3, 4).double()
+    denoise = guided_denoiser(model, diffusion, torch.tensor([0]), 1.0)
+    expected = sample_full(denoise, noise, ad_schedule(5, STEPS, 2), diffusion)
+    assert torch.allclose(SamplingEngine(model, diffusion).run(request), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["ragged", "masked"])
+@pytest.mark.parametrize("ar_step", [0, 1, 2, STEPS])
+def test_rolling_equals_one_pass_under_the_band_mask(mode: str, ar_step: int) -> None:
+    short, whole = make_model(num_frames=8, attention_window=5), make_model(num_frames=40, attention_window=5)
+    condition = torch.randn(2, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for given in (None, condition):
+        request = make_request(
+            class_labels=(0, 1),
+            seeds=(0, 1),
+            num_frames=40,
+            ar_step=ar_step,
+            guidance_scale=2.0,
+            executor="rolling",
+            condition=given,
+        )
+        engine = SamplingEngine(short, DIFFUSION, attention=mode)  # type: ignore[arg-type]
+        result = engine.run(request)
+        assert (result - reference(whole, request, window=None)).abs().max() < 1e-12
+        if given is None:
+            assert engine.frame_evaluations == 2 * (40 * STEPS + (39 if ar_step else 0))
+
+
+def test_published_evaluation_counts() -> None:
+    """The tables of the method notes: F=16, S=50, and F=128 with a window of 16."""
+    model = make_model(torch.float32, num_tokens=1, width=8, depth=1, num_heads=1, attention_window=16)
+
+    def count(**settings: object) -> int:
+        engine = SamplingEngine(model, DIFFUSION)
+        engine.run(make_request(num_inference_steps=50, **settings))
+        return engine.frame_evaluations
+
+    assert [count(num_frames=16, ar_step=s) for s in (0, 5, 10, 25, 50)] == [800, 815, 815, 815, 815]
+    assert [count(num_frames=128, ar_step=s) for s in (5, 10, 25, 50)] == [7087, 7647, 7983, 8095]
+    assert count(num_frames=128, ar_step=25, executor="rolling") == 6527
+
+
+def test_packed_requests_equal_each_alone() -> None:
+    model = make_model()
+    requests = [
+        make_request(num_frames=6, ar_step=2),
+        make_request(num_frames=3, ar_step=STEPS, guidance_scale=3.0, seeds=(7,), class_labels=(2,)),
+        make_request(num_frames=20, ar_step=1, seeds=(1, 2), class_labels=(0, 1)),
+        make_request(num_frames=9, ar_step=0, num_inference_steps=5, seeds=(4,)),
+        make_request(num_frames=5, condition=torch.ones(1, 2, 3, 4, dtype=torch.float64)),
+    ]
+    alone = [SamplingEngine(model, DIFFUSION).run(request) for request in requests]
+    engine = SamplingEngine(model, DIFFUSION, EngineLimits(max_requests=3))
+    results: dict[int, list[torch.Tensor]] = {}
+    waiting = list(enumerate(requests))
+    names = {}
+    while waiting or engine.busy:
+        if waiting:  # one joins at each iteration, while others are in the middle
+            number, request = waiting.pop(0)
+            names[engine.submit(request)] = number
+        for event in engine.step():
+            assert event.first_frame == sum(p.shape[1] for p in results.setdefault(names[event.request_id], [])) + (
+                2 if names[event.request_id] == 4 else 0
+            )
+            results[names[event.request_id]].append(event.latents)
+    for number, expected in enumerate(alone):
+        got = torch.cat(results[number], dim=1)
+        assert torch.allclose(got, expected[:, -got.shape[1] :], rtol=0, atol=1e-12), number
+
+
+def test_frames_come_as_soon_as_they_are_final() -> None:
+    engine = SamplingEngine(make_model(torch.float32), DIFFUSION)
+    engine.submit(make_request(num_frames=5, ar_step=3))
+    arrivals, iteration = [], 0
+    while engine.busy:
+        iteration += 1
+        arrivals += [(iteration, event.first_frame, event.done) for event in engine.step()]
+    assert arrivals == [(STEPS + 3 * f, f, f == 4) for f in range(5)]
+
+
+def test_cancel_frees_the_place_at_the_next_iteration() -> None:
+    engine = SamplingEngine(make_model(torch.float32), DIFFUSION, EngineLimits(max_requests=1))
+    first, second = engine.submit(make_request()), engine.submit(make_request(seeds=(5,)))
+    engine.step()
+    assert engine.cancel(first)
+    assert not engine.cancel(first)
+    events = [event for _ in range(50) if engine.busy for event in engine.step()]
+    assert {event.request_id for event in events} == {second}
+    assert events[-1].done
+
+
+def test_limits_are_errors_before_any_work() -> None:
+    model = make_model(torch.float32)
+    engine = SamplingEngine(model, DIFFUSION, EngineLimits(max_frames=10, max_requests=1, max_waiting=1))
+    with pytest.raises(EngineLimitError, match="limit of 10 frames"):
+        engine.submit(make_request(num_frames=11))
+    engine.submit(make_request())
+    engine.submit(make_request())
+    with pytest.raises(EngineLimitError, match="wait already"):
+        engine.submit(make_request())
+    tight = SamplingEngine(model, DIFFUSION, EngineLimits(max_cache_bytes=1000))
+    with pytest.raises(EngineLimitError, match="MiB"):
+        tight.submit(make_request())
+    assert engine.frame_evaluations == 0
+
+
+def test_cache_limit_makes_requests_wait() -> None:
+    model = make_model(torch.float32)
+    one = SamplingEngine(model, DIFFUSION)._cache_bytes(make_request())
+    engine = SamplingEngine(model, DIFFUSION, EngineLimits(max_cache_bytes=one))
+    ids = [engine.submit(make_request(seeds=(i,))) for i in range(3)]
+    done = []
+    while engine.busy:
+        events = engine.step()
+        assert len(engine._lanes) <= 1
+        done += [event.request_id for event in events if event.done]
+    assert done == ids
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ar_step": 9}, "smallest valid ar_step is 0"),
+        ({"num_frames": 100, "ar_step": 0}, "smallest valid ar_step is 1"),
+        ({"class_labels": (4,)}, "class labels"),
+        ({"class_labels": (0, 1)}, "one of each"),
+        ({"num_inference_steps": 1001, "ar_step": 1000}, "num_inference_steps"),
+        ({"condition": torch.zeros(1, 6, 3, 4)}, "nothing to generate"),
+        ({"condition": torch.zeros(1, 2, 3, 5)}, "condition must be"),
+        ({"num_frames": 17, "executor": "rolling"}, "attention_window"),
+    ],
+)
+def test_bad_requests(changes: dict[str, object], message: str) -> None:
+    engine = SamplingEngine(make_model(torch.float32), DIFFUSION)
+    with pytest.raises(ValueError, match=message):
+        engine.submit(make_request(**changes))
+    assert not engine.busy
+
+
+def test_rolling_needs_rotary_positions() -> None:
+    engine = SamplingEngine(make_model(torch.float32, positions="sincos", attention_window=4), DIFFUSION)
+    with pytest.raises(ValueError, match="rotary"):
+        engine.submit(make_request(num_frames=17, executor="rolling"))
+
+
+@pytest.mark.parametrize("executor", ["window", "rolling"])
+def test_memory_does_not_grow_with_the_video(executor: str) -> None:
+    """Counts what the engine keeps alive: tensors of latents and caches, after 60 and after 600 frames."""
+    model = make_model(torch.float32, num_tokens=1, width=8, depth=1, num_heads=1, num_frames=8, attention_window=8)
+    engine = SamplingEngine(model, DIFFUSION)
+    engine.submit(make_request(num_frames=700, ar_step=2, executor=executor))
+    sizes, frames = {}, 0
+    while engine.busy:
+        for event in engine.step():
+            frames += event.latents.shape[1]
+        if frames in (60, 600) and frames not in sizes:
+            gc.collect()
+            lane = next(iter(engine._lanes.values()))
+            sizes[frames] = (len(lane.frames), lane.cache.keys.numel())
+    assert frames == 700
+    assert sizes[60] == sizes[600]

@@ -1,0 +1,77 @@
+"""Streaming, continuation and executors through the pipeline, with pixels."""
+
+import pytest
+import torch
+
+from ardiff.data.latents import LatentStatistics
+from ardiff.diffusion.process import DiffusionConfig
+from ardiff.dit import DiT, DiTConfig
+from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.vae import ARAutoencoder, AutoencoderConfig
+
+SETTINGS = {"class_label": [0, 1], "seed": [3, 4], "num_inference_steps": 6, "ar_step": 2, "guidance_scale": 1.5}
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> ARDiffusionPipeline:
+    generator = torch.Generator().manual_seed(0)
+    vae = ARAutoencoder(
+        AutoencoderConfig(resolution=16, patch_size=8, num_tokens=2, width=16, depth=1, num_heads=2, temporal_window=3)
+    )
+    dit = DiT(DiTConfig(num_frames=8, num_tokens=2, width=16, depth=2, num_heads=2, num_classes=2, attention_window=6))
+    for parameter in [*vae.parameters(), *dit.parameters()]:
+        parameter.data.normal_(std=0.2, generator=generator)
+    statistics = LatentStatistics([[0.1] * 4] * 2, 0.8)
+    return ARDiffusionPipeline(vae, dit, DiffusionConfig(), statistics, ["a", "b"])
+
+
+@pytest.mark.parametrize("frames", [5, 20])
+@pytest.mark.parametrize("executor", ["window", "rolling", "full"])
+def test_streaming_equals_batch(pipeline: ARDiffusionPipeline, frames: int, executor: str) -> None:
+    video = pipeline(num_frames=frames, executor=executor, **SETTINGS)
+    streamed = torch.stack(list(pipeline.stream(num_frames=frames, executor=executor, **SETTINGS)), dim=1)
+    assert video.shape == (2, frames, 16, 16, 3)
+    assert video.dtype == torch.uint8
+    assert torch.equal(video, streamed)
+
+
+def test_incremental_decoding_gives_the_pixels_of_decoding_at_once(pipeline: ARDiffusionPipeline) -> None:
+    latents = torch.randn(1, 9, 2, 4, generator=torch.Generator().manual_seed(0))
+    at_once = pipeline.vae.decode(latents)
+    assert torch.allclose(pipeline.vae.decode_long(latents, chunk=1), at_once, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [6, 20])
+def test_window_equals_full(pipeline: ARDiffusionPipeline, frames: int) -> None:
+    fast = pipeline(num_frames=frames, executor="window", **SETTINGS)
+    plain = pipeline(num_frames=frames, executor="full", **SETTINGS)
+    assert (fast.int() - plain.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("executor", ["window", "full"])
+def test_continuation_keeps_the_given_frames(pipeline: ARDiffusionPipeline, executor: str) -> None:
+    given = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    video = pipeline(num_frames=7, executor=executor, condition=given, **SETTINGS)
+    other = pipeline(num_frames=7, executor=executor, condition=255 - given, **SETTINGS)
+    assert video.shape[1] == 7
+    assert torch.equal(video[0, :3], video[1, :3])
+    assert not torch.equal(video[:, 3:], other[:, 3:])
+    image = pipeline(num_frames=3, executor=executor, condition=given[:1], **SETTINGS)
+    assert torch.equal(image[:, 0], video[:, 0])
+
+
+def test_only_first_frames_can_be_given(pipeline: ARDiffusionPipeline) -> None:
+    frame = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
+    assert pipeline(num_frames=3, condition=frame, condition_at=[0], **SETTINGS).shape[1] == 3
+    with pytest.raises(ValueError, match="causal"):
+        pipeline(num_frames=3, condition=frame, condition_at=[2], **SETTINGS)
+    with pytest.raises(ValueError, match="nothing to generate"):
+        pipeline(num_frames=1, condition=frame, **SETTINGS)
+    with pytest.raises(ValueError, match="uint8"):
+        pipeline(num_frames=3, condition=frame.float(), **SETTINGS)
+
+
+def test_progress_counts_frames(pipeline: ARDiffusionPipeline) -> None:
+    seen: list[int] = []
+    pipeline(num_frames=4, on_frames=seen.append, **SETTINGS)
+    assert seen == [1, 2, 3, 4]
