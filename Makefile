@@ -26,9 +26,11 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+test: export OMP_NUM_THREADS = 1
 test: lint ## lint, then every test that is not marked slow
 	$(BIN)/pytest -n 2 --dist loadscope -m 'not slow' $(ARGS)
 
+test-slow: export OMP_NUM_THREADS = 1
 test-slow: setup ## the proofs that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
 

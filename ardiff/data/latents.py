@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,12 +69,15 @@ def write_description(folder: str, description: LatentSet) -> None:
 
 
 def read_description(folder: str) -> LatentSet:
-    """Reads ``latents.json`` of a complete set. Raises DataError if there is none."""
+    """Reads ``latents.json`` of a complete set. Raises DataError if there is none, or it is damaged."""
     place = storage.join(folder, DESCRIPTION)
     if not storage.exists(place):
         raise DataError(f"No complete set of latents in {folder}: run `ardiff encode` first.")
-    fields: dict[str, Any] = json.loads(storage.read_bytes(place))
-    return LatentSet(**{**fields, "statistics": LatentStatistics(**fields["statistics"])})
+    try:
+        fields: dict[str, Any] = json.loads(storage.read_bytes(place))
+        return LatentSet(**{**fields, "statistics": LatentStatistics(**fields["statistics"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{place} does not describe a set of latents ({error}): run `ardiff encode` again.") from error
 
 
 def latent_table(columns: dict[str, Any]) -> pa.Table:
@@ -84,8 +88,16 @@ def latent_table(columns: dict[str, Any]) -> pa.Table:
 
 
 def read_latents(uri: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """One Parquet file as latents float32 ``(n, F, L, D)`` and labels int64 ``(n,)``; ``shape`` is ``(F, L, D)``."""
+    """One Parquet file as latents float32 ``(n, F, L, D)`` and labels int64 ``(n,)``; ``shape`` is ``(F, L, D)``.
+
+    Raises DataError if it cannot be read, or holds latents of another size.
+    """
     filesystem, path = storage.open_filesystem(uri)
-    table = pq.read_table(path, columns=["latents", "label"], filesystem=filesystem)
-    flat = table["latents"].combine_chunks().flatten().to_numpy()
+    try:
+        table = pq.read_table(path, columns=["latents", "label"], filesystem=filesystem)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"Cannot read the latents {uri} ({error}): run `ardiff encode` again.") from error
+    flat = table["latents"].combine_chunks().flatten().to_numpy() if table.num_columns == 2 else None
+    if flat is None or len(flat) != len(table) * math.prod(shape):
+        raise DataError(f"{uri} does not hold latents of shape {shape}: run `ardiff encode` again.")
     return flat.reshape(-1, *shape), table["label"].to_numpy()

@@ -42,10 +42,10 @@ class DiTConfig:
     rolling executor needs."""
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
-            raise ValueError(f"width {self.width} must be an even multiple of num_heads {self.num_heads}")
         if min(self.num_frames, self.num_tokens, self.token_dim, self.width, self.depth, self.num_heads) < 1:
             raise ValueError("num_frames, num_tokens, token_dim, width, depth and num_heads must be at least 1")
+        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+            raise ValueError(f"width {self.width} must be an even multiple of num_heads {self.num_heads}")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must be 0 or more, got {self.num_classes}")
         if self.attention_window is not None and not 1 <= self.attention_window <= self.num_frames:
@@ -82,7 +82,8 @@ class DiT(nn.Module):
 
     def _initialise(self) -> None:
         self.apply(init_linear)
-        nn.init.normal_(self.class_embedding.weight, std=0.02)
+        # Wider than DiT's 0.02: the timestep's embedding grows fast and would hide the class in short runs.
+        nn.init.normal_(self.class_embedding.weight, std=0.5)
         for linear in (self.timestep_embedder.fc1, self.timestep_embedder.fc2):
             nn.init.normal_(linear.weight, std=0.02)
         if isinstance(self.position_embedding, nn.Parameter):

@@ -39,12 +39,16 @@ class AutoencoderConfig:
     """Frames whose latent tokens a frame's patches may read in the decoder, the frame itself included."""
 
     def __post_init__(self) -> None:
+        sizes = (self.resolution, self.patch_size, self.num_tokens, self.token_dim)
+        if min(*sizes, self.width, self.depth, self.num_heads, self.temporal_window) < 1:
+            raise ValueError(
+                "resolution, patch_size, num_tokens, token_dim, width, depth, num_heads and temporal_window must be at "
+                "least 1"
+            )
         if self.resolution % self.patch_size:
             raise ValueError(f"resolution {self.resolution} must be a multiple of patch_size {self.patch_size}")
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads} and of 4")
-        if min(self.patch_size, self.num_tokens, self.token_dim, self.depth, self.temporal_window) < 1:
-            raise ValueError("patch_size, num_tokens, token_dim, depth and temporal_window must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)

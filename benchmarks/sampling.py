@@ -1,0 +1,185 @@
+"""Cost of sampling: the plain full sampler against the fast executors, in one run, as ratios.
+
+    python benchmarks/sampling.py                # the table of docs/performance.md, some ten minutes on one core
+    python benchmarks/sampling.py --quick        # fewer settings and repetitions
+
+Each setting is timed in pairs, full then fast, and the median of the pairs' ratios is printed. Weights are random: they
+do not change what is computed.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from ardiff.diffusion.ad import ad_schedule
+from ardiff.diffusion.guidance import guided_denoiser
+from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.sampler import initial_noise, sample_full
+from ardiff.dit import DiT, DiTConfig
+from ardiff.sampling import EngineLimits, SampleRequest, SamplingEngine
+from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache
+
+STEPS = 50
+DIFFUSION = DiffusionConfig()
+
+
+def build(width: int, depth: int, tokens: int) -> DiT:
+    """A model with random weights whose every part counts (adaLN-zero would make blocks the identity)."""
+    model = DiT(
+        DiTConfig(
+            num_frames=16, num_tokens=tokens, width=width, depth=depth, num_heads=8, num_classes=4, attention_window=16
+        )
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.02, generator=generator)
+    return model.eval()
+
+
+def make_request(frames: int, ar_step: int, executor: str, seed: int = 0) -> SampleRequest:
+    return SampleRequest(
+        class_labels=(0,),
+        seeds=(seed,),
+        num_frames=frames,
+        ar_step=ar_step,
+        num_inference_steps=STEPS,
+        executor=executor,  # type: ignore[arg-type]
+    )
+
+
+def run_full(model: DiT, frames: int, ar_step: int) -> tuple[float, int]:
+    """Seconds and frame evaluations of the plain sampler."""
+    schedule = ad_schedule(frames, STEPS, ar_step, 16)
+    noise = initial_noise([0], frames, model.config.num_tokens, model.config.token_dim)
+    denoise = guided_denoiser(model, DIFFUSION, torch.zeros(1, dtype=torch.int64), 1.0)
+    started = time.perf_counter()
+    sample_full(denoise, noise, schedule, DIFFUSION)
+    assert schedule.window is not None
+    seen = schedule.window[:, 1] - schedule.window[:, 0]
+    return time.perf_counter() - started, int(seen.sum())
+
+
+def run_fast(model: DiT, frames: int, ar_step: int, executor: str) -> tuple[float, int]:
+    """Seconds and frame evaluations of a fast executor."""
+    started = time.perf_counter()
+    engine = SamplingEngine(model, DIFFUSION)
+    engine.run(make_request(frames, ar_step, executor))
+    return time.perf_counter() - started, engine.frame_evaluations
+
+
+def peak_mib(arguments: list[str]) -> float:
+    """Peak memory of one sampling run in a process of its own, less that of building the model."""
+    command = [sys.executable, __file__, *arguments]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def print_peak(run: Callable[[], object]) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def compare(model: DiT, frames: int, ar_step: int, executor: str, repeats: int, sizes: list[str]) -> None:
+    pairs = [(run_full(model, frames, ar_step), run_fast(model, frames, ar_step, executor)) for _ in range(repeats)]
+    ratios = [full[0] / fast[0] for full, fast in pairs]
+    (full_time, full_count), (fast_time, fast_count) = pairs[0]
+    full_time, fast_time = (statistics.median(p[i][0] for p in pairs) for i in (0, 1))
+    memory = [peak_mib([*sizes, "--peak", which, str(frames), str(ar_step)]) for which in ("full", executor)]
+    print(
+        f"| {frames} | {ar_step} | {executor} | {full_count} | {fast_count} | {full_count / fast_count:.2f} | "
+        f"{full_time:.2f} | {fast_time:.2f} | **{statistics.median(ratios):.2f}** | {memory[0]:.0f} | {memory[1]:.0f} |",
+        flush=True,
+    )
+
+
+def stream_figures(model: DiT, tokens: int) -> None:
+    """Time to the first frame and steady frames per second, decoding included."""
+    vae = ARAutoencoder(AutoencoderConfig(resolution=64, num_tokens=tokens, width=256, depth=6, num_heads=8)).eval()
+    print("\n| frames | ar_step | first frame, share of whole | frames/s steady | decoding, share of whole |")
+    print("|---|---|---|---|---|")
+    for frames, ar_step in ((16, 5), (128, 5), (128, 25)):
+        engine, cache = SamplingEngine(model, DIFFUSION), DecoderCache()
+        engine.submit(make_request(frames, ar_step, "window"))
+        started, arrivals, decoding = time.perf_counter(), [], 0.0
+        while engine.busy:
+            for event in engine.step():
+                before = time.perf_counter()
+                with torch.no_grad():
+                    vae.decode(event.latents, cache)
+                decoding += time.perf_counter() - before
+                arrivals.append(time.perf_counter() - started)
+        half = len(arrivals) // 2
+        steady = (len(arrivals) - 1 - half) / (arrivals[-1] - arrivals[half])
+        print(
+            f"| {frames} | {ar_step} | {arrivals[0] / arrivals[-1]:.3f} ({arrivals[0]:.2f} s) | {steady:.1f} | "
+            f"{decoding / arrivals[-1]:.2f} |",
+            flush=True,
+        )
+
+
+def packing_figures(model: DiT, repeats: int) -> None:
+    """Throughput of the packed engine with several requests in work, against one after another."""
+    print("\n| requests at once | frames/s | ratio to one at a time |\n|---|---|---|")
+    alone = 0.0
+    for count in (1, 4, 16):
+        rates = []
+        for _ in range(repeats):
+            engine = SamplingEngine(model, DIFFUSION, EngineLimits(max_requests=count))
+            for seed in range(16):
+                engine.submit(make_request(16, 5, "window", seed))
+            started = time.perf_counter()
+            while engine.busy:
+                engine.step()
+            rates.append(16 * 16 / (time.perf_counter() - started))
+        rate = statistics.median(rates)
+        alone = alone or rate
+        print(f"| {count} | {rate:.1f} | {rate / alone:.2f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=32, help="latent tokens per frame")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3, help="pairs per setting")
+    parser.add_argument("--quick", action="store_true", help="one pair, F=16 only")
+    parser.add_argument("--peak", nargs=3, metavar=("EXECUTOR", "FRAMES", "AR_STEP"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = build(options.width, options.depth, options.tokens)
+    if options.peak:
+        executor, frames, ar_step = options.peak[0], int(options.peak[1]), int(options.peak[2])
+        if executor == "full":
+            print_peak(lambda: run_full(model, frames, ar_step))
+        else:
+            print_peak(lambda: run_fast(model, frames, ar_step, executor))
+        return
+    print(f"width {options.width}, depth {options.depth}, {options.tokens} tokens a frame, S={STEPS}, batch 1,")
+    print(f"{options.threads} thread(s), torch {torch.__version__}; median of {options.repeats} pairs\n")
+    print(
+        "| F | ar_step | executor | evaluations full | fast | ratio | full s | fast s | time ratio | full MiB | fast MiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    run_fast(model, 4, 5, "window")  # warm-up
+    sizes = ["--width", str(options.width), "--depth", str(options.depth), "--tokens", str(options.tokens)]
+    repeats = 1 if options.quick else options.repeats
+    for ar_step in (0, 5, 10, 25, 50):
+        compare(model, 16, ar_step, "window", repeats, sizes)
+    if options.quick:
+        return
+    for ar_step in (5, 25):
+        for executor in ("window", "rolling"):
+            compare(model, 128, ar_step, executor, 1, sizes)
+    stream_figures(model, options.tokens)
+    packing_figures(model, repeats)
+
+
+if __name__ == "__main__":
+    main()
