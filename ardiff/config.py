@@ -186,7 +186,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             return float(value)
         except (TypeError, ValueError):
             pass
-    elif hint is int and isinstance(value, int | float) and not isinstance(value, bool) and int(value) == value:
+    elif hint is int and isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0:
         return int(value)
     elif hint in (bool, str) and isinstance(value, hint):
         return value

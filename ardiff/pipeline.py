@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from einops import repeat
@@ -168,18 +168,20 @@ class ARDiffusionPipeline:
         The first comes after ``num_inference_steps`` iterations, then one every ``ar_step``; memory does not grow with
         the number of frames (except under ``full``). Arguments are checked when the first frame is asked for.
         """
+        if executor not in get_args(Executor):
+            raise ValueError(f"executor must be one of {', '.join(get_args(Executor))}, got {executor!r}")
         labels, seeds = self._pair(class_label, seed)
         given = self._encode_condition(condition, condition_at, len(seeds), num_frames)
         cache = DecoderCache()
         if given is not None:
             yield from self._decode(given, cache)
         if executor == "full":
+            num_given = 0 if given is None else given.shape[1]
+            schedule = ad_schedule(num_frames, num_inference_steps, ar_step, self.dit.config.num_frames, num_given)
             noise = initial_noise(seeds, num_frames, self.dit.config.num_tokens, self.dit.config.token_dim)
             denoise = guided_denoiser(
                 self.dit, self.diffusion, torch.tensor(labels, device=self.device), guidance_scale
             )
-            num_given = 0 if given is None else given.shape[1]
-            schedule = ad_schedule(num_frames, num_inference_steps, ar_step, self.dit.config.num_frames, num_given)
             latents = sample_full(denoise, noise.to(self.device), schedule, self.diffusion, given)
             yield from self._decode(latents[:, num_given:], cache)
             return
@@ -254,7 +256,7 @@ class ARDiffusionPipeline:
                     raise ValueError(f"class_label {label} is out of range: the model knows {valid}")
         seeds = [seed] if isinstance(seed, int) else list(seed)
         count = max(len(labels), len(seeds))
-        if {len(labels), len(seeds)} - {1, count}:
+        if not count or {len(labels), len(seeds)} - {1, count}:
             raise ValueError(f"{len(labels)} class labels and {len(seeds)} seeds cannot be paired")
         labels, seeds = labels * (count // len(labels)), seeds * (count // len(seeds))
         return labels, seeds

@@ -55,6 +55,8 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / CONFIG} holds no configuration.")
     if config.get("kind") != kind or config.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} holds a {config.get('kind', 'model of unknown kind')} of format {config.get('format')}, "

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 import subprocess
 import threading
 import time
@@ -36,7 +37,8 @@ def ray_cluster() -> Iterator[None]:
     """Joins the cluster that this job runs on, or starts one on this machine for as long as the block lasts.
 
     On this machine it listens on the loopback interface only, and has at least four logical CPUs, so that reading data
-    never waits for a worker that waits for data. A cluster that is already joined is used and left as it is.
+    never waits for a worker that waits for data. A cluster that is already joined is used and left as it is. Several
+    can run at once; their logs lie in /tmp/ray, or in $RAY_TMPDIR/ray.
     """
     if ray.is_initialized():
         yield
@@ -44,11 +46,16 @@ def ray_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     verbose = bool(os.environ.get("ARDIFF_DEBUG"))
+    if not verbose:
+        _silence()
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=verbose, logging_level=logging.WARNING)
     else:
         # Without a dashboard, Ray Train's state actor would look for one without end.
         os.environ["RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION"] = "0"
+        if not any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+            # A token of its own: Ray would keep one in the home folder, which two first runs at once fight over.
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         ray.init(
             address="local",
             num_cpus=max(4, os.cpu_count() or 1),
@@ -68,6 +75,19 @@ def ray_cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _silence() -> None:
+    """Turns off Ray's warnings about what the jobs do on purpose; ``--debug`` keeps them."""
+    for name in (
+        "ray._private.authentication.authentication_token_setup",  # token authentication is on
+        "ray.data._internal.progress",  # progress bars are off
+        "ray.data.datasource.file_datasink",  # an incomplete set of latents is written over
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # These log what is raised as an exception right after.
+    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
@@ -104,6 +124,7 @@ class ProgressBar:
             self.started = (now, completed)
         elapsed, done = now - self.started[0], completed - self.started[1]
         rate = f"{done / elapsed:.1f} {self.unit}/s" if elapsed > 0 and done else ""
+        note = note or ("starting" if not done and completed < self.total else "")
         self.display.update(self.task, completed=completed, rate=rate, note=note)
         finished = completed == self.total and not self.finished
         if not console.is_terminal and (now - self.printed > 10 or finished):
@@ -136,17 +157,32 @@ def remote_progress(description: str, total: int, unit: str) -> Iterator[Any]:
                 say(line)
             bar.update(completed, note)
 
+    interruption: Exception | None = None
     with progress_bar(description, total, unit) as bar:
         follower = threading.Thread(target=follow, args=(bar,), daemon=True)
         follower.start()
         try:
             yield monitor
+        except Exception as error:
+            interruption = error
         finally:
             stop.set()
             follower.join()
-    error: ArdiffError | None = ray.get(monitor.failure.remote())
-    if error is not None:
-        raise error
+    failure: ArdiffError | None = ray.get(monitor.failure.remote())
+    if failure is not None:
+        raise failure from interruption
+    if interruption is not None:
+        raise interruption
+
+
+@contextlib.contextmanager
+def telling(monitor: Any) -> Iterator[None]:
+    """Tells a :func:`remote_progress` of an ArdiffError, which would lose its type on its way through Ray Data."""
+    try:
+        yield
+    except ArdiffError as error:
+        ray.get(monitor.fail.remote(error))
+        raise
 
 
 class _Monitor:
@@ -225,6 +261,8 @@ def stage(name: str, folder: str, key: str) -> Iterator[StageRun]:
     with _MemoryWatch() as memory:
         try:
             yield run
+        except ArdiffError:
+            raise  # refused or failed, not interrupted
         except BaseException:
             with contextlib.suppress(Exception):  # the reason for the interruption matters more than its record
                 storage.write_bytes(attempts, json.dumps(before + time.monotonic() - started).encode())

@@ -34,7 +34,8 @@ from ardiff.data.manifest import VideoRecord, class_names, read_manifest, usable
 from ardiff.data.transforms import to_unit
 from ardiff.errors import DataError
 from ardiff.pretrained import load_autoencoder
-from ray_jobs.common import ray_cluster, remote_progress, resolve_device, stage
+from ardiff.vae import AutoencoderConfig
+from ray_jobs.common import ray_cluster, remote_progress, resolve_device, stage, telling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,14 +73,15 @@ class EncodeConfig:
 
 def run(config: EncodeConfig, key: str = "") -> str:
     """Encodes, unless the same set is there already. Returns the set's folder. Raises ArdiffError."""
+    records = usable(read_manifest(config.manifest), "train", config.span)
+    model = load_autoencoder(config.vae).config
+    name = fingerprint(
+        _weights_hash(config.vae), config.num_frames, config.stride, config.clip_step, [r.uri for r in records]
+    )
+    folder = storage.join(config.output, name)
     with ray_cluster(), stage("encode", config.output, key) as record:
-        records = usable(read_manifest(config.manifest), "train", config.span)
-        name = fingerprint(
-            _weights_hash(config.vae), config.num_frames, config.stride, config.clip_step, [r.uri for r in records]
-        )
-        folder = storage.join(config.output, name)
         if not storage.exists(storage.join(folder, DESCRIPTION)):
-            _encode(config, records, folder, name)
+            _encode(config, model, records, folder, name)
             record.note = "encoded; "
         else:
             record.note = "already there; "
@@ -89,27 +91,27 @@ def run(config: EncodeConfig, key: str = "") -> str:
     return folder
 
 
-def _encode(config: EncodeConfig, records: list[VideoRecord], folder: str, name: str) -> None:
+def _encode(config: EncodeConfig, model: AutoencoderConfig, records: list[VideoRecord], folder: str, name: str) -> None:
     device = resolve_device(config.device)
-    model = load_autoencoder(config.vae).config
     todo = [{"uri": r.uri, "label": r.label, "frames": r.num_frames} for r in records]
     total = sum(len(_starts(config, r.num_frames)) for r in records)
 
-    def decode(row: dict[str, Any]) -> list[dict[str, Any]]:
-        starts = _starts(config, int(row["frames"]))
-        try:
-            data = storage.read_bytes(row["uri"])
-            clips = decode_clips(data, starts, config.num_frames, config.stride, model.resolution)
-        except DataError as error:
-            raise DataError(f"{row['uri']} cannot be decoded any more ({error}).") from error
-        return [
-            {"uri": row["uri"], "start": start, "label": row["label"], "video": clip}
-            for start, clip in zip(starts, clips, strict=True)
-        ]
-
     filesystem, path = storage.open_filesystem(folder)
-    storage.write_bytes(storage.join(folder, "config.yaml"), to_yaml(config).encode())
     with remote_progress("encoding", total, "clip") as monitor:
+
+        def decode(row: dict[str, Any]) -> list[dict[str, Any]]:
+            starts = _starts(config, int(row["frames"]))
+            with telling(monitor):
+                try:
+                    data = storage.read_bytes(row["uri"])
+                    clips = decode_clips(data, starts, config.num_frames, config.stride, model.resolution)
+                except DataError as error:
+                    raise DataError(f"{row['uri']} cannot be decoded any more ({error}).") from error
+            return [
+                {"uri": row["uri"], "start": start, "label": row["label"], "video": clip}
+                for start, clip in zip(starts, clips, strict=True)
+            ]
+
         (
             ray.data.from_items(todo, override_num_blocks=min(16, len(todo)))
             .flat_map(decode)
@@ -123,6 +125,8 @@ def _encode(config: EncodeConfig, records: list[VideoRecord], folder: str, name:
             )
             .write_parquet(path, filesystem=filesystem, mode=SaveMode.OVERWRITE)
         )
+    # Not before: Ray Data empties the folder first.
+    storage.write_bytes(storage.join(folder, "config.yaml"), to_yaml(config).encode())
     shape = (config.num_frames, model.num_tokens, model.token_dim)
     prefix = len(folder.rstrip("/")) + 1
     files = [uri[prefix:] for uri in storage.list_files(folder, (".parquet",))]

@@ -30,7 +30,7 @@ from ardiff.metrics.frechet import frechet_distance
 from ardiff.metrics.protocol import Protocol
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import numpy_generator
-from ray_jobs.common import ray_cluster, record_run, remote_progress, say, stage
+from ray_jobs.common import ray_cluster, record_run, remote_progress, say, stage, telling
 
 REFERENCE, REAL, RECONSTRUCTION = "reference", "real", "reconstruction"
 
@@ -163,12 +163,8 @@ class _Scorer:
     @torch.no_grad()
     def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
         config, name = self.config, task["set"]
-        clips = [
-            decode_clip(
-                storage.read_bytes(c["uri"]), int(c["start"]), config.num_frames, int(c["stride"]), config.resolution
-            )
-            for c in task["clips"]
-        ]
+        with telling(self.monitor):
+            clips = [self._decode(clip) for clip in task["clips"]]
         original = np.stack(clips)  # (n, F, H, W, 3)
         videos = self._prepare(name, original, int(task["first"]))
         features = self.features(torch.from_numpy(videos)).numpy()  # (n, D)
@@ -183,6 +179,13 @@ class _Scorer:
             rows.append(row)
         self.monitor.add.remote(len(rows))
         return rows
+
+    def _decode(self, clip: dict[str, Any]) -> np.ndarray:
+        uri, start, stride = clip["uri"], int(clip["start"]), int(clip["stride"])
+        try:
+            return decode_clip(storage.read_bytes(uri), start, self.config.num_frames, stride, self.config.resolution)
+        except DataError as error:
+            raise DataError(f"{uri} cannot be decoded any more ({error}).") from error
 
     def _prepare(self, name: str, videos: np.ndarray, first: int) -> np.ndarray:
         if name == RECONSTRUCTION:

@@ -43,8 +43,9 @@ class PrepareConfig:
 
 def run(config: PrepareConfig, key: str = "") -> None:
     """Writes the manifest. Raises DataError if there is no video, or none that can be decoded."""
+    found = None if config.source is None else _find(config, config.source)
     with ray_cluster(), stage("prepare", config.output, key) as record:
-        records = _draw(config) if config.source is None else _probe(config, config.source)
+        records = _draw(config) if found is None else _probe(found)
         good = [r for r in records if r.status == "ok"]
         bad = [r for r in records if r.status != "ok"]
         for r in bad[:5]:
@@ -66,16 +67,20 @@ def _draw(config: PrepareConfig) -> list[VideoRecord]:
     return _records(ray.data.from_items(todo, override_num_blocks=min(32, len(todo))).map(draw), len(todo), "drawing")
 
 
-def _probe(config: PrepareConfig, source: str) -> list[VideoRecord]:
+def _find(config: PrepareConfig, source: str) -> list[dict[str, Any]]:
+    """The videos below ``source``, each with its class and split. Raises DataError if there is none."""
     uris = storage.list_files(source, VIDEO_SUFFIXES)
     if not uris:
         raise DataError(f"There is no video in {source} ({', '.join(VIDEO_SUFFIXES)} are looked for).")
     described = class_and_split([u[len(source.rstrip("/")) + 1 :] for u in uris], config.test_fraction)
     if len({split for _, _, split in described}) == 1:
         described = _hold_out(described)
-    todo = [{"uri": u, "name": n, "label": i, "split": s} for u, (n, i, s) in zip(uris, described, strict=True)]
-    blocks = min(max(len(todo) // 4, 1), 512)
-    return _records(ray.data.from_items(todo, override_num_blocks=blocks).map(_probe_row), len(todo), "probing")
+    return [{"uri": u, "name": n, "label": i, "split": s} for u, (n, i, s) in zip(uris, described, strict=True)]
+
+
+def _probe(found: list[dict[str, Any]]) -> list[VideoRecord]:
+    blocks = min(max(len(found) // 4, 1), 512)
+    return _records(ray.data.from_items(found, override_num_blocks=blocks).map(_probe_row), len(found), "probing")
 
 
 def _hold_out(described: list[tuple[str, int, Split]]) -> list[tuple[str, int, Split]]:
@@ -109,6 +114,7 @@ def _probe_row(row: dict[str, Any]) -> dict[str, Any]:
 def _records(dataset: ray.data.Dataset, total: int, what: str) -> list[VideoRecord]:
     records = []
     with progress_bar(what, total, "video") as bar:
+        bar.update(0)
         for row in dataset.iter_rows():
             records.append(row["record"])
             bar.update(len(records))

@@ -93,12 +93,18 @@ def run(config: QuickstartConfig) -> None:
     if storage.is_remote(root):
         raise ConfigError("The quickstart writes to a local folder; the single verbs write to s3:// too.")
     with ray_cluster():
-        record_run(root, config)
         records: list[StageRecord] = []
 
         def do(job: Callable[..., Any], stage_config: Any) -> StageRecord:
-            records.append(_once(job, stage_config, records[-1].fingerprint if records else ""))
-            return records[-1]
+            key = fingerprint(stage_config, records[-1].fingerprint if records else "")
+            record = _done(stage_config, key)
+            if record is None:
+                record_run(root, config)  # not before: a run that is refused leaves the folder as it was
+                job(stage_config, key)
+                record = read_stage(stage_config.output)
+                assert record is not None
+            records.append(record)
+            return record
 
         data = replace(config.prepare, source=config.data or config.prepare.source, output=f"{root}/data")
         do(prepare.run, data)
@@ -140,22 +146,18 @@ def run(config: QuickstartConfig) -> None:
     say(f"[bold]{report}[/]")
 
 
-def _once(job: Callable[..., Any], config: Any, before: str) -> StageRecord:
-    """Runs a stage unless it is complete; ``before`` names all that it builds on. Raises ConfigError."""
-    key = fingerprint(config, before)
+def _done(config: Any, key: str) -> StageRecord | None:
+    """The record of the stage if it is complete. Raises ConfigError if what is there is another stage than ``key``."""
     record = read_stage(config.output)
-    if record is not None and record.fingerprint == key:
+    if record is None:
+        return None
+    if record.fingerprint == key:
         say(f"[green]✓[/] {record.name}: done before. {record.note}")
         return record
-    if record is not None:
-        raise ConfigError(
-            f"{config.output} holds the stage '{record.name}' of another configuration: give another --output, or "
-            "delete the folder to run it again."
-        )
-    job(config, key)
-    record = read_stage(config.output)
-    assert record is not None
-    return record
+    raise ConfigError(
+        f"{config.output} holds the stage '{record.name}' of another configuration: give another --output, or "
+        "delete the folder to run it again."
+    )
 
 
 if __name__ == "__main__":

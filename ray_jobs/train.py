@@ -31,12 +31,11 @@ from torch.utils.tensorboard import SummaryWriter
 from ardiff.data import storage
 from ardiff.data.encode import contact_sheet
 from ardiff.data.streams import Stream
-from ardiff.errors import ArdiffError
 from ardiff.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ardiff.train.engine import Engine, TorchEngine
 from ardiff.train.loop import TrainConfig, train
 from ardiff.train.tasks import Batch, Task
-from ray_jobs.common import remote_progress, resolve_device
+from ray_jobs.common import remote_progress, resolve_device, telling
 
 HISTORY = "history.json"
 
@@ -55,6 +54,8 @@ class TrainJob:
     stream: Stream
     make_task: Callable[[], Task]
     """Builds the task, with fresh weights drawn from the seed."""
+    record: Callable[[], None]
+    """Called on the worker before the first step, once it is known that the folder holds no other run."""
     export: Callable[[Engine], None]
     """Called on the worker with the final weights."""
 
@@ -94,10 +95,11 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
     return history
 
 
-def ray_batches(stream: Stream, position: int, total: int, batch_size: int) -> Iterator[Batch]:
+def ray_batches(stream: Stream, position: int, total: int, batch_size: int, monitor: Any) -> Iterator[Batch]:
     """Batches of a stream from ``position`` to ``total`` samples, loaded by Ray Data tasks ahead of their use.
 
-    The order is the stream's own, whatever the tasks' timing: Ray Data is told to preserve it.
+    The order is the stream's own, whatever the tasks' timing: Ray Data is told to preserve it. An ArdiffError of the
+    stream is told to the ``monitor``.
     """
     first, skip = stream.locate(position)
     last, _ = stream.locate(total - 1)
@@ -105,7 +107,8 @@ def ray_batches(stream: Stream, position: int, total: int, batch_size: int) -> I
 
     def load(row: Any) -> Any:
         chunk = first + int(row["id"][0])
-        columns = stream.load(chunk)
+        with telling(monitor):
+            columns = stream.load(chunk)
         return {name: values[skip:] for name, values in columns.items()} if chunk == first else columns
 
     samples = chunks.map_batches(load, batch_size=1)
@@ -119,10 +122,13 @@ def _resources(device: torch.device, config: TrainConfig) -> dict[str, float]:
 
 def _train_worker(arguments: dict[str, Any]) -> None:
     """Runs on the Ray Train worker. Errors that a retry cannot mend go to the driver; all others Ray Train retries."""
+    monitor = arguments["monitor"]
     try:
-        _train_task(arguments["job"], arguments["monitor"])
-    except ArdiffError as error:
-        ray.get(arguments["monitor"].fail.remote(error))
+        with telling(monitor):
+            _train_task(arguments["job"], monitor)
+    except Exception:
+        if ray.get(monitor.failure.remote()) is None:
+            raise
 
 
 def _train_task(job: TrainJob, monitor: Any) -> None:
@@ -138,10 +144,11 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             start = load_checkpoint(Path(folder), engine, job.fingerprint)
+    job.record()
     observer = _Observer(job, engine, start.step, monitor)
     total = config.num_steps * config.batch_size
     if start.samples < total:
-        batches = ray_batches(job.stream, start.samples, total, config.micro_batch_size)
+        batches = ray_batches(job.stream, start.samples, total, config.micro_batch_size, monitor)
         train(task, engine, batches, config, start, observer)
     job.export(engine)
     observer.close()

@@ -59,10 +59,9 @@ class TrainDiTConfig:
 
 def run(config: TrainDiTConfig, key: str = "") -> None:
     """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
+    latents = read_description(config.latents)
+    _check(config, latents)
     with ray_cluster():
-        latents = read_description(config.latents)
-        _check(config, latents)
-        record_run(config.output, config)
         files = [storage.join(config.latents, file) for file in latents.files]
         shape = (latents.num_frames, latents.num_tokens, latents.token_dim)
         job = TrainJob(
@@ -74,11 +73,14 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
                 config.task,
                 config.train.optimizer,
                 config.train.seed,
+                config.train.batch_size,
+                config.files_per_chunk,
                 latents.fingerprint,
             ),
             config.train,
             LatentStream(files, latents.rows, shape, config.train.seed, config.files_per_chunk),
             functools.partial(_make_task, config, latents),
+            functools.partial(record_run, config.output, config),
             functools.partial(_export, config, latents),
         )
         with stage("train-dit", config.output, key) as record:

@@ -70,9 +70,8 @@ class TrainVAEConfig:
 
 def run(config: TrainVAEConfig, key: str = "") -> None:
     """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
+    records = usable(read_manifest(config.clips.manifest), "train", config.clips.span)
     with ray_cluster():
-        records = usable(read_manifest(config.clips.manifest), "train", config.clips.span)
-        record_run(config.output, config)
         stream = ClipStream(
             [r.uri for r in records],
             [r.num_frames for r in records],
@@ -86,10 +85,18 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
         job = TrainJob(
             "AR-VAE",
             config.output,
-            fingerprint(config.vae, config.task, config.clips, config.train.optimizer, config.train.seed),
+            fingerprint(
+                config.vae,
+                config.task,
+                config.clips,
+                config.train.optimizer,
+                config.train.seed,
+                config.train.batch_size,
+            ),
             config.train,
             stream,
             functools.partial(_make_task, config, stream),
+            functools.partial(record_run, config.output, config),
             functools.partial(_export, config.model),
         )
         with stage("train-vae", config.output, key) as record:

@@ -1,0 +1,72 @@
+"""What all tests share: one thread for torch, and factories of tiny models with weights that are not zero anywhere."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ardiff.data.latents import LatentStatistics
+from ardiff.diffusion.process import DiffusionConfig
+from ardiff.dit import DiT, DiTConfig
+from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.vae import ARAutoencoder, AutoencoderConfig
+
+torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).parent / "golden"
+DIT = {"num_frames": 8, "num_tokens": 2, "width": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+VAE = {"resolution": 16, "patch_size": 8, "num_tokens": 2, "width": 16, "depth": 2, "num_heads": 2}
+
+
+def _fill(model: nn.Module, seed: int = 0, std: float = 0.2) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=std, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def golden_schedule() -> Callable[[str], Any]:
+    """Reads one of the stored schedules, made with the authors' code or by exact enumeration."""
+    return lambda name: json.loads((GOLDEN / "schedule" / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def make_dit() -> Callable[..., DiT]:
+    """``make_dit(seed=0, **config)``: a tiny AR-DiT with normal weights, in evaluation mode."""
+
+    def make(seed: int = 0, **changes: Any) -> DiT:
+        model = DiT(DiTConfig(**{**DIT, **changes}))
+        _fill(model, seed)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_vae() -> Callable[..., ARAutoencoder]:
+    """``make_vae(seed=0, **config)``: a tiny AR-VAE with normal weights, in evaluation mode."""
+
+    def make(seed: int = 0, **changes: Any) -> ARAutoencoder:
+        model = ARAutoencoder(AutoencoderConfig(**{**VAE, "temporal_window": 3, **changes}))
+        _fill(model, seed)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_pipeline(
+    make_dit: Callable[..., DiT], make_vae: Callable[..., ARAutoencoder]
+) -> Callable[..., ARDiffusionPipeline]:
+    """``make_pipeline(**dit_config)``: a tiny pipeline of three named classes."""
+
+    def make(**changes: Any) -> ARDiffusionPipeline:
+        dit, statistics = make_dit(**changes), LatentStatistics([[0.1, -0.2, 0.3, 0.0]] * 2, 0.8)
+        names = ["disc", "ring", "square"][: dit.config.num_classes]
+        return ARDiffusionPipeline(make_vae(seed=1), dit, DiffusionConfig(), statistics, names)
+
+    return make

@@ -1,0 +1,106 @@
+"""Every test starts the jobs as a user would, each with Ray's files in a folder of its own, and leaves no process."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job said."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def complaint(self) -> str:
+        """The one line that says why the job failed; asserts that it is the only one, and no traceback is beside it."""
+        lines = [line for line in self.err.splitlines() if line.startswith("ardiff: ")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        assert self.err.rstrip().endswith(lines[0])
+        return lines[0]
+
+
+class Jobs:
+    """Starts jobs. Their processes are known by ``RAY_TMPDIR`` in their environment, which they all inherit."""
+
+    def __init__(self) -> None:
+        self.ray_folder = tempfile.mkdtemp(prefix="rt-", dir="/tmp")  # sockets inside need a short path
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        self.environment |= {"RAY_TMPDIR": self.ray_folder, "RAY_USAGE_STATS_ENABLED": "0"}
+
+    def start(self, module: str, *arguments: str) -> subprocess.Popen[str]:
+        """``python -m ray_jobs.<module> arguments`` in a process group of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", f"ray_jobs.{module}", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, module: str, *arguments: str, timeout: float = 400.0) -> Result:
+        """Runs a job to its end."""
+        started, process = time.monotonic(), self.start(module, *arguments)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            self.kill(process)
+            raise
+        return Result(process.returncode, out, err, time.monotonic() - started)
+
+    def kill(self, process: "subprocess.Popen[str]") -> Result:
+        """SIGKILL to the job's whole process group."""
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+        return Result(process.returncode, out, err, 0.0)
+
+    def alive(self) -> list[psutil.Process]:
+        """Processes of all jobs started here."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("RAY_TMPDIR") == self.ray_folder and process.pid != os.getpid():
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    def left_over(self, patience: float = 30.0) -> list[str]:
+        """What is still alive after ``patience`` seconds; empty as soon as all is gone."""
+        deadline = time.monotonic() + patience
+        while (left := self.alive()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return [f"{p.pid} {p.name()}" for p in left]
+
+    def close(self) -> None:
+        """Ends what is left, by process id, and removes Ray's files."""
+        left = self.left_over()
+        for process in self.alive():
+            process.kill()
+        shutil.rmtree(self.ray_folder, ignore_errors=True)
+        assert not left, f"processes left behind: {left}"
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[Jobs]:
+    jobs = Jobs()
+    yield jobs
+    jobs.close()

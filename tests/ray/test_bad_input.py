@@ -1,0 +1,384 @@
+"""Bad input gets one clear sentence, the right exit code, and leaves nothing half-written.
+
+Everything runs in this process: what a job checks before it starts Ray without Ray, the rest in one Ray session, which
+the jobs join.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ardiff.cli import main
+from ardiff.data.encode import encode_video
+from ardiff.data.latents import LatentSet, LatentStatistics, latent_table, write_description
+from ardiff.data.manifest import VideoRecord, read_manifest, write_manifest
+from ardiff.pipeline import ARDiffusionPipeline
+from ray_jobs.common import ray_cluster
+
+pytestmark = pytest.mark.ray
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The one line that says why the job failed; asserts that it is the last one, and no traceback is there."""
+        lines = [line for line in self.err.splitlines() if line.startswith("ardiff: ")]
+        assert len(lines) == 1, self.err
+        assert self.err.rstrip().endswith(lines[0])
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def ardiff(capfd: pytest.CaptureFixture[str]) -> Command:
+    """``ardiff("verb", "key=value", ...)``."""
+
+    def run(*arguments: str) -> Outcome:
+        capfd.readouterr()
+        code = main([str(a) for a in arguments])
+        return Outcome(code, capfd.readouterr().err)
+
+    return run
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting Ray would fail the test: what it checks must be checked before."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("Ray was started before the input was checked")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", refuse)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray session for the tests that need one, with its files in a folder of its own."""
+    before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
+    os.environ["RAY_TMPDIR"] = folder
+    try:
+        with ray_cluster():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def pipeline(make_pipeline: Any, tmp_path: Path) -> Path:
+    """A tiny pipeline of three classes that sees 8 frames at once."""
+    make_pipeline().save_pretrained(str(tmp_path / "pipeline"))
+    return tmp_path / "pipeline"
+
+
+@pytest.fixture
+def latents(make_vae: Any, tmp_path: Path) -> Path:
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    columns = {"latents": np.zeros((4, 8, 2, 4)), "label": np.arange(4) % 3}
+    pq.write_table(latent_table(columns), folder / "part.parquet")
+    statistics = LatentStatistics([[0.0] * 4] * 2, 1.0)
+    description = LatentSet("made", 8, 2, 4, ["a", "b", "c"], ["part.parquet"], [4], statistics, str(tmp_path / "vae"))
+    write_description(str(folder), description)
+    return folder
+
+
+def video(frames: int = 12, height: int = 38, width: int = 50, codec: Any = "h264", seed: int = 0) -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 256, (frames, height // 2, width // 2, 3), dtype=np.uint8)
+    return encode_video(coarse.repeat(2, axis=1).repeat(2, axis=2), 8.0, codec)
+
+
+def put(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def record(uri: str, frames: int, split: str = "train") -> VideoRecord:
+    return VideoRecord(uri, 1, "h264", 50, 38, 8.0, frames, 0, "video", split, "ok", "")
+
+
+# Refused by the configuration, before anything is imported that could start
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train-dit", "train.optimzer.lr=1e-4"], "'train.optimzer': did you mean 'train.optimizer'?"),
+        (["quickstart", "train_vae.vae.widht=32"], "'train_vae.vae.widht': did you mean 'train_vae.vae.width'?"),
+        (["train-vae", "train.num_steps=many"], "'train.num_steps' must be of type int, not 'many'"),
+        (["generate", "num_videos=1.5"], "'num_videos' must be of type int, not 1.5"),
+        (["train-vae", "vae=3"], "'vae' is a section"),
+        (["train-vae", "train.device=tpu"], "'train.device' must be one of auto, cpu, cuda, not 'tpu'"),
+        (["encode", "clip_step=0"], "clip_step"),
+        (["train-vae", "vae.resolution=30", "vae.patch_size=8"], "vae: resolution 30 must be a multiple of patch_size"),
+        (["train-dit", "--config", "/nowhere/x.yaml"], "Cannot read the configuration /nowhere/x.yaml"),
+        (["quickstart", "samples.ar_steps=[0,21]"], "21"),
+        (["quickstart", "evaluate.num_clips=256"], "generate.num_videos must be at least evaluate.num_clips"),
+        (["quickstart", "--output", "s3://bucket/run"], "local folder"),
+    ],
+)
+def test_wrong_configuration(
+    ardiff: Command, no_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = ardiff(*arguments)
+    assert outcome.code == 2
+    assert message in outcome.complaint
+    assert list(tmp_path.iterdir()) == []
+
+
+# Refused by a look at the input, before Ray is started
+
+
+def test_missing_and_empty_folder(ardiff: Command, no_ray: None, tmp_path: Path) -> None:
+    output = tmp_path / "data"
+    outcome = ardiff("prepare", "--source", tmp_path / "nowhere", "--output", output)
+    assert outcome.code == 1
+    assert f"There is no folder {tmp_path / 'nowhere'}" in outcome.complaint
+    (tmp_path / "empty").mkdir()
+    outcome = ardiff("prepare", "--source", tmp_path / "empty", "--output", output)
+    assert outcome.code == 1
+    assert f"There is no video in {tmp_path / 'empty'}" in outcome.complaint
+    assert not output.exists()
+
+
+def test_missing_inputs(ardiff: Command, no_ray: None, tmp_path: Path) -> None:
+    nowhere, output = str(tmp_path / "nowhere"), str(tmp_path / "output")
+    write_manifest(str(tmp_path / "manifest.parquet"), [record("a.mp4", 16), record("b.mp4", 16, "test")])
+    manifest = str(tmp_path / "manifest.parquet")
+    cases = {
+        "There is no manifest": [
+            ["train-vae", f"clips.manifest={nowhere}"],
+            ["encode", "--manifest", nowhere],
+            ["evaluate", "--real", nowhere],
+            ["evaluate", "--real", manifest, f"fake=[{nowhere}/manifest.parquet]"],
+        ],
+        "There is no trained model": [
+            ["encode", "--manifest", manifest, "--vae", nowhere],
+            ["generate", "--pipeline", nowhere],
+        ],
+        "No complete set of latents": [["train-dit", "--latents", nowhere]],
+    }
+    for message, commands in cases.items():
+        for command in commands:
+            outcome = ardiff(*command, "--output", output)
+            assert outcome.code == 1, command
+            assert message in outcome.complaint
+            assert nowhere in outcome.complaint
+    assert not Path(output).exists()
+
+
+def test_videos_shorter_than_a_clip(ardiff: Command, no_ray: None, tmp_path: Path) -> None:
+    manifest, output = str(tmp_path / "manifest.parquet"), tmp_path / "output"
+    write_manifest(manifest, [record("a.mp4", 9), record("b.mp4", 12), record("c.mp4", 11, "test")])
+    for command in (
+        ["train-vae", f"clips.manifest={manifest}", "clips.num_frames=16"],
+        ["train-vae", f"clips.manifest={manifest}", "clips.num_frames=8", "clips.stride=2"],
+        ["encode", "--manifest", manifest, "num_frames=16"],
+    ):
+        outcome = ardiff(*command, "--output", output)
+        assert outcome.code == 1
+        assert "All 2 videos of the 'train' split are shorter" in outcome.complaint
+        assert "the shortest has 9, the longest 12" in outcome.complaint
+    outcome = ardiff("evaluate", "--real", manifest, "--output", output)
+    assert outcome.code == 1
+    assert "All 1 videos of the 'test' split are shorter than the 16 frames" in outcome.complaint
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("dit.num_tokens=3", "dit.num_tokens is 3, but the latents in {} have 2"),
+        ("dit.token_dim=8", "dit.token_dim is 8, but the latents in {} have 4"),
+        ("dit.num_frames=4", "dit.num_frames is 4, but the latents in {} are clips of 8 frames"),
+        ("dit.num_classes=5", "dit.num_classes is 5, but the latents in {} have 3 classes"),
+    ],
+)
+def test_model_that_does_not_fit_the_latents(
+    ardiff: Command, no_ray: None, latents: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    sizes = ["dit.num_tokens=2", "dit.token_dim=4", "dit.num_frames=8", "dit.num_classes=3", "dit.width=32"]
+    outcome = ardiff("train-dit", "--latents", latents, "--output", tmp_path / "dit", *sizes, setting)
+    assert outcome.code == 2
+    assert message.format(latents) in outcome.complaint
+    assert not (tmp_path / "dit").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--ar-step", "51"], "ar_step"),
+        (["--ar-step=-1"], "ar_step"),
+        (["--num-frames", "40", "--ar-step", "1"], "ar_step"),
+        (["--class-label", "3", "--num-frames", "8"], "class_label 3 is out of range: the model has classes 0..2"),
+        (["--num-inference-steps", "1001", "--ar-step", "1000"], "num_inference_steps"),
+    ],
+)
+def test_generation_out_of_range(
+    ardiff: Command, no_ray: None, pipeline: Path, tmp_path: Path, settings: list[str], message: str
+) -> None:
+    outcome = ardiff("generate", "--pipeline", pipeline, "--output", tmp_path / "videos", *settings)
+    assert outcome.code == 2
+    assert message in outcome.complaint
+    assert not (tmp_path / "videos").exists()
+
+
+def test_pipeline_of_other_sizes(ardiff: Command, no_ray: None, pipeline: Path, make_dit: Any, tmp_path: Path) -> None:
+    from ardiff.pretrained import write_model
+
+    write_model(str(tmp_path / "other"), {"kind": "x"}, {"dit": dict(make_dit(width=32).named_parameters())})
+    shutil.copy(tmp_path / "other" / "dit.safetensors", pipeline / "dit.safetensors")
+    outcome = ardiff("generate", "--pipeline", pipeline, "--output", tmp_path / "videos")
+    assert outcome.code == 1
+    assert "does not fit the model" in outcome.complaint
+    assert not (tmp_path / "videos").exists()
+
+
+# Found out in Ray
+
+
+def test_folder_without_a_decodable_video(ardiff: Command, cluster: None, tmp_path: Path) -> None:
+    source = put(tmp_path / "source", {f"{i}.mp4": b"These are words, not pictures." * 9 for i in range(3)})
+    outcome = ardiff("prepare", "--source", source, "--output", tmp_path / "data")
+    assert outcome.code == 1
+    assert "None of the 3 videos can be decoded" in outcome.complaint
+    assert outcome.err.count("skipped") == 3
+    assert not (tmp_path / "data").exists()
+
+
+def test_truncated_video_becomes_a_row(ardiff: Command, cluster: None, tmp_path: Path) -> None:
+    files = {f"{i}.mp4": video(seed=i) for i in range(6)}
+    files["4.mp4"] = files["4.mp4"][: len(files["4.mp4"]) // 2]
+    source = put(tmp_path / "source", files)
+    outcome = ardiff("prepare", "--source", source, "--output", tmp_path / "data")
+    assert outcome.code == 0
+    assert "5 videos, 60 frames, 1 classes, 1 bad" in outcome.err
+    assert f"skipped {source}/4.mp4: it" in outcome.err
+    records = read_manifest(str(tmp_path / "data" / "manifest.parquet"))
+    assert [r.status for r in records] == ["ok"] * 4 + ["error", "ok"]
+    assert records[4].reason
+    assert (tmp_path / "data" / "stage.json").exists()
+
+
+def test_video_that_broke_after_it_was_listed(ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path) -> None:
+    from ardiff.pretrained import save_autoencoder
+
+    source = put(tmp_path / "source", {f"{i}.mp4": video(seed=i) for i in range(3)})
+    write_manifest(str(tmp_path / "m.parquet"), [record(f"{source}/{i}.mp4", 12) for i in range(3)])
+    save_autoencoder(str(tmp_path / "vae"), make_vae())
+    put(source, {"1.mp4": b"no longer a video"})
+    output = tmp_path / "latents"
+    outcome = ardiff("encode", "--manifest", tmp_path / "m.parquet", "--vae", tmp_path / "vae", "--output", output)
+    assert outcome.code == 1  # all too short for the default clips
+    clips = ["num_frames=8", "batch_size=2"]
+    outcome = ardiff(
+        "encode", "--manifest", tmp_path / "m.parquet", "--vae", tmp_path / "vae", "--output", output, *clips
+    )
+    assert outcome.code == 1
+    assert f"{source}/1.mp4 cannot be decoded any more" in outcome.complaint
+    assert not list(output.rglob("latents.json"))
+    assert not (output / "stage.json").exists()
+
+    put(source, {"1.mp4": video(seed=1)})
+    outcome = ardiff(
+        "encode", "--manifest", tmp_path / "m.parquet", "--vae", tmp_path / "vae", "--output", output, *clips
+    )
+    assert outcome.code == 0
+    assert len(list(output.rglob("latents.json"))) == 1
+
+
+def test_generating_into_a_folder_of_other_settings(
+    ardiff: Command, cluster: None, pipeline: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "videos"
+    sizes = ["num_videos=2", "num_frames=4", "num_inference_steps=2", "ar_step=1", "batch_size=2", "cpu_threads=1"]
+    command = ["generate", "--pipeline", str(pipeline), "--output", str(output), *sizes]
+    assert ardiff(*command).code == 0
+    before = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
+    loaded = ARDiffusionPipeline.from_pretrained(str(pipeline))
+    videos = loaded(class_label=[0, 1], num_frames=4, num_inference_steps=2, ar_step=1, seed=[0, 1]).numpy()
+    stored = [before[output / "videos" / f"0000{i}.mp4"] for i in range(2)]
+    assert stored == [encode_video(v, 8.0, crf=8) for v in videos]
+    assert stored[0] != stored[1]
+    outcome = ardiff(*command, "guidance_scale=2")
+    assert outcome.code == 2
+    assert "other settings" in outcome.complaint
+    assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before
+
+    # The same settings go on: one that is missing is made again, and is the same.
+    (output / "videos" / "00001.mp4").unlink()
+    outcome = ardiff(*command)
+    assert outcome.code == 0
+    assert "1 videos generated, 1 were there" in outcome.err
+    assert (output / "videos" / "00001.mp4").read_bytes() == before[output / "videos" / "00001.mp4"]
+
+
+# Data of the user's own
+
+
+def test_own_videos_in_train_and_test_folders(ardiff: Command, cluster: None, tmp_path: Path) -> None:
+    files = {
+        "train/cats/a.mp4": video(seed=1),
+        "train/dogs/b c.webm": video(codec="vp9", frames=9),
+        "train/dogs/d.MP4": video(height=64, width=64),
+        "test/cats/e.mp4": video(frames=7),
+        "train/notes.txt": b"not a video, and no error",
+        "train/cats/.hidden.mp4": b"",
+    }
+    source = put(tmp_path / "own videos", files)
+    outcome = ardiff("prepare", "--source", f"{source}/", "--output", tmp_path / "data")
+    assert outcome.code == 0, outcome.err
+    records = {
+        r.uri.removeprefix(f"{source}/"): (r.split, r.class_name, r.label, r.codec, r.width, r.height, r.num_frames)
+        for r in read_manifest(str(tmp_path / "data" / "manifest.parquet"))
+    }
+    assert records == {
+        "train/cats/a.mp4": ("train", "cats", 0, "h264", 50, 38, 12),
+        "train/dogs/b c.webm": ("train", "dogs", 1, "vp9", 50, 38, 9),
+        "train/dogs/d.MP4": ("train", "dogs", 1, "h264", 64, 64, 12),
+        "test/cats/e.mp4": ("test", "cats", 0, "h264", 50, 38, 7),
+    }
+
+
+def test_own_videos_in_class_folders_are_split_and_encoded(
+    ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path
+) -> None:
+    from ardiff.pretrained import save_autoencoder
+
+    source = put(tmp_path / "own", {f"{'ab'[i % 2]}/{i}.mp4": video(seed=i) for i in range(6)})
+    outcome = ardiff("prepare", "--source", source, "--output", tmp_path / "data", "test_fraction=0.3")
+    assert outcome.code == 0, outcome.err
+    manifest = tmp_path / "data" / "manifest.parquet"
+    records = read_manifest(str(manifest))
+    assert {r.class_name for r in records} == {"a", "b"}
+    assert {r.split for r in records} == {"train", "test"}
+    again = tmp_path / "again"
+    assert ardiff("prepare", "--source", source, "--output", again, "test_fraction=0.3").code == 0
+    assert [r.split for r in read_manifest(str(again / "manifest.parquet"))] == [r.split for r in records]
+    save_autoencoder(str(tmp_path / "vae"), make_vae())
+    settings = ["num_frames=6", "clip_step=3", "batch_size=4"]
+    outcome = ardiff(
+        "encode", "--manifest", manifest, "--vae", tmp_path / "vae", "--output", tmp_path / "latents", *settings
+    )
+    assert outcome.code == 0, outcome.err
+    assert f"encoded; {3 * sum(r.split == 'train' for r in records)} clips" in outcome.err

@@ -1,0 +1,179 @@
+"""The quickstart at its smallest, once, and what it leaves."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from ardiff.data.decode import decode_clip, probe
+from ardiff.data.encode import encode_video
+from ardiff.data.latents import read_description, read_latents
+from ardiff.data.manifest import class_names, read_manifest
+from ardiff.metrics.stats import CONTROLS, psnr
+from ardiff.pipeline import ARDiffusionPipeline
+
+pytestmark = pytest.mark.ray
+
+STAGES = {
+    "data": "prepare",
+    "vae": "train-vae",
+    "latents": "encode",
+    "dit": "train-dit",
+    "samples/ar-step-0": "generate 16 frames, ar_step 0",
+    "samples/ar-step-2": "generate 16 frames, ar_step 2",
+    "samples/ar-step-4": "generate 16 frames, ar_step 4",
+    "samples/long": "generate 24 frames, ar_step 2",
+    "scores": "evaluate",
+}
+TINY = shlex.split("""
+prepare.synthetic.num_train=24 prepare.synthetic.num_test=12 prepare.synthetic.num_frames=24
+prepare.synthetic.num_long=2 prepare.synthetic.long_frames=40
+train_vae.train.num_steps=12 train_vae.train.checkpoint_every=6 train_vae.train.sample_every=12
+train_vae.train.log_every=4 train_vae.task.temporal_from_step=8 train_vae.vae.width=32 train_vae.vae.depth=1
+encode.batch_size=16
+train_dit.train.num_steps=12 train_dit.train.checkpoint_every=6 train_dit.train.sample_every=12
+train_dit.train.log_every=4 train_dit.train.batch_size=8 train_dit.dit.width=32 train_dit.dit.depth=1
+generate.num_videos=4 generate.num_inference_steps=4 evaluate.num_clips=4 evaluate.batch_size=4
+samples.ar_steps=[0,2,4] samples.num_long=2 samples.long_frames=24 samples.long_ar_step=2
+""")
+
+
+@pytest.fixture(scope="module")
+def finished(jobs: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    result = jobs.run("quickstart", "--output", str(folder), *TINY)
+    assert result.code == 0, result.err
+    return folder, result
+
+
+def test_every_stage_is_recorded(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    for place, name in STAGES.items():
+        record = json.loads((folder / place / "stage.json").read_text())
+        assert record["name"] == name
+        assert record["seconds"] > 0
+        assert 100 < record["peak_mib"] < 6 * 1024
+
+
+def test_terminal_shows_one_line_per_stage_and_no_warnings(finished: tuple[Path, Any]) -> None:
+    folder, result = finished
+    done = re.findall(r"^✓ (.*?): [0-9.]+ s, [0-9]+ MiB\. ", result.err, flags=re.MULTILINE)
+    assert done == list(STAGES.values())
+    assert result.err.rstrip().splitlines()[-1] == str(folder / "report.html")
+    for noise in ("WARNING", "Warning", "Traceback", "Token authentication", "Progress bars disabled", "SaveMode"):
+        assert noise not in result.err
+    assert result.out == ""
+
+
+def test_configuration_and_versions_are_recorded(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["train_dit"]["dit"]["width"] == 32
+    assert config["samples"]["ar_steps"] == [0, 2, 4]
+    versions = json.loads((folder / "versions.json").read_text())
+    assert {"python", "torch", "ray", "git", "ardiff"} <= versions.keys()
+    for place in ("vae", "dit", "samples/long", "scores"):
+        assert (folder / place / "config.yaml").is_file()
+        assert (folder / place / "versions.json").is_file()
+    latents = json.loads((folder / "latents" / "stage.json").read_text())["results"]["folder"]
+    assert yaml.safe_load((Path(latents) / "config.yaml").read_text())["batch_size"] == 16
+
+
+def test_manifest_lists_the_synthetic_set(finished: tuple[Path, Any]) -> None:
+    records = read_manifest(str(finished[0] / "data" / "manifest.parquet"))
+    assert [r.split for r in records] == ["train"] * 24 + ["test"] * 12
+    assert class_names(records) == ["ring", "square", "triangle", "plus"]
+    assert [r.num_frames for r in records] == [40, 40] + [24] * 34
+    for record in records[::7]:
+        assert probe(Path(record.uri).read_bytes()).num_frames == record.num_frames
+
+
+def test_latents_are_complete_and_described(finished: tuple[Path, Any]) -> None:
+    folder = json.loads((finished[0] / "latents" / "stage.json").read_text())["results"]["folder"]
+    description = read_description(folder)
+    # Clips start every 8 frames: 2 in each of 22 videos of 24 frames, 4 in each of 2 of 40.
+    assert sum(description.rows) == 22 * 2 + 2 * 4
+    parts = [read_latents(f"{folder}/{file}", (16, 4, 4)) for file in description.files]
+    assert [len(latents) for latents, _ in parts] == description.rows
+    latents = np.concatenate([latents for latents, _ in parts])
+    assert np.isfinite(latents).all()
+    np.testing.assert_allclose(latents.mean(axis=(0, 1)), description.statistics.mean, atol=1e-5)
+    assert {int(label) for _, labels in parts for label in labels} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("place", "count", "frames"),
+    [("samples/ar-step-0", 4, 16), ("samples/ar-step-2", 4, 16), ("samples/ar-step-4", 4, 16), ("samples/long", 2, 24)],
+)
+def test_generated_videos_decode(finished: tuple[Path, Any], place: str, count: int, frames: int) -> None:
+    folder = finished[0] / place
+    records = read_manifest(str(folder / "manifest.parquet"))
+    assert [r.uri for r in records] == [str(folder / "videos" / f"{i:05d}.mp4") for i in range(count)]
+    for record in records:
+        found = probe(Path(record.uri).read_bytes())
+        assert (found.codec, found.num_frames, found.height, found.width) == ("h264", frames, 32, 32)
+    assert [r.label for r in records] == [i % 4 for i in range(count)]
+    assert (folder / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("place", "frames", "ar_step"), [("samples/ar-step-2", 16, 2), ("samples/long", 24, 2)])
+def test_the_pipeline_alone_gives_the_same_video(
+    finished: tuple[Path, Any], place: str, frames: int, ar_step: int
+) -> None:
+    pipeline = ARDiffusionPipeline.from_pretrained(str(finished[0] / "dit" / "pipeline"))
+    assert pipeline.class_names == ["ring", "square", "triangle", "plus"]
+    video = pipeline(class_label=1, num_frames=frames, ar_step=ar_step, num_inference_steps=4, seed=1).numpy()[0]
+    stored = (finished[0] / place / "videos" / "00001.mp4").read_bytes()
+    # Through the codec on both sides: 4:2:0 video cannot hold the coloured noise of so short a training.
+    through = decode_clip(encode_video(video, 8.0, crf=8), 0, frames)
+    assert psnr(through, decode_clip(stored, 0, frames)) > 40
+
+
+def test_scores_hold_every_set(finished: tuple[Path, Any]) -> None:
+    scores = json.loads((finished[0] / "scores" / "scores.json").read_text())
+    sets = scores["sets"]
+    assert sets.keys() == {"real", "reconstruction", "ar-step-0", "ar-step-2", "ar-step-4", *CONTROLS}
+    assert all(np.isfinite(values["distance"]) for values in sets.values())
+    assert sets["real"]["distance"] < sets["shuffled frames"]["distance"] < sets["noise"]["distance"]
+    assert sets["real"]["recognised"] == 1.0
+    assert scores["protocol"]["num_real"] == scores["protocol"]["num_fake"] == 4
+
+
+def test_report_is_self_contained(finished: tuple[Path, Any]) -> None:
+    page = (finished[0] / "report.html").read_text()
+    assert "AR-Diffusion quickstart" in page
+    loaded = re.findall(r"""(?:\bsrc|\bhref|\bposter|\bdata)\s*=\s*["']([^"']+)""", page)
+    assert loaded
+    assert all(place.startswith(("data:", "#")) for place in loaded), [p[:80] for p in loaded if p[:5] != "data:"]
+    assert not re.search(r"@import|url\(\s*[\"']?(?!data:|#)", page)
+    assert page.count("data:video/mp4") == 4
+
+
+def test_a_second_run_does_nothing(jobs: Any, finished: tuple[Path, Any]) -> None:
+    folder, first = finished
+    before = _snapshot(folder, leave_out="report.html")
+    result = jobs.run("quickstart", "--output", str(folder), *TINY)
+    assert result.code == 0, result.err
+    assert re.findall(r"^✓ (.*): done before\.", result.err, flags=re.MULTILINE) == list(STAGES.values())
+    assert result.seconds < first.seconds / 2
+    assert _snapshot(folder, leave_out="report.html") == before
+
+
+def test_another_setting_in_the_same_folder_is_refused(jobs: Any, finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    before = _snapshot(folder)
+    result = jobs.run("quickstart", "--output", str(folder), *TINY, "train_dit.dit.width=64")
+    assert result.code == 2
+    assert "another configuration" in result.complaint
+    assert f"{folder}/dit" in result.complaint
+    assert _snapshot(folder) == before
+
+
+def _snapshot(folder: Path, leave_out: str = "") -> dict[str, tuple[int, bytes]]:
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != leave_out)
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in files}

@@ -1,0 +1,191 @@
+"""The AR-DiT: what may influence what, to the last bit."""
+
+import pytest
+import torch
+
+from ardiff.dit import DiT, DiTConfig
+from ardiff.dit.attention import block_causal_mask, masked_attention
+
+FRAMES = 8
+VARIANTS = [{}, {"positions": "sincos"}, {"attention_window": 3}, {"positions": "sincos", "attention_window": 2}]
+
+
+def inputs(model: DiT, frames: int = FRAMES, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(batch, frames, model.config.num_tokens, model.config.token_dim, generator=generator)
+    timesteps = torch.randint(1000, (batch, frames), generator=generator)
+    return latents, timesteps, torch.arange(batch) % (model.config.num_classes + 1)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_later_frame_changes_no_earlier_output(make_dit, variant, train):
+    model = make_dit(**variant).train(train)
+    latents, timesteps, labels = inputs(model)
+    expected = model(latents, timesteps, labels)
+    for j in range(FRAMES):
+        other, later = latents.clone(), timesteps.clone()
+        other[:, j] += 3.0
+        later[:, j] = (later[:, j] + 400) % 1000
+        for changed in (model(other, timesteps, labels), model(latents, later, labels)):
+            assert torch.equal(changed[:, :j], expected[:, :j])
+            assert (changed[:, j] != expected[:, j]).any(dim=(-2, -1)).all()
+            if j + 1 < FRAMES:
+                assert not torch.equal(changed[:, j + 1], expected[:, j + 1])
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_gradient_flows_from_earlier_outputs_to_later_inputs(make_dit, variant, train):
+    model = make_dit(**variant).train(train)
+    latents, timesteps, labels = inputs(model)
+    for j in (1, 4, FRAMES - 1):
+        leaf = latents.clone().requires_grad_()
+        model(leaf, timesteps, labels)[:, :j].square().sum().backward()
+        assert leaf.grad is not None
+        assert not leaf.grad[:, j:].any()
+        assert leaf.grad[:, j - 1].any()
+
+
+@pytest.mark.parametrize("positions", ["rotary", "sincos"])
+@pytest.mark.parametrize(("window", "depth"), [(1, 1), (3, 1), (2, 3), (3, 2)])
+def test_the_band_bounds_how_far_a_frame_reaches(make_dit, positions, window, depth):
+    """One block reaches ``window - 1`` frames on, so all of them ``depth * (window - 1)``."""
+    model = make_dit(positions=positions, attention_window=window, depth=depth)
+    latents, timesteps, labels = inputs(model)
+    expected, reach = model(latents, timesteps, labels), depth * (window - 1)
+    for j in range(FRAMES):
+        other = latents.clone()
+        other[:, j] += 3.0
+        changed = (model(other, timesteps, labels) != expected).any(dim=(0, 2, 3))
+        assert changed.tolist() == [j <= f <= j + reach for f in range(FRAMES)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fewer_frames_give_the_same_outputs(make_dit, variant):
+    model = make_dit(**variant)
+    latents, timesteps, labels = inputs(model)
+    whole = model(latents, timesteps, labels)
+    for frames in (1, 3, 7):
+        part = model(latents[:, :frames], timesteps[:, :frames], labels)
+        assert torch.allclose(part, whole[:, :frames], rtol=1e-4, atol=1e-5)
+
+
+def test_videos_of_a_batch_do_not_meet(make_dit):
+    model = make_dit()
+    latents, timesteps, labels = inputs(model, batch=3)
+    expected = model(latents, timesteps, labels)
+    other = latents.clone()
+    other[1] += 1.0
+    changed = model(other, timesteps, labels)
+    assert torch.equal(changed[[0, 2]], expected[[0, 2]])
+    assert not torch.equal(changed[1], expected[1])
+
+
+def test_rotary_depends_on_differences_of_positions_only(make_dit):
+    """What the rolling executor needs: frames 100.. are what frames 0.. are."""
+    model = make_dit().double()
+    latents, timesteps, labels = inputs(model, batch=1)
+    attend = [masked_attention(model.mask, FRAMES)] * model.config.depth
+    frames, modulations = latents[0].double(), model.modulations(timesteps[0], labels.expand(FRAMES))
+    near = model.forward_frames(frames, modulations, torch.arange(FRAMES), attend)
+    far = model.forward_frames(frames, modulations, torch.arange(FRAMES) + 100, attend)
+    spread = model.forward_frames(frames, modulations, torch.arange(FRAMES) * 5, attend)
+    assert torch.allclose(near, far, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(near, spread, rtol=1e-3, atol=1e-3)
+
+
+def test_the_order_of_frames_matters_with_both_kinds_of_positions(make_dit):
+    for positions in ("rotary", "sincos"):
+        model = make_dit(positions=positions)
+        latents, _, labels = inputs(model)
+        timesteps = torch.full((2, FRAMES), 500)
+        swapped = latents[:, [1, 0, *range(2, FRAMES)]]
+        last = model(latents, timesteps, labels)[:, -1]
+        assert not torch.allclose(model(swapped, timesteps, labels)[:, -1], last, rtol=1e-3, atol=1e-3)
+
+
+def test_masks() -> None:
+    assert block_causal_mask(2, 2).int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert block_causal_mask(3, 1, window=2).int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    assert torch.equal(block_causal_mask(4, 3, window=4), block_causal_mask(4, 3))
+
+
+def test_class_and_timestep_matter(make_dit):
+    model = make_dit()
+    latents, timesteps, _ = inputs(model)
+    outputs = [model(latents, timesteps, torch.tensor([c, c])) for c in range(4)]
+    assert model.null_class == 3
+    for i in range(4):
+        for j in range(i):
+            assert not torch.allclose(outputs[i], outputs[j], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(model(latents, timesteps // 2, torch.tensor([0, 0])), outputs[0], rtol=1e-3, atol=1e-3)
+
+
+def test_modulations_of_packed_frames_are_those_of_each_alone(make_dit):
+    model = make_dit().double()
+    timesteps, labels = torch.tensor([0, 7, 999]), torch.tensor([0, 3, 1])
+    together = model.modulations(timesteps, labels)
+    assert together.shape == (3, 6 * 16 * 2 + 2 * 16)
+    alone = torch.cat([model.modulations(timesteps[i : i + 1], labels[i : i + 1]) for i in range(3)])
+    assert torch.allclose(together, alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_new_model_predicts_zero(variant):
+    model = DiT(DiTConfig(num_frames=FRAMES, num_tokens=2, width=16, depth=2, num_heads=2, num_classes=3, **variant))
+    assert not model(*inputs(model)).any()
+    for block in model.blocks:
+        assert not block.modulation.weight.any()
+        assert block.attention.qkv.weight.any()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_reach_every_parameter(make_dit, variant):
+    model = make_dit(**variant).train()
+    latents, timesteps, labels = inputs(model, batch=4)
+    model(latents, timesteps, labels).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_too_many_frames(make_dit):
+    model = make_dit()
+    with pytest.raises(ValueError, match="at most 8 frames at once, got 9"):
+        model(*inputs(model, frames=9))
+
+
+def test_size_of_the_paper() -> None:
+    """Table 6 says 673 M. The weights exist on the meta device only."""
+    with torch.device("meta"):
+        model = DiT(DiTConfig())
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(673.7e6, abs=0.5e6)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_the_model_holds_its_configuration_and_nothing_but_weights(make_dit):
+    for variant in VARIANTS:
+        model = make_dit(**variant)
+        assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+        assert DiT(model.config).config == model.config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 30, "num_heads": 4}, "even multiple of num_heads"),
+        ({"width": 12, "num_heads": 4}, "even multiple of num_heads"),
+        ({"num_heads": 0}, "at least 1"),
+        ({"num_frames": 0}, "at least 1"),
+        ({"num_tokens": 0}, "at least 1"),
+        ({"token_dim": 0}, "at least 1"),
+        ({"depth": 0}, "at least 1"),
+        ({"num_classes": -1}, "num_classes must be 0 or more"),
+        ({"attention_window": 0}, r"attention_window must be in 1\.\.num_frames \(16\)"),
+        ({"attention_window": 17}, r"attention_window must be in 1\.\.num_frames \(16\)"),
+    ],
+)
+def test_impossible_sizes(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DiTConfig(**changes)

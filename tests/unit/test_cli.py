@@ -1,0 +1,176 @@
+"""The command: help, dry runs, exit codes and one-sentence errors. No job is started."""
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import yaml
+
+from ardiff.cli import VERBS, main
+from ardiff.config import load_config, to_dict
+
+
+def config_class(verb: str) -> type[Any]:
+    module, name, _ = VERBS[verb]
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARDIFF_DEBUG", "")  # so that what --debug sets is undone
+    monkeypatch.delenv("ARDIFF_DEBUG")
+
+
+def exit_code(arguments: list[str]) -> int:
+    """What the shell sees, whether the command returns or argparse exits."""
+    try:
+        return main(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian-vae"], ["--no-such"]])
+def test_a_call_without_a_verb_is_wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("usage: ardiff")
+    assert "Traceback" not in captured.err
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for verb, (_, _, summary) in VERBS.items():
+        assert f"{verb} {summary}" in text
+    assert " doctor " in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_lists_every_setting(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: ardiff {verb}")
+
+    def check(cls: Any, prefix: str) -> None:
+        hints = get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(hints[field.name]):
+                assert f"  {prefix}{field.name}: " in text
+                check(hints[field.name], f"{prefix}{field.name}.")
+            elif prefix:
+                assert f"    {prefix}{field.name}: " in text
+            else:
+                assert f"--{field.name.replace('_', '-')}" in text
+
+    check(config_class(verb), "")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_dry_run_prints_what_loads_back_equal(verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([verb, "--dry-run", "--output", "elsewhere"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    (tmp_path / "resolved.yaml").write_text(captured.out)
+    config = load_config(config_class(verb), [tmp_path / "resolved.yaml"])
+    assert config.output == "elsewhere"
+    assert to_dict(config) == yaml.safe_load(captured.out)
+    assert main([verb, "--dry-run", "--config", "resolved.yaml"]) == 0
+    assert capsys.readouterr().out == captured.out
+    assert [p.name for p in tmp_path.iterdir()] == ["resolved.yaml"]  # nothing else was written
+
+
+def test_settings_come_from_file_then_options_then_overrides(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.yaml").write_text("num_videos: 3\nseed: 1\nfps: 1e1\ncodec: vp9\n")
+    (tmp_path / "b.yaml").write_text("seed: 2\n")
+    arguments = ["generate", "--dry-run", "--config", "a.yaml", "--config", "b.yaml", "--num-videos", "4", "crf=9"]
+    assert main([*arguments, "--ar-step", "7", "ar_step=8"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    given = {key: config[key] for key in ("num_videos", "seed", "fps", "codec", "crf", "ar_step")}
+    assert given == {"num_videos": 4, "seed": 2, "fps": 10.0, "codec": "vp9", "crf": 9, "ar_step": 8}
+
+
+def test_the_quickstart_reads_its_shipped_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quickstart", "--dry-run", "train_dit.train.seed=5"]) == 0
+    plain = yaml.safe_load(capsys.readouterr().out)
+    assert main(["quickstart", "--dry-run", "--fast"]) == 0
+    fast = yaml.safe_load(capsys.readouterr().out)
+    assert plain["train_dit"]["train"]["seed"] == 5
+    assert (plain["fast"], fast["fast"]) == (False, True)
+    assert fast["train_dit"]["train"]["num_steps"] < plain["train_dit"]["train"]["num_steps"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train-dit", "train.optimzer.lr=1"], "did you mean 'train.optimizer'?"),
+        (["train-dit", "train.optimizer.lr=fast"], "'train.optimizer.lr' must be of type float, not 'fast'"),
+        (["train-dit", "dit.num_heads=0"], "dit: num_frames"),
+        (["train-vae", "vae.patch_size=7"], "vae: resolution 256 must be a multiple of patch_size 7"),
+        (["generate", "num_videos"], "'num_videos' is not an override"),
+        (["generate", "--num-videos", "many"], "'num_videos' must be of type int"),
+        (["generate", "--executor", "magic"], "'executor' must be one of"),
+        (["generate", "--config", "no.yaml"], "Cannot read the configuration no.yaml"),
+        (["quickstart", "samples.ar_steps=[0, 99]"], "ar_step must be between 0 and num_inference_steps (20)"),
+    ],
+)
+def test_bad_settings_are_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([*arguments, "--dry-run"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("ardiff: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_options_are_wrong_calls(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["generate", "--no-such", "3"]) == 2
+    assert "unknown option --no-such" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--debug", "generate", "num_videos=x", "--dry-run"]) == 2
+    captured = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in captured
+    assert captured.splitlines()[-1].startswith("ardiff: 'num_videos' must be of type int")
+
+
+def test_a_job_that_cannot_work_exits_with_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Refused before Ray is started, and before anything is written."""
+    assert main(["generate", "--pipeline", "no-model"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "ardiff: There is no trained model in no-model: it should hold config.json.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ray_jobs.generate.run", interrupted)
+    assert main(["generate"]) == 130
+    assert "The same command goes on" in capsys.readouterr().err
+
+
+def test_a_job_gets_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("ray_jobs.prepare.run", seen.append)
+    assert main(["prepare", "--source", "videos", "synthetic.seed=3"]) == 0
+    assert seen == [load_config(config_class("prepare"), None, ["source=videos", "synthetic.seed=3"])]
+
+
+def test_an_error_that_is_no_users_fault_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: Any) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr("ray_jobs.prepare.run", broken)
+    with pytest.raises(AssertionError, match="a bug"):
+        main(["prepare"])

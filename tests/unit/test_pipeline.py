@@ -1,0 +1,210 @@
+"""The pipeline: saved and loaded, one video whatever is generated beside it, and calls that cannot be answered."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ardiff.data.latents import LatentStatistics
+from ardiff.diffusion.process import DiffusionConfig
+from ardiff.errors import CheckpointError
+from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.sampling import SampleRequest
+
+STEPS = 4
+SHORT = {"num_frames": 6, "ar_step": 2, "num_inference_steps": STEPS}
+
+
+@pytest.fixture(scope="module")
+def pipeline(make_pipeline) -> ARDiffusionPipeline:
+    return make_pipeline()
+
+
+def differ(first: torch.Tensor, second: torch.Tensor) -> int:
+    assert first.dtype == second.dtype == torch.uint8
+    return int((first.int() - second.int()).abs().max())
+
+
+def latents(pipeline: ARDiffusionPipeline, labels: tuple[int, ...], seeds: tuple[int, ...], **changes: Any) -> Any:
+    settings = {"num_frames": 6, "ar_step": 2, "num_inference_steps": STEPS, "guidance_scale": 1.5, **changes}
+    return pipeline.engine().run(SampleRequest(class_labels=labels, seeds=seeds, **settings))  # type: ignore[arg-type]
+
+
+def test_shape_and_type(pipeline: ARDiffusionPipeline) -> None:
+    video = pipeline(class_label=[0, 1, 2], seed=[0, 1, 2], **SHORT)
+    assert video.shape == (3, 6, 16, 16, 3)
+    assert video.dtype == torch.uint8
+    assert video.device.type == "cpu"
+    assert not video.requires_grad
+    assert pipeline(**SHORT).shape == (1, 6, 16, 16, 3)
+
+
+def test_saved_and_loaded_gives_the_same_video(pipeline: ARDiffusionPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(str(tmp_path / "model"))
+    files = sorted(p.name for p in (tmp_path / "model").iterdir())
+    assert files == ["config.json", "dit.safetensors", "vae.safetensors"]
+    loaded = ARDiffusionPipeline.from_pretrained(str(tmp_path / "model"))
+    assert (loaded.vae.config, loaded.dit.config) == (pipeline.vae.config, pipeline.dit.config)
+    assert (loaded.diffusion, loaded.statistics) == (pipeline.diffusion, pipeline.statistics)
+    assert loaded.class_names == ["disc", "ring", "square"]
+    settings = {"class_label": [0, 2], "seed": [5, 6], "guidance_scale": 2.0, **SHORT}
+    assert torch.equal(loaded(**settings), pipeline(**settings))
+
+
+@pytest.mark.parametrize("variant", [{"positions": "sincos"}, {"attention_window": 3}, {"num_classes": 0}])
+def test_every_variant_survives_saving(make_pipeline, tmp_path: Path, variant: dict[str, Any]) -> None:
+    pipeline = make_pipeline(**variant)
+    pipeline.save_pretrained(str(tmp_path))
+    assert torch.equal(ARDiffusionPipeline.from_pretrained(str(tmp_path))(**SHORT), pipeline(**SHORT))
+
+
+def test_weights_of_other_sizes_name_the_tensor(pipeline: ARDiffusionPipeline, make_pipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(str(tmp_path / "a"))
+    make_pipeline(width=32).save_pretrained(str(tmp_path / "b"))
+    (tmp_path / "b" / "dit.safetensors").rename(tmp_path / "a" / "dit.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"blocks\.0\.attention\.proj\.bias is \(32,\) in the file, \(16,\) in the"
+    ):
+        ARDiffusionPipeline.from_pretrained(str(tmp_path / "a"))
+
+
+def test_a_missing_file_and_a_damaged_configuration(pipeline: ARDiffusionPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(str(tmp_path))
+    (tmp_path / "dit.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"dit\.safetensors"):
+        ARDiffusionPipeline.from_pretrained(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        ARDiffusionPipeline.from_pretrained(str(tmp_path))
+
+
+def test_saving_over_an_older_model_replaces_it(make_pipeline, tmp_path: Path) -> None:
+    make_pipeline(seed=1).save_pretrained(str(tmp_path))
+    pipeline = make_pipeline(seed=2)
+    pipeline.save_pretrained(str(tmp_path))
+    assert torch.equal(ARDiffusionPipeline.from_pretrained(str(tmp_path))(**SHORT), pipeline(**SHORT))
+
+
+def test_models_that_do_not_fit_together(make_dit, make_vae) -> None:
+    with pytest.raises(CheckpointError, match=r"\(L, D\) = \(3, 4\) latents, the AR-DiT \(2, 4\)"):
+        ARDiffusionPipeline(
+            make_vae(num_tokens=3), make_dit(), DiffusionConfig(), LatentStatistics([[0.0] * 4] * 2, 1.0)
+        )
+
+
+def test_the_configuration_is_readable(pipeline: ARDiffusionPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["kind"] == "ar-diffusion-pipeline"
+    assert config["dit"]["num_classes"] == 3
+    assert config["diffusion"]["beta_end"] == 0.02
+    assert config["latent_statistics"]["std"] == 0.8
+
+
+@pytest.mark.parametrize("frames", [6, 14])
+def test_the_same_seed_gives_the_same_video_whatever_the_batch(pipeline: ARDiffusionPipeline, frames: int) -> None:
+    labels, seeds = (2, 0, 1, 0), (11, 5, 7, 6)
+    together = latents(pipeline, labels, seeds, num_frames=frames)
+    settings = {**SHORT, "num_frames": frames, "guidance_scale": 1.5}
+    videos = pipeline(class_label=list(labels), seed=list(seeds), **settings)
+    for i, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
+        alone = latents(pipeline, (label,), (seed,), num_frames=frames)
+        assert torch.allclose(together[i : i + 1], alone, rtol=1e-5, atol=1e-5)
+        assert differ(videos[i], pipeline(class_label=label, seed=seed, **settings)[0]) <= 1
+    reverse = pipeline(class_label=list(labels)[::-1], seed=list(seeds)[::-1], **settings)
+    assert differ(reverse.flip(0), videos) <= 1
+
+
+def test_repeated_calls_are_equal_and_draw_nothing_global(pipeline: ARDiffusionPipeline) -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = pipeline(class_label=1, seed=3, **SHORT)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert torch.equal(pipeline(class_label=1, seed=3, **SHORT), first)
+
+
+def test_seed_class_and_guidance_matter(pipeline: ARDiffusionPipeline) -> None:
+    base = {"labels": (0,), "seeds": (0,)}
+    expected = latents(pipeline, **base)
+    null = pipeline.dit.null_class
+    for change in ({"labels": (1,)}, {"labels": (null,)}, {"seeds": (1,)}, {"guidance_scale": 4.0}, {"ar_step": 0}):
+        result = latents(pipeline, **{**base, **change})  # type: ignore[arg-type]
+        assert float((result - expected).abs().max()) > 1e-3, change
+
+
+def test_labels_and_seeds_are_paired(pipeline: ARDiffusionPipeline) -> None:
+    alone = {(c, s): pipeline(class_label=c, seed=s, **SHORT)[0] for c in (0, 1) for s in (5, 6)}
+    for labels, seeds, pairs in [
+        ([0, 1], [5, 6], [(0, 5), (1, 6)]),
+        (0, [5, 6], [(0, 5), (0, 6)]),
+        ([0, 1], 5, [(0, 5), (1, 5)]),
+        ([1], [5, 6], [(1, 5), (1, 6)]),
+    ]:
+        video = pipeline(class_label=labels, seed=seeds, **SHORT)
+        assert len(video) == len(pairs)
+        for ours, pair in zip(video, pairs, strict=True):
+            assert differ(ours, alone[pair]) <= 1
+    without = pipeline(seed=[5, 6], **SHORT)
+    assert differ(without[1], pipeline(seed=6, **SHORT)[0]) <= 1
+    with pytest.raises(ValueError, match="2 class labels and 3 seeds cannot be paired"):
+        pipeline(class_label=[0, 1], seed=[1, 2, 3], **SHORT)
+
+
+@pytest.mark.parametrize("ar_step", [0, 1, 2, STEPS])
+def test_a_longer_video_starts_like_a_shorter_one(pipeline: ARDiffusionPipeline, ar_step: int) -> None:
+    """As long as both fit the window: a frame depends on the frames before it only."""
+    settings = {"class_label": 0, "seed": 3, "num_inference_steps": STEPS, "ar_step": ar_step, "guidance_scale": 1.5}
+    longest = pipeline(num_frames=8, **settings)
+    for frames in (1, 3, 7):
+        assert differ(pipeline(num_frames=frames, **settings), longest[:, :frames]) <= 1
+
+
+def test_videos_longer_than_the_model_sees(pipeline: ARDiffusionPipeline) -> None:
+    video = pipeline(class_label=1, num_frames=21, ar_step=1, num_inference_steps=STEPS)
+    assert video.shape == (1, 21, 16, 16, 3)
+    first = pipeline(class_label=1, num_frames=8, ar_step=1, num_inference_steps=STEPS)
+    assert differ(video[:, :8], first) <= 1  # nothing before the window first moves has changed
+    plain = pipeline(class_label=1, num_frames=21, ar_step=1, num_inference_steps=STEPS, executor="full")
+    assert differ(video, plain) <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ar_step": -1}, r"ar_step must be between 0 and num_inference_steps \(4\).*smallest valid ar_step is 0"),
+        ({"ar_step": 5}, r"ar_step must be between 0 and .*got 5"),
+        ({"num_frames": 20, "ar_step": 0}, r"window of 8 frames; got 0\. The smallest valid ar_step is 1"),
+        ({"num_frames": 20, "num_inference_steps": 50, "ar_step": 6}, "smallest valid ar_step is 7"),
+        ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
+        ({"num_inference_steps": 0, "ar_step": 0}, "num_inference_steps must be at least 1"),
+        ({"num_inference_steps": 1001}, r"num_inference_steps must be in 1\.\.1000"),
+        ({"class_label": 3}, r"class_label 3 is out of range: the model knows 0\.\.2"),
+        ({"class_label": [0, -1]}, "class_label -1 is out of range"),
+        ({"seed": []}, "cannot be paired"),
+        ({"class_label": [], "seed": []}, "cannot be paired"),
+        ({"executor": "magic"}, "executor"),
+    ],
+)
+@pytest.mark.parametrize("executor", ["window", "full"])
+def test_calls_out_of_range_say_what_is_valid(
+    pipeline: ARDiffusionPipeline, executor: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipeline(**{**SHORT, "executor": executor, **changes})
+
+
+def test_a_model_without_classes_takes_none(make_pipeline) -> None:
+    pipeline = make_pipeline(num_classes=0)
+    assert pipeline(**SHORT).shape[0] == 1
+    with pytest.raises(ValueError, match="knows no class at all"):
+        pipeline(class_label=0, **SHORT)
+
+
+def test_progress_grows_to_all_frames(pipeline: ARDiffusionPipeline) -> None:
+    counts: list[int] = []
+    pipeline(on_frames=counts.append, **SHORT)
+    assert counts == sorted(set(counts))
+    assert counts[-1] == 6

@@ -1,0 +1,299 @@
+"""The one loop: accumulation, resumption to the last bit, and stopping before harm is done."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ardiff.data.latents import LatentStatistics
+from ardiff.diffusion.process import DiffusionConfig
+from ardiff.errors import TrainingError
+from ardiff.randomness import torch_generator
+from ardiff.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from ardiff.train.engine import TorchEngine
+from ardiff.train.loop import TrainConfig, averaged_model, train
+from ardiff.train.optim import OptimizerConfig
+from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, Batch, DiTTask, DiTTaskConfig, Task
+
+FRESH = TrainState(0, 0, "key")
+
+
+class Regression(Task):
+    """Least squares without randomness: the mean over a batch is the mean over its parts."""
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self.model = model or nn.Linear(3, 1)
+
+    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.model(batch["x"]) - batch["y"]).square().mean()
+        return loss, {"half": loss / 2}
+
+    def samples(self, model: nn.Module) -> Tensor | None:
+        return torch.full((1, 1, 2, 2, 3), int(model.training), dtype=torch.uint8)
+
+
+class Recorder:
+    """Keeps what it hears; writes checkpoints where it has a folder for them."""
+
+    def __init__(self, engine: TorchEngine | None = None, folder: Path | None = None) -> None:
+        self.engine, self.folder = engine, folder
+        self.losses: dict[int, float] = {}
+        self.logged: dict[int, dict[str, float]] = {}
+        self.sheets: dict[int, Tensor] = {}
+        self.states: list[TrainState] = []
+
+    def progress(self, step: int, loss: float) -> None:
+        self.losses[step] = loss
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.logged[step] = values
+
+    def samples(self, step: int, videos: Tensor) -> None:
+        self.sheets[step] = videos
+
+    def checkpoint(self, state: TrainState) -> None:
+        self.states.append(state)
+        if self.folder is not None and self.engine is not None:
+            save_checkpoint(self.folder / str(state.step), self.engine, state)
+
+
+def settings(**changes: Any) -> TrainConfig:
+    optimizer = OptimizerConfig(lr=1e-2, schedule="cosine", warmup_steps=2)
+    return TrainConfig(**{"num_steps": 6, "batch_size": 4, "ema_decay": 0.9, "optimizer": optimizer, **changes})
+
+
+def make_engine(task: Task, config: TrainConfig) -> TorchEngine:
+    return TorchEngine(
+        task.model, config.optimizer, torch.device("cpu"), config.precision, config.max_grad_norm, config.ema_decay
+    )
+
+
+def memory_stream(kind: str, position: int, size: int) -> Iterator[Batch]:
+    """Endless batches from sample ``position`` on; a sample depends on its number alone."""
+    for first in itertools.count(position, size):
+        generators = [torch_generator("sample", number) for number in range(first, first + size)]
+        match kind:
+            case "regression":
+                x = torch.stack([torch.randn(3, generator=g) for g in generators])
+                yield {"x": x, "y": x.sum(dim=1, keepdim=True)}
+            case "vae":
+                videos = [torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=g) for g in generators]
+                yield {"video": torch.stack(videos)}
+            case "dit":
+                latents = torch.stack([torch.randn(4, 2, 4, generator=g) for g in generators])
+                yield {"latents": latents, "label": torch.arange(first, first + size) % 3}
+
+
+def run(task: Task, config: TrainConfig, kind: str = "regression", **arguments: Any) -> tuple[TorchEngine, Recorder]:
+    engine = arguments.pop("engine", None) or make_engine(task, config)
+    start = arguments.pop("start", FRESH)
+    recorder = Recorder(engine, arguments.pop("folder", None))
+    batches = arguments.pop("batches", None) or memory_stream(kind, start.samples, config.micro_batch_size)
+    train(task, engine, batches, config, start, recorder, **arguments)
+    return engine, recorder
+
+
+def regression() -> Regression:
+    task = Regression()
+    with torch.no_grad():
+        task.model.weight.copy_(torch.tensor([[1.0, -1.0, 0.5]]))
+        task.model.bias.fill_(0.3)
+    return task
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_gives_the_same_update(parts: int) -> None:
+    whole, reference = run(regression(), settings())
+    cut, recorder = run(regression(), settings(gradient_accumulation=parts))
+    for ours, theirs in zip(cut.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
+    for step in range(1, 7):
+        assert recorder.losses[step] == pytest.approx(reference.losses[step], rel=1e-5)
+    for name in ("loss", "grad_norm", "half", "lr_factor"):
+        assert recorder.logged[6][name] == pytest.approx(reference.logged[6][name], rel=1e-5)
+    assert recorder.states == reference.states == [TrainState(6, 24, "key")]
+
+
+def make_task(kind: str, make_dit: Any, make_vae: Any, seed: int = 0) -> Task:
+    if kind == "vae":
+        return AutoencoderTask(make_vae(seed=seed), AutoencoderTaskConfig(temporal_from_step=4))
+    statistics = LatentStatistics([[0.0] * 4] * 2, 1.0)
+    return DiTTask(make_dit(seed=seed), DiTTaskConfig(class_dropout=0.3), DiffusionConfig(), statistics)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(("kind", "parts"), [("dit", 1), ("dit", 2), ("vae", 1)])
+def test_going_on_from_a_checkpoint_equals_an_unbroken_run(
+    make_dit: Any, make_vae: Any, tmp_path: Path, kind: str, parts: int, optimizer: str
+) -> None:
+    law = OptimizerConfig(name=optimizer, lr=1e-2, schedule="cosine", warmup_steps=2)  # type: ignore[arg-type]
+    config = settings(optimizer=law, gradient_accumulation=parts, checkpoint_every=3)
+    unbroken, first = run(make_task(kind, make_dit, make_vae), config, kind, folder=tmp_path)
+    task = make_task(kind, make_dit, make_vae, seed=9)  # what was in memory is lost
+    engine = make_engine(task, config)
+    state = load_checkpoint(tmp_path / "3", engine, "key")
+    assert state == TrainState(3, 12, "key")
+    _, second = run(task, config, kind, engine=engine, start=state)
+    assert {s: loss for s, loss in first.losses.items() if s > 3} == second.losses
+    for ours, theirs in zip(engine.model.parameters(), unbroken.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for name, average in unbroken.averaged_weights().items():
+        assert torch.equal(engine.averaged_weights()[name], average)
+    for ours, theirs in zip(engine.optimizers, unbroken.optimizers, strict=True):
+        for index, values in theirs.state_dict()["state"].items():
+            for name, value in values.items():
+                assert torch.equal(torch.as_tensor(ours.state_dict()["state"][index][name]), torch.as_tensor(value))
+
+
+def test_training_learns() -> None:
+    law = OptimizerConfig(lr=5e-2)
+    _, recorder = run(regression(), settings(num_steps=150, optimizer=law))
+    assert recorder.losses[150] < 0.01 * recorder.losses[1]
+
+
+def test_what_the_observer_hears() -> None:
+    ticks = itertools.count(0.0, 2.0)
+    config = settings(num_steps=7, log_every=3, checkpoint_every=2, sample_every=5)
+    engine, recorder = run(regression(), config, clock=lambda: next(ticks))
+    assert list(recorder.losses) == [1, 2, 3, 4, 5, 6, 7]
+    assert list(recorder.logged) == [3, 6, 7]
+    assert list(recorder.sheets) == [5, 7]
+    assert [(s.step, s.samples, s.fingerprint) for s in recorder.states] == [
+        (2, 8, "key"),
+        (4, 16, "key"),
+        (6, 24, "key"),
+        (7, 28, "key"),
+    ]
+    assert [v["samples_per_second"] for v in recorder.logged.values()] == [6.0, 6.0, 2.0]
+    assert not recorder.sheets[5].any()  # drawn by a model in evaluation mode
+    assert engine.model.training
+
+
+def test_without_sample_every_there_are_no_samples() -> None:
+    assert not run(regression(), settings())[1].sheets
+
+
+def test_a_finished_run_is_left_as_it_is() -> None:
+    task, config, done = regression(), settings(), TrainState(6, 24, "key")
+    before = [p.detach().clone() for p in task.model.parameters()]
+    recorder = Recorder()
+    assert train(task, make_engine(task, config), iter(()), config, done, recorder) == done
+    assert not recorder.states
+    assert all(torch.equal(p, b) for p, b in zip(task.model.parameters(), before, strict=True))
+
+
+class Spoilt(Regression):
+    """Goes wrong at the third step, in its second part."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(regression().model)
+        self.what, self.calls = what, 0
+
+    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = super().loss(batch, step, generator)
+        self.calls += 1
+        if self.calls == 6:
+            assert step == 2
+            loss = (
+                loss
+                + {
+                    "nan": torch.tensor(float("nan")),
+                    "inf": torch.tensor(float("inf")),
+                    "gradient": (self.model.weight.sum() * 0).sqrt(),  # 0, with a slope that is not finite
+                }[self.what]
+            )
+        return loss, parts
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("nan", "The loss is nan at step 2"),
+        ("inf", "The loss is inf at step 2"),
+        ("gradient", "gradient is not finite"),
+    ],
+)
+def test_what_is_not_finite_stops_before_any_change(what: str, message: str) -> None:
+    law = OptimizerConfig(lr=1e-2)
+    expected, _ = run(regression(), settings(gradient_accumulation=2, num_steps=2, optimizer=law))
+    config = settings(gradient_accumulation=2, checkpoint_every=1, optimizer=law)
+    task = Spoilt(what)
+    engine = make_engine(task, config)
+    recorder = Recorder()
+    with pytest.raises(TrainingError, match=message):
+        train(task, engine, memory_stream("regression", 0, 2), config, FRESH, recorder)
+    assert list(recorder.losses) == [1, 2]
+    assert [s.step for s in recorder.states] == [1, 2]
+    for ours, theirs in zip(engine.model.parameters(), expected.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for name, average in expected.averaged_weights().items():
+        assert torch.equal(engine.averaged_weights()[name], average)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_data_that_ends_is_an_error(parts: int) -> None:
+    config = settings(gradient_accumulation=parts)
+    batches = itertools.islice(memory_stream("regression", 0, config.micro_batch_size), 2 * parts + parts // 2)
+    with pytest.raises(TrainingError, match="data ended at step 2 of 6"):
+        run(regression(), config, batches=batches)
+
+
+def test_noise_differs_between_steps_and_parts() -> None:
+    draws: list[float] = []
+
+    class Spy(Regression):
+        def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            draws.append(float(torch.rand(1, generator=generator)))
+            return super().loss(batch, step, generator)
+
+    run(Spy(), settings(gradient_accumulation=2, seed=1))
+    assert len(set(draws)) == 12
+    again = list(draws)
+    draws.clear()
+    run(Spy(), settings(gradient_accumulation=2, seed=1))
+    assert draws == again
+    draws.clear()
+    run(Spy(), settings(gradient_accumulation=2, seed=2))
+    assert not set(draws) & set(again)
+
+
+def test_averaged_model_is_a_copy_for_evaluation() -> None:
+    engine, _ = run(regression(), settings())
+    model = averaged_model(engine)
+    assert not model.training
+    assert engine.model.training
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, engine.averaged_weights()[name])
+        assert not torch.equal(parameter, dict(engine.model.named_parameters())[name])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert all(a.any() for a in engine.averaged_weights().values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"gradient_accumulation": 0}, "at least 1"),
+        ({"gradient_accumulation": 3}, "multiple of gradient_accumulation"),
+        ({"cpu_threads": 0}, "at least 1"),
+        ({"log_every": 0}, "log_every"),
+        ({"checkpoint_every": 0}, "checkpoint_every"),
+        ({"sample_every": -1}, "sample_every"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm"),
+    ],
+)
+def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(**changes)
+
+
+def test_micro_batches() -> None:
+    assert settings(batch_size=12, gradient_accumulation=3).micro_batch_size == 4

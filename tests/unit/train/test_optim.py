@@ -1,0 +1,83 @@
+import math
+
+import pytest
+
+from ardiff.train.optim import OptimizerConfig, build_optimizers, learning_rate_factor
+
+
+@pytest.mark.parametrize("kind", ["dit", "sincos dit", "vae"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_parameter_is_in_exactly_one_optimizer(make_dit, make_vae, kind, name):
+    model = make_vae() if kind == "vae" else make_dit(positions="sincos" if "sincos" in kind else "rotary")
+    optimizers = build_optimizers(model, OptimizerConfig(name=name))
+    held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(p) for p in model.parameters()}
+    assert len(optimizers) == {"adamw": 1, "muon": 2}[name]
+
+
+def test_muon_takes_the_matrices_of_blocks_only(make_dit):
+    model = make_dit()
+    adamw, muon = build_optimizers(model, OptimizerConfig(name="muon", lr=1e-3, muon_lr=2e-2, weight_decay=0.1))
+    taken = {id(p) for p in muon.param_groups[0]["params"]}
+    names = {n for n, p in model.named_parameters() if id(p) in taken}
+    assert "blocks.0.attention.qkv.weight" in names
+    assert all(n.startswith("blocks.") and n.endswith(".weight") for n in names)
+    assert not any(n in names for n in ("token_in.weight", "class_embedding.weight", "blocks.0.attention.qkv.bias"))
+    assert (adamw.param_groups[0]["lr"], muon.param_groups[0]["lr"]) == (1e-3, 2e-2)
+    assert adamw.param_groups[0]["weight_decay"] == muon.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_frozen_parameters_are_left_out(make_dit):
+    model = make_dit()
+    model.token_in.requires_grad_(False)
+    held = {id(p) for o in build_optimizers(model, OptimizerConfig()) for g in o.param_groups for p in g["params"]}
+    assert id(model.token_in.weight) not in held
+    assert id(model.token_out.weight) in held
+
+
+def test_moment_decays_are_the_configured_ones(make_dit):
+    (adamw,) = build_optimizers(make_dit(), OptimizerConfig(beta1=0.8, beta2=0.95))
+    assert adamw.param_groups[0]["betas"] == (0.8, 0.95)
+
+
+def test_constant_law() -> None:
+    assert [learning_rate_factor(OptimizerConfig(), step, 10) for step in range(10)] == [1.0] * 10
+
+
+def test_warm_up_rises_linearly_to_one() -> None:
+    config = OptimizerConfig(warmup_steps=4)
+    assert [learning_rate_factor(config, step, 10) for step in range(6)] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+
+
+def test_cosine_falls_to_a_hundredth() -> None:
+    config = OptimizerConfig(schedule="cosine")
+    values = [learning_rate_factor(config, step, 100) for step in range(101)]
+    assert values[0] == 1.0
+    assert values[25] == pytest.approx(0.01 + 0.99 * (0.5 + 0.5 * math.sqrt(0.5)))
+    assert values[50] == pytest.approx(0.505)
+    assert values[100] == pytest.approx(0.01)
+    assert values[99] == pytest.approx(0.01, abs=1e-3)
+    assert values == sorted(values, reverse=True)
+    assert learning_rate_factor(config, 500, 100) == pytest.approx(0.01)
+
+
+def test_cosine_starts_after_the_warm_up() -> None:
+    config = OptimizerConfig(schedule="cosine", warmup_steps=10)
+    values = [learning_rate_factor(config, step, 110) for step in range(110)]
+    assert values[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert values[10] == pytest.approx(1.0)
+    assert values[60] == pytest.approx(0.505)
+    assert learning_rate_factor(config, 0, 5) == pytest.approx(1 / 11)  # a run shorter than its warm-up
+
+
+def test_unknown_law() -> None:
+    config = OptimizerConfig(schedule="step")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown schedule 'step'"):
+        learning_rate_factor(config, 0, 1)
+
+
+@pytest.mark.parametrize("changes", [{"lr": 0.0}, {"muon_lr": -1.0}, {"warmup_steps": -1}, {"weight_decay": -0.1}])
+def test_impossible_settings(changes):
+    with pytest.raises(ValueError, match="must"):
+        OptimizerConfig(**changes)

@@ -1,0 +1,188 @@
+"""What a batch costs, for both tasks."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ardiff.data.latents import LatentStatistics
+from ardiff.data.transforms import to_uint8, to_unit
+from ardiff.diffusion.process import DiffusionConfig
+from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig, Task
+
+STATISTICS = LatentStatistics([[0.5, 0.0, -0.5, 1.0]] * 2, 2.0)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def clips() -> dict[str, torch.Tensor]:
+    return {"video": torch.randint(0, 256, (2, 4, 16, 16, 3), dtype=torch.uint8, generator=generator())}
+
+
+def latents(batch: int = 4) -> dict[str, torch.Tensor]:
+    return {"latents": torch.randn(batch, 5, 2, 4, generator=generator()), "label": torch.arange(batch) % 3}
+
+
+def dit_task(model: torch.nn.Module, diffusion: DiffusionConfig | None = None, **settings: Any) -> DiTTask:
+    return DiTTask(model, DiTTaskConfig(**settings), diffusion or DiffusionConfig(), STATISTICS)  # type: ignore[arg-type]
+
+
+class Perfect(torch.nn.Module):
+    """Knows the clean latents, so that its x0 prediction has no error."""
+
+    null_class = 3
+
+    def __init__(self, answer: torch.Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+        self.calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.calls.append((x, timesteps, labels))
+        return self.answer
+
+
+def test_autoencoder_loss_is_its_parts(make_vae):
+    model, video = make_vae(), to_unit(clips()["video"])
+    noise = torch.randn(2, 4, 2, 4, generator=generator())
+    output, posterior = model(video, noise)
+    for kind, distance in (("mse", (output - video).square().mean()), ("l1", (output - video).abs().mean())):
+        task = AutoencoderTask(model, AutoencoderTaskConfig(reconstruction=kind, kl_weight=0.25))
+        loss, parts = task.loss(clips(), 0, generator())
+        assert float(parts["reconstruction"]) == pytest.approx(float(distance), rel=1e-5)
+        assert float(parts["kl"]) == pytest.approx(float(posterior.kl()), rel=1e-5)
+        assert float(loss) == pytest.approx(float(distance + 0.25 * posterior.kl()), rel=1e-5)
+
+
+def test_autoencoder_reads_the_past_from_its_step_on(make_vae):
+    model = make_vae()
+    task = AutoencoderTask(model, AutoencoderTaskConfig(temporal_from_step=3))
+    losses = [float(task.loss(clips(), step, generator())[0]) for step in range(5)]
+    assert len({losses[0], losses[1], losses[2]}) == len({losses[3], losses[4]}) == 1
+    assert losses[2] != losses[3]
+    task.loss(clips(), 2, generator())[0].backward()
+    assert model.decoder.temporal[0].query.weight.grad is None
+    task.loss(clips(), 3, generator())[0].backward()
+    assert model.decoder.temporal[0].query.weight.grad is not None
+
+
+def test_autoencoder_samples_stand_above_their_reconstruction(make_vae):
+    model, examples = make_vae(), clips()["video"]
+    sheet = AutoencoderTask(model, AutoencoderTaskConfig(), examples).samples(model)
+    assert sheet is not None
+    assert sheet.dtype == torch.uint8
+    assert torch.equal(sheet[0::2], examples)
+    assert torch.equal(sheet[1::2], to_uint8(model.decode(model.encode(to_unit(examples)).mean)))
+    assert AutoencoderTask(model, AutoencoderTaskConfig()).samples(model) is None
+
+
+def test_dit_sees_normalised_latents_corrupted_to_its_timesteps() -> None:
+    batch = latents()
+    x0 = (batch["latents"] - torch.tensor(STATISTICS.mean)) / 2.0
+    model = Perfect(x0)
+    loss, parts = dit_task(model, class_dropout=0.0).loss(batch, 0, generator())
+    assert float(loss) == 0.0
+    ((x_t, timesteps, labels),) = model.calls
+    assert labels.tolist() == batch["label"].tolist()
+    assert (timesteps.diff(dim=1) >= 0).all()
+    assert float(parts["mean_timestep"]) == pytest.approx(float(timesteps.float().mean()))
+    abar = DiffusionConfig().alphas_cumprod()[timesteps][..., None, None]
+    eps = (x_t - abar.sqrt() * x0) / (1 - abar).sqrt()
+    assert abs(float(eps.mean())) < 0.3
+    assert abs(float(eps.std()) - 1) < 0.2
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_dit_is_trained_on_the_configured_target(prediction: str) -> None:
+    batch, diffusion = latents(), DiffusionConfig(prediction=prediction)  # type: ignore[arg-type]
+    x0 = STATISTICS.normalise(batch["latents"])
+    spy = Perfect(x0)
+    dit_task(spy, diffusion).loss(batch, 0, generator())
+    x_t, timesteps, _ = spy.calls[0]
+    abar = diffusion.alphas_cumprod()[timesteps][..., None, None]
+    eps = (x_t - abar.sqrt() * x0) / (1 - abar).sqrt()
+    target = eps if prediction == "eps" else abar.sqrt() * eps - (1 - abar).sqrt() * x0
+    assert float(dit_task(Perfect(target.float()), diffusion).loss(batch, 0, generator())[0]) < 1e-6
+    assert float(dit_task(Perfect(target.float() + 1), diffusion).loss(batch, 0, generator())[0]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("law", ["fopp", "synchronous", "independent", "uniform_from_first"])
+def test_dit_draws_timesteps_by_the_configured_law(law: str) -> None:
+    batch = latents(64)
+    model = Perfect(batch["latents"])
+    dit_task(model, DiffusionConfig(timestep_law=law)).loss(batch, 0, generator())  # type: ignore[arg-type]
+    differences = model.calls[0][1].diff(dim=1)
+    assert bool((differences < 0).any()) == (law == "independent")
+    assert bool((differences == 0).all()) == (law == "synchronous")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_class_dropout_puts_the_null_class(share: float) -> None:
+    batch = latents(600)
+    model = Perfect(batch["latents"])
+    dit_task(model, class_dropout=share).loss(batch, 0, generator())
+    labels = model.calls[0][2]
+    dropped = labels == model.null_class
+    assert abs(float(dropped.float().mean()) - share) < (0.06 if 0 < share < 1 else 1e-9)
+    assert torch.equal(labels[~dropped], batch["label"][~dropped])
+
+
+def test_dit_samples_one_video_per_class(make_dit):
+    model = make_dit(num_frames=3)
+    task = DiTTask(model, DiTTaskConfig(), DiffusionConfig(), STATISTICS, lambda z: z.new_zeros(*z.shape[:2], 3, 4, 4))
+    for classes, count in ((3, 3), (0, 1), (20, 8)):
+        model = make_dit(num_frames=3, num_classes=classes)
+        videos = task.samples(model)
+        assert videos is not None
+        assert videos.shape == (count, 3, 4, 4, 3)
+        assert videos.dtype == torch.uint8
+    assert dit_task(model).samples(model) is None
+
+
+def test_dit_samples_are_fixed_and_denormalised(make_dit):
+    model, seen = make_dit(num_frames=3), []
+
+    def decode(z: torch.Tensor) -> torch.Tensor:
+        seen.append(z)
+        return z.new_zeros(*z.shape[:2], 3, 4, 4)
+
+    task = DiTTask(model, DiTTaskConfig(), DiffusionConfig(), STATISTICS, decode)
+    plain = DiTTask(model, DiTTaskConfig(), DiffusionConfig(), LatentStatistics([[0.0] * 4] * 2, 1.0), decode)
+    for each in (task, task, plain):
+        each.samples(model)
+    assert torch.equal(seen[0], seen[1])
+    assert torch.allclose(seen[0], STATISTICS.denormalise(seen[2]))
+
+
+def test_the_generator_is_the_only_source_of_randomness(make_dit, make_vae):
+    tasks: list[tuple[Task, dict[str, torch.Tensor]]] = [
+        (AutoencoderTask(make_vae(), AutoencoderTaskConfig()), clips()),
+        (dit_task(make_dit(), class_dropout=0.5), latents()),
+    ]
+    for task, batch in tasks:
+        state = torch.get_rng_state()
+        first, second, other = (float(task.loss(batch, 0, generator(seed))[0]) for seed in (1, 1, 2))
+        assert first == second != other
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (AutoencoderTaskConfig, {"kl_weight": -1.0}),
+        (AutoencoderTaskConfig, {"temporal_from_step": -1}),
+        (DiTTaskConfig, {"class_dropout": 1.5}),
+        (DiTTaskConfig, {"class_dropout": -0.1}),
+    ],
+)
+def test_impossible_settings(make, settings):
+    with pytest.raises(ValueError, match="must"):
+        make(**settings)
+
+
+def test_unknown_reconstruction_loss(make_vae):
+    task = AutoencoderTask(make_vae(), AutoencoderTaskConfig(reconstruction="ssim"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown reconstruction loss 'ssim'"):
+        task.loss(clips(), 0, generator())

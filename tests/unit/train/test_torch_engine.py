@@ -1,0 +1,143 @@
+"""ardiff.train.engine: an update is whole or it is not made, and a saved engine goes on to the last bit."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ardiff.train.engine import TorchEngine
+from ardiff.train.optim import OptimizerConfig
+
+CPU = torch.device("cpu")
+
+
+def make_engine(model: nn.Module, name: str = "adamw", **settings: Any) -> TorchEngine:
+    optimizer = OptimizerConfig(name=name, lr=1e-2, muon_lr=1e-2, weight_decay=0.1)  # type: ignore[arg-type]
+    return TorchEngine(model, optimizer, CPU, **settings)
+
+
+def update(engine: TorchEngine, step: int, factor: float = 1.0) -> float:
+    generator = torch.Generator().manual_seed(step)
+    latents = torch.randn(2, 3, 2, 4, generator=generator)
+    timesteps = torch.randint(1000, (2, 3), generator=generator)
+    engine.backward((engine.model(latents, timesteps, torch.tensor([0, 1])) - latents).square().mean())
+    return engine.step(step, factor)
+
+
+def content(engine: TorchEngine) -> dict[str, torch.Tensor]:
+    """Everything that an update may change, as copies."""
+    found = {f"weight {n}": p.detach().clone() for n, p in engine.model.named_parameters()}
+    found |= {f"average {n}": a.clone() for n, a in engine.ema.state_dict().items()}
+    for i, optimizer in enumerate(engine.optimizers):
+        for j, state in optimizer.state_dict()["state"].items():
+            found |= {f"optimizer {i} {j} {key}": torch.as_tensor(value).clone() for key, value in state.items()}
+    return found
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert set(first) == set(second)
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_saved_and_loaded_goes_on_to_the_last_bit(make_dit, tmp_path: Path, name: str) -> None:
+    engine = make_engine(make_dit().train(), name)
+    for step in range(3):
+        update(engine, step)
+    engine.save(tmp_path)
+    other = make_engine(make_dit(seed=9).train(), name)
+    update(other, 0)
+    other.load(tmp_path)
+    assert_same(content(engine), content(other))
+    for step in range(3, 6):
+        assert update(engine, step, 0.5) == update(other, step, 0.5)
+    assert_same(content(engine), content(other))
+
+
+def test_saving_changes_nothing_and_unpickles_nothing(make_dit, tmp_path: Path) -> None:
+    engine = make_engine(make_dit())
+    update(engine, 0)
+    before = content(engine)
+    engine.save(tmp_path)
+    assert_same(before, content(engine))
+    assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "ema.safetensors", "optimizer.pt"}
+    torch.load(tmp_path / "optimizer.pt", weights_only=True)
+
+
+def test_weights_of_another_size_are_refused(make_dit, tmp_path: Path) -> None:
+    make_engine(make_dit()).save(tmp_path)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        make_engine(make_dit(width=32)).load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_gradient_that_is_not_finite_changes_nothing(make_dit, name: str, value: float) -> None:
+    engine = make_engine(make_dit().train(), name)
+    update(engine, 0)
+    before, rates = content(engine), [g["lr"] for o in engine.optimizers for g in o.param_groups]
+    for parameter in engine.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    engine.model.token_in.weight.grad[1, 2] = value
+    norm = engine.step(1, 0.1)
+    assert norm != norm or norm == float("inf")
+    assert_same(before, content(engine))
+    assert rates == [g["lr"] for o in engine.optimizers for g in o.param_groups]
+    assert all(p.grad is None for p in engine.model.parameters())
+    engine_without = make_engine(make_dit().train(), name)
+    update(engine_without, 0)
+    update(engine, 1)
+    update(engine_without, 1)
+    assert_same(content(engine), content(engine_without))
+
+
+def test_norm_is_that_before_clipping_and_the_update_that_after() -> None:
+    """Shown with plain gradient descent in the optimizer's place."""
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.data.zero_()
+    engine = TorchEngine(model, OptimizerConfig(lr=1.0), CPU, max_grad_norm=1.0)
+    engine.optimizers = [torch.optim.SGD(model.parameters(), lr=1.0)]
+    model.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert engine.step(0, 0.5) == pytest.approx(5.0)
+    assert model.weight.tolist()[0] == pytest.approx([-0.3, -0.4], rel=1e-5)
+    model.weight.grad = torch.tensor([[0.3, 0.4]])  # below the limit: not scaled
+    assert engine.step(1, 1.0) == pytest.approx(0.5)
+    assert model.weight.tolist()[0] == pytest.approx([-0.6, -0.8], rel=1e-5)
+
+
+def test_learning_rates_are_factors_of_the_configured_ones(make_dit) -> None:
+    engine = make_engine(make_dit(), "muon")
+    for step, factor in enumerate([0.5, 0.5, 0.1]):
+        update(engine, step, factor)
+        assert [g["lr"] for o in engine.optimizers for g in o.param_groups] == pytest.approx([1e-2 * factor] * 2)
+
+
+def test_gradients_accumulate_until_the_step() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    engine = TorchEngine(model, OptimizerConfig(), CPU, max_grad_norm=100.0)
+    for _ in range(3):
+        engine.backward(model(torch.ones(1, 1)).sum())
+    assert engine.step(0, 1.0) == pytest.approx(3.0)
+    assert model.weight.grad is None
+
+
+def test_precision(make_dit) -> None:
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        engine = make_engine(make_dit(), precision=precision)
+        with engine.autocast():
+            assert engine.model.token_in(torch.ones(1, 4)).dtype == dtype
+        assert {p.dtype for p in engine.model.parameters()} == {torch.float32}
+
+
+def test_averaged_weights_are_what_a_model_can_load(make_dit) -> None:
+    engine = make_engine(make_dit())
+    start = copy.deepcopy(engine.averaged_weights())
+    update(engine, 0)
+    averaged = engine.averaged_weights()
+    assert set(averaged) == {n for n, _ in engine.model.named_parameters()}
+    assert any(not torch.equal(averaged[n], start[n]) for n in start)
+    make_dit().load_state_dict(averaged, strict=True)
