@@ -44,6 +44,7 @@ def ray_cluster() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # so that relative paths mean the same to workers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     verbose = bool(os.environ.get("ARDIFF_DEBUG"))
     if not verbose:
@@ -290,7 +291,7 @@ class _MemoryWatch:
     def _watch(self) -> None:
         while True:
             self.peak = max(self.peak, _tree_memory())
-            if self._stop.wait(2.0):
+            if self._stop.wait(5.0):
                 return
 
 

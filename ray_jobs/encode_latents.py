@@ -132,7 +132,7 @@ def _encode(config: EncodeConfig, model: AutoencoderConfig, records: list[VideoR
     files = [uri[prefix:] for uri in storage.list_files(folder, (".parquet",))]
     rows, statistics = _statistics(folder, files, shape)
     names = class_names(read_manifest(config.manifest))
-    write_description(folder, LatentSet(name, *shape, names, files, rows, statistics, config.vae))
+    write_description(folder, LatentSet(name, *shape, names, files, rows, statistics, storage.absolute(config.vae)))
 
 
 class _Encoder:

@@ -138,7 +138,7 @@ def _row(config: GenerateConfig, pipeline: ARDiffusionPipeline, index: int) -> d
     classes = pipeline.dit.config.num_classes
     label = config.class_label if config.class_label is not None else index % classes if classes else -1
     suffix = "webm" if config.codec == "vp9" else "mp4"
-    uri = storage.join(config.output, "videos", f"{index:05d}.{suffix}")
+    uri = storage.join(storage.absolute(config.output), "videos", f"{index:05d}.{suffix}")
     name = pipeline.class_names[label] if label >= 0 and pipeline.class_names else f"seed {config.seed + index}"
     return {"uri": uri, "label": label, "seed": config.seed + index, "name": name}
 

@@ -57,7 +57,7 @@ def run(config: PrepareConfig, key: str = "") -> None:
 
 
 def _draw(config: PrepareConfig) -> list[VideoRecord]:
-    synthetic, output = config.synthetic, config.output
+    synthetic, output = config.synthetic, storage.absolute(config.output)
     splits: list[tuple[Split, int]] = [("train", synthetic.num_train), ("test", synthetic.num_test)]
     todo = [{"split": split, "index": i} for split, count in splits for i in range(count)]
 
@@ -69,6 +69,7 @@ def _draw(config: PrepareConfig) -> list[VideoRecord]:
 
 def _find(config: PrepareConfig, source: str) -> list[dict[str, Any]]:
     """The videos below ``source``, each with its class and split. Raises DataError if there is none."""
+    source = storage.absolute(source)
     uris = storage.list_files(source, VIDEO_SUFFIXES)
     if not uris:
         raise DataError(f"There is no video in {source} ({', '.join(VIDEO_SUFFIXES)} are looked for).")

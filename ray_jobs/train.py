@@ -95,8 +95,10 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
     return history
 
 
-def ray_batches(stream: Stream, position: int, total: int, batch_size: int, monitor: Any) -> Iterator[Batch]:
-    """Batches of a stream from ``position`` to ``total`` samples, loaded by Ray Data tasks ahead of their use.
+def ray_batches(
+    stream: Stream, position: int, total: int, batch_size: int, tasks: int, monitor: Any
+) -> Iterator[Batch]:
+    """Batches of a stream from ``position`` to ``total`` samples, loaded ahead of their use by up to ``tasks`` tasks.
 
     The order is the stream's own, whatever the tasks' timing: Ray Data is told to preserve it. An ArdiffError of the
     stream is told to the ``monitor``.
@@ -111,8 +113,11 @@ def ray_batches(stream: Stream, position: int, total: int, batch_size: int, moni
             columns = stream.load(chunk)
         return {name: values[skip:] for name, values in columns.items()} if chunk == first else columns
 
-    samples = chunks.map_batches(load, batch_size=1)
-    for batch in samples.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=4, drop_last=True):
+    samples = chunks.map_batches(load, batch_size=1, compute=ray.data.TaskPoolStrategy(tasks))
+    # A split of one moves Ray Data's executor, a busy Python thread, to an actor: in this process it would hold the
+    # interpreter lock while the training step waits for it (four times slower steps were seen).
+    [shard] = samples.streaming_split(1)
+    for batch in shard.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=4, drop_last=True):
         yield {str(name): torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
 
 
@@ -148,7 +153,7 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
     observer = _Observer(job, engine, start.step, monitor)
     total = config.num_steps * config.batch_size
     if start.samples < total:
-        batches = ray_batches(job.stream, start.samples, total, config.micro_batch_size, monitor)
+        batches = ray_batches(job.stream, start.samples, total, config.micro_batch_size, config.loading_tasks, monitor)
         train(task, engine, batches, config, start, observer)
     job.export(engine)
     observer.close()

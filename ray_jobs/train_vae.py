@@ -34,6 +34,8 @@ class ClipConfig:
     """Frames of a clip."""
     stride: int = 1
     """Distance between two frames of a clip in the video."""
+    clips_per_visit: int = 1
+    """Clips taken of a video whenever it is read; more cost less decoding and mix less. Must divide 64."""
     horizontal_flip: bool = False
     """Mirror half of the clips."""
 
@@ -81,6 +83,7 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
             config.vae.resolution,
             config.clips.horizontal_flip,
             config.train.seed,
+            config.clips.clips_per_visit,
         )
         job = TrainJob(
             "AR-VAE",
@@ -89,9 +92,7 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
                 config.vae,
                 config.task,
                 config.clips,
-                config.train.optimizer,
-                config.train.seed,
-                config.train.batch_size,
+                config.train.recipe,
             ),
             config.train,
             stream,

@@ -21,8 +21,10 @@ _ENCODERS = {
 def encode_video(frames: np.ndarray, fps: float, codec: VideoCodec = "h264", crf: int = 18) -> bytes:
     """Encodes ``frames`` uint8 ``(F, H, W, 3)`` as 4:2:0 video, which every browser plays.
 
-    One thread, so that equal frames give equal bytes. Odd heights and widths are padded by repeating the last row or
-    column. ``h264`` and ``av1`` come as mp4, ``vp9`` as webm. A smaller ``crf`` is better and larger.
+    One thread. Equal frames give equal videos, but not always equal bytes: x264 was seen to choose otherwise now and
+    then on a loaded machine, so what identifies a video is a hash of its frames before this. Odd heights and widths
+    are padded by repeating the last row or column. ``h264`` and ``av1`` come as mp4, ``vp9`` as webm. A smaller ``crf``
+    is better and larger.
 
     Raises:
         ValueError: The frames have another shape or dtype, there is none, or ``fps`` is not positive.

@@ -22,6 +22,11 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
+def absolute(uri: str) -> str:
+    """The place by a name that means the same in every process of this machine; URIs are that already."""
+    return uri if is_remote(uri) else str(Path(uri).absolute())
+
+
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system that holds ``uri`` and the path there. Raises DataError for a URI that cannot be understood."""
     if not is_remote(uri):

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ardiff.data import storage
-from ardiff.data.decode import decode_clip
+from ardiff.data.decode import decode_clips
 from ardiff.data.latents import read_latents
 from ardiff.errors import ClipTooShortError, DataError, DecodeError
 from ardiff.randomness import numpy_generator
@@ -46,9 +46,13 @@ class ClipStream:
     resolution: int
     horizontal_flip: bool
     seed: int
+    clips_per_visit: int = 1
+    """Clips taken of a video whenever it is read; more cost less decoding and mix less."""
     chunk_size: int = 64
 
     def __post_init__(self) -> None:
+        if self.clips_per_visit < 1 or self.chunk_size % self.clips_per_visit:
+            raise ValueError(f"clips_per_visit must divide {self.chunk_size}, got {self.clips_per_visit}")
         span = (self.num_frames - 1) * self.stride + 1
         for uri, length in zip(self.uris, self.lengths, strict=True):
             if length < span:
@@ -60,22 +64,29 @@ class ClipStream:
     def load(self, chunk: int) -> Columns:
         """Raises DataError naming the video that cannot be read or decoded."""
         videos, labels = [], []
-        for position in range(chunk * self.chunk_size, (chunk + 1) * self.chunk_size):
-            epoch, place = divmod(position, len(self.uris))
+        visits = self.chunk_size // self.clips_per_visit
+        for visit in range(chunk * visits, (chunk + 1) * visits):
+            epoch, place = divmod(visit, len(self.uris))
             index = _permutation(self.seed, epoch, len(self.uris))[place]
-            generator = numpy_generator("clip", self.seed, position)
-            span = (self.num_frames - 1) * self.stride + 1
-            start = int(generator.integers(self.lengths[index] - span + 1))
-            videos.append(self._clip(self.uris[index], start, self.horizontal_flip and generator.random() < 0.5))
-            labels.append(self.labels[index])
-        return {"video": np.stack(videos), "label": np.array(labels, dtype=np.int64)}
+            videos += self._clips(index, numpy_generator("clip", self.seed, visit))
+            labels += [self.labels[index]] * self.clips_per_visit
+        columns = {"video": np.stack(videos), "label": np.array(labels, dtype=np.int64)}
+        if self.clips_per_visit == 1:
+            return columns
+        mixed = numpy_generator("clips in chunk", self.seed, chunk).permutation(self.chunk_size)
+        return {name: values[mixed] for name, values in columns.items()}
 
-    def _clip(self, uri: str, start: int, flip: bool) -> np.ndarray:
+    def _clips(self, index: int, generator: np.random.Generator) -> list[np.ndarray]:
+        """The clips of one visit to a video: read and decoded once."""
+        span = (self.num_frames - 1) * self.stride + 1
+        starts = generator.integers(self.lengths[index] - span + 1, size=self.clips_per_visit).tolist()
+        flips = generator.random(self.clips_per_visit) < 0.5 * self.horizontal_flip
+        uri = self.uris[index]
         try:
-            clip = decode_clip(storage.read_bytes(uri), start, self.num_frames, self.stride, self.resolution)
+            clips = decode_clips(storage.read_bytes(uri), starts, self.num_frames, self.stride, self.resolution)
         except (DecodeError, ClipTooShortError) as error:
             raise DataError(f"{uri} cannot be decoded any more ({error}): run `ardiff prepare` again.") from error
-        return np.ascontiguousarray(clip[:, :, ::-1]) if flip else clip
+        return [clip[:, :, ::-1] if flip else clip for clip, flip in zip(clips, flips, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from ardiff.config import to_dict
 from ardiff.errors import TrainingError
 from ardiff.randomness import torch_generator
 from ardiff.train.checkpoint import TrainState
@@ -41,6 +42,8 @@ class TrainConfig:
     """``auto`` takes a GPU where there is one."""
     cpu_threads: int = 2
     """Threads of a CPU worker, which is also the CPUs it asks Ray for."""
+    loading_tasks: int = 2
+    """Ray Data tasks that load batches at the same time; they share the machine's CPUs with a CPU worker."""
     seed: int = 0
     """Seed of initial weights, data order and training noise."""
     log_every: int = 50
@@ -51,8 +54,10 @@ class TrainConfig:
     """Steps between sample sheets; 0 makes none."""
 
     def __post_init__(self) -> None:
-        if min(self.num_steps, self.batch_size, self.gradient_accumulation, self.cpu_threads) < 1:
-            raise ValueError("num_steps, batch_size, gradient_accumulation and cpu_threads must be at least 1")
+        if min(self.num_steps, self.batch_size, self.gradient_accumulation, self.cpu_threads, self.loading_tasks) < 1:
+            raise ValueError(
+                "num_steps, batch_size, gradient_accumulation, cpu_threads and loading_tasks must be at least 1"
+            )
         if min(self.log_every, self.checkpoint_every) < 1 or self.sample_every < 0:
             raise ValueError("log_every and checkpoint_every must be at least 1, sample_every 0 or more")
         if self.batch_size % self.gradient_accumulation:
@@ -61,6 +66,16 @@ class TrainConfig:
             )
         if not 0.0 <= self.ema_decay < 1.0 or self.max_grad_norm <= 0:
             raise ValueError("ema_decay must be in [0, 1) and max_grad_norm above 0")
+
+    @property
+    def recipe(self) -> dict[str, object]:
+        """What must not change when training goes on from a checkpoint: all that shapes the updates.
+
+        The number of steps belongs to it only under a schedule that depends on it.
+        """
+        names = ("batch_size", "gradient_accumulation", "max_grad_norm", "ema_decay", "precision", "seed")
+        steps = None if self.optimizer.schedule == "constant" else self.num_steps
+        return {**{n: getattr(self, n) for n in names}, "optimizer": to_dict(self.optimizer), "num_steps": steps}
 
     @property
     def micro_batch_size(self) -> int:
