@@ -8,16 +8,15 @@ do not change what is computed.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from ardiff.diffusion.ad import ad_schedule
+from ardiff.diffusion.ad import ADSchedule, ad_schedule
 from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.diffusion.sampler import initial_noise, sample_full
@@ -53,16 +52,18 @@ def make_request(frames: int, ar_step: int, executor: str, seed: int = 0) -> Sam
     )
 
 
-def run_full(model: DiT, frames: int, ar_step: int) -> tuple[float, int]:
-    """Seconds and frame evaluations of the plain sampler."""
+def run_full(model: DiT, frames: int, ar_step: int, iterations: int | None = None) -> tuple[float, int]:
+    """Seconds and frame evaluations of the plain sampler, or of its first ``iterations``."""
     schedule = ad_schedule(frames, STEPS, ar_step, 16)
+    assert schedule.window is not None
+    spans = schedule.window[:iterations]
+    schedule = ADSchedule(schedule.step_index[:iterations], schedule.update[:iterations], spans)
     noise = initial_noise([0], frames, model.config.num_tokens, model.config.token_dim)
     denoise = guided_denoiser(model, DIFFUSION, torch.zeros(1, dtype=torch.int64), 1.0)
     started = time.perf_counter()
     sample_full(denoise, noise, schedule, DIFFUSION)
-    assert schedule.window is not None
-    seen = schedule.window[:, 1] - schedule.window[:, 0]
-    return time.perf_counter() - started, int(seen.sum())
+    seconds = time.perf_counter() - started
+    return seconds, int((spans[:, 1] - spans[:, 0]).sum())
 
 
 def run_fast(model: DiT, frames: int, ar_step: int, executor: str) -> tuple[float, int]:
@@ -74,28 +75,51 @@ def run_fast(model: DiT, frames: int, ar_step: int, executor: str) -> tuple[floa
 
 
 def peak_mib(arguments: list[str]) -> float:
-    """Peak memory of one sampling run in a process of its own, less that of building the model."""
+    """Peak memory of sampling in a process of its own, beyond what it had with the model loaded, in MiB.
+
+    The process makes the first iterations only, which reach the peak: nothing grows later.
+    """
     command = [sys.executable, __file__, *arguments]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def print_peak(run: Callable[[], object]) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+def print_peak(model: DiT, executor: str, frames: int, ar_step: int, iterations: int = 150) -> None:
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts again at what is resident now
+    before = _resident("VmRSS")
+    if executor == "full":
+        run_full(model, frames, ar_step, iterations)
+    else:
+        engine = SamplingEngine(model, DIFFUSION)
+        engine.submit(make_request(frames, ar_step, executor))
+        for _ in range(iterations):
+            engine.step()
+    print((_resident("VmHWM") - before) / 1024)
 
 
-def compare(model: DiT, frames: int, ar_step: int, executor: str, repeats: int, sizes: list[str]) -> None:
-    pairs = [(run_full(model, frames, ar_step), run_fast(model, frames, ar_step, executor)) for _ in range(repeats)]
-    ratios = [full[0] / fast[0] for full, fast in pairs]
-    (full_time, full_count), (fast_time, fast_count) = pairs[0]
-    full_time, fast_time = (statistics.median(p[i][0] for p in pairs) for i in (0, 1))
-    memory = [peak_mib([*sizes, "--peak", which, str(frames), str(ar_step)]) for which in ("full", executor)]
-    print(
-        f"| {frames} | {ar_step} | {executor} | {full_count} | {fast_count} | {full_count / fast_count:.2f} | "
-        f"{full_time:.2f} | {fast_time:.2f} | **{statistics.median(ratios):.2f}** | {memory[0]:.0f} | {memory[1]:.0f} |",
-        flush=True,
-    )
+def _resident(field: str) -> int:
+    """A memory figure of this process in KiB, from the kernel."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def compare(model: DiT, frames: int, ar_step: int, executors: list[str], repeats: int, sizes: list[str]) -> None:
+    """Times the full sampler and each fast executor in turn, and prints a row per executor."""
+    rounds = [
+        (run_full(model, frames, ar_step), [run_fast(model, frames, ar_step, executor) for executor in executors])
+        for _ in range(repeats)
+    ]
+    full_memory = peak_mib([*sizes, "--peak", "full", str(frames), str(ar_step)])
+    for i, executor in enumerate(executors):
+        ratio = statistics.median(full[0] / fast[i][0] for full, fast in rounds)
+        full_time = statistics.median(full[0] for full, _ in rounds)
+        fast_time = statistics.median(fast[i][0] for _, fast in rounds)
+        full_count, fast_count = rounds[0][0][1], rounds[0][1][i][1]
+        memory = peak_mib([*sizes, "--peak", executor, str(frames), str(ar_step)])
+        print(
+            f"| {frames} | {ar_step} | {executor} | {full_count} | {fast_count} | {full_count / fast_count:.2f} "
+            f"| {full_time:.2f} | {fast_time:.2f} | **{ratio:.2f}** | {full_memory:.0f} | {memory:.0f} |",
+            flush=True,
+        )
 
 
 def stream_figures(model: DiT, tokens: int) -> None:
@@ -155,28 +179,24 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = build(options.width, options.depth, options.tokens)
     if options.peak:
-        executor, frames, ar_step = options.peak[0], int(options.peak[1]), int(options.peak[2])
-        if executor == "full":
-            print_peak(lambda: run_full(model, frames, ar_step))
-        else:
-            print_peak(lambda: run_fast(model, frames, ar_step, executor))
+        print_peak(model, options.peak[0], int(options.peak[1]), int(options.peak[2]))
         return
     print(f"width {options.width}, depth {options.depth}, {options.tokens} tokens a frame, S={STEPS}, batch 1,")
     print(f"{options.threads} thread(s), torch {torch.__version__}; median of {options.repeats} pairs\n")
     print(
-        "| F | ar_step | executor | evaluations full | fast | ratio | full s | fast s | time ratio | full MiB | fast MiB |"
+        "| F | ar_step | executor | evaluations full | fast | ratio | full s | fast s | time ratio "
+        "| full MiB | fast MiB |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     run_fast(model, 4, 5, "window")  # warm-up
     sizes = ["--width", str(options.width), "--depth", str(options.depth), "--tokens", str(options.tokens)]
     repeats = 1 if options.quick else options.repeats
     for ar_step in (0, 5, 10, 25, 50):
-        compare(model, 16, ar_step, "window", repeats, sizes)
+        compare(model, 16, ar_step, ["window"], repeats, sizes)
     if options.quick:
         return
     for ar_step in (5, 25):
-        for executor in ("window", "rolling"):
-            compare(model, 128, ar_step, executor, 1, sizes)
+        compare(model, 128, ar_step, ["window", "rolling"], 1, sizes)
     stream_figures(model, options.tokens)
     packing_figures(model, repeats)
 
