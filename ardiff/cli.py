@@ -27,6 +27,8 @@ VERBS = {
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
 }
 
+DOCTOR = "say what this machine has and what is missing"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command. Returns 0, or 1 for a job that failed, 2 for a wrong call, 130 for an interruption."""
@@ -48,9 +50,10 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     if debug:
         os.environ["ARDIFF_DEBUG"] = "1"
     verb = arguments[0] if arguments else ""
-    if verb == "doctor" and len(arguments) == 1:
+    if verb == "doctor":
         from ardiff.doctor import examine
 
+        argparse.ArgumentParser(prog="ardiff doctor", description=f"{DOCTOR}.").parse_args(arguments[1:])
         return examine()
     if verb not in VERBS:
         _top_parser().parse_args(arguments)
@@ -82,7 +85,7 @@ def _top_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (_, _, summary) in VERBS.items():
         verbs.add_parser(verb, help=summary, add_help=False)
-    verbs.add_parser("doctor", help="say what this machine has and what is missing", add_help=False)
+    verbs.add_parser("doctor", help=DOCTOR, add_help=False)
     return parser
 
 

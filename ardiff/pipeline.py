@@ -173,8 +173,6 @@ class ARDiffusionPipeline:
         labels, seeds = self._pair(class_label, seed)
         given = self._encode_condition(condition, condition_at, len(seeds), num_frames)
         cache = DecoderCache()
-        if given is not None:
-            yield from self._decode(given, cache)
         if executor == "full":
             num_given = 0 if given is None else given.shape[1]
             schedule = ad_schedule(num_frames, num_inference_steps, ar_step, self.dit.config.num_frames, num_given)
@@ -182,8 +180,7 @@ class ARDiffusionPipeline:
             denoise = guided_denoiser(
                 self.dit, self.diffusion, torch.tensor(labels, device=self.device), guidance_scale
             )
-            latents = sample_full(denoise, noise.to(self.device), schedule, self.diffusion, given)
-            yield from self._decode(latents[:, num_given:], cache)
+            yield from self._decode(sample_full(denoise, noise.to(self.device), schedule, self.diffusion, given), cache)
             return
         engine = self.engine(EngineLimits(max_frames=max(EngineLimits().max_frames, num_frames * len(seeds))))
         engine.submit(
@@ -198,6 +195,8 @@ class ARDiffusionPipeline:
                 condition=given,
             )
         )
+        if given is not None:
+            yield from self._decode(given, cache)
         while engine.busy:
             for event in engine.step():
                 yield from self._decode(event.latents, cache)

@@ -95,7 +95,7 @@ def save_autoencoder(uri: str, model: ARAutoencoder, weights: Mapping[str, Tenso
 
 
 def load_autoencoder(uri: str) -> ARAutoencoder:
-    """Reads an AR-VAE folder, or the AR-VAE of a pipeline folder. Raises CheckpointError."""
+    """Reads an AR-VAE folder. Raises CheckpointError."""
     with local_folder(uri) as folder:
         config = read_config(folder, "ar-vae")
         return load_weights(ARAutoencoder(build_config(AutoencoderConfig, config["vae"])), folder / "vae.safetensors")
