@@ -35,7 +35,7 @@ prepare.synthetic.num_train=24 prepare.synthetic.num_test=12 prepare.synthetic.n
 prepare.synthetic.num_long=2 prepare.synthetic.long_frames=40
 train_vae.train.num_steps=12 train_vae.train.checkpoint_every=6 train_vae.train.sample_every=12
 train_vae.train.log_every=4 train_vae.task.temporal_from_step=8 train_vae.vae.width=32 train_vae.vae.depth=1
-encode.batch_size=16
+encode.batch_size=16 encode.clip_step=8
 train_dit.train.num_steps=12 train_dit.train.checkpoint_every=6 train_dit.train.sample_every=12
 train_dit.train.log_every=4 train_dit.train.batch_size=8 train_dit.dit.width=32 train_dit.dit.depth=1
 generate.num_videos=4 generate.num_inference_steps=4 evaluate.num_clips=4 evaluate.batch_size=4
