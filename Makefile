@@ -1,9 +1,6 @@
 # Two commands for a fresh machine: `make quickstart` and `make test`. `make help` lists the rest.
 PYTHON ?= python3.11
 BIN    := .venv/bin
-# Ray settings that every command and test shares: no usage reports, no log de-duplication hints.
-export RAY_USAGE_STATS_ENABLED = 0
-export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO = 0
 
 .PHONY: help setup quickstart test test-slow lint constraints clean
 

@@ -231,14 +231,19 @@ def _parquet(frame: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
+def describe(values: dict[str, float]) -> str:
+    """What was measured of a set beside its distance, as words."""
+    parts = [f"PSNR {values['psnr']:.1f} dB"] if "psnr" in values else []
+    parts += [f"class recognised {100 * values['recognised']:.0f} %"] if "recognised" in values else []
+    parts += [f"motion plausible {100 * values['motion']:.0f} %"] if "motion" in values else []
+    return ", ".join(parts)
+
+
 def _print(scores: dict[str, Any]) -> None:
     """A table on the terminal, best first."""
     say(f"distance to {scores['protocol']['num_real']} real clips, {scores['protocol']['extractor']}:")
     for name, values in sorted(scores["sets"].items(), key=lambda item: item[1]["distance"]):
-        extra = [f"psnr {values['psnr']:.1f} dB"] if "psnr" in values else []
-        extra += [f"class recognised {100 * values['recognised']:.0f} %"] if "recognised" in values else []
-        extra += [f"motion plausible {100 * values['motion']:.0f} %"] if "motion" in values else []
-        say(f"  {name:<18} {values['distance']:10.2f}   {', '.join(extra)}")
+        say(f"  {name:<18} {values['distance']:10.2f}   {describe(values)}")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def run(config: QuickstartConfig) -> None:
         )
         do(evaluate.run, scores)
     report = Path(root) / "report.html"
-    write_quickstart_report(report, config, records, [*short, long])
+    write_quickstart_report(report, config, records, [*short, long], scores)
     say(f"[bold]{report}[/]")
 
 

@@ -1,6 +1,5 @@
 """The quickstart's page: what was run, what it looks like and how it scores."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from ardiff.data.encode import contact_sheet, encode_video, tile
 from ardiff.data.manifest import read_manifest, usable
 from ardiff.report import Curve, Report, Score, Sheet, Stage, Video, write_report
 from ray_jobs.common import StageRecord, versions
+from ray_jobs.evaluate import EvaluateConfig, describe
 from ray_jobs.generate import GenerateConfig
 
 CAVEATS = [
@@ -24,7 +24,11 @@ CAVEATS = [
 
 
 def write_quickstart_report(
-    path: Path, config: object, records: list[StageRecord], generated: list[GenerateConfig]
+    path: Path,
+    config: object,
+    records: list[StageRecord],
+    generated: list[GenerateConfig],
+    evaluated: EvaluateConfig,
 ) -> None:
     """Writes the self-contained page from the stages' records and the generated videos."""
     by_name = {record.name: record for record in records}
@@ -49,7 +53,7 @@ def write_quickstart_report(
             summary=_summary(scores, total, peak),
             stages=[Stage(r.name, r.seconds, r.peak_mib, "done", r.note) for r in records],
             curves=curves,
-            sheets=[_real_sheet(generated[0]), *(_sheet(g) for g in generated)],
+            sheets=[_real_sheet(evaluated), *(_sheet(g) for g in generated)],
             videos=[_video(g) for g in generated],
             scores=[_score(name, values) for name, values in scores["sets"].items()],
             config_yaml=to_yaml(config),
@@ -91,10 +95,9 @@ def _sheet(config: GenerateConfig) -> Sheet:
     return Sheet(f"Generated: {_describe(config)}", "A row is a video, time runs to the right.", png)
 
 
-def _real_sheet(like: GenerateConfig) -> Sheet:
-    manifest = json.dumps(like.output).strip('"').rsplit("/samples/", 1)[0] + "/data/manifest.parquet"
-    records = usable(read_manifest(manifest), "test", like.num_frames)[:8]
-    clips = [decode_clip(storage.read_bytes(r.uri), 0, like.num_frames, 1, 32) for r in records]
+def _real_sheet(config: EvaluateConfig) -> Sheet:
+    records = usable(read_manifest(config.real), "test", config.num_frames)[:8]
+    clips = [decode_clip(storage.read_bytes(r.uri), 0, config.num_frames, 1, config.resolution) for r in records]
     png = contact_sheet(np.stack(clips), [r.class_name for r in records])
     return Sheet("Real, held out", "What the model has not seen, for comparison.", png)
 
@@ -105,7 +108,4 @@ def _video(config: GenerateConfig) -> Video:
 
 
 def _score(name: str, values: dict[str, float]) -> Score:
-    parts = [f"PSNR {values['psnr']:.1f} dB"] if "psnr" in values else []
-    parts += [f"class recognised {100 * values['recognised']:.0f} %"] if "recognised" in values else []
-    parts += [f"motion plausible {100 * values['motion']:.0f} %"] if "motion" in values else []
-    return Score(name, values["distance"], "distance", ", ".join(parts), highlight=name.startswith("ar-step-"))
+    return Score(name, values["distance"], "distance", describe(values), highlight=name.startswith("ar-step-"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -213,4 +212,4 @@ class _Observer:
 def loss_note(history: dict[str, list[list[float]]]) -> str:
     """The last logged loss, for the record of a stage."""
     step, loss = history["loss"][-1]
-    return f"{int(step)} steps, loss {loss:.4f}" if math.isfinite(loss) else f"{int(step)} steps"
+    return f"{int(step)} steps, loss {loss:.4f}"
