@@ -23,7 +23,7 @@ from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.diffusion.ad import check_ar_step
 from ardiff.errors import ConfigError
 from ardiff.pipeline import ARDiffusionPipeline, Executor
-from ray_jobs.common import ray_cluster, record_run, remote_progress, resolve_device, stage
+from ray_jobs.common import ray_cluster, record_run, remote_progress, resolve_device, stage, telling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,6 +171,10 @@ class _Generator:
         self.pipeline = ARDiffusionPipeline.from_pretrained(config.pipeline, device)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        with telling(self.monitor):
+            return self._generate(batch)
+
+    def _generate(self, batch: dict[str, Any]) -> dict[str, Any]:
         config, finished = self.config, 0
 
         def advance(final_frames: int) -> None:
@@ -195,10 +199,10 @@ class _Generator:
 
 
 def _record(config: GenerateConfig, pipeline: ARDiffusionPipeline, row: dict[str, Any]) -> VideoRecord:
-    size = pipeline.vae.config.resolution
+    side = pipeline.vae.config.resolution
     label, name = max(row["label"], 0), row["name"] if row["label"] >= 0 else "video"
-    shape = (config.codec, size, size, config.fps, config.num_frames)
-    return VideoRecord(row["uri"], 0, *shape, label, name, "test", "ok", "")
+    shape = (config.codec, side, side, config.fps, config.num_frames)
+    return VideoRecord(row["uri"], storage.size(row["uri"]), *shape, label, name, "test", "ok", "")
 
 
 if __name__ == "__main__":

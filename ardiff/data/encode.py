@@ -1,4 +1,4 @@
-"""Frames out: encoded videos, contact sheets, animations. Frames are uint8 RGB."""
+"""Frames out: encoded videos, contact sheets, tiled videos. Frames are uint8 RGB."""
 
 import io
 from collections.abc import Sequence
@@ -85,23 +85,6 @@ def tile(videos: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.n
     videos = np.concatenate([videos, np.full((missing, *videos.shape[1:]), 255, np.uint8)])
     padded = np.pad(videos, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
     return rearrange(padded, "(r c) f h w k -> f (r h) (c w) k", c=columns)[:, :-gap, :-gap]
-
-
-def animation(videos: np.ndarray, fps: float, columns: int = 4, scale: int = 4) -> bytes:
-    """An endless animated WebP of all videos side by side, lossless, enlarged without smoothing.
-
-    Args:
-        videos: uint8 ``(B, F, H, W, 3)``.
-        fps: Frames per second; durations are rounded to milliseconds.
-        columns: Videos in a row.
-        scale: Enlargement.
-    """
-    first, *rest = [Image.fromarray(picture) for picture in tile(videos, min(columns, len(videos)), scale)]
-    buffer = io.BytesIO()
-    first.save(
-        buffer, "WEBP", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, lossless=True, quality=50
-    )
-    return buffer.getvalue()
 
 
 def _enlarge(videos: np.ndarray, scale: int) -> np.ndarray:

@@ -84,9 +84,21 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 def exists(uri: str) -> bool:
     """True if ``uri`` is a file, or a folder with something in it."""
+    return bool(_look(uri).type != pafs.FileType.NotFound)
+
+
+def size(uri: str) -> int:
+    """Bytes of the file. Raises DataError if there is none."""
+    info = _look(uri)
+    if info.type != pafs.FileType.File:
+        raise DataError(f"There is no file {uri}: check the path.")
+    return int(info.size)
+
+
+def _look(uri: str) -> pafs.FileInfo:
     filesystem, path = open_filesystem(uri)
     try:
-        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+        return filesystem.get_file_info(path)
     except OSError as error:
         raise _failure(f"Cannot look at {uri}", error) from error
 

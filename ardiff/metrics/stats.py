@@ -42,11 +42,6 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return _decibel(_squared_error(a, b).mean())
 
 
-def psnr_per_video(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """:func:`psnr` of each video: uint8 ``(B, ...)`` twice to float64 ``(B,)``."""
-    return np.array([_decibel(error.mean()) for error in _squared_error(a, b)])
-
-
 def shuffled_frames(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Control without temporal order: each video's frames in random order. uint8 ``(B, F, H, W, 3)`` in and out."""
     count, length = _batch(videos).shape[:2]

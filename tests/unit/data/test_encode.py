@@ -6,7 +6,7 @@ from numpy.random import default_rng
 from PIL import Image
 
 from ardiff.data.decode import decode_clip, probe
-from ardiff.data.encode import VideoCodec, animation, contact_sheet, encode_video, tile
+from ardiff.data.encode import VideoCodec, contact_sheet, encode_video, tile
 
 CODECS: list[VideoCodec] = ["h264", "vp9", "av1"]
 
@@ -102,16 +102,3 @@ def test_tile_fills_the_last_row_with_white() -> None:
     assert np.array_equal(tiled[:, :5, 7:], videos[1])
     assert np.array_equal(tiled[:, 6:, :6], videos[2])
     assert (tiled[:, 6:, 7:] == 255).all()
-
-
-@pytest.mark.parametrize(("count", "columns"), [(3, 2), (1, 4)])
-def test_animation_is_endless_and_exact(count: int, columns: int) -> None:
-    videos = default_rng(0).integers(0, 255, (count, 5, 8, 8, 3), dtype=np.uint8)
-    data = animation(videos, fps=8, columns=columns, scale=3)
-    expected = tile(videos, min(columns, count), 3)
-    with Image.open(io.BytesIO(data)) as image:
-        assert (image.format, image.n_frames, image.info["loop"]) == ("WEBP", 5, 0)  # type: ignore[attr-defined]
-        for index in range(5):
-            image.seek(index)
-            assert np.array_equal(np.asarray(image.convert("RGB")), expected[index])
-            assert image.info["duration"] == 125

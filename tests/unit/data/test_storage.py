@@ -111,3 +111,11 @@ def test_opening_s3_sets_the_checksum_default_only_if_unset(monkeypatch: pytest.
 def test_unknown_scheme_is_a_data_error() -> None:
     with pytest.raises(DataError, match="Cannot open"):
         storage.open_filesystem("nonsense://a/b")
+
+
+def test_size_is_that_of_the_file_and_only_files_have_one(tmp_path: Path) -> None:
+    storage.write_bytes(f"{tmp_path}/folder/file.bin", b"12345")
+    assert storage.size(f"{tmp_path}/folder/file.bin") == 5
+    for nothing in (f"{tmp_path}/folder", f"{tmp_path}/missing"):
+        with pytest.raises(DataError, match="no file"):
+            storage.size(nothing)
