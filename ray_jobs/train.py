@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ import ray.data
 import ray.train
 import torch
 from PIL import Image
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -94,6 +97,18 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
     return history
 
 
+class PacedExecution(ExecutionCallback):
+    """Makes Ray Data's executor rest between its rounds.
+
+    While it waits for the trainer to take what is loaded, it polls without a pause (Ray 2.60) and keeps a core busy,
+    which on a small machine the training step then lacks.
+    """
+
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        """Called by Ray Data after each round."""
+        time.sleep(0.01)
+
+
 def ray_batches(
     stream: Stream, position: int, total: int, batch_size: int, tasks: int, monitor: Any
 ) -> Iterator[Batch]:
@@ -139,6 +154,7 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.custom_execution_callback_classes.append(PacedExecution)
     torch.set_num_threads(job.config.cpu_threads)
     device = ray.train.torch.get_device()
     task = job.make_task()
