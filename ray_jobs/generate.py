@@ -120,9 +120,7 @@ def _describe_set(config: GenerateConfig, pipeline: ARDiffusionPipeline, rows: l
     write_manifest(config.manifest, [_record(config, pipeline, row) for row in rows])
     shown = rows[: min(8, len(rows))]
     videos = np.stack([decode_clip(storage.read_bytes(row["uri"]), 0, config.num_frames) for row in shown])
-    storage.write_bytes(
-        storage.join(config.output, "sheet.png"), contact_sheet(videos, [row["name"] for row in shown])
-    )
+    storage.write_bytes(storage.join(config.output, "sheet.png"), contact_sheet(videos, [row["name"] for row in shown]))
 
 
 def _check(config: GenerateConfig, pipeline: ARDiffusionPipeline) -> None:
