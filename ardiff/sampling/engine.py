@@ -52,7 +52,7 @@ class EngineConfig:
     """Keys and values of all requests in work."""
     attention: Literal["auto", "ragged", "masked", "flex"] = "auto"
     """``ragged``: a call per frame, without masks; ``masked``: one call with a block-causal mask; ``flex``: one call of
-    FlexAttention. ``auto`` is ragged on CPUs and masked elsewhere."""
+    FlexAttention. ``auto`` is ragged on CPUs for frames of 16 tokens and more, masked otherwise."""
     execution: Literal["auto", "plain", "packed", "compiled"] = "auto"
     """``packed``: a second copy of the weights in the layout that a CPU multiplies fastest; ``compiled``: the blocks
     through torch.compile; ``plain``: neither. ``auto`` is packed on CPUs and plain elsewhere."""
@@ -117,7 +117,8 @@ class SamplingEngine:
         self.weights_dtype = next(model.parameters()).dtype
         # Latents between iterations stay exact when the weights are bfloat16.
         self.dtype = torch.float64 if self.weights_dtype == torch.float64 else torch.float32
-        self.attention: AttentionMode = "ragged" if self.device.type == "cpu" else "masked"
+        many_tokens = model.config.num_tokens >= 16
+        self.attention: AttentionMode = "ragged" if self.device.type == "cpu" and many_tokens else "masked"
         if self.config.attention != "auto":
             self.attention = self.config.attention
         execution: Execution = "packed" if packable(model) else "plain"
