@@ -27,7 +27,7 @@ from PIL import Image
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train.torch import TorchConfig, TorchTrainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ardiff.data import storage
@@ -159,17 +159,22 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
     device = ray.train.torch.get_device()
     task = job.make_task()
     config = job.config
-    engine = TorchEngine(task.model, config.optimizer, device, config.precision, config.max_grad_norm, config.ema_decay)
+
+    def make_engine(model: nn.Module) -> Engine:
+        return TorchEngine(model, config.optimizer, device, config.precision, config.max_grad_norm, config.ema_decay)
+
+    engine = make_engine(task.model)
+    critic = None if task.critic is None else make_engine(task.critic)
     start = TrainState(0, 0, job.fingerprint)
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
-            start = load_checkpoint(Path(folder), engine, job.fingerprint)
+            start = load_checkpoint(Path(folder), engine, job.fingerprint, critic)
     job.record()
-    observer = _Observer(job, engine, start.step, monitor)
+    observer = _Observer(job, engine, critic, start.step, monitor)
     total = config.num_steps * config.batch_size
     if start.samples < total:
         batches = ray_batches(job.stream, start.samples, total, config.micro_batch_size, config.loading_tasks, monitor)
-        train(task, engine, batches, config, start, observer)
+        train(task, engine, batches, config, start, observer, critic=critic)
     job.export(engine)
     observer.close()
 
@@ -177,8 +182,8 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
 class _Observer:
     """Tells the driver's progress bar, TensorBoard, the run's folder and Ray Train what happens."""
 
-    def __init__(self, job: TrainJob, engine: Engine, start: int, monitor: Any) -> None:
-        self.job, self.engine, self.monitor = job, engine, monitor
+    def __init__(self, job: TrainJob, engine: Engine, critic: Engine | None, start: int, monitor: Any) -> None:
+        self.job, self.engine, self.critic, self.monitor = job, engine, critic, monitor
         self.history: dict[str, list[list[float]]] = {}
         place = storage.join(job.folder, HISTORY)
         if start and storage.exists(place):
@@ -211,7 +216,7 @@ class _Observer:
     def checkpoint(self, state: TrainState) -> None:
         self.flush()
         with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), self.engine, state)
+            save_checkpoint(Path(folder), self.engine, state, self.critic)
             ray.train.report({"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def flush(self) -> None:

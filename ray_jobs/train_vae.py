@@ -109,9 +109,10 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
 def _make_task(config: TrainVAEConfig, stream: ClipStream) -> AutoencoderTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
-        model = ARAutoencoder(config.vae)
-    examples = torch.from_numpy(stream.load(0)["video"][:4]) if config.train.sample_every else None
-    return AutoencoderTask(model, config.task, examples)
+        task = AutoencoderTask(ARAutoencoder(config.vae), config.task)
+    if config.train.sample_every:
+        task.examples = torch.from_numpy(stream.load(0)["video"][:4])
+    return task
 
 
 def _export(uri: str, engine: Engine) -> None:

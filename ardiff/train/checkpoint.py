@@ -1,8 +1,9 @@
 """Training checkpoints: complete, so that training goes on exactly where it was.
 
 A checkpoint is a folder: the engine's files (weights, average, optimizer) and ``state.json``, written last, with the
-step, the position in the data and a fingerprint of everything that must not change in between. There is no random
-state to keep: every draw is keyed by (seed, step).
+step, the position in the data and a fingerprint of everything that must not change in between. In adversarial training
+the critic's engine has a folder ``critic`` in it. There is no random state to keep: every draw is keyed by
+(seed, step).
 """
 
 import json
@@ -13,6 +14,7 @@ from ardiff.errors import CheckpointError
 from ardiff.train.engine import Engine
 
 STATE = "state.json"
+CRITIC = "critic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +29,18 @@ class TrainState:
     """Names the configuration of model, task, data and optimizer."""
 
 
-def save_checkpoint(folder: Path, engine: Engine, state: TrainState) -> None:
+def save_checkpoint(folder: Path, engine: Engine, state: TrainState, critic: Engine | None = None) -> None:
     """Writes a complete checkpoint into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     engine.save(folder)
+    if critic is not None:
+        (folder / CRITIC).mkdir(exist_ok=True)
+        critic.save(folder / CRITIC)
     (folder / STATE).write_text(json.dumps(asdict(state)))
 
 
-def load_checkpoint(folder: Path, engine: Engine, fingerprint: str) -> TrainState:
-    """Restores ``engine`` and says where training is.
+def load_checkpoint(folder: Path, engine: Engine, fingerprint: str, critic: Engine | None = None) -> TrainState:
+    """Restores ``engine``, and ``critic`` if there is one, and says where training is.
 
     Raises:
         CheckpointError: The folder is not a complete checkpoint, or one of a run with another configuration.
@@ -50,4 +55,6 @@ def load_checkpoint(folder: Path, engine: Engine, fingerprint: str) -> TrainStat
             "give another output folder, or delete this one to start again."
         )
     engine.load(folder)
+    if critic is not None:
+        critic.load(folder / CRITIC)
     return state

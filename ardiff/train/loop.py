@@ -107,12 +107,14 @@ def train(
     start: TrainState,
     observer: Observer,
     clock: Callable[[], float] = time.monotonic,
+    critic: Engine | None = None,
 ) -> TrainState:
     """Trains from ``start`` to ``config.num_steps``.
 
     Args:
         batches: Micro-batches from position ``start.samples`` of the data on, on any device.
         start: Where training is; step 0 for a fresh run.
+        critic: The engine of ``task.critic``, for a task that has one.
 
     Returns:
         The final state.
@@ -121,15 +123,18 @@ def train(
         TrainingError: The loss or the gradient is not finite, before any weight is changed by it; or the data ends.
     """
     task.model.train()
+    if task.critic is not None:
+        task.critic.train()
     step, seen, last = start.step, 0, clock()
     while step < config.num_steps:
-        total, parts = _accumulate(task, engine, batches, config, step)
-        norm = engine.step(step, factor := learning_rate_factor(config.optimizer, step, config.num_steps))
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"The gradient is not finite at step {step}: lower the learning rate, or check the data. "
-                "The weights were not changed by it, and the last checkpoint is good."
-            )
+        rival = critic if step >= task.critic_from_step else None
+        total, parts = _accumulate(task, engine, rival, batches, config, step)
+        factor = learning_rate_factor(config.optimizer, step, config.num_steps)
+        norm = engine.step(step, factor)
+        _check_gradient(norm, "", step)
+        if rival is not None:
+            parts["critic_grad_norm"] = rival.step(step, factor)
+            _check_gradient(parts["critic_grad_norm"], "critic's ", step)
         step, seen = step + 1, seen + 1
         observer.progress(step, total)
         if step % config.log_every == 0 or step == config.num_steps:
@@ -152,8 +157,24 @@ def averaged_model(engine: Engine) -> torch.nn.Module:
     return model.eval()
 
 
+def _check_gradient(norm: float, whose: str, step: int) -> None:
+    if not math.isfinite(norm):
+        raise TrainingError(
+            f"The {whose}gradient is not finite at step {step}: lower the learning rate, or check the data. "
+            "The weights were not changed by it, and the last checkpoint is good."
+        )
+
+
+def _check_loss(value: float, whose: str, step: int) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"The {whose}loss is {value} at step {step}: lower the learning rate, or check the data. "
+            "No weight was changed by it, and the last checkpoint is good."
+        )
+
+
 def _accumulate(
-    task: Task, engine: Engine, batches: Iterator[Batch], config: TrainConfig, step: int
+    task: Task, engine: Engine, critic: Engine | None, batches: Iterator[Batch], config: TrainConfig, step: int
 ) -> tuple[float, dict[str, float]]:
     """Gradients of one batch, part by part; returns the mean loss and the means of its logged parts."""
     share = 1.0 / config.gradient_accumulation
@@ -165,14 +186,15 @@ def _accumulate(
         generator = torch_generator("training", config.seed, step, part)
         with engine.autocast():
             loss, logged = task.loss({k: v.to(engine.device) for k, v in batch.items()}, step, generator)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"The loss is {value} at step {step}: lower the learning rate, or check the data. "
-                "No weight was changed by it, and the last checkpoint is good."
-            )
+        _check_loss(value := float(loss.detach()), "", step)
         engine.backward(loss * share)
         total += share * value
+        if critic is not None:
+            with critic.autocast():
+                critic_loss, critic_logged = task.critic_loss()
+            _check_loss(float(critic_loss.detach()), "critic's ", step)
+            critic.backward(critic_loss * share)
+            logged = {**logged, **critic_logged, "critic_loss": critic_loss}
         for name, tensor in logged.items():
             means[name] = means.get(name, 0.0) + share * float(tensor.detach())
     return total, means
