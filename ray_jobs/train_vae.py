@@ -17,6 +17,7 @@ from ardiff.data.streams import ClipStream
 from ardiff.pretrained import save_autoencoder
 from ardiff.randomness import derive_seed
 from ardiff.train.engine import Engine
+from ardiff.train.initial import initialise_autoencoder
 from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
@@ -57,6 +58,10 @@ class TrainVAEConfig:
     """Folder of the run; the trained model is put into ``model`` below it."""
     clips: ClipConfig = field(default_factory=ClipConfig)
     """The data."""
+    init_from: str = ""
+    """Where the weights of an earlier stage lie: an AR-VAE folder, a pipeline folder or a training checkpoint (which
+    also has the discriminator), local or ``s3://``. Wider latents are pruned to ``vae.token_dim``. Empty starts from
+    random weights."""
     vae: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """The model."""
     task: AutoencoderTaskConfig = field(default_factory=AutoencoderTaskConfig)
@@ -92,6 +97,7 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
                 config.vae,
                 config.task,
                 config.clips,
+                config.init_from,
                 config.train.recipe,
             ),
             config.train,
@@ -110,6 +116,8 @@ def _make_task(config: TrainVAEConfig, stream: ClipStream) -> AutoencoderTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
         task = AutoencoderTask(ARAutoencoder(config.vae), config.task)
+    if config.init_from:
+        initialise_autoencoder(config.init_from, task.model, task.critic)
     if config.train.sample_every:
         task.examples = torch.from_numpy(stream.load(0)["video"][:4])
     return task

@@ -21,6 +21,7 @@ from ardiff.diffusion.noise import q_sample
 from ardiff.diffusion.process import DiffusionConfig, diffusion_loss, prediction_target
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.dit import DiT
+from ardiff.metrics.lpips import load_lpips
 from ardiff.vae import ARAutoencoder
 from ardiff.vae.discriminator import DiscriminatorConfig, PatchDiscriminator
 from ardiff.vae.losses import adaptive_weight, hinge_critic_loss, hinge_generator_loss, recorded
@@ -68,6 +69,10 @@ class AutoencoderTaskConfig:
     temporal_from_step: int = 0
     """From this step on the decoder reads earlier frames; before, every frame stands alone (stages 1 and 2 of
     Sec. 4.1)."""
+    perceptual_weight: float = 0.0
+    """Weight of the perceptual distance (LPIPS) between frames and their reconstructions; 0 leaves it out."""
+    perceptual_weights: str = ""
+    """Safetensors file with the weights of LPIPS, local or ``s3://``; needed for the perceptual loss."""
     adversarial_weight: float = 0.0
     """Weight of the adversarial loss, on top of the adaptive one; 0 trains without a discriminator."""
     adversarial_from_step: int = 0
@@ -76,8 +81,10 @@ class AutoencoderTaskConfig:
     """The discriminator's sizes."""
 
     def __post_init__(self) -> None:
-        if min(self.kl_weight, self.adversarial_weight) < 0:
-            raise ValueError("kl_weight and adversarial_weight must not be negative")
+        if min(self.kl_weight, self.perceptual_weight, self.adversarial_weight) < 0:
+            raise ValueError("kl_weight, perceptual_weight and adversarial_weight must not be negative")
+        if self.perceptual_weight and not self.perceptual_weights:
+            raise ValueError("perceptual_weight needs perceptual_weights, the file with the weights of LPIPS")
         if min(self.temporal_from_step, self.adversarial_from_step) < 0:
             raise ValueError("temporal_from_step and adversarial_from_step must not be negative")
 
@@ -86,12 +93,16 @@ class AutoencoderTask(Task):
     """Reconstructs clips. Batches: ``video`` uint8 ``(B, F, H, W, 3)``."""
 
     def __init__(self, model: ARAutoencoder, config: AutoencoderTaskConfig, examples: Tensor | None = None) -> None:
-        """The weights of the discriminator, if the configuration asks for one, are drawn from torch's generator."""
+        """Draws the weights of the discriminator, if the configuration asks for one, from torch's generator.
+
+        Raises DataError or CheckpointError if the weights of LPIPS are asked for and cannot be loaded.
+        """
         self.model: ARAutoencoder = model
         self.config = config
         self.examples = examples
         self.critic = PatchDiscriminator(config.discriminator) if config.adversarial_weight else None
         self.critic_from_step = config.adversarial_from_step
+        self.perceptual = load_lpips(config.perceptual_weights) if config.perceptual_weight else None
         self._pair: tuple[Tensor, Tensor] | None = None
 
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -108,7 +119,12 @@ class AutoencoderTask(Task):
             case _:
                 raise ValueError(f"unknown reconstruction loss {self.config.reconstruction!r}")
         kl = posterior.kl()
-        loss, parts = reconstruction + self.config.kl_weight * kl, {"reconstruction": reconstruction, "kl": kl}
+        parts = {"reconstruction": reconstruction, "kl": kl}
+        if self.perceptual is not None:
+            frames, decoded = rearrange(video, PACK), rearrange(output.float(), PACK)
+            parts["perceptual"] = self.perceptual.to(video.device)(frames, decoded).mean()
+            reconstruction = reconstruction + self.config.perceptual_weight * parts["perceptual"]
+        loss = reconstruction + self.config.kl_weight * kl
         if self.critic is None or step < self.config.adversarial_from_step:
             return loss, parts
         self._pair = rearrange(video, PACK), rearrange(output.detach(), PACK)

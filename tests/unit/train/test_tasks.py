@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.process import DiffusionConfig
+from ardiff.metrics.lpips import LPIPS
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig, Task
 from ardiff.vae.discriminator import DiscriminatorConfig
 
@@ -92,6 +94,21 @@ def test_the_adversarial_loss_is_weighted_adaptively_from_its_step_on(make_vae):
     for part in (parts["reconstruction"], parts["adversarial"]):
         gradients.append(torch.autograd.grad(part, weight, retain_graph=True)[0].norm())
     assert float(parts["adaptive_weight"]) == pytest.approx(float(gradients[0] / (gradients[1] + 1e-4)), rel=1e-4)
+
+
+def test_the_perceptual_loss_counts_as_reconstruction(make_vae, tmp_path):
+    lpips = LPIPS("alex")
+    for parameter in lpips.parameters():
+        parameter.data.normal_(std=0.05, generator=generator(parameter.numel()))
+    save_file(lpips.state_dict(), tmp_path / "lpips.safetensors")
+    batch = {"video": clips()["video"].repeat_interleave(2, 2).repeat_interleave(2, 3)}
+    model = make_vae(resolution=32)
+    plain, _ = AutoencoderTask(model, AutoencoderTaskConfig()).loss(batch, 0, generator())
+    config = AutoencoderTaskConfig(perceptual_weight=2.0, perceptual_weights=str(tmp_path / "lpips.safetensors"))
+    task = AutoencoderTask(model, config)
+    loss, parts = task.loss(batch, 0, generator())
+    assert float(parts["perceptual"]) > 0
+    assert float(loss) == pytest.approx(float(plain) + 2 * float(parts["perceptual"]), rel=1e-5)
 
 
 def test_neither_loss_reaches_the_other_network(make_vae):
@@ -221,13 +238,15 @@ def test_the_generator_is_the_only_source_of_randomness(make_dit, make_vae):
         (AutoencoderTaskConfig, {"kl_weight": -1.0}),
         (AutoencoderTaskConfig, {"temporal_from_step": -1}),
         (AutoencoderTaskConfig, {"adversarial_weight": -1.0}),
+        (AutoencoderTaskConfig, {"perceptual_weight": -1.0}),
+        (AutoencoderTaskConfig, {"perceptual_weight": 1.0}),
         (AutoencoderTaskConfig, {"adversarial_from_step": -1}),
         (DiTTaskConfig, {"class_dropout": 1.5}),
         (DiTTaskConfig, {"class_dropout": -0.1}),
     ],
 )
 def test_impossible_settings(make, settings):
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=r"must|needs"):
         make(**settings)
 
 
