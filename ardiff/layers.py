@@ -12,6 +12,9 @@ from torch import Tensor, nn
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention over frames: takes query, key, value ``(N, H, L, K)``, returns the mixed values ``(N, H, L, K)``."""
 
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of rotary positions, ``(N, 1, 1, pairs)`` each; see :func:`rotary`."""
+
 
 class Mlp(nn.Module):
     """Two linear layers with the tanh-approximated GELU between them, ``(..., C) -> (..., C)``."""
@@ -28,25 +31,28 @@ class Mlp(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention whose mixing is done by a function, so that masks and caches live with the caller.
 
-    With ``rotary_share`` above 0 that share of every head is rotated by the token's frame position (Su et al., 2021).
+    With a ``rotation``, queries and keys are turned by it (rotary positions, Su et al., 2021).
     """
 
-    def __init__(self, width: int, num_heads: int, rotary_share: float = 0.0) -> None:
+    def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.rotary_pairs = int(width // num_heads * rotary_share) // 2
 
-    def forward(self, x: Tensor, attend: Attend, positions: Tensor | None = None) -> Tensor:
-        """Mixes ``x (N, L, C)`` by ``attend``; ``positions (N,)`` are frame indices, needed with rotary positions."""
-        q, k, v = rearrange(self.qkv(x), "n l (three h k) -> three n h l k", three=3, h=self.num_heads)
-        if self.rotary_pairs:
-            if positions is None:
-                raise ValueError("rotary attention needs the frame positions")
-            angles = rotary_angles(positions, self.rotary_pairs)
-            q, k = rotate(q, angles), rotate(k, angles)
-        return self.proj(rearrange(attend(q, k, v), "n h l k -> n l (h k)"))
+    def forward(self, x: Tensor, attend: Attend, rotation: Rotation | None = None) -> Tensor:
+        """Mixes ``x (N, L, C)`` by ``attend``."""
+        return self.merge(attend(*self.project(x, rotation)))
+
+    def project(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of ``x (N, L, C)``, ``(N, H, L, K)`` each."""
+        qkv = rearrange(self.qkv(x), "n l (three h k) -> three n h l k", three=3, h=self.num_heads)
+        q, k = qkv[:2] if rotation is None else rotate(qkv[:2], rotation)
+        return q, k, qkv[2]
+
+    def merge(self, mixed: Tensor) -> Tensor:
+        """The layer's output ``(N, L, C)`` from mixed values ``(N, H, L, K)``."""
+        return self.proj(rearrange(mixed, "n h l k -> n l (h k)"))
 
 
 def attend_within_frame(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -54,18 +60,23 @@ def attend_within_frame(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return nn.functional.scaled_dot_product_attention(q, k, v)
 
 
-def rotary_angles(positions: Tensor, pairs: int, base: float = 10000.0) -> Tensor:
-    """The angles ``(N, 1, 1, pairs)`` of frame positions ``(N,)``, in float64, so that far frames stay exact."""
+def rotary(positions: Tensor, pairs: int, dtype: torch.dtype, base: float = 10000.0) -> Rotation:
+    """The rotation of frame positions ``(N,)``: ``pairs`` channel pairs turn, each at a rate of its own.
+
+    The angles are float64, so that far frames stay exact.
+    """
     rates = base ** (-torch.arange(pairs, dtype=torch.float64, device=positions.device) / max(pairs, 1))
-    return rearrange(positions.double()[:, None] * rates, "n p -> n 1 1 p")
+    angles = rearrange(positions.double()[:, None] * rates, "n p -> n 1 1 p")
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotates the first ``2 * pairs`` channels of ``x (N, H, L, K)`` by ``angles (N, 1, 1, pairs)``."""
-    pairs = angles.shape[-1]
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
-    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1)
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turns the first ``2 * pairs`` channels of ``x (..., N, H, L, K)``."""
+    cos, sin = rotation
+    pairs = cos.shape[-1]
+    first, second, rest = x.split([pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
+    turned = [first * cos - second * sin, first * sin + second * cos]
+    return torch.cat([*turned, rest], dim=-1)
 
 
 def sincos_positions(positions: Tensor, width: int) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: B videos, F frames, H W pixels, L tokens, D latent width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal, get_args
 
 import torch
@@ -23,7 +23,7 @@ from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import CheckpointError
 from ardiff.pretrained import build_config, load_weights, local_folder, read_config, write_model
-from ardiff.sampling import EngineLimits, SampleRequest, SamplingEngine
+from ardiff.sampling import EngineConfig, SampleRequest, SamplingEngine
 from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache
 
 Executor = Literal["window", "rolling", "full"]
@@ -43,8 +43,10 @@ class ARDiffusionPipeline:
         diffusion: DiffusionConfig,
         statistics: LatentStatistics,
         class_names: Sequence[str] = (),
+        engine: EngineConfig | None = None,
     ) -> None:
-        """Raises CheckpointError if the two models do not share the shape of their latents."""
+        """``engine`` says how the fast executors compute; raises CheckpointError if the two models do not share the
+        shape of their latents."""
         ours, theirs = (vae.config.num_tokens, vae.config.token_dim), (dit.config.num_tokens, dit.config.token_dim)
         if ours != theirs:
             raise CheckpointError(f"The AR-VAE has (L, D) = {ours} latents, the AR-DiT {theirs}: they do not fit.")
@@ -52,10 +54,17 @@ class ARDiffusionPipeline:
         self.diffusion = diffusion
         self.statistics = statistics
         self.class_names = list(class_names)
+        self.engine_config = engine or EngineConfig()
 
     @classmethod
-    def from_pretrained(cls, uri: str, device: str | torch.device = "cpu") -> ARDiffusionPipeline:
-        """Loads a folder written by :meth:`save_pretrained`, local or ``s3://``.
+    def from_pretrained(
+        cls,
+        uri: str,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        engine: EngineConfig | None = None,
+    ) -> ARDiffusionPipeline:
+        """Loads a folder written by :meth:`save_pretrained`, local or ``s3://``; ``dtype`` is that of the weights.
 
         Raises:
             CheckpointError: There is no complete pipeline, or its weights do not fit its configuration.
@@ -70,7 +79,8 @@ class ARDiffusionPipeline:
                 build_config(DiffusionConfig, config["diffusion"]),
                 LatentStatistics(**config["latent_statistics"]),
                 config["class_names"],
-            ).to(device)
+                engine,
+            ).to(device, dtype)
 
     def save_pretrained(self, uri: str) -> None:
         """Writes ``config.json``, ``vae.safetensors`` and ``dit.safetensors`` to a folder, local or ``s3://``."""
@@ -85,10 +95,10 @@ class ARDiffusionPipeline:
         modules = {"vae": dict(self.vae.named_parameters()), "dit": dict(self.dit.named_parameters())}
         write_model(uri, config, modules)
 
-    def to(self, device: str | torch.device) -> ARDiffusionPipeline:
-        """Moves both models."""
-        self.vae.to(device)
-        self.dit.to(device)
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> ARDiffusionPipeline:
+        """Moves both models, and changes the type of their weights if one is given."""
+        self.vae.to(device, dtype)
+        self.dit.to(device, dtype)
         return self
 
     @property
@@ -182,7 +192,8 @@ class ARDiffusionPipeline:
             )
             yield from self._decode(sample_full(denoise, noise.to(self.device), schedule, self.diffusion, given), cache)
             return
-        engine = self.engine(EngineLimits(max_frames=max(EngineLimits().max_frames, num_frames * len(seeds))))
+        room = max(self.engine_config.max_frames, num_frames * len(seeds))
+        engine = self.engine(replace(self.engine_config, max_frames=room))
         engine.submit(
             SampleRequest(
                 class_labels=tuple(labels),
@@ -201,9 +212,9 @@ class ARDiffusionPipeline:
             for event in engine.step():
                 yield from self._decode(event.latents, cache)
 
-    def engine(self, limits: EngineLimits | None = None) -> SamplingEngine:
+    def engine(self, config: EngineConfig | None = None) -> SamplingEngine:
         """An engine that runs many requests on this model together; see :class:`SamplingEngine`."""
-        return SamplingEngine(self.dit, self.diffusion, limits)
+        return SamplingEngine(self.dit, self.diffusion, config or self.engine_config)
 
     def _decode(self, latents: Tensor, cache: DecoderCache) -> Iterator[Tensor]:
         """Diffusion latents ``(B, n, L, D)`` to n frames, uint8 ``(B, H, W, 3)``, going on from ``cache``."""

@@ -21,7 +21,7 @@ from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.dit import DiT, DiTConfig
-from ardiff.sampling import EngineLimits, SampleRequest, SamplingEngine
+from ardiff.sampling import EngineConfig, SampleRequest, SamplingEngine
 from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache
 
 STEPS = 50
@@ -154,7 +154,7 @@ def packing_figures(model: DiT, repeats: int) -> None:
     for count in (1, 4, 16):
         rates = []
         for _ in range(repeats):
-            engine = SamplingEngine(model, DIFFUSION, EngineLimits(max_requests=count))
+            engine = SamplingEngine(model, DIFFUSION, EngineConfig(max_requests=count))
             for seed in range(16):
                 engine.submit(make_request(16, 5, "window", seed))
             started = time.perf_counter()

@@ -7,7 +7,7 @@ What a video shows depends on its own label and seed, so a run that was interrup
 
 import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.diffusion.ad import check_ar_step
 from ardiff.errors import ConfigError
 from ardiff.pipeline import ARDiffusionPipeline, Executor
+from ardiff.sampling import EngineConfig
 from ray_jobs.common import ray_cluster, record_run, remote_progress, resolve_device, stage, telling
 
 
@@ -64,6 +65,10 @@ class GenerateConfig:
     """Threads of a CPU actor, which is also the CPUs it asks Ray for."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes GPUs where there are some."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of the weights, and of the arithmetic in the models."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Limits and ways of computing of the sampling engine."""
 
     def __post_init__(self) -> None:
         if min(self.num_videos, self.batch_size, self.max_actors, self.cpu_threads) < 1:
@@ -124,6 +129,7 @@ def _claim(config: GenerateConfig) -> None:
             config.num_inference_steps,
             config.guidance_scale,
             config.class_label,
+            config.precision,
         ],
         [config.seed, config.fps, config.codec, config.crf],
     )
@@ -168,7 +174,8 @@ class _Generator:
     def __init__(self, config: GenerateConfig, device: str, monitor: Any) -> None:
         torch.set_num_threads(config.cpu_threads)
         self.config, self.monitor = config, monitor
-        self.pipeline = ARDiffusionPipeline.from_pretrained(config.pipeline, device)
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self.pipeline = ARDiffusionPipeline.from_pretrained(config.pipeline, device, dtype, config.engine)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         with telling(self.monitor):

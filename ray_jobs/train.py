@@ -15,6 +15,7 @@ import re
 import secrets
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ import ray.data
 import ray.train
 import torch
 from PIL import Image
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
 from torch import Tensor
@@ -40,7 +43,7 @@ from ardiff.train import workers
 from ardiff.train.checkpoint import STATE, TrainState, load_checkpoint, write_shards, write_state
 from ardiff.train.engine import Engine
 from ardiff.train.export import MODEL, write_trained
-from ardiff.train.loop import TrainConfig, make_engine, train
+from ardiff.train.loop import TrainConfig, make_critic_engine, make_engine, train
 from ardiff.train.tasks import Batch, Task
 from ray_jobs.common import remote_progress, resolve_device, telling
 
@@ -144,6 +147,18 @@ def _prepare_resumption(job: TrainJob) -> None:
                 raise CheckpointError(f"resume={uri} is neither auto, latest, none nor the folder of a checkpoint.")
 
 
+class PacedExecution(ExecutionCallback):
+    """Makes Ray Data's executor rest between its rounds.
+
+    While it waits for the trainer to take what is loaded, it polls without a pause (Ray 2.60) and keeps a core busy,
+    which on a small machine the training step then lacks.
+    """
+
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        """Called by Ray Data after each round."""
+        time.sleep(0.01)
+
+
 def ray_batches(stream: Stream, position: int, config: TrainConfig, rank: int, monitor: Any) -> Iterator[Batch]:
     """The micro-batches of one worker from ``position`` of the stream to the end of training, loaded ahead.
 
@@ -229,19 +244,22 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.custom_execution_callback_classes.append(PacedExecution)
     torch.set_num_threads(job.config.cpu_threads)
     task = job.make_task()
-    engine = make_engine(task.model, job.config, ray.train.torch.get_device())
+    device = ray.train.torch.get_device()
+    engine = make_engine(task.model, job.config, device)
+    critic = None if task.critic is None else make_critic_engine(task.critic, job.config, device)
     start = TrainState(0, 0, job.fingerprint)
     with _checkpoint_to_resume(job) as folder:
         if folder is not None:
-            start = load_checkpoint(folder, engine, job.fingerprint)
+            start = load_checkpoint(folder, engine, job.fingerprint, critic)
     if workers.rank() == 0:
         job.record()
-    observer = _Observer(job, engine, start.step, monitor)
+    observer = _Observer(job, engine, critic, start.step, monitor)
     if start.step < job.config.num_steps:
         batches = ray_batches(job.stream, start.samples, job.config, workers.rank(), monitor)
-        train(task, engine, batches, job.config, start, observer)
+        train(task, engine, batches, job.config, start, observer, critic=critic)
     weights = engine.averaged_weights()
     if workers.rank() == 0:
         write_trained(job.description, weights, job.result)
@@ -270,8 +288,8 @@ class _Observer:
     Every worker has one; it is the first worker's that talks, and all of them store checkpoints together.
     """
 
-    def __init__(self, job: TrainJob, engine: Engine, start: int, monitor: Any) -> None:
-        self.job, self.engine, self.monitor = job, engine, monitor
+    def __init__(self, job: TrainJob, engine: Engine, critic: Engine | None, start: int, monitor: Any) -> None:
+        self.job, self.engine, self.critic, self.monitor = job, engine, critic, monitor
         self.leads = workers.rank() == 0
         self.losses: list[float] = []
         self.failed_saves = 0
@@ -328,7 +346,7 @@ class _Observer:
         self.losses.clear()
         name = f"checkpoint-{state.step:08d}-{self.token}"
         with tempfile.TemporaryDirectory() as folder:
-            write_shards(Path(folder), self.engine)
+            write_shards(Path(folder), self.engine, self.critic)
             if self.leads:
                 (Path(folder) / MODEL).write_text(json.dumps(self.job.description))
             place = storage.join(self.job.checkpoints, name)

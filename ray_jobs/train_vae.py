@@ -16,6 +16,7 @@ from ardiff.data.manifest import read_manifest, usable
 from ardiff.data.streams import ClipStream
 from ardiff.randomness import derive_seed
 from ardiff.train.export import describe_autoencoder
+from ardiff.train.initial import initialise_autoencoder
 from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
@@ -56,6 +57,10 @@ class TrainVAEConfig:
     """Folder of the run; the trained model is put into ``model`` below it."""
     clips: ClipConfig = field(default_factory=ClipConfig)
     """The data."""
+    init_from: str = ""
+    """Where the weights of an earlier stage lie: an AR-VAE folder, a pipeline folder or a training checkpoint (which
+    also has the discriminator), local or ``s3://``. Wider latents are pruned to ``vae.token_dim``. Empty starts from
+    random weights."""
     vae: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """The model."""
     task: AutoencoderTaskConfig = field(default_factory=AutoencoderTaskConfig)
@@ -91,7 +96,7 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
         job = TrainJob(
             name="AR-VAE",
             folder=config.output,
-            fingerprint=fingerprint(config.vae, config.task, config.clips, config.train.recipe),
+            fingerprint=fingerprint(config.vae, config.task, config.clips, config.init_from, config.train.recipe),
             config=config.train,
             stream=stream,
             make_task=functools.partial(_make_task, config, stream),
@@ -109,9 +114,12 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
 def _make_task(config: TrainVAEConfig, stream: ClipStream) -> AutoencoderTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
-        model = ARAutoencoder(config.vae)
-    examples = torch.from_numpy(stream.load(0)["video"][:4]) if config.train.sample_every else None
-    return AutoencoderTask(model, config.task, examples)
+        task = AutoencoderTask(ARAutoencoder(config.vae), config.task)
+    if config.init_from:
+        initialise_autoencoder(config.init_from, task.model, task.critic)
+    if config.train.sample_every:
+        task.examples = torch.from_numpy(stream.load(0)["video"][:4])
+    return task
 
 
 if __name__ == "__main__":

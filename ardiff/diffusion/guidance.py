@@ -19,9 +19,11 @@ def guided_denoiser(model: DiT, diffusion: DiffusionConfig, class_labels: Tensor
     """
     alphas_cumprod = diffusion.alphas_cumprod()
     null = torch.full_like(class_labels, model.null_class)
+    dtype = next(model.parameters()).dtype
 
     def predict(x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        return predicted_x0(diffusion.prediction, model(x, timesteps, labels), x, timesteps, alphas_cumprod)
+        output = model(x.to(dtype), timesteps, labels).to(x.dtype)
+        return predicted_x0(diffusion.prediction, output, x, timesteps, alphas_cumprod)
 
     def denoise(x: Tensor, timesteps: Tensor) -> Tensor:
         if guidance_scale == 1.0:

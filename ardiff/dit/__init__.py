@@ -1,5 +1,5 @@
 """The causal Diffusion Transformer."""
 
-from ardiff.dit.model import DiT, DiTConfig
+from ardiff.dit.model import DiT, DiTBlock, DiTConfig
 
-__all__ = ["DiT", "DiTConfig"]
+__all__ = ["DiT", "DiTBlock", "DiTConfig"]

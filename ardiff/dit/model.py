@@ -11,7 +11,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ardiff.dit.attention import block_causal_mask, masked_attention
-from ardiff.layers import Attend, Mlp, SelfAttention, init_linear, sincos_positions
+from ardiff.layers import Attend, Mlp, Rotation, SelfAttention, init_linear, rotary, sincos_positions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +68,7 @@ class DiT(nn.Module):
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.token_out = nn.Linear(width, config.token_dim)
+        self.rotary_pairs = width // config.num_heads // 4 if config.positions == "rotary" else 0  # half of every head
         match config.positions:
             case "rotary":
                 self.position_embedding = nn.Parameter(torch.zeros(1, config.num_tokens, width))
@@ -147,11 +148,11 @@ class DiT(nn.Module):
         """
         width = self.config.width
         x = self.token_in(latents) + self._embed_positions(positions)  # (N, L, C)
+        rotation = rotary(positions, self.rotary_pairs, x.dtype) if self.rotary_pairs else None
         *parts, final = modulations[:, None].split([6 * width] * self.config.depth + [2 * width], dim=-1)
         for block, modulation, mix in zip(self.blocks, parts, attend, strict=True):
-            x = block(x, modulation, positions, mix)  # (N, L, C)
-        shift, scale = final.chunk(2, dim=-1)
-        return self.token_out(self.final_norm(x) * (1 + scale) + shift)  # (N, L, D)
+            x = block(x, modulation, rotation, mix)  # (N, L, C)
+        return self.token_out(modulate(self.final_norm(x), *final.chunk(2, dim=-1)))  # (N, L, D)
 
     def _embed_positions(self, positions: Tensor) -> Tensor:
         if self.config.positions == "rotary":
@@ -166,16 +167,34 @@ class DiTBlock(nn.Module):
         super().__init__()
         width = config.width
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attention = SelfAttention(width, config.num_heads, 0.5 if config.positions == "rotary" else 0.0)
+        self.attention = SelfAttention(width, config.num_heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(width, config.mlp_ratio)
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, x: Tensor, modulation: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """``x (N, L, C)``, ``modulation (N, 1, 6 C)``, ``positions (N,)`` -> ``(N, L, C)``."""
+    def forward(self, x: Tensor, modulation: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
+        """``x (N, L, C)``, ``modulation (N, 1, 6 C)``, ``rotation`` of the N frames -> ``(N, L, C)``."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # (N, 1, C) each
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, attend, positions)
-        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        q, k, v = self.before_attention(x, shift1, scale1, rotation)
+        return self.after_attention(x, attend(q, k, v), gate1, shift2, scale2, gate2)
+
+    def before_attention(
+        self, x: Tensor, shift: Tensor, scale: Tensor, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, ``(N, H, L, K)`` each."""
+        return self.attention.project(modulate(self.norm1(x), shift, scale), rotation)
+
+    def after_attention(
+        self, x: Tensor, mixed: Tensor, gate1: Tensor, shift: Tensor, scale: Tensor, gate2: Tensor
+    ) -> Tensor:
+        """Adds the attention's output ``mixed (N, H, L, K)``, then the MLP's; ``(N, L, C)``."""
+        x = torch.addcmul(x, gate1, self.attention.merge(mixed))
+        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift, scale)))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """``x (1 + scale) + shift``: what adaLN does after a norm; ``x (N, L, C)``, the others ``(N, 1, C)``."""
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 class TimestepEmbedder(nn.Module):

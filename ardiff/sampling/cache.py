@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from ardiff.dit import DiTConfig
 from ardiff.dit.attention import block_causal_mask
 
-AttentionMode = Literal["ragged", "masked"]
+AttentionMode = Literal["ragged", "masked", "flex"]
 
 
 class FrameCache:
@@ -32,18 +33,22 @@ class FrameCache:
         device: torch.device,
     ) -> None:
         """``mode``: ``ragged`` is one attention call per frame without a mask, best on CPUs; ``masked`` is a single
-        call with a block-causal mask, best where launching a kernel is what costs."""
+        call with a block-causal mask, best where launching a kernel is what costs; ``flex`` is FlexAttention,
+        which skips what the mask hides: compiled on GPUs, its plain reference on CPUs."""
         self.tokens, self.room, self.base = config.num_tokens, room, 0
         self.band = config.attention_window
         shape = (config.depth, sequences, config.num_heads, room * config.num_tokens, config.width // config.num_heads)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.mask = None
         match mode:
             case "ragged":
-                pass
+                self._mix = self._mix_ragged
             case "masked":
                 self.mask = block_causal_mask(room, config.num_tokens, config.attention_window).to(device)
+                self._mix = self._mix_masked
+            case "flex":
+                self.block_masks: dict[tuple[int, int], BlockMask] = {}
+                self._mix = self._mix_flex
             case _:
                 raise ValueError(f"unknown attention mode {mode!r}")
 
@@ -83,16 +88,44 @@ class FrameCache:
         span = slice(place * self.tokens, place * self.tokens + k.shape[0] // sequences * self.tokens)
         keys[:, :, span] = rearrange(k, "(f b) h l k -> b h (f l) k", b=sequences)
         values[:, :, span] = rearrange(v, "(f b) h l k -> b h (f l) k", b=sequences)
-        if self.mask is not None:
-            q = rearrange(q, "(f b) h l k -> b h (f l) k", b=sequences)
-            seen = (keys[:, :, : span.stop], values[:, :, : span.stop])
-            together = nn.functional.scaled_dot_product_attention(q, *seen, attn_mask=self.mask[span, : span.stop])
-            return rearrange(together, "b h (f l) k -> (f b) h l k", l=self.tokens)
+        return self._mix(q, keys, values, place)
+
+    def _mix_ragged(self, q: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
         mixed = []
-        for i, query in enumerate(q.split(sequences)):
+        for i, query in enumerate(q.split(keys.shape[0])):
             oldest = 0 if self.band is None else max(0, place + i - self.band + 1)
-            seen_span = slice(oldest * self.tokens, (place + i + 1) * self.tokens)
-            mixed.append(
-                nn.functional.scaled_dot_product_attention(query, keys[:, :, seen_span], values[:, :, seen_span])
-            )
-        return torch.cat(mixed)
+            seen = slice(oldest * self.tokens, (place + i + 1) * self.tokens)
+            mixed.append(nn.functional.scaled_dot_product_attention(query, keys[:, :, seen], values[:, :, seen]))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+    def _mix_masked(self, q: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
+        q = rearrange(q, "(f b) h l k -> b h (f l) k", b=keys.shape[0])
+        start, end = place * self.tokens, place * self.tokens + q.shape[2]
+        mask = self.mask[start:end, :end]
+        mixed = nn.functional.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
+        return rearrange(mixed, "b h (f l) k -> (f b) h l k", l=self.tokens)
+
+    def _mix_flex(self, q: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
+        q = rearrange(q, "(f b) h l k -> b h (f l) k", b=keys.shape[0])
+        end = place * self.tokens + q.shape[2]
+        if (place, end) not in self.block_masks:
+            self.block_masks[place, end] = self._block_mask(place, q.shape[2], end)
+        block_mask = self.block_masks[place, end]
+        # Compiled for a CPU with changing shapes, it does not build under torch 2.13.
+        call = flex_attention if q.device.type == "cpu" else _compiled_flex_attention
+        mixed = call(q, keys[:, :, :end], values[:, :, :end], block_mask=block_mask)
+        assert isinstance(mixed, Tensor)
+        return rearrange(mixed, "b h (f l) k -> (f b) h l k", l=self.tokens)
+
+    def _block_mask(self, place: int, queries: int, end: int) -> BlockMask:
+        tokens, band = self.tokens, self.band or self.room
+        offset = torch.tensor(place, device=self.keys.device)  # a number here would be compiled in
+
+        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            lag = offset + query // tokens - key // tokens
+            return (lag >= 0) & (lag < band)
+
+        return create_block_mask(visible, None, None, queries, end, device=str(self.keys.device))
+
+
+_compiled_flex_attention = torch.compile(flex_attention, dynamic=True)

@@ -13,9 +13,9 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from ardiff.dit import DiT
 from ardiff.errors import ArdiffError
 from ardiff.layers import Attend
 from ardiff.sampling.cache import AttentionMode, FrameCache
+from ardiff.sampling.network import Execution, network, packable
 
 CachedExecutor = Literal["window", "rolling"]
 
@@ -38,8 +39,8 @@ class EngineLimitError(ArdiffError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EngineLimits:
-    """How much the engine takes on. A request beyond them is refused before any work."""
+class EngineConfig:
+    """How much the engine takes on, and how it computes. A request beyond the limits is refused before any work."""
 
     max_requests: int = 64
     """Requests in work at the same time; further ones wait."""
@@ -49,6 +50,12 @@ class EngineLimits:
     """Frames of a request, times its videos."""
     max_cache_bytes: int = 8 * 2**30
     """Keys and values of all requests in work."""
+    attention: Literal["auto", "ragged", "masked", "flex"] = "auto"
+    """``ragged``: a call per frame, without masks; ``masked``: one call with a block-causal mask; ``flex``: one call of
+    FlexAttention. ``auto`` is ragged on CPUs and masked elsewhere."""
+    execution: Literal["auto", "plain", "packed", "compiled"] = "auto"
+    """``packed``: a second copy of the weights in the layout that a CPU multiplies fastest; ``compiled``: the blocks
+    through torch.compile; ``plain``: neither. ``auto`` is packed on CPUs and plain elsewhere."""
 
     def __post_init__(self) -> None:
         if min(self.max_requests, self.max_frames, self.max_cache_bytes) < 1 or self.max_waiting < 0:
@@ -101,24 +108,21 @@ class SamplingEngine:
         self,
         model: DiT,
         diffusion: DiffusionConfig,
-        limits: EngineLimits | None = None,
-        attention: AttentionMode | None = None,
-        dtype: torch.dtype | None = None,
+        config: EngineConfig | None = None,
     ) -> None:
-        """
-        Args:
-            model: In evaluation mode, on its device. diffusion: What it was trained with.
-            limits: What the engine takes on.
-            attention: See :class:`FrameCache`; by default ragged on CPUs and masked elsewhere.
-            dtype: Type of the latents between iterations; float32, or float64 if the model is.
-        """
+        """``model`` is in evaluation mode, on its device; ``diffusion`` is what it was trained with."""
         self.model, self.diffusion = model, diffusion
-        self.limits = limits or EngineLimits()
+        self.config = config or EngineConfig()
         self.device = next(model.parameters()).device
         self.weights_dtype = next(model.parameters()).dtype
-        self.dtype = dtype or (torch.float64 if self.weights_dtype == torch.float64 else torch.float32)
-        self.attention: AttentionMode = attention or ("ragged" if self.device.type == "cpu" else "masked")
-        self.alphas_cumprod = diffusion.alphas_cumprod()
+        # Latents between iterations stay exact when the weights are bfloat16.
+        self.dtype = torch.float64 if self.weights_dtype == torch.float64 else torch.float32
+        self.attention: AttentionMode = "ragged" if self.device.type == "cpu" else "masked"
+        if self.config.attention != "auto":
+            self.attention = self.config.attention
+        execution: Execution = "packed" if packable(model) else "plain"
+        self._network = network(model, execution if self.config.execution == "auto" else self.config.execution)
+        self.alphas_cumprod = diffusion.alphas_cumprod().to(self.device)
         self.frame_evaluations = 0
         self._ids = itertools.count()
         self._waiting: deque[tuple[int, SampleRequest]] = deque()
@@ -138,7 +142,7 @@ class SamplingEngine:
             EngineLimitError: The request is beyond the limits, or too many wait already.
         """
         self._check(request)
-        if len(self._waiting) >= self.limits.max_waiting + self.limits.max_requests - len(self._lanes):
+        if len(self._waiting) >= self.config.max_waiting + self.config.max_requests - len(self._lanes):
             raise EngineLimitError(f"{len(self._waiting)} requests wait already, which is the limit: try again later.")
         request_id = next(self._ids)
         self._waiting.append((request_id, request))
@@ -150,9 +154,14 @@ class SamplingEngine:
         self._waiting = deque(item for item in self._waiting if item[0] != request_id)
         return self._lanes.pop(request_id, None) is not None or len(self._waiting) < before
 
-    @torch.no_grad()
     def step(self) -> list[FinishedFrames]:
         """One iteration of every request in work, in one pass of the model; returns the frames that are final now."""
+        with torch.inference_mode():
+            finished = self._iterate()
+        # Copies made out here are ordinary tensors, which the caller may change or differentiate.
+        return [replace(frames, latents=frames.latents.clone()) for frames in finished]
+
+    def _iterate(self) -> list[FinishedFrames]:
         self._admit()
         lanes = list(self._lanes.values())
         if not lanes:
@@ -180,6 +189,8 @@ class SamplingEngine:
         return torch.cat([*given, *parts], dim=1)
 
     def _check(self, request: SampleRequest) -> None:
+        if request.executor not in get_args(CachedExecutor):
+            raise ValueError(f"executor must be one of {', '.join(get_args(CachedExecutor))}, got {request.executor!r}")
         config, videos = self.model.config, len(request.seeds)
         given = 0 if request.condition is None else request.condition.shape[1]
         if not videos or len(request.class_labels) != videos:
@@ -201,14 +212,14 @@ class SamplingEngine:
                 raise ValueError("the rolling executor needs shift-invariant positions: dit.positions must be rotary")
         check_ar_step(request.num_frames, request.num_inference_steps, request.ar_step, window)
         inference_timesteps(self.diffusion.num_timesteps, request.num_inference_steps)
-        if request.num_frames * videos > self.limits.max_frames:
+        if request.num_frames * videos > self.config.max_frames:
             raise EngineLimitError(
-                f"{videos} x {request.num_frames} frames are beyond the limit of {self.limits.max_frames} frames."
+                f"{videos} x {request.num_frames} frames are beyond the limit of {self.config.max_frames} frames."
             )
-        if (needed := self._cache_bytes(request)) > self.limits.max_cache_bytes:
+        if (needed := self._cache_bytes(request)) > self.config.max_cache_bytes:
             raise EngineLimitError(
                 f"The request needs {needed / 2**20:.0f} MiB for keys and values, the limit is "
-                f"{self.limits.max_cache_bytes / 2**20:.0f} MiB: ask for fewer videos at once, or a larger ar_step."
+                f"{self.config.max_cache_bytes / 2**20:.0f} MiB: ask for fewer videos at once, or a larger ar_step."
             )
 
     def _cache_bytes(self, request: SampleRequest) -> int:
@@ -218,10 +229,10 @@ class SamplingEngine:
 
     def _admit(self) -> None:
         used = sum(self._cache_bytes(lane.request) for lane in self._lanes.values())
-        while self._waiting and len(self._lanes) < self.limits.max_requests:
+        while self._waiting and len(self._lanes) < self.config.max_requests:
             request_id, request = self._waiting[0]
             used += self._cache_bytes(request)
-            if used > self.limits.max_cache_bytes:
+            if used > self.config.max_cache_bytes:
                 return
             self._waiting.popleft()
             self._lanes[request_id] = _Lane(request_id, request, self)
@@ -242,7 +253,7 @@ class SamplingEngine:
             return attend
 
         attention = [layer_attention(layer) for layer in range(self.model.config.depth)]
-        output = self.model.forward_frames(inputs.to(self.weights_dtype), modulations, positions, attention)
+        output = self._network.forward_frames(inputs.to(self.weights_dtype), modulations, positions, attention)
         return [
             lane.predict(span, part)
             for lane, span, part in zip(lanes, spans, output.to(self.dtype).split(sizes), strict=True)
@@ -261,8 +272,8 @@ class _Span:
     start: int
     moving: int
     end: int
-    steps: list[int]
-    """Template step at which each frame is evaluated."""
+    steps: Tensor
+    """int64 ``(end - start,)`` on the engine's device: the template step at which each frame is evaluated."""
 
 
 class _Lane:
@@ -287,8 +298,9 @@ class _Lane:
         self.cache = FrameCache(
             config, self.sequences, _room(request, engine.model), engine.attention, engine.weights_dtype, engine.device
         )
-        self.timesteps = inference_timesteps(engine.diffusion.num_timesteps, request.num_inference_steps)
-        factors = ddim_coefficients(self.timesteps, engine.alphas_cumprod)
+        timesteps = inference_timesteps(engine.diffusion.num_timesteps, request.num_inference_steps)
+        self.timesteps = timesteps.to(engine.device)
+        factors = ddim_coefficients(timesteps, engine.diffusion.alphas_cumprod())
         self.x_factor, self.x0_factor = (f.to(engine.device, engine.dtype) for f in factors)
         branches = [*request.class_labels]
         if request.guidance_scale != 1.0:
@@ -319,10 +331,10 @@ class _Lane:
         else:
             band = self.engine.model.config.attention_window or end
             self.cache.make_room(max(0, self.stored - band + 1), end)
-        steps = [
-            min(self._steps_made(f, self.iteration - 1), request.num_inference_steps - 1)
-            for f in range(self.stored, end)
-        ]
+        # Counted on the device, so that an iteration waits for nothing that the device has not done yet.
+        frames = torch.arange(self.stored, end, device=self.engine.device)
+        steps = (self.iteration - 1 - (frames - self.given) * request.ar_step).clamp(0, request.num_inference_steps - 1)
+        steps = torch.where(frames < self.given, request.num_inference_steps - 1, steps)
         return _Span(self.stored, moving, end, steps)
 
     def inputs(self, span: _Span) -> Tensor:
@@ -334,8 +346,7 @@ class _Lane:
 
     def modulations(self, span: _Span) -> Tensor:
         """Rows of the table for the evaluated frames, ``(F B, M)``."""
-        steps = torch.tensor(span.steps, device=self.engine.device)
-        return self.table[steps[:, None], self.branch].flatten(0, 1)
+        return self.table[span.steps[:, None], self.branch].flatten(0, 1)
 
     def positions(self, span: _Span) -> Tensor:
         """Frame positions as the model sees them, ``(F B,)``: within the window, or in the whole video."""
@@ -357,7 +368,7 @@ class _Lane:
 
     def update(self, span: _Span, x0: Tensor) -> list[FinishedFrames]:
         """Makes the moving frames' step, and returns those that are final, if any."""
-        steps = torch.tensor(span.steps[span.moving - span.start :], device=self.engine.device)
+        steps = span.steps[span.moving - span.start :]
         latents = torch.stack([self.frames[f] for f in range(span.moving, span.end)])
         shape = (-1, 1, 1, 1)
         latents = self.x_factor[steps].view(shape) * latents + self.x0_factor[steps].view(shape) * x0
@@ -374,12 +385,6 @@ class _Lane:
     @property
     def _frame_shape(self) -> tuple[int, int]:
         return self.engine.model.config.num_tokens, self.engine.model.config.token_dim
-
-    def _steps_made(self, frame: int, iteration: int) -> int:
-        steps = self.request.num_inference_steps
-        return (
-            steps if frame < self.given else min(max(iteration - (frame - self.given) * self.request.ar_step, 0), steps)
-        )
 
     def _started(self, iteration: int) -> int:
         """Frames, from the first on, that have made a step after ``iteration``, or were given."""

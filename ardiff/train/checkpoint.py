@@ -3,8 +3,8 @@
 A checkpoint is a folder. Each worker writes its share of the engine's tensors as safetensors, whole tensors in float32
 under the names of the model: ``model`` (raw weights), ``ema`` (their average), ``optimizer``, one file a worker each.
 Whatever engine and number of workers wrote it, any can read it. ``state.json``, written last, holds the step, the
-position in the data and a fingerprint of everything that must not change in between. There is no random state to keep:
-every draw is keyed by (seed, step).
+position in the data and a fingerprint of everything that must not change in between. In adversarial training the
+critic's engine has a folder ``critic`` in it. There is no random state to keep: every draw is keyed by (seed, step).
 """
 
 import json
@@ -24,6 +24,7 @@ from ardiff.train import workers
 from ardiff.train.engine import Engine
 
 STATE = "state.json"
+CRITIC = "critic"
 PARTS = ("model", "ema", "optimizer")
 
 
@@ -39,15 +40,15 @@ class TrainState:
     """Names the configuration of model, task, data and optimizer."""
 
 
-def save_checkpoint(folder: Path, engine: Engine, state: TrainState) -> None:
+def save_checkpoint(folder: Path, engine: Engine, state: TrainState, critic: Engine | None = None) -> None:
     """Writes this worker's share of a complete checkpoint into ``folder``; every worker has to call it."""
-    write_shards(folder, engine)
+    write_shards(folder, engine, critic)
     if workers.rank() == 0:
         write_state(str(folder), state)
 
 
-def load_checkpoint(folder: Path, engine: Engine, fingerprint: str) -> TrainState:
-    """Restores ``engine`` and says where training is; every worker has to call it.
+def load_checkpoint(folder: Path, engine: Engine, fingerprint: str, critic: Engine | None = None) -> TrainState:
+    """Restores ``engine``, and ``critic`` if there is one, and says where training is; every worker has to call it.
 
     Raises:
         CheckpointError: The folder is not a complete checkpoint, or one of a run with another configuration.
@@ -59,6 +60,8 @@ def load_checkpoint(folder: Path, engine: Engine, fingerprint: str) -> TrainStat
             "give another output folder, or delete this one to start again."
         )
     engine.restore(Shards(folder))
+    if critic is not None:
+        critic.restore(Shards(folder / CRITIC))
     return state
 
 
@@ -75,13 +78,14 @@ def read_state(folder: Path) -> TrainState:
         raise CheckpointError(f"{folder} is not a complete training checkpoint.") from error
 
 
-def write_shards(folder: Path, engine: Engine) -> None:
-    """Writes this worker's share of the engine's tensors; every worker has to call it."""
+def write_shards(folder: Path, engine: Engine, critic: Engine | None = None) -> None:
+    """Writes this worker's share of the tensors of ``engine``, and ``critic``; every worker has to call it."""
+    if critic is not None:
+        write_shards(folder / CRITIC, critic)
     folder.mkdir(parents=True, exist_ok=True)
     rank, size = workers.rank(), workers.size()
     shares: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     for part, name, tensor in engine.tensors():
-        # The sizes are the same everywhere, so every worker finds the same share for the next tensor.
         if _turn(name, size) == rank:
             shares[part][name] = tensor.detach().cpu().contiguous()
     for part, tensors in shares.items():

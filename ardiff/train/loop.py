@@ -11,7 +11,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -172,6 +172,12 @@ def make_engine(
             raise ValueError(f"unknown engine {config.engine!r}")
 
 
+def make_critic_engine(critic: nn.Module, config: TrainConfig, device: torch.device) -> Engine:
+    """The engine of a task's critic: like the model's, but its weights, which the model's loss reads, stay whole."""
+    deepspeed = replace(config.deepspeed, stage=min(config.deepspeed.stage, 2), offload_parameters=False)
+    return make_engine(critic, replace(config, deepspeed=deepspeed), device)
+
+
 class Observer(Protocol):
     """Hears of what happens in training. All steps are counts of updates made."""
 
@@ -196,6 +202,7 @@ def train(
     start: TrainState,
     observer: Observer,
     clock: Callable[[], float] = time.monotonic,
+    critic: Engine | None = None,
 ) -> TrainState:
     """Trains from ``start`` to ``config.num_steps``; every worker calls it alike.
 
@@ -203,6 +210,7 @@ def train(
         batches: This worker's micro-batches from position ``start.samples`` of the data on, on any device.
         start: Where training is; step 0 for a fresh run.
         observer: What the first worker's hears of metrics is of all workers.
+        critic: The engine of ``task.critic``, for a task that has one.
 
     Returns:
         The final state.
@@ -212,22 +220,31 @@ def train(
             it; memory ran out; or the data ends.
     """
     task.model.train()
+    if task.critic is not None:
+        task.critic.train()
     meter = _Meter(config, engine.device, clock)
     step, recent, overflows = start.step, deque[float](maxlen=SPIKE_WINDOW), 0
     while step < config.num_steps:
+        rival = critic if step >= task.critic_from_step else None
         with _readable_failures(step):
-            losses, logged = _accumulate(task, engine, batches, config, step, meter)
+            losses, logged = _accumulate(task, engine, rival, batches, config, step, meter)
         loss = sum(losses) / workers.size()
         _check_loss(losses, step, config, recent)
-        recent.append(loss)
-        with _readable_failures(step):
-            norm = engine.step(step, factor := learning_rate_factor(config.optimizer, step, config.num_steps))
-        overflows = 0 if math.isfinite(norm) else overflows + 1
-        if overflows and (config.precision != "fp16" or overflows > MAX_OVERFLOWS):
+        if not math.isfinite(logged.get("critic_loss", 0.0)):
             raise TrainingError(
-                f"The gradient is not finite at step {step}, {_batch(step, config)}: lower the learning rate, or check "
-                "the data. The weights were not changed by it, and the last checkpoint is good."
+                f"The critic's loss is {logged['critic_loss']} at step {step}, {_batch(step, config)}: lower the "
+                "learning rate, or check the data. No weight was changed by it, and the last checkpoint is good."
             )
+        recent.append(loss)
+        factor = learning_rate_factor(config.optimizer, step, config.num_steps)
+        with _readable_failures(step):
+            norm = engine.step(step, factor)
+            if rival is not None:
+                logged["critic_grad_norm"] = rival.step(step, factor)
+        overflows = overflows + 1 if not math.isfinite(norm + logged.get("critic_grad_norm", 0.0)) else 0
+        if config.precision != "fp16" or overflows > MAX_OVERFLOWS:
+            _check_gradient(norm, "", step, config)
+            _check_gradient(logged.get("critic_grad_norm", 0.0), "critic's ", step, config)
         step += 1
         observer.progress(step, loss)
         if step % config.log_every == 0 or step == config.num_steps:
@@ -257,8 +274,22 @@ def averaged_model(engine: Engine) -> torch.nn.Module | None:
     return model.to(engine.device).eval()
 
 
+def _check_gradient(norm: float, whose: str, step: int, config: TrainConfig) -> None:
+    if not math.isfinite(norm):
+        raise TrainingError(
+            f"The {whose}gradient is not finite at step {step}, {_batch(step, config)}: lower the learning rate, or "
+            "check the data. The weights were not changed by it, and the last checkpoint is good."
+        )
+
+
 def _accumulate(
-    task: Task, engine: Engine, batches: Iterator[Batch], config: TrainConfig, step: int, meter: "_Meter"
+    task: Task,
+    engine: Engine,
+    critic: Engine | None,
+    batches: Iterator[Batch],
+    config: TrainConfig,
+    step: int,
+    meter: "_Meter",
 ) -> tuple[list[float], dict[str, float]]:
     """Gradients of one batch, part by part.
 
@@ -278,6 +309,10 @@ def _accumulate(
             loss, logged = engine.compute(functools.partial(task.loss, on_device, step, draws))
         engine.backward(loss / parts)
         mine += float(loss.detach()) / parts
+        if critic is not None:
+            critic_loss, critic_logged = critic.compute(task.critic_loss)
+            critic.backward(critic_loss / parts)
+            logged = {**logged, **critic_logged, "critic_loss": critic_loss}
         for name, tensor in logged.items():
             means[name] = means.get(name, 0.0) + float(tensor.detach()) / parts
     size = workers.size()

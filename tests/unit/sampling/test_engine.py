@@ -11,7 +11,7 @@ from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.dit import DiT, DiTConfig
-from ardiff.sampling import EngineLimits, SampleRequest, SamplingEngine
+from ardiff.sampling import EngineConfig, SampleRequest, SamplingEngine
 from ardiff.sampling.engine import EngineLimitError
 
 STEPS = 8
@@ -73,14 +73,45 @@ def test_engine_equals_full_sampler(frames: int, batch: int, ar_step: int, guida
             assert engine.frame_evaluations == batch * ((frames - given) * STEPS + fills)
 
 
-@pytest.mark.parametrize("mode", ["ragged", "masked"])
+@pytest.mark.parametrize("mode", ["ragged", "masked", "flex"])
 @pytest.mark.parametrize("changes", [{"positions": "sincos"}, {"attention_window": 5}, {"depth": 1}])
 def test_attention_modes_and_model_variants(mode: str, changes: dict[str, object]) -> None:
     model = make_model(**changes)
     for frames, ar_step in ((16, 3), (24, 1)):
         request = make_request(num_frames=frames, ar_step=ar_step, guidance_scale=1.5)
-        result = SamplingEngine(model, DIFFUSION, attention=mode).run(request)  # type: ignore[arg-type]
+        result = SamplingEngine(model, DIFFUSION, EngineConfig(attention=mode)).run(request)  # type: ignore[arg-type]
         assert (result - reference(model, request, window=16)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("execution", ["plain", "packed", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_ways_to_execute_the_model(execution: str) -> None:
+    model = make_model(torch.float32)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = EngineConfig(execution=execution)  # type: ignore[arg-type]
+    for frames, ar_step in ((16, 3), (24, 1)):
+        request = make_request(num_frames=frames, ar_step=ar_step, guidance_scale=1.5)
+        result = SamplingEngine(model, DIFFUSION, config).run(request)
+        assert (result - reference(model, request, window=16)).abs().max() < 1e-5
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_packing_is_refused_where_it_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="only float32 and bfloat16"):
+        SamplingEngine(make_model(torch.float64), DIFFUSION, EngineConfig(execution="packed"))
+
+
+def test_bfloat16_weights_stay_close() -> None:
+    """Latents are float32 between iterations; 8 steps of bfloat16 arithmetic leave a percent or two."""
+    model, request = make_model(torch.float32), make_request(num_frames=16)
+    expected = reference(model, request, window=16)
+    result = SamplingEngine(model.to(torch.bfloat16), DIFFUSION).run(request)
+    assert result.dtype == torch.float32
+    assert ((result - expected).norm() / expected.norm()) < 0.05
+
+
+def test_finished_latents_are_ordinary_tensors() -> None:
+    result = SamplingEngine(make_model(torch.float32), DIFFUSION).run(make_request())
+    assert not result.is_inference()
 
 
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
@@ -93,7 +124,7 @@ def test_prediction_targets(prediction: str) -> None:
     assert torch.allclose(SamplingEngine(model, diffusion).run(request), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["ragged", "masked"])
+@pytest.mark.parametrize("mode", ["ragged", "masked", "flex"])
 @pytest.mark.parametrize("ar_step", [0, 1, 2, STEPS])
 def test_rolling_equals_one_pass_under_the_band_mask(mode: str, ar_step: int) -> None:
     short, whole = make_model(num_frames=8, attention_window=5), make_model(num_frames=40, attention_window=5)
@@ -108,7 +139,7 @@ def test_rolling_equals_one_pass_under_the_band_mask(mode: str, ar_step: int) ->
             executor="rolling",
             condition=given,
         )
-        engine = SamplingEngine(short, DIFFUSION, attention=mode)  # type: ignore[arg-type]
+        engine = SamplingEngine(short, DIFFUSION, EngineConfig(attention=mode))  # type: ignore[arg-type]
         result = engine.run(request)
         assert (result - reference(whole, request, window=None)).abs().max() < 1e-12
         if given is None:
@@ -139,7 +170,7 @@ def test_packed_requests_equal_each_alone() -> None:
         make_request(num_frames=5, condition=torch.ones(1, 2, 3, 4, dtype=torch.float64)),
     ]
     alone = [SamplingEngine(model, DIFFUSION).run(request) for request in requests]
-    engine = SamplingEngine(model, DIFFUSION, EngineLimits(max_requests=3))
+    engine = SamplingEngine(model, DIFFUSION, EngineConfig(max_requests=3))
     results: dict[int, list[torch.Tensor]] = {}
     waiting = list(enumerate(requests))
     names = {}
@@ -168,7 +199,7 @@ def test_frames_come_as_soon_as_they_are_final() -> None:
 
 
 def test_cancel_frees_the_place_at_the_next_iteration() -> None:
-    engine = SamplingEngine(make_model(torch.float32), DIFFUSION, EngineLimits(max_requests=1))
+    engine = SamplingEngine(make_model(torch.float32), DIFFUSION, EngineConfig(max_requests=1))
     first, second = engine.submit(make_request()), engine.submit(make_request(seeds=(5,)))
     engine.step()
     assert engine.cancel(first)
@@ -180,14 +211,14 @@ def test_cancel_frees_the_place_at_the_next_iteration() -> None:
 
 def test_limits_are_errors_before_any_work() -> None:
     model = make_model(torch.float32)
-    engine = SamplingEngine(model, DIFFUSION, EngineLimits(max_frames=10, max_requests=1, max_waiting=1))
+    engine = SamplingEngine(model, DIFFUSION, EngineConfig(max_frames=10, max_requests=1, max_waiting=1))
     with pytest.raises(EngineLimitError, match="limit of 10 frames"):
         engine.submit(make_request(num_frames=11))
     engine.submit(make_request())
     engine.submit(make_request())
     with pytest.raises(EngineLimitError, match="wait already"):
         engine.submit(make_request())
-    tight = SamplingEngine(model, DIFFUSION, EngineLimits(max_cache_bytes=1000))
+    tight = SamplingEngine(model, DIFFUSION, EngineConfig(max_cache_bytes=1000))
     with pytest.raises(EngineLimitError, match="MiB"):
         tight.submit(make_request())
     assert engine.frame_evaluations == 0
@@ -196,7 +227,7 @@ def test_limits_are_errors_before_any_work() -> None:
 def test_cache_limit_makes_requests_wait() -> None:
     model = make_model(torch.float32)
     one = SamplingEngine(model, DIFFUSION)._cache_bytes(make_request())
-    engine = SamplingEngine(model, DIFFUSION, EngineLimits(max_cache_bytes=one))
+    engine = SamplingEngine(model, DIFFUSION, EngineConfig(max_cache_bytes=one))
     ids = [engine.submit(make_request(seeds=(i,))) for i in range(3)]
     done = []
     while engine.busy:
@@ -217,6 +248,7 @@ def test_cache_limit_makes_requests_wait() -> None:
         ({"condition": torch.zeros(1, 6, 3, 4)}, "nothing to generate"),
         ({"condition": torch.zeros(1, 2, 3, 5)}, "condition must be"),
         ({"num_frames": 17, "executor": "rolling"}, "attention_window"),
+        ({"executor": "full"}, "executor must be one of window, rolling"),
     ],
 )
 def test_bad_requests(changes: dict[str, object], message: str) -> None:

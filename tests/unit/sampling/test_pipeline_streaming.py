@@ -1,5 +1,9 @@
 """Streaming, continuation and executors through the pipeline, with pixels."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -75,3 +79,39 @@ def test_progress_counts_frames(pipeline: ARDiffusionPipeline) -> None:
     seen: list[int] = []
     pipeline(num_frames=4, on_frames=seen.append, **SETTINGS)
     assert seen == [1, 2, 3, 4]
+
+
+def test_bfloat16_weights(pipeline: ARDiffusionPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(str(tmp_path))
+    half = ARDiffusionPipeline.from_pretrained(str(tmp_path), dtype=torch.bfloat16)
+    for executor in ("window", "rolling", "full"):
+        exact = pipeline(num_frames=6, executor=executor, **SETTINGS)
+        assert (half(num_frames=6, executor=executor, **SETTINGS).float() - exact.float()).abs().mean() < 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["window", "rolling"])
+def test_4096_frames_in_constant_memory(executor: str) -> None:
+    """Streams the quickstart's sizes with random weights; the process must not grow after the first 512 frames."""
+    script = f"""
+import psutil, torch
+from ardiff.data.latents import LatentStatistics
+from ardiff.diffusion.process import DiffusionConfig
+from ardiff.dit import DiT, DiTConfig
+from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.vae import ARAutoencoder, AutoencoderConfig
+torch.set_num_threads(1)
+vae = AutoencoderConfig(resolution=32, patch_size=8, num_tokens=4, width=96, depth=3, num_heads=4, temporal_window=16)
+dit = DiTConfig(num_frames=16, num_tokens=4, width=96, depth=4, num_heads=4, num_classes=4, attention_window=16)
+statistics = LatentStatistics([[0.0] * 4] * 4, 1.0)
+pipeline = ARDiffusionPipeline(ARAutoencoder(vae), DiT(dit), DiffusionConfig(), statistics)
+frames = pipeline.stream(num_frames=4096, ar_step=2, num_inference_steps=20, executor="{executor}")
+for count, frame in enumerate(frames, 1):
+    if count % 512 == 0:
+        print(psutil.Process().memory_info().rss / 2**20)
+assert count == 4096
+"""
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    sizes = [float(line) for line in output.split()]
+    assert len(sizes) == 8
+    assert max(sizes) - sizes[0] < 16, sizes  # MiB

@@ -1,6 +1,7 @@
 """The one loop: accumulation, resumption to the last bit, and stopping before harm is done."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, averaged_model, train
 from ardiff.train.optim import OptimizerConfig
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, Batch, DiTTask, DiTTaskConfig, Task
+from ardiff.vae.discriminator import DiscriminatorConfig
 
 FRESH = TrainState(0, 0, "key")
 
@@ -39,8 +41,10 @@ class Regression(Task):
 class Recorder:
     """Keeps what it hears; writes checkpoints where it has a folder for them."""
 
-    def __init__(self, engine: TorchEngine | None = None, folder: Path | None = None) -> None:
-        self.engine, self.folder = engine, folder
+    def __init__(
+        self, engine: TorchEngine | None = None, folder: Path | None = None, critic: TorchEngine | None = None
+    ) -> None:
+        self.engine, self.folder, self.critic = engine, folder, critic
         self.losses: dict[int, float] = {}
         self.logged: dict[int, dict[str, float]] = {}
         self.sheets: dict[int, Tensor] = {}
@@ -58,7 +62,7 @@ class Recorder:
     def checkpoint(self, state: TrainState) -> None:
         self.states.append(state)
         if self.folder is not None and self.engine is not None:
-            save_checkpoint(self.folder / str(state.step), self.engine, state)
+            save_checkpoint(self.folder / str(state.step), self.engine, state, self.critic)
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -66,10 +70,9 @@ def settings(**changes: Any) -> TrainConfig:
     return TrainConfig(**{"num_steps": 6, "batch_size": 4, "ema_decay": 0.9, "optimizer": optimizer, **changes})
 
 
-def make_engine(task: Task, config: TrainConfig) -> TorchEngine:
-    return TorchEngine(
-        task.model, config.optimizer, torch.device("cpu"), config.precision, config.max_grad_norm, config.ema_decay
-    )
+def make_engine(task: Task, config: TrainConfig, model: nn.Module | None = None) -> TorchEngine:
+    model, device = model or task.model, torch.device("cpu")
+    return TorchEngine(model, config.optimizer, device, config.precision, config.max_grad_norm, config.ema_decay)
 
 
 def memory_stream(kind: str, position: int, size: int) -> Iterator[Batch]:
@@ -91,7 +94,7 @@ def memory_stream(kind: str, position: int, size: int) -> Iterator[Batch]:
 def run(task: Task, config: TrainConfig, kind: str = "regression", **arguments: Any) -> tuple[TorchEngine, Recorder]:
     engine = arguments.pop("engine", None) or make_engine(task, config)
     start = arguments.pop("start", FRESH)
-    recorder = Recorder(engine, arguments.pop("folder", None))
+    recorder = Recorder(engine, arguments.pop("folder", None), arguments.get("critic"))
     batches = arguments.pop("batches", None) or memory_stream(kind, start.samples, config.micro_batch_size)
     train(task, engine, batches, config, start, recorder, **arguments)
     return engine, recorder
@@ -184,6 +187,81 @@ def test_a_finished_run_is_left_as_it_is() -> None:
     assert train(task, make_engine(task, config), iter(()), config, done, recorder) == done
     assert not recorder.states
     assert all(torch.equal(p, b) for p, b in zip(task.model.parameters(), before, strict=True))
+
+
+def gan(make_vae: Any, from_step: int = 2, seed: int = 0) -> AutoencoderTask:
+    sizes = DiscriminatorConfig(width=4, depth=1)
+    config = AutoencoderTaskConfig(adversarial_weight=0.5, adversarial_from_step=from_step, discriminator=sizes)
+    task = AutoencoderTask(make_vae(seed=seed), config)
+    assert task.critic is not None
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in task.critic.parameters():
+        parameter.data.normal_(std=0.2, generator=generator)
+    return task
+
+
+def run_gan(task: AutoencoderTask, config: TrainConfig, **arguments: Any) -> tuple[list[Tensor], Recorder]:
+    """The weights of both networks after training, and what was recorded."""
+    critic = arguments.pop("critic", None) or make_engine(task, config, task.critic)
+    engine, recorder = run(task, config, "vae", critic=critic, **arguments)
+    return [*engine.model.parameters(), *critic.model.parameters()], recorder
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_adversarial_training_goes_on_to_the_last_bit(make_vae: Any, tmp_path: Path, parts: int) -> None:
+    config = settings(gradient_accumulation=parts, checkpoint_every=3)
+    unbroken, first = run_gan(gan(make_vae), config, folder=tmp_path)
+    task = gan(make_vae, seed=9)
+    engine, critic = make_engine(task, config), make_engine(task, config, task.critic)
+    state = load_checkpoint(tmp_path / "3", engine, "key", critic)
+    resumed, second = run_gan(task, config, engine=engine, critic=critic, start=state)
+    assert {s: loss for s, loss in first.losses.items() if s > 3} == second.losses
+    measured = ("samples_per_second", "data_wait_share", "tflops_per_worker", "memory_gib")
+    same = {name for name in first.logged[6] if name not in measured}
+    assert {n: first.logged[6][n] for n in same} == {n: second.logged[6][n] for n in same}
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(resumed, unbroken, strict=True))
+
+
+def test_the_critic_waits_for_its_step_and_then_learns(make_vae: Any) -> None:
+    task, config = gan(make_vae, from_step=4), settings(log_every=1)
+    assert task.critic is not None
+    seen = {0: [p.detach().clone() for p in task.critic.parameters()]}
+
+    class Watch(Recorder):
+        def progress(self, step: int, loss: float) -> None:
+            seen[step] = [p.detach().clone() for p in task.critic.parameters()]  # type: ignore[union-attr]
+            super().progress(step, loss)
+
+    watch, critic = Watch(), make_engine(task, config, task.critic)
+    batches = memory_stream("vae", 0, config.micro_batch_size)
+    train(task, make_engine(task, config), batches, config, FRESH, watch, critic=critic)
+    changed = [any(not torch.equal(a, b) for a, b in zip(seen[s], seen[s + 1], strict=True)) for s in range(6)]
+    assert changed == [False] * 4 + [True] * 2
+    assert ["critic_loss" in watch.logged[s] for s in range(1, 7)] == [False] * 4 + [True] * 2
+    assert watch.logged[6]["critic_grad_norm"] > 0
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_critic_that_is_not_finite_stops_before_any_change_of_it(make_vae: Any, what: str) -> None:
+    task, config = gan(make_vae, from_step=0), settings(checkpoint_every=1)
+    assert task.critic is not None
+    honest, calls = task.critic_loss, 0
+
+    def critic_loss() -> tuple[Tensor, dict[str, Tensor]]:
+        nonlocal calls
+        loss, parts = honest()
+        calls += 1
+        zero = next(task.critic.parameters()).sum() * 0  # type: ignore[union-attr]
+        return (loss if calls < 3 else loss + (zero.sqrt() if what == "gradient" else zero + math.nan)), parts
+
+    task.critic_loss = critic_loss  # type: ignore[method-assign]
+    expected, _ = run_gan(gan(make_vae, from_step=0), settings(num_steps=2, optimizer=OptimizerConfig()))
+    config = settings(optimizer=OptimizerConfig())
+    critic = make_engine(task, config, task.critic)
+    with pytest.raises(TrainingError, match=f"critic's {what} is"):
+        run(task, config, "vae", critic=critic)
+    count = len(list(task.critic.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(task.critic.parameters(), expected[-count:], strict=True))
 
 
 class Spoilt(Regression):

@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.process import DiffusionConfig
+from ardiff.metrics.lpips import LPIPS
 from ardiff.randomness import Draws
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig, Task
+from ardiff.vae.discriminator import DiscriminatorConfig
 
 STATISTICS = LatentStatistics([[0.5, 0.0, -0.5, 1.0]] * 2, 2.0)
 
@@ -71,6 +74,67 @@ def test_autoencoder_reads_the_past_from_its_step_on(make_vae):
     assert model.decoder.temporal[0].query.weight.grad is None
     task.loss(clips(), 3, draws())[0].backward()
     assert model.decoder.temporal[0].query.weight.grad is not None
+
+
+def adversarial_task(model: torch.nn.Module, **settings: Any) -> AutoencoderTask:
+    sizes = DiscriminatorConfig(width=4, depth=1)
+    task = AutoencoderTask(model, AutoencoderTaskConfig(adversarial_weight=0.5, discriminator=sizes, **settings))  # type: ignore[arg-type]
+    assert task.critic is not None
+    for parameter in task.critic.parameters():
+        parameter.data.normal_(std=0.2, generator=generator(parameter.numel()))
+    return task
+
+
+def test_the_adversarial_loss_is_weighted_adaptively_from_its_step_on(make_vae):
+    model = make_vae()
+    task = adversarial_task(model, adversarial_from_step=3)
+    plain, _ = AutoencoderTask(model, AutoencoderTaskConfig()).loss(clips(), 2, draws())
+    before, parts = task.loss(clips(), 2, draws())
+    assert float(before.detach()) == float(plain.detach())
+    assert "adversarial" not in parts
+    after, parts = task.loss(clips(), 3, draws())
+    expected = float(plain) + 0.5 * float(parts["adaptive_weight"]) * float(parts["adversarial"])
+    assert float(after) == pytest.approx(expected, rel=1e-5)
+    weight, gradients = model.decoder.patch_out.weight, []
+    for part in (parts["reconstruction"], parts["adversarial"]):
+        gradients.append(torch.autograd.grad(part, weight, retain_graph=True)[0].norm())
+    assert float(parts["adaptive_weight"]) == pytest.approx(float(gradients[0] / (gradients[1] + 1e-4)), rel=1e-4)
+
+
+def test_the_perceptual_loss_counts_as_reconstruction(make_vae, tmp_path):
+    lpips = LPIPS("alex")
+    for parameter in lpips.parameters():
+        parameter.data.normal_(std=0.05, generator=generator(parameter.numel()))
+    save_file(lpips.state_dict(), tmp_path / "lpips.safetensors")
+    batch = {"video": clips()["video"].repeat_interleave(2, 2).repeat_interleave(2, 3)}
+    model = make_vae(resolution=32)
+    plain, _ = AutoencoderTask(model, AutoencoderTaskConfig()).loss(batch, 0, draws())
+    config = AutoencoderTaskConfig(perceptual_weight=2.0, perceptual_weights=str(tmp_path / "lpips.safetensors"))
+    task = AutoencoderTask(model, config)
+    loss, parts = task.loss(batch, 0, draws())
+    assert float(parts["perceptual"]) > 0
+    assert float(loss) == pytest.approx(float(plain) + 2 * float(parts["perceptual"]), rel=1e-5)
+
+
+def test_neither_loss_reaches_the_other_network(make_vae):
+    model = make_vae()
+    task = adversarial_task(model)
+    task.loss(clips(), 0, draws())[0].backward()
+    assert all(p.grad is None for p in task.critic.parameters())  # type: ignore[union-attr]
+    slopes = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    loss, parts = task.critic_loss()
+    loss.backward()
+    assert all(p.grad is not None for p in task.critic.parameters())  # type: ignore[union-attr]
+    for parameter, slope in zip(model.parameters(), slopes, strict=True):
+        assert (slope is None and parameter.grad is None) or torch.equal(parameter.grad, slope)
+    assert set(parts) == {"critic_real", "critic_fake"}
+
+
+def test_without_a_weight_there_is_no_critic(make_vae):
+    task = AutoencoderTask(make_vae(), AutoencoderTaskConfig())
+    assert task.critic is None
+    with pytest.raises(NotImplementedError):
+        Task.critic_loss(task)
 
 
 def test_autoencoder_samples_stand_above_their_reconstruction(make_vae):
@@ -178,12 +242,16 @@ def test_the_generator_is_the_only_source_of_randomness(make_dit, make_vae):
     [
         (AutoencoderTaskConfig, {"kl_weight": -1.0}),
         (AutoencoderTaskConfig, {"temporal_from_step": -1}),
+        (AutoencoderTaskConfig, {"adversarial_weight": -1.0}),
+        (AutoencoderTaskConfig, {"perceptual_weight": -1.0}),
+        (AutoencoderTaskConfig, {"perceptual_weight": 1.0}),
+        (AutoencoderTaskConfig, {"adversarial_from_step": -1}),
         (DiTTaskConfig, {"class_dropout": 1.5}),
         (DiTTaskConfig, {"class_dropout": -0.1}),
     ],
 )
 def test_impossible_settings(make, settings):
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=r"must|needs"):
         make(**settings)
 
 

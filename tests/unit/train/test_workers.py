@@ -18,8 +18,10 @@ from ardiff.errors import CheckpointError, ConfigError
 from ardiff.randomness import Draws, torch_generator
 from ardiff.train import workers
 from ardiff.train.checkpoint import PARTS, Shards, TrainState, load_checkpoint, save_checkpoint
-from ardiff.train.loop import TrainConfig, make_engine, train
-from ardiff.train.tasks import DiTTask, DiTTaskConfig
+from ardiff.train.loop import TrainConfig, make_critic_engine, make_engine, train
+from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig
+from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ardiff.vae.discriminator import DiscriminatorConfig
 
 CPU = torch.device("cpu")
 # An odd width of the class embedding and three classes: tensors that two workers cannot share out evenly.
@@ -36,8 +38,9 @@ def settings(**changes: Any) -> TrainConfig:
 class Recorder:
     """Keeps losses, and checkpoints in ``folder``."""
 
-    def __init__(self, folder: Path, engine: Any) -> None:
-        self.folder, self.engine, self.values = folder, engine, dict[int, dict[str, float]]()
+    def __init__(self, folder: Path, engine: Any, critic: Any = None) -> None:
+        self.folder, self.engine, self.critic = folder, engine, critic
+        self.values: dict[int, dict[str, float]] = {}
 
     def progress(self, step: int, loss: float) -> None: ...
 
@@ -47,7 +50,7 @@ class Recorder:
         self.values[step] = values
 
     def checkpoint(self, state: TrainState) -> None:
-        save_checkpoint(self.folder / str(state.step), self.engine, state)
+        save_checkpoint(self.folder / str(state.step), self.engine, state, self.critic)
 
 
 def samples(first: int, count: int) -> dict[str, torch.Tensor]:
@@ -79,6 +82,27 @@ def work(changes: dict[str, Any], folder: Path, start: Path | None = None) -> No
     train(task, engine, batches(), config, state, recorder)
     if workers.rank() == 0:
         (folder / "values.json").write_text(json.dumps(recorder.values))
+
+
+def work_adversarially(changes: dict[str, Any], folder: Path, start: Path | None = None) -> None:
+    """One worker's part of an AR-VAE's adversarial training, which begins at its third step."""
+    config = settings(num_workers=workers.size(), gradient_accumulation=2, **changes)
+    sizes = {"resolution": 16, "patch_size": 8, "num_tokens": 2, "width": 16, "depth": 1, "num_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        small = DiscriminatorConfig(width=4, depth=2)
+        recipe = AutoencoderTaskConfig(adversarial_weight=0.5, adversarial_from_step=2, discriminator=small)
+        task = AutoencoderTask(ARAutoencoder(build(AutoencoderConfig, sizes)), recipe)
+    assert task.critic is not None
+    engine, critic = make_engine(task.model, config, CPU), make_critic_engine(task.critic, config, CPU)
+    state = load_checkpoint(start, engine, "key", critic) if start else TrainState(0, 0, "key")
+
+    def batches() -> Any:
+        for part in range(state.step * 2, STEPS * 2):
+            generator = torch_generator("clips", part, workers.rank())
+            yield {"video": torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8, generator=generator)}
+
+    train(task, engine, batches(), config, state, Recorder(folder, engine, critic), critic=critic)
 
 
 def weights(folder: Path, part: str = "model") -> dict[str, torch.Tensor]:
@@ -123,6 +147,9 @@ def work_all(folder: Path) -> None:
     work(KINDS["zero3"], folder / "zero3 from zero2", folder / "zero2" / "3")
     work({**zero(2, offload_optimizer=True), "activation_checkpointing": True}, folder / "offloaded")
     work({**zero(3, offload_optimizer=True, offload_parameters=True)}, folder / "offloaded 3")
+    for kind in ("torch", "zero2", "zero3"):
+        work_adversarially(KINDS[kind], folder / f"{kind} critic")
+        work_adversarially(KINDS[kind], folder / f"{kind} critic resumed", folder / f"{kind} critic" / "3")
     work({**zero(2), "precision": "bf16"}, folder / "bf16")
     work({**zero(2), "precision": "bf16"}, folder / "bf16 resumed", folder / "bf16" / "3")
 
@@ -192,6 +219,14 @@ def test_each_worker_writes_whole_tensors(runs: Path) -> None:
     assert {n: t.shape for n, t in weights(runs / "zero3" / "6").items()} == {
         n: p.shape for n, p in model.named_parameters()
     }
+
+
+@pytest.mark.parametrize("kind", ["torch", "zero2", "zero3"])
+def test_adversarial_training(runs: Path, kind: str) -> None:
+    """Both networks equal those of the plain engine on two workers, and go on exactly."""
+    for place in ("6", "6/critic"):
+        assert_close(runs / f"{kind} critic" / place, runs / "torch critic" / place, 1e-5, ("model", "ema"))
+        assert_same(runs / f"{kind} critic resumed" / place, runs / f"{kind} critic" / place)
 
 
 def test_a_missing_share_is_noticed(runs: Path, tmp_path: Path) -> None:
