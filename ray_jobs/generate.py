@@ -7,6 +7,7 @@ What a video shows depends on its own label and seed, so a run that was interrup
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -80,25 +81,46 @@ class GenerateConfig:
         return storage.join(self.output, "manifest.parquet")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoSets:
+    """Several sets of videos, made by the same actors in one job; what concerns actors is that of the first."""
+
+    output: str
+    """Folder of the stage's record."""
+    sets: tuple[GenerateConfig, ...]
+
+
 def run(config: GenerateConfig, key: str = "") -> None:
     """Generates what is missing. Raises ArdiffError before any work if the pipeline cannot do what is asked."""
-    pipeline = ARDiffusionPipeline.from_pretrained(config.pipeline)
-    _check(config, pipeline)
-    name = f"generate {config.num_frames} frames, ar_step {config.ar_step}"
-    with ray_cluster(), stage(name, config.output, key) as record:
-        _claim(config)
-        record_run(config.output, config)
-        rows = [_row(config, pipeline, i) for i in range(config.num_videos)]
+    shape = f"{config.num_frames} frames, ar_step {config.ar_step}"
+    run_sets(VideoSets(output=config.output, sets=(config,)), key, f"generate {shape}")
+
+
+def run_sets(job: VideoSets, key: str = "", name: str = "generate") -> None:
+    """Generates what is missing of each set, all with one pipeline. Raises ArdiffError as :func:`run` does."""
+    pipeline = ARDiffusionPipeline.from_pretrained(job.sets[0].pipeline)
+    for config in job.sets:
+        _check(config, pipeline)
+    with ray_cluster(), stage(name, job.output, key) as record:
+        rows = []
+        for number, config in enumerate(job.sets):
+            _claim(config)
+            record_run(config.output, config)
+            rows += [{**_row(config, pipeline, i), "set": number} for i in range(config.num_videos)]
         missing = [row for row in rows if not storage.exists(row["uri"])]
         if missing:
-            _generate(config, missing)
-        records = [_record(config, pipeline, row) for row in rows]
-        write_manifest(config.manifest, records)
-        shown = rows[: min(8, len(rows))]
-        videos = np.stack([decode_clip(storage.read_bytes(row["uri"]), 0, config.num_frames) for row in shown])
-        sheet = contact_sheet(videos, [row["name"] for row in shown])
-        storage.write_bytes(storage.join(config.output, "sheet.png"), sheet)
+            _generate(job.sets, missing)
+        for number, config in enumerate(job.sets):
+            _describe_set(config, pipeline, [row for row in rows if row["set"] == number])
         record.note = f"{len(missing)} videos generated, {len(rows) - len(missing)} were there"
+
+
+def _describe_set(config: GenerateConfig, pipeline: ARDiffusionPipeline, rows: list[dict[str, Any]]) -> None:
+    """Writes the manifest and the contact sheet of a complete set."""
+    write_manifest(config.manifest, [_record(config, pipeline, row) for row in rows])
+    shown = rows[: min(8, len(rows))]
+    videos = np.stack([decode_clip(storage.read_bytes(row["uri"]), 0, config.num_frames) for row in shown])
+    storage.write_bytes(storage.join(config.output, "sheet.png"), contact_sheet(videos, [row["name"] for row in shown]))
 
 
 def _check(config: GenerateConfig, pipeline: ARDiffusionPipeline) -> None:
@@ -149,15 +171,16 @@ def _row(config: GenerateConfig, pipeline: ARDiffusionPipeline, index: int) -> d
     return {"uri": uri, "label": label, "seed": config.seed + index, "name": name}
 
 
-def _generate(config: GenerateConfig, rows: list[dict[str, Any]]) -> None:
+def _generate(sets: Sequence[GenerateConfig], rows: list[dict[str, Any]]) -> None:
+    config = sets[0]
     device = resolve_device(config.device)
-    total = len(rows) * config.num_frames
-    with remote_progress(f"ar_step {config.ar_step}", total, "frame") as monitor:
+    total = sum(sets[row["set"]].num_frames for row in rows)
+    with remote_progress("generating", total, "frame") as monitor:
         done = (
             ray.data.from_items(rows, override_num_blocks=-(-len(rows) // config.batch_size))
             .map_batches(
                 _Generator,
-                fn_constructor_args=(config, device.type, monitor),
+                fn_constructor_args=(sets, device.type, monitor),
                 batch_size=config.batch_size,
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.max_actors),
                 num_gpus=1 if device.type == "cuda" else 0,
@@ -169,20 +192,25 @@ def _generate(config: GenerateConfig, rows: list[dict[str, Any]]) -> None:
 
 
 class _Generator:
-    """An actor that holds the pipeline, generates a batch at once and writes each video as one file."""
+    """An actor that holds the pipeline, generates the videos of a batch and writes each as one file."""
 
-    def __init__(self, config: GenerateConfig, device: str, monitor: Any) -> None:
+    def __init__(self, sets: Sequence[GenerateConfig], device: str, monitor: Any) -> None:
+        config = sets[0]
         torch.set_num_threads(config.cpu_threads)
-        self.config, self.monitor = config, monitor
+        self.sets, self.monitor = sets, monitor
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.pipeline = ARDiffusionPipeline.from_pretrained(config.pipeline, device, dtype, config.engine)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         with telling(self.monitor):
-            return self._generate(batch)
+            for number in np.unique(batch["set"]):
+                chosen = batch["set"] == number
+                self._generate(self.sets[number], {name: values[chosen] for name, values in batch.items()})
+        return {"uri": batch["uri"]}
 
-    def _generate(self, batch: dict[str, Any]) -> dict[str, Any]:
-        config, finished = self.config, 0
+    def _generate(self, config: GenerateConfig, batch: dict[str, Any]) -> None:
+        """Generates videos of one set together."""
+        finished = 0
 
         def advance(final_frames: int) -> None:
             nonlocal finished
@@ -202,7 +230,6 @@ class _Generator:
         )
         for uri, video in zip(batch["uri"], videos.numpy(), strict=True):
             storage.write_bytes(str(uri), encode_video(video, config.fps, config.codec, config.crf))
-        return {"uri": batch["uri"]}
 
 
 def _record(config: GenerateConfig, pipeline: ARDiffusionPipeline, row: dict[str, Any]) -> VideoRecord:

@@ -22,7 +22,7 @@ from ray_jobs import encode_latents, evaluate, generate, prepare, train_dit, tra
 from ray_jobs.common import StageRecord, ray_cluster, read_stage, record_run, say
 from ray_jobs.encode_latents import EncodeConfig
 from ray_jobs.evaluate import EvaluateConfig
-from ray_jobs.generate import GenerateConfig
+from ray_jobs.generate import GenerateConfig, VideoSets
 from ray_jobs.prepare import PrepareConfig
 from ray_jobs.quickstart_report import write_quickstart_report
 from ray_jobs.train_dit import TrainDiTConfig
@@ -129,8 +129,7 @@ def run(config: QuickstartConfig) -> None:
             ar_step=config.samples.long_ar_step,
             num_videos=config.samples.num_long,
         )
-        for setting in (*short, long):
-            do(generate.run, setting)
+        do(generate.run_sets, VideoSets(output=f"{root}/samples", sets=(*short, long)))
         scores = replace(
             config.evaluate,
             real=data.manifest,

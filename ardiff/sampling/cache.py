@@ -4,12 +4,13 @@ Shapes: B sequences of the request (videos, times two with guidance), F frames e
 K head width, R frames that the cache has room for. Frames come packed as ``(F B)``, frame by frame.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from ardiff.dit import DiTConfig
 from ardiff.dit.attention import block_causal_mask
@@ -47,7 +48,7 @@ class FrameCache:
                 self.mask = block_causal_mask(room, config.num_tokens, config.attention_window).to(device)
                 self._mix = self._mix_masked
             case "flex":
-                self.block_masks: dict[tuple[int, int], BlockMask] = {}
+                self.block_masks: dict[tuple[int, int], object] = {}
                 self._mix = self._mix_flex
             case _:
                 raise ValueError(f"unknown attention mode {mode!r}")
@@ -111,13 +112,12 @@ class FrameCache:
         if (place, end) not in self.block_masks:
             self.block_masks[place, end] = self._block_mask(place, q.shape[2], end)
         block_mask = self.block_masks[place, end]
-        # Compiled for a CPU with changing shapes, it does not build under torch 2.13.
-        call = flex_attention if q.device.type == "cpu" else _compiled_flex_attention
-        mixed = call(q, keys[:, :, :end], values[:, :, :end], block_mask=block_mask)
-        assert isinstance(mixed, Tensor)
+        mixed = _flex_attention(q.device.type)(q, keys[:, :, :end], values[:, :, :end], block_mask=block_mask)
         return rearrange(mixed, "b h (f l) k -> (f b) h l k", l=self.tokens)
 
-    def _block_mask(self, place: int, queries: int, end: int) -> BlockMask:
+    def _block_mask(self, place: int, queries: int, end: int) -> object:
+        from torch.nn.attention.flex_attention import create_block_mask
+
         tokens, band = self.tokens, self.band or self.room
         offset = torch.tensor(place, device=self.keys.device)  # a number here would be compiled in
 
@@ -128,4 +128,10 @@ class FrameCache:
         return create_block_mask(visible, None, None, queries, end, device=str(self.keys.device))
 
 
-_compiled_flex_attention = torch.compile(flex_attention, dynamic=True)
+@lru_cache(maxsize=2)
+def _flex_attention(device: str) -> Callable[..., Tensor]:
+    """FlexAttention for a type of device. Imported on use: it brings the whole compiler, seconds at every start."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Compiled for a CPU with changing shapes, it does not build under torch 2.13.
+    return flex_attention if device == "cpu" else torch.compile(flex_attention, dynamic=True)  # type: ignore[return-value]

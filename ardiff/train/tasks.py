@@ -22,6 +22,7 @@ from ardiff.diffusion.process import DiffusionConfig, diffusion_loss, prediction
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.dit import DiT
 from ardiff.metrics.lpips import load_lpips
+from ardiff.randomness import Draws
 from ardiff.vae import ARAutoencoder
 from ardiff.vae.discriminator import DiscriminatorConfig, PatchDiscriminator
 from ardiff.vae.losses import adaptive_weight, hinge_critic_loss, hinge_generator_loss, recorded
@@ -40,10 +41,10 @@ class Task(ABC):
     """First step (0-based) at which the critic is trained."""
 
     @abstractmethod
-    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of a batch on the model's device, and parts of it worth logging.
 
-        ``generator`` is a CPU generator keyed by the step: the only source of randomness.
+        ``draws`` is the only source of randomness.
         """
 
     def critic_loss(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -105,10 +106,10 @@ class AutoencoderTask(Task):
         self.perceptual = load_lpips(config.perceptual_weights) if config.perceptual_weight else None
         self._pair: tuple[Tensor, Tensor] | None = None
 
-    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         video = to_unit(batch["video"])  # (B, F, 3, H, W)
-        size = (*video.shape[:2], self.model.config.num_tokens, self.model.config.token_dim)
-        noise = torch.randn(size, generator=generator).to(video.device)
+        shape = (video.shape[1], self.model.config.num_tokens, self.model.config.token_dim)
+        noise = draws(len(video), lambda n, g: torch.randn((n, *shape), generator=g)).to(video.device)
         with recorded(self.model.decoder.patch_out) as last:
             output, posterior = self.model(video, noise, temporal=step >= self.config.temporal_from_step)
         match self.config.reconstruction:
@@ -192,16 +193,15 @@ class DiTTask(Task):
         self.alphas_cumprod = diffusion.alphas_cumprod()
         self.decode = decode
 
-    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = self.statistics.normalise(batch["latents"])  # (B, F, L, D)
         size, frames = x0.shape[:2]
-        timesteps = sample_timesteps(
-            self.diffusion.timestep_law, size, frames, self.diffusion.num_timesteps, generator
-        ).to(x0.device)
-        eps = torch.randn(x0.shape, generator=generator).to(x0.device)
+        law, count = self.diffusion.timestep_law, self.diffusion.num_timesteps
+        timesteps = draws(size, lambda n, g: sample_timesteps(law, n, frames, count, g)).to(x0.device)
+        eps = draws(size, lambda n, g: torch.randn((n, *x0.shape[1:]), generator=g)).to(x0.device)
         if self.config.noise_clip:
             eps = eps.clamp(-self.config.noise_clip, self.config.noise_clip)
-        dropped = (torch.rand(size, generator=generator) < self.config.class_dropout).to(x0.device)
+        dropped = (draws(size, lambda n, g: torch.rand(n, generator=g)) < self.config.class_dropout).to(x0.device)
         labels = torch.where(dropped | (self.model.null_class == 0), self.model.null_class, batch["label"])
         x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)
         output = self.model(x_t, timesteps, labels)

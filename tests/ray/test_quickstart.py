@@ -24,10 +24,7 @@ STAGES = {
     "vae": "train-vae",
     "latents": "encode",
     "dit": "train-dit",
-    "samples/ar-step-0": "generate 16 frames, ar_step 0",
-    "samples/ar-step-2": "generate 16 frames, ar_step 2",
-    "samples/ar-step-4": "generate 16 frames, ar_step 4",
-    "samples/long": "generate 24 frames, ar_step 2",
+    "samples": "generate",
     "scores": "evaluate",
 }
 TINY = shlex.split("""
