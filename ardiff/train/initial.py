@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ardiff.data import storage
 from ardiff.errors import CheckpointError
 from ardiff.pretrained import CONFIG, fill, read_config, read_tensors
-from ardiff.train.checkpoint import CRITIC, STATE
+from ardiff.train.checkpoint import CRITIC, STATE, Shards
 from ardiff.vae import ARAutoencoder
 
 
@@ -32,8 +32,8 @@ def initialise_autoencoder(uri: str, model: ARAutoencoder, critic: nn.Module | N
             read_config(folder, kind)
             weights, rival = read_tensors(folder / "vae.safetensors"), None
         else:
-            weights = _merged(folder, "ema")
-            rival = _merged(folder / CRITIC, "model") if (folder / CRITIC).is_dir() else None
+            weights = _tensors(folder, "ema")
+            rival = _tensors(folder / CRITIC, "model") if (folder / CRITIC).is_dir() else None
     fill(model, pruned(weights, model.config.token_dim), uri)
     if critic is not None and rival is not None:
         fill(critic, rival, storage.join(uri, CRITIC))
@@ -71,9 +71,6 @@ def _local(uri: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _merged(folder: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of a part of a checkpoint, from however many files it is spread over."""
-    files = sorted(folder.glob(f"{part}*.safetensors"))
-    if not files:
-        raise CheckpointError(f"The checkpoint {folder} has no file '{part}': it is not complete.")
-    return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+def _tensors(folder: Path, part: str) -> dict[str, Tensor]:
+    shards = Shards(folder)
+    return {name: shards.read(part, name) for name in shards.names(part)}

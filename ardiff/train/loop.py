@@ -123,7 +123,7 @@ class TrainConfig:
         steps belongs to it only under a schedule that depends on it.
         """
         names = ("batch_size", "max_grad_norm", "ema_decay", "precision", "seed")
-        steps = None if self.optimizer.schedule == "constant" else self.num_steps
+        steps = self.num_steps if self.optimizer.schedule == "cosine" else None
         return {**{n: getattr(self, n) for n in names}, "optimizer": to_dict(self.optimizer), "num_steps": steps}
 
     @property

@@ -163,14 +163,21 @@ class DiTTaskConfig:
 
     class_dropout: float = 0.1
     """Probability that a clip is trained with the null class, which makes classifier-free guidance possible."""
+    noise_clip: float = 0.0
+    """Noise is clamped to this many standard deviations (noise clipping of Sec. 4.1); 0 leaves it as it is drawn."""
 
     def __post_init__(self) -> None:
+        if self.noise_clip < 0:
+            raise ValueError(f"noise_clip must not be negative, got {self.noise_clip}")
         if not 0.0 <= self.class_dropout <= 1.0:
             raise ValueError(f"class_dropout must be in [0, 1], got {self.class_dropout}")
 
 
 class DiTTask(Task):
-    """Denoises latents. Batches: ``latents`` float32 ``(B, F, L, D)`` as encoded, ``label`` int64 ``(B,)``."""
+    """Denoises latents. Batches: ``latents`` float32 ``(B, F, L, D)`` as encoded, ``label`` int64 ``(B,)``.
+
+    A model without classes gets the null class whatever the labels are.
+    """
 
     def __init__(
         self,
@@ -193,8 +200,10 @@ class DiTTask(Task):
         law, count = self.diffusion.timestep_law, self.diffusion.num_timesteps
         timesteps = draws(size, lambda n, g: sample_timesteps(law, n, frames, count, g)).to(x0.device)
         eps = draws(size, lambda n, g: torch.randn((n, *x0.shape[1:]), generator=g)).to(x0.device)
+        if self.config.noise_clip:
+            eps = eps.clamp(-self.config.noise_clip, self.config.noise_clip)
         dropped = (draws(size, lambda n, g: torch.rand(n, generator=g)) < self.config.class_dropout).to(x0.device)
-        labels = torch.where(dropped, self.model.null_class, batch["label"])
+        labels = torch.where(dropped | (self.model.null_class == 0), self.model.null_class, batch["label"])
         x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)
         output = self.model(x_t, timesteps, labels)
         target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)

@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from einops import einsum
 from torch import Tensor, nn
+
+from ardiff.train import workers
 
 
 def hinge_critic_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -52,17 +53,16 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: LayerReco
 
     Esser et al. (2021), Eq. 7: the ratio of the norms of both losses' gradients with respect to the layer's weight.
     They are computed from the gradients of its output and its input, so the weight itself may lie elsewhere in
-    pieces (ZeRO stage 3), and nothing is accumulated. All workers of a process group get the same factor, that of
-    their common batch.
+    pieces (ZeRO stage 3), and nothing is accumulated. All workers get the same factor, that of the samples which they
+    hold together; parts of a batch (``gradient_accumulation``) have one each.
 
     Returns:
         A scalar without graph, in ``[0, limit]``.
     """
-    inputs, ratio_of = last.input.detach().float(), []
+    inputs, norms = last.input.detach().float(), []
     for loss in (reconstruction, adversarial):
         (slope,) = torch.autograd.grad(loss, last.output, retain_graph=True)
         gradient = einsum(slope.float(), inputs, "n p o, n p i -> o i")
-        if dist.is_initialized():
-            dist.all_reduce(gradient)
-        ratio_of.append(gradient.norm())
-    return (ratio_of[0] / (ratio_of[1] + 1e-4)).clamp(0.0, limit)
+        workers.average_([gradient])
+        norms.append(gradient.norm())
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, limit)

@@ -82,8 +82,8 @@ def test_what_cannot_be_started_from(make_vae, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither a trained model nor a training checkpoint"):
         initialise_autoencoder(str(tmp_path / "none"), make_vae())
     (tmp_path / "state.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no file 'ema'"):
+    with pytest.raises(CheckpointError, match="files of 'model' are missing"):
         initialise_autoencoder(str(tmp_path), make_vae())
-    (tmp_path / "ema.safetensors").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="Cannot read the weights"):
+    (tmp_path / "model-0-of-1.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="Cannot read the checkpoint's file"):
         initialise_autoencoder(str(tmp_path), make_vae())

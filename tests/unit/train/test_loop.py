@@ -373,5 +373,12 @@ def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
         settings(**changes)
 
 
+@pytest.mark.parametrize(("schedule", "bound"), [("constant", False), ("drop", False), ("cosine", True)])
+def test_the_number_of_steps_belongs_to_the_recipe_where_the_schedule_needs_it(schedule: str, bound: bool) -> None:
+    law = OptimizerConfig(schedule=schedule)  # type: ignore[arg-type]
+    recipes = [settings(num_steps=steps, optimizer=law).recipe for steps in (6, 7)]
+    assert (recipes[0] != recipes[1]) == bound
+
+
 def test_micro_batches() -> None:
     assert settings(batch_size=12, gradient_accumulation=3).micro_batch_size == 4

@@ -198,6 +198,42 @@ def test_class_dropout_puts_the_null_class(share: float) -> None:
     assert torch.equal(labels[~dropped], batch["label"][~dropped])
 
 
+def test_a_model_without_classes_sees_no_label(make_dit):
+    model = make_dit(num_classes=0, num_frames=5)
+    batch = latents()  # of data with three classes
+    losses = [
+        float(dit_task(model, class_dropout=0.0).loss({**batch, "label": labels}, 0, draws())[0])
+        for labels in (batch["label"], torch.zeros(4, dtype=torch.int64))
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 2.0])
+def test_noise_is_clipped(clip: float) -> None:
+    batch, diffusion = latents(64), DiffusionConfig()
+    x0, seen = STATISTICS.normalise(batch["latents"]), []
+    for limit in (0.0, clip):
+        spy = Perfect(x0)
+        dit_task(spy, diffusion, noise_clip=limit).loss(batch, 0, draws())
+        x_t, timesteps, _ = spy.calls[0]
+        abar = diffusion.alphas_cumprod()[timesteps][..., None, None]
+        seen.append((x_t - abar.sqrt() * x0) / (1 - abar).sqrt())
+    expected = seen[0].clamp(-clip, clip) if clip else seen[0]
+    assert torch.allclose(seen[1], expected, atol=1e-3)
+    assert float(seen[0].abs().max()) > 2.5
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_dit_trains_and_samples_with_either_attention(make_dit, attention: str) -> None:
+    model = make_dit(num_frames=5, attention=attention)
+    task = DiTTask(model, DiTTaskConfig(), DiffusionConfig(), STATISTICS, lambda z: z.new_zeros(*z.shape[:2], 3, 4, 4))
+    task.loss(latents(), 0, draws())[0].backward()
+    assert all(p.grad is not None for p in model.parameters())
+    videos = task.samples(model)
+    assert videos is not None
+    assert videos.shape == (3, 5, 4, 4, 3)
+
+
 def test_dit_samples_one_video_per_class(make_dit):
     model = make_dit(num_frames=3)
     task = DiTTask(model, DiTTaskConfig(), DiffusionConfig(), STATISTICS, lambda z: z.new_zeros(*z.shape[:2], 3, 4, 4))
@@ -248,6 +284,7 @@ def test_the_generator_is_the_only_source_of_randomness(make_dit, make_vae):
         (AutoencoderTaskConfig, {"adversarial_from_step": -1}),
         (DiTTaskConfig, {"class_dropout": 1.5}),
         (DiTTaskConfig, {"class_dropout": -0.1}),
+        (DiTTaskConfig, {"noise_clip": -1.0}),
     ],
 )
 def test_impossible_settings(make, settings):
