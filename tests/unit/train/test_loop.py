@@ -455,7 +455,7 @@ def test_fp16_skips_what_overflows_until_its_scale_fits(tmp_path: Path) -> None:
     task = Regression()
     resumed = make_engine(task, config)
     state = load_checkpoint(tmp_path / "12", resumed, "key")
-    assert resumed.scaler.get_scale() == engine.scaler.get_scale() < 2**17
+    assert resumed.scaler.get_scale() < 2**16  # what it starts with overflowed
     run(task, config, engine=resumed, start=state)
     assert torch.equal(resumed.model.weight, engine.model.weight)
 
