@@ -4,6 +4,7 @@ and where checkpoints go the caller's."""
 import contextlib
 import copy
 import functools
+import itertools
 import math
 import os
 import resource
@@ -295,7 +296,7 @@ def _accumulate(
 
     Returns the loss of each worker's share, and the means over the batch of the logged parts.
     """
-    parts, means = config.gradient_accumulation, dict[str, float]()
+    parts, sums = config.gradient_accumulation, dict[str, list[float]]()
     mine = 0.0
     for part in range(parts):
         with meter.waiting():
@@ -314,11 +315,14 @@ def _accumulate(
             critic.backward(critic_loss / parts)
             logged = {**logged, **critic_logged, "critic_loss": critic_loss}
         for name, tensor in logged.items():
-            means[name] = means.get(name, 0.0) + float(tensor.detach()) / parts
+            # A mean is a sum over parts and workers with their number.
+            pair = [float(tensor.detach()), 1.0] if tensor.ndim == 0 else tensor.tolist()
+            sums[name] = [a + b for a, b in zip(sums.get(name, [0.0, 0.0]), pair, strict=True)]
     size = workers.size()
     own_place = [mine if rank == workers.rank() else 0.0 for rank in range(size)]
-    total = workers.sum_over([*own_place, *means.values()], engine.device)
-    return total[:size], {name: value / size for name, value in zip(means, total[size:], strict=True)}
+    total = workers.sum_over([*own_place, *itertools.chain(*sums.values())], engine.device)
+    pairs = zip(sums, total[size::2], total[size + 1 :: 2], strict=True)
+    return total[:size], {name: amount / count for name, amount, count in pairs if count}
 
 
 def _check_loss(losses: list[float], step: int, config: TrainConfig, recent: Sequence[float]) -> None:

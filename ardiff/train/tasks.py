@@ -18,7 +18,7 @@ from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.fopp import sample_timesteps
 from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.noise import q_sample
-from ardiff.diffusion.process import DiffusionConfig, diffusion_loss, prediction_target
+from ardiff.diffusion.process import DiffusionConfig, diffusion_loss, loss_breakdown, prediction_target
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.dit import DiT
 from ardiff.metrics.lpips import load_lpips
@@ -44,7 +44,8 @@ class Task(ABC):
     def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of a batch on the model's device, and parts of it worth logging.
 
-        ``draws`` is the only source of randomness.
+        A part is a scalar, of which the mean over parts of the batch and workers is logged, or a sum and a count
+        ``(2,)``, which are added up. ``draws`` is the only source of randomness.
         """
 
     def critic_loss(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -207,7 +208,8 @@ class DiTTask(Task):
         output = self.model(x_t, timesteps, labels)
         target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)
         loss = diffusion_loss(output, target)
-        return loss, {"mean_timestep": timesteps.float().mean()}
+        parts = loss_breakdown(output, target, timesteps, self.diffusion.num_timesteps)
+        return loss, {"mean_timestep": timesteps.float().mean(), **parts}
 
     @torch.no_grad()
     def samples(self, model: nn.Module) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,12 @@ def test_the_whole_job_survives_being_killed(jobs: Any, latents: Path, tmp_path:
     result = jobs.run("train_dit", "--output", str(broken), "--resume", "latest", *settings(latents, engine))
     assert result.code == 0, result.err
     assert_equal_checkpoints(whole, broken)
+
+
+def test_an_error_on_one_of_two_workers_ends_the_job_with_one_line(jobs: Any, latents: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "latents"
+    shutil.copytree(latents, broken)
+    (broken / "part-3.parquet").write_bytes(b"PAR1 this is none")
+    result = jobs.run("train_dit", "--output", str(tmp_path / "run"), *settings(broken, "torch"))
+    assert result.code == 1
+    assert "part-3.parquet" in result.complaint

@@ -382,3 +382,88 @@ def test_the_number_of_steps_belongs_to_the_recipe_where_the_schedule_needs_it(s
 
 def test_micro_batches() -> None:
     assert settings(batch_size=12, gradient_accumulation=3).micro_batch_size == 4
+
+
+class Failing(Regression):
+    """Raises at the second step."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        if step == 1:
+            raise self.error
+        return super().loss(batch, step, draws)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_running_out_of_memory_says_where_and_what_to_change(error: Exception) -> None:
+    with pytest.raises(TrainingError, match=r"Worker 0 ran out of memory at step 1: .*gradient_accumulation.*stage"):
+        run(Failing(error), settings())
+
+
+def test_other_failures_say_where() -> None:
+    with pytest.raises(KeyError) as caught:
+        run(Failing(KeyError("lost")), settings())
+    assert caught.value.__notes__ == ["worker 0, step 1"]
+
+
+class Jumping(Regression):
+    """Its loss is 1, and 10 at one step."""
+
+    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.model.weight.sum() * 0 + (10.0 if step == 130 else 1.0), {}
+
+
+def test_a_spike_stops_before_its_update() -> None:
+    config = settings(num_steps=140, max_loss_ratio=5.0)
+    with pytest.raises(TrainingError, match=r"jumped to 10 at step 130, from a median of 1 .* samples 520 to 523"):
+        run(Jumping(), config)
+    run(Jumping(), settings(num_steps=140, max_loss_ratio=20.0))
+    run(Jumping(), settings(num_steps=140))
+
+
+def test_losses_by_frame_and_timestep_are_means_of_their_kind(make_dit: Any, make_vae: Any) -> None:
+    _, recorder = run(make_task("dit", make_dit, make_vae), settings(log_every=1, gradient_accumulation=2), "dit")
+    for logged in recorder.logged.values():
+        frames = [logged[f"loss_frame_{f:02d}"] for f in range(4)]
+        assert sum(frames) / 4 == pytest.approx(logged["loss"], rel=1e-5)
+        ranges = [value for name, value in logged.items() if name.startswith("loss_t_")]
+        assert min(ranges) <= logged["loss"] <= max(ranges)
+
+
+def test_what_is_measured() -> None:
+    _, recorder = run(regression(), settings(log_every=1, peak_tflops=1e-6))
+    logged = recorder.logged[6]
+    assert 0 <= logged["data_wait_share"] <= 1
+    assert logged["memory_gib"] > 0.01
+    assert logged["tflops_per_worker"] == pytest.approx(1e-6 * logged["mfu"])
+    forward = 2 * 4 * 3  # multiplications and additions of 4 samples, 3 inputs each
+    seconds = 4 / logged["samples_per_second"]
+    assert logged["tflops_per_worker"] == pytest.approx(3 * forward / seconds / 1e12)
+
+
+def test_fp16_skips_what_overflows_until_its_scale_fits(tmp_path: Path) -> None:
+    config = settings(num_steps=30, precision="fp16", checkpoint_every=12)
+    engine, _ = run(regression(), config, folder=tmp_path)
+    exact, _ = run(regression(), settings(num_steps=30))
+    assert torch.allclose(engine.model.weight, exact.model.weight, rtol=0, atol=0.05)
+    assert not torch.allclose(engine.model.weight, regression().model.weight, rtol=0, atol=0.05)
+    task = Regression()
+    resumed = make_engine(task, config)
+    state = load_checkpoint(tmp_path / "12", resumed, "key")
+    assert resumed.scaler.get_scale() < 2**16  # what it starts with overflowed
+    run(task, config, engine=resumed, start=state)
+    assert torch.equal(resumed.model.weight, engine.model.weight)
+
+
+def test_fp16_gives_up_when_nothing_fits() -> None:
+    class Steep(Regression):
+        def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+            return (self.model.weight.sum() * 0).sqrt(), {}
+
+    with pytest.raises(TrainingError, match="gradient is not finite at step 50"):
+        run(Steep(), settings(num_steps=60, precision="fp16"))

@@ -11,6 +11,7 @@ from torch import nn
 from ardiff.errors import CheckpointError
 from ardiff.train.checkpoint import PARTS, Shards, write_shards
 from ardiff.train.engine import TorchEngine
+from ardiff.train.loop import averaged_model
 from ardiff.train.optim import OptimizerConfig
 
 CPU = torch.device("cpu")
@@ -141,3 +142,13 @@ def test_averaged_weights_are_what_a_model_can_load(make_dit) -> None:
     assert set(averaged) == {n for n, _ in engine.model.named_parameters()}
     assert any(not torch.equal(averaged[n], start[n]) for n in start)
     make_dit().load_state_dict(averaged, strict=True)
+
+
+def test_recomputed_activations_give_the_same_update(make_dit) -> None:
+    plain, again = make_engine(make_dit().train()), make_engine(make_dit().train(), activation_checkpointing=True)
+    calls = []
+    again.model.blocks[0].mlp.register_forward_hook(lambda *arguments: calls.append(1))
+    assert update(plain, 0) == update(again, 0)
+    assert len(calls) == 2
+    assert_same(content(plain), content(again))
+    averaged_model(again)  # a model as any other
