@@ -32,6 +32,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -346,11 +347,9 @@ class _Observer:
         self.losses.clear()
         name = f"checkpoint-{state.step:08d}-{self.token}"
         with tempfile.TemporaryDirectory() as folder:
-            write_shards(Path(folder), self.engine, self.critic)
-            if self.leads:
-                (Path(folder) / MODEL).write_text(json.dumps(self.job.description))
             place = storage.join(self.job.checkpoints, name)
-            failure = self._together(self.flush, self.leads) or self._store(Path(folder), place, state)
+            failure = self._together(lambda: self._write(Path(folder))) or self._together(self.flush, self.leads)
+            failure = failure or self._store(Path(folder), place, state)
             if not failure and self._is_best(loss):
                 best = storage.join(self.job.folder, "best", f"step-{state.step:08d}-{self.token}")
                 failure = self._store(Path(folder), best, state) or self._point_to_best(state.step, loss, best)
@@ -364,6 +363,11 @@ class _Observer:
             checkpoint=ray.train.Checkpoint(path, filesystem),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )
+
+    def _write(self, folder: Path) -> None:
+        write_shards(folder, self.engine, self.critic)
+        if self.leads:
+            (folder / MODEL).write_text(json.dumps(self.job.description))
 
     def _store(self, folder: Path, place: str, state: TrainState) -> str:
         """Copies all workers' files to ``place``, then marks it complete. Says why if that failed, on all of them."""
@@ -381,7 +385,7 @@ class _Observer:
         try:
             if here:
                 write()
-        except DataError as error:
+        except (DataError, OSError, SafetensorError) as error:
             failure = str(error)
         [failures] = workers.sum_over([float(bool(failure))], self.engine.device)
         return failure or (f"{int(failures)} of {workers.size()} workers could not write." if failures else "")

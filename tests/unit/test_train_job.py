@@ -12,6 +12,7 @@ import torch
 from ardiff.data import storage
 from ardiff.data.streams import LatentStream
 from ardiff.errors import CheckpointError, DataError, TrainingError
+from ardiff.train import checkpoint
 from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig
@@ -120,6 +121,16 @@ def test_storage_that_fails_is_borne_for_a_while(observer: Any, make_dit: Any, m
     save(observer, 5, 2.0)
     assert observer.failed_saves == 0
     assert [metrics["step"] for metrics, _ in observer.reports] == [1, 5]
+
+
+def test_a_full_local_disk_is_borne_too(observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    save(observer, 1, 3.0)
+    assert not observer.reports
+    assert "No space left on device" in observer.monitor.lines[-1]
 
 
 def test_the_best_checkpoint_is_kept_apart(observer: Any) -> None:
