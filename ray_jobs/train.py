@@ -8,6 +8,7 @@ local folder or S3) and then report it to Ray Train, which hands the last one ba
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -36,10 +37,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.encode import contact_sheet
 from ardiff.data.streams import Stream
-from ardiff.errors import ArdiffError, CheckpointError, DataError, TrainingError
+from ardiff.errors import ArdiffError, CheckpointError, ConfigError, DataError, TrainingError
 from ardiff.train import workers
 from ardiff.train.checkpoint import STATE, TrainState, load_checkpoint, write_shards, write_state
 from ardiff.train.engine import Engine
@@ -307,6 +309,7 @@ class _Observer:
         self.staging = tempfile.TemporaryDirectory()
         self.writer = SummaryWriter(self.staging.name, purge_step=start or None)
         self.gauges: dict[str, Gauge] = {}
+        self.wandb = _wandb_run(job) if job.config.wandb_project else None
         self.next_tick = 0.0
         monitor.forgive.remote()
         monitor.set.remote(start)
@@ -329,6 +332,8 @@ class _Observer:
             if name not in self.gauges:
                 self.gauges[name] = Gauge(f"ardiff_train_{re.sub('[^a-zA-Z0-9_]', '_', name)}", tag_keys=("run",))
             self.gauges[name].set(value, tags={"run": self.job.folder})
+        if self.wandb is not None:
+            self.wandb.log(values, step=step)
 
     def samples(self, step: int, videos: Tensor) -> None:
         png = contact_sheet(videos.numpy())
@@ -436,6 +441,18 @@ class _Observer:
             self.flush()
             self.writer.close()
             self.staging.cleanup()
+            if self.wandb is not None:
+                self.wandb.finish()
+
+
+def _wandb_run(job: TrainJob) -> Any:
+    """The run at Weights & Biases, the same one after every restart. Raises ConfigError without the package."""
+    try:
+        wandb = importlib.import_module("wandb")
+    except ModuleNotFoundError as error:
+        raise ConfigError("train.wandb_project needs the package wandb: pip install wandb.") from error
+    name = fingerprint(job.folder, job.fingerprint)
+    return wandb.init(project=job.config.wandb_project, id=name, name=job.folder, resume="allow")
 
 
 def loss_note(history: dict[str, list[list[float]]]) -> str:
