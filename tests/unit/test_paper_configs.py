@@ -11,7 +11,7 @@ from ardiff.config import load_config
 from ardiff.data.latents import LatentStatistics
 from ardiff.dit import DiT
 from ardiff.train.checkpoint import TrainState
-from ardiff.train.engine import TorchEngine
+from ardiff.train.engine import DeepSpeedConfig, TorchEngine
 from ardiff.train.loop import TrainConfig, train
 from ardiff.train.tasks import AutoencoderTask, DiTTask, Task
 from ardiff.vae import ARAutoencoder
@@ -54,8 +54,10 @@ class Silent:
 
 
 def two_steps(task: Task, config: TrainConfig, batch: dict[str, torch.Tensor]) -> None:
+    assert (config.num_workers, config.engine) == (8, "deepspeed")
     changes = {"num_steps": 2, "batch_size": 2 * config.gradient_accumulation, "precision": "fp32", "sample_every": 0}
-    config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+    alone = {"num_workers": 1, "engine": "torch", "deepspeed": DeepSpeedConfig()}
+    config = dataclasses.replace(config, **changes, **alone)  # type: ignore[arg-type]
     device, observer = torch.device("cpu"), Silent()
     before = [p.detach().clone() for p in task.model.parameters()]
     engine, critic = (
