@@ -8,6 +8,7 @@ local folder or S3) and then report it to Ray Train, which hands the last one ba
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -32,13 +33,15 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.encode import contact_sheet
 from ardiff.data.streams import Stream
-from ardiff.errors import ArdiffError, CheckpointError, DataError, TrainingError
+from ardiff.errors import ArdiffError, CheckpointError, ConfigError, DataError, TrainingError
 from ardiff.train import workers
 from ardiff.train.checkpoint import STATE, TrainState, load_checkpoint, write_shards, write_state
 from ardiff.train.engine import Engine
@@ -306,6 +309,7 @@ class _Observer:
         self.staging = tempfile.TemporaryDirectory()
         self.writer = SummaryWriter(self.staging.name, purge_step=start or None)
         self.gauges: dict[str, Gauge] = {}
+        self.wandb = _wandb_run(job) if job.config.wandb_project else None
         self.next_tick = 0.0
         monitor.forgive.remote()
         monitor.set.remote(start)
@@ -328,6 +332,8 @@ class _Observer:
             if name not in self.gauges:
                 self.gauges[name] = Gauge(f"ardiff_train_{re.sub('[^a-zA-Z0-9_]', '_', name)}", tag_keys=("run",))
             self.gauges[name].set(value, tags={"run": self.job.folder})
+        if self.wandb is not None:
+            self.wandb.log(values, step=step)
 
     def samples(self, step: int, videos: Tensor) -> None:
         png = contact_sheet(videos.numpy())
@@ -346,11 +352,9 @@ class _Observer:
         self.losses.clear()
         name = f"checkpoint-{state.step:08d}-{self.token}"
         with tempfile.TemporaryDirectory() as folder:
-            write_shards(Path(folder), self.engine, self.critic)
-            if self.leads:
-                (Path(folder) / MODEL).write_text(json.dumps(self.job.description))
             place = storage.join(self.job.checkpoints, name)
-            failure = self._together(self.flush, self.leads) or self._store(Path(folder), place, state)
+            failure = self._together(lambda: self._write(Path(folder))) or self._together(self.flush, self.leads)
+            failure = failure or self._store(Path(folder), place, state)
             if not failure and self._is_best(loss):
                 best = storage.join(self.job.folder, "best", f"step-{state.step:08d}-{self.token}")
                 failure = self._store(Path(folder), best, state) or self._point_to_best(state.step, loss, best)
@@ -364,6 +368,11 @@ class _Observer:
             checkpoint=ray.train.Checkpoint(path, filesystem),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )
+
+    def _write(self, folder: Path) -> None:
+        write_shards(folder, self.engine, self.critic)
+        if self.leads:
+            (folder / MODEL).write_text(json.dumps(self.job.description))
 
     def _store(self, folder: Path, place: str, state: TrainState) -> str:
         """Copies all workers' files to ``place``, then marks it complete. Says why if that failed, on all of them."""
@@ -381,7 +390,7 @@ class _Observer:
         try:
             if here:
                 write()
-        except DataError as error:
+        except (DataError, OSError, SafetensorError) as error:
             failure = str(error)
         [failures] = workers.sum_over([float(bool(failure))], self.engine.device)
         return failure or (f"{int(failures)} of {workers.size()} workers could not write." if failures else "")
@@ -432,6 +441,18 @@ class _Observer:
             self.flush()
             self.writer.close()
             self.staging.cleanup()
+            if self.wandb is not None:
+                self.wandb.finish()
+
+
+def _wandb_run(job: TrainJob) -> Any:
+    """The run at Weights & Biases, the same one after every restart. Raises ConfigError without the package."""
+    try:
+        wandb = importlib.import_module("wandb")
+    except ModuleNotFoundError as error:
+        raise ConfigError("train.wandb_project needs the package wandb: pip install wandb.") from error
+    name = fingerprint(job.folder, job.fingerprint)
+    return wandb.init(project=job.config.wandb_project, id=name, name=job.folder, resume="allow")
 
 
 def loss_note(history: dict[str, list[list[float]]]) -> str:

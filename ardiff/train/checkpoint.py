@@ -80,16 +80,23 @@ def read_state(folder: Path) -> TrainState:
 
 def write_shards(folder: Path, engine: Engine, critic: Engine | None = None) -> None:
     """Writes this worker's share of the tensors of ``engine``, and ``critic``; every worker has to call it."""
+    shares = {folder: _share(engine)}
     if critic is not None:
-        write_shards(folder / CRITIC, critic)
-    folder.mkdir(parents=True, exist_ok=True)
-    rank, size = workers.rank(), workers.size()
-    shares: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+        shares[folder / CRITIC] = _share(critic)
+    # All that takes the other workers is done: a full disk is this worker's affair.
+    for place, parts in shares.items():
+        place.mkdir(parents=True, exist_ok=True)
+        for part, tensors in parts.items():
+            save_file(tensors, place / f"{part}-{workers.rank()}-of-{workers.size()}.safetensors")
+
+
+def _share(engine: Engine) -> dict[str, dict[str, Tensor]]:
+    """The tensors that this worker writes, by part and name."""
+    share: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     for part, name, tensor in engine.tensors():
-        if _turn(name, size) == rank:
-            shares[part][name] = tensor.detach().cpu().contiguous()
-    for part, tensors in shares.items():
-        save_file(tensors, folder / f"{part}-{rank}-of-{size}.safetensors")
+        if _turn(name, workers.size()) == workers.rank():
+            share[part][name] = tensor.detach().cpu().contiguous()
+    return share
 
 
 def _turn(name: str, size: int) -> int:
@@ -109,7 +116,7 @@ class Shards:
         matches = [re.fullmatch(rf"{part}-(\d+)-of-(\d+)\.safetensors", file.name) for file in files]
         found = {(int(m[1]), int(m[2])) for m in matches if m}
         sizes = {size for _, size in found}
-        if len(sizes) != 1 or found != {(rank, sizes.copy().pop()) for rank in range(sizes.copy().pop())}:
+        if len(sizes) != 1 or len(found) != max(sizes):
             raise CheckpointError(f"{folder} is not a complete training checkpoint: files of '{part}' are missing.")
         for file in files:
             try:

@@ -83,6 +83,8 @@ class TrainConfig:
     """Checkpoints in a row that may fail to be stored before training stops."""
     max_loss_ratio: float = 0.0
     """Stop before a step whose loss is this many times the median of the last hundred; 0 never does."""
+    wandb_project: str = ""
+    """Project of Weights & Biases to log to as well, with the wandb package and its own settings; empty for none."""
     peak_tflops: float = 0.0
     """What one worker's device can do at most, in 10^12 operations per second at the given precision, to log the share
     of it that is used (``mfu``); 0 if unknown."""

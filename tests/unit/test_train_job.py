@@ -1,6 +1,8 @@
 """ray_jobs.train without a cluster: who gets which samples, and storing checkpoints where that fails."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 
 from ardiff.data import storage
 from ardiff.data.streams import LatentStream
-from ardiff.errors import CheckpointError, DataError, TrainingError
+from ardiff.errors import CheckpointError, ConfigError, DataError, TrainingError
+from ardiff.train import checkpoint
 from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig
@@ -122,6 +125,16 @@ def test_storage_that_fails_is_borne_for_a_while(observer: Any, make_dit: Any, m
     assert [metrics["step"] for metrics, _ in observer.reports] == [1, 5]
 
 
+def test_a_full_local_disk_is_borne_too(observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    save(observer, 1, 3.0)
+    assert not observer.reports
+    assert "No space left on device" in observer.monitor.lines[-1]
+
+
 def test_the_best_checkpoint_is_kept_apart(observer: Any) -> None:
     for step, loss in enumerate([3.0, 1.0, 2.0, 1.5], start=1):
         save(observer, step, loss)
@@ -134,8 +147,6 @@ def test_the_best_checkpoint_is_kept_apart(observer: Any) -> None:
 
 
 def test_where_to_begin(observer: Any, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     save(observer, 1, 3.0)
     job, run = observer.job, Path(observer.job.folder)
     _prepare_resumption(job)
@@ -167,3 +178,24 @@ def test_a_part_of_a_chunk_is_what_the_whole_has_there(tmp_path: Path) -> None:
     assert all(np.array_equal(part[name], whole[name][rows]) for name in whole)
     labels = [int(name.rpartition(" ")[2]) for name in stream.names(1)]
     assert labels == whole["label"].tolist()
+
+
+def test_wandb_hears_the_metrics_if_asked_to(observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert observer.wandb is None
+    config = replace(observer.job.config, wandb_project="project")
+    job = replace(observer.job, config=config)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        _Observer(job, observer.engine, None, 0, Monitor())
+    logged: list[Any] = []
+    started: list[dict[str, Any]] = []
+    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("end"))
+    fake = SimpleNamespace(init=lambda **settings: started.append(settings) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for _ in range(2):
+        made = _Observer(job, observer.engine, None, 0, Monitor())
+    made.metrics(10, {"loss": 1.0})
+    made.close()
+    assert logged == [(10, {"loss": 1.0}), "end"]
+    assert started[0] == started[1]
+    assert started[0]["project"] == "project"
