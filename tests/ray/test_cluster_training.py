@@ -18,7 +18,7 @@ from ardiff.train.checkpoint import Shards
 
 pytestmark = pytest.mark.ray
 
-STEPS = 60
+STEPS = 120
 SIZES = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
 SETTINGS = [
     *[f"dit.{name}={value}" for name, value in SIZES.items()],
