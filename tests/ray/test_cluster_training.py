@@ -113,6 +113,7 @@ def test_the_whole_job_survives_being_killed(jobs: Any, latents: Path, tmp_path:
     assert_equal_checkpoints(whole, broken)
 
 
+@pytest.mark.slow
 def test_an_error_on_one_of_two_workers_ends_the_job_with_one_line(jobs: Any, latents: Path, tmp_path: Path) -> None:
     broken = tmp_path / "latents"
     shutil.copytree(latents, broken)
