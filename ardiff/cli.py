@@ -24,7 +24,9 @@ VERBS = {
     "encode": ("ray_jobs.encode_latents", "EncodeConfig", "encode clips to latents with a trained AR-VAE"),
     "train-dit": ("ray_jobs.train_dit", "TrainDiTConfig", "train the AR-DiT on latents"),
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
+    "export": ("ardiff.train.export", "ExportConfig", "make a usable model of a training checkpoint"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
+    "estimate": ("ardiff.train.estimate", "EstimateConfig", "memory and time of a training step per ZeRO stage"),
 }
 
 DOCTOR = "say what this machine has and what is missing"
@@ -66,7 +68,10 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     if rest:
         parser.error(f"unknown option {rest[0]}")
     given = {n.removeprefix("set_"): v for n, v in vars(options).items() if n.startswith("set_") and v is not None}
-    overrides = [f"{name}={value}" for name, value in given.items()] + options.overrides
+    named, rest = list(getattr(module, "POSITIONALS", ())), options.overrides
+    while named and rest and "=" not in rest[0]:
+        given[named.pop(0)], *rest = rest
+    overrides = [f"{name}={value}" for name, value in given.items()] + rest
     paths = options.config or (module.config_paths(given) if hasattr(module, "config_paths") else None)
     config = load_config(config_class, paths, overrides)
     if options.dry_run:

@@ -72,20 +72,35 @@ def load_weights(module: ModuleT, file: Path) -> ModuleT:
         CheckpointError: The file is missing or damaged, or its tensors are not the module's; names the first that
             differs.
     """
+    return fill(module, read_tensors(file), str(file)).eval()
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name. Raises CheckpointError if it is missing or damaged."""
     try:
-        state = load_file(file)
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot read the weights {file}: {error}") from error
+
+
+def fill(module: ModuleT, state: Mapping[str, Tensor], source: str) -> ModuleT:
+    """Copies ``state`` over the parameters of ``module``, which must be the same by name and shape, and returns it.
+
+    Raises:
+        CheckpointError: They are not; names ``source`` and the first that differs.
+    """
     expected = dict(module.named_parameters())
     for name in sorted(expected.keys() | state.keys()):
         have = tuple(state[name].shape) if name in state else "missing"
         want = tuple(expected[name].shape) if name in expected else "not a parameter of the model"
         if have != want:
-            raise CheckpointError(f"{file} does not fit the model: {name} is {have} in the file, {want} in the model.")
+            raise CheckpointError(
+                f"{source} does not fit the model: {name} is {have} in the file, {want} in the model."
+            )
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(state[name])
-    return module.eval()
+    return module
 
 
 def save_autoencoder(uri: str, model: ARAutoencoder, weights: Mapping[str, Tensor] | None = None) -> None:

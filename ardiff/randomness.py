@@ -5,9 +5,12 @@ draw therefore depends neither on the batch it is in, nor on the number of worke
 """
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def derive_seed(*key: int | str) -> int:
@@ -24,3 +27,25 @@ def torch_generator(*key: int | str) -> torch.Generator:
 def numpy_generator(*key: int | str) -> np.random.Generator:
     """A NumPy generator seeded by ``key``."""
     return np.random.Generator(np.random.PCG64(derive_seed(*key)))
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """The random numbers of the samples of which this process holds some.
+
+    Every draw is made for the whole batch and cut to the samples held, so two workers never share a number, and a
+    sample's numbers depend neither on the number of workers nor on the parts that a batch is cut into.
+    """
+
+    generator: torch.Generator
+    """A CPU generator keyed by the step: the only source of randomness."""
+    total: int | None = None
+    """Samples of the whole batch; None if all of it is here."""
+    first: int = 0
+    """Place in the whole batch of the first sample held."""
+
+    def __call__(self, count: int, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        """The rows of the ``count`` samples held of what ``draw(samples, generator)`` gives for all of them."""
+        if self.total is None:
+            return draw(count, self.generator)
+        return draw(self.total, self.generator)[self.first : self.first + count]

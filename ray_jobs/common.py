@@ -33,12 +33,12 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(cpus: int = 4) -> Iterator[None]:
     """Joins the cluster that this job runs on, or starts one on this machine for as long as the block lasts.
 
-    On this machine it listens on the loopback interface only, and has at least four logical CPUs, so that reading data
-    never waits for a worker that waits for data. A cluster that is already joined is used and left as it is. Several
-    can run at once; their logs lie in /tmp/ray, or in $RAY_TMPDIR/ray.
+    On this machine it listens on the loopback interface only, and has at least ``cpus`` logical CPUs, four or more, so
+    that reading data never waits for a worker that waits for data. A cluster that is already joined is used and left as
+    it is. Several can run at once; their logs lie in /tmp/ray, or in $RAY_TMPDIR/ray.
     """
     if ray.is_initialized():
         yield
@@ -59,7 +59,7 @@ def ray_cluster() -> Iterator[None]:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         ray.init(
             address="local",
-            num_cpus=max(4, os.cpu_count() or 1),
+            num_cpus=max(4, cpus, os.cpu_count() or 1),
             object_store_memory=400 * 2**20,
             include_dashboard=False,
             _node_ip_address="127.0.0.2",
@@ -193,9 +193,19 @@ class _Monitor:
         self.completed, self.note = 0, ""
         self.lines: list[str] = []
         self.error: ArdiffError | None = None
+        self.accusation = ""
 
     def set(self, completed: int, note: str = "") -> None:
         self.completed, self.note = completed, note
+
+    def forgive(self) -> None:
+        self.accusation = ""
+
+    def accuse(self, reason: str) -> None:
+        self.accusation = self.accusation or reason
+
+    def blame(self) -> str:
+        return self.accusation
 
     def add(self, count: int) -> None:
         self.completed += count

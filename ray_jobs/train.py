@@ -1,15 +1,20 @@
-"""Training on Ray Train: one function that runs a task on a worker, whatever the task.
+"""Training on Ray Train: one function that runs a task on every worker, whatever the task.
 
-The worker draws its batches through Ray Data from a :class:`ardiff.data.streams.Stream`, beginning at the position
-that the last registered checkpoint names; it reports checkpoints to Ray Train, which puts them into the run's storage
-(a local folder or S3) and hands the last one back after any restart.
+A worker draws its share of every batch through Ray Data from a :class:`ardiff.data.streams.Stream`, beginning at the
+position that the last registered checkpoint names. Workers write their shares of a checkpoint into the run's storage (a
+local folder or S3) and then report it to Ray Train, which hands the last one back after any restart.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import json
 import os
+import re
+import secrets
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,19 +32,28 @@ from PIL import Image
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.metrics import Gauge
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.encode import contact_sheet
 from ardiff.data.streams import Stream
-from ardiff.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from ardiff.train.engine import Engine, TorchEngine
-from ardiff.train.loop import TrainConfig, train
+from ardiff.errors import ArdiffError, CheckpointError, ConfigError, DataError, TrainingError
+from ardiff.train import workers
+from ardiff.train.checkpoint import STATE, TrainState, load_checkpoint, write_shards, write_state
+from ardiff.train.engine import Engine
+from ardiff.train.export import MODEL, write_trained
+from ardiff.train.loop import TrainConfig, make_critic_engine, make_engine, train
 from ardiff.train.tasks import Batch, Task
 from ray_jobs.common import remote_progress, resolve_device, telling
 
 HISTORY = "history.json"
+BEST = "best/best.json"
+CHUNKS_AT_ONCE = 2048
+"""Chunks of a stream that one Ray Data pipeline loads: it lists them all beforehand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +71,18 @@ class TrainJob:
     make_task: Callable[[], Task]
     """Builds the task, with fresh weights drawn from the seed."""
     record: Callable[[], None]
-    """Called on the worker before the first step, once it is known that the folder holds no other run."""
-    export: Callable[[Engine], None]
-    """Called on the worker with the final weights."""
+    """Called before the first step, once it is known that the folder holds no other run."""
+    description: dict[str, Any]
+    """What the weights are of, see :func:`ardiff.train.export.write_trained`; kept in every checkpoint."""
+    result: str
+    """Where the trained model is written at the end."""
+    resume: str = "auto"
+    """``auto``, ``latest``, ``none`` or the place of a checkpoint."""
+
+    @property
+    def checkpoints(self) -> str:
+        """Where Ray Train keeps the run's checkpoints."""
+        return storage.join(self.folder, "ray")
 
 
 def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
@@ -69,32 +92,62 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
         The logged history: for each quantity a list of ``[step, value]``.
 
     Raises:
-        ArdiffError: What stopped the training, if it is something the user can mend.
+        ArdiffError: What stopped the training.
     """
-    device = resolve_device(job.config.device)
+    config, device = job.config, resolve_device(job.config.device)
+    _prepare_resumption(job)
     # Ray Train restores the latest registered checkpoint of a run of the same name in the same storage.
     filesystem, path = storage.open_filesystem(job.folder)
     if isinstance(filesystem, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
-    with remote_progress(job.name, job.config.num_steps, "step") as monitor:
+    with remote_progress(job.name, config.num_steps, "step") as monitor:
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={"job": job, "monitor": monitor},
             torch_config=TorchConfig(backend="nccl" if device.type == "cuda" else "gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=1, use_gpu=device.type == "cuda", resources_per_worker=_resources(device, job.config)
+                num_workers=config.num_workers,
+                use_gpu=device.type == "cuda",
+                resources_per_worker=_resources(device, config),
             ),
             run_config=ray.train.RunConfig(
                 name="ray",
                 storage_path=path,
                 storage_filesystem=filesystem,
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
                 failure_config=ray.train.FailureConfig(max_failures=2),
             ),
         )
-        trainer.fit()
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            blame = ray.get(monitor.blame.remote())
+            reason = blame or "a worker died without a word, as it does when the system kills it for lack of memory"
+            raise TrainingError(
+                f"Training failed for the third time: {reason}. The last checkpoint is good; with --debug the same "
+                "command shows the workers' output."
+            ) from error
     history: dict[str, list[list[float]]] = json.loads(storage.read_bytes(storage.join(job.folder, HISTORY)))
     return history
+
+
+def _prepare_resumption(job: TrainJob) -> None:
+    """Does to the run's folder what ``job.resume`` says. Raises CheckpointError."""
+    begun = storage.exists(storage.join(job.checkpoints, "checkpoint_manager_snapshot.json"))
+    match job.resume:
+        case "auto":
+            return
+        case "latest":
+            if not begun:
+                raise CheckpointError(
+                    f"There is no checkpoint in {job.folder} to go on from: resume=auto starts afresh."
+                )
+        case "none":
+            for name in ("ray", "best", "tensorboard"):
+                storage.delete_folder(storage.join(job.folder, name))
+        case uri:
+            if not storage.exists(storage.join(uri, STATE)):
+                raise CheckpointError(f"resume={uri} is neither auto, latest, none nor the folder of a checkpoint.")
 
 
 class PacedExecution(ExecutionCallback):
@@ -109,30 +162,48 @@ class PacedExecution(ExecutionCallback):
         time.sleep(0.01)
 
 
-def ray_batches(
-    stream: Stream, position: int, total: int, batch_size: int, tasks: int, monitor: Any
-) -> Iterator[Batch]:
-    """Batches of a stream from ``position`` to ``total`` samples, loaded ahead of their use by up to ``tasks`` tasks.
+def ray_batches(stream: Stream, position: int, config: TrainConfig, rank: int, monitor: Any) -> Iterator[Batch]:
+    """The micro-batches of one worker from ``position`` of the stream to the end of training, loaded ahead.
 
-    The order is the stream's own, whatever the tasks' timing: Ray Data is told to preserve it. An ArdiffError of the
-    stream is told to the ``monitor``.
+    Every batch is the next ``batch_size`` samples of the stream, and a worker's share the ``rank``-th part of them,
+    whatever Ray Data does: it is told to preserve the order, and each worker loads its own samples. An ArdiffError of
+    the stream is told to the ``monitor``.
     """
-    first, skip = stream.locate(position)
-    last, _ = stream.locate(total - 1)
-    chunks = ray.data.range(last - first + 1, override_num_blocks=last - first + 1)
+    total = config.num_steps * config.batch_size
+    while position < total:
+        chunk, _ = stream.locate(position)
+        end = stream.start(chunk + CHUNKS_AT_ONCE) // config.batch_size * config.batch_size
+        end = min(total, max(end, position + config.batch_size))
+        yield from _ray_batches(stream, position, end, config, rank, monitor)
+        position = end
+
+
+def _ray_batches(
+    stream: Stream, position: int, end: int, config: TrainConfig, rank: int, monitor: Any
+) -> Iterator[Batch]:
+    chunks = range(stream.locate(position)[0], stream.locate(end - 1)[0] + 1)
+    places = {chunk: shared_rows(stream, chunk, position, end, config, rank) for chunk in chunks}
+    mine = [chunk for chunk in chunks if len(places[chunk])]
 
     def load(row: Any) -> Any:
-        chunk = first + int(row["id"][0])
+        chunk = mine[int(row["id"][0])]
         with telling(monitor):
-            columns = stream.load(chunk)
-        return {name: values[skip:] for name, values in columns.items()} if chunk == first else columns
+            return stream.load(chunk, places[chunk])
 
-    samples = chunks.map_batches(load, batch_size=1, compute=ray.data.TaskPoolStrategy(tasks))
+    numbers = ray.data.range(len(mine), override_num_blocks=len(mine))
+    samples = numbers.map_batches(load, batch_size=1, compute=ray.data.TaskPoolStrategy(config.loading_tasks))
     # A split of one moves Ray Data's executor, a busy Python thread, to an actor: in this process it would hold the
     # interpreter lock while the training step waits for it (four times slower steps were seen).
     [shard] = samples.streaming_split(1)
-    for batch in shard.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=4, drop_last=True):
+    for batch in shard.iter_batches(batch_size=config.micro_batch_size, batch_format="numpy", prefetch_batches=4):
         yield {str(name): torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
+
+
+def shared_rows(stream: Stream, chunk: int, position: int, end: int, config: TrainConfig, rank: int) -> np.ndarray:
+    """The places in a chunk of the samples in ``position..end - 1`` that belong to worker ``rank``."""
+    places = np.arange(stream.start(chunk), stream.start(chunk + 1))
+    mine = places % config.batch_size // config.share == rank
+    return np.flatnonzero(mine & (places >= position) & (places < end))
 
 
 def _resources(device: torch.device, config: TrainConfig) -> dict[str, float]:
@@ -140,14 +211,36 @@ def _resources(device: torch.device, config: TrainConfig) -> dict[str, float]:
 
 
 def _train_worker(arguments: dict[str, Any]) -> None:
-    """Runs on the Ray Train worker. Errors that a retry cannot mend go to the driver; all others Ray Train retries."""
-    monitor = arguments["monitor"]
+    """Runs on every worker. Errors that a retry cannot mend go to the driver; all others Ray Train retries."""
+    job, monitor = arguments["job"], arguments["monitor"]
+    if ray.get(monitor.failure.remote()) is not None:
+        return  # Ray Train tries again, but it was told that this is of no use
     try:
         with telling(monitor):
-            _train_task(arguments["job"], monitor)
-    except Exception:
-        if ray.get(monitor.failure.remote()) is None:
+            try:
+                _train_task(job, monitor)
+            except ArdiffError as error:
+                raise _with_names(error, job.stream) from error
+    except Exception as error:
+        told = ray.get(monitor.failure.remote()) is not None
+        if not told:
+            where = ", ".join(getattr(error, "__notes__", [])) or f"worker {workers.rank()}, before the first step"
+            ray.get(monitor.accuse.remote(f"{where}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"))
+        if not told or workers.size() > 1:  # the others wait for this worker, until Ray Train ends them
             raise
+
+
+def _with_names(error: ArdiffError, stream: Stream) -> ArdiffError:
+    """The error, with what a user knows the samples by that it speaks of."""
+    if isinstance(error, TrainingError) and (found := re.search(r"samples (\d+) to (\d+)", str(error))):
+        first, last = int(found[1]), min(int(found[2]), int(found[1]) + 31)
+        names: list[str] = []
+        for chunk in range(stream.locate(first)[0], stream.locate(last)[0] + 1):
+            start = stream.start(chunk)
+            names += stream.names(chunk)[max(first - start, 0) : last + 1 - start]
+        more = ", ..." if last < int(found[2]) else ""
+        return TrainingError(str(error).replace(found[0], f"{found[0]} ({', '.join(dict.fromkeys(names))}{more})"))
+    return error
 
 
 def _train_task(job: TrainJob, monitor: Any) -> None:
@@ -156,63 +249,187 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
     context.enable_progress_bars = False
     context.custom_execution_callback_classes.append(PacedExecution)
     torch.set_num_threads(job.config.cpu_threads)
-    device = ray.train.torch.get_device()
     task = job.make_task()
-    config = job.config
-    engine = TorchEngine(task.model, config.optimizer, device, config.precision, config.max_grad_norm, config.ema_decay)
+    device = ray.train.torch.get_device()
+    engine = make_engine(task.model, job.config, device)
+    critic = None if task.critic is None else make_critic_engine(task.critic, job.config, device)
     start = TrainState(0, 0, job.fingerprint)
-    if (checkpoint := ray.train.get_checkpoint()) is not None:
-        with checkpoint.as_directory() as folder:
-            start = load_checkpoint(Path(folder), engine, job.fingerprint)
-    job.record()
-    observer = _Observer(job, engine, start.step, monitor)
-    total = config.num_steps * config.batch_size
-    if start.samples < total:
-        batches = ray_batches(job.stream, start.samples, total, config.micro_batch_size, config.loading_tasks, monitor)
-        train(task, engine, batches, config, start, observer)
-    job.export(engine)
+    with _checkpoint_to_resume(job) as folder:
+        if folder is not None:
+            start = load_checkpoint(folder, engine, job.fingerprint, critic)
+    if workers.rank() == 0:
+        job.record()
+    observer = _Observer(job, engine, critic, start.step, monitor)
+    if start.step < job.config.num_steps:
+        batches = ray_batches(job.stream, start.samples, job.config, workers.rank(), monitor)
+        train(task, engine, batches, job.config, start, observer, critic=critic)
+    weights = engine.averaged_weights()
+    if workers.rank() == 0:
+        write_trained(job.description, weights, job.result)
     observer.close()
 
 
-class _Observer:
-    """Tells the driver's progress bar, TensorBoard, the run's folder and Ray Train what happens."""
+@contextlib.contextmanager
+def _checkpoint_to_resume(job: TrainJob) -> Iterator[Path | None]:
+    """A local copy of the checkpoint to begin at: the run's last one, or else the one that the configuration names."""
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+    elif job.resume in ("auto", "latest", "none"):
+        yield None
+    elif storage.is_remote(job.resume):
+        with tempfile.TemporaryDirectory() as copy:
+            storage.download_folder(job.resume, Path(copy))
+            yield Path(copy)
+    else:
+        yield Path(job.resume)
 
-    def __init__(self, job: TrainJob, engine: Engine, start: int, monitor: Any) -> None:
-        self.job, self.engine, self.monitor = job, engine, monitor
+
+class _Observer:
+    """Tells the driver's progress bar, TensorBoard, Ray's metrics and the run's folder what happens.
+
+    Every worker has one; it is the first worker's that talks, and all of them store checkpoints together.
+    """
+
+    def __init__(self, job: TrainJob, engine: Engine, critic: Engine | None, start: int, monitor: Any) -> None:
+        self.job, self.engine, self.critic, self.monitor = job, engine, critic, monitor
+        self.leads = workers.rank() == 0
+        self.losses: list[float] = []
+        self.failed_saves = 0
+        # Checkpoints of different attempts must not mix, and all workers have to agree on their names.
+        [token] = workers.sum_over([secrets.randbits(32) if self.leads else 0.0], engine.device)
+        self.token = f"{int(token):08x}"
         self.history: dict[str, list[list[float]]] = {}
-        place = storage.join(job.folder, HISTORY)
-        if start and storage.exists(place):
+        if not self.leads:
+            return
+        if start and storage.exists(place := storage.join(job.folder, HISTORY)):
             old = json.loads(storage.read_bytes(place))
             self.history = {name: [p for p in points if p[0] <= start] for name, points in old.items()}
         # TensorBoard's event files are appended to, which S3 cannot: they are staged here and copied at checkpoints.
         self.staging = tempfile.TemporaryDirectory()
         self.writer = SummaryWriter(self.staging.name, purge_step=start or None)
+        self.gauges: dict[str, Gauge] = {}
+        self.wandb = _wandb_run(job) if job.config.wandb_project else None
         self.next_tick = 0.0
+        monitor.forgive.remote()
         monitor.set.remote(start)
         if start:
             monitor.say.remote(f"{job.name}: going on from the checkpoint of step {start}")
 
     def progress(self, step: int, loss: float) -> None:
+        self.losses.append(loss)
         now = os.times().elapsed
-        if now >= self.next_tick or step == self.job.config.num_steps:
+        if self.leads and (now >= self.next_tick or step == self.job.config.num_steps):
             self.next_tick = now + 0.5
             self.monitor.set.remote(step, f"loss {loss:.4f}")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
+        if not self.leads:
+            return
         for name, value in values.items():
             self.history.setdefault(name, []).append([step, value])
             self.writer.add_scalar(name, value, step)
+            if name not in self.gauges:
+                self.gauges[name] = Gauge(f"ardiff_train_{re.sub('[^a-zA-Z0-9_]', '_', name)}", tag_keys=("run",))
+            self.gauges[name].set(value, tags={"run": self.job.folder})
+        if self.wandb is not None:
+            self.wandb.log(values, step=step)
 
     def samples(self, step: int, videos: Tensor) -> None:
         png = contact_sheet(videos.numpy())
-        storage.write_bytes(storage.join(self.job.folder, "samples", f"step-{step:06d}.png"), png)
         self.writer.add_image("samples", np.asarray(Image.open(io.BytesIO(png))), step, dataformats="HWC")
+        try:
+            storage.write_bytes(storage.join(self.job.folder, "samples", f"step-{step:06d}.png"), png)
+        except DataError as error:
+            self.monitor.say.remote(f"{self.job.name}: the samples of step {step} were not stored: {error}")
 
     def checkpoint(self, state: TrainState) -> None:
-        self.flush()
+        """Stores a checkpoint, or says why it could not and lets training go on, as often as is configured.
+
+        Raises TrainingError when patience ends.
+        """
+        loss = statistics.fmean(self.losses)
+        self.losses.clear()
+        name = f"checkpoint-{state.step:08d}-{self.token}"
         with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), self.engine, state)
-            ray.train.report({"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            place = storage.join(self.job.checkpoints, name)
+            failure = self._together(lambda: self._write(Path(folder))) or self._together(self.flush, self.leads)
+            failure = failure or self._store(Path(folder), place, state)
+            if not failure and self._is_best(loss):
+                best = storage.join(self.job.folder, "best", f"step-{state.step:08d}-{self.token}")
+                failure = self._store(Path(folder), best, state) or self._point_to_best(state.step, loss, best)
+        if failure:
+            self._bear(state.step, failure)
+            return
+        self.failed_saves = 0
+        filesystem, path = storage.open_filesystem(place)
+        ray.train.report(
+            {"step": state.step, "loss": loss},
+            checkpoint=ray.train.Checkpoint(path, filesystem),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    def _write(self, folder: Path) -> None:
+        write_shards(folder, self.engine, self.critic)
+        if self.leads:
+            (folder / MODEL).write_text(json.dumps(self.job.description))
+
+    def _store(self, folder: Path, place: str, state: TrainState) -> str:
+        """Copies all workers' files to ``place``, then marks it complete. Says why if that failed, on all of them."""
+        failure = self._together(lambda: storage.upload_folder(folder, place))
+        if not failure:
+            failure = self._together(lambda: write_state(place, state), self.leads)
+        if failure and self.leads:
+            with contextlib.suppress(DataError):
+                storage.delete_folder(place)
+        return failure
+
+    def _together(self, write: Callable[[], None], here: bool = True) -> str:
+        """Calls ``write`` on the workers where ``here``; if it fails on any, says so on all."""
+        failure = ""
+        try:
+            if here:
+                write()
+        except (DataError, OSError, SafetensorError) as error:
+            failure = str(error)
+        [failures] = workers.sum_over([float(bool(failure))], self.engine.device)
+        return failure or (f"{int(failures)} of {workers.size()} workers could not write." if failures else "")
+
+    def _bear(self, step: int, failure: str) -> None:
+        self.failed_saves += 1
+        patience = self.job.config.save_patience
+        if self.failed_saves > patience:
+            raise TrainingError(
+                f"The checkpoint of step {step} could not be stored, {self.failed_saves} in a row: {failure} "
+                "The last stored checkpoint is good: the same command goes on from it."
+            )
+        if self.leads:
+            self.monitor.say.remote(
+                f"{self.job.name}: the checkpoint of step {step} could not be stored "
+                f"({self.failed_saves} of {patience} failures borne): {failure}"
+            )
+
+    def _is_best(self, loss: float) -> bool:
+        """Whether no stored checkpoint followed on a lower mean loss; the first worker decides."""
+        better = False
+        if self.leads:
+            place = storage.join(self.job.folder, BEST)
+            with contextlib.suppress(DataError):
+                better = not storage.exists(place) or loss < json.loads(storage.read_bytes(place))["loss"]
+        return bool(workers.sum_over([float(better)], self.engine.device)[0])
+
+    def _point_to_best(self, step: int, loss: float, place: str) -> str:
+        """Names the best checkpoint and deletes the one before it."""
+
+        def point() -> None:
+            pointer = storage.join(self.job.folder, BEST)
+            old = json.loads(storage.read_bytes(pointer))["checkpoint"] if storage.exists(pointer) else None
+            new = place.rpartition("/")[2]
+            storage.write_bytes(pointer, json.dumps({"step": step, "loss": loss, "checkpoint": new}).encode())
+            if old is not None:
+                storage.delete_folder(storage.join(self.job.folder, "best", old))
+
+        return self._together(point, self.leads)
 
     def flush(self) -> None:
         self.writer.flush()
@@ -220,9 +437,22 @@ class _Observer:
         storage.write_bytes(storage.join(self.job.folder, HISTORY), json.dumps(self.history).encode())
 
     def close(self) -> None:
-        self.flush()
-        self.writer.close()
-        self.staging.cleanup()
+        if self.leads:
+            self.flush()
+            self.writer.close()
+            self.staging.cleanup()
+            if self.wandb is not None:
+                self.wandb.finish()
+
+
+def _wandb_run(job: TrainJob) -> Any:
+    """The run at Weights & Biases, the same one after every restart. Raises ConfigError without the package."""
+    try:
+        wandb = importlib.import_module("wandb")
+    except ModuleNotFoundError as error:
+        raise ConfigError("train.wandb_project needs the package wandb: pip install wandb.") from error
+    name = fingerprint(job.folder, job.fingerprint)
+    return wandb.init(project=job.config.wandb_project, id=name, name=job.folder, resume="allow")
 
 
 def loss_note(history: dict[str, list[list[float]]]) -> str:

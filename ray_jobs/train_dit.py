@@ -18,11 +18,10 @@ from ardiff.data.streams import LatentStream
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import ConfigError
-from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import derive_seed
-from ardiff.train.engine import Engine
-from ardiff.train.loop import TrainConfig, averaged_model
+from ardiff.train.export import describe_dit
+from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
 from ray_jobs.common import ray_cluster, record_run, stage
 from ray_jobs.train import TrainJob, loss_note, run_training
@@ -46,6 +45,10 @@ class TrainDiTConfig:
     """The recipe."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The optimisation."""
+    resume: str = "auto"
+    """Where to begin. ``auto``: at the last checkpoint in the output folder, or afresh if there is none. ``latest``: at
+    the last checkpoint, which must be there. ``none``: afresh; earlier checkpoints of the output folder are deleted.
+    Else the place of a checkpoint, used as long as the output folder has none of its own."""
 
     def __post_init__(self) -> None:
         if self.files_per_chunk < 1:
@@ -61,13 +64,14 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
     """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
     latents = read_description(config.latents)
     _check(config, latents)
-    with ray_cluster():
+    with ray_cluster(config.train.num_workers * config.train.cpu_threads + 2):
         files = [storage.join(config.latents, file) for file in latents.files]
         shape = (latents.num_frames, latents.num_tokens, latents.token_dim)
+        names = latents.class_names if config.dit.num_classes else []
         job = TrainJob(
-            "AR-DiT",
-            config.output,
-            fingerprint(
+            name="AR-DiT",
+            folder=config.output,
+            fingerprint=fingerprint(
                 config.dit,
                 config.diffusion,
                 config.task,
@@ -75,11 +79,13 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
                 config.files_per_chunk,
                 latents.fingerprint,
             ),
-            config.train,
-            LatentStream(files, latents.rows, shape, config.train.seed, config.files_per_chunk),
-            functools.partial(_make_task, config, latents),
-            functools.partial(record_run, config.output, config),
-            functools.partial(_export, config, latents),
+            config=config.train,
+            stream=LatentStream(files, latents.rows, shape, config.train.seed, config.files_per_chunk),
+            make_task=functools.partial(_make_task, config, latents),
+            record=functools.partial(record_run, config.output, config),
+            description=describe_dit(config.dit, config.diffusion, latents.statistics, names, latents.vae),
+            result=config.pipeline,
+            resume=config.resume,
         )
         with stage("train-dit", config.output, key) as record:
             history = run_training(job)
@@ -120,14 +126,6 @@ def _make_task(config: TrainDiTConfig, latents: LatentSet) -> DiTTask:
             return vae.to(z.device).decode_long(z)
 
     return DiTTask(model, config.task, config.diffusion, latents.statistics, decode)
-
-
-def _export(config: TrainDiTConfig, latents: LatentSet, engine: Engine) -> None:
-    model = averaged_model(engine)
-    assert isinstance(model, DiT)
-    vae = load_autoencoder(latents.vae)
-    names = latents.class_names if config.dit.num_classes else []
-    ARDiffusionPipeline(vae, model, config.diffusion, latents.statistics, names).save_pretrained(config.pipeline)
 
 
 if __name__ == "__main__":

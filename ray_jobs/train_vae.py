@@ -14,9 +14,9 @@ from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.manifest import read_manifest, usable
 from ardiff.data.streams import ClipStream
-from ardiff.pretrained import save_autoencoder
 from ardiff.randomness import derive_seed
-from ardiff.train.engine import Engine
+from ardiff.train.export import describe_autoencoder
+from ardiff.train.initial import initialise_autoencoder
 from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
@@ -57,12 +57,20 @@ class TrainVAEConfig:
     """Folder of the run; the trained model is put into ``model`` below it."""
     clips: ClipConfig = field(default_factory=ClipConfig)
     """The data."""
+    init_from: str = ""
+    """Where the weights of an earlier stage lie: an AR-VAE folder, a pipeline folder or a training checkpoint (which
+    also has the discriminator), local or ``s3://``. Wider latents are pruned to ``vae.token_dim``. Empty starts from
+    random weights."""
     vae: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """The model."""
     task: AutoencoderTaskConfig = field(default_factory=AutoencoderTaskConfig)
     """The losses."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The optimisation."""
+    resume: str = "auto"
+    """Where to begin. ``auto``: at the last checkpoint in the output folder, or afresh if there is none. ``latest``: at
+    the last checkpoint, which must be there. ``none``: afresh; earlier checkpoints of the output folder are deleted.
+    Else the place of a checkpoint, used as long as the output folder has none of its own."""
 
     @property
     def model(self) -> str:
@@ -73,7 +81,7 @@ class TrainVAEConfig:
 def run(config: TrainVAEConfig, key: str = "") -> None:
     """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
     records = usable(read_manifest(config.clips.manifest), "train", config.clips.span)
-    with ray_cluster():
+    with ray_cluster(config.train.num_workers * config.train.cpu_threads + 2):
         stream = ClipStream(
             [r.uri for r in records],
             [r.num_frames for r in records],
@@ -86,19 +94,16 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
             config.clips.clips_per_visit,
         )
         job = TrainJob(
-            "AR-VAE",
-            config.output,
-            fingerprint(
-                config.vae,
-                config.task,
-                config.clips,
-                config.train.recipe,
-            ),
-            config.train,
-            stream,
-            functools.partial(_make_task, config, stream),
-            functools.partial(record_run, config.output, config),
-            functools.partial(_export, config.model),
+            name="AR-VAE",
+            folder=config.output,
+            fingerprint=fingerprint(config.vae, config.task, config.clips, config.init_from, config.train.recipe),
+            config=config.train,
+            stream=stream,
+            make_task=functools.partial(_make_task, config, stream),
+            record=functools.partial(record_run, config.output, config),
+            description=describe_autoencoder(config.vae),
+            result=config.model,
+            resume=config.resume,
         )
         with stage("train-vae", config.output, key) as record:
             history = run_training(job)
@@ -109,14 +114,12 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
 def _make_task(config: TrainVAEConfig, stream: ClipStream) -> AutoencoderTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
-        model = ARAutoencoder(config.vae)
-    examples = torch.from_numpy(stream.load(0)["video"][:4]) if config.train.sample_every else None
-    return AutoencoderTask(model, config.task, examples)
-
-
-def _export(uri: str, engine: Engine) -> None:
-    assert isinstance(engine.model, ARAutoencoder)
-    save_autoencoder(uri, engine.model, engine.averaged_weights())
+        task = AutoencoderTask(ARAutoencoder(config.vae), config.task)
+    if config.init_from:
+        initialise_autoencoder(config.init_from, task.model, task.critic)
+    if config.train.sample_every:
+        task.examples = torch.from_numpy(stream.load(0)["video"][:4])
+    return task
 
 
 if __name__ == "__main__":

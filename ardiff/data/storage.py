@@ -165,6 +165,16 @@ def download_folder(uri: str, local: Path) -> None:
             raise _failure(f"Cannot copy {file} to {target}", error) from error
 
 
+def delete_folder(uri: str) -> None:
+    """Deletes a folder and all that is in it, if there is one. Raises DataError if it cannot be deleted."""
+    filesystem, path = open_filesystem(uri)
+    try:
+        if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+            filesystem.delete_dir(path)
+    except OSError as error:
+        raise _failure(f"Cannot delete {uri}", error) from error
+
+
 def _failure(what: str, error: OSError) -> DataError:
     reason = (error.strerror or str(error)).rstrip(".")
     remedy = (

@@ -26,8 +26,14 @@ class Stream(Protocol):
     def locate(self, position: int) -> tuple[int, int]:
         """The chunk that holds the sample at ``position``, and the sample's place in it."""
 
-    def load(self, chunk: int) -> Columns:
-        """All samples of a chunk, as arrays that share their first axis."""
+    def start(self, chunk: int) -> int:
+        """The position of a chunk's first sample."""
+
+    def load(self, chunk: int, rows: np.ndarray | None = None) -> Columns:
+        """The samples of a chunk, or those at the places ``rows``, as arrays that share their first axis."""
+
+    def names(self, chunk: int) -> list[str]:
+        """What a user knows the samples of a chunk by, one name a sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +67,32 @@ class ClipStream:
     def locate(self, position: int) -> tuple[int, int]:
         return divmod(position, self.chunk_size)
 
-    def load(self, chunk: int) -> Columns:
+    def start(self, chunk: int) -> int:
+        return chunk * self.chunk_size
+
+    def load(self, chunk: int, rows: np.ndarray | None = None) -> Columns:
         """Raises DataError naming the video that cannot be read or decoded."""
-        videos, labels = [], []
-        visits = self.chunk_size // self.clips_per_visit
-        for visit in range(chunk * visits, (chunk + 1) * visits):
-            epoch, place = divmod(visit, len(self.uris))
-            index = _permutation(self.seed, epoch, len(self.uris))[place]
-            videos += self._clips(index, numpy_generator("clip", self.seed, visit))
-            labels += [self.labels[index]] * self.clips_per_visit
-        columns = {"video": np.stack(videos), "label": np.array(labels, dtype=np.int64)}
-        if self.clips_per_visit == 1:
-            return columns
-        mixed = numpy_generator("clips in chunk", self.seed, chunk).permutation(self.chunk_size)
-        return {name: values[mixed] for name, values in columns.items()}
+        wanted = self._order(chunk)[slice(None) if rows is None else rows]
+        clips = {}
+        for visit in np.unique(wanted // self.clips_per_visit).tolist():
+            clips[visit] = self._clips(self._video(visit), numpy_generator("clip", self.seed, visit))
+        videos = [clips[place // self.clips_per_visit][place % self.clips_per_visit] for place in wanted.tolist()]
+        labels = [self.labels[self._video(place // self.clips_per_visit)] for place in wanted.tolist()]
+        return {"video": np.stack(videos), "label": np.array(labels, dtype=np.int64)}
+
+    def names(self, chunk: int) -> list[str]:
+        return [self.uris[self._video(place // self.clips_per_visit)] for place in self._order(chunk).tolist()]
+
+    def _order(self, chunk: int) -> np.ndarray:
+        """The clips of a chunk, numbered in the order of visits over all epochs, in the order of training."""
+        order = chunk * self.chunk_size + np.arange(self.chunk_size)
+        if self.clips_per_visit > 1:
+            order = order[numpy_generator("clips in chunk", self.seed, chunk).permutation(self.chunk_size)]
+        return order
+
+    def _video(self, visit: int) -> int:
+        epoch, place = divmod(visit, len(self.uris))
+        return int(_permutation(self.seed, epoch, len(self.uris))[place])
 
     def _clips(self, index: int, generator: np.random.Generator) -> list[np.ndarray]:
         """The clips of one visit to a video: read and decoded once."""
@@ -119,12 +137,24 @@ class LatentStream:
             place -= size
         raise AssertionError("a position inside an epoch lies in one of its groups")
 
-    def load(self, chunk: int) -> Columns:
+    def start(self, chunk: int) -> int:
         epoch, group = divmod(chunk, self.chunks_per_epoch)
-        parts = [read_latents(self.files[i], self.shape) for i in self._members(epoch, group)]
+        before = _permutation(self.seed, epoch, len(self.files))[: group * self.files_per_chunk]
+        return epoch * sum(self.rows) + sum(self.rows[i] for i in before)
+
+    def load(self, chunk: int, rows: np.ndarray | None = None) -> Columns:
+        parts = [read_latents(self.files[i], self.shape) for i in self._members(*divmod(chunk, self.chunks_per_epoch))]
         latents, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        order = numpy_generator("latents in chunk", self.seed, chunk).permutation(len(labels))
+        order = self._order(chunk, len(labels))[slice(None) if rows is None else rows]
         return {"latents": latents[order], "label": labels[order]}
+
+    def names(self, chunk: int) -> list[str]:
+        members = self._members(*divmod(chunk, self.chunks_per_epoch))
+        names = [f"{self.files[i]} row {row}" for i in members for row in range(self.rows[i])]
+        return [names[i] for i in self._order(chunk, len(names))]
+
+    def _order(self, chunk: int, size: int) -> np.ndarray:
+        return numpy_generator("latents in chunk", self.seed, chunk).permutation(size)
 
     def _members(self, epoch: int, group: int) -> np.ndarray:
         order = _permutation(self.seed, epoch, len(self.files))

@@ -25,8 +25,8 @@ def block_causal_mask(num_frames: int, num_tokens: int, window: int | None = Non
     return (lag >= 0) if window is None else (lag >= 0) & (lag < window)
 
 
-def masked_attention(mask: Tensor, num_frames: int) -> Attend:
-    """Attention over all frames of each clip under ``mask (F L, F L)``; frames come packed as N = B F."""
+def masked_attention(mask: Tensor | None, num_frames: int) -> Attend:
+    """Attention over all frames of each clip under ``mask (F L, F L)``, if any; frames come packed as N = B F."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (rearrange(t, "(b f) h l k -> b h (f l) k", f=num_frames) for t in (q, k, v))

@@ -37,6 +37,9 @@ class DiTConfig:
     positions: Literal["rotary", "sincos"] = "rotary"
     """``rotary``: half of every head turns with the frame index, plus a learned embedding of the token index.
     ``sincos``: fixed embeddings over all F L tokens, as the authors do; bound to ``num_frames``."""
+    attention: Literal["causal", "bidirectional"] = "causal"
+    """``causal``: a frame never sees a later one, which fast sampling, streaming and continuation rest on.
+    ``bidirectional``: every frame sees every other; for ablations, sampled by the plain executor ``full`` alone."""
     attention_window: int | None = None
     """If set, a frame attends to itself and the ``attention_window - 1`` frames before it only: the band mask that the
     rolling executor needs."""
@@ -51,6 +54,10 @@ class DiTConfig:
         if self.attention_window is not None and not 1 <= self.attention_window <= self.num_frames:
             raise ValueError(
                 f"attention_window must be in 1..num_frames ({self.num_frames}), got {self.attention_window}"
+            )
+        if self.attention_window is not None and self.attention == "bidirectional":
+            raise ValueError(
+                "attention_window is a band of causal attention: leave it out with attention=bidirectional"
             )
 
 
@@ -76,9 +83,11 @@ class DiT(nn.Module):
                 table = sincos_positions(torch.arange(config.num_frames * config.num_tokens), width)
                 table = rearrange(table, "(f l) c -> f l c", l=config.num_tokens)
                 self.register_buffer("position_embedding", table, persistent=False)
-        mask = block_causal_mask(config.num_frames, config.num_tokens, config.attention_window)
+        mask = None
+        if config.attention == "causal":
+            mask = block_causal_mask(config.num_frames, config.num_tokens, config.attention_window)
         self.register_buffer("mask", mask, persistent=False)
-        self.mask: Tensor
+        self.mask: Tensor | None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -107,7 +116,7 @@ class DiT(nn.Module):
             class_labels: int64 ``(B,)`` in ``0..num_classes``; ``num_classes`` is the null class.
 
         Returns:
-            The prediction, ``(B, F, L, D)``. That of frame i depends on frames ``0..i`` only.
+            The prediction, ``(B, F, L, D)``. With causal attention that of frame i depends on frames ``0..i`` only.
 
         Raises:
             ValueError: More frames than the model has positions for.
@@ -119,7 +128,7 @@ class DiT(nn.Module):
         labels = repeat(class_labels, "b -> (b f)", f=frames)  # (N,)
         modulations = self.modulations(timesteps.flatten(), labels)
         size = frames * self.config.num_tokens
-        attend = masked_attention(self.mask[:size, :size], frames)
+        attend = masked_attention(None if self.mask is None else self.mask[:size, :size], frames)
         x = rearrange(latents, "b f l d -> (b f) l d")
         x = self.forward_frames(x, modulations, positions, [attend] * self.config.depth)  # (N, L, D)
         return rearrange(x, "(b f) l d -> b f l d", b=batch)

@@ -193,6 +193,11 @@ class SamplingEngine:
         if request.executor not in get_args(CachedExecutor):
             raise ValueError(f"executor must be one of {', '.join(get_args(CachedExecutor))}, got {request.executor!r}")
         config, videos = self.model.config, len(request.seeds)
+        if config.attention != "causal":
+            raise ValueError(
+                "the fast executors remember finished frames, which is exact only where a frame never sees a later "
+                "one, but this model was trained with dit.attention=bidirectional: sample it with executor=full"
+            )
         given = 0 if request.condition is None else request.condition.shape[1]
         if not videos or len(request.class_labels) != videos:
             raise ValueError(

@@ -1,57 +1,166 @@
 """Engines: what turns a loss into an update. The loop knows this interface only."""
 
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Protocol
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ardiff.train import workers
 from ardiff.train.ema import EMA
 from ardiff.train.optim import OptimizerConfig, build_optimizers
 
+if TYPE_CHECKING:
+    from ardiff.train.checkpoint import Shards
+
+ResultT = TypeVar("ResultT")
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class Engine(Protocol):
-    """Owns a model, its optimizer state and its average."""
+    """Owns a model, its optimizer state and its average; all workers of a run hold one and call it alike."""
 
     model: nn.Module
     device: torch.device
+    skeleton: nn.Module
+    """A copy of the model without weights, for evaluation."""
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """The context in which the forward pass runs: mixed precision, if any."""
+    def compute(self, function: Callable[[], ResultT]) -> ResultT:
+        """Calls ``function``, which evaluates the model, in the engine's precision; all training passes go this way."""
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulates gradients of ``loss``."""
+        """Accumulates gradients of ``loss``, the mean over this worker's samples."""
 
     def step(self, step: int, lr_factor: float) -> float:
-        """Clips, updates the weights and the average, clears the gradients; returns the norm before clipping.
+        """Averages gradients over the workers, clips, updates weights and average, clears the gradients.
 
-        Leaves everything as it was if that norm is not finite.
+        Returns the norm before clipping; if it is not finite, everything but the loss scale of fp16 stays as it was.
         """
 
-    def save(self, folder: Path) -> None:
-        """Writes weights, average and optimizer state into ``folder``."""
+    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        """All that a checkpoint holds: part, name and whole tensor, in the same order on every worker.
 
-    def load(self, folder: Path) -> None:
-        """Restores what :meth:`save` wrote."""
+        Parts: ``model`` and ``ema``, float32 by parameter name, and ``optimizer``, by ``KEY/PARAMETER``.
+        """
+
+    def restore(self, shards: Shards) -> None:
+        """Takes over what :meth:`tensors` gave, on this or another engine with any number of workers."""
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """The averaged parameters by name, float32, on the CPU."""
+        """The averaged parameters by name, float32, on the CPU; empty on all workers but the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeepSpeedConfig:
+    """What the DeepSpeed engine does beyond the plain one."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage: what the workers share out. 0 nothing, 1 the optimizer's state and the average, 2 gradients as well,
+    3 the weights too."""
+    offload_optimizer: bool = False
+    """Keep optimizer state and average in the host's memory (stages 1 to 3)."""
+    offload_parameters: bool = False
+    """Keep the weights in the host's memory (stage 3)."""
+    raw: dict[str, Any] = field(default_factory=dict)
+    """Further DeepSpeed settings, in its own words; what contradicts the settings above is refused."""
+
+    def __post_init__(self) -> None:
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("offload_optimizer needs stage 1, 2 or 3")
+        if self.offload_parameters and self.stage != 3:
+            raise ValueError("offload_parameters needs stage 3")
+        for section, remedy in {
+            "optimizer": "set train.optimizer",
+            "scheduler": "set train.optimizer.schedule",
+            "zero_force_ds_cpu_optimizer": "the optimizer is torch's",
+        }.items():
+            if section in self.raw:
+                raise ValueError(f"deepspeed.raw must not hold '{section}': {remedy}")
+
+
+def deepspeed_settings(
+    config: DeepSpeedConfig, micro_batch_size: int, gradient_accumulation: int, max_grad_norm: float, precision: str
+) -> dict[str, Any]:
+    """DeepSpeed's own configuration. Raises ValueError if ``config.raw`` contradicts the rest."""
+    zero: dict[str, Any] = {"stage": config.stage}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if config.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation,
+        "gradient_clipping": max_grad_norm if config.stage else 0.0,  # without ZeRO the engine clips
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    if precision == "bf16" and config.stage:
+        ours["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    if precision == "fp16":
+        ours["fp16"] = {"enabled": True}
+    return _with_raw(ours, config.raw, "")
+
+
+def _with_raw(ours: dict[str, Any], raw: dict[str, Any], where: str) -> dict[str, Any]:
+    merged = dict(ours)
+    for key, value in raw.items():
+        path = f"{where}{key}"
+        if isinstance(value, dict) and isinstance(ours.get(key), dict):
+            merged[key] = _with_raw(ours[key], value, f"{path}.")
+        elif key in ours and ours[key] != value:
+            raise ValueError(
+                f"deepspeed.raw says {path} = {value!r}, the other settings say {ours[key]!r}: drop it there"
+            )
+        else:
+            merged[key] = value
+    return merged
+
+
+def skeleton_of(model: nn.Module) -> nn.Module:
+    """A copy with buffers but no weights (they are on the meta device), made before hooks are put on ``model``."""
+    empty = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, empty).eval()
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Has every block of ``model`` computed again in the backward pass instead of keeping what it computed."""
+    for module in model.modules():
+        for name, children in module.named_children():
+            if name == "blocks" and isinstance(children, nn.ModuleList):
+                for block in children:
+                    again = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+                    block.forward = again
 
 
 class TorchEngine:
-    """Plain PyTorch in one process."""
+    """Plain PyTorch: every worker holds everything, gradients are averaged."""
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: OptimizerConfig,
         device: torch.device,
-        precision: str = "fp32",
+        precision: Precision = "fp32",
         max_grad_norm: float = 1.0,
         ema_decay: float = 0.995,
+        activation_checkpointing: bool = False,
     ) -> None:
+        self.skeleton = skeleton_of(model)
+        if activation_checkpointing:
+            recompute_activations(model)
         self.model = model.to(device)
         self.device = device
         self.precision = precision
@@ -59,37 +168,72 @@ class TorchEngine:
         self.optimizers = build_optimizers(model, optimizer)
         self.base_lrs = [group["lr"] for o in self.optimizers for group in o.param_groups]
         self.ema = EMA(model, ema_decay)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
-    def autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+    def compute(self, function: Callable[[], ResultT]) -> ResultT:
+        with torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32"):
+            return function()
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        self.scaler.scale(loss).backward()
 
     def step(self, step: int, lr_factor: float) -> float:
+        workers.average_([p.grad for p in self.model.parameters() if p.grad is not None])
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
-        if norm == norm and norm != float("inf"):
+        if math.isfinite(norm):
             groups = [group for o in self.optimizers for group in o.param_groups]
             for group, lr in zip(groups, self.base_lrs, strict=True):
                 group["lr"] = lr * lr_factor
             for optimizer in self.optimizers:
                 optimizer.step()
             self.ema.update(self.model, step)
+        self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         return norm
 
-    def save(self, folder: Path) -> None:
-        save_file({n: p.detach().contiguous() for n, p in self.model.named_parameters()}, folder / "model.safetensors")
-        save_file(self.ema.state_dict(), folder / "ema.safetensors")
-        torch.save([o.state_dict() for o in self.optimizers], folder / "optimizer.pt")
+    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        for name, parameter in self.model.named_parameters():
+            yield "model", name, parameter
+            yield "ema", name, self.ema.average[name]
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        for optimizer in self.optimizers:
+            for owner, state in optimizer.state.items():
+                for key, value in state.items():
+                    yield "optimizer", f"{key}/{names[owner]}", value
+        if self.scaler.is_enabled():
+            yield "optimizer", SCALE, torch.tensor([self.scaler.get_scale(), self.scaler._get_growth_tracker()])
 
-    def load(self, folder: Path) -> None:
-        weights = load_file(folder / "model.safetensors", device=str(self.device))
-        self.model.load_state_dict(weights, strict=True)
-        self.ema.load_state_dict(load_file(folder / "ema.safetensors", device=str(self.device)))
-        states = torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True)
-        for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
+    def restore(self, shards: Shards) -> None:
+        owners = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        keys = optimizer_keys(shards)
+        for name, parameter in self.model.named_parameters():
+            shards.fill("model", name, parameter)
+            shards.fill("ema", name, self.ema.average[name])
+            found = {key: shards.read("optimizer", f"{key}/{name}") for key in keys.get(name, [])}
+            # torch keeps the count of steps on the CPU.
+            owners[parameter].state[parameter] = {
+                key: value if key == "step" else value.to(self.device) for key, value in found.items()
+            }
+        if self.scaler.is_enabled() and SCALE in shards.names("optimizer"):
+            scale, growth = shards.read("optimizer", SCALE).tolist()
+            scaler = {**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)}
+            self.scaler.load_state_dict(scaler)
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        return {n: a.cpu() for n, a in self.ema.state_dict().items()}
+        return {n: a.cpu().clone() for n, a in self.ema.state_dict().items()} if workers.rank() == 0 else {}
+
+
+SCALE = "scale/"
+"""The name of fp16's loss scale among the optimizer's tensors: the scale, and the steps since it changed."""
+
+
+def optimizer_keys(shards: Shards) -> dict[str, list[str]]:
+    """For each parameter, the keys under which the checkpoint's optimizer keeps something about it."""
+    found: dict[str, list[str]] = {}
+    for entry in shards.names("optimizer"):
+        key, _, name = entry.partition("/")
+        if name:
+            found.setdefault(name, []).append(key)
+    return found

@@ -1,23 +1,37 @@
 """The one training loop. What is trained is a task's affair, how weights change an engine's, where data comes from
 and where checkpoints go the caller's."""
 
+import contextlib
 import copy
+import functools
+import itertools
 import math
+import os
+import resource
+import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ardiff.config import to_dict
-from ardiff.errors import TrainingError
-from ardiff.randomness import torch_generator
+from ardiff.errors import ConfigError, TrainingError
+from ardiff.randomness import Draws, torch_generator
+from ardiff.train import workers
 from ardiff.train.checkpoint import TrainState
-from ardiff.train.engine import Engine
+from ardiff.train.engine import DeepSpeedConfig, Engine, Precision, TorchEngine, deepspeed_settings
 from ardiff.train.optim import OptimizerConfig, learning_rate_factor
 from ardiff.train.tasks import Batch, Task
+
+SPIKE_WINDOW = 100
+"""Steps whose median loss a spike is measured against."""
+MAX_OVERFLOWS = 50
+"""Steps in a row whose gradients may be too large for fp16 before training stops."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,17 +41,28 @@ class TrainConfig:
     num_steps: int = 100_000
     """Updates of the weights."""
     batch_size: int = 16
-    """Clips per update."""
+    """Clips per update, of all workers together."""
+    num_workers: int = 1
+    """Workers that share every batch, one GPU each if there are GPUs. The order of the data and the noise do not depend
+    on it."""
     gradient_accumulation: int = 1
-    """Parts into which a batch is cut to save memory; the update is the same."""
+    """Parts into which a worker cuts its share of a batch to save memory; the update is the same."""
+    activation_checkpointing: bool = False
+    """Compute the blocks again in the backward pass instead of keeping their activations: less memory, a third more
+    work."""
+    engine: Literal["torch", "deepspeed"] = "torch"
+    """``torch``: every worker holds weights and optimizer. ``deepspeed``: workers share them out (ZeRO); AdamW only."""
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    """Of the engine ``deepspeed``."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and learning rates."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     ema_decay: float = 0.9999
     """Decay of the average of the weights, which is what is exported."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass; weights and optimizer stay float32."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward pass. The weights that are updated stay float32, as does the optimizer; fp16 scales the
+    loss as its gradients need it. DeepSpeed (stages 1 to 3) computes with a copy of the weights in this precision."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes a GPU where there is one."""
     cpu_threads: int = 2
@@ -52,35 +77,108 @@ class TrainConfig:
     """Steps between checkpoints; the last step is always one."""
     sample_every: int = 0
     """Steps between sample sheets; 0 makes none."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept: the last ones, beside the best one."""
+    save_patience: int = 3
+    """Checkpoints in a row that may fail to be stored before training stops."""
+    max_loss_ratio: float = 0.0
+    """Stop before a step whose loss is this many times the median of the last hundred; 0 never does."""
+    wandb_project: str = ""
+    """Project of Weights & Biases to log to as well, with the wandb package and its own settings; empty for none."""
+    peak_tflops: float = 0.0
+    """What one worker's device can do at most, in 10^12 operations per second at the given precision, to log the share
+    of it that is used (``mfu``); 0 if unknown."""
 
     def __post_init__(self) -> None:
-        if min(self.num_steps, self.batch_size, self.gradient_accumulation, self.cpu_threads, self.loading_tasks) < 1:
-            raise ValueError(
-                "num_steps, batch_size, gradient_accumulation, cpu_threads and loading_tasks must be at least 1"
-            )
+        names = ("num_steps", "batch_size", "num_workers", "gradient_accumulation", "cpu_threads", "loading_tasks")
+        if min(getattr(self, name) for name in names) < 1:
+            raise ValueError(f"{', '.join(names)} must be at least 1")
         if min(self.log_every, self.checkpoint_every) < 1 or self.sample_every < 0:
             raise ValueError("log_every and checkpoint_every must be at least 1, sample_every 0 or more")
-        if self.batch_size % self.gradient_accumulation:
+        if self.batch_size % (self.num_workers * self.gradient_accumulation):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of gradient_accumulation {self.gradient_accumulation}"
+                f" times num_workers {self.num_workers}"
             )
         if not 0.0 <= self.ema_decay < 1.0 or self.max_grad_norm <= 0:
             raise ValueError("ema_decay must be in [0, 1) and max_grad_norm above 0")
+        if self.engine == "deepspeed" and self.optimizer.name != "adamw":
+            raise ValueError(
+                f"engine=deepspeed works with optimizer.name=adamw only, not {self.optimizer.name}: ZeRO cuts matrices "
+                "into flat pieces, which Muon cannot orthogonalise; take adamw, or engine=torch"
+            )
+        if self.deepspeed != DeepSpeedConfig() and self.engine != "deepspeed":
+            raise ValueError("the settings of deepspeed are for engine=deepspeed")
+        if self.engine == "deepspeed" and self.deepspeed.stage == 0 and self.precision == "fp16":
+            raise ValueError("precision=fp16 under deepspeed needs stage 1, 2 or 3")
+        if min(self.keep_checkpoints, self.save_patience + 1) < 1:
+            raise ValueError("keep_checkpoints must be at least 1 and save_patience 0 or more")
+        if self.peak_tflops < 0 or (self.max_loss_ratio and self.max_loss_ratio <= 1):
+            raise ValueError("peak_tflops must not be negative, and max_loss_ratio 0 or above 1")
+        self.deepspeed_settings()
 
     @property
     def recipe(self) -> dict[str, object]:
-        """What must not change when training goes on from a checkpoint: all that shapes the updates.
+        """What must not change when training goes on from a checkpoint: all that shapes the updates beyond rounding.
 
-        The number of steps belongs to it only under a schedule that depends on it.
+        Number of workers, engine and parts of a batch may change. The number of
+        steps belongs to it only under a schedule that depends on it.
         """
-        names = ("batch_size", "gradient_accumulation", "max_grad_norm", "ema_decay", "precision", "seed")
-        steps = None if self.optimizer.schedule == "constant" else self.num_steps
+        names = ("batch_size", "max_grad_norm", "ema_decay", "precision", "seed")
+        steps = self.num_steps if self.optimizer.schedule == "cosine" else None
         return {**{n: getattr(self, n) for n in names}, "optimizer": to_dict(self.optimizer), "num_steps": steps}
 
     @property
+    def share(self) -> int:
+        """Clips of a batch that each worker has."""
+        return self.batch_size // self.num_workers
+
+    @property
     def micro_batch_size(self) -> int:
-        """Clips per forward pass."""
-        return self.batch_size // self.gradient_accumulation
+        """Clips per forward pass of a worker."""
+        return self.share // self.gradient_accumulation
+
+    def deepspeed_settings(self) -> dict[str, object]:
+        """DeepSpeed's own configuration. Raises ValueError if its raw section contradicts the settings here."""
+        return deepspeed_settings(
+            self.deepspeed, self.micro_batch_size, self.gradient_accumulation, self.max_grad_norm, self.precision
+        )
+
+
+def make_engine(
+    model: nn.Module, config: TrainConfig, device: torch.device, optimizer: OptimizerConfig | None = None
+) -> Engine:
+    """The configured engine for ``model``; under DeepSpeed the process group has to be there.
+
+    Args:
+        optimizer: That of ``config`` if not given.
+    """
+    shared = (config.precision, config.max_grad_norm, config.ema_decay)
+    optimizer = optimizer or config.optimizer
+    match config.engine:
+        case "torch":
+            return TorchEngine(
+                model, optimizer, device, *shared, activation_checkpointing=config.activation_checkpointing
+            )
+        case "deepspeed":
+            if device.type == "cpu":
+                os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            try:
+                from ardiff.train.deepspeed_engine import DeepSpeedEngine
+            except ModuleNotFoundError as error:
+                raise ConfigError("train.engine=deepspeed needs DeepSpeed: pip install 'ardiff[deepspeed]'.") from error
+            settings = config.deepspeed_settings()
+            return DeepSpeedEngine(
+                model, optimizer, device, *shared, settings, activation_checkpointing=config.activation_checkpointing
+            )
+        case _:
+            raise ValueError(f"unknown engine {config.engine!r}")
+
+
+def make_critic_engine(critic: nn.Module, config: TrainConfig, device: torch.device) -> Engine:
+    """The engine of a task's critic: like the model's, but its weights, which the model's loss reads, stay whole."""
+    deepspeed = replace(config.deepspeed, stage=min(config.deepspeed.stage, 2), offload_parameters=False)
+    return make_engine(critic, replace(config, deepspeed=deepspeed), device)
 
 
 class Observer(Protocol):
@@ -96,7 +194,7 @@ class Observer(Protocol):
         """Every ``sample_every`` steps: uint8 ``(B, F, H, W, 3)``."""
 
     def checkpoint(self, state: TrainState) -> None:
-        """When a checkpoint is due; the engine holds its content."""
+        """When a checkpoint is due, on every worker; the engine holds its content."""
 
 
 def train(
@@ -107,72 +205,218 @@ def train(
     start: TrainState,
     observer: Observer,
     clock: Callable[[], float] = time.monotonic,
+    critic: Engine | None = None,
 ) -> TrainState:
-    """Trains from ``start`` to ``config.num_steps``.
+    """Trains from ``start`` to ``config.num_steps``; every worker calls it alike.
 
     Args:
-        batches: Micro-batches from position ``start.samples`` of the data on, on any device.
+        batches: This worker's micro-batches from position ``start.samples`` of the data on, on any device.
         start: Where training is; step 0 for a fresh run.
+        observer: What the first worker's hears of metrics is of all workers.
+        critic: The engine of ``task.critic``, for a task that has one.
 
     Returns:
         The final state.
 
     Raises:
-        TrainingError: The loss or the gradient is not finite, before any weight is changed by it; or the data ends.
+        TrainingError: The loss or the gradient is not finite or the loss is a spike, before any weight is changed by
+            it; memory ran out; or the data ends.
     """
     task.model.train()
-    step, seen, last = start.step, 0, clock()
+    if task.critic is not None:
+        task.critic.train()
+    meter = _Meter(config, engine.device, clock)
+    step, recent, overflows = start.step, deque[float](maxlen=SPIKE_WINDOW), 0
     while step < config.num_steps:
-        total, parts = _accumulate(task, engine, batches, config, step)
-        norm = engine.step(step, factor := learning_rate_factor(config.optimizer, step, config.num_steps))
-        if not math.isfinite(norm):
+        rival = critic if step >= task.critic_from_step else None
+        with _readable_failures(step):
+            losses, logged = _accumulate(task, engine, rival, batches, config, step, meter)
+        loss = sum(losses) / workers.size()
+        _check_loss(losses, step, config, recent)
+        if not math.isfinite(logged.get("critic_loss", 0.0)):
             raise TrainingError(
-                f"The gradient is not finite at step {step}: lower the learning rate, or check the data. "
-                "The weights were not changed by it, and the last checkpoint is good."
+                f"The critic's loss is {logged['critic_loss']} at step {step}, {_batch(step, config)}: lower the "
+                "learning rate, or check the data. No weight was changed by it, and the last checkpoint is good."
             )
-        step, seen = step + 1, seen + 1
-        observer.progress(step, total)
+        recent.append(loss)
+        factor = learning_rate_factor(config.optimizer, step, config.num_steps)
+        with _readable_failures(step):
+            norm = engine.step(step, factor)
+            if rival is not None:
+                logged["critic_grad_norm"] = rival.step(step, factor)
+        overflows = overflows + 1 if not math.isfinite(norm + logged.get("critic_grad_norm", 0.0)) else 0
+        if config.precision != "fp16" or overflows > MAX_OVERFLOWS:
+            _check_gradient(norm, "", step, config)
+            _check_gradient(logged.get("critic_grad_norm", 0.0), "critic's ", step, config)
+        step += 1
+        observer.progress(step, loss)
         if step % config.log_every == 0 or step == config.num_steps:
-            rate = seen * config.batch_size / max(clock() - last, 1e-9)
-            seen, last = 0, clock()
-            values = {"loss": total, "grad_norm": norm, "lr_factor": factor, "samples_per_second": rate}
-            observer.metrics(step, {**values, **parts})
+            observer.metrics(step, {"loss": loss, "grad_norm": norm, "lr_factor": factor, **meter.read(), **logged})
         due = config.sample_every and (step % config.sample_every == 0 or step == config.num_steps)
-        if due and (videos := task.samples(averaged_model(engine))) is not None:
-            observer.samples(step, videos)
+        if due:
+            model = averaged_model(engine)
+            if model is not None and (videos := task.samples(model)) is not None:
+                observer.samples(step, videos)
         if step % config.checkpoint_every == 0 or step == config.num_steps:
             observer.checkpoint(TrainState(step, step * config.batch_size, start.fingerprint))
     return TrainState(step, step * config.batch_size, start.fingerprint)
 
 
-def averaged_model(engine: Engine) -> torch.nn.Module:
-    """A copy of the engine's model with the averaged weights, for evaluation."""
-    model = copy.deepcopy(engine.model)
-    model.load_state_dict(engine.averaged_weights(), strict=True)
-    return model.eval()
+def averaged_model(engine: Engine) -> torch.nn.Module | None:
+    """A copy of the engine's model with the averaged weights, for evaluation; None on all workers but the first.
+
+    Every worker has to call it.
+    """
+    weights = engine.averaged_weights()
+    if workers.rank() > 0:
+        return None
+    model = copy.deepcopy(engine.skeleton)
+    model.load_state_dict(
+        {name: weight.to(engine.device) for name, weight in weights.items()}, strict=True, assign=True
+    )
+    return model.to(engine.device).eval()
+
+
+def _check_gradient(norm: float, whose: str, step: int, config: TrainConfig) -> None:
+    if not math.isfinite(norm):
+        raise TrainingError(
+            f"The {whose}gradient is not finite at step {step}, {_batch(step, config)}: lower the learning rate, or "
+            "check the data. The weights were not changed by it, and the last checkpoint is good."
+        )
 
 
 def _accumulate(
-    task: Task, engine: Engine, batches: Iterator[Batch], config: TrainConfig, step: int
-) -> tuple[float, dict[str, float]]:
-    """Gradients of one batch, part by part; returns the mean loss and the means of its logged parts."""
-    share = 1.0 / config.gradient_accumulation
-    total, means = 0.0, dict[str, float]()
-    for part in range(config.gradient_accumulation):
-        batch = next(batches, None)
+    task: Task,
+    engine: Engine,
+    critic: Engine | None,
+    batches: Iterator[Batch],
+    config: TrainConfig,
+    step: int,
+    meter: "_Meter",
+) -> tuple[list[float], dict[str, float]]:
+    """Gradients of one batch, part by part.
+
+    Returns the loss of each worker's share, and the means over the batch of the logged parts.
+    """
+    parts, sums = config.gradient_accumulation, dict[str, list[float]]()
+    mine = 0.0
+    for part in range(parts):
+        with meter.waiting():
+            batch = next(batches, None)
         if batch is None:
             raise TrainingError(f"The data ended at step {step} of {config.num_steps}.")
-        generator = torch_generator("training", config.seed, step, part)
-        with engine.autocast():
-            loss, logged = task.loss({k: v.to(engine.device) for k, v in batch.items()}, step, generator)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"The loss is {value} at step {step}: lower the learning rate, or check the data. "
-                "No weight was changed by it, and the last checkpoint is good."
-            )
-        engine.backward(loss * share)
-        total += share * value
+        first = workers.rank() * config.share + part * config.micro_batch_size
+        draws = Draws(torch_generator("training", config.seed, step, 0), config.batch_size, first)
+        on_device = {k: v.to(engine.device) for k, v in batch.items()}
+        with meter.counting():
+            loss, logged = engine.compute(functools.partial(task.loss, on_device, step, draws))
+        engine.backward(loss / parts)
+        mine += float(loss.detach()) / parts
+        if critic is not None:
+            critic_loss, critic_logged = critic.compute(task.critic_loss)
+            critic.backward(critic_loss / parts)
+            logged = {**logged, **critic_logged, "critic_loss": critic_loss}
         for name, tensor in logged.items():
-            means[name] = means.get(name, 0.0) + share * float(tensor.detach())
-    return total, means
+            # A mean is a sum over parts and workers with their number.
+            pair = [float(tensor.detach()), 1.0] if tensor.ndim == 0 else tensor.tolist()
+            sums[name] = [a + b for a, b in zip(sums.get(name, [0.0, 0.0]), pair, strict=True)]
+    size = workers.size()
+    own_place = [mine if rank == workers.rank() else 0.0 for rank in range(size)]
+    total = workers.sum_over([*own_place, *itertools.chain(*sums.values())], engine.device)
+    pairs = zip(sums, total[size::2], total[size + 1 :: 2], strict=True)
+    return total[:size], {name: amount / count for name, amount, count in pairs if count}
+
+
+def _check_loss(losses: list[float], step: int, config: TrainConfig, recent: Sequence[float]) -> None:
+    """Raises TrainingError if a worker's loss is not finite, or the batch's is a spike."""
+    for rank, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The loss is {loss} at step {step} on worker {rank}, {_batch(step, config, rank)}: lower the learning "
+                "rate, or check the data. No weight was changed by it, and the last checkpoint is good."
+            )
+    loss = sum(losses) / len(losses)
+    if config.max_loss_ratio and len(recent) == SPIKE_WINDOW:
+        usual = statistics.median(recent)
+        if loss > config.max_loss_ratio * usual:
+            raise TrainingError(
+                f"The loss jumped to {loss:.4g} at step {step}, from a median of {usual:.4g} over the last "
+                f"{SPIKE_WINDOW} steps, {_batch(step, config)}: check these samples, lower the learning rate, or raise "
+                "train.max_loss_ratio. No weight was changed by it, and the last checkpoint is good."
+            )
+
+
+def _batch(step: int, config: TrainConfig, rank: int | None = None) -> str:
+    """Names the samples of a step by their places in the order of the data."""
+    first = step * config.batch_size + (rank or 0) * config.share
+    last = first + (config.batch_size if rank is None else config.share) - 1
+    return f"samples {first} to {last}"
+
+
+@contextlib.contextmanager
+def _readable_failures(step: int) -> Iterator[None]:
+    """Says of a failure on which worker and at which step it happened; of a lack of memory, what to change."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            raise TrainingError(
+                f"Worker {workers.rank()} ran out of memory at step {step}: raise train.gradient_accumulation, set "
+                "train.activation_checkpointing=true, or share out more with train.engine=deepspeed and a higher "
+                "train.deepspeed.stage."
+            ) from error
+        error.add_note(f"worker {workers.rank()}, step {step}")
+        raise
+
+
+class _Meter:
+    """Measures a worker's training between two logs."""
+
+    def __init__(self, config: TrainConfig, device: torch.device, clock: Callable[[], float]) -> None:
+        self.config, self.device, self.clock = config, device, clock
+        self.since, self.waited, self.parts = clock(), 0.0, 0
+        self.flops: int | None = None
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for data."""
+        before = time.monotonic()
+        yield
+        self.waited += time.monotonic() - before
+        self.parts += 1
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Around the forward pass of a part of a batch: counts the operations of the first."""
+        if self.flops is not None:
+            yield
+            return
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self.flops = counter.get_total_flops()
+
+    def read(self) -> dict[str, float]:
+        """Throughput since the last call."""
+        now = self.clock()
+        seconds, parts = max(now - self.since, 1e-9), self.parts
+        # Backward takes twice the operations of forward; recomputed activations are not useful work.
+        flops = 3.0 * (self.flops or 0) * parts / seconds
+        values = {
+            "samples_per_second": parts * self.config.micro_batch_size * self.config.num_workers / seconds,
+            "data_wait_share": min(self.waited / seconds, 1.0),
+            "tflops_per_worker": flops / 1e12,
+            "memory_gib": _peak_memory(self.device) / 2**30,
+        }
+        if self.config.peak_tflops:
+            values["mfu"] = flops / 1e12 / self.config.peak_tflops
+        self.since, self.waited, self.parts = now, 0.0, 0
+        return values
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes that this worker has had at most: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -25,8 +25,13 @@ class OptimizerConfig:
     """First moment decay of AdamW."""
     beta2: float = 0.99
     """Second moment decay of AdamW."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant, or a half cosine down to a hundredth at the last step."""
+    schedule: Literal["constant", "drop", "cosine"] = "constant"
+    """After the warm-up: ``constant``; ``drop``: constant, then constant again at ``drop_factor`` of it; ``cosine``:
+    half a cosine down to a hundredth at the last step."""
+    drop_step: int = 100_000
+    """First step (0-based) of the second phase of ``drop``."""
+    drop_factor: float = 0.05
+    """Learning rate of the second phase of ``drop`` over that of the first: Sec. 4.1 goes from 2e-4 to 1e-5."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from zero."""
 
@@ -35,6 +40,8 @@ class OptimizerConfig:
             raise ValueError("lr and muon_lr must be above 0")
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError("warmup_steps and weight_decay must not be negative")
+        if self.drop_step < 0 or self.drop_factor <= 0:
+            raise ValueError("drop_step must not be negative, and drop_factor must be above 0")
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
@@ -57,6 +64,8 @@ def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> 
     match config.schedule:
         case "constant":
             return warmup
+        case "drop":
+            return warmup * (config.drop_factor if step >= config.drop_step else 1.0)
         case "cosine":
             done = max(0, step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
             return warmup * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))))

@@ -11,8 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
+import torch
+
+from ardiff.data.latents import LatentSet, LatentStatistics, latent_table, write_description
+from ardiff.pretrained import save_autoencoder
+from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,3 +111,22 @@ def jobs() -> Iterator[Jobs]:
     jobs = Jobs()
     yield jobs
     jobs.close()
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of 5 files with 60 clips each, and the AR-VAE that could have made them."""
+    folder = tmp_path_factory.mktemp("latents")
+    torch.manual_seed(0)
+    sizes = AutoencoderConfig(resolution=16, patch_size=8, num_tokens=2, token_dim=4, width=16, depth=1, num_heads=2)
+    save_autoencoder(str(folder / "vae"), ARAutoencoder(sizes))
+    generator = np.random.default_rng(0)
+    files = [f"part-{i}.parquet" for i in range(5)]
+    for file in files:
+        columns = {"latents": generator.normal(size=(60, 8, 2, 4)), "label": np.arange(60) % 3}
+        pq.write_table(latent_table(columns), folder / file)
+    statistics = LatentStatistics([[0.0] * 4] * 2, 1.0)
+    names = ["a", "b", "c"]
+    description = LatentSet("fabricated", 8, 2, 4, names, files, [60] * 5, statistics, str(folder / "vae"))
+    write_description(str(folder), description)
+    return folder

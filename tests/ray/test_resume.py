@@ -2,46 +2,20 @@
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
+from resuming import assert_equal_checkpoints, assert_equal_files, snapshot, wait_for_checkpoint
 
-from ardiff.data.latents import LatentSet, LatentStatistics, latent_table, write_description
 from ardiff.data.manifest import write_manifest
 from ardiff.data.synthetic import SyntheticConfig, write_video
-from ardiff.pretrained import save_autoencoder
-from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 pytestmark = pytest.mark.ray
 
 STEPS = 120
 TRAIN = [f"train.num_steps={STEPS}", "train.checkpoint_every=10", "train.log_every=10", "train.cpu_threads=1"]
-
-
-@pytest.fixture(scope="module")
-def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of 5 files with 60 clips each, and the AR-VAE that could have made them."""
-    folder = tmp_path_factory.mktemp("latents")
-    torch.manual_seed(0)
-    sizes = AutoencoderConfig(resolution=16, patch_size=8, num_tokens=2, token_dim=4, width=16, depth=1, num_heads=2)
-    save_autoencoder(str(folder / "vae"), ARAutoencoder(sizes))
-    generator = np.random.default_rng(0)
-    files = [f"part-{i}.parquet" for i in range(5)]
-    for file in files:
-        columns = {"latents": generator.normal(size=(60, 8, 2, 4)), "label": np.arange(60) % 3}
-        pq.write_table(latent_table(columns), folder / file)
-    statistics = LatentStatistics([[0.0] * 4] * 2, 1.0)
-    names = ["a", "b", "c"]
-    description = LatentSet("fabricated", 8, 2, 4, names, files, [60] * 5, statistics, str(folder / "vae"))
-    write_description(str(folder), description)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -83,66 +57,25 @@ def _kill_and_compare(jobs: Any, folder: Path, job: str, settings: list[str], we
     assert "going on" not in result.err
 
     process = jobs.start(job, "--output", str(broken), *settings)
-    seen = _wait_for_checkpoint(process, broken)
+    seen = wait_for_checkpoint(process, broken)
     result = jobs.kill(process)
     assert result.code == -9
     assert not (broken / "stage.json").exists(), "the run ended before it could be killed: raise STEPS"
     assert not (broken / weights).exists()
     assert jobs.left_over() == []
 
-    registered = _snapshot(broken)["metrics"]["step"]
+    registered = snapshot(broken)["metrics"]["step"]
     assert seen <= registered < STEPS
     result = jobs.run(job, "--output", str(broken), *settings)
     assert result.code == 0, result.err
     (said,) = re.findall(r"going on from the checkpoint of step (\d+)", result.err)
     assert int(said) == registered
 
-    _assert_equal_files(whole / weights, broken / weights)
-    ends = [run / "ray" / _snapshot(run)["checkpoint_dir_name"] for run in (whole, broken)]
-    for name in ("model.safetensors", "ema.safetensors"):
-        _assert_equal_files(ends[0] / name, ends[1] / name)
-    assert _equal(*(torch.load(end / "optimizer.pt", weights_only=True) for end in ends))
-    assert (ends[0] / "state.json").read_text() == (ends[1] / "state.json").read_text()
+    assert_equal_files(whole / weights, broken / weights)
+    assert_equal_checkpoints(whole, broken)
     losses = [json.loads((run / "history.json").read_text())["loss"] for run in (whole, broken)]
     assert losses[0] == losses[1]
     assert [step for step, _ in losses[0]] == list(range(10, STEPS + 1, 10))
-
-
-def _wait_for_checkpoint(process: Any, folder: Path) -> int:
-    """Waits until Ray has registered a checkpoint of the running job, and says of which step."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        try:
-            return int(_snapshot(folder)["metrics"]["step"])
-        except (OSError, ValueError, TypeError):  # none yet, or half of one
-            time.sleep(0.02)
-    raise AssertionError("no checkpoint in two minutes")
-
-
-def _snapshot(folder: Path) -> dict[str, Any]:
-    """The latest checkpoint that Ray knows of."""
-    snapshot = json.loads((folder / "ray" / "checkpoint_manager_snapshot.json").read_text())
-    latest: dict[str, Any] = snapshot["latest_checkpoint_result"]
-    return latest
-
-
-def _assert_equal_files(one: Path, other: Path) -> None:
-    first, second = load_file(one), load_file(other)
-    assert first.keys() == second.keys()
-    different = [name for name in first if not torch.equal(first[name], second[name])]
-    assert not different
-    assert one.read_bytes() == other.read_bytes()
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return bool(one == other)
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -71,12 +71,13 @@ def test_help_of_a_verb_lists_every_setting(verb: str, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_dry_run_prints_what_loads_back_equal(verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main([verb, "--dry-run", "--output", "elsewhere"]) == 0
+    name, value = ("precision", "fp32") if verb == "estimate" else ("output", "elsewhere")
+    assert main([verb, "--dry-run", f"--{name}", value]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     (tmp_path / "resolved.yaml").write_text(captured.out)
     config = load_config(config_class(verb), [tmp_path / "resolved.yaml"])
-    assert config.output == "elsewhere"
+    assert getattr(config, name) == value
     assert to_dict(config) == yaml.safe_load(captured.out)
     assert main([verb, "--dry-run", "--config", "resolved.yaml"]) == 0
     assert capsys.readouterr().out == captured.out

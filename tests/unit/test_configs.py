@@ -58,9 +58,10 @@ def test_the_quickstart_models_fit_together() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(CONFIGS)))
 def test_every_file_is_a_configuration(file: Path) -> None:
-    """A file that is named like a verb is that verb's; all others are fields of the quickstart or hold a whole run."""
+    """A file that is named like a verb, ``train_vae`` or ``train_vae_1_frames``, is that verb's; all others are
+    fields of the quickstart or hold a whole run."""
     for verb, stem in STEM_OF_VERB.items():
-        if file.stem == stem:
+        if file.stem == stem or file.stem.startswith(f"{stem}_"):
             load_config(config_class(verb), [file])
             return
     hints = typing.get_type_hints(QuickstartConfig)

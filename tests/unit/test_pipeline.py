@@ -196,6 +196,18 @@ def test_calls_out_of_range_say_what_is_valid(
         pipeline(**{**SHORT, "executor": executor, **changes})
 
 
+def test_bidirectional_attention_is_sampled_plainly_only(make_pipeline, tmp_path: Path) -> None:
+    pipeline = make_pipeline(attention="bidirectional")
+    pipeline.save_pretrained(str(tmp_path))
+    loaded, settings = ARDiffusionPipeline.from_pretrained(str(tmp_path)), {**SHORT, "seed": [1, 2], "class_label": 1}
+    videos = loaded(executor="full", **settings)
+    assert torch.equal(videos, pipeline(executor="full", **settings))
+    assert not torch.equal(videos[0], videos[1])
+    for executor in ("window", "rolling"):
+        with pytest.raises(ValueError, match=r"never sees a later one.*dit\.attention=bidirectional.*executor=full"):
+            pipeline(executor=executor, **settings)
+
+
 def test_a_model_without_classes_takes_none(make_pipeline) -> None:
     pipeline = make_pipeline(num_classes=0)
     assert pipeline(**SHORT).shape[0] == 1

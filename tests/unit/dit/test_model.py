@@ -131,6 +131,19 @@ def test_modulations_of_packed_frames_are_those_of_each_alone(make_dit):
     assert torch.allclose(together, alone, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("positions", ["rotary", "sincos"])
+def test_with_bidirectional_attention_frames_see_later_ones(make_dit, positions):
+    model = make_dit(attention="bidirectional", positions=positions)
+    latents, timesteps, labels = inputs(model)
+    before = model(latents, timesteps, labels)
+    changed = latents.clone()
+    changed[:, -1] += 1.0
+    after = model(changed, timesteps, labels)
+    assert all(not torch.allclose(after[:, i], before[:, i]) for i in range(FRAMES))
+    one, other = (make_dit(positions=positions, depth=1, attention=a) for a in ("causal", "bidirectional"))
+    assert torch.allclose(one(latents, timesteps, labels)[:, -1], other(latents, timesteps, labels)[:, -1], atol=1e-5)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_new_model_predicts_zero(variant):
     model = DiT(DiTConfig(num_frames=FRAMES, num_tokens=2, width=16, depth=2, num_heads=2, num_classes=3, **variant))
@@ -184,6 +197,7 @@ def test_the_model_holds_its_configuration_and_nothing_but_weights(make_dit):
         ({"num_classes": -1}, "num_classes must be 0 or more"),
         ({"attention_window": 0}, r"attention_window must be in 1\.\.num_frames \(16\)"),
         ({"attention_window": 17}, r"attention_window must be in 1\.\.num_frames \(16\)"),
+        ({"attention_window": 4, "attention": "bidirectional"}, "leave it out with attention=bidirectional"),
     ],
 )
 def test_impossible_sizes(changes, message):

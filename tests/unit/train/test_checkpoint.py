@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ardiff.errors import CheckpointError
+from ardiff.train import checkpoint
 from ardiff.train.checkpoint import STATE, TrainState, load_checkpoint, save_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.optim import OptimizerConfig
@@ -27,11 +28,11 @@ def test_round_trip(engine: TorchEngine, make_dit, tmp_path: Path) -> None:
 def test_state_is_written_last(engine: TorchEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint that was interrupted while it was written is none."""
 
-    def fail(folder: Path) -> None:
-        (folder / "model.safetensors").write_bytes(b"half")
+    def fail(tensors: object, file: Path) -> None:
+        file.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "save", fail)
+    monkeypatch.setattr(checkpoint, "save_file", fail)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, engine, TrainState(1, 1, "abc"))
     assert not (tmp_path / STATE).exists()

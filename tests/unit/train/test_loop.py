@@ -1,6 +1,7 @@
 """The one loop: accumulation, resumption to the last bit, and stopping before harm is done."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.errors import TrainingError
-from ardiff.randomness import torch_generator
+from ardiff.randomness import Draws, torch_generator
 from ardiff.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, averaged_model, train
 from ardiff.train.optim import OptimizerConfig
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, Batch, DiTTask, DiTTaskConfig, Task
+from ardiff.vae.discriminator import DiscriminatorConfig
 
 FRESH = TrainState(0, 0, "key")
 
@@ -28,7 +30,7 @@ class Regression(Task):
     def __init__(self, model: nn.Module | None = None) -> None:
         self.model = model or nn.Linear(3, 1)
 
-    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         loss = (self.model(batch["x"]) - batch["y"]).square().mean()
         return loss, {"half": loss / 2}
 
@@ -39,8 +41,10 @@ class Regression(Task):
 class Recorder:
     """Keeps what it hears; writes checkpoints where it has a folder for them."""
 
-    def __init__(self, engine: TorchEngine | None = None, folder: Path | None = None) -> None:
-        self.engine, self.folder = engine, folder
+    def __init__(
+        self, engine: TorchEngine | None = None, folder: Path | None = None, critic: TorchEngine | None = None
+    ) -> None:
+        self.engine, self.folder, self.critic = engine, folder, critic
         self.losses: dict[int, float] = {}
         self.logged: dict[int, dict[str, float]] = {}
         self.sheets: dict[int, Tensor] = {}
@@ -58,7 +62,7 @@ class Recorder:
     def checkpoint(self, state: TrainState) -> None:
         self.states.append(state)
         if self.folder is not None and self.engine is not None:
-            save_checkpoint(self.folder / str(state.step), self.engine, state)
+            save_checkpoint(self.folder / str(state.step), self.engine, state, self.critic)
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -66,10 +70,9 @@ def settings(**changes: Any) -> TrainConfig:
     return TrainConfig(**{"num_steps": 6, "batch_size": 4, "ema_decay": 0.9, "optimizer": optimizer, **changes})
 
 
-def make_engine(task: Task, config: TrainConfig) -> TorchEngine:
-    return TorchEngine(
-        task.model, config.optimizer, torch.device("cpu"), config.precision, config.max_grad_norm, config.ema_decay
-    )
+def make_engine(task: Task, config: TrainConfig, model: nn.Module | None = None) -> TorchEngine:
+    model, device = model or task.model, torch.device("cpu")
+    return TorchEngine(model, config.optimizer, device, config.precision, config.max_grad_norm, config.ema_decay)
 
 
 def memory_stream(kind: str, position: int, size: int) -> Iterator[Batch]:
@@ -91,7 +94,7 @@ def memory_stream(kind: str, position: int, size: int) -> Iterator[Batch]:
 def run(task: Task, config: TrainConfig, kind: str = "regression", **arguments: Any) -> tuple[TorchEngine, Recorder]:
     engine = arguments.pop("engine", None) or make_engine(task, config)
     start = arguments.pop("start", FRESH)
-    recorder = Recorder(engine, arguments.pop("folder", None))
+    recorder = Recorder(engine, arguments.pop("folder", None), arguments.get("critic"))
     batches = arguments.pop("batches", None) or memory_stream(kind, start.samples, config.micro_batch_size)
     train(task, engine, batches, config, start, recorder, **arguments)
     return engine, recorder
@@ -186,6 +189,81 @@ def test_a_finished_run_is_left_as_it_is() -> None:
     assert all(torch.equal(p, b) for p, b in zip(task.model.parameters(), before, strict=True))
 
 
+def gan(make_vae: Any, from_step: int = 2, seed: int = 0) -> AutoencoderTask:
+    sizes = DiscriminatorConfig(width=4, depth=1)
+    config = AutoencoderTaskConfig(adversarial_weight=0.5, adversarial_from_step=from_step, discriminator=sizes)
+    task = AutoencoderTask(make_vae(seed=seed), config)
+    assert task.critic is not None
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in task.critic.parameters():
+        parameter.data.normal_(std=0.2, generator=generator)
+    return task
+
+
+def run_gan(task: AutoencoderTask, config: TrainConfig, **arguments: Any) -> tuple[list[Tensor], Recorder]:
+    """The weights of both networks after training, and what was recorded."""
+    critic = arguments.pop("critic", None) or make_engine(task, config, task.critic)
+    engine, recorder = run(task, config, "vae", critic=critic, **arguments)
+    return [*engine.model.parameters(), *critic.model.parameters()], recorder
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_adversarial_training_goes_on_to_the_last_bit(make_vae: Any, tmp_path: Path, parts: int) -> None:
+    config = settings(gradient_accumulation=parts, checkpoint_every=3)
+    unbroken, first = run_gan(gan(make_vae), config, folder=tmp_path)
+    task = gan(make_vae, seed=9)
+    engine, critic = make_engine(task, config), make_engine(task, config, task.critic)
+    state = load_checkpoint(tmp_path / "3", engine, "key", critic)
+    resumed, second = run_gan(task, config, engine=engine, critic=critic, start=state)
+    assert {s: loss for s, loss in first.losses.items() if s > 3} == second.losses
+    measured = ("samples_per_second", "data_wait_share", "tflops_per_worker", "memory_gib")
+    same = {name for name in first.logged[6] if name not in measured}
+    assert {n: first.logged[6][n] for n in same} == {n: second.logged[6][n] for n in same}
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(resumed, unbroken, strict=True))
+
+
+def test_the_critic_waits_for_its_step_and_then_learns(make_vae: Any) -> None:
+    task, config = gan(make_vae, from_step=4), settings(log_every=1)
+    assert task.critic is not None
+    seen = {0: [p.detach().clone() for p in task.critic.parameters()]}
+
+    class Watch(Recorder):
+        def progress(self, step: int, loss: float) -> None:
+            seen[step] = [p.detach().clone() for p in task.critic.parameters()]  # type: ignore[union-attr]
+            super().progress(step, loss)
+
+    watch, critic = Watch(), make_engine(task, config, task.critic)
+    batches = memory_stream("vae", 0, config.micro_batch_size)
+    train(task, make_engine(task, config), batches, config, FRESH, watch, critic=critic)
+    changed = [any(not torch.equal(a, b) for a, b in zip(seen[s], seen[s + 1], strict=True)) for s in range(6)]
+    assert changed == [False] * 4 + [True] * 2
+    assert ["critic_loss" in watch.logged[s] for s in range(1, 7)] == [False] * 4 + [True] * 2
+    assert watch.logged[6]["critic_grad_norm"] > 0
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_critic_that_is_not_finite_stops_before_any_change_of_it(make_vae: Any, what: str) -> None:
+    task, config = gan(make_vae, from_step=0), settings(checkpoint_every=1)
+    assert task.critic is not None
+    honest, calls = task.critic_loss, 0
+
+    def critic_loss() -> tuple[Tensor, dict[str, Tensor]]:
+        nonlocal calls
+        loss, parts = honest()
+        calls += 1
+        zero = next(task.critic.parameters()).sum() * 0  # type: ignore[union-attr]
+        return (loss if calls < 3 else loss + (zero.sqrt() if what == "gradient" else zero + math.nan)), parts
+
+    task.critic_loss = critic_loss  # type: ignore[method-assign]
+    expected, _ = run_gan(gan(make_vae, from_step=0), settings(num_steps=2, optimizer=OptimizerConfig()))
+    config = settings(optimizer=OptimizerConfig())
+    critic = make_engine(task, config, task.critic)
+    with pytest.raises(TrainingError, match=f"critic's {what} is"):
+        run(task, config, "vae", critic=critic)
+    count = len(list(task.critic.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(task.critic.parameters(), expected[-count:], strict=True))
+
+
 class Spoilt(Regression):
     """Goes wrong at the third step, in its second part."""
 
@@ -193,8 +271,8 @@ class Spoilt(Regression):
         super().__init__(regression().model)
         self.what, self.calls = what, 0
 
-    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, parts = super().loss(batch, step, generator)
+    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = super().loss(batch, step, draws)
         self.calls += 1
         if self.calls == 6:
             assert step == 2
@@ -212,9 +290,9 @@ class Spoilt(Regression):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("nan", "The loss is nan at step 2"),
-        ("inf", "The loss is inf at step 2"),
-        ("gradient", "gradient is not finite"),
+        ("nan", "The loss is nan at step 2 on worker 0, samples 8 to 11"),
+        ("inf", "The loss is inf at step 2 on worker 0"),
+        ("gradient", "gradient is not finite at step 2, samples 8 to 11"),
     ],
 )
 def test_what_is_not_finite_stops_before_any_change(what: str, message: str) -> None:
@@ -243,22 +321,22 @@ def test_data_that_ends_is_an_error(parts: int) -> None:
 
 
 def test_noise_differs_between_steps_and_parts() -> None:
-    draws: list[float] = []
+    seen: list[float] = []
 
     class Spy(Regression):
-        def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-            draws.append(float(torch.rand(1, generator=generator)))
-            return super().loss(batch, step, generator)
+        def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+            seen.append(float(draws(len(batch["x"]), lambda n, g: torch.rand(n, generator=g))[0]))
+            return super().loss(batch, step, draws)
 
     run(Spy(), settings(gradient_accumulation=2, seed=1))
-    assert len(set(draws)) == 12
-    again = list(draws)
-    draws.clear()
+    assert len(set(seen)) == 12
+    again = list(seen)
+    seen.clear()
     run(Spy(), settings(gradient_accumulation=2, seed=1))
-    assert draws == again
-    draws.clear()
+    assert seen == again
+    seen.clear()
     run(Spy(), settings(gradient_accumulation=2, seed=2))
-    assert not set(draws) & set(again)
+    assert not set(seen) & set(again)
 
 
 def test_averaged_model_is_a_copy_for_evaluation() -> None:
@@ -295,5 +373,97 @@ def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
         settings(**changes)
 
 
+@pytest.mark.parametrize(("schedule", "bound"), [("constant", False), ("drop", False), ("cosine", True)])
+def test_the_number_of_steps_belongs_to_the_recipe_where_the_schedule_needs_it(schedule: str, bound: bool) -> None:
+    law = OptimizerConfig(schedule=schedule)  # type: ignore[arg-type]
+    recipes = [settings(num_steps=steps, optimizer=law).recipe for steps in (6, 7)]
+    assert (recipes[0] != recipes[1]) == bound
+
+
 def test_micro_batches() -> None:
     assert settings(batch_size=12, gradient_accumulation=3).micro_batch_size == 4
+
+
+class Failing(Regression):
+    """Raises at the second step."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        if step == 1:
+            raise self.error
+        return super().loss(batch, step, draws)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_running_out_of_memory_says_where_and_what_to_change(error: Exception) -> None:
+    with pytest.raises(TrainingError, match=r"Worker 0 ran out of memory at step 1: .*gradient_accumulation.*stage"):
+        run(Failing(error), settings())
+
+
+def test_other_failures_say_where() -> None:
+    with pytest.raises(KeyError) as caught:
+        run(Failing(KeyError("lost")), settings())
+    assert caught.value.__notes__ == ["worker 0, step 1"]
+
+
+class Jumping(Regression):
+    """Its loss is 1, and 10 at one step."""
+
+    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.model.weight.sum() * 0 + (10.0 if step == 130 else 1.0), {}
+
+
+def test_a_spike_stops_before_its_update() -> None:
+    config = settings(num_steps=140, max_loss_ratio=5.0)
+    with pytest.raises(TrainingError, match=r"jumped to 10 at step 130, from a median of 1 .* samples 520 to 523"):
+        run(Jumping(), config)
+    run(Jumping(), settings(num_steps=140, max_loss_ratio=20.0))
+    run(Jumping(), settings(num_steps=140))
+
+
+def test_losses_by_frame_and_timestep_are_means_of_their_kind(make_dit: Any, make_vae: Any) -> None:
+    _, recorder = run(make_task("dit", make_dit, make_vae), settings(log_every=1, gradient_accumulation=2), "dit")
+    for logged in recorder.logged.values():
+        frames = [logged[f"loss_frame_{f:02d}"] for f in range(4)]
+        assert sum(frames) / 4 == pytest.approx(logged["loss"], rel=1e-5)
+        ranges = [value for name, value in logged.items() if name.startswith("loss_t_")]
+        assert min(ranges) <= logged["loss"] <= max(ranges)
+
+
+def test_what_is_measured() -> None:
+    _, recorder = run(regression(), settings(log_every=1, peak_tflops=1e-6))
+    logged = recorder.logged[6]
+    assert 0 <= logged["data_wait_share"] <= 1
+    assert logged["memory_gib"] > 0.01
+    assert logged["tflops_per_worker"] == pytest.approx(1e-6 * logged["mfu"])
+    forward = 2 * 4 * 3  # multiplications and additions of 4 samples, 3 inputs each
+    seconds = 4 / logged["samples_per_second"]
+    assert logged["tflops_per_worker"] == pytest.approx(3 * forward / seconds / 1e12)
+
+
+def test_fp16_skips_what_overflows_until_its_scale_fits(tmp_path: Path) -> None:
+    config = settings(num_steps=30, precision="fp16", checkpoint_every=12)
+    engine, _ = run(regression(), config, folder=tmp_path)
+    exact, _ = run(regression(), settings(num_steps=30))
+    assert torch.allclose(engine.model.weight, exact.model.weight, rtol=0, atol=0.05)
+    assert not torch.allclose(engine.model.weight, regression().model.weight, rtol=0, atol=0.05)
+    task = Regression()
+    resumed = make_engine(task, config)
+    state = load_checkpoint(tmp_path / "12", resumed, "key")
+    assert resumed.scaler.get_scale() < 2**16  # what it starts with overflowed
+    run(task, config, engine=resumed, start=state)
+    assert torch.equal(resumed.model.weight, engine.model.weight)
+
+
+def test_fp16_gives_up_when_nothing_fits() -> None:
+    class Steep(Regression):
+        def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+            return (self.model.weight.sum() * 0).sqrt(), {}
+
+    with pytest.raises(TrainingError, match="gradient is not finite at step 50"):
+        run(Steep(), settings(num_steps=60, precision="fp16"))

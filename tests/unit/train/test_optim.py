@@ -71,13 +71,31 @@ def test_cosine_starts_after_the_warm_up() -> None:
     assert learning_rate_factor(config, 0, 5) == pytest.approx(1 / 11)  # a run shorter than its warm-up
 
 
+def test_drop_has_two_constant_phases() -> None:
+    config = OptimizerConfig(schedule="drop", drop_step=3, drop_factor=0.05)
+    assert [learning_rate_factor(config, step, 5) for step in range(5)] == [1.0, 1.0, 1.0, 0.05, 0.05]
+    paper = OptimizerConfig(schedule="drop")
+    rates = [paper.lr * learning_rate_factor(paper, step, 150_000) for step in (0, 99_999, 100_000, 149_999)]
+    assert rates == pytest.approx([2e-4, 2e-4, 1e-5, 1e-5])  # Sec. 4.1
+
+
 def test_unknown_law() -> None:
     config = OptimizerConfig(schedule="step")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown schedule 'step'"):
         learning_rate_factor(config, 0, 1)
 
 
-@pytest.mark.parametrize("changes", [{"lr": 0.0}, {"muon_lr": -1.0}, {"warmup_steps": -1}, {"weight_decay": -0.1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr": 0.0},
+        {"muon_lr": -1.0},
+        {"warmup_steps": -1},
+        {"weight_decay": -0.1},
+        {"drop_step": -1},
+        {"drop_factor": 0.0},
+    ],
+)
 def test_impossible_settings(changes):
     with pytest.raises(ValueError, match="must"):
         OptimizerConfig(**changes)

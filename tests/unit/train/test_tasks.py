@@ -4,17 +4,25 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.process import DiffusionConfig
+from ardiff.metrics.lpips import LPIPS
+from ardiff.randomness import Draws
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig, Task
+from ardiff.vae.discriminator import DiscriminatorConfig
 
 STATISTICS = LatentStatistics([[0.5, 0.0, -0.5, 1.0]] * 2, 2.0)
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def draws(seed: int = 0) -> Draws:
+    return Draws(generator(seed))
 
 
 def clips() -> dict[str, torch.Tensor]:
@@ -50,7 +58,7 @@ def test_autoencoder_loss_is_its_parts(make_vae):
     output, posterior = model(video, noise)
     for kind, distance in (("mse", (output - video).square().mean()), ("l1", (output - video).abs().mean())):
         task = AutoencoderTask(model, AutoencoderTaskConfig(reconstruction=kind, kl_weight=0.25))
-        loss, parts = task.loss(clips(), 0, generator())
+        loss, parts = task.loss(clips(), 0, draws())
         assert float(parts["reconstruction"]) == pytest.approx(float(distance), rel=1e-5)
         assert float(parts["kl"]) == pytest.approx(float(posterior.kl()), rel=1e-5)
         assert float(loss) == pytest.approx(float(distance + 0.25 * posterior.kl()), rel=1e-5)
@@ -59,13 +67,74 @@ def test_autoencoder_loss_is_its_parts(make_vae):
 def test_autoencoder_reads_the_past_from_its_step_on(make_vae):
     model = make_vae()
     task = AutoencoderTask(model, AutoencoderTaskConfig(temporal_from_step=3))
-    losses = [float(task.loss(clips(), step, generator())[0]) for step in range(5)]
+    losses = [float(task.loss(clips(), step, draws())[0]) for step in range(5)]
     assert len({losses[0], losses[1], losses[2]}) == len({losses[3], losses[4]}) == 1
     assert losses[2] != losses[3]
-    task.loss(clips(), 2, generator())[0].backward()
+    task.loss(clips(), 2, draws())[0].backward()
     assert model.decoder.temporal[0].query.weight.grad is None
-    task.loss(clips(), 3, generator())[0].backward()
+    task.loss(clips(), 3, draws())[0].backward()
     assert model.decoder.temporal[0].query.weight.grad is not None
+
+
+def adversarial_task(model: torch.nn.Module, **settings: Any) -> AutoencoderTask:
+    sizes = DiscriminatorConfig(width=4, depth=1)
+    task = AutoencoderTask(model, AutoencoderTaskConfig(adversarial_weight=0.5, discriminator=sizes, **settings))  # type: ignore[arg-type]
+    assert task.critic is not None
+    for parameter in task.critic.parameters():
+        parameter.data.normal_(std=0.2, generator=generator(parameter.numel()))
+    return task
+
+
+def test_the_adversarial_loss_is_weighted_adaptively_from_its_step_on(make_vae):
+    model = make_vae()
+    task = adversarial_task(model, adversarial_from_step=3)
+    plain, _ = AutoencoderTask(model, AutoencoderTaskConfig()).loss(clips(), 2, draws())
+    before, parts = task.loss(clips(), 2, draws())
+    assert float(before.detach()) == float(plain.detach())
+    assert "adversarial" not in parts
+    after, parts = task.loss(clips(), 3, draws())
+    expected = float(plain) + 0.5 * float(parts["adaptive_weight"]) * float(parts["adversarial"])
+    assert float(after) == pytest.approx(expected, rel=1e-5)
+    weight, gradients = model.decoder.patch_out.weight, []
+    for part in (parts["reconstruction"], parts["adversarial"]):
+        gradients.append(torch.autograd.grad(part, weight, retain_graph=True)[0].norm())
+    assert float(parts["adaptive_weight"]) == pytest.approx(float(gradients[0] / (gradients[1] + 1e-4)), rel=1e-4)
+
+
+def test_the_perceptual_loss_counts_as_reconstruction(make_vae, tmp_path):
+    lpips = LPIPS("alex")
+    for parameter in lpips.parameters():
+        parameter.data.normal_(std=0.05, generator=generator(parameter.numel()))
+    save_file(lpips.state_dict(), tmp_path / "lpips.safetensors")
+    batch = {"video": clips()["video"].repeat_interleave(2, 2).repeat_interleave(2, 3)}
+    model = make_vae(resolution=32)
+    plain, _ = AutoencoderTask(model, AutoencoderTaskConfig()).loss(batch, 0, draws())
+    config = AutoencoderTaskConfig(perceptual_weight=2.0, perceptual_weights=str(tmp_path / "lpips.safetensors"))
+    task = AutoencoderTask(model, config)
+    loss, parts = task.loss(batch, 0, draws())
+    assert float(parts["perceptual"]) > 0
+    assert float(loss) == pytest.approx(float(plain) + 2 * float(parts["perceptual"]), rel=1e-5)
+
+
+def test_neither_loss_reaches_the_other_network(make_vae):
+    model = make_vae()
+    task = adversarial_task(model)
+    task.loss(clips(), 0, draws())[0].backward()
+    assert all(p.grad is None for p in task.critic.parameters())  # type: ignore[union-attr]
+    slopes = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    loss, parts = task.critic_loss()
+    loss.backward()
+    assert all(p.grad is not None for p in task.critic.parameters())  # type: ignore[union-attr]
+    for parameter, slope in zip(model.parameters(), slopes, strict=True):
+        assert (slope is None and parameter.grad is None) or torch.equal(parameter.grad, slope)
+    assert set(parts) == {"critic_real", "critic_fake"}
+
+
+def test_without_a_weight_there_is_no_critic(make_vae):
+    task = AutoencoderTask(make_vae(), AutoencoderTaskConfig())
+    assert task.critic is None
+    with pytest.raises(NotImplementedError):
+        Task.critic_loss(task)
 
 
 def test_autoencoder_samples_stand_above_their_reconstruction(make_vae):
@@ -82,7 +151,7 @@ def test_dit_sees_normalised_latents_corrupted_to_its_timesteps() -> None:
     batch = latents()
     x0 = (batch["latents"] - torch.tensor(STATISTICS.mean)) / 2.0
     model = Perfect(x0)
-    loss, parts = dit_task(model, class_dropout=0.0).loss(batch, 0, generator())
+    loss, parts = dit_task(model, class_dropout=0.0).loss(batch, 0, draws())
     assert float(loss) == 0.0
     ((x_t, timesteps, labels),) = model.calls
     assert labels.tolist() == batch["label"].tolist()
@@ -99,20 +168,20 @@ def test_dit_is_trained_on_the_configured_target(prediction: str) -> None:
     batch, diffusion = latents(), DiffusionConfig(prediction=prediction)  # type: ignore[arg-type]
     x0 = STATISTICS.normalise(batch["latents"])
     spy = Perfect(x0)
-    dit_task(spy, diffusion).loss(batch, 0, generator())
+    dit_task(spy, diffusion).loss(batch, 0, draws())
     x_t, timesteps, _ = spy.calls[0]
     abar = diffusion.alphas_cumprod()[timesteps][..., None, None]
     eps = (x_t - abar.sqrt() * x0) / (1 - abar).sqrt()
     target = eps if prediction == "eps" else abar.sqrt() * eps - (1 - abar).sqrt() * x0
-    assert float(dit_task(Perfect(target.float()), diffusion).loss(batch, 0, generator())[0]) < 1e-6
-    assert float(dit_task(Perfect(target.float() + 1), diffusion).loss(batch, 0, generator())[0]) == pytest.approx(1)
+    assert float(dit_task(Perfect(target.float()), diffusion).loss(batch, 0, draws())[0]) < 1e-6
+    assert float(dit_task(Perfect(target.float() + 1), diffusion).loss(batch, 0, draws())[0]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("law", ["fopp", "synchronous", "independent", "uniform_from_first"])
 def test_dit_draws_timesteps_by_the_configured_law(law: str) -> None:
     batch = latents(64)
     model = Perfect(batch["latents"])
-    dit_task(model, DiffusionConfig(timestep_law=law)).loss(batch, 0, generator())  # type: ignore[arg-type]
+    dit_task(model, DiffusionConfig(timestep_law=law)).loss(batch, 0, draws())  # type: ignore[arg-type]
     differences = model.calls[0][1].diff(dim=1)
     assert bool((differences < 0).any()) == (law == "independent")
     assert bool((differences == 0).all()) == (law == "synchronous")
@@ -122,11 +191,47 @@ def test_dit_draws_timesteps_by_the_configured_law(law: str) -> None:
 def test_class_dropout_puts_the_null_class(share: float) -> None:
     batch = latents(600)
     model = Perfect(batch["latents"])
-    dit_task(model, class_dropout=share).loss(batch, 0, generator())
+    dit_task(model, class_dropout=share).loss(batch, 0, draws())
     labels = model.calls[0][2]
     dropped = labels == model.null_class
     assert abs(float(dropped.float().mean()) - share) < (0.06 if 0 < share < 1 else 1e-9)
     assert torch.equal(labels[~dropped], batch["label"][~dropped])
+
+
+def test_a_model_without_classes_sees_no_label(make_dit):
+    model = make_dit(num_classes=0, num_frames=5)
+    batch = latents()  # of data with three classes
+    losses = [
+        float(dit_task(model, class_dropout=0.0).loss({**batch, "label": labels}, 0, draws())[0])
+        for labels in (batch["label"], torch.zeros(4, dtype=torch.int64))
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 2.0])
+def test_noise_is_clipped(clip: float) -> None:
+    batch, diffusion = latents(64), DiffusionConfig()
+    x0, seen = STATISTICS.normalise(batch["latents"]), []
+    for limit in (0.0, clip):
+        spy = Perfect(x0)
+        dit_task(spy, diffusion, noise_clip=limit).loss(batch, 0, draws())
+        x_t, timesteps, _ = spy.calls[0]
+        abar = diffusion.alphas_cumprod()[timesteps][..., None, None]
+        seen.append((x_t - abar.sqrt() * x0) / (1 - abar).sqrt())
+    expected = seen[0].clamp(-clip, clip) if clip else seen[0]
+    assert torch.allclose(seen[1], expected, atol=1e-3)
+    assert float(seen[0].abs().max()) > 2.5
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_dit_trains_and_samples_with_either_attention(make_dit, attention: str) -> None:
+    model = make_dit(num_frames=5, attention=attention)
+    task = DiTTask(model, DiTTaskConfig(), DiffusionConfig(), STATISTICS, lambda z: z.new_zeros(*z.shape[:2], 3, 4, 4))
+    task.loss(latents(), 0, draws())[0].backward()
+    assert all(p.grad is not None for p in model.parameters())
+    videos = task.samples(model)
+    assert videos is not None
+    assert videos.shape == (3, 5, 4, 4, 3)
 
 
 def test_dit_samples_one_video_per_class(make_dit):
@@ -163,7 +268,7 @@ def test_the_generator_is_the_only_source_of_randomness(make_dit, make_vae):
     ]
     for task, batch in tasks:
         state = torch.get_rng_state()
-        first, second, other = (float(task.loss(batch, 0, generator(seed))[0]) for seed in (1, 1, 2))
+        first, second, other = (float(task.loss(batch, 0, draws(seed))[0]) for seed in (1, 1, 2))
         assert first == second != other
         assert torch.equal(torch.get_rng_state(), state)
 
@@ -173,16 +278,46 @@ def test_the_generator_is_the_only_source_of_randomness(make_dit, make_vae):
     [
         (AutoencoderTaskConfig, {"kl_weight": -1.0}),
         (AutoencoderTaskConfig, {"temporal_from_step": -1}),
+        (AutoencoderTaskConfig, {"adversarial_weight": -1.0}),
+        (AutoencoderTaskConfig, {"perceptual_weight": -1.0}),
+        (AutoencoderTaskConfig, {"perceptual_weight": 1.0}),
+        (AutoencoderTaskConfig, {"adversarial_from_step": -1}),
         (DiTTaskConfig, {"class_dropout": 1.5}),
         (DiTTaskConfig, {"class_dropout": -0.1}),
+        (DiTTaskConfig, {"noise_clip": -1.0}),
     ],
 )
 def test_impossible_settings(make, settings):
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=r"must|needs"):
         make(**settings)
 
 
 def test_unknown_reconstruction_loss(make_vae):
     task = AutoencoderTask(make_vae(), AutoencoderTaskConfig(reconstruction="ssim"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown reconstruction loss 'ssim'"):
-        task.loss(clips(), 0, generator())
+        task.loss(clips(), 0, draws())
+
+
+def test_draws_are_cut_from_those_of_the_whole_batch() -> None:
+    def draw(count: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(count, 3, generator=generator)
+
+    whole = draws()(6, draw)
+    cut = [Draws(generator(), 6, first)(2, draw) for first in (0, 2, 4)]
+    assert torch.equal(torch.cat(cut), whole)
+
+
+@pytest.mark.parametrize("kind", ["dit", "vae"])
+def test_the_loss_of_a_batch_is_the_mean_over_its_parts(make_dit, make_vae, kind: str) -> None:
+    batch = latents(6) if kind == "dit" else {"video": clips()["video"].repeat(3, 1, 1, 1, 1)}
+    task = (
+        dit_task(make_dit(), class_dropout=0.5)
+        if kind == "dit"
+        else AutoencoderTask(make_vae(), AutoencoderTaskConfig())
+    )
+    whole, _ = task.loss(batch, 0, draws())
+    parts = [
+        task.loss({k: v[first : first + 2] for k, v in batch.items()}, 0, Draws(generator(), 6, first))[0]
+        for first in (0, 2, 4)
+    ]
+    assert float(sum(parts)) / 3 == pytest.approx(float(whole), rel=1e-5)

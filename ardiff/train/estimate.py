@@ -1,0 +1,245 @@
+"""Memory and time of a training step before there is a cluster: what each ZeRO stage takes on every GPU.
+
+Operations and activations are counted on models of one and two blocks whose tensors have shapes but no memory, and
+drawn out to the full depth, in which both are linear. So the counts follow the code that runs. `docs/scaling.md` has
+the formulas and the figures for the paper's sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from ardiff.dit import DiT, DiTConfig
+from ardiff.vae import ARAutoencoder, AutoencoderConfig
+
+STAGES = (0, 1, 2, 3)
+MASTER_BYTES = 16
+"""Per parameter: weight, two moments and average in float32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EstimateConfig:
+    """A model, a batch and a machine. The defaults are the paper's AR-DiT on its eight A800 GPUs."""
+
+    model: Literal["dit", "vae"] = "dit"
+    """Which of the two models is trained."""
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    """Sizes of the AR-DiT."""
+    vae: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """Sizes of the AR-VAE."""
+    num_frames: int = 16
+    """Frames of a clip; 1 in the AR-VAE's first two stages."""
+    micro_batch_size: int = 16
+    """Clips per forward pass and GPU."""
+    gradient_accumulation: int = 8
+    """Forward passes per update."""
+    num_gpus: int = 8
+    """GPUs that share the work."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of the forward and backward pass."""
+    activation_checkpointing: bool = False
+    """Compute blocks again in the backward pass instead of keeping their activations."""
+    gpu_memory_gib: float = 40.0
+    """Memory of one GPU, in GiB; a tenth is left to workspaces and fragmentation."""
+    peak_tflops: float = 312.0
+    """What one GPU can do at most in this precision, in 10^12 operations per second (A100 and A800: 312 in bf16)."""
+    utilisation: float = 0.4
+    """Share of the peak that training reaches: an assumption, measure it."""
+    bandwidth_gb: float = 200.0
+    """Rate at which a GPU exchanges data with the others, in 10^9 bytes per second (A800: 400 in both directions)."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_frames, self.micro_batch_size, self.gradient_accumulation, self.num_gpus) < 1:
+            raise ValueError("num_frames, micro_batch_size, gradient_accumulation and num_gpus must be at least 1")
+        if min(self.gpu_memory_gib, self.peak_tflops, self.bandwidth_gb) <= 0 or not 0 < self.utilisation <= 1:
+            raise ValueError("gpu_memory_gib, peak_tflops and bandwidth_gb must be above 0, utilisation in (0, 1]")
+
+    @property
+    def element_bytes(self) -> int:
+        """Size of an element of the activations. Autocast keeps normalisations in float32 on GPUs: not counted."""
+        return 2 if self.precision == "bf16" else 4
+
+
+@dataclass(frozen=True, slots=True)
+class StepCounts:
+    """What a forward pass over one micro-batch takes."""
+
+    parameters: int
+    flops: float
+    """Operations of the forward pass; a multiplication and an addition are two."""
+    activations: float
+    """Bytes kept for the backward pass."""
+    block_activations: float
+    """Of these, bytes of one block."""
+    block_input: float
+    """Bytes of one block's input: what activation checkpointing keeps instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageEstimate:
+    """A training step on one GPU under one ZeRO stage."""
+
+    stage: int
+    states: float
+    """Bytes of weights, gradients, optimizer state and average."""
+    activations: float
+    """Bytes kept for the backward pass."""
+    compute_seconds: float
+    exchange_seconds: float
+    """Upper bound of the time that exchanging weights and gradients adds: nothing is hidden behind computation."""
+
+    @property
+    def memory(self) -> float:
+        """Bytes in all."""
+        return self.states + self.activations
+
+
+def state_bytes(parameters: int, stage: int, num_gpus: int, precision: str) -> float:
+    """Bytes per GPU of weights, gradients, optimizer state and average (Rajbhandari et al., 2020, with the average).
+
+    Stage 0 computes on the float32 weights themselves; the others keep a copy in the type of the computation, and
+    gradients of that type.
+    """
+    weight = gradient = 2 if precision == "bf16" else 4
+    match stage:
+        case 0:
+            return (MASTER_BYTES + 4) * parameters
+        case 1:
+            return (weight + gradient + MASTER_BYTES / num_gpus) * parameters
+        case 2:
+            return (weight + (gradient + MASTER_BYTES) / num_gpus) * parameters
+        case 3:
+            return (weight + gradient + MASTER_BYTES) / num_gpus * parameters
+        case _:
+            raise ValueError(f"there is no ZeRO stage {stage}")
+
+
+def exchanged_bytes(parameters: int, stage: int, num_gpus: int, precision: str, gradient_accumulation: int) -> float:
+    """Bytes that a GPU sends in an update, in ring collectives.
+
+    Stages 0 and 1 reduce the gradients once an update, stage 2 after every forward pass, as it keeps no whole ones;
+    stages 1 and 2 gather the updated weights once. Stage 3 gathers the weights twice in every pass.
+    """
+    size = 4 if precision == "fp32" or stage == 0 else 2
+    whole = size * parameters * (num_gpus - 1) / num_gpus
+    match stage:
+        case 0 | 1:
+            return 2 * whole
+        case 2:
+            return (gradient_accumulation + 1) * whole
+        case 3:
+            return 3 * gradient_accumulation * whole
+        case _:
+            raise ValueError(f"there is no ZeRO stage {stage}")
+
+
+def count_step(config: EstimateConfig) -> StepCounts:
+    """Counts operations and activations of a forward pass over one micro-batch, with its mean squared error."""
+    sizes: AutoencoderConfig | DiTConfig = config.dit if config.model == "dit" else config.vae
+    one, two = (_count(config, dataclasses.replace(sizes, depth=depth)) for depth in (1, 2))
+    parameters, flops, activations = (a + (b - a) * (sizes.depth - 1) for a, b in zip(one, two, strict=True))
+    frames = config.micro_batch_size * config.num_frames
+    if config.model == "dit":
+        block_inputs, tokens = 1, config.dit.num_tokens
+    else:
+        block_inputs, tokens = 2, (config.vae.resolution // config.vae.patch_size) ** 2 + config.vae.num_tokens
+    block_input = float(block_inputs * frames * tokens * sizes.width * config.element_bytes)
+    return StepCounts(int(parameters), flops, activations, two[2] - one[2], block_input)
+
+
+def estimate(config: EstimateConfig) -> list[StageEstimate]:
+    """Memory per GPU and time of an update under every ZeRO stage."""
+    counts = count_step(config)
+    sizes: AutoencoderConfig | DiTConfig = config.dit if config.model == "dit" else config.vae
+    activations, passes = counts.activations, 3.0  # the backward pass takes twice the operations of the forward
+    if config.activation_checkpointing:
+        rest = counts.activations - sizes.depth * counts.block_activations
+        activations = rest + sizes.depth * counts.block_input + counts.block_activations
+        passes = 4.0
+    compute = passes * counts.flops * config.gradient_accumulation / (config.peak_tflops * 1e12 * config.utilisation)
+    found = []
+    for stage in STAGES:
+        states = state_bytes(counts.parameters, stage, config.num_gpus, config.precision)
+        sent = exchanged_bytes(
+            counts.parameters, stage, config.num_gpus, config.precision, config.gradient_accumulation
+        )
+        found.append(StageEstimate(stage, states, activations, compute, sent / (config.bandwidth_gb * 1e9)))
+    return found
+
+
+def recommended(config: EstimateConfig, stages: list[StageEstimate]) -> StageEstimate | None:
+    """The stage to choose: the fastest of those that fit in nine tenths of the memory, the lower on a tie."""
+    room = 0.9 * config.gpu_memory_gib * 2**30
+    fitting = [s for s in stages if s.memory <= room]
+    return min(fitting, key=lambda s: (s.compute_seconds + s.exchange_seconds, s.stage), default=None)
+
+
+def run(config: EstimateConfig) -> None:
+    """Prints the table."""
+    counts, stages = count_step(config), estimate(config)
+    choice = recommended(config, stages)
+    print(
+        f"{counts.parameters / 1e6:.1f} M parameters, {counts.flops / 1e12:.2f} TFLOP forward and "
+        f"{counts.activations / 2**30:.1f} GiB of activations per micro-batch of {config.micro_batch_size}"
+    )
+    print("ZeRO stage   states GiB   activations GiB   all GiB   compute s   exchange s (at most)")
+    for s in stages:
+        mark = "  <- choose" if s == choice else ""
+        print(
+            f"{s.stage:10d} {s.states / 2**30:12.1f} {s.activations / 2**30:17.1f} {s.memory / 2**30:9.1f} "
+            f"{s.compute_seconds:11.2f} {s.exchange_seconds:12.2f}{mark}"
+        )
+    if choice is None:
+        print("No stage fits: set activation_checkpointing=true, a smaller micro_batch_size, or offload the optimizer.")
+
+
+def _count(config: EstimateConfig, sizes: AutoencoderConfig | DiTConfig) -> tuple[float, float, float]:
+    """Parameters, operations of a forward pass, and bytes it keeps, of a model whose tensors have no memory."""
+    with FakeTensorMode():
+        model: nn.Module = DiT(sizes) if isinstance(sizes, DiTConfig) else ARAutoencoder(sizes)
+        flops, kept = count_forward(model, config.micro_batch_size, config.num_frames)
+    return float(sum(p.numel() for p in model.parameters())), float(flops), kept * config.element_bytes / 4
+
+
+def count_forward(model: nn.Module, batch_size: int, num_frames: int) -> tuple[int, int]:
+    """Operations of a forward pass of an AR-DiT or AR-VAE with its loss, and bytes of float32 kept for the backward."""
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    with (
+        FlopCounterMode(display=False, custom_mapping=attention) as counter,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        if isinstance(model, DiT):
+            shape = (batch_size, num_frames, model.config.num_tokens, model.config.token_dim)
+            timesteps = torch.zeros(batch_size, num_frames, dtype=torch.int64)
+            target = torch.zeros(shape)
+            output = model(torch.zeros(shape), timesteps, timesteps[:, 0])
+        else:
+            assert isinstance(model, ARAutoencoder)
+            side = model.config.resolution
+            target = torch.zeros(batch_size, num_frames, 3, side, side)
+            noise = torch.zeros(batch_size, num_frames, model.config.num_tokens, model.config.token_dim)
+            output, _ = model(target, noise, temporal=num_frames > 1)
+        nn.functional.mse_loss(output, target)
+    return counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values())
+
+
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *arguments: Any, out_shape: Any = None, **options: Any
+) -> int:
+    return int(sdpa_flop_count(query, key, value))

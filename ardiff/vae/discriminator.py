@@ -1,0 +1,55 @@
+"""The discriminator of the adversarial stage: scores every patch of a frame (Isola et al., 2017).
+
+Shapes: N packed frames, H W pixels.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiscriminatorConfig:
+    """Sizes of the discriminator; the defaults are the usual 70 x 70 patches."""
+
+    width: int = 64
+    """Channels of the first layer; they double with every halving of the frame, up to eightfold."""
+    depth: int = 3
+    """Layers that halve the frame."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.depth < 1:
+            raise ValueError("width and depth of the discriminator must be at least 1")
+
+
+class PatchDiscriminator(nn.Module):
+    """Frames ``(N, 3, H, W)`` in [-1, 1] to scores of overlapping patches ``(N, 1, h, w)``: high means real.
+
+    It normalises by groups of channels instead of by the batch: a frame's scores depend neither on the other frames nor
+    on the number of workers, and there are no statistics beside the weights.
+    """
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        channels = [config.width * min(2**i, 8) for i in range(config.depth + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i, (narrow, wide) in enumerate(itertools.pairwise(channels), start=1):
+            stride = 2 if i < config.depth else 1
+            convolution = nn.Conv2d(narrow, wide, 4, stride=stride, padding=1, bias=False)
+            layers += [convolution, nn.GroupNorm(_groups(wide), wide), nn.LeakyReLU(0.2)]
+        layers.append(nn.Conv2d(channels[-1], 1, 4, stride=1, padding=1))
+        self.layers = nn.Sequential(*layers)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.layers(frames)
+
+
+def _groups(channels: int) -> int:
+    """The largest number of groups up to 32 that divides ``channels``."""
+    return next(n for n in range(min(32, channels), 0, -1) if channels % n == 0)

@@ -1,0 +1,68 @@
+"""Adversarial losses of the AR-VAE (Sec. 4.1, second stage), as in taming transformers (Esser et al., 2021).
+
+Shapes: N packed frames, P patches a frame, I and O input and output channels of the decoder's last layer.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from einops import einsum
+from torch import Tensor, nn
+
+from ardiff.train import workers
+
+
+def hinge_critic_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """What the discriminator minimises: scores of real frames should exceed 1, those of decoded ones fall below -1.
+
+    ``real`` and ``fake`` are its scores, of any shape (Lim and Ye, 2017); returns a scalar.
+    """
+    return 0.5 * (nn.functional.relu(1.0 - real).mean() + nn.functional.relu(1.0 + fake).mean())
+
+
+def hinge_generator_loss(fake: Tensor) -> Tensor:
+    """What the autoencoder minimises besides: decoded frames should score high. Returns a scalar."""
+    return -fake.mean()
+
+
+class LayerRecord:
+    """Input ``(N, P, I)`` and output ``(N, P, O)`` of a linear layer's last call, still in the graph."""
+
+    input: Tensor
+    output: Tensor
+
+
+@contextlib.contextmanager
+def recorded(layer: nn.Module) -> Iterator[LayerRecord]:
+    """Within the context, what goes through ``layer`` is kept in the record it gives."""
+    record = LayerRecord()
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        record.input, record.output = inputs[0], output
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        yield record
+    finally:
+        handle.remove()
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: LayerRecord, limit: float = 1e4) -> Tensor:
+    """The factor that makes the adversarial loss pull as hard on the decoder's last layer as the reconstruction does.
+
+    Esser et al. (2021), Eq. 7: the ratio of the norms of both losses' gradients with respect to the layer's weight.
+    They are computed from the gradients of its output and its input, so the weight itself may lie elsewhere in
+    pieces (ZeRO stage 3), and nothing is accumulated. All workers get the same factor, that of the samples which they
+    hold together; parts of a batch (``gradient_accumulation``) have one each.
+
+    Returns:
+        A scalar without graph, in ``[0, limit]``.
+    """
+    inputs, norms = last.input.detach().float(), []
+    for loss in (reconstruction, adversarial):
+        (slope,) = torch.autograd.grad(loss, last.output, retain_graph=True)
+        gradient = einsum(slope.float(), inputs, "n p o, n p i -> o i")
+        workers.average_([gradient])
+        norms.append(gradient.norm())
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, limit)

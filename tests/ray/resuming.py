@@ -1,0 +1,53 @@
+"""What the tests of interrupted training share: where a run is, and whether two ended alike."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from ardiff.train.checkpoint import PARTS
+
+
+def wait_for_checkpoint(process: Any, folder: Path) -> int:
+    """Waits until Ray has registered a checkpoint of the running job, and says of which step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        try:
+            return int(snapshot(folder)["metrics"]["step"])
+        except (OSError, ValueError, TypeError):  # none yet, or half of one
+            time.sleep(0.02)
+    raise AssertionError("no checkpoint in two minutes")
+
+
+def snapshot(folder: Path) -> dict[str, Any]:
+    """The latest checkpoint that Ray knows of."""
+    found = json.loads((folder / "ray" / "checkpoint_manager_snapshot.json").read_text())
+    latest: dict[str, Any] = found["latest_checkpoint_result"]
+    return latest
+
+
+def assert_equal_files(one: Path, other: Path) -> None:
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+    assert one.read_bytes() == other.read_bytes()
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The folder of the latest checkpoint that Ray knows of."""
+    return folder / "ray" / str(snapshot(folder)["checkpoint_dir_name"])
+
+
+def assert_equal_checkpoints(one: Path, other: Path) -> None:
+    """The last checkpoints of two runs hold the same bits."""
+    ends = [last_checkpoint(run) for run in (one, other)]
+    files = sorted(file.name for part in PARTS for file in ends[0].glob(f"{part}-*.safetensors"))
+    assert files
+    for name in files:
+        assert_equal_files(ends[0] / name, ends[1] / name)
+    assert (ends[0] / "state.json").read_text() == (ends[1] / "state.json").read_text()

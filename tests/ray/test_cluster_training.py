@@ -1,0 +1,123 @@
+"""Training on two workers: killed workers, checkpoints on other numbers of workers, export, and what goes wrong."""
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from resuming import assert_equal_checkpoints, assert_equal_files, last_checkpoint, snapshot, wait_for_checkpoint
+from safetensors.torch import load_file
+
+from ardiff.cli import main
+from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.train.checkpoint import Shards
+
+pytestmark = pytest.mark.ray
+
+STEPS = 120
+SIZES = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+SETTINGS = [
+    *[f"dit.{name}={value}" for name, value in SIZES.items()],
+    "files_per_chunk=2",
+    "train.batch_size=8",
+    f"train.num_steps={STEPS}",
+    "train.checkpoint_every=10",
+    "train.log_every=10",
+    "train.cpu_threads=1",
+    "train.loading_tasks=1",
+]
+ENGINES = {
+    "torch": ["train.optimizer.name=muon"],
+    **{f"zero{s}": ["train.engine=deepspeed", f"train.deepspeed.stage={s}"] for s in (1, 2, 3)},
+}
+
+
+def settings(latents: Path, engine: str, num_workers: int = 2) -> list[str]:
+    return [f"latents={latents}", *SETTINGS, *ENGINES[engine], f"train.num_workers={num_workers}"]
+
+
+def kill_a_worker(jobs: Any) -> None:
+    """SIGKILL to one of the running training workers."""
+    workers = [p for p in jobs.alive() if "RayTrainWorker" in p.name() + " ".join(p.cmdline())]
+    assert len(workers) == 2, [(p.name(), p.cmdline()) for p in jobs.alive()]
+    workers[-1].kill()
+
+
+def check_killed_worker(jobs: Any, latents: Path, folder: Path, engine: str) -> None:
+    """A run that loses a worker ends bitwise as one that does not."""
+    whole, broken = folder / "whole", folder / "broken"
+    result = jobs.run("train_dit", "--output", str(whole), *settings(latents, engine))
+    assert result.code == 0, result.err
+    process = jobs.start("train_dit", "--output", str(broken), *settings(latents, engine))
+    wait_for_checkpoint(process, broken)
+    time.sleep(0.2)  # a checkpoint that is reported in this instant is not registered yet
+    kill_a_worker(jobs)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert re.search(r"going on from the checkpoint of step \d+", err), "the run ended before the worker was killed"
+    assert_equal_checkpoints(whole, broken)
+    assert_equal_files(whole / "pipeline" / "dit.safetensors", broken / "pipeline" / "dit.safetensors")
+
+
+def test_zero_survives_a_killed_worker_and_goes_on_alone(jobs: Any, latents: Path, tmp_path: Path) -> None:
+    check_killed_worker(jobs, latents, tmp_path, "zero2")
+    whole = tmp_path / "whole"
+    assert len(list((whole / "ray").glob("checkpoint-*"))) == 2  # the last two, and the best beside them
+    best = json.loads((whole / "best" / "best.json").read_text())
+    assert [p.name for p in (whole / "best").iterdir() if p.is_dir()] == [best["checkpoint"]]
+    logged = json.loads((whole / "history.json").read_text())
+    assert {"samples_per_second", "data_wait_share", "tflops_per_worker", "memory_gib"} <= logged.keys()
+
+    # The last checkpoint but one, on one worker without DeepSpeed: the same losses, up to rounding.
+    start = min((whole / "ray").glob("checkpoint-*"))
+    alone = tmp_path / "alone"
+    plain = [s for s in settings(latents, "zero2", 1) if "engine" not in s and "deepspeed" not in s]
+    result = jobs.run("train_dit", "--output", str(alone), "--resume", str(start), *plain)
+    assert result.code == 0, result.err
+    assert f"going on from the checkpoint of step {STEPS - 10}" in result.err
+    ours = json.loads((alone / "history.json").read_text())["loss"]
+    assert ours == [[STEPS, pytest.approx(logged["loss"][-1][1], rel=1e-4)]]
+
+    # Export without DeepSpeed: the engine's weights.
+    for kind, part in (("ema", "ema"), ("raw", "model")):
+        end, out = last_checkpoint(whole), tmp_path / kind
+        assert main(["export", str(end), str(out), "--weights", kind]) == 0
+        shards, exported = Shards(end), load_file(out / "dit.safetensors")
+        assert all(torch.equal(exported[name], shards.read(part, name)) for name in shards.names(part))
+        ARDiffusionPipeline.from_pretrained(str(out))
+    assert (tmp_path / "ema" / "dit.safetensors").read_bytes() == (whole / "pipeline" / "dit.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", "zero1", "zero3"])
+def test_every_engine_survives_a_killed_worker(jobs: Any, latents: Path, tmp_path: Path, engine: str) -> None:
+    check_killed_worker(jobs, latents, tmp_path, engine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", "zero3"])
+def test_the_whole_job_survives_being_killed(jobs: Any, latents: Path, tmp_path: Path, engine: str) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert jobs.run("train_dit", "--output", str(whole), *settings(latents, engine)).code == 0
+    process = jobs.start("train_dit", "--output", str(broken), *settings(latents, engine))
+    wait_for_checkpoint(process, broken)
+    assert jobs.kill(process).code == -9
+    assert jobs.left_over() == []
+    assert snapshot(broken)["metrics"]["step"] < STEPS, "the run ended before it could be killed: raise STEPS"
+    result = jobs.run("train_dit", "--output", str(broken), "--resume", "latest", *settings(latents, engine))
+    assert result.code == 0, result.err
+    assert_equal_checkpoints(whole, broken)
+
+
+@pytest.mark.slow
+def test_an_error_on_one_of_two_workers_ends_the_job_with_one_line(jobs: Any, latents: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "latents"
+    shutil.copytree(latents, broken)
+    (broken / "part-3.parquet").write_bytes(b"PAR1 this is none")
+    result = jobs.run("train_dit", "--output", str(tmp_path / "run"), *settings(broken, "torch"))
+    assert result.code == 1
+    assert "part-3.parquet" in result.complaint

@@ -1,0 +1,201 @@
+"""ray_jobs.train without a cluster: who gets which samples, and storing checkpoints where that fails."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ardiff.data import storage
+from ardiff.data.streams import LatentStream
+from ardiff.errors import CheckpointError, ConfigError, DataError, TrainingError
+from ardiff.train import checkpoint
+from ardiff.train.checkpoint import TrainState, load_checkpoint
+from ardiff.train.engine import TorchEngine
+from ardiff.train.loop import TrainConfig
+from ardiff.train.optim import OptimizerConfig
+from ray_jobs import train as job_module
+from ray_jobs.train import TrainJob, _Observer, _prepare_resumption, _with_names, shared_rows
+
+STREAM = LatentStream([f"file-{i}" for i in range(5)], [7, 9, 4, 8, 5], (4, 2, 4), seed=3, files_per_chunk=2)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+@pytest.mark.parametrize("position", [0, 24])
+def test_workers_share_every_batch_in_the_order_of_the_stream(num_workers: int, position: int) -> None:
+    config = TrainConfig(batch_size=8, num_workers=num_workers, num_steps=20)
+    chunks = range(STREAM.locate(position)[0], STREAM.locate(159)[0] + 1)
+    shares = [
+        [
+            STREAM.start(chunk) + int(row)
+            for chunk in chunks
+            for row in shared_rows(STREAM, chunk, position, 160, config, rank)
+        ]
+        for rank in range(num_workers)
+    ]
+    size = config.share
+    for step in range(position // 8, 20):
+        place = step - position // 8
+        batch = [number for share in shares for number in share[place * size : (place + 1) * size]]
+        assert batch == list(range(step * 8, step * 8 + 8))
+
+
+def test_chunks_follow_each_other() -> None:
+    for position in (0, 1, 32, 33, 500):
+        chunk, place = STREAM.locate(position)
+        assert STREAM.start(chunk) + place == position
+
+
+def test_errors_name_the_samples() -> None:
+    names = [STREAM.names(chunk) for chunk in range(2)]
+    assert names[0][0].startswith("file-")
+    error = _with_names(TrainingError("The loss is nan at step 1 on worker 0, samples 2 to 4: see."), STREAM)
+    assert str(error) == f"The loss is nan at step 1 on worker 0, samples 2 to 4 ({', '.join(names[0][2:5])}): see."
+    many = str(_with_names(TrainingError("samples 0 to 99"), STREAM))
+    assert many.endswith(", ...)")
+
+
+class Monitor:
+    """Stands for the actor that the driver follows."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.say = SimpleNamespace(remote=self.lines.append)
+        self.set = self.forgive = SimpleNamespace(remote=lambda *arguments: None)
+
+
+@pytest.fixture
+def observer(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> _Observer:
+    reports: list[Any] = []
+    monkeypatch.setattr(job_module.ray.train, "report", lambda metrics, **rest: reports.append((metrics, rest)))
+    config = TrainConfig(save_patience=2)
+    job = TrainJob(
+        name="test",
+        folder=str(tmp_path / "run"),
+        fingerprint="key",
+        config=config,
+        stream=STREAM,
+        make_task=lambda: None,  # type: ignore[arg-type, return-value]
+        record=lambda: None,
+        description={"kind": "none"},
+        result="",
+    )
+    engine = TorchEngine(make_dit(), OptimizerConfig(), torch.device("cpu"))
+    made = _Observer(job, engine, None, 0, Monitor())
+    made.reports = reports  # type: ignore[attr-defined]
+    return made
+
+
+def save(observer: Any, step: int, loss: float) -> None:
+    observer.progress(step, loss)
+    observer.checkpoint(TrainState(step, step * 16, "key"))
+
+
+def test_storage_that_fails_is_borne_for_a_while(observer: Any, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(observer, 1, 3.0)
+    good = Path(observer.reports[0][1]["checkpoint"].path)
+    upload = storage.upload_folder
+
+    def fail(local: Path, uri: str) -> None:
+        if "checkpoint" in uri:
+            upload(local, uri)  # half of it gets there
+            (Path(uri) / "model-0-of-1.safetensors").write_bytes(b"half")
+            raise DataError("Cannot write: No space left on device.")
+        upload(local, uri)
+
+    monkeypatch.setattr(storage, "upload_folder", fail)
+    save(observer, 2, 2.0)
+    save(observer, 3, 2.0)
+    assert len(observer.reports) == 1
+    assert ["2 could not be stored (1 of 2" in line for line in observer.monitor.lines] == [True, False]
+    with pytest.raises(TrainingError, match=r"step 4 could not be stored, 3 in a row: .* No space left"):
+        save(observer, 4, 2.0)
+    assert [p.name for p in good.parent.iterdir()] == [good.name]  # the half-written ones are gone
+    engine = TorchEngine(make_dit(seed=4), OptimizerConfig(), torch.device("cpu"))
+    assert load_checkpoint(good, engine, "key").step == 1
+
+    monkeypatch.setattr(storage, "upload_folder", upload)
+    save(observer, 5, 2.0)
+    assert observer.failed_saves == 0
+    assert [metrics["step"] for metrics, _ in observer.reports] == [1, 5]
+
+
+def test_a_full_local_disk_is_borne_too(observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    save(observer, 1, 3.0)
+    assert not observer.reports
+    assert "No space left on device" in observer.monitor.lines[-1]
+
+
+def test_the_best_checkpoint_is_kept_apart(observer: Any) -> None:
+    for step, loss in enumerate([3.0, 1.0, 2.0, 1.5], start=1):
+        save(observer, step, loss)
+    folder = Path(observer.job.folder) / "best"
+    best = json.loads((folder / "best.json").read_text())
+    assert (best["step"], best["loss"]) == (2, 1.0)
+    assert [p.name for p in folder.iterdir() if p.is_dir()] == [best["checkpoint"]]
+    assert (folder / best["checkpoint"] / "state.json").exists()
+    assert [metrics["loss"] for metrics, _ in observer.reports] == [3.0, 1.0, 2.0, 1.5]
+
+
+def test_where_to_begin(observer: Any, tmp_path: Path) -> None:
+    save(observer, 1, 3.0)
+    job, run = observer.job, Path(observer.job.folder)
+    _prepare_resumption(job)
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        _prepare_resumption(replace(job, resume="latest"))
+    with pytest.raises(CheckpointError, match="neither auto, latest, none"):
+        _prepare_resumption(replace(job, resume=str(tmp_path / "nothing")))
+    _prepare_resumption(replace(job, resume=observer.reports[0][1]["checkpoint"].path))
+    (run / "ray" / "checkpoint_manager_snapshot.json").write_text("{}")
+    _prepare_resumption(replace(job, resume="latest"))
+    assert (run / "ray").exists()
+    _prepare_resumption(replace(job, resume="none"))
+    assert not (run / "ray").exists()
+    assert not (run / "best").exists()
+
+
+def test_a_part_of_a_chunk_is_what_the_whole_has_there(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from ardiff.data.latents import latent_table
+
+    generator = np.random.default_rng(0)
+    for file, rows in zip(STREAM.files, STREAM.rows, strict=True):
+        columns = {"latents": generator.normal(size=(rows, 4, 2, 4)), "label": np.arange(rows)}
+        pq.write_table(latent_table(columns), tmp_path / file)
+    stream = LatentStream([str(tmp_path / f) for f in STREAM.files], STREAM.rows, (4, 2, 4), 3, 2)
+    rows = np.array([1, 4, 5])
+    whole, part = stream.load(1), stream.load(1, rows)
+    assert all(np.array_equal(part[name], whole[name][rows]) for name in whole)
+    labels = [int(name.rpartition(" ")[2]) for name in stream.names(1)]
+    assert labels == whole["label"].tolist()
+
+
+def test_wandb_hears_the_metrics_if_asked_to(observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert observer.wandb is None
+    config = replace(observer.job.config, wandb_project="project")
+    job = replace(observer.job, config=config)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        _Observer(job, observer.engine, None, 0, Monitor())
+    logged: list[Any] = []
+    started: list[dict[str, Any]] = []
+    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("end"))
+    fake = SimpleNamespace(init=lambda **settings: started.append(settings) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for _ in range(2):
+        made = _Observer(job, observer.engine, None, 0, Monitor())
+    made.metrics(10, {"loss": 1.0})
+    made.close()
+    assert logged == [(10, {"loss": 1.0}), "end"]
+    assert started[0] == started[1]
+    assert started[0]["project"] == "project"

@@ -1,0 +1,89 @@
+"""Where a stage begins: from what, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ardiff.errors import CheckpointError
+from ardiff.pretrained import save_autoencoder
+from ardiff.train.checkpoint import TrainState, save_checkpoint
+from ardiff.train.engine import TorchEngine
+from ardiff.train.initial import initialise_autoencoder, pruned
+from ardiff.train.optim import OptimizerConfig
+from ardiff.vae.discriminator import DiscriminatorConfig, PatchDiscriminator
+from ray_jobs.train_vae import TrainVAEConfig, _make_task
+
+
+def engine(model: torch.nn.Module) -> TorchEngine:
+    return TorchEngine(model, OptimizerConfig(lr=0.1), torch.device("cpu"), ema_decay=0.9)
+
+
+def same(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_from_a_model_and_from_a_pipeline(make_vae, make_pipeline, tmp_path: Path) -> None:
+    save_autoencoder(str(tmp_path / "vae"), source := make_vae(seed=3))
+    make_pipeline().save_pretrained(str(tmp_path / "pipeline"))
+    for folder, expected in (("vae", source), ("pipeline", make_pipeline().vae)):
+        model = make_vae(seed=5).train()
+        initialise_autoencoder(str(tmp_path / folder), model)
+        assert same(model, expected)
+        assert model.training
+
+
+def test_from_a_checkpoint_the_average_and_the_critic(make_vae, tmp_path: Path) -> None:
+    sizes = DiscriminatorConfig(width=4, depth=1)
+    first, critic = engine(make_vae(seed=3)), engine(PatchDiscriminator(sizes))
+    for each in (first, critic):
+        for parameter in each.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        each.step(0, 1.0)
+    save_checkpoint(tmp_path, first, TrainState(1, 2, "x"), critic)
+    model, rival = make_vae(seed=5), PatchDiscriminator(sizes)
+    initialise_autoencoder(str(tmp_path), model, rival)
+    average = first.averaged_weights()
+    assert all(torch.equal(p, average[n]) for n, p in model.named_parameters())
+    assert not same(model, first.model)
+    assert same(rival, critic.model)
+
+
+def test_the_job_starts_from_it(make_vae, tmp_path: Path) -> None:
+    save_autoencoder(str(tmp_path), source := make_vae(seed=3))
+    config = TrainVAEConfig(init_from=str(tmp_path), vae=source.config)
+    assert same(_make_task(config, None).model, source)  # type: ignore[arg-type]
+    assert not same(_make_task(replace(config, init_from=""), None).model, source)  # type: ignore[arg-type]
+
+
+def test_wider_latents_are_pruned_to_their_first_channels(make_vae, tmp_path: Path) -> None:
+    """The pruned model encodes to the first channels, and decodes as the wide one does with the others at zero."""
+    wide, model = make_vae(seed=3, token_dim=12), make_vae(seed=5)
+    save_autoencoder(str(tmp_path), wide)
+    initialise_autoencoder(str(tmp_path), model)
+    video = torch.rand(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    theirs, ours = wide.encode(video), model.encode(video)
+    assert torch.allclose(ours.mean, theirs.mean[..., :4], atol=1e-6)
+    assert torch.allclose(ours.log_variance, theirs.log_variance[..., :4], atol=1e-6)
+    padded = torch.nn.functional.pad(ours.mean, (0, 8))
+    assert torch.allclose(model.decode(ours.mean), wide.decode(padded), atol=1e-5)
+
+
+def test_narrower_latents_are_not_widened(make_vae, tmp_path: Path) -> None:
+    state = dict(make_vae(token_dim=2).named_parameters())
+    assert pruned(state, 4) == state
+    save_autoencoder(str(tmp_path), make_vae(token_dim=2))
+    with pytest.raises(CheckpointError, match=r"decoder\.token_in\.weight is"):
+        initialise_autoencoder(str(tmp_path), make_vae())
+
+
+def test_what_cannot_be_started_from(make_vae, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"neither a trained model nor a training checkpoint"):
+        initialise_autoencoder(str(tmp_path / "none"), make_vae())
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="files of 'model' are missing"):
+        initialise_autoencoder(str(tmp_path), make_vae())
+    (tmp_path / "model-0-of-1.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="Cannot read the checkpoint's file"):
+        initialise_autoencoder(str(tmp_path), make_vae())
