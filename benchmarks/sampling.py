@@ -2,6 +2,7 @@
 
     python benchmarks/sampling.py                # the table of docs/performance.md, some ten minutes on one core
     python benchmarks/sampling.py --quick        # fewer settings and repetitions
+    python benchmarks/sampling.py --part packing # one of its tables
 
 Each setting is timed in pairs, full then fast, and the median of the pairs' ratios is printed. Weights are random: they
 do not change what is computed.
@@ -122,6 +123,20 @@ def compare(model: DiT, frames: int, ar_step: int, executors: list[str], repeats
         )
 
 
+def compare_all(model: DiT, quick: bool, repeats: int, sizes: list[str]) -> None:
+    """The table of full against fast: short videos with every ``ar_step``, and long ones."""
+    print(
+        "| F | ar_step | executor | evaluations full | fast | ratio | full s | fast s | time ratio "
+        "| full MiB | fast MiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for ar_step in (0, 5, 10, 25, 50):
+        compare(model, 16, ar_step, ["window"], repeats, sizes)
+    if not quick:
+        for ar_step in (5, 25):
+            compare(model, 128, ar_step, ["window", "rolling"], 1, sizes)
+
+
 def stream_figures(model: DiT, tokens: int) -> None:
     """Time to the first frame and steady frames per second, decoding included."""
     vae = ARAutoencoder(AutoencoderConfig(resolution=64, num_tokens=tokens, width=256, depth=6, num_heads=8)).eval()
@@ -153,14 +168,15 @@ def packing_figures(model: DiT, repeats: int) -> None:
     alone = 0.0
     for count in (1, 4, 16):
         rates = []
+        videos = max(count, 4)
         for _ in range(repeats):
             engine = SamplingEngine(model, DIFFUSION, EngineConfig(max_requests=count))
-            for seed in range(16):
+            for seed in range(videos):
                 engine.submit(make_request(16, 5, "window", seed))
             started = time.perf_counter()
             while engine.busy:
                 engine.step()
-            rates.append(16 * 16 / (time.perf_counter() - started))
+            rates.append(videos * 16 / (time.perf_counter() - started))
         rate = statistics.median(rates)
         alone = alone or rate
         print(f"| {count} | {rate:.1f} | {rate / alone:.2f} |", flush=True)
@@ -173,6 +189,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="latent tokens per frame")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3, help="pairs per setting")
+    parser.add_argument("--part", choices=["executors", "streaming", "packing"], help="this table only; default: all")
     parser.add_argument("--quick", action="store_true", help="one pair, F=16 only")
     parser.add_argument("--peak", nargs=3, metavar=("EXECUTOR", "FRAMES", "AR_STEP"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -183,22 +200,15 @@ def main() -> None:
         return
     print(f"width {options.width}, depth {options.depth}, {options.tokens} tokens a frame, S={STEPS}, batch 1,")
     print(f"{options.threads} thread(s), torch {torch.__version__}; median of {options.repeats} pairs\n")
-    print(
-        "| F | ar_step | executor | evaluations full | fast | ratio | full s | fast s | time ratio "
-        "| full MiB | fast MiB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    run_fast(model, 4, 5, "window")  # warm-up
-    sizes = ["--width", str(options.width), "--depth", str(options.depth), "--tokens", str(options.tokens)]
     repeats = 1 if options.quick else options.repeats
-    for ar_step in (0, 5, 10, 25, 50):
-        compare(model, 16, ar_step, ["window"], repeats, sizes)
-    if options.quick:
-        return
-    for ar_step in (5, 25):
-        compare(model, 128, ar_step, ["window", "rolling"], 1, sizes)
-    stream_figures(model, options.tokens)
-    packing_figures(model, repeats)
+    run_fast(model, 4, 5, "window")  # warm-up
+    if options.part in (None, "executors"):
+        sizes = ["--width", str(options.width), "--depth", str(options.depth), "--tokens", str(options.tokens)]
+        compare_all(model, options.quick, repeats, sizes)
+    if options.part in (None, "streaming") and not options.quick:
+        stream_figures(model, options.tokens)
+    if options.part in (None, "packing") and not options.quick:
+        packing_figures(model, repeats)
 
 
 if __name__ == "__main__":

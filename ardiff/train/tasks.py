@@ -68,6 +68,9 @@ class AutoencoderTaskConfig:
     """Distance of pixels in [-1, 1]."""
     kl_weight: float = 1e-3
     """Weight of the Kullback-Leibler term: higher makes latents smoother and the DiT's work easier."""
+    smoothness_weight: float = 0.0
+    """Weight of the mean squared difference between the latent means of neighbouring frames. Small models whose latents
+    jump from frame to frame leave the DiT a hard task; not in the paper, so 0 leaves it out."""
     temporal_from_step: int = 0
     """From this step on the decoder reads earlier frames; before, every frame stands alone (stages 1 and 2 of
     Sec. 4.1)."""
@@ -83,8 +86,8 @@ class AutoencoderTaskConfig:
     """The discriminator's sizes."""
 
     def __post_init__(self) -> None:
-        if min(self.kl_weight, self.perceptual_weight, self.adversarial_weight) < 0:
-            raise ValueError("kl_weight, perceptual_weight and adversarial_weight must not be negative")
+        if min(self.kl_weight, self.smoothness_weight, self.perceptual_weight, self.adversarial_weight) < 0:
+            raise ValueError("the weights of the losses must not be negative")
         if self.perceptual_weight and not self.perceptual_weights:
             raise ValueError("perceptual_weight needs perceptual_weights, the file with the weights of LPIPS")
         if min(self.temporal_from_step, self.adversarial_from_step) < 0:
@@ -127,6 +130,9 @@ class AutoencoderTask(Task):
             parts["perceptual"] = self.perceptual.to(video.device)(frames, decoded).mean()
             reconstruction = reconstruction + self.config.perceptual_weight * parts["perceptual"]
         loss = reconstruction + self.config.kl_weight * kl
+        if self.config.smoothness_weight and video.shape[1] > 1:
+            parts["smoothness"] = posterior.mean.diff(dim=1).square().mean()
+            loss = loss + self.config.smoothness_weight * parts["smoothness"]
         if self.critic is None or step < self.config.adversarial_from_step:
             return loss, parts
         self._pair = rearrange(video, PACK), rearrange(output.detach(), PACK)

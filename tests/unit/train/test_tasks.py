@@ -64,6 +64,21 @@ def test_autoencoder_loss_is_its_parts(make_vae):
         assert float(loss) == pytest.approx(float(distance + 0.25 * posterior.kl()), rel=1e-5)
 
 
+def test_smoothness_is_the_step_of_the_latent_means(make_vae):
+    model, batch = make_vae(), clips()
+    plain, smooth = (
+        AutoencoderTask(model, AutoencoderTaskConfig(smoothness_weight=weight)).loss(batch, 0, draws())
+        for weight in (0.0, 2.0)
+    )
+    means = model.encode(to_unit(batch["video"])).mean
+    step = float((means[:, 1:] - means[:, :-1]).square().mean())
+    assert step > 0
+    assert float(smooth[1]["smoothness"]) == pytest.approx(step, rel=1e-5)
+    assert float(smooth[0] - plain[0]) == pytest.approx(2 * step, rel=1e-4)
+    single = AutoencoderTask(model, AutoencoderTaskConfig(smoothness_weight=2.0))
+    assert "smoothness" not in single.loss({**batch, "video": batch["video"][:, :1]}, 0, draws())[1]
+
+
 def test_autoencoder_reads_the_past_from_its_step_on(make_vae):
     model = make_vae()
     task = AutoencoderTask(model, AutoencoderTaskConfig(temporal_from_step=3))
@@ -277,6 +292,7 @@ def test_the_generator_is_the_only_source_of_randomness(make_dit, make_vae):
     ("make", "settings"),
     [
         (AutoencoderTaskConfig, {"kl_weight": -1.0}),
+        (AutoencoderTaskConfig, {"smoothness_weight": -1.0}),
         (AutoencoderTaskConfig, {"temporal_from_step": -1}),
         (AutoencoderTaskConfig, {"adversarial_weight": -1.0}),
         (AutoencoderTaskConfig, {"perceptual_weight": -1.0}),
