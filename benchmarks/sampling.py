@@ -1,6 +1,6 @@
 """Cost of sampling: the plain full sampler against the fast executors, in one run, as ratios.
 
-    python benchmarks/sampling.py                # the table of docs/performance.md, some ten minutes on one core
+    python benchmarks/sampling.py                # the tables of docs/performance.md, more than an hour on one core
     python benchmarks/sampling.py --quick        # fewer settings and repetitions
     python benchmarks/sampling.py --part packing # one of its tables
 
@@ -26,6 +26,7 @@ from ardiff.sampling import EngineConfig, SampleRequest, SamplingEngine
 from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache
 
 STEPS = 50
+PARTS = ["short", "long", "streaming", "packing"]
 DIFFUSION = DiffusionConfig()
 
 
@@ -123,18 +124,17 @@ def compare(model: DiT, frames: int, ar_step: int, executors: list[str], repeats
         )
 
 
-def compare_all(model: DiT, quick: bool, repeats: int, sizes: list[str]) -> None:
-    """The table of full against fast: short videos with every ``ar_step``, and long ones."""
+def compare_all(
+    model: DiT, frames: int, ar_steps: tuple[int, ...], executors: list[str], repeats: int, sizes: list[str]
+) -> None:
+    """The table of the full sampler against the fast executors."""
     print(
-        "| F | ar_step | executor | evaluations full | fast | ratio | full s | fast s | time ratio "
+        "\n| F | ar_step | executor | evaluations full | fast | ratio | full s | fast s | time ratio "
         "| full MiB | fast MiB |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for ar_step in (0, 5, 10, 25, 50):
-        compare(model, 16, ar_step, ["window"], repeats, sizes)
-    if not quick:
-        for ar_step in (5, 25):
-            compare(model, 128, ar_step, ["window", "rolling"], 1, sizes)
+    for ar_step in ar_steps:
+        compare(model, frames, ar_step, executors, repeats, sizes)
 
 
 def stream_figures(model: DiT, tokens: int) -> None:
@@ -189,8 +189,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="latent tokens per frame")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3, help="pairs per setting")
-    parser.add_argument("--part", choices=["executors", "streaming", "packing"], help="this table only; default: all")
-    parser.add_argument("--quick", action="store_true", help="one pair, F=16 only")
+    parser.add_argument("--part", choices=PARTS, help="this table only; default: all")
+    parser.add_argument("--quick", action="store_true", help="one pair of each; without --part, F=16 only")
     parser.add_argument("--peak", nargs=3, metavar=("EXECUTOR", "FRAMES", "AR_STEP"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -198,17 +198,21 @@ def main() -> None:
     if options.peak:
         print_peak(model, options.peak[0], int(options.peak[1]), int(options.peak[2]))
         return
-    print(f"width {options.width}, depth {options.depth}, {options.tokens} tokens a frame, S={STEPS}, batch 1,")
-    print(f"{options.threads} thread(s), torch {torch.__version__}; median of {options.repeats} pairs\n")
     repeats = 1 if options.quick else options.repeats
+    print(f"width {options.width}, depth {options.depth}, {options.tokens} tokens a frame, S={STEPS}, batch 1,")
+    print(f"{options.threads} thread(s), torch {torch.__version__}; median of {repeats} pair(s)")
     run_fast(model, 4, 5, "window")  # warm-up
-    if options.part in (None, "executors"):
-        sizes = ["--width", str(options.width), "--depth", str(options.depth), "--tokens", str(options.tokens)]
-        compare_all(model, options.quick, repeats, sizes)
-    if options.part in (None, "streaming") and not options.quick:
-        stream_figures(model, options.tokens)
-    if options.part in (None, "packing") and not options.quick:
-        packing_figures(model, repeats)
+    sizes = ["--width", str(options.width), "--depth", str(options.depth), "--tokens", str(options.tokens)]
+    for part in [options.part] if options.part else ["short"] if options.quick else PARTS:
+        match part:
+            case "short":
+                compare_all(model, 16, (0, 5, 10, 25, 50), ["window"], repeats, sizes)
+            case "long":
+                compare_all(model, 128, (5, 25), ["window", "rolling"], repeats, sizes)
+            case "streaming":
+                stream_figures(model, options.tokens)
+            case "packing":
+                packing_figures(model, repeats)
 
 
 if __name__ == "__main__":

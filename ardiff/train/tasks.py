@@ -70,7 +70,8 @@ class AutoencoderTaskConfig:
     """Weight of the Kullback-Leibler term: higher makes latents smoother and the DiT's work easier."""
     smoothness_weight: float = 0.0
     """Weight of the mean squared difference between the latent means of neighbouring frames. Small models whose latents
-    jump from frame to frame leave the DiT a hard task; not in the paper, so 0 leaves it out."""
+    jump from frame to frame leave the DiT a hard task; not in the paper, so 0 leaves it out. Clips of one frame have
+    no such difference."""
     temporal_from_step: int = 0
     """From this step on the decoder reads earlier frames; before, every frame stands alone (stages 1 and 2 of
     Sec. 4.1)."""
@@ -87,7 +88,9 @@ class AutoencoderTaskConfig:
 
     def __post_init__(self) -> None:
         if min(self.kl_weight, self.smoothness_weight, self.perceptual_weight, self.adversarial_weight) < 0:
-            raise ValueError("the weights of the losses must not be negative")
+            raise ValueError(
+                "kl_weight, smoothness_weight, perceptual_weight and adversarial_weight must not be negative"
+            )
         if self.perceptual_weight and not self.perceptual_weights:
             raise ValueError("perceptual_weight needs perceptual_weights, the file with the weights of LPIPS")
         if min(self.temporal_from_step, self.adversarial_from_step) < 0:
