@@ -144,7 +144,7 @@ class _Encoder:
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         video = to_unit(torch.from_numpy(np.ascontiguousarray(batch.pop("video"))).to(self.model.device))
-        latents = self.model.encode(video).mean.cpu().numpy()  # (n, F, L, D)
+        latents = self.model.latents(video).cpu().numpy()  # (n, F, L, D)
         self.monitor.add.remote(len(latents))
         return latent_table({**batch, "latents": latents})
 
