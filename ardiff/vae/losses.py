@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from einops import einsum
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from ardiff.train import workers
 
@@ -43,7 +44,7 @@ class LayerRecord:
         if inputs.ndim == 3:
             return einsum(slope, inputs, "n p o, n p i -> o i")
         shape = (slope.shape[1], inputs.shape[1], *self.kernel)
-        return nn.grad.conv2d_weight(inputs, shape, slope, padding=self.padding)
+        return conv2d_weight(inputs, shape, slope, padding=self.padding)
 
 
 @contextlib.contextmanager
