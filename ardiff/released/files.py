@@ -51,9 +51,7 @@ def _load(file: Path, uri: str) -> Any:
                 f"{uri} holds more than tensors, and unpickling that could execute anything, so it is refused. "
                 "If you trust it, save its state_dict as safetensors."
             ) from error
-        raise CheckpointError(
-            f"Cannot read the weights {uri}, damaged or of another format: {reason}"
-        ) from error
+        raise CheckpointError(f"Cannot read the weights {uri}, damaged or of another format: {reason}") from error
 
 
 def _is_archive(file: Path) -> bool:
