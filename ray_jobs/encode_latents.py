@@ -131,6 +131,8 @@ def _encode(config: EncodeConfig, model: AutoencoderConfig, records: list[VideoR
     prefix = len(folder.rstrip("/")) + 1
     files = [uri[prefix:] for uri in storage.list_files(folder, (".parquet",))]
     rows, statistics = _statistics(folder, files, shape)
+    if model.unit_latents:
+        statistics = LatentStatistics.neutral(model.num_tokens, model.token_dim)
     names = class_names(read_manifest(config.manifest))
     write_description(folder, LatentSet(name, *shape, names, files, rows, statistics, storage.absolute(config.vae)))
 

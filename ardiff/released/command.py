@@ -15,7 +15,7 @@ from ardiff.config import to_yaml
 from ardiff.data import storage
 from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.process import DiffusionConfig
-from ardiff.dit import DiT
+from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import save_autoencoder
@@ -76,11 +76,19 @@ class ImportConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingStart:
+class AutoencoderStart:
     """What ``ardiff train-vae`` needs to go on from an imported AR-VAE, as one of its configuration files."""
 
     init_from: str
     vae: AutoencoderConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiTStart:
+    """What ``ardiff train-dit`` needs to go on from an imported AR-DiT, as one of its configuration files."""
+
+    init_from: str
+    dit: DiTConfig
 
 
 def run(config: ImportConfig) -> None:
@@ -112,9 +120,12 @@ def run(config: ImportConfig) -> None:
     _describe(dit, vae)
     sizes = dit.config
     # Latents of length 1 are what the network was trained on: nothing is left to normalise.
-    statistics = LatentStatistics([[0.0] * sizes.token_dim] * sizes.num_tokens, 1.0)
+    statistics = LatentStatistics.neutral(sizes.num_tokens, sizes.token_dim)
     ARDiffusionPipeline(vae, dit, DiffusionConfig(), statistics).save_pretrained(config.out)
+    start = storage.join(config.out, "train_dit.yaml")
+    storage.write_bytes(start, to_yaml(DiTStart(init_from=config.out, dit=sizes)).encode())
     print(f"{config.out}: a pipeline; sample it with `ardiff generate pipeline={config.out} executor=full`")
+    print(f"fine-tune it with `ardiff train-dit --config YOURS --config {start}`")
     if config.strict_causal:
         print(
             "Warning: with --strict-causal condition tokens no longer see the frames, as the weights were trained to. "
@@ -137,7 +148,7 @@ def _import_vae(config: ImportConfig) -> None:
     _describe(vae)
     save_autoencoder(config.out, vae)
     start = storage.join(config.out, "train_vae.yaml")
-    storage.write_bytes(start, to_yaml(TrainingStart(init_from=config.out, vae=vae.config)).encode())
+    storage.write_bytes(start, to_yaml(AutoencoderStart(init_from=config.out, vae=vae.config)).encode())
     print(f"{config.out}: an AR-VAE; train it on with `ardiff train-vae --config YOURS --config {start}`")
 
 
