@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ardiff.diffusion import ad, sampler
 from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.guidance import guide
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.process import Denoiser, DiffusionConfig
 from ardiff.diffusion.sampler import sample_full
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
@@ -47,27 +48,50 @@ def test_vae(weights, numbers, kind):
         assert error(model.decode(latents), golden["recon"]) < 1e-4
 
 
-@pytest.mark.parametrize("frames", [4, 7])
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("ar_step", [0, 2, 5, 10])
-def test_sampling(weights, numbers, frames, scale, ar_step):
-    golden, model, diffusion = numbers("sampler"), small_dit(weights), DiffusionConfig()
-    name = f"F{frames}_s{ar_step}_g{scale}"
-    if 4 * ar_step < 10 and frames > 4:  # the released code leaves frames at noise here
-        with pytest.raises(ValueError, match="smallest valid ar_step is 3"):
-            ad_schedule(frames, 10, ar_step, window=4)
-        return
+def guided(model: DiT, context: Tensor, scale: float) -> Denoiser:
+    """Guidance away from condition tokens that are zero."""
 
     def denoise(x: Tensor, timesteps: Tensor) -> Tensor:
-        conditional = model(x, timesteps, golden["context"])
+        conditional = model(x, timesteps, context)
         if scale == 1.0:
             return conditional
-        return guide(conditional, model(x, timesteps, torch.zeros_like(golden["context"])), scale)
+        return guide(conditional, model(x, timesteps, torch.zeros_like(context)), scale)
 
-    schedule = ad_schedule(frames, 10, ar_step, window=4)
-    latents = sample_full(denoise, golden[f"xT_{frames}"], schedule, diffusion)
+    return denoise
+
+
+def rounded_coefficients(timesteps: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of a DDIM step as the release has them: where a step leads to is rounded to float32 first."""
+    abar, rounded = alphas_cumprod[timesteps], alphas_cumprod.float().double()
+    following = torch.cat([rounded[timesteps[1:]], rounded[:1]])
+    x_factor = ((1.0 - following) / (1.0 - abar)).sqrt()
+    return x_factor, following.sqrt() - x_factor * abar.sqrt()
+
+
+@pytest.mark.parametrize(("frames", "ar_step"), [(4, 0), (4, 2), (4, 5), (4, 10), (7, 5), (7, 10)])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_sampling(weights, numbers, monkeypatch, frames, scale, ar_step):
+    golden, model, name = numbers("sampler"), small_dit(weights), f"F{frames}_s{ar_step}_g{scale}"
+    denoise, schedule = guided(model, golden["context"], scale), ad_schedule(frames, 10, ar_step, window=4)
+    latents = sample_full(denoise, golden[f"xT_{frames}"], schedule, DiffusionConfig())
     assert error(latents, golden[f"zfrozen_{name}"]) < 2e-4
     assert error(latents, golden[f"z_{name}"]) < 2e-3
+    monkeypatch.setattr(sampler, "ddim_coefficients", rounded_coefficients)
+    latents = sample_full(denoise, golden[f"xT_{frames}"], schedule, DiffusionConfig())
+    assert error(latents, golden[f"zfrozen_{name}"]) < 2e-5
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_frames_that_the_released_code_leaves_at_noise(weights, numbers, monkeypatch, scale):
+    """7 frames at ``ar_step`` 2 leave the window of 4 before their tenth step: refused, else the same numbers."""
+    with pytest.raises(ValueError, match=r"window of 4 frames.*smallest valid ar_step is 3"):
+        ad_schedule(7, 10, 2, window=4)
+    monkeypatch.setattr(ad, "check_ar_step", lambda *settings: None)
+    golden, schedule = numbers("sampler"), ad_schedule(7, 10, 2, window=4)
+    denoise = guided(small_dit(weights), golden["context"], scale)
+    latents = sample_full(denoise, golden["xT_7"], schedule, DiffusionConfig())
+    assert error(latents, golden[f"zfrozen_F7_s2_g{scale}"]) < 2e-4
+    assert error(latents, golden[f"z_F7_s2_g{scale}"]) < 2e-3
 
 
 @pytest.mark.parametrize("kind", ["dit", "vae_img", "vae_wt"])
