@@ -4,6 +4,7 @@ Shapes: N frames (batch and time packed), L tokens, C width, H heads, K head wid
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -17,15 +18,16 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Mlp(nn.Module):
-    """Two linear layers with the tanh-approximated GELU between them, ``(..., C) -> (..., C)``."""
+    """Two linear layers with a GELU between them, by default its approximation by tanh, ``(..., C) -> (..., C)``."""
 
-    def __init__(self, width: int, ratio: float) -> None:
+    def __init__(self, width: int, ratio: float, approximate: Literal["tanh", "none"] = "tanh") -> None:
         super().__init__()
+        self.approximate = approximate
         self.fc1 = nn.Linear(width, int(width * ratio))
         self.fc2 = nn.Linear(int(width * ratio), width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(nn.functional.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class SelfAttention(nn.Module):

@@ -251,18 +251,17 @@ class ARDiffusionPipeline:
                 f"given frames can only be the first ones, 0..{count - 1}, not {list(condition_at)}: the model is "
                 "causal, a frame never sees a later one, so it cannot be led towards a frame at the end or in between"
             )
-        mean = self.vae.encode(to_unit(condition.to(self.device)).to(self.vae_dtype)).mean
-        return self.statistics.normalise(mean)
+        return self.statistics.normalise(self.vae.latents(to_unit(condition.to(self.device)).to(self.vae_dtype)))
 
     def _pair(self, class_label: int | Sequence[int] | None, seed: int | Sequence[int]) -> tuple[list[int], list[int]]:
-        null = self.dit.null_class
+        classes = self.dit.config.num_classes
         if class_label is None:
-            labels = [null]
+            labels = [self.dit.unlabelled]
         else:
             labels = [class_label] if isinstance(class_label, int) else list(class_label)
             for label in labels:
-                if not 0 <= label < null:
-                    valid = f"0..{null - 1}" if null else "no class at all"
+                if not 0 <= label < classes:
+                    valid = f"0..{classes - 1}" if classes else "no class at all"
                     raise ValueError(f"class_label {label} is out of range: the model knows {valid}")
         seeds = [seed] if isinstance(seed, int) else list(seed)
         count = max(len(labels), len(seeds))

@@ -131,6 +131,8 @@ def _encode(config: EncodeConfig, model: AutoencoderConfig, records: list[VideoR
     prefix = len(folder.rstrip("/")) + 1
     files = [uri[prefix:] for uri in storage.list_files(folder, (".parquet",))]
     rows, statistics = _statistics(folder, files, shape)
+    if model.unit_latents:
+        statistics = LatentStatistics.neutral(model.num_tokens, model.token_dim)
     names = class_names(read_manifest(config.manifest))
     write_description(folder, LatentSet(name, *shape, names, files, rows, statistics, storage.absolute(config.vae)))
 
@@ -144,7 +146,7 @@ class _Encoder:
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         video = to_unit(torch.from_numpy(np.ascontiguousarray(batch.pop("video"))).to(self.model.device))
-        latents = self.model.encode(video).mean.cpu().numpy()  # (n, F, L, D)
+        latents = self.model.latents(video).cpu().numpy()  # (n, F, L, D)
         self.monitor.add.remote(len(latents))
         return latent_table({**batch, "latents": latents})
 

@@ -24,7 +24,7 @@ from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.diffusion.ad import check_ar_step
 from ardiff.errors import ConfigError
 from ardiff.pipeline import ARDiffusionPipeline, Executor
-from ardiff.sampling import EngineConfig
+from ardiff.sampling import EngineConfig, why_not_cached
 from ray_jobs.common import ray_cluster, record_run, remote_progress, resolve_device, stage, telling
 
 
@@ -125,6 +125,8 @@ def _describe_set(config: GenerateConfig, pipeline: ARDiffusionPipeline, rows: l
 
 def _check(config: GenerateConfig, pipeline: ARDiffusionPipeline) -> None:
     classes = pipeline.dit.config.num_classes
+    if config.executor != "full" and (reason := why_not_cached(pipeline.dit.config)) is not None:
+        raise ConfigError(f"executor={config.executor} cannot sample {config.pipeline}: {reason}.")
     try:
         window = None if config.executor == "rolling" else pipeline.dit.config.num_frames
         check_ar_step(config.num_frames, config.num_inference_steps, config.ar_step, window)

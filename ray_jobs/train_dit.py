@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ardiff.cli import main
-from ardiff.config import fingerprint
+from ardiff.config import fingerprint, later
 from ardiff.data import storage
 from ardiff.data.latents import LatentSet, read_description
 from ardiff.data.streams import LatentStream
@@ -21,6 +21,7 @@ from ardiff.errors import ConfigError
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import derive_seed
 from ardiff.train.export import describe_dit
+from ardiff.train.initial import initialise_dit
 from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
 from ray_jobs.common import ray_cluster, record_run, stage
@@ -37,6 +38,8 @@ class TrainDiTConfig:
     """Folder of latents: what ``ardiff encode`` printed, the one that holds ``latents.json``."""
     files_per_chunk: int = 16
     """Parquet files loaded and shuffled together."""
+    init_from: str = later("")
+    """Pipeline folder whose AR-DiT training begins with, local or ``s3://``. Empty starts from random weights."""
     dit: DiTConfig = field(default_factory=DiTConfig)
     """The model."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -78,6 +81,7 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
                 config.train.recipe,
                 config.files_per_chunk,
                 latents.fingerprint,
+                *([config.init_from] if config.init_from else []),
             ),
             config=config.train,
             stream=LatentStream(files, latents.rows, shape, config.train.seed, config.files_per_chunk),
@@ -118,6 +122,8 @@ def _make_task(config: TrainDiTConfig, latents: LatentSet) -> DiTTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
         model = DiT(config.dit)
+    if config.init_from:
+        initialise_dit(config.init_from, model)
     decode = None
     if config.train.sample_every:
         vae = load_autoencoder(latents.vae)

@@ -31,6 +31,11 @@ class LatentStatistics:
     """``(L, D)``."""
     std: float
 
+    @classmethod
+    def neutral(cls, num_tokens: int, token_dim: int) -> LatentStatistics:
+        """Leaves latents as they are; for an AR-VAE whose latents have length 1."""
+        return cls([[0.0] * token_dim] * num_tokens, 1.0)
+
     def normalise(self, latents: Tensor) -> Tensor:
         """Latents ``(..., L, D)`` as the diffusion model sees them."""
         return (latents - self._mean(latents)) / self.std

@@ -1,5 +1,6 @@
 """The causal Diffusion Transformer."""
 
-from ardiff.dit.model import DiT, DiTBlock, DiTConfig
+from ardiff.dit.blocks import DiTBlock
+from ardiff.dit.model import DiT, DiTConfig
 
 __all__ = ["DiT", "DiTBlock", "DiTConfig"]

@@ -3,6 +3,8 @@
 Shapes: B batch, F frames, N = B F packed frames, H heads, L tokens a frame, K head width.
 """
 
+from typing import Literal
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -23,6 +25,22 @@ def block_causal_mask(num_frames: int, num_tokens: int, window: int | None = Non
     frame = torch.arange(num_frames * num_tokens) // num_tokens
     lag = frame[:, None] - frame[None, :]
     return (lag >= 0) if window is None else (lag >= 0) & (lag < window)
+
+
+def after_condition(mask: Tensor, num_condition: int, condition_attention: Literal["self", "all"]) -> Tensor:
+    """A mask for N condition tokens followed by the tokens of ``mask (Q, Q)``, which all see the condition tokens.
+
+    Args:
+        num_condition: N.
+        condition_attention: What condition tokens see: ``self``: each other; ``all``: everything.
+
+    Returns:
+        bool ``(N + Q, N + Q)``, query by key.
+    """
+    mask = nn.functional.pad(mask, (num_condition, 0, num_condition, 0), value=True)
+    if condition_attention == "self":
+        mask[:num_condition, num_condition:] = False
+    return mask
 
 
 def masked_attention(mask: Tensor | None, num_frames: int) -> Attend:

@@ -10,8 +10,11 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ardiff.dit.attention import block_causal_mask, masked_attention
-from ardiff.layers import Attend, Mlp, Rotation, SelfAttention, init_linear, rotary, sincos_positions
+from ardiff.config import later
+from ardiff.dit.attention import after_condition, block_causal_mask, masked_attention
+from ardiff.dit.blocks import DiTBlock, TimestepEmbedder, modulate
+from ardiff.dit.condition import ConditionTokens, unmodulated_before
+from ardiff.layers import Attend, init_linear, rotary, sincos_positions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,15 +37,35 @@ class DiTConfig:
     """Hidden width of the MLP over the model width."""
     num_classes: int = 0
     """Classes of the data; 0 is an unconditional model. Index ``num_classes`` is the null class of guidance."""
-    positions: Literal["rotary", "sincos"] = "rotary"
+    positions: Literal["rotary", "sincos", "table"] = "rotary"
     """``rotary``: half of every head turns with the frame index, plus a learned embedding of the token index.
-    ``sincos``: fixed embeddings over all F L tokens, as the authors do; bound to ``num_frames``."""
+    ``sincos``: fixed embeddings over all F L tokens, as the authors do; bound to ``num_frames``. ``table``: the same
+    at the start, but among the weights, where the authors' checkpoints have them."""
     attention: Literal["causal", "bidirectional"] = "causal"
     """``causal``: a frame never sees a later one, which fast sampling, streaming and continuation rest on.
     ``bidirectional``: every frame sees every other; for ablations, sampled by the plain executor ``full`` alone."""
     attention_window: int | None = None
     """If set, a frame attends to itself and the ``attention_window - 1`` frames before it only: the band mask that the
     rolling executor needs."""
+    condition: Literal["modulation", "tokens"] = later("modulation")
+    """``modulation``: the class is added to the timestep's embedding, which shifts, scales and gates. ``tokens``: it
+    is a row of condition tokens before the first frame, which every frame reads, as in the authors' checkpoints."""
+    condition_tokens: int = later(0)
+    """Learned condition tokens of each class, N; 0 leaves it to the caller to give condition tokens."""
+    condition_dim: int = later(768)
+    """Width of a condition token."""
+    condition_attention: Literal["self", "all"] = later("self")
+    """What condition tokens see: ``self``: themselves only, so that the model is causal. ``all``: every frame too, as
+    in the authors' checkpoints; earlier frames then see later ones through them. With ``attention=bidirectional``
+    there is no mask, and they see everything."""
+    guidance_null: Literal["learned", "zero", "first_class"] = later("learned")
+    """What "no class" means to classifier-free guidance: ``learned``: an embedding of its own, row ``num_classes``.
+    ``zero``: condition tokens that are zero (the authors' models without classes, whose guidance leads away from them).
+    ``first_class``: class 0 doubles as it (the authors' models with classes)."""
+    residual: Literal["plain", "normed"] = later("plain")
+    """``normed``: a block's norms overwrite what its attention and MLP are added to, as in the authors' checkpoints."""
+    final_norm: Literal["modulated", "plain"] = later("modulated")
+    """Whether the last norm is shifted and scaled by timestep and class; in the authors' checkpoints it is not."""
 
     def __post_init__(self) -> None:
         if min(self.num_frames, self.num_tokens, self.token_dim, self.width, self.depth, self.num_heads) < 1:
@@ -59,6 +82,18 @@ class DiTConfig:
             raise ValueError(
                 "attention_window is a band of causal attention: leave it out with attention=bidirectional"
             )
+        if self.condition_tokens < 0 or self.condition_dim < 1:
+            raise ValueError("condition_tokens must be 0 or more, condition_dim at least 1")
+        if self.condition == "tokens" and self.positions == "rotary":
+            raise ValueError("condition=tokens needs positions=sincos or table: condition tokens are not rotated")
+        if self.condition == "modulation" and (
+            self.condition_tokens or self.condition_attention == "all" or self.guidance_null == "zero"
+        ):
+            raise ValueError(
+                "condition_tokens, condition_attention=all and guidance_null=zero are for condition=tokens only"
+            )
+        if self.guidance_null == "first_class" and not self.num_classes:
+            raise ValueError("guidance_null=first_class needs a model with classes")
 
 
 class DiT(nn.Module):
@@ -70,19 +105,27 @@ class DiT(nn.Module):
         width = config.width
         self.token_in = nn.Linear(config.token_dim, width)
         self.timestep_embedder = TimestepEmbedder(width)
-        self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+        match config.condition:
+            case "modulation":
+                self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+            case "tokens":
+                self.condition = ConditionTokens(config)
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
-        self.final_modulation = nn.Linear(width, 2 * width)
+        if config.final_norm == "modulated":
+            self.final_modulation = nn.Linear(width, 2 * width)
         self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.token_out = nn.Linear(width, config.token_dim)
         self.rotary_pairs = width // config.num_heads // 4 if config.positions == "rotary" else 0  # half of every head
         match config.positions:
             case "rotary":
                 self.position_embedding = nn.Parameter(torch.zeros(1, config.num_tokens, width))
-            case "sincos":
+            case "sincos" | "table":
                 table = sincos_positions(torch.arange(config.num_frames * config.num_tokens), width)
                 table = rearrange(table, "(f l) c -> f l c", l=config.num_tokens)
-                self.register_buffer("position_embedding", table, persistent=False)
+                if config.positions == "table":
+                    self.position_embedding = nn.Parameter(table)
+                else:
+                    self.register_buffer("position_embedding", table, persistent=False)
         mask = None
         if config.attention == "causal":
             mask = block_causal_mask(config.num_frames, config.num_tokens, config.attention_window)
@@ -93,10 +136,11 @@ class DiT(nn.Module):
     def _initialise(self) -> None:
         self.apply(init_linear)
         # Wider than DiT's 0.02: the timestep's embedding grows fast and would hide the class in short runs.
-        nn.init.normal_(self.class_embedding.weight, std=0.5)
+        if self.config.condition == "modulation":
+            nn.init.normal_(self.class_embedding.weight, std=0.5)
         for linear in (self.timestep_embedder.fc1, self.timestep_embedder.fc2):
             nn.init.normal_(linear.weight, std=0.02)
-        if isinstance(self.position_embedding, nn.Parameter):
+        if self.config.positions == "rotary":
             nn.init.normal_(self.position_embedding, std=0.02)
         for name, parameter in self.named_parameters():  # adaLN-zero: every block starts as the identity
             if "modulation" in name or name.startswith("token_out"):
@@ -104,28 +148,49 @@ class DiT(nn.Module):
 
     @property
     def null_class(self) -> int:
-        """The class index that stands for "no class" in classifier-free guidance."""
-        return self.config.num_classes
+        """The class index that stands for "no class" in classifier-free guidance, as ``config.guidance_null`` says."""
+        match self.config.guidance_null:
+            case "learned":
+                return self.config.num_classes
+            case "zero":
+                return self.config.num_classes + 1
+            case "first_class":
+                return 0
 
-    def forward(self, latents: Tensor, timesteps: Tensor, class_labels: Tensor) -> Tensor:
+    @property
+    def unlabelled(self) -> int:
+        """The class index with which a video without a class is generated.
+
+        It is the null class, unless that is zero condition tokens: then guidance leads away from those, towards the
+        learned ones.
+        """
+        return self.config.num_classes if self.config.guidance_null == "zero" else self.null_class
+
+    def forward(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """Evaluates all frames of a clip.
 
         Args:
             latents: Noisy latents ``(B, F, L, D)``, ``F <= config.num_frames``.
             timesteps: int64 ``(B, F)``.
-            class_labels: int64 ``(B,)`` in ``0..num_classes``; ``num_classes`` is the null class.
+            condition: Class labels, int64 ``(B,)``: ``0..num_classes - 1``, :attr:`null_class` or :attr:`unlabelled`.
+                With ``condition=tokens`` also the condition tokens themselves, float ``(B, N, condition_dim)``.
 
         Returns:
-            The prediction, ``(B, F, L, D)``. With causal attention that of frame i depends on frames ``0..i`` only.
+            The prediction, ``(B, F, L, D)``. With causal attention that of frame i depends on frames ``0..i`` only,
+            unless condition tokens carry later frames to it (``condition_attention=all``).
 
         Raises:
-            ValueError: More frames than the model has positions for.
+            ValueError: More frames than the model has positions for, or condition tokens that it cannot take.
         """
         batch, frames = timesteps.shape
         if frames > self.config.num_frames:
             raise ValueError(f"the model sees at most {self.config.num_frames} frames at once, got {frames}")
+        if self.config.condition == "tokens":
+            return self._forward_after_condition(latents, timesteps, self.condition(condition))
+        if condition.is_floating_point():
+            raise ValueError("the model takes class labels: it was not trained with condition tokens")
         positions = repeat(torch.arange(frames, device=latents.device), "f -> (b f)", b=batch)  # (N,)
-        labels = repeat(class_labels, "b -> (b f)", f=frames)  # (N,)
+        labels = repeat(condition, "b -> (b f)", f=frames)  # (N,)
         modulations = self.modulations(timesteps.flatten(), labels)
         size = frames * self.config.num_tokens
         attend = masked_attention(None if self.mask is None else self.mask[:size, :size], frames)
@@ -133,15 +198,42 @@ class DiT(nn.Module):
         x = self.forward_frames(x, modulations, positions, [attend] * self.config.depth)  # (N, L, D)
         return rearrange(x, "(b f) l d -> b f l d", b=batch)
 
-    def modulations(self, timesteps: Tensor, class_labels: Tensor) -> Tensor:
+    def _forward_after_condition(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        """:meth:`forward` as one sequence that begins with condition tokens ``(B, N, C)``."""
+        frames, tokens, count = timesteps.shape[1], self.config.num_tokens, condition.shape[1]
+        modulations = rearrange(self.modulations(timesteps.flatten()), "(b f) m -> b f m", f=frames)
+        *parts, final = modulations.split(self._modulation_sizes, dim=-1)
+        mask = None if self.mask is None else self.mask[: frames * tokens, : frames * tokens]
+        if mask is not None:
+            mask = after_condition(mask, count, self.config.condition_attention)
+        x = self.token_in(latents) + self.position_embedding[:frames]  # (B, F, L, C)
+        x = torch.cat([condition, rearrange(x, "b f l c -> b (f l) c")], dim=1)  # (B, N + F L, C)
+        attend = masked_attention(mask, 1)
+        for block, modulation in zip(self.blocks, parts, strict=True):
+            x = block(x, unmodulated_before(modulation, count, tokens), None, attend)
+        x = rearrange(x[:, count:], "b (f l) c -> (b f) l c", f=frames)
+        return rearrange(self._finish(x, rearrange(final, "b f m -> (b f) 1 m")), "(b f) l d -> b f l d", f=frames)
+
+    def modulations(self, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """The adaLN shifts, scales and gates of packed frames: ``(N,), (N,) -> (N, 6 C depth + 2 C)``.
 
-        They depend on nothing but timestep and class, so a sampler can tabulate them once for its template.
+        They depend on nothing but timestep and class, so a sampler can tabulate them once for its template. With
+        condition tokens they do not depend on the class; without a modulated final norm the ``2 C`` are missing.
         """
-        condition = self.timestep_embedder(timesteps) + self.class_embedding(class_labels)  # (N, C)
+        condition = self.timestep_embedder(timesteps)  # (N, C)
+        if self.config.condition == "modulation":
+            condition = condition + self.class_embedding(class_labels)
         condition = nn.functional.silu(condition)
         parts = [block.modulation(condition) for block in self.blocks]  # type: ignore[operator]
-        return torch.cat([*parts, self.final_modulation(condition)], dim=-1)
+        if self.config.final_norm == "modulated":
+            parts.append(self.final_modulation(condition))
+        return torch.cat(parts, dim=-1)
+
+    @property
+    def _modulation_sizes(self) -> list[int]:
+        """Channels of the modulations of each block, and of the final norm."""
+        final = 2 * self.config.width if self.config.final_norm == "modulated" else 0
+        return [6 * self.config.width] * self.config.depth + [final]
 
     def forward_frames(self, latents: Tensor, modulations: Tensor, positions: Tensor, attend: list[Attend]) -> Tensor:
         """Evaluates packed frames, which may belong to different videos.
@@ -155,69 +247,21 @@ class DiT(nn.Module):
         Returns:
             The prediction, ``(N, L, D)``.
         """
-        width = self.config.width
         x = self.token_in(latents) + self._embed_positions(positions)  # (N, L, C)
         rotation = rotary(positions, self.rotary_pairs, x.dtype) if self.rotary_pairs else None
-        *parts, final = modulations[:, None].split([6 * width] * self.config.depth + [2 * width], dim=-1)
+        *parts, final = modulations[:, None].split(self._modulation_sizes, dim=-1)
         for block, modulation, mix in zip(self.blocks, parts, attend, strict=True):
             x = block(x, modulation, rotation, mix)  # (N, L, C)
-        return self.token_out(modulate(self.final_norm(x), *final.chunk(2, dim=-1)))  # (N, L, D)
+        return self._finish(x, final)  # (N, L, D)
+
+    def _finish(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """The final norm and layer, ``(N, L, C)`` -> ``(N, L, D)``; ``modulation (N, 1, 2 C)``, or empty."""
+        x = self.final_norm(x)
+        if self.config.final_norm == "modulated":
+            x = modulate(x, *modulation.chunk(2, dim=-1))
+        return self.token_out(x)
 
     def _embed_positions(self, positions: Tensor) -> Tensor:
         if self.config.positions == "rotary":
             return self.position_embedding
         return self.position_embedding[positions]
-
-
-class DiTBlock(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the frame's timestep and class (adaLN-zero)."""
-
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attention = SelfAttention(width, config.num_heads)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(width, config.mlp_ratio)
-        self.modulation = nn.Linear(width, 6 * width)
-
-    def forward(self, x: Tensor, modulation: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
-        """``x (N, L, C)``, ``modulation (N, 1, 6 C)``, ``rotation`` of the N frames -> ``(N, L, C)``."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # (N, 1, C) each
-        q, k, v = self.before_attention(x, shift1, scale1, rotation)
-        return self.after_attention(x, attend(q, k, v), gate1, shift2, scale2, gate2)
-
-    def before_attention(
-        self, x: Tensor, shift: Tensor, scale: Tensor, rotation: Rotation | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, ``(N, H, L, K)`` each."""
-        return self.attention.project(modulate(self.norm1(x), shift, scale), rotation)
-
-    def after_attention(
-        self, x: Tensor, mixed: Tensor, gate1: Tensor, shift: Tensor, scale: Tensor, gate2: Tensor
-    ) -> Tensor:
-        """Adds the attention's output ``mixed (N, H, L, K)``, then the MLP's; ``(N, L, C)``."""
-        x = torch.addcmul(x, gate1, self.attention.merge(mixed))
-        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift, scale)))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``x (1 + scale) + shift``: what adaLN does after a norm; ``x (N, L, C)``, the others ``(N, 1, C)``."""
-    return torch.addcmul(shift, x, 1 + scale)
-
-
-class TimestepEmbedder(nn.Module):
-    """Sinusoidal features of the timestep and a two-layer MLP, ``(N,) -> (N, C)``."""
-
-    def __init__(self, width: int, num_features: int = 256) -> None:
-        super().__init__()
-        self.num_features = num_features
-        self.fc1 = nn.Linear(num_features, width)
-        self.fc2 = nn.Linear(width, width)
-
-    def forward(self, timesteps: Tensor) -> Tensor:
-        half = self.num_features // 2
-        rates = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
-        angles = timesteps.double()[:, None] * rates
-        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.fc1.weight.dtype)
-        return self.fc2(nn.functional.silu(self.fc1(features)))

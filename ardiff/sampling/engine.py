@@ -25,7 +25,7 @@ from ardiff.diffusion.guidance import guide
 from ardiff.diffusion.noise import ddim_coefficients
 from ardiff.diffusion.process import DiffusionConfig, predicted_x0
 from ardiff.diffusion.sampler import frame_noise
-from ardiff.dit import DiT
+from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import ArdiffError
 from ardiff.layers import Attend
 from ardiff.sampling.cache import AttentionMode, FrameCache
@@ -96,6 +96,27 @@ class FinishedFrames:
     """Clean latents ``(B, frames, L, D)``."""
     done: bool
     """The request is complete with these."""
+
+
+def why_not_cached(config: DiTConfig) -> str | None:
+    """Why the fast executors cannot sample a model of this configuration, and what can; None if they can."""
+    if config.attention != "causal":
+        return (
+            "the fast executors remember finished frames, which is exact only where a frame never sees a later "
+            "one, but this model was trained with dit.attention=bidirectional: sample it with executor=full"
+        )
+    if config.condition == "tokens" and config.condition_attention == "all":
+        return (
+            "the fast executors remember finished frames, which is exact only where a frame never sees a later "
+            "one, but in this model condition tokens see all frames and carry later ones to earlier ones "
+            "(dit.condition_attention=all): sample it with executor=full"
+        )
+    if config.condition == "tokens":
+        return (
+            "the fast executors know classes as modulations only, but this model has condition tokens before its "
+            "frames (dit.condition=tokens): sample it with executor=full"
+        )
+    return None
 
 
 class SamplingEngine:
@@ -193,11 +214,8 @@ class SamplingEngine:
         if request.executor not in get_args(CachedExecutor):
             raise ValueError(f"executor must be one of {', '.join(get_args(CachedExecutor))}, got {request.executor!r}")
         config, videos = self.model.config, len(request.seeds)
-        if config.attention != "causal":
-            raise ValueError(
-                "the fast executors remember finished frames, which is exact only where a frame never sees a later "
-                "one, but this model was trained with dit.attention=bidirectional: sample it with executor=full"
-            )
+        if (reason := why_not_cached(config)) is not None:
+            raise ValueError(reason)
         given = 0 if request.condition is None else request.condition.shape[1]
         if not videos or len(request.class_labels) != videos:
             raise ValueError(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ardiff.data import storage
+from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
-from ardiff.pretrained import CONFIG, fill, read_config, read_tensors
+from ardiff.pretrained import CONFIG, fill, local_folder, read_config, read_tensors
 from ardiff.train.checkpoint import CRITIC, STATE, Shards
 from ardiff.vae import ARAutoencoder
 
@@ -37,6 +38,17 @@ def initialise_autoencoder(uri: str, model: ARAutoencoder, critic: nn.Module | N
     fill(model, pruned(weights, model.config.token_dim), uri)
     if critic is not None and rival is not None:
         fill(critic, rival, storage.join(uri, CRITIC))
+
+
+def initialise_dit(uri: str, model: DiT) -> None:
+    """Gives ``model`` the weights of the AR-DiT in a pipeline folder, local or ``s3://``.
+
+    Raises:
+        CheckpointError: There is no pipeline, it is damaged, or its weights do not fit the model.
+    """
+    with local_folder(uri) as folder:
+        read_config(folder, "ar-diffusion-pipeline")
+        fill(model, read_tensors(folder / "dit.safetensors"), uri)
 
 
 def pruned(weights: Mapping[str, Tensor], token_dim: int) -> dict[str, Tensor]:

@@ -117,7 +117,7 @@ class AutoencoderTask(Task):
         video = to_unit(batch["video"])  # (B, F, 3, H, W)
         shape = (video.shape[1], self.model.config.num_tokens, self.model.config.token_dim)
         noise = draws(len(video), lambda n, g: torch.randn((n, *shape), generator=g)).to(video.device)
-        with recorded(self.model.decoder.patch_out) as last:
+        with recorded(self.model.decoder.last_layer) as last:
             output, posterior = self.model(video, noise, temporal=step >= self.config.temporal_from_step)
         match self.config.reconstruction:
             case "mse":
@@ -185,7 +185,7 @@ class DiTTaskConfig:
 class DiTTask(Task):
     """Denoises latents. Batches: ``latents`` float32 ``(B, F, L, D)`` as encoded, ``label`` int64 ``(B,)``.
 
-    A model without classes gets the null class whatever the labels are.
+    For a model without classes it does not matter what the labels are.
     """
 
     def __init__(
@@ -212,7 +212,10 @@ class DiTTask(Task):
         if self.config.noise_clip:
             eps = eps.clamp(-self.config.noise_clip, self.config.noise_clip)
         dropped = (draws(size, lambda n, g: torch.rand(n, generator=g)) < self.config.class_dropout).to(x0.device)
-        labels = torch.where(dropped | (self.model.null_class == 0), self.model.null_class, batch["label"])
+        labels = batch["label"]
+        if self.model.config.num_classes == 0:
+            labels = torch.full_like(labels, self.model.unlabelled)
+        labels = torch.where(dropped, self.model.null_class, labels)
         x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)
         output = self.model(x_t, timesteps, labels)
         target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)

@@ -6,28 +6,19 @@ W frames of the temporal window, H heads, K head width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ardiff.layers import sincos_grid
-from ardiff.vae.encoder import FrameBlock
+from ardiff.vae.encoder import FrameBlock, Stem, patch_positions
+from ardiff.vae.pixels import ConvolutionalPixels
+from ardiff.vae.temporal import ClipAttention, DecoderCache, Known, TemporalAttention
 
 if TYPE_CHECKING:
     from ardiff.vae.autoencoder import AutoencoderConfig
-
-
-@dataclass(slots=True)
-class DecoderCache:
-    """What decoding the next frames needs of the frames before: their embedded latent tokens.
-
-    ``tokens`` is ``(B, up to W - 1, L, C)``, or None before the first frame; its size does not grow with the video.
-    """
-
-    tokens: Tensor | None = None
 
 
 class Decoder(nn.Module):
@@ -41,31 +32,97 @@ class Decoder(nn.Module):
         self.token_in = nn.Linear(config.token_dim, config.width)
         self.token_positions = nn.Parameter(0.02 * torch.randn(config.num_tokens, config.width))
         self.placeholder = nn.Parameter(0.02 * torch.randn(config.width))
-        self.patch_positions = nn.Parameter(sincos_grid(self.side, self.side, config.width))
+        self.patch_positions = nn.Parameter(patch_positions(config))
+        self.stem = Stem(config)
         self.blocks = nn.ModuleList(FrameBlock(config) for _ in range(config.depth))
-        self.temporal = nn.ModuleList(TemporalAttention(config) for _ in range(config.depth))
+        self.temporal_kind = config.temporal
+        match config.temporal:
+            case "window":
+                self.temporal = nn.ModuleList(TemporalAttention(config) for _ in range(config.depth))
+            case "clip":
+                self.temporal = nn.ModuleList(ClipAttention(config) for _ in range(config.depth))
+            case "none":
+                self.temporal = nn.ModuleList()
         self.norm = nn.LayerNorm(config.width)
-        self.patch_out = nn.Linear(config.width, 3 * config.patch_size**2)
+        self.pixels: ConvolutionalPixels | None = None
+        match config.pixels:
+            case "linear":
+                self.patch_out = nn.Linear(config.width, 3 * config.patch_size**2)
+            case "convolutional":
+                self.pixels = ConvolutionalPixels(config)
 
     def zero_temporal_output(self) -> None:
         """Makes temporal attention add nothing, so that a decoder of single frames turns into one of clips smoothly."""
         for attention in self.temporal:
-            nn.init.zeros_(attention.proj.weight)  # type: ignore[union-attr, arg-type]
+            attention.zero_output()  # type: ignore[operator]
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The layer that puts out pixels."""
+        return self.patch_out if self.pixels is None else self.pixels.conv_out
 
     def forward(self, latents: Tensor, cache: DecoderCache | None = None, temporal: bool = True) -> Tensor:
-        batch, frames = latents.shape[:2]
         tokens = self.token_in(latents) + self.token_positions  # (B, F, L, C)
-        history, visible = self._windows(tokens, cache) if temporal else (None, None)
-        placeholders = repeat(self.placeholder + self.patch_positions, "p c -> n p c", n=batch * frames)
-        x = torch.cat([placeholders, rearrange(tokens, "b f l c -> (b f) l c")], dim=1)  # (N, P + L, C)
+        match self.temporal_kind if temporal else "none":
+            case "window":
+                return self._pixels(self._decode_windows(tokens, cache), len(tokens))
+            case "clip":
+                return torch.cat([self._pixels(x, len(tokens)) for x in self._clips(tokens, cache)], dim=1)
+            case _:
+                x = self._enter(tokens)
+                for block in self.blocks:
+                    x = block(x)
+                return self._pixels(x, len(tokens))
+
+    def _enter(self, tokens: Tensor) -> Tensor:
+        """Placeholders of all patches, then latent tokens: ``(B, F, L, C) -> (N, P + L, C)``."""
+        tokens = rearrange(tokens, "b f l c -> (b f) l c")
+        placeholders = repeat(self.placeholder, "c -> n p c", n=len(tokens), p=self.side**2)
+        return self.stem(placeholders, self.patch_positions, tokens)
+
+    def _decode_windows(self, tokens: Tensor, cache: DecoderCache | None) -> Tensor:
+        """All blocks, each after reading the latent tokens of the last W frames: ``(B, F, L, C) -> (N, P + L, C)``."""
+        history, visible = self._windows(tokens, cache)
+        x = self._enter(tokens)
         for block, attention in zip(self.blocks, self.temporal, strict=True):
-            if history is not None:
-                patches, own = x.split([placeholders.shape[1], tokens.shape[2]], dim=1)
-                x = torch.cat([patches + attention(patches, history, visible), own], dim=1)
-            x = block(x)
-        pixels = self.patch_out(self.norm(x[:, : placeholders.shape[1]]))  # (N, P, 3 p q)
+            patches, own = x[:, : -tokens.shape[2]], x[:, -tokens.shape[2] :]
+            x = block(torch.cat([patches + attention(patches, history, visible), own], dim=1))
+        return x
+
+    def _clips(self, tokens: Tensor, cache: DecoderCache | None) -> Iterator[Tensor]:
+        """The frames parted where a clip of W frames ends, each part decoded: ``(N, P + L, C)``."""
+        known = [] if cache is None else cache.clip
+        while tokens.shape[1]:
+            room = self.window - (known[0][0].shape[1] if known else 0)
+            part, tokens = tokens[:, :room], tokens[:, room:]
+            x, seen = self._decode_clip(part, known, remember=cache is not None and part.shape[1] < room)
+            known[:] = seen
+            yield x
+
+    def _decode_clip(self, tokens: Tensor, known: list[Known], remember: bool) -> tuple[Tensor, list[Known]]:
+        """All blocks, each after reading what of the clip is ``known``: ``(B, F, L, C) -> (N, P + L, C)``.
+
+        And what each layer knows then, if it is to ``remember`` that.
+        """
+        x, seen = self._enter(tokens), []
+        head = len(self.patch_positions) - self.side**2  # a class token, which reads nothing
+        for layer, (block, attention) in enumerate(zip(self.blocks, self.temporal, strict=True)):
+            x = rearrange(x, "(b f) p c -> b f p c", b=len(tokens))
+            first, patches, own = x.split([head, self.side**2, tokens.shape[2]], dim=2)
+            patches, own, now = attention(patches, own, known[layer] if known else None)
+            if remember:
+                seen.append((now[0].detach(), now[1].detach()))
+            x = block(rearrange(torch.cat([first, patches, own], dim=2), "b f p c -> (b f) p c"))
+        return x, seen
+
+    def _pixels(self, x: Tensor, batch: int) -> Tensor:
+        """Pixels of the decoded patches, ``(N, P + L, C) -> (B, F, 3, H, W)``."""
+        first = len(self.patch_positions) - self.side**2
+        x = self.norm(x[:, first : first + self.side**2])
+        if self.pixels is not None:
+            return rearrange(self.pixels(x), "(b f) c h w -> b f c h w", b=batch)
         return rearrange(
-            pixels,
+            self.patch_out(x),  # (N, P, 3 p q)
             "(b f) (h w) (p q c) -> b f c (h p) (w q)",
             b=batch,
             h=self.side,
@@ -87,27 +144,3 @@ class Decoder(nn.Module):
         frame = torch.arange(frames, device=tokens.device)
         visible = slot >= missing - frame[:, None]  # (F, W)
         return windows, repeat(visible, "f w -> (b f) w", b=batch)
-
-
-class TemporalAttention(nn.Module):
-    """Cross-attention of a frame's patches to the latent tokens of the last W frames; its output starts at zero."""
-
-    def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.norm = nn.LayerNorm(config.width)
-        self.history_norm = nn.LayerNorm(config.width)
-        self.query = nn.Linear(config.width, config.width)
-        self.key_value = nn.Linear(config.width, 2 * config.width)
-        self.lag_embedding = nn.Parameter(0.02 * torch.randn(config.temporal_window, 1, config.width))
-        self.proj = nn.Linear(config.width, config.width)
-
-    def forward(self, patches: Tensor, history: Tensor, visible: Tensor) -> Tensor:
-        """``patches (N, P, C)``, ``history (N, W, L, C)``, ``visible (N, W)`` -> ``(N, P, C)``."""
-        q = rearrange(self.query(self.norm(patches)), "n p (h k) -> n h p k", h=self.num_heads)
-        k, v = self.key_value(self.history_norm(history)).chunk(2, dim=-1)  # (N, W, L, C) each
-        k = rearrange(k + self.lag_embedding, "n w l (h k) -> n h (w l) k", h=self.num_heads)
-        v = rearrange(v, "n w l (h k) -> n h (w l) k", h=self.num_heads)
-        mask = repeat(visible, "n w -> n 1 1 (w l)", l=history.shape[2])
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (N, H, P, K)
-        return self.proj(rearrange(mixed, "n h p k -> n p (h k)"))

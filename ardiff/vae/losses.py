@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from einops import einsum
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from ardiff.train import workers
 
@@ -27,16 +28,32 @@ def hinge_generator_loss(fake: Tensor) -> Tensor:
 
 
 class LayerRecord:
-    """Input ``(N, P, I)`` and output ``(N, P, O)`` of a linear layer's last call, still in the graph."""
+    """Input and output of a layer's last call, still in the graph.
+
+    Those of a linear layer are ``(N, P, I)`` and ``(N, P, O)``, of a convolution ``(N, I, H, W)`` and ``(N, O, H, W)``.
+    """
 
     input: Tensor
     output: Tensor
+    kernel: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+
+    def weight_gradient(self, slope: Tensor) -> Tensor:
+        """The gradient of a loss with respect to the layer's weight, given that with respect to its output."""
+        inputs, slope = self.input.detach().float(), slope.float()
+        if inputs.ndim == 3:
+            return einsum(slope, inputs, "n p o, n p i -> o i")
+        shape = (slope.shape[1], inputs.shape[1], *self.kernel)
+        return conv2d_weight(inputs, shape, slope, padding=self.padding)
 
 
 @contextlib.contextmanager
 def recorded(layer: nn.Module) -> Iterator[LayerRecord]:
-    """Within the context, what goes through ``layer`` is kept in the record it gives."""
+    """Within the context, what goes through ``layer``, linear or convolutional, is kept in the record it gives."""
     record = LayerRecord()
+    if isinstance(layer, nn.Conv2d):
+        record.kernel = (layer.kernel_size[0], layer.kernel_size[1])
+        record.padding = (int(layer.padding[0]), int(layer.padding[1]))
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         record.input, record.output = inputs[0], output
@@ -59,10 +76,10 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: LayerReco
     Returns:
         A scalar without graph, in ``[0, limit]``.
     """
-    inputs, norms = last.input.detach().float(), []
+    norms = []
     for loss in (reconstruction, adversarial):
         (slope,) = torch.autograd.grad(loss, last.output, retain_graph=True)
-        gradient = einsum(slope.float(), inputs, "n p o, n p i -> o i")
+        gradient = last.weight_gradient(slope)
         workers.average_([gradient])
         norms.append(gradient.norm())
     return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, limit)

@@ -74,7 +74,16 @@ def test_engine_equals_full_sampler(frames: int, batch: int, ar_step: int, guida
 
 
 @pytest.mark.parametrize("mode", ["ragged", "masked", "flex"])
-@pytest.mark.parametrize("changes", [{"positions": "sincos"}, {"attention_window": 5}, {"depth": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positions": "sincos"},
+        {"positions": "table", "residual": "normed"},
+        {"attention_window": 5, "final_norm": "plain"},
+        {"guidance_null": "first_class"},
+        {"depth": 1},
+    ],
+)
 def test_attention_modes_and_model_variants(mode: str, changes: dict[str, object]) -> None:
     model = make_model(**changes)
     for frames, ar_step in ((16, 3), (24, 1)):

@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from ardiff.config import fingerprint
+from ardiff.data.latents import LatentSet
 from ardiff.errors import CheckpointError
 from ardiff.pretrained import save_autoencoder
 from ardiff.train.checkpoint import TrainState, save_checkpoint
 from ardiff.train.engine import TorchEngine
-from ardiff.train.initial import initialise_autoencoder, pruned
+from ardiff.train.initial import initialise_autoencoder, initialise_dit, pruned
 from ardiff.train.optim import OptimizerConfig
 from ardiff.vae.discriminator import DiscriminatorConfig, PatchDiscriminator
+from ray_jobs.train_dit import TrainDiTConfig
+from ray_jobs.train_dit import _make_task as _make_dit_task
 from ray_jobs.train_vae import TrainVAEConfig, _make_task
 
 
@@ -55,6 +59,20 @@ def test_the_job_starts_from_it(make_vae, tmp_path: Path) -> None:
     config = TrainVAEConfig(init_from=str(tmp_path), vae=source.config)
     assert same(_make_task(config, None).model, source)  # type: ignore[arg-type]
     assert not same(_make_task(replace(config, init_from=""), None).model, source)  # type: ignore[arg-type]
+
+
+def test_an_ar_dit_from_a_pipeline(make_pipeline, make_dit, tmp_path: Path) -> None:
+    source = make_pipeline(condition="tokens", condition_tokens=3, condition_dim=5, positions="table")
+    source.save_pretrained(str(tmp_path))
+    latents = LatentSet("x", 8, 2, 4, ["a", "b", "c"], [], [], source.statistics, "")
+    config = TrainDiTConfig(init_from=str(tmp_path), dit=source.dit.config)
+    assert same(_make_dit_task(config, latents).model, source.dit)
+    assert not same(_make_dit_task(replace(config, init_from=""), latents).model, source.dit)
+    with pytest.raises(CheckpointError, match=r"class_embedding\.weight is missing in the file"):
+        initialise_dit(str(tmp_path), make_dit(positions="table"))
+    with pytest.raises(CheckpointError, match="There is no trained model"):
+        initialise_dit(str(tmp_path / "nothing"), make_dit())
+    assert fingerprint(TrainDiTConfig()) == fingerprint(TrainDiTConfig(init_from="")) != fingerprint(config)
 
 
 def test_wider_latents_are_pruned_to_their_first_channels(make_vae, tmp_path: Path) -> None:

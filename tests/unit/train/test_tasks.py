@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.process import DiffusionConfig
+from ardiff.dit import DiTConfig
 from ardiff.metrics.lpips import LPIPS
 from ardiff.randomness import Draws
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig, Task
@@ -40,6 +41,7 @@ def dit_task(model: torch.nn.Module, diffusion: DiffusionConfig | None = None, *
 class Perfect(torch.nn.Module):
     """Knows the clean latents, so that its x0 prediction has no error."""
 
+    config = DiTConfig(num_classes=3)
     null_class = 3
 
     def __init__(self, answer: torch.Tensor) -> None:

@@ -34,6 +34,16 @@ def test_the_adaptive_weight_is_the_ratio_of_the_gradients_of_the_last_weight() 
     assert float(adaptive_weight(reconstruction, adversarial, record, limit=0.01)) == pytest.approx(0.01)
 
 
+def test_the_adaptive_weight_of_a_convolution() -> None:
+    first, last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)
+    with recorded(last) as record:
+        output = last(first(normal(2, 3, 6, 5)))
+    reconstruction, adversarial = (output - 1).square().mean(), -(output**3).mean()
+    norms = [torch.autograd.grad(x, last.weight, retain_graph=True)[0].norm() for x in (reconstruction, adversarial)]
+    expected = pytest.approx(float(norms[0] / (norms[1] + 1e-4)), rel=1e-4)
+    assert float(adaptive_weight(reconstruction, adversarial, record)) == expected
+
+
 def test_recording_ends_with_its_context() -> None:
     layer = nn.Linear(2, 2)
     with recorded(layer) as record:
