@@ -23,6 +23,7 @@ def examine() -> int:
         ("ray cluster", True, os.environ.get("RAY_ADDRESS") or "none given (RAY_ADDRESS): jobs start one here"),
         _encoder("libx264", needed=True),
         _encoder("libvpx-vp9", needed=False),
+        _encoder("libsvtav1", needed=False),
         _s3(),
         _package("deepspeed", needed=False),
         ("deepspeed ops", _can_build_ops() or not _has("deepspeed"), _ops()),

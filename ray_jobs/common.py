@@ -27,8 +27,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ardiff.config import to_yaml
 from ardiff.data import storage
 from ardiff.errors import ArdiffError
+from ray_jobs.monitor import Monitor
 
 STAGE = "stage.json"
+HERE = {
+    # Without a dashboard, Ray Train's state actor would look for one without end.
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that waits for this machine to be taken away
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how late the end of a training run may be noticed
+    # glibc would hand the memory of every training step back to the system, and fault it in again at the next.
+    "MALLOC_MMAP_THRESHOLD_": str(256 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+}
+"""The environment of a cluster that is started on this machine, unless the user has set it otherwise."""
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -52,8 +63,8 @@ def ray_cluster(cpus: int = 4) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=verbose, logging_level=logging.WARNING)
     else:
-        # Without a dashboard, Ray Train's state actor would look for one without end.
-        os.environ["RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION"] = "0"
+        for name, value in HERE.items():
+            os.environ.setdefault(name, value)
         if not any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
             # A token of its own: Ray would keep one in the home folder, which two first runs at once fight over.
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -143,7 +154,7 @@ def remote_progress(description: str, total: int, unit: str) -> Iterator[Any]:
     Yields the handle of an actor with ``set(completed, note)``, ``add(count)``, ``say(line)`` and ``fail(error)``. A
     failure that was told to it is raised here when the block ends.
     """
-    monitor: Any = ray.remote(_Monitor).options(num_cpus=0).remote()
+    monitor: Any = ray.remote(Monitor).options(num_cpus=0).remote()
     stop = threading.Event()
 
     def follow(bar: ProgressBar) -> None:
@@ -184,44 +195,6 @@ def telling(monitor: Any) -> Iterator[None]:
     except ArdiffError as error:
         ray.get(monitor.fail.remote(error))
         raise
-
-
-class _Monitor:
-    """The actor behind :func:`remote_progress`."""
-
-    def __init__(self) -> None:
-        self.completed, self.note = 0, ""
-        self.lines: list[str] = []
-        self.error: ArdiffError | None = None
-        self.accusation = ""
-
-    def set(self, completed: int, note: str = "") -> None:
-        self.completed, self.note = completed, note
-
-    def forgive(self) -> None:
-        self.accusation = ""
-
-    def accuse(self, reason: str) -> None:
-        self.accusation = self.accusation or reason
-
-    def blame(self) -> str:
-        return self.accusation
-
-    def add(self, count: int) -> None:
-        self.completed += count
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def fail(self, error: ArdiffError) -> None:
-        self.error = error
-
-    def failure(self) -> ArdiffError | None:
-        return self.error
-
-    def read(self) -> tuple[int, str, list[str]]:
-        lines, self.lines = self.lines, []
-        return self.completed, self.note, lines
 
 
 def resolve_device(name: str) -> torch.device:

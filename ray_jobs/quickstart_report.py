@@ -54,7 +54,7 @@ def write_quickstart_report(
             stages=[Stage(r.name, r.seconds, r.peak_mib, "done", r.note) for r in records],
             curves=curves,
             sheets=[_real_sheet(evaluated), *(_sheet(g) for g in generated)],
-            videos=[_video(g) for g in generated],
+            videos=[_real_video(evaluated, generated[0].fps), *(_video(g) for g in generated)],
             scores=[_score(name, values) for name, values in scores["sets"].items()],
             config_yaml=to_yaml(config),
             versions=versions(),
@@ -95,16 +95,29 @@ def _sheet(config: GenerateConfig) -> Sheet:
     return Sheet(f"Generated: {_describe(config)}", "A row is a video, time runs to the right.", png)
 
 
-def _real_sheet(config: EvaluateConfig) -> Sheet:
-    records = usable(read_manifest(config.real), "test", config.num_frames)[:8]
+def _real_clips(config: EvaluateConfig, count: int) -> tuple[np.ndarray, list[str]]:
+    """The first clips of held-out videos, uint8 ``(B, F, H, W, 3)``, and their classes."""
+    records = usable(read_manifest(config.real), "test", config.num_frames)[:count]
     clips = [decode_clip(storage.read_bytes(r.uri), 0, config.num_frames, 1, config.resolution) for r in records]
-    png = contact_sheet(np.stack(clips), [r.class_name for r in records])
+    return np.stack(clips), [r.class_name for r in records]
+
+
+def _real_sheet(config: EvaluateConfig) -> Sheet:
+    png = contact_sheet(*_real_clips(config, 8))
     return Sheet("Real, held out", "What the model has not seen, for comparison.", png)
 
 
+def _real_video(config: EvaluateConfig, fps: float) -> Video:
+    return _playing("Real, held out", _real_clips(config, 16)[0], fps)
+
+
 def _video(config: GenerateConfig) -> Video:
-    tiled = tile(_frames(config, 16), columns=4, scale=2)
-    return Video(f"Generated: {_describe(config)}", "", encode_video(tiled, config.fps, crf=16), "video/mp4")
+    return _playing(f"Generated: {_describe(config)}", _frames(config, 16), config.fps)
+
+
+def _playing(title: str, videos: np.ndarray, fps: float) -> Video:
+    tiled = tile(videos, columns=4, scale=2)
+    return Video(title, "", encode_video(tiled, fps, crf=16), "video/mp4")
 
 
 def _score(name: str, values: dict[str, float]) -> Score:

@@ -188,8 +188,10 @@ def _ray_batches(
         with telling(monitor):
             return stream.load(chunk, places[chunk])
 
-    numbers = ray.data.range(len(mine), override_num_blocks=len(mine))
-    samples = numbers.map_batches(load, batch_size=1, compute=ray.data.TaskPoolStrategy(config.loading_tasks))
+    # Equal concurrency lets Ray Data fuse both into one task a chunk, on processes that are started once.
+    tasks = config.loading_tasks
+    numbers = ray.data.range(len(mine), override_num_blocks=len(mine), concurrency=tasks)
+    samples = numbers.map_batches(load, batch_size=1, compute=ray.data.TaskPoolStrategy(tasks))
     # A split of one moves Ray Data's executor, a busy Python thread, to an actor: in this process it would hold the
     # interpreter lock while the training step waits for it (four times slower steps were seen).
     [shard] = samples.streaming_split(1)

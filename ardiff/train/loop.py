@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ardiff.config import to_dict
 from ardiff.errors import ConfigError, TrainingError
 from ardiff.randomness import Draws, torch_generator
-from ardiff.train import workers
+from ardiff.train import onednn, workers
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import DeepSpeedConfig, Engine, Precision, TorchEngine, deepspeed_settings
 from ardiff.train.optim import OptimizerConfig, learning_rate_factor
@@ -74,6 +74,9 @@ class TrainConfig:
     loss as its gradients need it. DeepSpeed (stages 1 to 3) computes with a copy of the weights in this precision."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes a GPU where there is one."""
+    onednn: bool = False
+    """On CPUs, compute linear layers by oneDNN in float32 (engine ``torch`` only): the same but for rounding, and
+    faster where MKL is slow, as on AMD processors. A torch without oneDNN computes as usual."""
     cpu_threads: int = 2
     """Threads of a CPU worker, which is also the CPUs it asks Ray for."""
     loading_tasks: int = 2
@@ -123,6 +126,8 @@ class TrainConfig:
                 f"engine=deepspeed works with optimizer.name=adamw only, not {self.optimizer.name}: ZeRO cuts matrices "
                 "into flat pieces, which Muon cannot orthogonalise; take adamw, or engine=torch"
             )
+        if self.onednn and self.engine != "torch":
+            raise ValueError("onednn=true works with engine=torch only")
         if self.deepspeed != DeepSpeedConfig() and self.engine != "deepspeed":
             raise ValueError("the settings of deepspeed are for engine=deepspeed")
         if self.engine == "deepspeed" and self.deepspeed.stage == 0 and self.precision == "fp16":
@@ -182,9 +187,12 @@ def make_engine(
     optimizer = optimizer or config.optimizer
     match config.engine:
         case "torch":
-            return TorchEngine(
+            engine = TorchEngine(
                 model, optimizer, device, *shared, activation_checkpointing=config.activation_checkpointing
             )
+            if config.onednn and device.type == "cpu" and onednn.available():
+                onednn.accelerate_linear(model)
+            return engine
         case "deepspeed":
             if device.type == "cpu":
                 os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -14,6 +14,7 @@ from ardiff.data.decode import decode_clip, probe
 from ardiff.data.encode import encode_video
 from ardiff.data.latents import read_description, read_latents
 from ardiff.data.manifest import class_names, read_manifest
+from ardiff.data.synthetic import SyntheticConfig, render_video
 from ardiff.metrics.stats import CONTROLS, psnr
 from ardiff.pipeline import ARDiffusionPipeline
 
@@ -148,7 +149,7 @@ def test_report_is_self_contained(finished: tuple[Path, Any]) -> None:
     assert loaded
     assert all(place.startswith(("data:", "#")) for place in loaded), [p[:80] for p in loaded if p[:5] != "data:"]
     assert not re.search(r"@import|url\(\s*[\"']?(?!data:|#)", page)
-    assert page.count("data:video/mp4") == 4
+    assert page.count("data:video/mp4") == 5  # real clips, three short sets, the long one
 
 
 def test_a_second_run_does_nothing(jobs: Any, finished: tuple[Path, Any]) -> None:
@@ -169,6 +170,32 @@ def test_another_setting_in_the_same_folder_is_refused(jobs: Any, finished: tupl
     assert "another configuration" in result.complaint
     assert f"{folder}/dit" in result.complaint
     assert _snapshot(folder) == before
+
+
+@pytest.mark.slow
+def test_videos_of_ones_own(jobs: Any, tmp_path: Path) -> None:
+    videos, folder = tmp_path / "videos", tmp_path / "run"
+    sizes = SyntheticConfig(resolution=48, radius=10.0, num_frames=24, num_long=0)
+    for index in range(32):  # rings and squares of 60 x 48 pixels, one folder a class
+        square = render_video(sizes, index // 2 * 4 + index % 2, "train")
+        place = videos / ("ring", "square")[index % 2] / f"{index}.mp4"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(encode_video(np.pad(square, ((0, 0), (0, 0), (6, 6), (0, 0)), mode="edge"), 12.0, crf=8))
+    (videos / "ring" / "broken.mp4").write_bytes(b"no video")
+    result = jobs.run("quickstart", "--output", str(folder), "--data", str(videos), *TINY)
+    assert result.code == 0, result.err
+    assert "broken.mp4" in result.err
+    records = read_manifest(str(folder / "data" / "manifest.parquet"))
+    assert sorted({r.uri for r in records}) == sorted(str(p) for p in videos.rglob("*.mp4"))
+    good = [r for r in records if r.status == "ok"]
+    assert {(r.width, r.height, r.class_name) for r in good} == {(60, 48, "ring"), (60, 48, "square")}
+    assert {r.split for r in good} == {"train", "test"}
+    assert not (folder / "data" / "train").exists(), "nothing is drawn or copied"
+    assert ARDiffusionPipeline.from_pretrained(str(folder / "dit" / "pipeline")).class_names == ["ring", "square"]
+    sets = json.loads((folder / "scores" / "scores.json").read_text())["sets"]
+    assert np.isfinite(sets["ar-step-2"]["distance"])
+    assert "recognised" not in sets["real"], "these are not known to be the synthetic shapes"
+    assert "data:video/mp4" in (folder / "report.html").read_text()
 
 
 def _snapshot(folder: Path, leave_out: str = "") -> dict[str, tuple[int, bytes]]:

@@ -1,0 +1,78 @@
+"""``ardiff doctor``: one line per finding, and an exit code that says whether the quickstart can run."""
+
+import re
+
+import pytest
+
+from ardiff import doctor
+from ardiff.cli import main
+
+FINDINGS = [
+    "python",
+    "torch",
+    "devices",
+    "memory",
+    "ray",
+    "ray cluster",
+    "libx264",
+    "libvpx-vp9",
+    "libsvtav1",
+    "s3",
+    "deepspeed",
+    "deepspeed ops",
+]
+
+
+@pytest.fixture(autouse=True)
+def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ENDPOINT_URL", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def lines(text: str) -> dict[str, tuple[str, str]]:
+    """Name to (mark, what was found)."""
+    found = [re.fullmatch(r"(ok|MISSING) +(\S+(?: \S+)?) {2,}(.*)", line) for line in text.splitlines()]
+    assert all(found), text
+    return {match[2]: (match[1], match[3]) for match in found if match}
+
+
+def test_every_finding_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["doctor"])
+    found = lines(capsys.readouterr().out)
+    assert list(found) == FINDINGS
+    assert code == (0 if all(mark == "ok" for mark, _ in found.values()) else 1)
+    assert found["libx264"][0] == "ok"
+    assert re.match(r"\d+\.\d+", found["ray"][1])
+    assert "local paths only" in found["s3"][1]
+    assert "jobs start one here" in found["ray cluster"][1]
+
+
+def test_a_store_that_does_not_answer_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    assert main(["doctor"]) == 1
+    mark, text = lines(capsys.readouterr().out)["s3"]
+    assert mark == "MISSING"
+    assert "http://127.0.0.1:9" in text
+
+
+def test_a_cluster_that_is_given_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    main(["doctor"])
+    assert lines(capsys.readouterr().out)["ray cluster"][1] == "10.0.0.1:6379"
+
+
+def test_what_is_needed_and_not_there_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_has", lambda name: False)
+    assert main(["doctor"]) == 1
+    found = lines(capsys.readouterr().out)
+    assert found["ray"] == ("MISSING", "not installed")
+    assert found["deepspeed"] == ("ok", "not installed: pip install 'ardiff[deepspeed]'")
+    assert found["deepspeed ops"][0] == "ok"
