@@ -29,8 +29,10 @@ class DecodeError(DataError):
     """The sort of damage, for counting: ``empty``, ``truncated``, ``corrupt``, ``no video stream`` and so on."""
 
 
-class ClipTooShortError(DataError):
+class ClipTooShortError(DecodeError):
     """A video has fewer frames than the clip that was asked of it."""
+
+    kind = "too short"
 
 
 class CheckpointError(ArdiffError):
