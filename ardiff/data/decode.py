@@ -61,26 +61,27 @@ def probe(source: Source) -> Probe:
         DecodeError: The file is no video, is damaged, or ends before its container says it does.
     """
     size = len(source) if isinstance(source, bytes) else source.size
-    missing, height, width, rotation = False, 0, 0, 0
+    height, width, rotation = 0, 0, 0
     times: list[int | None] = []
     try:
         with _open(source) as container:
             stream = container.streams.video[0]
             promised, codec, rate = stream.frames, stream.codec_context.codec.canonical_name, stream.average_rate
-            base = stream.time_base
-            for frame in container.decode(stream):
-                times.append(frame.pts)
-                if len(times) == 1:
-                    height, width = _upright(frame.to_ndarray(format="gray8"), frame).shape
-                    rotation = frame.rotation % 360
-            if "mp4" in container.format.name.split(","):
-                # The number of frames announced includes those that an edit list hides.
-                missing = any(entry.pos + entry.size > size for entry in stream.index_entries)
-            else:
-                missing = promised > len(times)
+            base, cut_off = stream.time_base, _is_cut_off(container, source, size)
+            try:
+                for frame in container.decode(stream):
+                    times.append(frame.pts)
+                    if len(times) == 1:
+                        height, width = _upright(frame.to_ndarray(format="gray8"), frame).shape
+                        rotation = frame.rotation % 360
+            except av.FFmpegError:
+                if not cut_off:
+                    raise
+            # The number of frames that mp4 announces includes those that an edit list hides.
+            cut_off = cut_off or ("mp4" not in container.format.name.split(",") and promised > len(times))
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise _failure(error, size, len(times)) from error
-    if missing:
+    if cut_off:
         raise _error("truncated", f"it is truncated: {promised} frames announced, {len(times)} found")
     if not times:
         raise _error("no frames", "it holds no frame")
@@ -89,6 +90,15 @@ def probe(source: Source) -> Probe:
     if timing.step == 0 and base and len(shown) > 1 and shown[-1] > shown[0]:
         fps = (len(shown) - 1) / float((shown[-1] - shown[0]) * base)
     return Probe(codec, width, height, fps, len(times), rotation, timing)
+
+
+def _is_cut_off(container: av.container.InputContainer, source: Source, size: int) -> bool:
+    """Whether the file is shorter than its own index or header says."""
+    if "mp4" in container.format.name.split(","):
+        return any(entry.pos + entry.size > size for entry in container.streams.video[0].index_entries)
+    if container.format.name == "avi" and isinstance(source, bytes):
+        return size < int.from_bytes(source[4:8], "little") + 8
+    return False
 
 
 def _timing(times: Sequence[int | None]) -> Timing:

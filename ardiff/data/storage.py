@@ -270,6 +270,17 @@ def _download(uri: str, target: Path) -> None:
         pafs.copy_files(path, str(target), filesystem, pafs.LocalFileSystem())
 
 
+def delete_file(uri: str) -> None:
+    """Deletes a file, if there is one. Raises StorageError if it cannot be deleted."""
+    filesystem, path = open_filesystem(uri)
+
+    def delete() -> None:
+        if filesystem.get_file_info(path).type == pafs.FileType.File:
+            filesystem.delete_file(path)
+
+    _trying(f"Cannot delete {uri}", delete)
+
+
 def delete_folder(uri: str) -> None:
     """Deletes a folder and all that is in it, if there is one. Raises DataError if it cannot be deleted."""
     filesystem, path = open_filesystem(uri)
