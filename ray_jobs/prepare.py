@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import ray.data
-from rich.table import Table
 
 from ardiff.cli import main
 from ardiff.data import storage
@@ -36,7 +35,7 @@ from ardiff.data.storage import StoredFile
 from ardiff.data.synthetic import SyntheticConfig, write_video
 from ardiff.errors import DataError
 from ardiff.randomness import numpy_generator
-from ray_jobs.common import console, progress_bar, ray_cluster, remote_progress, say, stage, telling
+from ray_jobs.common import progress_bar, ray_cluster, remote_progress, say, stage, telling
 
 POSITIONALS = ("source", "output")
 SAVE_EVERY = 30.0
@@ -99,7 +98,7 @@ def run(config: PrepareConfig, key: str = "") -> None:
         if config.sheet_clips:
             _write_sheet(config, records)
         if found is not None:
-            console.print(_summary(records), no_wrap=True, crop=False, width=140)
+            say(_summary(records))
         good = [r for r in records if r.status == "ok"]
         classes = len({r.label for r in good})
         record.note = f"{len(good)} videos, {sum(r.num_frames for r in good)} frames, {classes} classes, {len(bad)} bad"
@@ -246,10 +245,9 @@ def _write_sheet(config: PrepareConfig, records: list[VideoRecord]) -> None:
     storage.write_bytes(storage.join(config.output, "sheet.png"), sheet)
 
 
-def _summary(records: list[VideoRecord]) -> Table:
-    """What the set consists of, by split; and what is wrong with the rest."""
-    columns = ("", "videos", "classes", "frames", "hours", "frames/video", "size", "frames/s", "codecs")
-    table = Table(*columns, box=None, padding=(0, 2))
+def _summary(records: list[VideoRecord]) -> str:
+    """A table of what the set consists of, by split; and of what is wrong with the rest."""
+    rows = [["", "videos", "classes", "frames", "hours", "frames/video", "size", "frames/s", "codecs"]]
     for split in ("train", "test"):
         mine = [r for r in records if r.status == "ok" and r.split == split]
         if not mine:
@@ -260,12 +258,13 @@ def _summary(records: list[VideoRecord]) -> Table:
         codecs = ", ".join(name for name, _ in Counter(r.codec for r in mine).most_common())
         counts = (f"{n}" for n in (len(mine), len({r.label for r in mine}), sum(frames)))
         rates = _range(sorted({round(r.fps, 2) for r in mine}))
-        table.add_row(split, *counts, f"{hours:.2f}", _range(sorted(set(frames))), _most_common(sizes), rates, codecs)
+        rows.append([split, *counts, f"{hours:.2f}", _range(sorted(set(frames))), _most_common(sizes), rates, codecs])
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     for status in ("error", "skipped"):
         kinds = Counter(r.error or r.reason for r in records if r.status == status)
-        for kind, count in kinds.most_common():
-            table.add_row(status, f"{count}", *[""] * 6, kind)
-    return table
+        lines += [f"{status}: {count} {kind}" for kind, count in kinds.most_common()]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _most_common(sizes: Counter[str]) -> str:

@@ -28,14 +28,21 @@ class Reporter:
 
 
 @contextlib.contextmanager
-def quarantine(folder: str, total: int, max_bad_fraction: float, unit: Unit) -> Iterator[Reporter]:
-    """Keeps ``errors.parquet`` in ``folder`` for as long as the block lasts, beginning with the rows it has already."""
+def quarantine(
+    folder: str, total: int, max_bad_fraction: float, unit: Unit, afresh: bool = False
+) -> Iterator[Reporter]:
+    """Keeps ``errors.parquet`` in ``folder`` for as long as the block lasts.
+
+    It begins with the rows that an interrupted run has left, unless ``afresh``, for jobs that try all of them again.
+    """
     place = storage.absolute(storage.join(folder, ERRORS))
-    keeper: Any = ray.remote(_Keeper).options(num_cpus=0).remote(place, total, max_bad_fraction, unit)
+    keeper: Any = ray.remote(_Keeper).options(num_cpus=0).remote(place, total, max_bad_fraction, unit, afresh)
+    ended = False
     try:
         yield Reporter(keeper)
+        ended = True
     finally:
-        count, summary = ray.get(keeper.flush.remote())
+        count, summary = ray.get(keeper.flush.remote(ended))
         if count:
             say(f"[yellow]{count} bad {unit}{'s' * (count > 1)}[/] in {storage.join(folder, ERRORS)}: {summary}")
 
@@ -43,9 +50,9 @@ def quarantine(folder: str, total: int, max_bad_fraction: float, unit: Unit) -> 
 class _Keeper:
     """The actor behind :func:`quarantine`."""
 
-    def __init__(self, place: str, total: int, max_bad_fraction: float, unit: Unit) -> None:
+    def __init__(self, place: str, total: int, max_bad_fraction: float, unit: Unit, afresh: bool) -> None:
         self.place, self.written, self.due = place, 0.0, False
-        self.quarantine = Quarantine(total, max_bad_fraction, unit, read_errors(place))
+        self.quarantine = Quarantine(total, max_bad_fraction, unit, [] if afresh else read_errors(place))
 
     def add(self, bad: BadClip) -> ArdiffError | None:
         self.due = self.quarantine.add(bad) or self.due
@@ -62,6 +69,7 @@ class _Keeper:
             write_errors(self.place, self.quarantine.rows.values())
             self.written, self.due = time.monotonic(), False
 
-    def flush(self) -> tuple[int, str]:
+    def flush(self, ended: bool) -> tuple[int, str]:
+        self.due = self.due or ended  # a job that ends well leaves a file, if only to say that nothing was bad
         self.write()
         return self.quarantine.count, self.quarantine.summary()
