@@ -6,7 +6,8 @@
 that does nothing, against one process that reads, decodes and resizes in a loop. ``storage``: reading and decoding from
 S3 and from disk. ``ranges``: a clip of a long video by ranges and by reading the whole. ``memory``: peak of all
 processes, and what the object store spilled, for a set and for one of ten times its size. The S3 server is that of the
-tests. Prints the tables of docs/performance.md; what the machine does besides shows in seconds, hardly in ratios of CPU time.
+tests. Prints the tables of docs/performance.md; what the machine does besides shows in seconds, hardly in ratios of
+CPU time.
 """
 
 import argparse

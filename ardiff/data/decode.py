@@ -5,6 +5,7 @@ presentation. A file is given as its bytes, or as an open file of which only the
 """
 
 import io
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -172,13 +173,13 @@ def decode_frames(
         pictures = _decode_from_key_frame(source, wanted, resolution, timing)
     if pictures is None:
         pictures, count = {}, 0
-        scaler, chosen = av.video.reformatter.VideoReformatter(), set(wanted)
+        chosen = set(wanted)
         try:
             with _open(source) as container:
                 for index, frame in enumerate(container.decode(container.streams.video[0])):
                     count = index + 1
                     if index in chosen:
-                        pictures[index] = _picture(frame, resolution, scaler)
+                        pictures[index] = _picture(frame, resolution)
                     if index == wanted[-1]:
                         break
         except (av.FFmpegError, IndexError, ValueError) as error:
@@ -195,7 +196,6 @@ def _decode_from_key_frame(
 ) -> dict[int, np.ndarray] | None:
     """As :func:`decode_frames`; None if the frames cannot be told by their times, or what lies there is damaged."""
     pictures, chosen = dict[int, np.ndarray](), set(wanted)
-    scaler = av.video.reformatter.VideoReformatter()
     try:
         with _open(source) as container:
             stream = container.streams.video[0]
@@ -210,7 +210,7 @@ def _decode_from_key_frame(
                     return None
                 before = index
                 if index in chosen:
-                    pictures[index] = _picture(frame, resolution, scaler)
+                    pictures[index] = _picture(frame, resolution)
                 if index == wanted[-1]:
                     return pictures
     except (av.FFmpegError, IndexError, ValueError):
@@ -253,7 +253,7 @@ def decode_image(data: bytes, resolution: int | None = None) -> np.ndarray:
         kind = "truncated" if "truncated" in str(error) else "corrupt" if data else "empty"
         raise _error(kind, f"it cannot be decoded ({error})" if data else "it is empty") from error
     frame = av.VideoFrame.from_ndarray(np.asarray(upright), format="rgb24")
-    return _picture(frame, resolution, av.video.reformatter.VideoReformatter())
+    return _picture(frame, resolution)
 
 
 def crop_square(clip: np.ndarray, resolution: int | None, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
@@ -287,19 +287,30 @@ def _open(source: Source) -> av.container.InputContainer:
     return container
 
 
-def _picture(frame: av.VideoFrame, resolution: int | None, scaler: av.video.reformatter.VideoReformatter) -> np.ndarray:
+class _Scaler(threading.local):
+    """One for every thread: what FFmpeg works out for a pair of sizes serves all videos of the same sizes."""
+
+    def __init__(self) -> None:
+        self.reformat = av.video.reformatter.VideoReformatter().reformat
+
+
+_scaler = _Scaler()
+
+
+def _picture(frame: av.VideoFrame, resolution: int | None) -> np.ndarray:
     if resolution is None or min(frame.width, frame.height) == resolution:
-        rgb = scaler.reformat(frame, format="rgb24").to_ndarray()
+        rgb = _scaler.reformat(frame, format="rgb24").to_ndarray()
     else:
         scale = resolution / min(frame.width, frame.height)
         size = (max(round(frame.width * scale), resolution), max(round(frame.height * scale), resolution))
         how = "AREA" if scale < 1 else "BICUBIC"
-        rgb = scaler.reformat(frame, width=size[0], height=size[1], format="rgb24", interpolation=how).to_ndarray()
+        rgb = _scaler.reformat(frame, width=size[0], height=size[1], format="rgb24", interpolation=how).to_ndarray()
     return np.ascontiguousarray(_upright(rgb, frame))
 
 
 def _upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    return np.rot90(picture, frame.rotation // 90)
+    quarters = frame.rotation // 90
+    return np.rot90(picture, quarters) if quarters else picture
 
 
 def _error(kind: str, message: str) -> DecodeError:

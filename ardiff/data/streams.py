@@ -121,8 +121,8 @@ class ClipStream:
                 slot = int(replacement.integers(self.visits[-1]))
                 index = int(np.searchsorted(self.visits, slot, side="right"))
                 part = slot - (int(self.visits[index - 1]) if index else 0)
-            record = self._record(index)
-            starts, generator = self._starts(index, part, numpy_generator("clip", self.seed, *key))
+            record, generator = self._record(index), numpy_generator("clip", self.seed, *key)
+            starts = self._starts(index, part, record, generator)
             try:
                 return self._read(record, starts, generator), record.label
             except (DecodeError, StorageError) as error:
@@ -133,12 +133,13 @@ class ClipStream:
                 self.report(bad_clip(record.uri, min(starts), error))
         raise DataError(f"{MAX_REPLACEMENTS} videos in a row could not be used: see {ERRORS}.")
 
-    def _starts(self, index: int, part: int, generator: np.random.Generator) -> tuple[list[int], np.random.Generator]:
+    def _starts(self, index: int, part: int, record: VideoRecord, generator: np.random.Generator) -> list[int]:
         """Where the clips of the ``part``-th visit to a video begin."""
-        room = self._record(index).length_at(self.clips.fps) - self.clips.span + 1
+        room = record.length_at(self.clips.fps) - self.clips.span + 1
         parts = int(self.visits[index]) - (int(self.visits[index - 1]) if index else 0)
         first, last = part * room // parts, max((part + 1) * room // parts, part * room // parts + 1)
-        return generator.integers(first, last, size=self.clips.clips_per_visit).tolist(), generator
+        starts: list[int] = generator.integers(first, last, size=self.clips.clips_per_visit).tolist()
+        return starts
 
     def _read(self, record: VideoRecord, starts: list[int], generator: np.random.Generator) -> list[np.ndarray]:
         """The clips at ``starts`` of a video that is read and decoded once, cropped and mirrored."""

@@ -1,6 +1,7 @@
 """From files in a bucket to latents in a bucket, on a real S3 server, with bad files and a server that goes away."""
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -20,10 +21,11 @@ from s3_server import S3Server, environment
 from ardiff.cli import main
 from ardiff.data import storage
 from ardiff.data.decode import decode_clip
-from ardiff.data.latents import read_description, read_keys, read_latents, vae_fingerprint
+from ardiff.data.latents import LatentStatistics, read_description, read_keys, read_latents, vae_fingerprint
 from ardiff.data.manifest import read_manifest, write_manifest
 from ardiff.data.quarantine import read_errors
 from ardiff.data.transforms import to_unit
+from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import save_autoencoder
 from ray_jobs import prepare
 from ray_jobs.common import ray_cluster
@@ -223,7 +225,7 @@ def test_only_missing_clips_are_encoded(
     columns = pq.read_table(path, filesystem=filesystem).column_names
     assert columns == ["uri", "etag", "label", "start", "mirrored", "latents"]
 
-    # More is asked for, a file of clips is lost, and a video has changed: all that is missing now is encoded, and no more.
+    # More is asked for, a file of clips is lost and a video has changed: what is missing now is encoded, and no more.
     lost = storage.list_files(folder, (".parquet",))[0]
     gone = {(k.uri, k.start) for k in read_keys(lost)}
     storage.delete_file(lost)
@@ -307,3 +309,51 @@ def test_a_kill_loses_no_more_than_the_files_in_flight(
         sets.append(latents_of(place.removesuffix("/latents.json")))
     assert sets[0].keys() == sets[1].keys()
     assert all(np.allclose(z, sets[1][key], atol=1e-5) for key, z in sets[0].items())
+
+
+@pytest.mark.slow
+def test_the_dit_trains_on_clips(ardiff: Command, make_vae: Any, tmp_path: Path) -> None:
+    """Straight from videos, one of which is gone by then; and on latents of the same AR-VAE with the same settings."""
+    for i in range(24):
+        storage.write_bytes(f"{tmp_path}/videos/train/{i}.mp4", broken_videos.encode(crf=10 + i))
+    storage.write_bytes(f"{tmp_path}/videos/test/b.mp4", broken_videos.encode())
+    ardiff(0, "prepare", f"{tmp_path}/videos", f"{tmp_path}/data")
+    (tmp_path / "videos" / "train" / "7.mp4").unlink()
+    save_autoencoder(f"{tmp_path}/vae", make_vae())
+    manifest = f"{tmp_path}/data/manifest.parquet"
+    sizes = {
+        "num_frames": 8,
+        "num_tokens": 2,
+        "token_dim": 4,
+        "width": 32,
+        "depth": 1,
+        "num_heads": 2,
+        "num_classes": 0,
+    }
+    command = [
+        "train-dit",
+        f"data.vae={tmp_path}/vae",
+        "train.num_steps=12",
+        "train.batch_size=4",
+        "train.cpu_threads=1",
+    ]
+    command += [f"dit.{name}={value}" for name, value in sizes.items()]
+    clips = [
+        "data.source=clips",
+        f"data.clips.manifest={manifest}",
+        "data.clips.num_frames=8",
+        "data.statistics_clips=8",
+    ]
+    said = ardiff(1, *command, *clips, f"output={tmp_path}/strict", "data.clips.max_bad_fraction=0.01")
+    assert "1 of 24 videos are bad (4.2%), more than max_bad_fraction=0.01 allows: 1 unreadable" in said
+    ardiff(0, *command, *clips, f"output={tmp_path}/clips")
+    [row] = {r.uri for r in read_errors(f"{tmp_path}/clips/errors.parquet")}
+    assert row == f"{tmp_path}/videos/train/7.mp4"
+    statistics = LatentStatistics(**json.loads((tmp_path / "clips" / "statistics.json").read_text()))
+    pipeline = ARDiffusionPipeline.from_pretrained(f"{tmp_path}/clips/pipeline")
+    assert pipeline.statistics == statistics
+
+    encode = ["encode", f"manifest={manifest}", f"vae={tmp_path}/vae", "num_frames=8", f"output={tmp_path}/latents"]
+    ardiff(0, *encode)
+    [place] = tmp_path.glob("latents/*/latents.json")
+    ardiff(0, *command, f"latents={place.parent}", f"output={tmp_path}/latent-dit")
