@@ -83,6 +83,8 @@ def read_bytes(uri: str) -> bytes:
         if _is_s3(uri):
             bucket, key = _bucket_and_key(uri)
             return s3.client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        if not is_remote(uri):
+            return Path(uri).read_bytes()
         filesystem, path = open_filesystem(uri)
         with filesystem.open_input_stream(path) as stream:
             return bytes(stream.read())

@@ -248,11 +248,11 @@ def test_pauses_grow_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> No
     pauses: list[float] = []
     clock = SimpleNamespace(monotonic=lambda: sum(pauses), sleep=pauses.append)
 
-    def refuse(uri: str) -> None:
+    def refuse(path: Path) -> None:
         raise OSError(104, "reset")
 
     monkeypatch.setattr(storage, "time", clock)
-    monkeypatch.setattr(storage, "open_filesystem", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     monkeypatch.setenv(s3.VARIABLE, '{"retry_seconds": 100}')
     with pytest.raises(StorageError, match=r"reset \(tried \d+ times\)"):
         storage.read_bytes("/anywhere")
