@@ -75,8 +75,8 @@ def cluster() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("uniform", CLIPS)
-@pytest.mark.parametrize(("num_workers", "first_step"), [(1, 0), (2, 0), (3, 0), (2, RESTART)])
+@pytest.mark.parametrize("uniform", ["videos", pytest.param("clips", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("num_workers", "first_step"), [(1, 0), (2, 0), (3, 0), (1, RESTART)])
 def test_the_clip_list_is_the_stored_one(
     records: list[VideoRecord], cluster: None, uniform: str, num_workers: int, first_step: int
 ) -> None:
