@@ -5,6 +5,7 @@ loaded anywhere, any number of times, and gives the same samples in the same ord
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
@@ -12,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from ardiff.data import storage
 from ardiff.data.clips import ClipConfig, read_clips
 from ardiff.data.decode import crop_square
 from ardiff.data.latents import read_latents
@@ -23,6 +25,8 @@ from ardiff.randomness import numpy_generator
 Columns = dict[str, np.ndarray]
 MAX_CHUNK_BYTES = 16 * 2**20
 """Pixels of a chunk: the size of block up to which Ray Data spills nothing in a small object store."""
+REMOTE_READERS = 4
+"""Videos that a loading task reads from S3 at the same time."""
 MAX_REPLACEMENTS = 8
 """Videos tried for one visit."""
 
@@ -87,7 +91,12 @@ class ClipStream:
         """Raises DataError naming the video that cannot be read or decoded, if it is not reported."""
         each = self.clips.clips_per_visit
         wanted = self._order(chunk)[slice(None) if rows is None else rows]
-        loaded = {visit: self._visit(visit) for visit in np.unique(wanted // each).tolist()}
+        visits = np.unique(wanted // each).tolist()
+        if storage.is_remote(self.videos["uri"][0].as_py()):  # mostly waiting for answers
+            with ThreadPoolExecutor(REMOTE_READERS) as pool:
+                loaded = dict(zip(visits, pool.map(self._visit, visits), strict=True))
+        else:
+            loaded = {visit: self._visit(visit) for visit in visits}
         videos = [loaded[place // each][0][place % each] for place in wanted.tolist()]
         labels = [loaded[place // each][1] for place in wanted.tolist()]
         return {"video": np.stack(videos), "label": np.array(labels, dtype=np.int64)}

@@ -10,6 +10,7 @@ import pytest
 from broken_videos import IRREGULAR, encode, picture
 
 from ardiff.data import clips as clips_module
+from ardiff.data import storage
 from ardiff.data.clips import ClipConfig, natural_order, probe_video, read_clips
 from ardiff.data.decode import crop_square, decode_clip, decode_frames, frame_times, probe
 from ardiff.data.manifest import VideoRecord, manifest_table
@@ -207,6 +208,15 @@ def test_a_bad_video_is_reported_and_replaced_alike_everywhere(records: list[Vid
         assert np.array_equal(part["video"][0], first["video"][row])
         assert part["label"][0] == first["label"][row]
     assert set(reported) == rows
+
+
+def test_a_stream_from_s3_is_the_one_from_disk(records: list[VideoRecord], s3_bucket: str) -> None:
+    for r in records:
+        storage.write_bytes(f"{s3_bucket}/{r.label}.mp4", Path(r.uri).read_bytes())
+    remote = [replace(r, uri=f"{s3_bucket}/{r.label}.mp4") for r in records]
+    one, other = stream(records, horizontal_flip=True).load(1), stream(remote, horizontal_flip=True).load(1)
+    assert np.array_equal(one["video"], other["video"])
+    assert np.array_equal(one["label"], other["label"])
 
 
 def test_without_a_report_a_bad_video_is_an_error(records: list[VideoRecord]) -> None:
