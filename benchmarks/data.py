@@ -12,6 +12,7 @@ CPU time.
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import statistics
@@ -27,6 +28,7 @@ from pathlib import Path
 import av
 import numpy as np
 import psutil
+import torch
 
 from ardiff.data import storage
 from ardiff.data.clips import ClipConfig
@@ -119,6 +121,26 @@ def bare_loop(records: list[VideoRecord], clips: int) -> float:
     return time.process_time() - started
 
 
+def other_loop(package: str, records: list[VideoRecord], clips: int) -> float:
+    """The bare loop with decord, which resizes while it decodes, or torchcodec, with its own resize.
+
+    Raises ImportError if the package is not installed, or RuntimeError or OSError if it cannot be loaded.
+    """
+    module = importlib.import_module(package if package == "decord" else "torchcodec.decoders")
+    started = time.process_time()
+    for number in range(clips):
+        record = records[number % len(records)]
+        start = int(numpy_generator("start", number).integers(record.num_frames - CLIPS.span + 1))
+        data, wanted = Path(record.uri).read_bytes(), list(range(start, start + CLIPS.num_frames))
+        if package == "decord":
+            reader = module.VideoReader(io.BytesIO(data), width=RESOLUTION, height=RESOLUTION, num_threads=1)
+            reader.get_batch(wanted).asnumpy()
+        else:
+            frames = module.VideoDecoder(data, num_ffmpeg_threads=1).get_frames_at(wanted).data.float()
+            torch.nn.functional.interpolate(frames, (RESOLUTION, RESOLUTION), mode="area").byte()
+    return time.process_time() - started
+
+
 def measure_decode(records: list[VideoRecord], repeats: int, clips: int) -> None:
     from ray_jobs.common import ray_cluster
 
@@ -126,18 +148,28 @@ def measure_decode(records: list[VideoRecord], repeats: int, clips: int) -> None
     stream = ClipStream(manifest_table(records), CLIPS, RESOLUTION, seed=0)
     rows: list[dict[str, float]] = []
     bare_loop(records, 8)
+    others = []
+    for package in ("decord", "torchcodec"):
+        try:
+            other_loop(package, records, 1)
+            others.append(package)
+        except (ImportError, RuntimeError, OSError) as error:
+            print(f"{package}: {str(error).splitlines()[0]}")
     with ray_cluster():
         feed(stream, stream.chunk_size * 2)  # workers are up
         for _ in range(repeats):
             bare, ours = bare_loop(records, clips), own_loop(stream, clips)
             wall, cpu = feed(stream, clips)
             rows.append({"bare": frames / bare, "ours": frames / ours, "ray": frames / cpu, "wall": frames / wall})
+            for package in others:
+                rows[-1][package] = frames / other_loop(package, records, clips)
     median = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     best = {name: max(row[name] for row in rows) for name in rows[0]}
     print("| path | frames per core-second, median (best) | to the bare loop, median of pairs | best to best |")
     print("|---|---|---|---|")
     paths = {"bare": "PyAV loop, one process", "ours": "`ClipStream.load`, one process"}
-    for name, title in {**paths, "ray": "Ray Data into a null trainer"}.items():
+    others_titles = {package: f"{package}, one process" for package in others}
+    for name, title in {**paths, "ray": "Ray Data into a null trainer", **others_titles}.items():
         pairs = statistics.median(row[name] / row["bare"] for row in rows)
         figures = f"{median[name]:.0f} ({best[name]:.0f}) | **{pairs:.2f}** | {best[name] / best['bare']:.2f}"
         print(f"| {title} | {figures} |")

@@ -388,6 +388,12 @@ def test_own_videos_in_class_folders_are_split_and_encoded(
     assert [r.split for r in read_manifest(str(again / "manifest.parquet"))] == [r.split for r in records]
     save_autoencoder(str(tmp_path / "vae"), make_vae())
     settings = ["num_frames=6", "clip_step=3", "batch_size=4"]
+    crowd = ["min_actors=64", "max_actors=64", "device=cpu"]
+    outcome = ardiff(
+        "encode", "--manifest", manifest, "--vae", tmp_path / "vae", "--output", tmp_path / "z", *settings, *crowd
+    )
+    assert outcome.code == 2
+    assert "min_actors=64 needs as many CPUs and one to decode with" in outcome.complaint
     outcome = ardiff(
         "encode", "--manifest", manifest, "--vae", tmp_path / "vae", "--output", tmp_path / "latents", *settings
     )
