@@ -1,4 +1,7 @@
-"""The ``ardiff`` command: one verb per job, each configured by a YAML file, options and ``key=value`` overrides."""
+"""The ``ardiff`` command: one verb per job, each configured by a YAML file, options and ``key=value`` overrides.
+
+A section ``storage`` beside the verb's own settings says how ``s3://`` places are reached; every verb has it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,11 @@ import traceback
 import typing
 from typing import Any
 
-from ardiff.config import load_config, to_yaml
+import yaml
+
+from ardiff.config import build, read_settings, take_section, to_dict, to_yaml
+from ardiff.data import s3
+from ardiff.data.s3 import StorageConfig
 from ardiff.errors import ArdiffError, ConfigError
 
 VERBS = {
@@ -74,10 +81,15 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
         given[named.pop(0)], *rest = rest
     overrides = [f"{name}={value}" for name, value in given.items()] + rest
     paths = options.config or (module.config_paths(given) if hasattr(module, "config_paths") else None)
-    config = load_config(config_class, paths, overrides)
+    settings = read_settings(paths, overrides)
+    reach = take_section(StorageConfig, settings, "storage")
+    config = build(config_class, settings)
     if options.dry_run:
         print(to_yaml(config), end="")
+        if reach != StorageConfig():
+            print(yaml.safe_dump({"storage": to_dict(reach)}, sort_keys=False), end="")
         return 0
+    s3.configure(reach)
     module.run(config)
     return 0
 
@@ -125,8 +137,12 @@ def _verb_parser(verb: str, summary: str, config_class: type[Any]) -> argparse.A
 
 
 def _sections_help(config_class: type[Any]) -> str:
-    lines = _describe_sections(config_class, "")
-    return "\n".join(["sections (set as key=value, for example train.seed=1):", *lines]) if lines else ""
+    lines = [*_describe_sections(config_class, ""), *_describe_section(StorageConfig, "storage", "How S3 is reached.")]
+    return "\n".join(["sections (set as key=value, for example storage.region=eu-west-1):", *lines])
+
+
+def _describe_section(config_class: type[Any], key: str, documentation: str) -> list[str]:
+    return ["", f"  {key}: {documentation}", *_describe_sections(config_class, f"{key}.")]
 
 
 def _describe_sections(config_class: type[Any], prefix: str) -> list[str]:
@@ -136,8 +152,7 @@ def _describe_sections(config_class: type[Any], prefix: str) -> list[str]:
     for field in dataclasses.fields(config_class):
         hint, key = hints[field.name], f"{prefix}{field.name}"
         if dataclasses.is_dataclass(hint):
-            inner = _describe_sections(typing.cast(type, hint), f"{key}.")
-            lines += ["", f"  {key}: {documentation[field.name]}", *inner]
+            lines += _describe_section(typing.cast(type, hint), key, documentation[field.name])
         elif prefix:
             text = f"{documentation[field.name]} Default: {_default(field)}."
             lines += textwrap.wrap(f"{key}: {text}", 110, initial_indent="    ", subsequent_indent="        ")

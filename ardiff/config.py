@@ -38,12 +38,23 @@ def load_config(
     Raises:
         ConfigError: An unreadable file, an unknown key, a wrong type, or a value that the dataclass refuses.
     """
+    return build(cls, read_settings(paths, overrides))
+
+
+def read_settings(paths: Sequence[str | Path] | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What files and overrides say, as nested dicts that no class has checked; see :func:`load_config`."""
     tree: dict[str, Any] = {}
     for path in paths or []:
         _merge(tree, _read_tree(Path(path)))
     for override in overrides:
         _apply_override(tree, override)
-    return build(cls, tree)
+    return tree
+
+
+def take_section(cls: type[ConfigT], tree: dict[str, Any], name: str) -> ConfigT:
+    """Removes the section ``name`` from ``tree`` and makes it the dataclass ``cls``. Raises ConfigError."""
+    section: ConfigT = _coerce(cls, tree.pop(name, {}), name)
+    return section
 
 
 def build(cls: type[ConfigT], tree: dict[str, Any], where: str = "") -> ConfigT:

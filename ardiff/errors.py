@@ -13,12 +13,26 @@ class DataError(ArdiffError):
     """The input data cannot be used as it is."""
 
 
+class StorageError(DataError):
+    """A place cannot be listed, read or written."""
+
+    attempts: int = 1
+    """How often it was tried."""
+    transient: bool = False
+    """The reason is one that passes, but did not in the time allowed: throttling, resets, a server that is away."""
+
+
 class DecodeError(DataError):
     """A video file cannot be decoded."""
 
+    kind: str = "undecodable"
+    """The sort of damage, for counting: ``empty``, ``truncated``, ``corrupt``, ``no video stream`` and so on."""
 
-class ClipTooShortError(DataError):
+
+class ClipTooShortError(DecodeError):
     """A video has fewer frames than the clip that was asked of it."""
+
+    kind = "too short"
 
 
 class CheckpointError(ArdiffError):

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ardiff.config import to_yaml
-from ardiff.data import storage
+from ardiff.data import s3, storage
 from ardiff.errors import ArdiffError
 from ray_jobs.monitor import Monitor
 
@@ -57,11 +57,14 @@ def ray_cluster(cpus: int = 4) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # so that relative paths mean the same to workers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault(*s3.CHECKSUMS)
     verbose = bool(os.environ.get("ARDIFF_DEBUG"))
     if not verbose:
         _silence()
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=verbose, logging_level=logging.WARNING)
+        # Nodes of a cluster do not have this process's environment.
+        environment = {**dict([s3.CHECKSUMS]), **s3.current().environment()}
+        ray.init(log_to_driver=verbose, logging_level=logging.WARNING, runtime_env={"env_vars": environment})
     else:
         for name, value in HERE.items():
             os.environ.setdefault(name, value)
@@ -291,6 +294,8 @@ def _tree_memory() -> int:
 def record_run(folder: str, config: Any) -> None:
     """Writes what a run is made of to its folder before it starts: resolved configuration, versions, git commit."""
     storage.write_bytes(storage.join(folder, "config.yaml"), to_yaml(config).encode())
+    if (reach := s3.current()) != s3.StorageConfig():
+        storage.write_bytes(storage.join(folder, "storage.yaml"), to_yaml(reach).encode())
     storage.write_bytes(storage.join(folder, "versions.json"), json.dumps(versions(), indent=1).encode())
 
 

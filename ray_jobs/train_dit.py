@@ -1,20 +1,36 @@
-"""Trains the AR-DiT on latents streamed by Ray Data, and puts it together with its AR-VAE into a pipeline.
+"""Trains the AR-DiT on latents or clips streamed by Ray Data, and puts it together with its AR-VAE into a pipeline.
 
 python -m ray_jobs.train_dit --config configs/quickstart/train_dit.yaml train.optimizer.lr=1e-4
 """
 
 import functools
+import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
+import ray.data
 import torch
 from torch import Tensor
 
 from ardiff.cli import main
 from ardiff.config import fingerprint, later
 from ardiff.data import storage
-from ardiff.data.latents import LatentSet, read_description
-from ardiff.data.streams import LatentStream
+from ardiff.data.clips import ClipConfig
+from ardiff.data.latents import (
+    LatentSet,
+    LatentStatistics,
+    check_vae,
+    latent_sums,
+    read_description,
+    statistics_of,
+    vae_fingerprint,
+)
+from ardiff.data.manifest import VideoRecord, class_names, manifest_table, read_manifest, usable
+from ardiff.data.streams import ClipStream, LatentStream, Stream
+from ardiff.data.transforms import to_unit
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import ConfigError
@@ -24,8 +40,31 @@ from ardiff.train.export import describe_dit
 from ardiff.train.initial import initialise_dit
 from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
-from ray_jobs.common import ray_cluster, record_run, stage
+from ray_jobs.common import ray_cluster, record_run, remote_progress, stage, telling
+from ray_jobs.quarantine import Reporter, quarantine
 from ray_jobs.train import TrainJob, loss_note, run_training
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiTDataConfig:
+    """What training reads."""
+
+    source: Literal["latents", "clips"] = "latents"
+    """``latents``: what ``ardiff encode`` has stored. ``clips``: videos, encoded by the AR-VAE in every step; nothing
+    is stored, and every epoch has other clips."""
+    vae: str = ""
+    """Folder of the AR-VAE that encodes the clips. With stored latents, they must be of this model; empty takes the one
+    that made them."""
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    """Of the source ``clips``."""
+    statistics_clips: int = 512
+    """Clips that say how latents are normalised, the first ones of the order of training; of the source ``clips``."""
+
+    def __post_init__(self) -> None:
+        if self.source == "clips" and not self.vae:
+            raise ValueError("source=clips needs vae, the folder of the AR-VAE that encodes them")
+        if self.statistics_clips < 1:
+            raise ValueError("statistics_clips must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +79,8 @@ class TrainDiTConfig:
     """Parquet files loaded and shuffled together."""
     init_from: str = later("")
     """Pipeline folder whose AR-DiT training begins with, local or ``s3://``. Empty starts from random weights."""
+    data: DiTDataConfig = field(default_factory=DiTDataConfig)
+    """Stored latents or videos."""
     dit: DiTConfig = field(default_factory=DiTConfig)
     """The model."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -65,11 +106,16 @@ class TrainDiTConfig:
 
 def run(config: TrainDiTConfig, key: str = "") -> None:
     """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
-    latents = read_description(config.latents)
+    latents, records = (_stored(config), []) if config.data.source == "latents" else _of_clips(config)
     _check(config, latents)
-    with ray_cluster(config.train.num_workers * config.train.cpu_threads + 2):
-        files = [storage.join(config.latents, file) for file in latents.files]
-        shape = (latents.num_frames, latents.num_tokens, latents.token_dim)
+    bad_share = config.data.clips.max_bad_fraction
+    with (
+        ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
+        quarantine(config.output, len(records), bad_share, "video") if records else nullcontext() as bad,
+    ):
+        stream, source = _stream(config, latents, records, bad)
+        if records and not load_autoencoder(config.data.vae).config.unit_latents:
+            latents = replace(latents, statistics=_statistics_of(config, stream))
         names = latents.class_names if config.dit.num_classes else []
         job = TrainJob(
             name="AR-DiT",
@@ -79,12 +125,11 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
                 config.diffusion,
                 config.task,
                 config.train.recipe,
-                config.files_per_chunk,
-                latents.fingerprint,
+                source,
                 *([config.init_from] if config.init_from else []),
             ),
             config=config.train,
-            stream=LatentStream(files, latents.rows, shape, config.train.seed, config.files_per_chunk),
+            stream=stream,
             make_task=functools.partial(_make_task, config, latents),
             record=functools.partial(record_run, config.output, config),
             description=describe_dit(config.dit, config.diffusion, latents.statistics, names, latents.vae),
@@ -97,23 +142,89 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
             record.results = {"history": history}
 
 
+def _stored(config: TrainDiTConfig) -> LatentSet:
+    """The stored set, which must be of the AR-VAE that the configuration names, if it names one."""
+    latents = read_description(config.latents)
+    if config.data.vae:
+        check_vae(config.latents, latents, config.data.vae)
+    return latents
+
+
+def _of_clips(config: TrainDiTConfig) -> tuple[LatentSet, list[VideoRecord]]:
+    """The description that latents of the videos would have, and the videos."""
+    clips, vae = config.data.clips, load_autoencoder(config.data.vae).config
+    records = usable(read_manifest(clips.manifest), "train", clips.span, clips.fps)
+    weights, place = vae_fingerprint(config.data.vae), storage.absolute(config.data.vae)
+    unknown = LatentStatistics.neutral(vae.num_tokens, vae.token_dim)
+    shape = (clips.num_frames, vae.num_tokens, vae.token_dim)
+    return LatentSet(weights, *shape, class_names(records), [], [], unknown, place, weights), records
+
+
+def _stream(
+    config: TrainDiTConfig, latents: LatentSet, records: list[VideoRecord], bad: Reporter | None
+) -> tuple[Stream, str]:
+    """What feeds the training, and a name of all that decides which samples come in which order."""
+    seed, clips = config.train.seed, config.data.clips
+    if records:
+        resolution = load_autoencoder(config.data.vae).config.resolution
+        name = fingerprint(clips.recipe, config.data.statistics_clips, latents.fingerprint)
+        return ClipStream(manifest_table(records), clips, resolution, seed, report=bad), name
+    files = [storage.join(config.latents, file) for file in latents.files]
+    shape = (latents.num_frames, latents.num_tokens, latents.token_dim)
+    name = fingerprint(config.files_per_chunk, latents.fingerprint, latents.content)
+    return LatentStream(files, latents.rows, shape, seed, config.files_per_chunk), name
+
+
+def _statistics_of(config: TrainDiTConfig, stream: Stream) -> LatentStatistics:
+    """How the latents of the first clips are spread; kept in the run's folder, so that a resumed run has the same."""
+    place = storage.join(config.output, "statistics.json")
+    if storage.exists(place):
+        return LatentStatistics(**json.loads(storage.read_bytes(place)))
+    chunks = range(stream.locate(config.data.statistics_clips - 1)[0] + 1)
+    with remote_progress("statistics", len(chunks), "chunk") as monitor:
+
+        def encode(row: dict[str, Any]) -> dict[str, Any]:
+            with telling(monitor):
+                latents = _encoder(config.data.vae)(torch.from_numpy(stream.load(int(row["id"]))["video"]))
+            monitor.add.remote(1)
+            return {"sums": latent_sums(latents.double().numpy())}
+
+        rows = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map(encode).take_all()
+    statistics = statistics_of([row["sums"] for row in rows])
+    storage.write_bytes(place, json.dumps(asdict(statistics)).encode())
+    return statistics
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(vae: str) -> Callable[[Tensor], Tensor]:
+    """Encodes video uint8 ``(B, F, H, W, 3)`` to the mean of its latents, on the device where it is."""
+    model = load_autoencoder(vae)
+
+    @torch.no_grad()
+    def encode(video: Tensor) -> Tensor:
+        return model.to(video.device).latents(to_unit(video)).float()
+
+    return encode
+
+
 def _check(config: TrainDiTConfig, latents: LatentSet) -> None:
     """Raises ConfigError if model and latents do not fit, naming the keys."""
+    place = config.latents if config.data.source == "latents" else config.data.clips.manifest
     pairs = {
         "dit.num_tokens": (config.dit.num_tokens, latents.num_tokens),
         "dit.token_dim": (config.dit.token_dim, latents.token_dim),
     }
     for key, (ours, theirs) in pairs.items():
         if ours != theirs:
-            raise ConfigError(f"{key} is {ours}, but the latents in {config.latents} have {theirs}.")
+            raise ConfigError(f"{key} is {ours}, but the latents in {place} have {theirs}.")
     if config.dit.num_frames < latents.num_frames:
         raise ConfigError(
-            f"dit.num_frames is {config.dit.num_frames}, but the latents in {config.latents} are clips of "
+            f"dit.num_frames is {config.dit.num_frames}, but the latents in {place} are clips of "
             f"{latents.num_frames} frames."
         )
     if config.dit.num_classes not in (0, len(latents.class_names)):
         raise ConfigError(
-            f"dit.num_classes is {config.dit.num_classes}, but the latents in {config.latents} have "
+            f"dit.num_classes is {config.dit.num_classes}, but the latents in {place} have "
             f"{len(latents.class_names)} classes (0 trains without classes)."
         )
 
@@ -131,7 +242,8 @@ def _make_task(config: TrainDiTConfig, latents: LatentSet) -> DiTTask:
         def decode(z: Tensor) -> Tensor:
             return vae.to(z.device).decode_long(z)
 
-    return DiTTask(model, config.task, config.diffusion, latents.statistics, decode)
+    encode = _encoder(config.data.vae) if config.data.source == "clips" else None
+    return DiTTask(model, config.task, config.diffusion, latents.statistics, decode, encode)
 
 
 if __name__ == "__main__":

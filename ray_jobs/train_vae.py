@@ -12,7 +12,8 @@ import torch
 from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.data import storage
-from ardiff.data.manifest import read_manifest, usable
+from ardiff.data.clips import ClipConfig
+from ardiff.data.manifest import manifest_table, read_manifest, usable
 from ardiff.data.streams import ClipStream
 from ardiff.randomness import derive_seed
 from ardiff.train.export import describe_autoencoder
@@ -21,32 +22,8 @@ from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ray_jobs.common import ray_cluster, record_run, stage
+from ray_jobs.quarantine import quarantine
 from ray_jobs.train import TrainJob, loss_note, run_training
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipConfig:
-    """Which clips training sees. The resolution is the model's."""
-
-    manifest: str = "runs/data/manifest.parquet"
-    """Written by ``ardiff prepare``."""
-    num_frames: int = 16
-    """Frames of a clip."""
-    stride: int = 1
-    """Distance between two frames of a clip in the video."""
-    clips_per_visit: int = 1
-    """Clips taken of a video whenever it is read; more cost less decoding and mix less. Must divide 64."""
-    horizontal_flip: bool = False
-    """Mirror half of the clips."""
-
-    def __post_init__(self) -> None:
-        if min(self.num_frames, self.stride) < 1:
-            raise ValueError("num_frames and stride must be at least 1")
-
-    @property
-    def span(self) -> int:
-        """Video frames that a clip reaches over."""
-        return (self.num_frames - 1) * self.stride + 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,23 +57,19 @@ class TrainVAEConfig:
 
 def run(config: TrainVAEConfig, key: str = "") -> None:
     """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
-    records = usable(read_manifest(config.clips.manifest), "train", config.clips.span)
-    with ray_cluster(config.train.num_workers * config.train.cpu_threads + 2):
-        stream = ClipStream(
-            [r.uri for r in records],
-            [r.num_frames for r in records],
-            [r.label for r in records],
-            config.clips.num_frames,
-            config.clips.stride,
-            config.vae.resolution,
-            config.clips.horizontal_flip,
-            config.train.seed,
-            config.clips.clips_per_visit,
-        )
+    records = usable(read_manifest(config.clips.manifest), "train", config.clips.span, config.clips.fps)
+    with (
+        ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
+        quarantine(config.output, len(records), config.clips.max_bad_fraction, "video") as bad,
+    ):
+        videos, seed = manifest_table(records), config.train.seed
+        stream = ClipStream(videos, config.clips, config.vae.resolution, seed, report=bad)
         job = TrainJob(
             name="AR-VAE",
             folder=config.output,
-            fingerprint=fingerprint(config.vae, config.task, config.clips, config.init_from, config.train.recipe),
+            fingerprint=fingerprint(
+                config.vae, config.task, config.clips.recipe, config.init_from, config.train.recipe
+            ),
             config=config.train,
             stream=stream,
             make_task=functools.partial(_make_task, config, stream),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ardiff.data import storage
-from ardiff.errors import DataError
+from ardiff.errors import ConfigError, DataError
 
 DESCRIPTION = "latents.json"
 
@@ -48,6 +51,20 @@ class LatentStatistics:
         return torch.tensor(self.mean, dtype=like.dtype, device=like.device)
 
 
+def latent_sums(latents: np.ndarray) -> np.ndarray:
+    """What statistics are made of, for latents ``(n, F, L, D)``: frames, sums and sums of squares, ``(3, L, D)``."""
+    latents = latents.astype(np.float64)
+    count = np.full(latents.shape[2:], latents.shape[0] * latents.shape[1], np.float64)
+    return np.stack([count, latents.sum(axis=(0, 1)), (latents**2).sum(axis=(0, 1))])
+
+
+def statistics_of(sums: Sequence[np.ndarray]) -> LatentStatistics:
+    """Mean per token and channel and one standard deviation over all, from :func:`latent_sums` in a fixed order."""
+    count, total, squares = np.sum(sums, axis=0)
+    mean = total / count
+    return LatentStatistics(mean.tolist(), float(np.sqrt((squares / count - mean**2).mean())))
+
+
 @dataclass(frozen=True, slots=True)
 class LatentSet:
     """The description of a folder of latents, stored as ``latents.json``; written last, as the mark of completeness."""
@@ -65,6 +82,28 @@ class LatentSet:
     statistics: LatentStatistics
     vae: str
     """Where the VAE that made the latents lies."""
+    vae_fingerprint: str = ""
+    """Names the weights of the VAE."""
+    content: str = ""
+    """Names the clips: another value, other clips or another order."""
+
+
+def vae_fingerprint(folder: str) -> str:
+    """16 hex digits that name an AR-VAE by the bytes of its configuration and weights."""
+    digest = hashlib.sha256()
+    for file in ("config.json", "vae.safetensors"):
+        digest.update(storage.read_bytes(storage.join(folder, file)))
+    return digest.hexdigest()[:16]
+
+
+def check_vae(folder: str, description: LatentSet, vae: str) -> None:
+    """Raises ConfigError if the latents in ``folder`` were not made by the AR-VAE in ``vae``; names both."""
+    have, want = description.vae_fingerprint or "unknown", vae_fingerprint(vae)
+    if have != want:
+        raise ConfigError(
+            f"The latents in {folder} were made by the AR-VAE {have} ({description.vae}), but {vae} is the AR-VAE "
+            f"{want}: run `ardiff encode` with it, and give the folder that it prints."
+        )
 
 
 def write_description(folder: str, description: LatentSet) -> None:
@@ -97,12 +136,69 @@ def read_latents(uri: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.
 
     Raises DataError if it cannot be read, or holds latents of another size.
     """
-    filesystem, path = storage.open_filesystem(uri)
+    data = storage.read_bytes(uri)
     try:
-        table = pq.read_table(path, columns=["latents", "label"], filesystem=filesystem)
+        table = pq.read_table(io.BytesIO(data), columns=["latents", "label"])
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"Cannot read the latents {uri} ({error}): run `ardiff encode` again.") from error
     flat = table["latents"].combine_chunks().flatten().to_numpy() if table.num_columns == 2 else None
     if flat is None or len(flat) != len(table) * math.prod(shape):
         raise DataError(f"{uri} does not hold latents of shape {shape}: run `ardiff encode` again.")
     return flat.reshape(-1, *shape), table["label"].to_numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class ClipKey:
+    """What a clip's latents are known by."""
+
+    uri: str
+    etag: str
+    """Of the video, so that latents of another content are not taken for these."""
+    start: int
+    """The clip's first frame, at the frame rate of the set."""
+    mirrored: bool
+
+
+KEYS = pa.schema({"uri": pa.string(), "etag": pa.string(), "start": pa.int64(), "mirrored": pa.bool_()})
+
+
+def read_keys(uri: str) -> list[ClipKey]:
+    """The keys of the clips in one Parquet file, in its order, without their latents. Raises DataError."""
+    filesystem, path = storage.open_filesystem(uri)
+    try:
+        table = pq.read_table(path, columns=KEYS.names, filesystem=filesystem, schema=None)
+        return [ClipKey(**row) for row in table.select(KEYS.names).cast(KEYS).to_pylist()]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DataError(f"Cannot read the clips of {uri} ({error}): delete it to encode them again.") from error
+
+
+def shard_name(keys: Sequence[ClipKey]) -> str:
+    """The name of the file that holds these clips: the same clips, the same name, so a repetition replaces it."""
+    text = json.dumps([dataclasses.astuple(key) for key in keys])
+    return f"part-{hashlib.sha256(text.encode()).hexdigest()[:16]}.parquet"
+
+
+def write_shard(folder: str, columns: dict[str, Any]) -> str:
+    """Writes one file of clips whole or not at all; returns its name.
+
+    Args:
+        folder: Of the set.
+        columns: Those of :class:`ClipKey`, ``label`` and ``latents`` float32 ``(n, F, L, D)``.
+    """
+    rows = zip(*(columns[name] for name in KEYS.names), strict=True)
+    name = shard_name([ClipKey(str(uri), str(etag), int(start), bool(m)) for uri, etag, start, m in rows])
+    buffer = io.BytesIO()
+    pq.write_table(latent_table(columns), buffer)
+    storage.write_bytes(storage.join(folder, name), buffer.getvalue())
+    return name
+
+
+def without(uri: str, stale: Collection[ClipKey]) -> bytes | None:
+    """The content of a file without some of its clips; None if no clip is left."""
+    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    kept = [i for i, key in enumerate(read_keys(uri)) if key not in stale]
+    if not kept:
+        return None
+    buffer = io.BytesIO()
+    pq.write_table(table.take(kept), buffer)
+    return buffer.getvalue()

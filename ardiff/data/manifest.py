@@ -1,4 +1,7 @@
-"""The manifest of a data set: one Parquet row per video file, with all that later stages need to know of it."""
+"""The manifest of a data set: one Parquet row per video, with all that later stages need to know of it.
+
+A video is a file, or a folder of pictures; the name of a folder ends with a slash.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,7 +33,7 @@ SPLIT_FOLDERS: dict[str, Split] = {
 
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
-    """One video file."""
+    """One video."""
 
     uri: str
     size: int
@@ -48,6 +52,26 @@ class VideoRecord:
     """``ok`` or ``error``."""
     reason: str
     """Why it cannot be used; empty if it can."""
+    error: str = ""
+    """The kind of error, for counting; empty if there is none."""
+    attempts: int = 1
+    """How often it was tried to read it."""
+    etag: str = ""
+    """Changes when the content does; see :class:`ardiff.data.storage.StoredFile`."""
+    rotation: int = 0
+    """Degrees, counter-clockwise, by which its decoded pictures are turned to stand upright."""
+    pts_start: int = 0
+    pts_step: float = 0.0
+    """When frames are shown: :class:`ardiff.data.decode.Timing`."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of pictures, one a frame, rather than a file."""
+        return self.uri.endswith("/")
+
+    def length_at(self, fps: float) -> int:
+        """Frames that can be taken at a rate of ``fps``; at 0, all it has."""
+        return int(lengths_at(np.array([self.num_frames]), np.array([self.fps]), fps)[0])
 
 
 SCHEMA = pa.schema(
@@ -56,6 +80,17 @@ SCHEMA = pa.schema(
         for f in fields(VideoRecord)
     ]
 )
+
+
+def lengths_at(num_frames: np.ndarray, rates: np.ndarray, fps: float) -> np.ndarray:
+    """Frames that videos of ``num_frames`` frames at their own ``rates`` give at a rate of ``fps``: int64 ``(n,)``.
+
+    At 0, and of videos without a rate, all they have.
+    """
+    if fps == 0:
+        return num_frames.astype(np.int64)
+    at_rate = ((num_frames - 1) / np.where(rates > 0, rates, 1.0) * fps + 1e-6).astype(np.int64) + 1
+    return np.where(rates > 0, np.where(num_frames > 0, at_rate, 0), num_frames).astype(np.int64)
 
 
 def manifest_table(records: Sequence[VideoRecord]) -> pa.Table:
@@ -102,15 +137,17 @@ def class_and_split(relative: Sequence[str], test_fraction: float) -> list[tuple
     return [(name, index[name], split) for name, split in zip(names, splits, strict=True)]
 
 
-def usable(records: Sequence[VideoRecord], split: Split, min_frames: int) -> list[VideoRecord]:
+def usable(records: Sequence[VideoRecord], split: Split, min_frames: int, fps: float = 0.0) -> list[VideoRecord]:
     """The records of ``split`` that decode and have at least ``min_frames`` frames, in their order.
+
+    With ``fps`` the frames are counted that they have at that rate.
 
     Raises:
         DataError: None is left; the message says which of the three reasons it was.
     """
     decodable = [r for r in records if r.status == "ok"]
     mine = [r for r in decodable if r.split == split]
-    kept = [r for r in mine if r.num_frames >= min_frames]
+    kept = [r for r in mine if r.length_at(fps) >= min_frames]
     if kept:
         return kept
     if not records:
@@ -119,7 +156,7 @@ def usable(records: Sequence[VideoRecord], split: Split, min_frames: int) -> lis
         raise DataError(f"None of the {len(records)} videos can be decoded; the first says: {records[0].reason}")
     if not mine:
         raise DataError(f"None of the {len(decodable)} decodable videos is in the '{split}' split.")
-    lengths = [r.num_frames for r in mine]
+    lengths = [r.length_at(fps) for r in mine]
     raise DataError(
         f"All {len(mine)} videos of the '{split}' split are shorter than the {min_frames} frames of a clip "
         f"(the shortest has {min(lengths)}, the longest {max(lengths)}): ask for shorter clips or a smaller stride."

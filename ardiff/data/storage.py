@@ -1,20 +1,44 @@
-"""Places: local paths and ``s3://`` URIs, through one set of functions on pyarrow's file systems.
+"""Places: local paths and ``s3://`` URIs, through one set of functions.
 
 A place is a string. Local paths may be relative. The names in a URI are literal, as in the AWS command line: a space or
-``%`` in a key is written as it is, not escaped. S3 reads the usual AWS environment variables, ``AWS_ENDPOINT_URL``
-included.
+``%`` in a key is written as it is, not escaped. How S3 is reached, and for how long requests that fail for passing
+reasons are tried again, is said in :mod:`ardiff.data.s3`. Reading needs the rights to get and to list, nothing else.
 """
 
+import functools
+import io
+import logging
 import os
 import shutil
+import time
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+from botocore.exceptions import BotoCoreError, ClientError
 
-from ardiff.errors import DataError
+from ardiff.data import s3
+from ardiff.errors import DataError, StorageError
+from ardiff.randomness import numpy_generator
+
+logger = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file or object, as a listing shows it."""
+
+    uri: str
+    size: int
+    """Bytes."""
+    etag: str
+    """Changes when the content does: S3's etag, or the time of the last change of a local file."""
 
 
 def is_remote(uri: str) -> bool:
@@ -31,11 +55,11 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system that holds ``uri`` and the path there. Raises DataError for a URI that cannot be understood."""
     if not is_remote(uri):
         return pafs.LocalFileSystem(), str(Path(uri).absolute())
-    # Some stores that are not AWS refuse or corrupt uploads with the newer default checksums.
-    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     scheme, _, rest = uri.partition("://")
     authority, slash, name = rest.partition("/")
     try:
+        if scheme == "s3":
+            return s3.filesystem(authority), f"{authority}{slash}{name}"
         filesystem, path = pafs.FileSystem.from_uri(f"{scheme}://{authority}{slash}{quote(name)}")
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"Cannot open {uri}: {error}") from error
@@ -53,33 +77,89 @@ def join(uri: str, *parts: str) -> str:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file. Raises DataError if it cannot be read."""
-    filesystem, path = open_filesystem(uri)
-    try:
+    """The whole file. Raises StorageError if it cannot be read."""
+
+    def read() -> bytes:
+        if _is_s3(uri):
+            bucket, key = _bucket_and_key(uri)
+            return s3.client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        if not is_remote(uri):
+            return Path(uri).read_bytes()
+        filesystem, path = open_filesystem(uri)
         with filesystem.open_input_stream(path) as stream:
             return bytes(stream.read())
-    except OSError as error:
-        raise _failure(f"Cannot read {uri}", error) from error
+
+    return _trying(f"Cannot read {uri}", read)
+
+
+def read_range(uri: str, start: int, length: int) -> bytes:
+    """``length`` bytes from ``start`` on, fewer at the end of the file. Raises StorageError if they cannot be read."""
+
+    def read() -> bytes:
+        if _is_s3(uri):
+            bucket, key = _bucket_and_key(uri)
+            part = f"bytes={start}-{start + length - 1}"
+            return s3.client().get_object(Bucket=bucket, Key=key, Range=part)["Body"].read()
+        filesystem, path = open_filesystem(uri)
+        with filesystem.open_input_file(path) as file:
+            return bytes(file.read_at(length, start))
+
+    return _trying(f"Cannot read {uri}", read)
+
+
+class RangeReader(io.RawIOBase):
+    """A file of known size that is read by ranges, each tried again on its own as :func:`read_bytes` is."""
+
+    def __init__(self, uri: str, size: int) -> None:
+        self.uri, self.size, self.position = uri, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        self.position = max(start + offset, 0)
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self.size - self.position)
+        if length <= 0:
+            return 0
+        data = read_range(self.uri, self.position, length)
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes the whole file or nothing, making local folders as needed. Raises DataError if it cannot be written."""
-    filesystem, path = open_filesystem(uri)
-    try:
-        if isinstance(filesystem, pafs.LocalFileSystem):
-            target = Path(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-            try:
-                draft.write_bytes(data)
-                draft.replace(target)
-            finally:
-                draft.unlink(missing_ok=True)
-        else:
+    """Writes the whole file or nothing, making local folders as needed. Raises StorageError if it cannot be written."""
+
+    def write() -> None:
+        if _is_s3(uri):
+            bucket, key = _bucket_and_key(uri)
+            s3.client().upload_fileobj(io.BytesIO(data), bucket, key)
+            return
+        filesystem, path = open_filesystem(uri)
+        if not isinstance(filesystem, pafs.LocalFileSystem):
             with filesystem.open_output_stream(path) as stream:
                 stream.write(data)
-    except OSError as error:
-        raise _failure(f"Cannot write {uri}", error) from error
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            draft.write_bytes(data)
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    _trying(f"Cannot write {uri}", write)
 
 
 def exists(uri: str) -> bool:
@@ -97,14 +177,11 @@ def size(uri: str) -> int:
 
 def _look(uri: str) -> pafs.FileInfo:
     filesystem, path = open_filesystem(uri)
-    try:
-        return filesystem.get_file_info(path)
-    except OSError as error:
-        raise _failure(f"Cannot look at {uri}", error) from error
+    return _trying(f"Cannot look at {uri}", lambda: filesystem.get_file_info(path))
 
 
-def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
-    """All files below ``uri``, sorted, named in the style of ``uri``.
+def list_objects(uri: str, suffixes: tuple[str, ...] = ()) -> list[StoredFile]:
+    """All files below ``uri``, sorted by name, named in the style of ``uri``.
 
     Args:
         uri: A folder or prefix.
@@ -113,16 +190,35 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
     Raises:
         DataError: There is no such folder, or it cannot be listed.
     """
-    filesystem, path = open_filesystem(uri)
-    try:
-        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    except FileNotFoundError as error:
-        raise DataError(f"There is no folder {uri}: check the path.") from error
-    except OSError as error:
-        raise _failure(f"Cannot list {uri}", error) from error
-    names = [info.path[len(path.rstrip("/")) + 1 :] for info in infos if info.type == pafs.FileType.File]
-    kept = [n for n in names if not suffixes or n.lower().endswith(suffixes)]
-    return [f"{uri.rstrip('/')}/{n}" for n in sorted(kept) if not any(p.startswith(".") for p in n.split("/"))]
+    root = uri.rstrip("/")
+
+    def look() -> list[tuple[str, int, str]] | None:
+        if _is_s3(uri):
+            bucket, prefix = _bucket_and_key(f"{root}/")
+            found = [(key[len(prefix) :], size, etag) for key, size, etag in s3.objects(bucket, prefix)]
+            if not found and prefix:
+                return None
+            return [entry for entry in found if entry[0] and not entry[0].endswith("/")]
+        filesystem, path = open_filesystem(uri)
+        try:
+            infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+        except FileNotFoundError:
+            return None
+        skip = len(path.rstrip("/")) + 1
+        files = [info for info in infos if info.type == pafs.FileType.File]
+        return [(info.path[skip:], info.size, f"{info.mtime_ns:x}") for info in files]
+
+    found = _trying(f"Cannot list {uri}", look)
+    if found is None:
+        raise DataError(f"There is no folder {uri}: check the path.")
+    kept = [f for f in found if not suffixes or f[0].lower().endswith(suffixes)]
+    visible = [f for f in kept if not any(part.startswith(".") for part in f[0].split("/"))]
+    return [StoredFile(f"{root}/{name}", size, etag) for name, size, etag in sorted(visible)]
+
+
+def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
+    """The names of :func:`list_objects`."""
+    return [file.uri for file in list_objects(uri, suffixes)]
 
 
 def upload_folder(local: Path, uri: str) -> None:
@@ -133,17 +229,22 @@ def upload_folder(local: Path, uri: str) -> None:
     """
     if not local.is_dir():
         raise DataError(f"There is no folder {local} to copy to {uri}.")
-    filesystem, path = open_filesystem(uri)
-    try:
-        for file in sorted(p for p in local.rglob("*") if p.is_file()):
-            target = f"{path}/{file.relative_to(local).as_posix()}"
-            if isinstance(filesystem, pafs.LocalFileSystem):
-                Path(target).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
-            else:
-                pafs.copy_files(str(file), target, pafs.LocalFileSystem(), filesystem)
-    except OSError as error:
-        raise _failure(f"Cannot write {uri}", error) from error
+    for file in sorted(p for p in local.rglob("*") if p.is_file()):
+        name = file.relative_to(local).as_posix()
+        _trying(f"Cannot write {uri}", functools.partial(_upload, file, f"{uri.rstrip('/')}/{name}"))
+
+
+def _upload(file: Path, uri: str) -> None:
+    if _is_s3(uri):
+        with file.open("rb") as data:
+            s3.client().upload_fileobj(data, *_bucket_and_key(uri))
+        return
+    filesystem, target = open_filesystem(uri)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    else:
+        pafs.copy_files(str(file), target, pafs.LocalFileSystem(), filesystem)
 
 
 def download_folder(uri: str, local: Path) -> None:
@@ -155,29 +256,83 @@ def download_folder(uri: str, local: Path) -> None:
     files = list_files(uri)
     if not files:
         raise DataError(f"There is nothing in {uri}: check the path.")
-    filesystem, _ = open_filesystem(uri)
     for file in files:
         target = Path(join(str(local), file[len(uri.rstrip("/")) + 1 :]))
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            pafs.copy_files(open_filesystem(file)[1], str(target), filesystem, pafs.LocalFileSystem())
-        except OSError as error:
-            raise _failure(f"Cannot copy {file} to {target}", error) from error
+        _trying(f"Cannot copy {file} to {target}", functools.partial(_download, file, target))
+
+
+def _download(uri: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if _is_s3(uri):
+        bucket, key = _bucket_and_key(uri)
+        with target.open("wb") as copy:
+            shutil.copyfileobj(s3.client().get_object(Bucket=bucket, Key=key)["Body"], copy)
+    else:
+        filesystem, path = open_filesystem(uri)
+        pafs.copy_files(path, str(target), filesystem, pafs.LocalFileSystem())
+
+
+def delete_file(uri: str) -> None:
+    """Deletes a file, if there is one. Raises StorageError if it cannot be deleted."""
+    filesystem, path = open_filesystem(uri)
+
+    def delete() -> None:
+        if filesystem.get_file_info(path).type == pafs.FileType.File:
+            filesystem.delete_file(path)
+
+    _trying(f"Cannot delete {uri}", delete)
 
 
 def delete_folder(uri: str) -> None:
     """Deletes a folder and all that is in it, if there is one. Raises DataError if it cannot be deleted."""
     filesystem, path = open_filesystem(uri)
-    try:
+
+    def delete() -> None:
         if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
             filesystem.delete_dir(path)
-    except OSError as error:
-        raise _failure(f"Cannot delete {uri}", error) from error
+
+    _trying(f"Cannot delete {uri}", delete)
 
 
-def _failure(what: str, error: OSError) -> DataError:
-    reason = (error.strerror or str(error)).rstrip(".")
-    remedy = (
-        "the bucket, the credentials and AWS_ENDPOINT_URL" if "AWS Error" in reason else "the path and its permissions"
-    )
-    return DataError(f"{what}: {reason}. Check {remedy}.")
+def _is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def _bucket_and_key(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def _trying(what: str, operation: Callable[[], ResultT]) -> ResultT:
+    """The operation's result; tried again with growing pauses as long as it fails for reasons that pass.
+
+    Raises:
+        StorageError: It failed for good; says how often it was tried.
+    """
+    deadline, attempt = time.monotonic() + s3.current().retry_seconds, 1
+    while True:
+        try:
+            return operation()
+        except (OSError, BotoCoreError, ClientError) as error:
+            transient = s3.is_transient(error)
+            # Spread, so that many processes that were refused together do not come back together.
+            pause = min(0.25 * 2**attempt, 15.0) * numpy_generator("pause", what, os.getpid(), attempt).uniform(0.5, 1)
+            if not transient or time.monotonic() + pause > deadline:
+                raise _failure(what, error, attempt, transient) from error
+            logger.warning("%s: %s. Trying again in %.1f s.", what, _reason(error), pause)
+            time.sleep(pause)
+            attempt += 1
+
+
+def _failure(what: str, error: Exception, attempts: int, transient: bool) -> StorageError:
+    reason = _reason(error)
+    remote = "AWS Error" in reason or isinstance(error, BotoCoreError | ClientError)
+    remedy = "the bucket, the credentials and AWS_ENDPOINT_URL" if remote else "the path and its permissions"
+    tried = f" (tried {attempts} times)" if attempts > 1 else ""
+    failure = StorageError(f"{what}: {reason}{tried}. Check {remedy}.")
+    failure.attempts, failure.transient = attempts, transient
+    return failure
+
+
+def _reason(error: Exception) -> str:
+    return ((error.strerror if isinstance(error, OSError) else None) or str(error)).rstrip(".")

@@ -4,20 +4,31 @@ A stream is cut into chunks. ``load(chunk)`` is a pure function of the stream an
 loaded anywhere, any number of times, and gives the same samples in the same order.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from ardiff.data import storage
-from ardiff.data.decode import decode_clips
+from ardiff.data.clips import ClipConfig, read_clips
+from ardiff.data.decode import crop_square
 from ardiff.data.latents import read_latents
-from ardiff.errors import ClipTooShortError, DataError, DecodeError
+from ardiff.data.manifest import VideoRecord, lengths_at
+from ardiff.data.quarantine import ERRORS, BadClip, bad_clip
+from ardiff.errors import ClipTooShortError, DataError, DecodeError, StorageError
 from ardiff.randomness import numpy_generator
 
 Columns = dict[str, np.ndarray]
+MAX_CHUNK_BYTES = 16 * 2**20
+"""Pixels of a chunk: the size of block up to which Ray Data spills nothing in a small object store."""
+REMOTE_READERS = 4
+"""Videos that a loading task reads from S3 at the same time."""
+MAX_REPLACEMENTS = 8
+"""Videos tried for one visit."""
 
 
 class Stream(Protocol):
@@ -38,31 +49,37 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ClipStream:
-    """Random clips of videos, uniform over videos: every epoch visits each video once, in an order of its own.
+    """Random clips of videos, every one a function of (seed, epoch, index).
+
+    A video that cannot be read or decoded is told to ``report`` and replaced by another, which (seed, index) choose as
+    well, so batches stay full and the order stays the same wherever it is loaded. Without ``report`` it is an error.
 
     Samples: ``video`` uint8 ``(F, H, W, 3)`` and ``label`` int64.
     """
 
-    uris: Sequence[str]
-    lengths: Sequence[int]
-    """Frames of each video."""
-    labels: Sequence[int]
-    num_frames: int
-    stride: int
+    videos: pa.Table
+    """Rows of a manifest. A table, because it reaches every loading task without being copied."""
+    clips: ClipConfig
     resolution: int
-    horizontal_flip: bool
     seed: int
-    clips_per_visit: int = 1
-    """Clips taken of a video whenever it is read; more cost less decoding and mix less."""
-    chunk_size: int = 64
+    report: Callable[[BadClip], None] | None = None
+    """Takes note of a bad clip; raises DataError if there are too many."""
+    chunk_size: int = 0
+    """Clips loaded at once; 0: as many as fit into 16 MiB, 64 at most."""
+    visits: np.ndarray = field(init=False)
+    """How often the videos up to each are visited in an epoch."""
 
     def __post_init__(self) -> None:
-        if self.clips_per_visit < 1 or self.chunk_size % self.clips_per_visit:
-            raise ValueError(f"clips_per_visit must divide {self.chunk_size}, got {self.clips_per_visit}")
-        span = (self.num_frames - 1) * self.stride + 1
-        for uri, length in zip(self.uris, self.lengths, strict=True):
-            if length < span:
-                raise ClipTooShortError(f"{uri} has {length} frames, the clip needs {span}.")
+        frames, rates = self.videos["num_frames"].to_numpy(), self.videos["fps"].to_numpy()
+        lengths = lengths_at(frames, rates, self.clips.fps)
+        for short in np.flatnonzero(lengths < self.clips.span)[:1].tolist():
+            uri = self._record(short).uri
+            raise ClipTooShortError(f"{uri} has {lengths[short]} frames, the clip needs {self.clips.span}.")
+        visits = np.ones_like(lengths) if self.clips.uniform == "videos" else lengths // self.clips.span
+        object.__setattr__(self, "visits", np.cumsum(visits))
+        object.__setattr__(self, "chunk_size", self.chunk_size or self._fitting_chunk())
+        if self.chunk_size % self.clips.clips_per_visit:
+            raise ValueError(f"clips_per_visit must divide {self.chunk_size}, got {self.clips.clips_per_visit}")
 
     def locate(self, position: int) -> tuple[int, int]:
         return divmod(position, self.chunk_size)
@@ -71,40 +88,87 @@ class ClipStream:
         return chunk * self.chunk_size
 
     def load(self, chunk: int, rows: np.ndarray | None = None) -> Columns:
-        """Raises DataError naming the video that cannot be read or decoded."""
+        """Raises DataError naming the video that cannot be read or decoded, if it is not reported."""
+        each = self.clips.clips_per_visit
         wanted = self._order(chunk)[slice(None) if rows is None else rows]
-        clips = {}
-        for visit in np.unique(wanted // self.clips_per_visit).tolist():
-            clips[visit] = self._clips(self._video(visit), numpy_generator("clip", self.seed, visit))
-        videos = [clips[place // self.clips_per_visit][place % self.clips_per_visit] for place in wanted.tolist()]
-        labels = [self.labels[self._video(place // self.clips_per_visit)] for place in wanted.tolist()]
+        visits = np.unique(wanted // each).tolist()
+        if storage.is_remote(self.videos["uri"][0].as_py()):  # mostly waiting for answers
+            with ThreadPoolExecutor(REMOTE_READERS) as pool:
+                loaded = dict(zip(visits, pool.map(self._visit, visits), strict=True))
+        else:
+            loaded = {visit: self._visit(visit) for visit in visits}
+        videos = [loaded[place // each][0][place % each] for place in wanted.tolist()]
+        labels = [loaded[place // each][1] for place in wanted.tolist()]
         return {"video": np.stack(videos), "label": np.array(labels, dtype=np.int64)}
 
     def names(self, chunk: int) -> list[str]:
-        return [self.uris[self._video(place // self.clips_per_visit)] for place in self._order(chunk).tolist()]
+        places = self._order(chunk) // self.clips.clips_per_visit
+        return [self._record(self._video(visit)[0]).uri for visit in places.tolist()]
 
     def _order(self, chunk: int) -> np.ndarray:
         """The clips of a chunk, numbered in the order of visits over all epochs, in the order of training."""
         order = chunk * self.chunk_size + np.arange(self.chunk_size)
-        if self.clips_per_visit > 1:
+        if self.clips.clips_per_visit > 1:
             order = order[numpy_generator("clips in chunk", self.seed, chunk).permutation(self.chunk_size)]
         return order
 
-    def _video(self, visit: int) -> int:
-        epoch, place = divmod(visit, len(self.uris))
-        return int(_permutation(self.seed, epoch, len(self.uris))[place])
+    def _video(self, visit: int) -> tuple[int, int]:
+        """The video of a visit, and which of the video's visits in the epoch it is."""
+        per_epoch = int(self.visits[-1])
+        epoch, place = divmod(visit, per_epoch)
+        slot = int(_permutation(self.seed, epoch, per_epoch)[place])
+        video = int(np.searchsorted(self.visits, slot, side="right"))
+        return video, slot - (int(self.visits[video - 1]) if video else 0)
 
-    def _clips(self, index: int, generator: np.random.Generator) -> list[np.ndarray]:
-        """The clips of one visit to a video: read and decoded once."""
-        span = (self.num_frames - 1) * self.stride + 1
-        starts = generator.integers(self.lengths[index] - span + 1, size=self.clips_per_visit).tolist()
-        flips = generator.random(self.clips_per_visit) < 0.5 * self.horizontal_flip
-        uri = self.uris[index]
-        try:
-            clips = decode_clips(storage.read_bytes(uri), starts, self.num_frames, self.stride, self.resolution)
-        except (DecodeError, ClipTooShortError) as error:
-            raise DataError(f"{uri} cannot be decoded any more ({error}): run `ardiff prepare` again.") from error
-        return [clip[:, :, ::-1] if flip else clip for clip, flip in zip(clips, flips, strict=True)]
+    def _visit(self, visit: int) -> tuple[list[np.ndarray], int]:
+        """The clips of one visit and their label; of another video if the one whose turn it is cannot be used."""
+        index, part = self._video(visit)
+        for attempt in range(MAX_REPLACEMENTS):
+            key: tuple[int, ...] = (visit, attempt) if attempt else (visit,)
+            if attempt:
+                replacement = numpy_generator("replacement", self.seed, *key)
+                slot = int(replacement.integers(self.visits[-1]))
+                index = int(np.searchsorted(self.visits, slot, side="right"))
+                part = slot - (int(self.visits[index - 1]) if index else 0)
+            record, generator = self._record(index), numpy_generator("clip", self.seed, *key)
+            starts = self._starts(index, part, record, generator)
+            try:
+                return self._read(record, starts, generator), record.label
+            except (DecodeError, StorageError) as error:
+                if self.report is None:
+                    raise DataError(
+                        f"{record.uri} cannot be used any more ({error}): run `ardiff prepare` again."
+                    ) from error
+                self.report(bad_clip(record.uri, min(starts), error))
+        raise DataError(f"{MAX_REPLACEMENTS} videos in a row could not be used: see {ERRORS}.")
+
+    def _starts(self, index: int, part: int, record: VideoRecord, generator: np.random.Generator) -> list[int]:
+        """Where the clips of the ``part``-th visit to a video begin."""
+        room = record.length_at(self.clips.fps) - self.clips.span + 1
+        parts = int(self.visits[index]) - (int(self.visits[index - 1]) if index else 0)
+        first, last = part * room // parts, max((part + 1) * room // parts, part * room // parts + 1)
+        starts: list[int] = generator.integers(first, last, size=self.clips.clips_per_visit).tolist()
+        return starts
+
+    def _read(self, record: VideoRecord, starts: list[int], generator: np.random.Generator) -> list[np.ndarray]:
+        """The clips at ``starts`` of a video that is read and decoded once, cropped and mirrored."""
+        config = self.clips
+        flips = generator.random(len(starts)) < 0.5 * config.horizontal_flip
+        places = generator.random((len(starts), 2)) if config.crop == "random" else np.full((len(starts), 2), 0.5)
+        frames = [[start + config.stride * i for i in range(config.num_frames)] for start in starts]
+        clips = read_clips(record, frames, config.fps, self.resolution)
+        squares = [crop_square(clip, self.resolution, (y, x)) for clip, (y, x) in zip(clips, places, strict=True)]
+        return [clip[:, :, ::-1] if flip else clip for clip, flip in zip(squares, flips, strict=True)]
+
+    def _record(self, index: int) -> VideoRecord:
+        return VideoRecord(**{name: self.videos[name][index].as_py() for name in self.videos.column_names})
+
+    def _fitting_chunk(self) -> int:
+        clip = self.clips.num_frames * self.resolution**2 * 3
+        size = 64
+        while size > self.clips.clips_per_visit and size * clip > MAX_CHUNK_BYTES:
+            size //= 2
+        return size
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,7 +185,8 @@ class DiTTaskConfig:
 class DiTTask(Task):
     """Denoises latents. Batches: ``latents`` float32 ``(B, F, L, D)`` as encoded, ``label`` int64 ``(B,)``.
 
-    For a model without classes it does not matter what the labels are.
+    With ``encode``, batches hold ``video`` uint8 ``(B, F, H, W, 3)`` in the place of latents. For a model without
+    classes it does not matter what the labels are.
     """
 
     def __init__(
@@ -195,6 +196,7 @@ class DiTTask(Task):
         diffusion: DiffusionConfig,
         statistics: LatentStatistics,
         decode: Callable[[Tensor], Tensor] | None = None,
+        encode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.model: DiT = model
         self.config = config
@@ -202,9 +204,11 @@ class DiTTask(Task):
         self.statistics = statistics
         self.alphas_cumprod = diffusion.alphas_cumprod()
         self.decode = decode
+        self.encode = encode
 
     def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        x0 = self.statistics.normalise(batch["latents"])  # (B, F, L, D)
+        latents = batch["latents"] if self.encode is None else self.encode(batch["video"])
+        x0 = self.statistics.normalise(latents)  # (B, F, L, D)
         size, frames = x0.shape[:2]
         law, count = self.diffusion.timestep_law, self.diffusion.num_timesteps
         timesteps = draws(size, lambda n, g: sample_timesteps(law, n, frames, count, g)).to(x0.device)

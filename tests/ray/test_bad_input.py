@@ -20,6 +20,7 @@ from ardiff.cli import main
 from ardiff.data.encode import encode_video
 from ardiff.data.latents import LatentSet, LatentStatistics, latent_table, write_description
 from ardiff.data.manifest import VideoRecord, read_manifest, write_manifest
+from ardiff.data.quarantine import read_errors
 from ardiff.pipeline import ARDiffusionPipeline
 from ray_jobs.common import ray_cluster
 
@@ -262,8 +263,9 @@ def test_folder_without_a_decodable_video(ardiff: Command, cluster: None, tmp_pa
     outcome = ardiff("prepare", "--source", source, "--output", tmp_path / "data")
     assert outcome.code == 1
     assert "None of the 3 videos can be decoded" in outcome.complaint
-    assert outcome.err.count("skipped") == 3
-    assert not (tmp_path / "data").exists()
+    assert outcome.err.count("bad ") == 3
+    assert [row.error for row in read_errors(str(tmp_path / "data" / "errors.parquet"))] == ["undecodable"] * 3
+    assert not (tmp_path / "data" / "stage.json").exists()
 
 
 def test_truncated_video_becomes_a_row(ardiff: Command, cluster: None, tmp_path: Path) -> None:
@@ -273,7 +275,13 @@ def test_truncated_video_becomes_a_row(ardiff: Command, cluster: None, tmp_path:
     outcome = ardiff("prepare", "--source", source, "--output", tmp_path / "data")
     assert outcome.code == 0
     assert "5 videos, 60 frames, 1 classes, 1 bad" in outcome.err
-    assert f"skipped {source}/4.mp4: it" in outcome.err
+    assert f"bad {source}/4.mp4: it" in outcome.err
+    [row] = read_errors(str(tmp_path / "data" / "errors.parquet"))
+    assert (row.uri, row.clip, row.message) == (
+        f"{source}/4.mp4",
+        -1,
+        read_manifest(str(tmp_path / "data" / "manifest.parquet"))[4].reason,
+    )
     records = read_manifest(str(tmp_path / "data" / "manifest.parquet"))
     assert [r.status for r in records] == ["ok"] * 4 + ["error", "ok"]
     assert records[4].reason
@@ -295,7 +303,9 @@ def test_video_that_broke_after_it_was_listed(ardiff: Command, cluster: None, ma
         "encode", "--manifest", tmp_path / "m.parquet", "--vae", tmp_path / "vae", "--output", output, *clips
     )
     assert outcome.code == 1
-    assert f"{source}/1.mp4 cannot be decoded any more" in outcome.complaint
+    assert "1 of 3 clips are bad (33.3%), more than max_bad_fraction=0.05 allows: 1 undecodable" in outcome.complaint
+    assert f"{source}/1.mp4" in outcome.complaint
+    assert [row.uri for row in read_errors(str(output / "errors.parquet"))] == [f"{source}/1.mp4"]
     assert not list(output.rglob("latents.json"))
     assert not (output / "stage.json").exists()
 
@@ -305,6 +315,7 @@ def test_video_that_broke_after_it_was_listed(ardiff: Command, cluster: None, ma
     )
     assert outcome.code == 0
     assert len(list(output.rglob("latents.json"))) == 1
+    assert read_errors(str(output / "errors.parquet")) == []
 
 
 def test_generating_into_a_folder_of_other_settings(
@@ -377,8 +388,14 @@ def test_own_videos_in_class_folders_are_split_and_encoded(
     assert [r.split for r in read_manifest(str(again / "manifest.parquet"))] == [r.split for r in records]
     save_autoencoder(str(tmp_path / "vae"), make_vae())
     settings = ["num_frames=6", "clip_step=3", "batch_size=4"]
+    crowd = ["min_actors=64", "max_actors=64", "device=cpu"]
+    outcome = ardiff(
+        "encode", "--manifest", manifest, "--vae", tmp_path / "vae", "--output", tmp_path / "z", *settings, *crowd
+    )
+    assert outcome.code == 2
+    assert "min_actors=64 needs as many CPUs and one to decode with" in outcome.complaint
     outcome = ardiff(
         "encode", "--manifest", manifest, "--vae", tmp_path / "vae", "--output", tmp_path / "latents", *settings
     )
     assert outcome.code == 0, outcome.err
-    assert f"encoded; {3 * sum(r.split == 'train' for r in records)} clips" in outcome.err
+    assert f"{3 * sum(r.split == 'train' for r in records)} clips encoded, 0 were there" in outcome.err

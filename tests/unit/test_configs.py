@@ -15,6 +15,7 @@ import ardiff
 import ray_jobs
 from ardiff.cli import VERBS, _field_documentation
 from ardiff.config import load_config
+from ardiff.data.s3 import StorageConfig
 from ray_jobs.quickstart import QuickstartConfig
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,9 @@ def nested(cls: type[Any]) -> Iterator[type[Any]]:
             yield from nested(typing.cast(type, hint))
 
 
-ALL_CLASSES = sorted({c for verb in VERBS for c in nested(config_class(verb))}, key=lambda c: c.__qualname__)
+ALL_CLASSES = sorted(
+    {StorageConfig, *(c for verb in VERBS for c in nested(config_class(verb)))}, key=lambda c: c.__qualname__
+)
 
 
 def test_the_quickstart_folders_load() -> None:

@@ -9,14 +9,23 @@ import torch
 
 from ardiff.data.latents import (
     DESCRIPTION,
+    ClipKey,
     LatentSet,
     LatentStatistics,
+    check_vae,
+    latent_sums,
     latent_table,
     read_description,
+    read_keys,
     read_latents,
+    statistics_of,
+    vae_fingerprint,
+    without,
     write_description,
+    write_shard,
 )
-from ardiff.errors import DataError
+from ardiff.errors import ConfigError, DataError
+from ardiff.pretrained import save_autoencoder
 
 SHAPE = (4, 2, 3)
 
@@ -98,3 +107,52 @@ def test_normalisation(dtype: torch.dtype) -> None:
     expected = (latents[2, 1, 0, 2] + 1.0) / 0.7
     assert float(normal[2, 1, 0, 2]) == pytest.approx(float(expected), rel=1e-6)
     assert torch.allclose(statistics.denormalise(normal), latents, rtol=1e-5, atol=1e-6)
+
+
+def keys(count: int) -> dict[str, object]:
+    return {
+        "uri": [f"v{i}" for i in range(count)],
+        "etag": ["e"] * count,
+        "label": np.arange(count),
+        "start": np.arange(count) * 8,
+        "mirrored": np.arange(count) % 2 == 1,
+        "latents": np.random.default_rng(count).normal(size=(count, 2, 3, 4)).astype(np.float32),
+    }
+
+
+def test_shards_are_named_by_their_clips_and_lose_stale_ones(tmp_path: Path) -> None:
+    folder, columns = str(tmp_path), keys(3)
+    name = write_shard(folder, columns)
+    assert write_shard(folder, {**columns, "latents": columns["latents"] * 2}) == name  # type: ignore[operator]
+    assert write_shard(folder, keys(2)) != name
+    found = read_keys(f"{folder}/{name}")
+    assert found == [ClipKey("v0", "e", 0, False), ClipKey("v1", "e", 8, True), ClipKey("v2", "e", 16, False)]
+    rest = without(f"{folder}/{name}", {found[1]})
+    assert rest is not None
+    (tmp_path / "rest.parquet").write_bytes(rest)
+    assert read_keys(f"{folder}/rest.parquet") == [found[0], found[2]]
+    latents, labels = read_latents(f"{folder}/rest.parquet", (2, 3, 4))
+    assert np.array_equal(latents, columns["latents"][[0, 2]] * 2)  # type: ignore[index]
+    assert labels.tolist() == [0, 2]
+    assert without(f"{folder}/{name}", set(found)) is None
+    (tmp_path / "bad.parquet").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="Cannot read the clips"):
+        read_keys(f"{folder}/bad.parquet")
+
+
+def test_statistics_of_parts_are_those_of_the_whole() -> None:
+    latents = np.random.default_rng(0).normal(3.0, 2.0, size=(10, 4, 2, 3)).astype(np.float32)
+    found = statistics_of([latent_sums(latents[:3]), latent_sums(latents[3:])])
+    np.testing.assert_allclose(found.mean, latents.mean(axis=(0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(found.std, np.sqrt(latents.astype(np.float64).var(axis=(0, 1)).mean()), rtol=1e-6)
+
+
+def test_latents_of_another_vae_are_refused(tmp_path: Path, make_vae: Any) -> None:
+    places = [str(tmp_path / name) for name in ("a", "b")]
+    for seed, place in enumerate(places):
+        save_autoencoder(place, make_vae(seed=seed))
+    names = [vae_fingerprint(place) for place in places]
+    description = LatentSet("x", 2, 3, 4, [], [], [], LatentStatistics([[0.0]], 1.0), places[0], names[0])
+    check_vae("set", description, places[0])
+    with pytest.raises(ConfigError, match=f"by the AR-VAE {names[0]} .* is the AR-VAE {names[1]}"):
+        check_vae("set", description, places[1])

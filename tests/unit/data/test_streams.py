@@ -1,6 +1,7 @@
 """Streams: every sample once an epoch, and one integer that says where training is."""
 
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from ardiff.data.clips import ClipConfig
 from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
 from ardiff.data.latents import latent_table
+from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream, Columns, LatentStream, Stream
 from ardiff.errors import ClipTooShortError, DataError
 
@@ -32,19 +35,16 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return uris
 
 
-def clip_stream(uris: list[str], **changes: Any) -> ClipStream:
-    settings = {
-        "uris": uris,
-        "lengths": LENGTHS,
-        "labels": list(range(5)),
-        "num_frames": 3,
-        "stride": 2,
-        "resolution": 16,
-        "horizontal_flip": False,
-        "seed": 0,
-        "chunk_size": 3,
-    }
-    return ClipStream(**{**settings, **changes})  # type: ignore[arg-type]
+def clip_stream(uris: list[str], lengths: list[int] | None = None, **changes: Any) -> ClipStream:
+    lengths = LENGTHS if lengths is None else lengths
+    records = [
+        VideoRecord(uri, 9999, "h264", 16, 16, 8.0, n, i, "x", "train", "ok", "")
+        for i, (uri, n) in enumerate(zip(uris, lengths, strict=True))
+    ]
+    names = {f.name for f in fields(ClipConfig)}
+    clips = {"num_frames": 3, "stride": 2, **{n: v for n, v in changes.items() if n in names}}
+    rest = {"resolution": 16, "seed": 0, "chunk_size": 3, **{n: v for n, v in changes.items() if n not in names}}
+    return ClipStream(manifest_table(records), ClipConfig(**clips), **rest)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_a_damaged_video_is_named(videos: list[str], tmp_path: Path, damage: str
             bad.write_bytes(b"")
         case "shorter than it was":
             bad.write_bytes(Path(videos[0]).read_bytes())
-    stream = clip_stream([str(bad)], lengths=[30], labels=[0], num_frames=15, chunk_size=1)
+    stream = clip_stream([str(bad)], lengths=[30], num_frames=15, chunk_size=1)
     with pytest.raises(DataError, match=r"bad\.mp4"):
         stream.load(0)
 

@@ -215,6 +215,22 @@ def test_class_dropout_puts_the_null_class(share: float) -> None:
     assert torch.equal(labels[~dropped], batch["label"][~dropped])
 
 
+def test_clips_are_encoded_in_the_step(make_dit, make_vae):
+    model, vae, video = make_dit(), make_vae(), torch.cat([clips()["video"]] * 2)
+
+    def encode(video: torch.Tensor) -> torch.Tensor:
+        return vae.encode(to_unit(video)).mean
+
+    labels = torch.arange(4) % 3
+    stored = DiTTask(model, DiTTaskConfig(), DiffusionConfig(), STATISTICS)
+    fed = DiTTask(model, DiTTaskConfig(), DiffusionConfig(), STATISTICS, encode=encode)
+    with torch.no_grad():
+        latents = encode(video)
+        expected, _ = stored.loss({"latents": latents, "label": labels}, 0, draws())
+        found, _ = fed.loss({"video": video, "label": labels}, 0, draws())
+    assert torch.equal(found, expected)
+
+
 def test_a_model_without_classes_sees_no_label(make_dit):
     model = make_dit(num_classes=0, num_frames=5)
     batch = latents()  # of data with three classes

@@ -1,0 +1,167 @@
+"""Clips of videos wherever they lie: files or folders of pictures, local or on S3, by frame number or frame rate."""
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ardiff.data import storage
+from ardiff.data.decode import (
+    Probe,
+    Source,
+    Timing,
+    decode_frames,
+    decode_image,
+    frame_times,
+    probe,
+)
+from ardiff.data.manifest import VideoRecord
+from ardiff.errors import DecodeError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+RANGE_BYTES = 32 * 2**20
+"""Files from this size on are read by ranges when a small part of them is needed: below, one request for the whole
+costs less than the six or so that the ranges of a clip take (``benchmarks/data.py --part ranges``)."""
+RANGE_SHARE = 0.25
+"""The part of a video that is small in this sense."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipConfig:
+    """Which clips training sees. The resolution is the model's."""
+
+    manifest: str = "runs/data/manifest.parquet"
+    """Written by ``ardiff prepare``."""
+    num_frames: int = 16
+    """Frames of a clip."""
+    stride: int = 1
+    """Distance between two frames of a clip in the video."""
+    fps: float = 0.0
+    """Frame rate at which videos are seen, whatever their own is; ``stride`` counts frames at this rate. 0 takes frames
+    as they come."""
+    uniform: Literal["videos", "clips"] = "videos"
+    """``videos``: every epoch visits each video once. ``clips``: as often as clips fit into it one after the other,
+    each time in another part of it."""
+    crop: Literal["center", "random"] = "center"
+    """Where the square is cut from a video that is not square."""
+    clips_per_visit: int = 1
+    """Clips taken of a video whenever it is read; more cost less decoding and mix less. Must divide 64."""
+    horizontal_flip: bool = False
+    """Mirror half of the clips."""
+    max_bad_fraction: float = 0.05
+    """Share of the videos that may turn out bad while training reads them; each becomes a row of ``errors.parquet`` and
+    is replaced by another."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_frames, self.stride) < 1:
+            raise ValueError("num_frames and stride must be at least 1")
+        if self.clips_per_visit < 1 or 64 % self.clips_per_visit:
+            raise ValueError(f"clips_per_visit must divide 64, got {self.clips_per_visit}")
+        if self.fps < 0 or not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError("fps must not be negative, and max_bad_fraction between 0 and 1")
+
+    @property
+    def span(self) -> int:
+        """Video frames that a clip reaches over."""
+        return (self.num_frames - 1) * self.stride + 1
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What must not change when training goes on: all that decides which pixels come in which order."""
+        return {name: value for name, value in asdict(self).items() if name != "max_bad_fraction"}
+
+
+def probe_video(file: storage.StoredFile) -> Probe:
+    """What a video holds, found by decoding all of it. Raises StorageError or DecodeError."""
+    if not file.uri.endswith("/"):
+        return probe(_source(file.uri, file.size, whole=True))
+    pictures = frame_files(file.uri)
+    shapes = {_read_image(uri, None).shape for uri in pictures}
+    if len(shapes) != 1:
+        raise _changed("size changes", "its pictures differ in size" if shapes else "it holds no picture")
+    [(height, width, _)] = shapes
+    suffix = pictures[0].rpartition(".")[2].lower()
+    return Probe("png" if suffix == "png" else "jpeg", width, height, 0.0, len(pictures), 0, Timing())
+
+
+def read_clips(
+    video: VideoRecord, clips: Sequence[Sequence[int]], fps: float, resolution: int | None
+) -> list[np.ndarray]:
+    """Clips of a video, given by the numbers of their frames; with ``fps``, by numbers at that rate.
+
+    Returns:
+        For each clip uint8 ``(F, H, W, 3)``, the short side scaled to ``resolution``, not cropped.
+
+    Raises:
+        StorageError: The video cannot be read.
+        DecodeError: It cannot be decoded, or is another than when it was probed.
+    """
+    numbers = sorted({number for clip in clips for number in clip})
+    if video.is_folder:
+        frame_of = _at_rate(video, numbers, fps, None)
+        pictures = _read_pictures(video, sorted(set(frame_of.values())), resolution)
+    else:
+        share = (numbers[-1] - numbers[0] + 1) / max(video.length_at(fps), 1)
+        source = _source(video.uri, video.size, whole=share > RANGE_SHARE)
+        frame_of = _at_rate(video, numbers, fps, source)
+        timing = Timing(video.pts_start, video.pts_step)
+        pictures = decode_frames(source, sorted(set(frame_of.values())), resolution, timing)
+    return [np.stack([pictures[frame_of[number]] for number in clip]) for clip in clips]
+
+
+def frame_files(folder: str) -> list[str]:
+    """The pictures right below ``folder`` in the order of their numbers: ``2.png`` comes before ``10.png``."""
+    names = [uri for uri in storage.list_files(folder, IMAGE_SUFFIXES) if "/" not in uri[len(folder) :]]
+    return sorted(names, key=natural_order)
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """A key that sorts numbers inside names by their value."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _at_rate(video: VideoRecord, numbers: Sequence[int], fps: float, source: Source | None) -> dict[int, int]:
+    """For frame numbers at the rate ``fps`` the frames that are shown at those moments."""
+    if fps == 0 or video.fps == 0:
+        return {number: number for number in numbers}
+    moments = np.array(numbers) / fps + 1e-6
+    if source is None or video.pts_step:
+        frames = np.minimum(moments * video.fps, video.num_frames - 1).astype(np.int64)
+    else:
+        frames = np.searchsorted(frame_times(source, video.num_frames), moments, side="right") - 1
+    return dict(zip(numbers, frames.tolist(), strict=True))
+
+
+def _source(uri: str, size: int, whole: bool) -> Source:
+    """The file, read whole by one request or by ranges: whichever costs less."""
+    by_ranges = size >= RANGE_BYTES and (not whole or size >= 8 * RANGE_BYTES)  # or to spare memory
+    return storage.RangeReader(uri, size) if by_ranges else storage.read_bytes(uri)
+
+
+def _read_pictures(video: VideoRecord, frames: Sequence[int], resolution: int | None) -> dict[int, np.ndarray]:
+    files = frame_files(video.uri)
+    if len(files) != video.num_frames:
+        raise _changed("changed", f"it has {len(files)} pictures, not {video.num_frames} as before")
+    with ThreadPoolExecutor(8) as pool:  # mostly waiting for storage
+        pictures = list(pool.map(lambda frame: _read_image(files[frame], resolution), frames))
+    if len({picture.shape for picture in pictures}) > 1:
+        raise _changed("size changes", "its pictures differ in size")
+    return dict(zip(frames, pictures, strict=True))
+
+
+def _read_image(uri: str, resolution: int | None) -> np.ndarray:
+    try:
+        return decode_image(storage.read_bytes(uri), resolution)
+    except DecodeError as error:
+        named = DecodeError(f"{uri.rpartition('/')[2]}: {error}")
+        named.kind = error.kind
+        raise named from error
+
+
+def _changed(kind: str, message: str) -> DecodeError:
+    error = DecodeError(message)
+    error.kind = kind
+    return error

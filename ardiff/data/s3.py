@@ -1,0 +1,181 @@
+"""How S3 is reached: one section of configuration, the clients made of it, and which of their errors are passing ones.
+
+The section travels as environment variables, so every process of a job, on whatever node, makes the same clients of it.
+Secrets are no part of it: credentials come from the standard AWS variables, profiles and instance roles of each node.
+"""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import boto3
+import pyarrow.fs as pafs
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseStreamingError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
+
+VARIABLE = "ARDIFF_STORAGE"
+SDK_ATTEMPTS = 3
+"""Attempts that the AWS libraries make by themselves, within about a second."""
+CHECKSUMS = ("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+"""Some stores that are not AWS refuse or corrupt uploads with the newer default of PyArrow's checksums."""
+_TRANSIENT_CODES = re.compile(
+    "SlowDown|Throttl|RequestLimitExceeded|RequestTimeout|InternalError|ServiceUnavailable|OperationAborted|BadDigest"
+)
+_TRANSIENT_TEXT = re.compile(
+    r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT|INTERNAL_FAILURE|SERVICE_UNAVAILABLE)"
+    r"|HTTP status (429|5\d\d)"
+)
+_TRANSIENT_ERRNO = {errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN, errno.ESTALE}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StorageConfig:
+    """How ``s3://`` places are reached. Credentials are never part of a configuration: AWS variables, profiles or roles
+    hold them."""
+
+    endpoint: str = ""
+    """URL of an S3 server that is not AWS. Empty: ``AWS_ENDPOINT_URL``, or AWS."""
+    region: str = ""
+    """Region. Empty: ``AWS_REGION``, or that of the bucket."""
+    profile: str = ""
+    """Profile of the AWS configuration files that holds the credentials. Empty: ``AWS_PROFILE``."""
+    anonymous: bool = False
+    """Send requests without a signature, for public buckets."""
+    path_style: bool = True
+    """Address buckets at an endpoint by path rather than by host name, as most servers that are not AWS expect."""
+    timeout: float = 60.0
+    """Seconds without an answer after which a request counts as failed."""
+    retry_seconds: float = 120.0
+    """Seconds for which a request that failed for a passing reason is tried again, with growing pauses: throttling,
+    resets, time-outs, errors of the server."""
+
+    def __post_init__(self) -> None:
+        if self.endpoint and not re.fullmatch(r"https?://[^/\s]+/?", self.endpoint):
+            raise ValueError(f"endpoint must be a URL such as http://host:9000, got {self.endpoint!r}")
+        if self.timeout <= 0 or self.retry_seconds < 0:
+            raise ValueError("timeout must be above 0 and retry_seconds 0 or more")
+
+    def environment(self) -> dict[str, str]:
+        """The variables that make these settings those of a process; none if all are the defaults."""
+        if self == StorageConfig():
+            return {}
+        standard = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_PROFILE": self.profile,
+        }
+        return {VARIABLE: json.dumps(asdict(self)), **{name: value for name, value in standard.items() if value}}
+
+
+def configure(config: StorageConfig) -> None:
+    """Makes ``config`` the settings of this process and of those that it starts."""
+    os.environ.update(config.environment())
+
+
+def current() -> StorageConfig:
+    """The settings of this process."""
+    return StorageConfig(**json.loads(os.environ.get(VARIABLE, "{}")))
+
+
+def filesystem(bucket: str) -> pafs.S3FileSystem:
+    """PyArrow's view of S3, for Parquet and copies. ``bucket`` matters to AWS alone, whose regions differ."""
+    os.environ.setdefault(*CHECKSUMS)
+    return _filesystem(current(), _region(bucket), _variables())
+
+
+def client() -> Any:
+    """The boto3 client, for everything else."""
+    return _client(current(), _variables())
+
+
+def objects(bucket: str, prefix: str) -> Iterator[tuple[str, int, str]]:
+    """Key, size and etag of everything whose key begins with ``prefix``, in S3's order. Needs the right to list."""
+    for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for found in page.get("Contents", []):
+            yield found["Key"], found["Size"], found["ETag"].strip('"')
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed a little later."""
+    match error:
+        case ClientError():
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            return status in (429, 500, 502, 503, 504) or bool(_TRANSIENT_CODES.search(code))
+        case BotoCoreError():
+            return isinstance(error, NoConnectionError | HTTPClientError | IncompleteReadError | ResponseStreamingError)
+        case OSError():
+            return error.errno in _TRANSIENT_ERRNO or bool(_TRANSIENT_TEXT.search(str(error)))
+    return False
+
+
+def endpoint() -> str:
+    """The URL of a server that is not AWS; empty for AWS."""
+    return current().endpoint or os.environ.get("AWS_ENDPOINT_URL_S3", "") or os.environ.get("AWS_ENDPOINT_URL", "")
+
+
+def _region(bucket: str) -> str:
+    found = current().region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if found or endpoint():
+        return found or "us-east-1"
+    return _region_of(bucket)
+
+
+@lru_cache(maxsize=64)
+def _region_of(bucket: str) -> str:
+    return str(pafs.resolve_s3_region(bucket))
+
+
+def _variables() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+
+
+@lru_cache(maxsize=8)
+def _filesystem(config: StorageConfig, region: str, variables: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
+    scheme, _, host = endpoint().rpartition("://")
+    return pafs.S3FileSystem(
+        anonymous=config.anonymous,
+        region=region,
+        scheme=scheme or "https",
+        endpoint_override=host.rstrip("/") or None,
+        force_virtual_addressing=bool(host) and not config.path_style,
+        request_timeout=config.timeout,
+        connect_timeout=min(config.timeout, 10.0),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=SDK_ATTEMPTS),
+    )
+
+
+@lru_cache(maxsize=8)
+def _client(config: StorageConfig, variables: tuple[tuple[str, str], ...]) -> Any:
+    style = "auto" if not endpoint() else "path" if config.path_style else "virtual"
+    settings = Config(
+        signature_version=UNSIGNED if config.anonymous else None,
+        s3={"addressing_style": style},  # type: ignore[arg-type]
+        connect_timeout=min(config.timeout, 10.0),
+        read_timeout=config.timeout,
+        retries={"mode": "standard", "total_max_attempts": SDK_ATTEMPTS},
+        max_pool_connections=32,
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    session = boto3.Session(profile_name=config.profile or None)
+    return session.client(
+        "s3",
+        endpoint_url=endpoint() or None,
+        region_name=config.region or os.environ.get("AWS_REGION"),
+        config=settings,
+    )

@@ -1,0 +1,392 @@
+"""Feeding clips: the Ray Data path against a bare PyAV loop, S3 against local, ranges against whole files, memory.
+
+    python benchmarks/data.py [--part decode|storage|ranges|memory] [--quick]
+
+``decode``: frames per second and core, decoded and resized, of 256 x 256 H.264 files; the Ray Data path up to a trainer
+that does nothing, against one process that reads, decodes and resizes in a loop. ``storage``: reading and decoding from
+S3 and from disk. ``ranges``: a clip of a long video by ranges and by reading the whole. ``memory``: peak of all
+processes, and what the object store spilled, for a set and for one of ten times its size. The S3 server is that of the
+tests. Prints the tables of docs/performance.md; what the machine does besides shows in seconds, hardly in ratios of
+CPU time.
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil
+import torch
+
+from ardiff.data import storage
+from ardiff.data.clips import ClipConfig
+from ardiff.data.decode import Timing, decode_frames, probe
+from ardiff.data.manifest import VideoRecord, manifest_table
+from ardiff.data.streams import ClipStream
+from ardiff.randomness import numpy_generator
+
+RESOLUTION = 128
+CLIPS = ClipConfig(num_frames=16)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("all", "decode", "storage", "ranges", "memory"), default="all")
+    parser.add_argument("--quick", action="store_true", help="fewer videos and repetitions")
+    arguments = parser.parse_args()
+    wanted = ("decode", "storage", "ranges", "memory") if arguments.part == "all" else (arguments.part,)
+    with tempfile.TemporaryDirectory() as folder:
+        records = make_videos(Path(folder), 12 if arguments.quick else 40)
+        repeats = 3 if arguments.quick else 5
+        for part in wanted:
+            print(f"\n### {part}\n", flush=True)
+            match part:
+                case "decode":
+                    measure_decode(records, repeats, 384 if arguments.quick else 1536)
+                case "storage":
+                    measure_storage(records, repeats)
+                case "ranges":
+                    measure_ranges(Path(folder), repeats)
+                case "memory":
+                    measure_memory(records, 256 if arguments.quick else 512)
+    return 0
+
+
+def make_videos(folder: Path, count: int) -> list[VideoRecord]:
+    """Moving noise over a gradient, 256 x 256, 96 frames, x264 with a key frame a second."""
+    records = []
+    for number in range(count):
+        place = folder / f"{number}.mp4"
+        place.write_bytes(make_video(number, 96))
+        found = probe(place.read_bytes())
+        facts = ("h264", found.width, found.height, found.fps, found.num_frames, 0, "x", "train", "ok", "")
+        timing = {"pts_start": found.timing.start, "pts_step": found.timing.step}
+        records.append(VideoRecord(str(place), place.stat().st_size, *facts, **timing))
+    return records
+
+
+def make_video(seed: int, num_frames: int, crf: int = 23, size: int = 256, noise: bool = False) -> bytes:
+    generator, buffer = numpy_generator("benchmark", seed), io.BytesIO()
+    texture = generator.integers(0, 255, (size // 8 + 40, size // 8 + 40, 3), dtype=np.uint8)
+    texture = texture.repeat(8, axis=0).repeat(8, axis=1)
+    with av.open(buffer, "w", format="mp4") as out:
+        stream = out.add_stream("libx264", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width = stream.height = size
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(crf), "g": "24", "threads": "1", "preset": "ultrafast"}
+        for frame in range(num_frames):
+            shift = frame * 2 % 300
+            picture = texture[shift : shift + size, shift : shift + size]
+            if noise:
+                picture = generator.integers(0, 255, picture.shape, dtype=np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        out.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def bare_loop(records: list[VideoRecord], clips: int) -> float:
+    """Seconds of CPU time of one process that reads files and decodes and resizes clips, without anything of ours."""
+    started = time.process_time()
+    scaler = av.video.reformatter.VideoReformatter()
+    for number in range(clips):
+        record = records[number % len(records)]
+        start = int(numpy_generator("start", number).integers(record.num_frames - CLIPS.span + 1))
+        with av.open(io.BytesIO(Path(record.uri).read_bytes())) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"
+            first = round(record.pts_start + start * record.pts_step)
+            container.seek(first, stream=stream, backward=True)
+            pictures: list[np.ndarray] = []
+            for frame in container.decode(stream):
+                if frame.pts is not None and frame.pts >= first:
+                    small = scaler.reformat(
+                        frame, width=RESOLUTION, height=RESOLUTION, format="rgb24", interpolation="AREA"
+                    )
+                    pictures.append(small.to_ndarray())
+                if len(pictures) == CLIPS.num_frames:
+                    break
+            np.stack(pictures)
+    return time.process_time() - started
+
+
+def other_loop(package: str, records: list[VideoRecord], clips: int) -> float:
+    """The bare loop with decord, which resizes while it decodes, or torchcodec, with its own resize.
+
+    Raises ImportError if the package is not installed, or RuntimeError or OSError if it cannot be loaded.
+    """
+    module = importlib.import_module(package if package == "decord" else "torchcodec.decoders")
+    started = time.process_time()
+    for number in range(clips):
+        record = records[number % len(records)]
+        start = int(numpy_generator("start", number).integers(record.num_frames - CLIPS.span + 1))
+        data, wanted = Path(record.uri).read_bytes(), list(range(start, start + CLIPS.num_frames))
+        if package == "decord":
+            reader = module.VideoReader(io.BytesIO(data), width=RESOLUTION, height=RESOLUTION, num_threads=1)
+            reader.get_batch(wanted).asnumpy()
+        else:
+            frames = module.VideoDecoder(data, num_ffmpeg_threads=1).get_frames_at(wanted).data.float()
+            torch.nn.functional.interpolate(frames, (RESOLUTION, RESOLUTION), mode="area").byte()
+    return time.process_time() - started
+
+
+def measure_decode(records: list[VideoRecord], repeats: int, clips: int) -> None:
+    from ray_jobs.common import ray_cluster
+
+    frames = clips * CLIPS.num_frames
+    stream = ClipStream(manifest_table(records), CLIPS, RESOLUTION, seed=0)
+    rows: list[dict[str, float]] = []
+    bare_loop(records, 8)
+    others = []
+    for package in ("decord", "torchcodec"):
+        try:
+            other_loop(package, records, 1)
+            others.append(package)
+        except (ImportError, RuntimeError, OSError) as error:
+            print(f"{package}: {str(error).splitlines()[0]}")
+    with ray_cluster():
+        feed(stream, stream.chunk_size * 2)  # workers are up
+        for _ in range(repeats):
+            bare, ours = bare_loop(records, clips), own_loop(stream, clips)
+            wall, cpu = feed(stream, clips)
+            rows.append({"bare": frames / bare, "ours": frames / ours, "ray": frames / cpu, "wall": frames / wall})
+            for package in others:
+                rows[-1][package] = frames / other_loop(package, records, clips)
+    median = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    best = {name: max(row[name] for row in rows) for name in rows[0]}
+    print("| path | frames per core-second, median (best) | to the bare loop, median of pairs | best to best |")
+    print("|---|---|---|---|")
+    paths = {"bare": "PyAV loop, one process", "ours": "`ClipStream.load`, one process"}
+    others_titles = {package: f"{package}, one process" for package in others}
+    for name, title in {**paths, "ray": "Ray Data into a null trainer", **others_titles}.items():
+        pairs = statistics.median(row[name] / row["bare"] for row in rows)
+        figures = f"{median[name]:.0f} ({best[name]:.0f}) | **{pairs:.2f}** | {best[name] / best['bare']:.2f}"
+        print(f"| {title} | {figures} |")
+    print(f"\n{clips} clips, {repeats} repetitions; into the null trainer {median['wall']:.0f} frames/s of wall time")
+
+
+def own_loop(stream: ClipStream, clips: int) -> float:
+    started = time.process_time()
+    for chunk in range(-(-clips // stream.chunk_size)):
+        stream.load(chunk)
+    return time.process_time() - started
+
+
+def feed(stream: ClipStream, clips: int, pause: float = 0.0) -> tuple[float, float]:
+    """Wall seconds, and CPU seconds of the loading tasks, of feeding ``clips`` clips to a trainer that does nothing."""
+    import ray
+
+    from ardiff.train.loop import TrainConfig
+    from ray_jobs.train import ray_batches
+
+    config = TrainConfig(num_steps=clips // 16, batch_size=16, loading_tasks=1)
+    meter = Meter(stream)
+    started = time.perf_counter()
+    for _ in ray_batches(meter, 0, config, 0, None):
+        time.sleep(pause)
+    wall = time.perf_counter() - started
+    spent = float(ray.get(meter.clock.read.remote()))
+    return wall, spent
+
+
+class Meter:
+    """A stream that adds up the CPU time of the processes that load it, from one load's begin to the next one's."""
+
+    def __init__(self, stream: ClipStream) -> None:
+        import ray
+
+        self.stream = stream
+        self.clock = ray.remote(Clock).options(num_cpus=0).remote()
+
+    def __getattr__(self, name: str) -> object:
+        if name == "stream":
+            raise AttributeError(name)
+        return getattr(self.stream, name)
+
+    def load(self, chunk: int, rows: np.ndarray | None = None) -> object:
+        # All that the process has used by now, so what Ray does with a block is counted as well, but for the last one.
+        self.clock.tell.remote(os.getpid(), sum(psutil.Process().cpu_times()[:2]), chunk)
+        return self.stream.load(chunk, rows)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.used: dict[int, list[float]] = {}
+
+    def tell(self, process: int, seconds: float, chunk: int) -> None:
+        self.used.setdefault(process, []).append(seconds)
+
+    def read(self) -> float:
+        """CPU seconds between the first and the last load of every process, scaled to all of its loads."""
+        spent = 0.0
+        for seconds in self.used.values():
+            if len(seconds) > 1:
+                spent += (seconds[-1] - seconds[0]) * len(seconds) / (len(seconds) - 1)
+        return spent
+
+
+@contextlib.contextmanager
+def s3_bucket() -> Iterator[str]:
+    """A bucket of the server that AWS_ENDPOINT_URL names, or of the one that the tests start."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from s3_server import S3Server, environment
+
+    with S3Server() as server, environment(server.environment()):
+        yield f"s3://{server.make_bucket()}"
+
+
+def measure_storage(records: list[VideoRecord], repeats: int) -> None:
+    with s3_bucket() as bucket:
+        remote = []
+        for record in records:
+            uri = f"{bucket}/{Path(record.uri).name}"
+            storage.write_bytes(uri, storage.read_bytes(record.uri))
+            remote.append(uri)
+        reading, loading = [], []
+        tables = [
+            manifest_table([replace(r, uri=u) for r, u in zip(records, uris, strict=True)])
+            for uris in ([r.uri for r in records], remote)
+        ]
+        for _ in range(repeats):
+            times = []
+            for uris in ([r.uri for r in records], remote):
+                started = time.perf_counter()
+                for uri in uris:
+                    storage.read_bytes(uri)
+                times.append(time.perf_counter() - started)
+            reading.append(times)
+            times = []
+            for table in tables:
+                stream = ClipStream(table, CLIPS, RESOLUTION, seed=0, chunk_size=len(records))
+                started = time.perf_counter()
+                stream.load(0)
+                times.append(time.perf_counter() - started)
+            loading.append(times)
+    size = sum(r.size for r in records) / len(records) / 1024
+    print("| one reader, one file after the other | local, ms a file | S3, ms a file | S3 / local |\n|---|---|---|---|")
+    for name, pairs in ((f"reading files of {size:.0f} KiB", reading), ("clips: reading, decoding, resizing", loading)):
+        local, s3 = (1e3 * statistics.median(pair[i] for pair in pairs) / len(records) for i in (0, 1))
+        ratio = statistics.median(pair[1] / pair[0] for pair in pairs)
+        print(f"| {name} | {local:.2f} | {s3:.2f} | **{ratio:.2f}** |")
+
+
+def measure_ranges(folder: Path, repeats: int) -> None:
+    """One clip in the middle of files of growing size: when do ranges pay?"""
+    print("| size, MiB | whole, ms | ranges, ms | requests | bytes read | whole / ranges |\n|---|---|---|---|---|---|")
+    with s3_bucket() as bucket:
+        for frames in (60, 200, 600, 1200):
+            data = make_video(0, frames, crf=1, noise=True)
+            timing: Timing = probe(data).timing
+            storage.write_bytes(f"{bucket}/long.mp4", data)
+            wanted = list(range(frames // 2, frames // 2 + 16))
+            by_whole, by_ranges, requests, amount = [], [], 0, 0
+            for _ in range(repeats):
+                started = time.perf_counter()
+                decode_frames(storage.read_bytes(f"{bucket}/long.mp4"), wanted, RESOLUTION, timing)
+                between = time.perf_counter()
+                with counting() as read:
+                    decode_frames(storage.RangeReader(f"{bucket}/long.mp4", len(data)), wanted, RESOLUTION, timing)
+                by_whole.append(between - started)
+                by_ranges.append(time.perf_counter() - between)
+                requests, amount = len(read), sum(read)
+            a, b = statistics.median(by_whole), statistics.median(by_ranges)
+            ratio = statistics.median(x / y for x, y in zip(by_whole, by_ranges, strict=True))
+            print(
+                f"| {len(data) / 2**20:.1f} | {1e3 * a:.0f} | {1e3 * b:.0f} | {requests} | {amount / len(data):.0%} | "
+                f"**{ratio:.2f}** |",
+                flush=True,
+            )
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[list[int]]:
+    """The lengths of the ranges that are read inside the block."""
+    lengths: list[int] = []
+    original = storage.read_range
+
+    def counted(uri: str, start: int, length: int) -> bytes:
+        lengths.append(length)
+        return original(uri, start, length)
+
+    storage.read_range = counted
+    try:
+        yield lengths
+    finally:
+        storage.read_range = original
+
+
+def measure_memory(records: list[VideoRecord], clips: int) -> None:
+    """Peak memory of this process and all it started, and bytes spilled, with a trainer slower than the data."""
+    print("| videos | clips | peak, MiB | spilled |\n|---|---|---|---|")
+    for times in (1, 10):
+        command = [sys.executable, __file__, "--memory-of", str(times), str(clips)]
+        names = "\n".join(f"{r.uri}\t{r.size}\t{r.num_frames}\t{r.pts_start}\t{r.pts_step}" for r in records)
+        answer = subprocess.run(command, input=names, capture_output=True, text=True, check=True)
+        print(answer.stdout.strip(), flush=True)
+
+
+def memory_of(times: int, clips: int) -> None:
+    import ray
+    from ray._private.internal_api import memory_summary
+
+    from ray_jobs.common import ray_cluster
+
+    lines = [line.split("\t") for line in sys.stdin.read().splitlines()]
+    records = [
+        VideoRecord(
+            uri,
+            int(size),
+            "h264",
+            256,
+            256,
+            25.0,
+            int(n),
+            0,
+            "x",
+            "train",
+            "ok",
+            "",
+            pts_start=int(a),
+            pts_step=float(b),
+        )
+        for uri, size, n, a, b in lines
+    ] * times
+    stream = ClipStream(manifest_table(records), ClipConfig(num_frames=16), 256, seed=0)
+    with ray_cluster():
+        peak, done = [0], threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.5):
+                total = 0
+                for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                    with contextlib.suppress(psutil.Error):
+                        total += process.memory_full_info().pss
+                peak[0] = max(peak[0], total)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        feed(stream, clips * times, pause=0.05)
+        done.set()
+        watcher.join()
+        address = ray.get_runtime_context().gcs_address
+        summary = memory_summary(address=address, stats_only=True)
+        spilled = next((line for line in summary.splitlines() if "Spilled" in line), "0")
+    print(f"| {len(records)} | {clips * times} | {peak[0] / 2**20:.0f} | {spilled} |")
+
+
+if __name__ == "__main__":
+    if "--memory-of" in sys.argv:
+        memory_of(*(int(number) for number in sys.argv[2:4]))
+        raise SystemExit(0)
+    raise SystemExit(main())
