@@ -1,6 +1,7 @@
 """What the tests of interrupted training share: where a run is, and whether two ended alike."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ def wait_for_checkpoint(process: Any, folder: Path) -> int:
         except (OSError, ValueError, TypeError):  # none yet, or half of one
             time.sleep(0.02)
     raise AssertionError("no checkpoint in two minutes")
+
+
+def wait_for_line(log: Path, pattern: str, seconds: float = 180) -> None:
+    """Waits until a line of the job's log matches."""
+    deadline = time.monotonic() + seconds
+    while not re.search(pattern, log.read_text()):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
 
 
 def snapshot(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from resuming import assert_equal_checkpoints, assert_equal_files, last_checkpoint, snapshot, wait_for_checkpoint
+from conftest import Jobs
+from resuming import (
+    assert_equal_checkpoints,
+    assert_equal_files,
+    last_checkpoint,
+    snapshot,
+    wait_for_checkpoint,
+    wait_for_line,
+)
+from s3_server import S3Server
 from safetensors.torch import load_file
 
 from ardiff.cli import main
@@ -114,6 +123,27 @@ def test_the_adversarial_stage_follows_on_the_first_and_survives_a_killed_worker
     logged = json.loads((tmp_path / "broken" / "history.json").read_text())
     assert [step for step, _ in logged["critic_loss"]] == list(range(STEPS // 2 + 10, STEPS + 1, 10))
     assert logged["loss"][0][1] < json.loads((first / "history.json").read_text())["loss"][0][1]
+
+
+@pytest.mark.slow
+def test_training_to_s3_goes_on_while_the_server_is_away(latents: Path, tmp_path: Path) -> None:
+    """Checkpoints fail meanwhile, and the run ends with the weights of one that never noticed."""
+    own, log = Jobs(), tmp_path / "log"
+    steps = ["train.num_steps=400", "train.checkpoint_every=20", "train.save_patience=1000"]
+    whole = settings(latents, "zero2") + steps
+    assert own.run("train_dit", "--output", str(tmp_path / "whole"), *whole).code == 0
+    with S3Server() as server:
+        own.environment |= server.environment()
+        bucket = server.make_bucket()
+        process = own.start("train_dit", "--output", f"s3://{bucket}/run", *whole, "storage.retry_seconds=1", log=log)
+        wait_for_line(log, r"AR-DiT: [1-9]\d+/400")
+        server.stop()
+        wait_for_line(log, "could not be stored")
+        server.start()
+        assert process.wait(400) == 0, log.read_text()
+        stored = server.client().get_object(Bucket=bucket, Key="run/pipeline/dit.safetensors")["Body"].read()
+    assert stored == (tmp_path / "whole" / "pipeline" / "dit.safetensors").read_bytes()
+    own.close()
 
 
 @pytest.mark.slow

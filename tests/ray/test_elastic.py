@@ -1,14 +1,13 @@
 """Elastic training on a cluster whose nodes come and go."""
 
 import json
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from clusters import Cluster
-from resuming import wait_for_checkpoint
+from resuming import wait_for_checkpoint, wait_for_line
 from test_cluster_training import settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -19,14 +18,6 @@ def cluster() -> Iterator[Cluster]:
     cluster = Cluster(head_cpus=3)
     yield cluster
     cluster.close()
-
-
-def wait_for_line(log: Path, pattern: str, seconds: float = 180) -> None:
-    """Waits until a line of the job's log matches."""
-    deadline = time.monotonic() + seconds
-    while not re.search(pattern, log.read_text()):
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
 
 
 def test_workers_come_and_go_with_nodes(cluster: Cluster, latents: Path, tmp_path: Path) -> None:
