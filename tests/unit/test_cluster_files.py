@@ -203,14 +203,14 @@ def entrypoint(job: dict[str, Any]) -> tuple[str, list[str]]:
     return VERB_OF_MODULE[module], arguments
 
 
-def test_jobs_fit_the_code_and_each_other(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every entry point resolves, and each job reads what an earlier one writes."""
     monkeypatch.chdir(ROOT)
     jobs = {job["metadata"]["name"].removeprefix("ardiff-"): entrypoint(job) for job in JOBS}
     configs = {name: resolves(verb, arguments, capsys) for name, (verb, arguments) in jobs.items()}
-    assert {"prepare", "train-vae", "encode", "train-dit", "generate", "evaluate"} == {verb for verb, _ in jobs.values()}
+    assert {"prepare", "train-vae", "encode", "train-dit", "generate", "evaluate"} == {
+        verb for verb, _ in jobs.values()
+    }
     manifest = f"{configs['prepare']['output']}/manifest.parquet"
     first, second, third = (configs[f"train-vae-{n}"] for n in ("1-frames", "2-adversarial", "3-temporal"))
     assert {c["clips"]["manifest"] for c in (first, second, third)} == {manifest}
@@ -288,7 +288,9 @@ def unknown_keys(given: Any, parsed: Any, where: str = "") -> list[str]:
         return []
     if isinstance(given, dict) and isinstance(parsed, dict):
         lost = [f"{where}.{key}" for key in given if key not in parsed]
-        return lost + [k for key in given if key in parsed for k in unknown_keys(given[key], parsed[key], f"{where}.{key}")]
+        return lost + [
+            k for key in given if key in parsed for k in unknown_keys(given[key], parsed[key], f"{where}.{key}")
+        ]
     if isinstance(given, list) and isinstance(parsed, list):
         return [k for g, p in zip(given, parsed, strict=True) for k in unknown_keys(g, p, where)]
     return []
