@@ -171,17 +171,11 @@ def connection(address: str, token_file: str | None) -> Iterator[JobSubmissionCl
     """A client of the cluster. What goes wrong with the connection is raised as an ArdiffError."""
     if not address.startswith(("http://", "https://")):
         raise ConfigError(f"--address {address} is not the URL of a dashboard, such as {ADDRESS}.")
-    if token_file is not None:
-        if not Path(token_file).is_file():
-            raise ConfigError(f"--token-file {token_file}: there is no such file.")
-        os.environ["RAY_AUTH_TOKEN_PATH"] = token_file
-    if any(os.environ.get(n) for n in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or _home_token().is_file():
-        os.environ["RAY_AUTH_MODE"] = "token"
-    else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # else RAY_ADDRESS would be taken
+    token = _token(token_file)
     try:
-        yield JobSubmissionClient(address)
+        # Ray would read the token only if RAY_AUTH_MODE was set before it was imported.
+        yield JobSubmissionClient(address, headers={"authorization": f"Bearer {token}"} if token else None)
     except AuthenticationError as error:
         raise ArdiffError(
             f"The cluster at {address} asks for a token, and this is not it or there is none: give --token-file, or "
@@ -193,8 +187,20 @@ def connection(address: str, token_file: str | None) -> Iterator[JobSubmissionCl
         ) from error
 
 
-def _home_token() -> Path:
-    return Path.home() / ".ray" / "auth_token"
+def _token(file: str | None) -> str:
+    """The token from where Ray looks for it, or from the file; empty if there is none. Raises ConfigError."""
+    if file is None and os.environ.get("RAY_AUTH_TOKEN"):
+        return os.environ["RAY_AUTH_TOKEN"]
+    named = file or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    if not path.is_file():
+        if named:
+            raise ConfigError(f"The file of the token, {named}: there is no such file.")
+        return ""
+    token = path.read_text().strip()
+    if not re.fullmatch(r"[!-~]+", token):
+        raise ConfigError(f"The file of the token, {path}, does not hold one: it should be one word.")
+    return token
 
 
 def run(client: JobSubmissionClient, submission: Submission, detach: bool = False, told: bool = False) -> int:

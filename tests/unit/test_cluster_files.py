@@ -19,12 +19,22 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
+import ray.dashboard.modules.metrics.dashboards
+import torch
 import yaml
 from ray.autoscaler._private.util import fillout_defaults, validate_config
+from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 from ray.serve.schema import ServeDeploySchema
 
 import ardiff.data.storage
 from ardiff.cli import VERBS, main
+from ardiff.data.latents import LatentStatistics
+from ardiff.diffusion.process import DiffusionConfig
+from ardiff.dit import DiT, DiTConfig
+from ardiff.train.checkpoint import TrainState
+from ardiff.train.engine import TorchEngine
+from ardiff.train.loop import TrainConfig, train
+from ardiff.train.tasks import DiTTask, DiTTaskConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "cluster"
@@ -399,3 +409,59 @@ def test_the_policy_allows_what_storage_asks_for_and_no_more() -> None:
         }
         assert granted == set().union(*(REQUESTS[name] for name in needing))
     assert "*" not in [action for statement in policy["Statement"] for action in statement["Action"]]
+
+
+# What is watched
+
+
+class Names:
+    """Hears what training logs."""
+
+    def __init__(self) -> None:
+        self.heard: set[str] = set()
+
+    def progress(self, step: int, loss: float) -> None: ...
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.heard |= values.keys()
+
+    def samples(self, step: int, videos: torch.Tensor) -> None: ...
+
+    def checkpoint(self, state: TrainState) -> None: ...
+
+
+def logged() -> set[str]:
+    """The names of what a step of AR-DiT training logs."""
+    sizes = DiTConfig(num_frames=2, num_tokens=1, token_dim=2, width=8, depth=1, num_heads=1)
+    task = DiTTask(DiT(sizes), DiTTaskConfig(), DiffusionConfig(), LatentStatistics([[0.0] * 2], 1.0))
+    config = TrainConfig(num_steps=1, batch_size=2, log_every=1, peak_tflops=1.0)
+    batch = {"latents": torch.zeros(2, 2, 1, 2), "label": torch.zeros(2, dtype=torch.int64)}
+    engine = TorchEngine(task.model, config.optimizer, torch.device("cpu"))
+    names = Names()
+    train(task, engine, iter([batch]), config, TrainState(0, 0, ""), names)
+    return names.heard
+
+
+def test_every_metric_that_is_watched_exists() -> None:
+    dashboard = json.loads((FILES / "dashboard.json").read_text())
+    alerts = yaml.safe_load((FILES / "alerts.yaml").read_text())
+    rules = [rule for group in alerts["groups"] for rule in group["rules"]]
+    assert all(rule["annotations"]["summary"] for rule in rules)
+    queries = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]] + [rule["expr"] for rule in rules]
+    queries += [v["query"]["query"] for v in dashboard["templating"]["list"] if v["type"] == "query"]
+    watched = {name for query in queries for name in re.findall(r"\bray_\w+", query)}
+    ours = {f"ray_ardiff_train_{name}" for name in logged()}
+    assert len(watched & ours) > 5
+    prefixed = {f"ray_{name}" for name in METRICS_GAUGES}
+    panels = Path(ray.dashboard.modules.metrics.dashboards.__path__[0]) / "default_dashboard_panels.py"
+    rays = prefixed | set(re.findall(r"\bray_\w+", panels.read_text()))
+    assert watched - ours - rays == set()
+    tags = {tag for query in queries for tag in re.findall(r"(\w+)=~?\"", query)}
+    assert tags <= {"run", "Location"}
+
+
+def test_panels_do_not_overlap() -> None:
+    places = [p["gridPos"] for p in json.loads((FILES / "dashboard.json").read_text())["panels"]]
+    cells = [(x, y) for p in places for x in range(p["x"], p["x"] + p["w"]) for y in range(p["y"], p["y"] + p["h"])]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24

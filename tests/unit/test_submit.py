@@ -54,15 +54,14 @@ def test_arguments_reach_the_job_as_they_were_given() -> None:
         (["--working-dir", "nowhere", "generate", "output=/a"], "There is no folder"),
         (["--address", "127.0.0.1:8265", "generate", "output=/a"], "is not the URL"),
         (["--address", "http://127.0.0.1:9", "generate", "output=/a"], "no cluster at http://127.0.0.1:9"),
+        (["--token-file", str(ROOT / "README.md"), "generate", "output=/a"], "should be one word"),
         (["--token-file", "nowhere", "generate", "output=/a"], "there is no such file"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_sentence(
     arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     monkeypatch.chdir(ROOT)
     assert main(["submit", *arguments]) in (1, 2)
     error = capsys.readouterr().err
