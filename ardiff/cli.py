@@ -15,6 +15,9 @@ import sys
 import textwrap
 import traceback
 import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -37,7 +40,8 @@ VERBS = {
     "estimate": ("ardiff.train.estimate", "EstimateConfig", "memory and time of a training step per ZeRO stage"),
 }
 
-DOCTOR = "say what this machine has and what is missing"
+DOCTOR = "say what this machine or a cluster has and what is missing"
+SUBMIT = "run one of the jobs on a cluster, from here"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,19 +64,54 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     if debug:
         os.environ["ARDIFF_DEBUG"] = "1"
     verb = arguments[0] if arguments else ""
-    if verb == "doctor":
-        from ardiff.doctor import examine
+    match verb:
+        case "doctor" if len(arguments) == 1:
+            from ardiff.doctor import examine
 
-        argparse.ArgumentParser(prog="ardiff doctor", description=f"{DOCTOR}.").parse_args(arguments[1:])
-        return examine()
+            return examine()
+        case "doctor":
+            from ray_jobs.doctor import main as examine_cluster
+
+            return examine_cluster(arguments[1:])
+        case "submit":
+            from ray_jobs.submit import main as submit
+
+            return submit(arguments[1:])
     if verb not in VERBS:
         _top_parser().parse_args(arguments)
         return 2
+    call = read_arguments(verb, arguments[1:])
+    if call.dry_run:
+        print(to_yaml(call.config), end="")
+        if call.storage != StorageConfig():
+            print(yaml.safe_dump({"storage": to_dict(call.storage)}, sort_keys=False), end="")
+        return 0
+    s3.configure(call.storage)
+    call.module.run(call.config)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A verb with its arguments read."""
+
+    module: ModuleType
+    config: Any
+    """The verb's configuration, complete."""
+    storage: StorageConfig
+    """How ``s3://`` places are reached."""
+    files: Sequence[str]
+    """What was given as ``--config``."""
+    dry_run: bool
+
+
+def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
+    """Reads what follows one of the ``VERBS``. Raises ConfigError; exits with 2 for an unknown option."""
     module_name, class_name, summary = VERBS[verb]
     module = importlib.import_module(module_name)
     config_class = getattr(module, class_name)
     parser = _verb_parser(verb, summary, config_class)
-    options, rest = parser.parse_known_intermixed_args(arguments[1:])
+    options, rest = parser.parse_known_intermixed_args(arguments)
     if rest:
         parser.error(f"unknown option {rest[0]}")
     given = {n.removeprefix("set_"): v for n, v in vars(options).items() if n.startswith("set_") and v is not None}
@@ -83,15 +122,7 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     paths = options.config or (module.config_paths(given) if hasattr(module, "config_paths") else None)
     settings = read_settings(paths, overrides)
     reach = take_section(StorageConfig, settings, "storage")
-    config = build(config_class, settings)
-    if options.dry_run:
-        print(to_yaml(config), end="")
-        if reach != StorageConfig():
-            print(yaml.safe_dump({"storage": to_dict(reach)}, sort_keys=False), end="")
-        return 0
-    s3.configure(reach)
-    module.run(config)
-    return 0
+    return Call(module, build(config_class, settings), reach, options.config or (), options.dry_run)
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -103,6 +134,7 @@ def _top_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (_, _, summary) in VERBS.items():
         verbs.add_parser(verb, help=summary, add_help=False)
+    verbs.add_parser("submit", help=SUBMIT, add_help=False)
     verbs.add_parser("doctor", help=DOCTOR, add_help=False)
     return parser
 

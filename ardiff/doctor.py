@@ -28,8 +28,16 @@ def examine() -> int:
         _package("deepspeed", needed=False),
         ("deepspeed ops", _can_build_ops() or not _has("deepspeed"), _ops()),
     ]
+    return tell(findings, "MISSING")
+
+
+def tell(findings: list[tuple[str, bool, str]], bad: str) -> int:
+    """Prints a line for each ``(name, good, text)``, with the word ``bad`` where it is not good.
+
+    Returns 0 if all are good, else 1.
+    """
     for name, good, text in findings:
-        print(f"{'ok     ' if good else 'MISSING'}  {name:<14} {text}")
+        print(f"{'ok' if good else bad:<7}  {name:<14} {text}", flush=True)
     return 0 if all(good for _, good, _ in findings) else 1
 
 

@@ -40,6 +40,8 @@ HERE = {
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
 }
 """The environment of a cluster that is started on this machine, unless the user has set it otherwise."""
+COMMIT = "ARDIFF_COMMIT"
+"""Variable that names the git commit of code that was sent to a cluster without its history."""
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -304,6 +306,8 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in ("ardiff", "torch", "ray", "numpy", "av", "pyarrow", "einops", "safetensors"):
         found[package] = metadata.version(package)
+    if COMMIT in os.environ:
+        return {**found, "git": os.environ[COMMIT]}
     here = Path(__file__).resolve().parent
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False

@@ -356,6 +356,14 @@ class _Observer:
         except DataError as error:
             self.monitor.say.remote(f"{self.job.name}: the samples of step {step} were not stored: {error}")
 
+    def trace(self, content: bytes) -> None:
+        """Stores a worker's trace; one that cannot be stored is not worth the run."""
+        name = f"{self.token}-worker-{workers.rank()}.json.gz"
+        try:
+            storage.write_bytes(storage.join(self.job.folder, "profile", name), content)
+        except DataError as error:
+            self.monitor.say.remote(f"{self.job.name}: the trace was not stored: {error}")
+
     def checkpoint(self, state: TrainState) -> None:
         """Stores a checkpoint, or says why it could not and lets training go on, as often as is configured.
 

@@ -26,6 +26,7 @@ from ardiff.train import onednn, workers
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import DeepSpeedConfig, Engine, Precision, TorchEngine, deepspeed_settings
 from ardiff.train.optim import OptimizerConfig, learning_rate_factor
+from ardiff.train.profiling import Tracer
 from ardiff.train.tasks import Batch, Task
 
 SPIKE_WINDOW = 100
@@ -97,6 +98,9 @@ class TrainConfig:
     """Stop before a step whose loss is this many times the median of the last hundred; 0 never does."""
     wandb_project: str = ""
     """Project of Weights & Biases to log to as well, with the wandb package and its own settings; empty for none."""
+    profile: int = 0
+    """Steps to trace with torch's profiler after every start, from the eleventh on: a trace of each worker is put into
+    ``profile`` in the run's folder; 0 traces none."""
     peak_tflops: float = 0.0
     """What one worker's device can do at most, in 10^12 operations per second at the given precision, to log the share
     of it that is used (``mfu``); 0 if unknown."""
@@ -132,6 +136,8 @@ class TrainConfig:
             raise ValueError("the settings of deepspeed are for engine=deepspeed")
         if self.engine == "deepspeed" and self.deepspeed.stage == 0 and self.precision == "fp16":
             raise ValueError("precision=fp16 under deepspeed needs stage 1, 2 or 3")
+        if self.profile < 0:
+            raise ValueError("profile must be 0 or more")
         if min(self.keep_checkpoints, self.save_patience + 1) < 1:
             raise ValueError("keep_checkpoints must be at least 1 and save_patience 0 or more")
         if self.peak_tflops < 0 or (self.max_loss_ratio and self.max_loss_ratio <= 1):
@@ -229,6 +235,9 @@ class Observer(Protocol):
     def checkpoint(self, state: TrainState) -> None:
         """When a checkpoint is due, on every worker; the engine holds its content."""
 
+    def trace(self, content: bytes) -> None:
+        """When ``profile`` steps are traced, on every worker: the trace, see :mod:`ardiff.train.profiling`."""
+
 
 def train(
     task: Task,
@@ -258,7 +267,7 @@ def train(
     task.model.train()
     if task.critic is not None:
         task.critic.train()
-    meter = _Meter(config, engine.device, clock)
+    meter, tracer = _Meter(config, engine.device, clock), Tracer(config.profile, lambda trace: observer.trace(trace))
     step, recent, overflows = start.step, deque[float](maxlen=SPIKE_WINDOW), 0
     while step < config.num_steps:
         rival = critic if step >= task.critic_from_step else None
@@ -282,6 +291,7 @@ def train(
             _check_gradient(norm, "", step, config)
             _check_gradient(logged.get("critic_grad_norm", 0.0), "critic's ", step, config)
         step += 1
+        tracer.step()
         observer.progress(step, loss)
         if step % config.log_every == 0 or step == config.num_steps:
             observer.metrics(step, {"loss": loss, "grad_norm": norm, "lr_factor": factor, **meter.read(), **logged})
@@ -292,6 +302,7 @@ def train(
                 observer.samples(step, videos)
         if step % config.checkpoint_every == 0 or step == config.num_steps:
             observer.checkpoint(TrainState(step, step * config.batch_size, start.fingerprint))
+    tracer.close()
     return TrainState(step, step * config.batch_size, start.fingerprint)
 
 

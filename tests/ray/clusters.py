@@ -27,6 +27,7 @@ class Cluster(Jobs):
         token = Path(self.ray_folder) / "token"
         token.write_text(secrets.token_hex(32))
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        self.environment["PATH"] = f"{Path(sys.executable).parent}:{self.environment['PATH']}"  # for submitted jobs
         self.address, self.dashboard = f"127.0.0.2:{free_port()}", f"127.0.0.1:{free_port()}"
         host, _, port = self.dashboard.partition(":")
         self._start("--head", f"--port={self.address.partition(':')[2]}", f"--num-cpus={head_cpus}",

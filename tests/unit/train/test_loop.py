@@ -1,6 +1,8 @@
 """The one loop: accumulation, resumption to the last bit, and stopping before harm is done."""
 
+import gzip
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +51,7 @@ class Recorder:
         self.logged: dict[int, dict[str, float]] = {}
         self.sheets: dict[int, Tensor] = {}
         self.states: list[TrainState] = []
+        self.traces: list[bytes] = []
 
     def progress(self, step: int, loss: float) -> None:
         self.losses[step] = loss
@@ -58,6 +61,9 @@ class Recorder:
 
     def samples(self, step: int, videos: Tensor) -> None:
         self.sheets[step] = videos
+
+    def trace(self, content: bytes) -> None:
+        self.traces.append(content)
 
     def checkpoint(self, state: TrainState) -> None:
         self.states.append(state)
@@ -479,3 +485,15 @@ def test_fp16_gives_up_when_nothing_fits() -> None:
 
     with pytest.raises(TrainingError, match="gradient is not finite at step 50"):
         run(Steep(), settings(num_steps=60, precision="fp16"))
+
+
+@pytest.mark.parametrize(("num_steps", "traced"), [(9, 0), (12, 2), (20, 3)])
+def test_a_few_steps_are_traced_and_no_weight_changes(num_steps: int, traced: int) -> None:
+    plain, silent = run(regression(), settings(num_steps=num_steps))
+    engine, recorder = run(regression(), settings(num_steps=num_steps, profile=3))
+    assert not silent.traces
+    assert len(recorder.traces) == bool(traced)
+    for content in recorder.traces:
+        names = [event.get("name", "") for event in json.loads(gzip.decompress(content))["traceEvents"]]
+        assert len([name for name in names if name == "aten::linear"]) == traced
+    assert torch.equal(plain.model.weight, engine.model.weight)

@@ -1,0 +1,467 @@
+"""The files in cluster/: against the schemas of what reads them, and against the code that they name.
+
+The schemas of KubeRay are read from the folder that KUBERAY_SCHEMAS names, or from shared/kuberay beside the checkout.
+"""
+
+import copy
+import gzip
+import inspect
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import ray.dashboard.modules.metrics.dashboards
+import torch
+import yaml
+from ray.autoscaler._private.util import fillout_defaults, validate_config
+from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+from ray.serve.schema import ServeDeploySchema
+
+import ardiff.data.storage
+from ardiff.cli import VERBS, main
+from ardiff.data.latents import LatentStatistics
+from ardiff.diffusion.process import DiffusionConfig
+from ardiff.dit import DiT, DiTConfig
+from ardiff.train.checkpoint import TrainState
+from ardiff.train.engine import TorchEngine
+from ardiff.train.loop import TrainConfig, train
+from ardiff.train.tasks import DiTTask, DiTTaskConfig
+
+ROOT = Path(__file__).parents[2]
+FILES = ROOT / "cluster"
+INSTALLED = "/opt/ardiff/configs"
+"""Where the image has configs/."""
+VERB_OF_MODULE = {module: verb for verb, (module, _, _) in VERBS.items() if module.startswith("ray_jobs.")}
+ABSENT = {"ray_jobs.serve", "ray_jobs.autoscaling"}
+"""Modules that rayservice.yaml names and that may not be in this version; where they are, they are checked."""
+NAME_LENGTH = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
+
+DOCUMENTS = [
+    (file.name, document)
+    for file in sorted(FILES.glob("*.yaml"))
+    for document in yaml.safe_load_all(file.read_text())
+    if "kind" in document
+]
+JOBS = [document for _, document in DOCUMENTS if document["kind"] == "RayJob"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RAY = next(re.search("==(.*)", d)[1] for d in PROJECT["dependencies"] if d.startswith("ray["))  # type: ignore[index]
+
+
+def document(kind: str) -> dict[str, Any]:
+    [found] = [d for _, d in DOCUMENTS if d["kind"] == kind]
+    return found
+
+
+def clusters() -> list[dict[str, Any]]:
+    """The specifications of both clusters."""
+    return [document("RayCluster")["spec"], document("RayService")["spec"]["rayClusterConfig"]]
+
+
+# Against the schemas
+
+
+def strict(schema: Any) -> Any:
+    """The schema with unknown keys as errors, and nothing required that has a default."""
+    if isinstance(schema, list):
+        return [strict(s) for s in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: strict(value) for key, value in schema.items()}
+    properties = schema.get("properties")
+    if isinstance(properties, dict) and "type" in schema:
+        if "additionalProperties" not in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+            result["additionalProperties"] = False
+        given = [name for name in schema.get("required", []) if "default" not in properties.get(name, {})]
+        result["required"] = given
+    return result
+
+
+@pytest.fixture(scope="module")
+def schemas() -> dict[str, Any]:
+    folder = Path(os.environ.get("KUBERAY_SCHEMAS", ROOT.parent / "shared" / "kuberay"))
+    found = sorted(folder.glob("kuberay-*-schemas.json.gz"))
+    if not found:
+        pytest.skip(f"no KubeRay schemas in {folder}: name their folder in KUBERAY_SCHEMAS")
+    with gzip.open(found[-1]) as file:
+        return {kind: strict(schema) for kind, schema in json.load(file)["kinds"].items()}
+
+
+def complaints(schema: dict[str, Any], value: dict[str, Any]) -> list[str]:
+    described = {k: v for k, v in value.items() if k not in ("apiVersion", "kind", "metadata")}
+    schema = {**schema, "properties": {k: v for k, v in schema["properties"].items() if k != "metadata"}}
+    return [f"{e.json_path}: {e.message}" for e in jsonschema.Draft7Validator(schema).iter_errors(described)]
+
+
+@pytest.mark.parametrize(("name", "value"), [d for d in DOCUMENTS if d[1]["kind"].startswith("Ray")])
+def test_manifests_follow_the_schemas_of_kuberay(schemas: dict[str, Any], name: str, value: dict[str, Any]) -> None:
+    assert value["apiVersion"] == "ray.io/v1"
+    assert complaints(schemas[value["kind"]], value) == [], name
+
+
+def test_the_schemas_are_strict(schemas: dict[str, Any]) -> None:
+    broken = copy.deepcopy(document("RayCluster"))
+    broken["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["imagee"] = "x"
+    broken["spec"]["workerGroupSpecs"][0]["replicas"] = "1"
+    del broken["spec"]["headGroupSpec"]["template"]
+    text = "\n".join(complaints(schemas["RayCluster"], broken))
+    assert "imagee" in text
+    assert "'1' is not of type 'integer'" in text
+    assert "'template' is a required property" in text
+
+
+@pytest.mark.parametrize(("name", "value"), [d for d in DOCUMENTS if not d[1]["kind"].startswith("Ray")])
+def test_other_manifests_follow_the_schemas_of_kubernetes(name: str, value: dict[str, Any]) -> None:
+    kubernetes_validate.validate(value, kubernetes_validate.latest_version(), strict=True)
+
+
+def refusals(value: dict[str, Any]) -> list[str]:
+    """What KubeRay 1.7's operator refuses beyond its schemas, of what these files use."""
+    found, spec, name = [], value["spec"], value["metadata"]["name"]
+    if not re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > NAME_LENGTH[value["kind"]]:
+        found.append(f"name {name}")
+    if value["kind"] == "RayJob":
+        if ("clusterSelector" in spec) == ("rayClusterSpec" in spec):
+            found.append("one of clusterSelector and rayClusterSpec")
+        if "clusterSelector" in spec:
+            found += [k for k in ("suspend", "backoffLimit", "shutdownAfterJobFinishes") if spec.get(k)]
+            found += ["SidecarMode"] if spec.get("submissionMode") == "SidecarMode" else []
+        if spec.get("ttlSecondsAfterFinished") and not spec.get("shutdownAfterJobFinishes"):
+            found.append("ttlSecondsAfterFinished without shutdownAfterJobFinishes")
+        return found
+    cluster = spec if value["kind"] == "RayCluster" else spec["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        parameters = group.get("rayStartParams", {})
+        found += [f"rayStartParams {k}={v!r} is no string" for k, v in parameters.items() if not isinstance(v, str)]
+        found += ["labels among rayStartParams"] if "labels" in parameters else []
+        if group.get("resources") and parameters.keys() & {"num-cpus", "num-gpus", "memory", "resources"}:
+            found.append("resources twice")
+        if cluster["autoscalerOptions"]["version"] == "v2":
+            found += [p for p in [group["template"]["spec"].get("restartPolicy", "Never")] if p != "Never"]
+        found += [] if group["template"]["spec"]["containers"] else ["no container"]
+    for group in cluster["workerGroupSpecs"]:
+        found += [] if 0 <= group["minReplicas"] <= group["maxReplicas"] else [f"replicas of {group['groupName']}"]
+    if cluster.get("authOptions", {}).get("mode") == "token" and tuple(map(int, cluster["rayVersion"].split("."))) < (
+        2,
+        52,
+        0,
+    ):
+        found.append("a token before Ray 2.52")
+    found += [gate for gate in ("networkPolicy", "tlsOptions", "historyServerOptions") if gate in cluster]
+    return found
+
+
+@pytest.mark.parametrize(("name", "value"), [d for d in DOCUMENTS if d[1]["kind"].startswith("Ray")])
+def test_the_operator_refuses_nothing(name: str, value: dict[str, Any]) -> None:
+    assert refusals(value) == [], name
+
+
+def test_refusals_are_found() -> None:
+    job = copy.deepcopy(JOBS[0])
+    job["metadata"]["name"] = "Train_DiT"
+    job["spec"] |= {"shutdownAfterJobFinishes": True, "submissionMode": "SidecarMode", "rayClusterSpec": {}}
+    assert len(refusals(job)) == 4
+    cluster = copy.deepcopy(document("RayCluster"))
+    cluster["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
+    cluster["spec"]["workerGroupSpecs"][0]["minReplicas"] = 100
+    cluster["spec"]["workerGroupSpecs"][1]["template"]["spec"]["restartPolicy"] = "Always"
+    assert len(refusals(cluster)) == 3
+
+
+def test_ray_up_accepts_the_aws_file() -> None:
+    config = yaml.safe_load((FILES / "aws.yaml").read_text())
+    validate_config(fillout_defaults(config))
+    with pytest.raises(jsonschema.ValidationError, match="max_worker"):
+        validate_config(fillout_defaults({**config, "max_worker": 1}))
+    with pytest.raises(ValueError, match="head_node_type"):
+        validate_config(fillout_defaults({**config, "head_node_type": "haed"}))
+
+
+def test_the_dockerfile_has_no_lint() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([linter, FILES / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+# Against the code
+
+
+def resolves(verb: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The configuration that the verb makes of the arguments; fails if it refuses them."""
+    here = [str(ROOT / "configs") + a.removeprefix(INSTALLED) if a.startswith(INSTALLED) else a for a in arguments]
+    capsys.readouterr()
+    code = main([verb, *here, "--dry-run"])
+    out, err = capsys.readouterr()
+    assert code == 0, f"{verb} {shlex.join(arguments)}: {err}"
+    resolved: dict[str, Any] = yaml.safe_load(out)
+    return resolved
+
+
+def entrypoint(job: dict[str, Any]) -> tuple[str, list[str]]:
+    """The verb and the arguments that a RayJob runs."""
+    python, dash, module, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert (python, dash) == ("python", "-m")
+    return VERB_OF_MODULE[module], arguments
+
+
+def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every entry point resolves, and each job reads what an earlier one writes."""
+    monkeypatch.chdir(ROOT)
+    jobs = {job["metadata"]["name"].removeprefix("ardiff-"): entrypoint(job) for job in JOBS}
+    configs = {name: resolves(verb, arguments, capsys) for name, (verb, arguments) in jobs.items()}
+    assert {"prepare", "train-vae", "encode", "train-dit", "generate", "evaluate"} == {
+        verb for verb, _ in jobs.values()
+    }
+    manifest = f"{configs['prepare']['output']}/manifest.parquet"
+    first, second, third = (configs[f"train-vae-{n}"] for n in ("1-frames", "2-adversarial", "3-temporal"))
+    assert {c["clips"]["manifest"] for c in (first, second, third)} == {manifest}
+    assert second["init_from"] == f"{first['output']}/model"
+    assert third["init_from"] == f"{second['output']}/model"
+    vae = f"{third['output']}/model"
+    assert (configs["encode"]["manifest"], configs["encode"]["vae"]) == (manifest, vae)
+    assert configs["train-dit"]["latents"] == f"{configs['encode']['output']}/FINGERPRINT"
+    assert configs["generate"]["pipeline"] == f"{configs['train-dit']['output']}/pipeline"
+    assert configs["evaluate"]["fake"] == [f"{configs['generate']['output']}/manifest.parquet"]
+    assert (configs["evaluate"]["real"], configs["evaluate"]["vae"]) == (manifest, vae)
+    args = yaml.safe_load(document("RayService")["spec"]["serveConfigV2"])["applications"][0]["args"]
+    assert args["checkpoint"] == configs["generate"]["pipeline"]
+    workers = {c["train"]["num_workers"] for c in (first, second, third, configs["train-dit"])}
+    group = next(g for g in document("RayCluster")["spec"]["workerGroupSpecs"] if g["groupName"] == "gpu")
+    gpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+    assert max(workers) <= gpus * group["maxReplicas"]
+
+
+def test_a_flag_that_is_gone_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    verb, arguments = entrypoint(JOBS[0])
+    with pytest.raises(AssertionError, match="outputt"):
+        resolves(verb, [a.replace("output=", "outputt=") for a in arguments], capsys)
+
+
+def test_the_commands_of_the_runbook_are_understood(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```\n(.*?)```", (FILES / "README.md").read_text(), re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    commands = [line[1:] for line in lines if line and line[0] == "ardiff"]
+    assert len(commands) > 5
+    for first, *rest in commands:
+        verb, arguments = (rest[0], rest[1:]) if first == "submit" else (first, rest)
+        if verb in VERBS:
+            resolves(verb, arguments, capsys)
+    assert {"submit", "doctor", "estimate"} == {first for first, *_ in commands}
+    named = {word for line in lines for word in line if word.startswith("cluster/") and "*" not in word}
+    assert [name for name in named if not (ROOT / name.partition("#")[0]).exists()] == []
+
+
+def test_the_endpoint_fits_serve_and_the_code() -> None:
+    spec = document("RayService")["spec"]
+    config = yaml.safe_load(spec["serveConfigV2"])
+    [application] = config["applications"]
+    [deployment] = application["deployments"]
+    scaling = deployment["autoscaling_config"]
+    checked = copy.deepcopy(config)
+    if not (ROOT / "ray_jobs" / "autoscaling.py").exists():  # Serve imports it
+        del checked["applications"][0]["deployments"][0]["autoscaling_config"]["policy"]
+    parsed = ServeDeploySchema.model_validate(checked).model_dump()
+    assert unknown_keys(checked, parsed) == []
+    assert 1 <= scaling["min_replicas"] <= scaling["max_replicas"]
+    [group] = spec["rayClusterConfig"]["workerGroupSpecs"]
+    assert scaling["max_replicas"] == group["maxReplicas"]  # a GPU each
+    for name in (application["import_path"], scaling["policy"]["policy_function"]):
+        module, _, attribute = name.partition(":")
+        if (ROOT / f"{module.replace('.', '/')}.py").exists():
+            found = __import__(module, fromlist=[attribute])
+            assert hasattr(found, attribute), name
+        else:
+            assert module in ABSENT, f"there is no module {module}"
+    if (ROOT / "ray_jobs" / "serve.py").exists():
+        from ardiff.config import build
+
+        serve = __import__("ray_jobs.serve", fromlist=["ReplicaConfig"])
+        build(serve.ReplicaConfig, application["args"])
+        assert hasattr(serve, deployment["name"])
+
+
+def unknown_keys(given: Any, parsed: Any, where: str = "") -> list[str]:
+    """Keys that Serve ignores without a word."""
+    if where.endswith((".args", ".user_config")):
+        return []
+    if isinstance(given, dict) and isinstance(parsed, dict):
+        lost = [f"{where}.{key}" for key in given if key not in parsed]
+        return lost + [
+            k for key in given if key in parsed for k in unknown_keys(given[key], parsed[key], f"{where}.{key}")
+        ]
+    if isinstance(given, list) and isinstance(parsed, list):
+        return [k for g, p in zip(given, parsed, strict=True) for k in unknown_keys(g, p, where)]
+    return []
+
+
+def test_versions_are_the_projects() -> None:
+    """Ray's version, Python's, and the image's tag, in every file."""
+    text = {file.name: file.read_text() for file in FILES.iterdir() if file.is_file()}
+    tags = {tag for content in text.values() for tag in re.findall(r"/ardiff:(\S+)", content)}
+    assert tags == {PROJECT["version"]}
+    bases = re.findall(r"rayproject/ray:(\S+)", text["Dockerfile"])
+    assert {base.split("-")[0] for base in bases} == {RAY}
+    assert {base.split("-")[1] for base in bases} == {"py311"}
+    assert {cluster["rayVersion"] for cluster in clusters()} == {RAY}
+    assert f"ray=={RAY}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_the_image_holds_what_the_files_name() -> None:
+    dockerfile = (FILES / "Dockerfile").read_text()
+    assert f"configs {INSTALLED}\n" in dockerfile
+    sources = [s for line in re.findall(r"^COPY --chown=ray:users (.*)$", dockerfile, re.M) for s in line.split()[:-1]]
+    assert [s for s in [*sources, "configs"] if not (ROOT / s).exists()] == []
+    carried = re.findall(r"^!(\S+)", (FILES / "Dockerfile.dockerignore").read_text(), re.M)
+    assert set(carried) == {*sources, "configs"}
+    stage = dockerfile.rpartition("FROM ")[2]
+    assert "USER 1000" in stage
+    assert not re.search("apt|gcc|g\\+\\+|build-essential", stage)
+
+
+# Secrets, rights, sizes
+
+
+def pods() -> list[dict[str, Any]]:
+    return [g["template"]["spec"] for c in clusters() for g in [c["headGroupSpec"], *c["workerGroupSpecs"]]]
+
+
+def test_every_node_asks_for_the_token_and_no_file_holds_a_secret() -> None:
+    for cluster in clusters():
+        assert cluster["authOptions"] == {"mode": "token", "secretName": "ardiff-token"}
+    assert "--env RAY_AUTH_MODE=token" in yaml.safe_load((FILES / "aws.yaml").read_text())["docker"]["run_options"]
+    for file in FILES.rglob("*"):
+        if file.is_file():
+            assert not re.search(r"AKIA[0-9A-Z]{16}|[0-9a-f]{64}|BEGIN .*PRIVATE KEY", file.read_text()), file
+
+
+def test_pods_run_without_rights() -> None:
+    for pod in pods():
+        assert pod["serviceAccountName"] == "ardiff"
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in pod["containers"]:
+            security = container["securityContext"]
+            assert security == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+            assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+def test_shared_memory_holds_the_object_store_and_memory_holds_both() -> None:
+    for cluster in clusters():
+        for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+            [shm] = [v["emptyDir"] for v in group["template"]["spec"]["volumes"] if v["name"] == "shm"]
+            store, limit = int(group["rayStartParams"]["object-store-memory"]) / 2**30, gib(shm["sizeLimit"])
+            memory = gib(group["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"])
+            assert store < limit < memory / 2
+            assert shm["medium"] == "Memory"
+
+
+def gib(quantity: str) -> float:
+    assert quantity.endswith("Gi")
+    return float(quantity.removesuffix("Gi"))
+
+
+REQUESTS = {
+    "open_filesystem": {"s3:ListBucket"},  # finds the bucket's region
+    "read_bytes": {"s3:GetObject"},
+    "write_bytes": {"s3:PutObject", "s3:AbortMultipartUpload"},
+    "exists": {"s3:GetObject", "s3:ListBucket"},
+    "size": {"s3:GetObject"},
+    "read_range": {"s3:GetObject"},
+    "list_files": {"s3:ListBucket"},
+    "list_objects": {"s3:ListBucket"},
+    "upload_folder": {"s3:PutObject", "s3:AbortMultipartUpload"},
+    "download_folder": {"s3:GetObject", "s3:ListBucket"},
+    "delete_file": {"s3:DeleteObject"},
+    "delete_folder": {"s3:DeleteObject", "s3:ListBucket", "s3:PutObject"},
+    "is_remote": set(),
+    "absolute": set(),
+    "join": set(),
+}
+"""The permissions that each function of our storage needs."""
+READING = {"open_filesystem", "read_bytes", "exists", "size", "list_files", "download_folder"}
+
+
+def test_the_policy_allows_what_storage_asks_for_and_no_more() -> None:
+    functions = {
+        name
+        for name, value in vars(ardiff.data.storage).items()
+        if inspect.isfunction(value) and value.__module__ == "ardiff.data.storage" and name[0] != "_"
+    }
+    assert functions <= REQUESTS.keys()
+    policy = json.loads((FILES / "iam-policy.json").read_text())
+    for bucket, needing in (("runs", REQUESTS.keys()), ("videos", READING)):
+        granted = {
+            action
+            for statement in policy["Statement"]
+            if any(f"ardiff-example-{bucket}" in resource for resource in statement["Resource"])
+            for action in statement["Action"]
+        }
+        assert granted == set().union(*(REQUESTS[name] for name in needing))
+    assert "*" not in [action for statement in policy["Statement"] for action in statement["Action"]]
+
+
+# What is watched
+
+
+class Names:
+    """Hears what training logs."""
+
+    def __init__(self) -> None:
+        self.heard: set[str] = set()
+
+    def progress(self, step: int, loss: float) -> None: ...
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.heard |= values.keys()
+
+    def samples(self, step: int, videos: torch.Tensor) -> None: ...
+
+    def checkpoint(self, state: TrainState) -> None: ...
+
+
+def logged() -> set[str]:
+    """The names of what a step of AR-DiT training logs."""
+    sizes = DiTConfig(num_frames=2, num_tokens=1, token_dim=2, width=8, depth=1, num_heads=1)
+    task = DiTTask(DiT(sizes), DiTTaskConfig(), DiffusionConfig(), LatentStatistics([[0.0] * 2], 1.0))
+    config = TrainConfig(num_steps=1, batch_size=2, log_every=1, peak_tflops=1.0)
+    batch = {"latents": torch.zeros(2, 2, 1, 2), "label": torch.zeros(2, dtype=torch.int64)}
+    engine = TorchEngine(task.model, config.optimizer, torch.device("cpu"))
+    names = Names()
+    train(task, engine, iter([batch]), config, TrainState(0, 0, ""), names)
+    return names.heard
+
+
+def test_every_metric_that_is_watched_exists() -> None:
+    dashboard = json.loads((FILES / "dashboard.json").read_text())
+    alerts = yaml.safe_load((FILES / "alerts.yaml").read_text())
+    rules = [rule for group in alerts["groups"] for rule in group["rules"]]
+    assert all(rule["annotations"]["summary"] for rule in rules)
+    queries = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]] + [rule["expr"] for rule in rules]
+    queries += [v["query"]["query"] for v in dashboard["templating"]["list"] if v["type"] == "query"]
+    watched = {name for query in queries for name in re.findall(r"\bray_\w+", query)}
+    ours = {f"ray_ardiff_train_{name}" for name in logged()}
+    assert len(watched & ours) > 5
+    prefixed = {f"ray_{name}" for name in METRICS_GAUGES}
+    panels = Path(ray.dashboard.modules.metrics.dashboards.__path__[0]) / "default_dashboard_panels.py"
+    rays = prefixed | set(re.findall(r"\bray_\w+", panels.read_text()))
+    assert watched - ours - rays == set()
+    tags = {tag for query in queries for tag in re.findall(r"(\w+)=~?\"", query)}
+    assert tags <= {"run", "Location"}
+
+
+def test_panels_do_not_overlap() -> None:
+    places = [p["gridPos"] for p in json.loads((FILES / "dashboard.json").read_text())["panels"]]
+    cells = [(x, y) for p in places for x in range(p["x"], p["x"] + p["w"]) for y in range(p["y"], p["y"] + p["h"])]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24

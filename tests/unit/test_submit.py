@@ -1,0 +1,82 @@
+"""What is sent to a cluster, and what is refused before anything is."""
+
+import re
+from pathlib import Path
+
+import pytest
+from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+from ardiff.cli import main, read_arguments
+from ray_jobs.submit import plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def carried(folder: Path, excludes: list[str]) -> set[str]:
+    """The files that Ray packs."""
+    found: set[Path] = set()
+    _dir_travel(folder, [_get_excludes(folder, excludes)], found.add, include_gitignore=True)
+    return {str(path.relative_to(folder)) for path in found if path.is_file()}
+
+
+def test_a_job_gets_code_and_configurations_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = ["ardiff/data/storage.py", "ray_jobs/train.py", "configs/sky/prepare.yaml", "mine/own.yaml"]
+    left = [".env", ".git/config", ".venv/lib/x.py", "runs/dit/model", "data/a.mp4", "ardiff/__pycache__/x.pyc"]
+    left += ["mine/video.mp4", "notes.txt"]
+    for name in [*kept, *left]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("" if not name.endswith("yaml") else "num_videos: 3")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--config", "mine/own.yaml", "output=s3://runs/videos", "class_label=1"]
+    sent = plan("generate", arguments, read_arguments("generate", arguments), tmp_path, ["NCCL_DEBUG=INFO"])
+    assert carried(tmp_path, sent.runtime_env["excludes"]) == set(kept)
+    assert sent.entrypoint == f"python -m ray_jobs.generate {' '.join(arguments)}"
+    assert sent.runtime_env["env_vars"]["NCCL_DEBUG"] == "INFO"
+    assert sent.metadata["output"] == "s3://runs/videos"
+    assert re.fullmatch("[0-9a-f]{16}", sent.metadata["fingerprint"])
+    assert sent.metadata["commit"] == sent.runtime_env["env_vars"]["ARDIFF_COMMIT"]
+
+
+def test_arguments_reach_the_job_as_they_were_given() -> None:
+    arguments = ["fake=[s3://a b/manifest.parquet, s3://c]", "output=s3://runs/$HOME;ls"]
+    sent = plan("evaluate", arguments, read_arguments("evaluate", arguments), ROOT, [])
+    assert sent.entrypoint.endswith("'fake=[s3://a b/manifest.parquet, s3://c]' 'output=s3://runs/$HOME;ls'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["generate"], "output=runs/videos would lie in a temporary folder"),
+        (["generate", "output=s3://a/b", "num_videoss=1"], "num_videos"),
+        (["--env", "AWS_SECRET_ACCESS_KEY=x", "generate", "output=/a"], "anyone who sees the dashboard"),
+        (["--env", "=x", "generate", "output=/a"], "NAME=VALUE"),
+        (["generate", "output=/a", "--config", str(ROOT / "configs" / "sky" / "generate.yaml")], "relative to"),
+        (["--working-dir", "nowhere", "generate", "output=/a"], "There is no folder"),
+        (["--address", "127.0.0.1:8265", "generate", "output=/a"], "is not the URL"),
+        (["--address", "http://127.0.0.1:9", "generate", "output=/a"], "no cluster at http://127.0.0.1:9"),
+        (["--token-file", str(ROOT / "README.md"), "generate", "output=/a"], "should be one word"),
+        (["--token-file", "nowhere", "generate", "output=/a"], "there is no such file"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    monkeypatch.chdir(ROOT)
+    assert main(["submit", *arguments]) in (1, 2)
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_dry_run_sends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--address", "http://127.0.0.1:9", "--dry-run", "prepare", "output=s3://a/b"]) == 0
+    out = capsys.readouterr().out
+    assert "entrypoint: python -m ray_jobs.prepare output=s3://a/b" in out
+    assert "job=prepare" in out
+
+
+def test_only_jobs_can_be_submitted(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["submit", "estimate"])
+    assert "train-dit" in capsys.readouterr().err
