@@ -105,17 +105,13 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
             _train_worker,
             train_loop_config={"job": job, "monitor": monitor},
             torch_config=TorchConfig(backend="nccl" if device.type == "cuda" else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=config.num_workers,
-                use_gpu=device.type == "cuda",
-                resources_per_worker=_resources(device, config),
-            ),
+            scaling_config=ray.train.ScalingConfig(**_scaling(device, config)),
             run_config=ray.train.RunConfig(
                 name="ray",
                 storage_path=path,
                 storage_filesystem=filesystem,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
-                failure_config=ray.train.FailureConfig(max_failures=2),
+                failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
             ),
         )
         try:
@@ -123,9 +119,10 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
         except ray.train.TrainingFailedError as error:
             blame = ray.get(monitor.blame.remote())
             reason = blame or "a worker died without a word, as it does when the system kills it for lack of memory"
+            times = f" {config.max_failures + 1} times" if config.max_failures > 0 else ""
             raise TrainingError(
-                f"Training failed for the third time: {reason}. The last checkpoint is good; with --debug the same "
-                "command shows the workers' output."
+                f"Training failed{times}: {reason}. The last checkpoint is good; with --debug the same command shows "
+                "the workers' output."
             ) from error
     history: dict[str, list[list[float]]] = json.loads(storage.read_bytes(storage.join(job.folder, HISTORY)))
     return history
@@ -182,7 +179,8 @@ def _ray_batches(
     stream: Stream, position: int, end: int, config: TrainConfig, rank: int, monitor: Any
 ) -> Iterator[Batch]:
     chunks = range(stream.locate(position)[0], stream.locate(end - 1)[0] + 1)
-    places = {chunk: shared_rows(stream, chunk, position, end, config, rank) for chunk in chunks}
+    parts = config.parts(rank, workers.size())
+    places = {chunk: shared_rows(stream, chunk, position, end, parts, config.batch_size) for chunk in chunks}
     mine = [chunk for chunk in chunks if len(places[chunk])]
 
     def load(row: Any) -> Any:
@@ -195,19 +193,30 @@ def _ray_batches(
     # A split of one moves Ray Data's executor, a busy Python thread, to an actor: in this process it would hold the
     # interpreter lock while the training step waits for it (four times slower steps were seen).
     [shard] = samples.streaming_split(1)
-    for batch in shard.iter_batches(batch_size=config.micro_batch_size, batch_format="numpy", prefetch_batches=4):
-        yield {str(name): torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
+    sizes = [len(part) for part in parts]
+    for share in shard.iter_batches(batch_size=sum(sizes), batch_format="numpy", prefetch_batches=2):
+        tensors = {str(name): torch.from_numpy(np.ascontiguousarray(values)) for name, values in share.items()}
+        for values in zip(*(tensor.split(sizes) for tensor in tensors.values()), strict=True):
+            yield dict(zip(tensors, values, strict=True))
 
 
-def shared_rows(stream: Stream, chunk: int, position: int, end: int, config: TrainConfig, rank: int) -> np.ndarray:
-    """The places in a chunk of the samples in ``position..end - 1`` that belong to worker ``rank``."""
+def shared_rows(stream: Stream, chunk: int, position: int, end: int, parts: list[range], batch_size: int) -> np.ndarray:
+    """The places in a chunk of the samples in ``position..end - 1`` that are in ``parts`` of a batch."""
     places = np.arange(stream.start(chunk), stream.start(chunk + 1))
-    mine = places % config.batch_size // config.share == rank
+    inside = places % batch_size
+    mine = (inside >= parts[0].start) & (inside < parts[-1].stop)
     return np.flatnonzero(mine & (places >= position) & (places < end))
 
 
-def _resources(device: torch.device, config: TrainConfig) -> dict[str, float]:
-    return {"CPU": config.cpu_threads, **({"GPU": 1} if device.type == "cuda" else {})}
+def _scaling(device: torch.device, config: TrainConfig) -> dict[str, Any]:
+    """How many workers, with what each (Ray Train's annotations do not know yet that a pair is elastic)."""
+    gpu = device.type == "cuda"
+    return {
+        "num_workers": (config.min_workers, config.num_workers) if config.min_workers else config.num_workers,
+        "elastic_resize_monitor_interval_s": config.resize_interval,
+        "use_gpu": gpu,
+        "resources_per_worker": {"CPU": config.cpu_threads, **({"GPU": 1} if gpu else {})},
+    }
 
 
 def _train_worker(arguments: dict[str, Any]) -> None:
@@ -313,8 +322,10 @@ class _Observer:
         self.next_tick = 0.0
         monitor.forgive.remote()
         monitor.set.remote(start)
-        if start:
-            monitor.say.remote(f"{job.name}: going on from the checkpoint of step {start}")
+        team = f"with {workers.size()} of {job.config.num_workers} workers" if job.config.min_workers else ""
+        if start or team:
+            beginning = f"going on from the checkpoint of step {start}" if start else "starting"
+            monitor.say.remote(f"{job.name}: {beginning} {team}".rstrip())
 
     def progress(self, step: int, loss: float) -> None:
         self.losses.append(loss)

@@ -23,6 +23,9 @@ STAGES = (0, 1, 2, 3)
 MASTER_BYTES = 16
 """Per parameter: weight, two moments and average in float32."""
 
+BUCKET_ELEMENTS = 500_000_000
+"""DeepSpeed's ``reduce_bucket_size`` where ``train.deepspeed.raw`` does not say otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EstimateConfig:
@@ -89,6 +92,8 @@ class StageEstimate:
     stage: int
     states: float
     """Bytes of weights, gradients, optimizer state and average."""
+    bucket: float
+    """Bytes of the buffer in which gradients are reduced."""
     activations: float
     """Bytes kept for the backward pass."""
     compute_seconds: float
@@ -98,7 +103,7 @@ class StageEstimate:
     @property
     def memory(self) -> float:
         """Bytes in all."""
-        return self.states + self.activations
+        return self.states + self.bucket + self.activations
 
 
 def state_bytes(parameters: int, stage: int, num_gpus: int, precision: str) -> float:
@@ -121,19 +126,31 @@ def state_bytes(parameters: int, stage: int, num_gpus: int, precision: str) -> f
             raise ValueError(f"there is no ZeRO stage {stage}")
 
 
+def bucket_bytes(stage: int, precision: str, elements: int = BUCKET_ELEMENTS) -> float:
+    """Bytes per GPU of the buffer in which DeepSpeed collects gradients to reduce them.
+
+    Stages 1 and 3 have it all the time, stage 2 in the backward pass; ``reduce_bucket_size`` sets ``elements``.
+    """
+    return 0 if stage == 0 else elements * (2 if precision == "bf16" else 4)
+
+
 def exchanged_bytes(parameters: int, stage: int, num_gpus: int, precision: str, gradient_accumulation: int) -> float:
     """Bytes that a GPU sends in an update, in ring collectives.
 
     Stages 0 and 1 reduce the gradients once an update, stage 2 after every forward pass, as it keeps no whole ones;
-    stages 1 and 2 gather the updated weights once. Stage 3 gathers the weights twice in every pass.
+    all three send them to every worker, as DeepSpeed does by default (``use_multi_rank_bucket_allreduce``). Stages 1
+    and 2 gather the updated weights once. Stage 3 gathers the weights twice in every pass, and sends each gradient to
+    its owner alone.
     """
     size = 4 if precision == "fp32" or stage == 0 else 2
     whole = size * parameters * (num_gpus - 1) / num_gpus
     match stage:
-        case 0 | 1:
+        case 0:
             return 2 * whole
+        case 1:
+            return 3 * whole
         case 2:
-            return (gradient_accumulation + 1) * whole
+            return (2 * gradient_accumulation + 1) * whole
         case 3:
             return 3 * gradient_accumulation * whole
         case _:
@@ -170,7 +187,8 @@ def estimate(config: EstimateConfig) -> list[StageEstimate]:
         sent = exchanged_bytes(
             counts.parameters, stage, config.num_gpus, config.precision, config.gradient_accumulation
         )
-        found.append(StageEstimate(stage, states, activations, compute, sent / (config.bandwidth_gb * 1e9)))
+        bucket, exchange = bucket_bytes(stage, config.precision), sent / (config.bandwidth_gb * 1e9)
+        found.append(StageEstimate(stage, states, bucket, activations, compute, exchange))
     return found
 
 
@@ -189,12 +207,12 @@ def run(config: EstimateConfig) -> None:
         f"{counts.parameters / 1e6:.1f} M parameters, {counts.flops / 1e12:.2f} TFLOP forward and "
         f"{counts.activations / 2**30:.1f} GiB of activations per micro-batch of {config.micro_batch_size}"
     )
-    print("ZeRO stage   states GiB   activations GiB   all GiB   compute s   exchange s (at most)")
+    print("ZeRO stage   states GiB   bucket GiB   activations GiB   all GiB   compute s   exchange s (at most)")
     for s in stages:
         mark = "  <- choose" if s == choice else ""
         print(
-            f"{s.stage:10d} {s.states / 2**30:12.1f} {s.activations / 2**30:17.1f} {s.memory / 2**30:9.1f} "
-            f"{s.compute_seconds:11.2f} {s.exchange_seconds:12.2f}{mark}"
+            f"{s.stage:10d} {s.states / 2**30:12.1f} {s.bucket / 2**30:12.1f} {s.activations / 2**30:17.1f} "
+            f"{s.memory / 2**30:9.1f} {s.compute_seconds:11.2f} {s.exchange_seconds:12.2f}{mark}"
         )
     if choice is None:
         print("No stage fits: set activation_checkpointing=true, a smaller micro_batch_size, or offload the optimizer.")

@@ -45,6 +45,15 @@ class TrainConfig:
     num_workers: int = 1
     """Workers that share every batch, one GPU each if there are GPUs. The order of the data and the noise do not depend
     on it."""
+    min_workers: int = 0
+    """Elastic training: begin with as few workers as this, and go on with as many as the cluster has room for, up to
+    ``num_workers``; 0 waits for exactly ``num_workers``."""
+    resize_interval: float = 60.0
+    """Elastic training: seconds between looks for room for more workers; taking them in costs the steps since the last
+    checkpoint."""
+    max_failures: int = 2
+    """How often workers or their nodes may be lost; each time training goes on from the last checkpoint. -1 for any
+    number, as on machines that may be taken away at any time."""
     gradient_accumulation: int = 1
     """Parts into which a worker cuts its share of a batch to save memory; the update is the same."""
     activation_checkpointing: bool = False
@@ -95,7 +104,14 @@ class TrainConfig:
             raise ValueError(f"{', '.join(names)} must be at least 1")
         if min(self.log_every, self.checkpoint_every) < 1 or self.sample_every < 0:
             raise ValueError("log_every and checkpoint_every must be at least 1, sample_every 0 or more")
-        if self.batch_size % (self.num_workers * self.gradient_accumulation):
+        if not 0 <= self.min_workers <= self.num_workers or self.max_failures < -1 or self.resize_interval < 0:
+            raise ValueError("min_workers must be 0 to num_workers, max_failures -1 or more, resize_interval 0 or more")
+        if self.min_workers and self.batch_size < self.num_workers * self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be at least gradient_accumulation {self.gradient_accumulation} "
+                f"times num_workers {self.num_workers}"
+            )
+        if not self.min_workers and self.batch_size % (self.num_workers * self.gradient_accumulation):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of gradient_accumulation {self.gradient_accumulation}"
                 f" times num_workers {self.num_workers}"
@@ -115,7 +131,7 @@ class TrainConfig:
             raise ValueError("keep_checkpoints must be at least 1 and save_patience 0 or more")
         if self.peak_tflops < 0 or (self.max_loss_ratio and self.max_loss_ratio <= 1):
             raise ValueError("peak_tflops must not be negative, and max_loss_ratio 0 or above 1")
-        self.deepspeed_settings()
+        self.deepspeed_settings(self.num_workers)
 
     @property
     def recipe(self) -> dict[str, object]:
@@ -129,20 +145,29 @@ class TrainConfig:
         return {**{n: getattr(self, n) for n in names}, "optimizer": to_dict(self.optimizer), "num_steps": steps}
 
     @property
-    def share(self) -> int:
-        """Clips of a batch that each worker has."""
-        return self.batch_size // self.num_workers
-
-    @property
     def micro_batch_size(self) -> int:
-        """Clips per forward pass of a worker."""
-        return self.share // self.gradient_accumulation
+        """Clips per forward pass of a worker, at most."""
+        return math.ceil(self.batch_size / (self.num_workers * self.gradient_accumulation))
 
-    def deepspeed_settings(self) -> dict[str, object]:
-        """DeepSpeed's own configuration. Raises ValueError if its raw section contradicts the settings here."""
-        return deepspeed_settings(
-            self.deepspeed, self.micro_batch_size, self.gradient_accumulation, self.max_grad_norm, self.precision
-        )
+    def parts(self, rank: int, size: int) -> list[range]:
+        """The places in a batch of the samples of worker ``rank`` of ``size``, a range for each forward pass.
+
+        With fewer workers than ``num_workers`` there are more parts, not larger ones. All workers have equally many,
+        and shares of which one may be a sample larger than another where the batch cannot be divided evenly.
+        """
+        largest, smallest = math.ceil(self.batch_size / size), self.batch_size // size
+        count = min(math.ceil(largest / self.micro_batch_size), smallest)
+        first, end = (r * self.batch_size // size for r in (rank, rank + 1))
+        bounds = [first + (end - first) * part // count for part in range(count + 1)]
+        return [range(a, b) for a, b in itertools.pairwise(bounds)]
+
+    def deepspeed_settings(self, size: int) -> dict[str, object]:
+        """DeepSpeed's own configuration for ``size`` workers.
+
+        Raises ValueError if its raw section contradicts the settings here.
+        """
+        parts = len(self.parts(0, size))
+        return deepspeed_settings(self.deepspeed, self.micro_batch_size, parts, self.max_grad_norm, self.precision)
 
 
 def make_engine(
@@ -167,7 +192,7 @@ def make_engine(
                 from ardiff.train.deepspeed_engine import DeepSpeedEngine
             except ModuleNotFoundError as error:
                 raise ConfigError("train.engine=deepspeed needs DeepSpeed: pip install 'ardiff[deepspeed]'.") from error
-            settings = config.deepspeed_settings()
+            settings = config.deepspeed_settings(workers.size())
             return DeepSpeedEngine(
                 model, optimizer, device, *shared, settings, activation_checkpointing=config.activation_checkpointing
             )
@@ -296,31 +321,31 @@ def _accumulate(
 ) -> tuple[list[float], dict[str, float]]:
     """Gradients of one batch, part by part.
 
-    Returns the loss of each worker's share, and the means over the batch of the logged parts.
+    Returns what each worker's share adds to the loss (their mean is the batch's), and the means over the batch of the
+    logged parts.
     """
-    parts, sums = config.gradient_accumulation, dict[str, list[float]]()
+    size, sums = workers.size(), dict[str, list[float]]()
     mine = 0.0
-    for part in range(parts):
+    for part in config.parts(workers.rank(), size):
         with meter.waiting():
             batch = next(batches, None)
         if batch is None:
             raise TrainingError(f"The data ended at step {step} of {config.num_steps}.")
-        first = workers.rank() * config.share + part * config.micro_batch_size
-        draws = Draws(torch_generator("training", config.seed, step, 0), config.batch_size, first)
+        draws = Draws(torch_generator("training", config.seed, step, 0), config.batch_size, part.start)
+        divisor = config.batch_size / (len(part) * size)  # engines average over workers, so that samples count alike
         on_device = {k: v.to(engine.device) for k, v in batch.items()}
         with meter.counting():
             loss, logged = engine.compute(functools.partial(task.loss, on_device, step, draws))
-        engine.backward(loss / parts)
-        mine += float(loss.detach()) / parts
+        engine.backward(loss / divisor)
+        mine += float(loss.detach()) / divisor
         if critic is not None:
             critic_loss, critic_logged = critic.compute(task.critic_loss)
-            critic.backward(critic_loss / parts)
+            critic.backward(critic_loss / divisor)
             logged = {**logged, **critic_logged, "critic_loss": critic_loss}
         for name, tensor in logged.items():
-            # A mean is a sum over parts and workers with their number.
-            pair = [float(tensor.detach()), 1.0] if tensor.ndim == 0 else tensor.tolist()
+            # A mean is a sum over samples with their number.
+            pair = [float(tensor.detach()) * len(part), len(part)] if tensor.ndim == 0 else tensor.tolist()
             sums[name] = [a + b for a, b in zip(sums.get(name, [0.0, 0.0]), pair, strict=True)]
-    size = workers.size()
     own_place = [mine if rank == workers.rank() else 0.0 for rank in range(size)]
     total = workers.sum_over([*own_place, *itertools.chain(*sums.values())], engine.device)
     pairs = zip(sums, total[size::2], total[size + 1 :: 2], strict=True)
@@ -348,9 +373,12 @@ def _check_loss(losses: list[float], step: int, config: TrainConfig, recent: Seq
 
 def _batch(step: int, config: TrainConfig, rank: int | None = None) -> str:
     """Names the samples of a step by their places in the order of the data."""
-    first = step * config.batch_size + (rank or 0) * config.share
-    last = first + (config.batch_size if rank is None else config.share) - 1
-    return f"samples {first} to {last}"
+    places = range(config.batch_size)
+    if rank is not None:
+        parts = config.parts(rank, workers.size())
+        places = range(parts[0].start, parts[-1].stop)
+    first = step * config.batch_size
+    return f"samples {first + places.start} to {first + places.stop - 1}"
 
 
 @contextlib.contextmanager
@@ -404,7 +432,7 @@ class _Meter:
         # Backward takes twice the operations of forward; recomputed activations are not useful work.
         flops = 3.0 * (self.flops or 0) * parts / seconds
         values = {
-            "samples_per_second": parts * self.config.micro_batch_size * self.config.num_workers / seconds,
+            "samples_per_second": parts / len(self.config.parts(0, workers.size())) * self.config.batch_size / seconds,
             "data_wait_share": min(self.waited / seconds, 1.0),
             "tflops_per_worker": flops / 1e12,
             "memory_gib": _peak_memory(self.device) / 2**30,

@@ -18,6 +18,8 @@ import pytest
 import torch
 
 from ardiff.data.latents import LatentSet, LatentStatistics, latent_table, write_description
+from ardiff.data.manifest import write_manifest
+from ardiff.data.synthetic import SyntheticConfig, write_video
 from ardiff.pretrained import save_autoencoder
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
@@ -51,14 +53,15 @@ class Jobs:
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self.environment |= {"RAY_TMPDIR": self.ray_folder, "RAY_USAGE_STATS_ENABLED": "0"}
 
-    def start(self, module: str, *arguments: str) -> subprocess.Popen[str]:
-        """``python -m ray_jobs.<module> arguments`` in a process group of its own."""
+    def start(self, module: str, *arguments: str, log: Path | None = None) -> subprocess.Popen[str]:
+        """``python -m ray_jobs.<module> arguments`` in a process group of its own. What it says goes to ``log``."""
+        stream = subprocess.PIPE if log is None else log.open("w")
         return subprocess.Popen(
             [sys.executable, "-m", f"ray_jobs.{module}", *arguments],
             cwd=ROOT,
             env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=stream,
+            stderr=stream,
             text=True,
             start_new_session=True,
         )
@@ -130,3 +133,12 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     description = LatentSet("fabricated", 8, 2, 4, names, files, [60] * 5, statistics, str(folder / "vae"))
     write_description(str(folder), description)
     return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight videos of 12 frames."""
+    folder = tmp_path_factory.mktemp("videos")
+    config = SyntheticConfig(num_train=8, num_test=1, num_frames=12, num_long=0)
+    write_manifest(str(folder / "manifest.parquet"), [write_video(config, str(folder), i, "train") for i in range(8)])
+    return folder / "manifest.parquet"

@@ -20,16 +20,9 @@ pytestmark = pytest.mark.ray
 
 STEPS = 120
 SIZES = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
-SETTINGS = [
-    *[f"dit.{name}={value}" for name, value in SIZES.items()],
-    "files_per_chunk=2",
-    "train.batch_size=8",
-    f"train.num_steps={STEPS}",
-    "train.checkpoint_every=10",
-    "train.log_every=10",
-    "train.cpu_threads=1",
-    "train.loading_tasks=1",
-]
+TRAIN = ["train.batch_size=8", "train.checkpoint_every=10", "train.log_every=10", "train.cpu_threads=1"]
+TRAIN += ["train.loading_tasks=1"]
+SETTINGS = [*[f"dit.{name}={value}" for name, value in SIZES.items()], "files_per_chunk=2", *TRAIN]
 ENGINES = {
     "torch": ["train.optimizer.name=muon"],
     **{f"zero{s}": ["train.engine=deepspeed", f"train.deepspeed.stage={s}"] for s in (1, 2, 3)},
@@ -37,7 +30,8 @@ ENGINES = {
 
 
 def settings(latents: Path, engine: str, num_workers: int = 2) -> list[str]:
-    return [f"latents={latents}", *SETTINGS, *ENGINES[engine], f"train.num_workers={num_workers}"]
+    counts = [f"train.num_steps={STEPS}", f"train.num_workers={num_workers}"]
+    return [f"latents={latents}", *SETTINGS, *ENGINES[engine], *counts]
 
 
 def kill_a_worker(jobs: Any) -> None:
@@ -47,12 +41,12 @@ def kill_a_worker(jobs: Any) -> None:
     workers[-1].kill()
 
 
-def check_killed_worker(jobs: Any, latents: Path, folder: Path, engine: str) -> None:
+def check_killed_worker(jobs: Any, folder: Path, job: str, settings: list[str], weights: str) -> None:
     """A run that loses a worker ends bitwise as one that does not."""
     whole, broken = folder / "whole", folder / "broken"
-    result = jobs.run("train_dit", "--output", str(whole), *settings(latents, engine))
+    result = jobs.run(job, "--output", str(whole), *settings)
     assert result.code == 0, result.err
-    process = jobs.start("train_dit", "--output", str(broken), *settings(latents, engine))
+    process = jobs.start(job, "--output", str(broken), *settings)
     wait_for_checkpoint(process, broken)
     time.sleep(0.2)  # a checkpoint that is reported in this instant is not registered yet
     kill_a_worker(jobs)
@@ -60,11 +54,15 @@ def check_killed_worker(jobs: Any, latents: Path, folder: Path, engine: str) -> 
     assert process.returncode == 0, err
     assert re.search(r"going on from the checkpoint of step \d+", err), "the run ended before the worker was killed"
     assert_equal_checkpoints(whole, broken)
-    assert_equal_files(whole / "pipeline" / "dit.safetensors", broken / "pipeline" / "dit.safetensors")
+    assert_equal_files(whole / weights, broken / weights)
+
+
+def check_killed_dit_worker(jobs: Any, latents: Path, folder: Path, engine: str) -> None:
+    check_killed_worker(jobs, folder, "train_dit", settings(latents, engine), "pipeline/dit.safetensors")
 
 
 def test_zero_survives_a_killed_worker_and_goes_on_alone(jobs: Any, latents: Path, tmp_path: Path) -> None:
-    check_killed_worker(jobs, latents, tmp_path, "zero2")
+    check_killed_dit_worker(jobs, latents, tmp_path, "zero2")
     whole = tmp_path / "whole"
     assert len(list((whole / "ray").glob("checkpoint-*"))) == 2  # the last two, and the best beside them
     best = json.loads((whole / "best" / "best.json").read_text())
@@ -95,7 +93,27 @@ def test_zero_survives_a_killed_worker_and_goes_on_alone(jobs: Any, latents: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "zero1", "zero3"])
 def test_every_engine_survives_a_killed_worker(jobs: Any, latents: Path, tmp_path: Path, engine: str) -> None:
-    check_killed_worker(jobs, latents, tmp_path, engine)
+    check_killed_dit_worker(jobs, latents, tmp_path, engine)
+
+
+@pytest.mark.slow
+def test_the_adversarial_stage_follows_on_the_first_and_survives_a_killed_worker(
+    jobs: Any, manifest: Path, tmp_path: Path
+) -> None:
+    """Two ZeRO engines, started from a checkpoint of wider latents."""
+    sizes = {"resolution": 32, "patch_size": 8, "num_tokens": 4, "width": 32, "depth": 1, "num_heads": 2}
+    common = [f"clips.manifest={manifest}", "clips.num_frames=1", *TRAIN, *ENGINES["zero2"], "train.num_workers=2"]
+    common += [f"vae.{name}={value}" for name, value in sizes.items()]
+    first = tmp_path / "first"
+    result = jobs.run("train_vae", "--output", str(first), *common, "vae.token_dim=12", "train.num_steps=10")
+    assert result.code == 0, result.err
+
+    second = [f"init_from={last_checkpoint(first)}", "vae.token_dim=4", "task.adversarial_weight=0.1"]
+    second += [f"task.adversarial_from_step={STEPS // 2}", "task.discriminator.width=8", f"train.num_steps={STEPS}"]
+    check_killed_worker(jobs, tmp_path, "train_vae", [*common, *second], "model/vae.safetensors")
+    logged = json.loads((tmp_path / "broken" / "history.json").read_text())
+    assert [step for step, _ in logged["critic_loss"]] == list(range(STEPS // 2 + 10, STEPS + 1, 10))
+    assert logged["loss"][0][1] < json.loads((first / "history.json").read_text())["loss"][0][1]
 
 
 @pytest.mark.slow

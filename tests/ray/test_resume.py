@@ -9,21 +9,10 @@ import pytest
 import yaml
 from resuming import assert_equal_checkpoints, assert_equal_files, snapshot, wait_for_checkpoint
 
-from ardiff.data.manifest import write_manifest
-from ardiff.data.synthetic import SyntheticConfig, write_video
-
 pytestmark = pytest.mark.ray
 
 STEPS = 120
 TRAIN = [f"train.num_steps={STEPS}", "train.checkpoint_every=10", "train.log_every=10", "train.cpu_threads=1"]
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    config = SyntheticConfig(num_train=8, num_test=1, num_frames=12, num_long=0)
-    write_manifest(str(folder / "manifest.parquet"), [write_video(config, str(folder), i, "train") for i in range(8)])
-    return folder / "manifest.parquet"
 
 
 def test_dit_training_survives_sigkill(jobs: Any, latents: Path, tmp_path: Path) -> None:

@@ -34,11 +34,11 @@ def test_workers_share_every_batch_in_the_order_of_the_stream(num_workers: int, 
         [
             STREAM.start(chunk) + int(row)
             for chunk in chunks
-            for row in shared_rows(STREAM, chunk, position, 160, config, rank)
+            for row in shared_rows(STREAM, chunk, position, 160, config.parts(rank, num_workers), 8)
         ]
         for rank in range(num_workers)
     ]
-    size = config.share
+    size = 8 // num_workers
     for step in range(position // 8, 20):
         place = step - position // 8
         batch = [number for share in shares for number in share[place * size : (place + 1) * size]]

@@ -384,6 +384,18 @@ def test_micro_batches() -> None:
     assert settings(batch_size=12, gradient_accumulation=3).micro_batch_size == 4
 
 
+@pytest.mark.parametrize(("batch", "num_workers", "accumulation"), [(8, 4, 1), (8, 3, 2), (32, 7, 1), (10, 5, 2)])
+def test_shares_of_any_number_of_workers_make_up_the_batch(batch: int, num_workers: int, accumulation: int) -> None:
+    elastic = {"min_workers": 1, "num_workers": num_workers, "gradient_accumulation": accumulation}
+    config = settings(batch_size=batch, **elastic)
+    for size in range(1, num_workers + 1):
+        shares = [config.parts(rank, size) for rank in range(size)]
+        assert [place for share in shares for part in share for place in part] == list(range(batch))
+        assert len({len(share) for share in shares}) == 1  # every worker takes part in every exchange
+        assert max(len(part) for share in shares for part in share) <= config.micro_batch_size + 1
+        assert min(len(part) for share in shares for part in share) >= 1
+
+
 class Failing(Regression):
     """Raises at the second step."""
 

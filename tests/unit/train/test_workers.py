@@ -61,7 +61,7 @@ def samples(first: int, count: int) -> dict[str, torch.Tensor]:
 
 def work(changes: dict[str, Any], folder: Path, start: Path | None = None) -> None:
     """One worker's part of a run; the first one writes the logged values."""
-    config = settings(num_workers=workers.size(), **changes)
+    config = settings(**{"num_workers": workers.size(), **changes})
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = DiT(DiTConfig(**SIZES))
@@ -74,9 +74,8 @@ def work(changes: dict[str, Any], folder: Path, start: Path | None = None) -> No
 
     def batches() -> Any:
         for step in range(state.step, STEPS):
-            for part in range(config.gradient_accumulation):
-                first = step * 8 + workers.rank() * config.share + part * config.micro_batch_size
-                yield samples(first, config.micro_batch_size)
+            for part in config.parts(workers.rank(), workers.size()):
+                yield samples(step * 8 + part.start, len(part))
 
     recorder = Recorder(folder, engine)
     train(task, engine, batches(), config, state, recorder)
@@ -189,6 +188,27 @@ def test_going_on_with_another_number_of_workers(runs: Path, kind: str) -> None:
         assert values(folder)[step]["loss"] == pytest.approx(values(runs / "alone")[step]["loss"], rel=1e-5)
 
 
+UNEVEN = {kind: {**KINDS[kind], "num_workers": 4, "min_workers": 1} for kind in ("torch", "zero2", "zero3")}
+
+
+def work_unevenly(folder: Path) -> None:
+    """Three of at most four workers, with 2, 3 and 3 of 8 samples in two parts each, from scratch and going on."""
+    for kind, changes in UNEVEN.items():
+        work(changes, folder / f"{kind} uneven")
+        work(changes, folder / f"{kind} from two", folder / kind / "3")
+
+
+def test_workers_with_unequal_shares_equal_one(runs: Path) -> None:
+    run_workers(3, work_unevenly, runs)
+    for kind in UNEVEN:
+        for name in (f"{kind} uneven", f"{kind} from two"):
+            assert_close(runs / name / "6", runs / "alone" / "6", 5e-6)
+            for step in ("4", "5", "6"):
+                for logged in ("loss", "mean_timestep"):
+                    expected = values(runs / "alone")[step][logged]
+                    assert values(runs / name)[step][logged] == pytest.approx(expected, rel=1e-5)
+
+
 def test_going_on_at_another_stage(runs: Path) -> None:
     assert_close(runs / "zero3 from zero2" / "6", runs / "alone" / "6", 5e-6)
 
@@ -238,11 +258,11 @@ def test_a_missing_share_is_noticed(runs: Path, tmp_path: Path) -> None:
 
 def draw_and_store(folder: Path) -> None:
     """The noise that a worker's samples get in six steps."""
-    config = settings(num_workers=workers.size())
+    [part] = settings(num_workers=workers.size()).parts(workers.rank(), workers.size())
     rows = []
     for step in range(STEPS):
-        draws = Draws(torch_generator("training", 0, step, 0), 8, workers.rank() * config.share)
-        rows.append(draws(config.share, lambda n, g: torch.randn(n, 4, generator=g)))
+        draws = Draws(torch_generator("training", 0, step, 0), 8, part.start)
+        rows.append(draws(len(part), lambda n, g: torch.randn(n, 4, generator=g)))
     torch.save(torch.cat(rows), folder / f"{workers.rank()}.pt")
 
 
@@ -256,6 +276,10 @@ def test_no_two_workers_ever_share_a_draw(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"num_workers": 3}, "multiple of gradient_accumulation"),
+        ({"num_workers": 3, "min_workers": 4}, "0 to num_workers"),
+        ({"num_workers": 9, "min_workers": 1}, "at least gradient_accumulation"),
+        ({"max_failures": -2}, "max_failures -1 or more"),
+        ({"resize_interval": -1.0}, "resize_interval 0 or more"),
         ({**zero(2), "optimizer": {"name": "muon"}}, "adamw only"),
         (zero(0, offload_optimizer=True), "stage 1, 2 or 3"),
         (zero(2, offload_parameters=True), "needs stage 3"),
@@ -273,7 +297,7 @@ def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> No
 
 def test_the_raw_section_is_passed_on() -> None:
     raw = {"zero_optimization": {"reduce_bucket_size": 1000, "stage": 2}, "wall_clock_breakdown": True}
-    merged = settings(num_workers=2, **zero(2, raw=raw)).deepspeed_settings()
+    merged = settings(num_workers=2, **zero(2, raw=raw)).deepspeed_settings(2)
     assert merged["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
     assert merged["wall_clock_breakdown"] is True
     assert merged["train_micro_batch_size_per_gpu"] == 4

@@ -1,0 +1,84 @@
+"""A Ray cluster of several nodes on this machine: each node a raylet of its own on a loopback address, with a token."""
+
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conftest import Jobs
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Cluster(Jobs):
+    """A head, and nodes that come and go; jobs started here run on it."""
+
+    def __init__(self, head_cpus: int = 4) -> None:
+        super().__init__()
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        token = Path(self.ray_folder) / "token"
+        token.write_text(secrets.token_hex(32))
+        self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        self.address, self.dashboard = f"127.0.0.2:{free_port()}", f"127.0.0.1:{free_port()}"
+        host, _, port = self.dashboard.partition(":")
+        self._start("--head", f"--port={self.address.partition(':')[2]}", f"--num-cpus={head_cpus}",
+                    f"--dashboard-host={host}", f"--dashboard-port={port}", "--include-dashboard=true",
+                    f"--ray-client-server-port={free_port()}", "--node-ip-address=127.0.0.2")  # fmt: skip
+        self.environment["RAY_ADDRESS"] = self.address
+        self.wait_for_nodes(1)
+
+    def add_node(self, cpus: int) -> subprocess.Popen[bytes]:
+        """Starts one more node, and waits until the head knows it."""
+        number = len(self.nodes) + 2
+        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--node-ip-address=127.0.0.{number}")
+        self.wait_for_nodes(sum(n.poll() is None for n in self.nodes))
+        return node
+
+    def wait_for_nodes(self, count: int) -> None:
+        """Waits until ``count`` nodes are alive."""
+        probe = "import ray, sys; ray.init(logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            environment = {**self.environment, "RAY_ADDRESS": self.address}
+            done = subprocess.run(
+                [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=False
+            )
+            if done.stdout.strip() == str(count):
+                return
+            time.sleep(0.5)
+        raise AssertionError(f"not {count} nodes in 90 seconds: {done.stdout} {done.stderr}")
+
+    def kill_node(self, node: subprocess.Popen[bytes]) -> None:
+        """SIGKILL to a node: its raylet and everything that runs on it."""
+        descendants = [p for p in self.alive() if node.pid in [a.pid for a in p.parents()]]
+        for process in [*descendants, node]:
+            process.kill()
+        node.wait()
+
+    def close(self) -> None:
+        """Stops all nodes, the head last, and checks that nothing is left."""
+        for node in reversed(self.nodes):
+            if node.poll() is None:
+                node.send_signal(signal.SIGTERM)
+                node.wait(60)
+        super().close()
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        ports = [f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "metrics-export-port")]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *ports]
+        node = subprocess.Popen(
+            [*command, "--block", "--object-store-memory=150000000", "--disable-usage-stats"],
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.nodes.append(node)
+        return node

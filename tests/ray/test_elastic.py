@@ -1,0 +1,54 @@
+"""Elastic training on a cluster whose nodes come and go."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clusters import Cluster
+from resuming import wait_for_checkpoint
+from test_cluster_training import settings
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(head_cpus=3)
+    yield cluster
+    cluster.close()
+
+
+def wait_for_line(log: Path, pattern: str, seconds: float = 180) -> None:
+    """Waits until a line of the job's log matches."""
+    deadline = time.monotonic() + seconds
+    while not re.search(pattern, log.read_text()):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+def test_workers_come_and_go_with_nodes(cluster: Cluster, latents: Path, tmp_path: Path) -> None:
+    """Each node has room for one worker: training begins on one, takes a second in, and goes on when it is killed."""
+    log, output = tmp_path / "log", tmp_path / "run"
+    sizes = ["train.num_steps=1000000", "train.checkpoint_every=100"]
+    elastic = ["train.min_workers=1", "train.resize_interval=1", "train.cpu_threads=2", "train.max_failures=5"]
+    process = cluster.start(
+        "train_dit", "--output", str(output), *settings(latents, "torch"), *sizes, *elastic, log=log
+    )
+    wait_for_line(log, "1 of 2 workers")
+    wait_for_checkpoint(process, output)
+    node = cluster.add_node(cpus=3)
+    wait_for_line(log, r"going on from the checkpoint of step \d+ with 2 of 2 workers")
+    reached = wait_for_checkpoint(process, output)
+    while wait_for_checkpoint(process, output) == reached:
+        time.sleep(0.2)
+    cluster.kill_node(node)
+    wait_for_line(log, r"with 2 of 2 workers[\s\S]*with 1 of 2 workers")
+    reached = wait_for_checkpoint(process, output)
+    while (now := wait_for_checkpoint(process, output)) <= reached + 100:
+        time.sleep(0.2)
+    cluster.kill(process)
+    losses = json.loads((output / "history.json").read_text())["loss"]
+    assert [step for step, _ in losses][: now // 10] == list(range(10, now + 1, 10))
