@@ -18,6 +18,7 @@ from ardiff.data.clips import ClipConfig
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream
+from ardiff.train import workers
 from ardiff.train.loop import TrainConfig
 from ray_jobs.common import ray_cluster
 from ray_jobs.train import ray_batches
@@ -78,8 +79,14 @@ def cluster() -> Iterator[None]:
 @pytest.mark.parametrize("uniform", ["videos", pytest.param("clips", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("num_workers", "first_step"), [(1, 0), (2, 0), (3, 0), (1, RESTART)])
 def test_the_clip_list_is_the_stored_one(
-    records: list[VideoRecord], cluster: None, uniform: str, num_workers: int, first_step: int
+    records: list[VideoRecord],
+    cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+    uniform: str,
+    num_workers: int,
+    first_step: int,
 ) -> None:
+    monkeypatch.setattr(workers, "size", lambda: num_workers)
     stream = ClipStream(manifest_table(records), CLIPS[uniform], 16, seed=5, chunk_size=4)
     config = TrainConfig(num_steps=STEPS, batch_size=BATCH, num_workers=num_workers, loading_tasks=1)
     shares = []
