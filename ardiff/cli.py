@@ -26,6 +26,8 @@ VERBS = {
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
     "export": ("ardiff.train.export", "ExportConfig", "make a usable model of a training checkpoint"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
+    "serve": ("ray_jobs.serve", "ServeConfig", "an HTTP service and a page that generate videos"),
+    "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "make an API key for the service"),
     "estimate": ("ardiff.train.estimate", "EstimateConfig", "memory and time of a training step per ZeRO stage"),
 }
 
