@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN    := .venv/bin
 
-.PHONY: help setup quickstart test test-slow lint constraints clean
+.PHONY: help setup s3-server quickstart test test-slow lint constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -15,6 +15,13 @@ setup: .venv/.ready ## make .venv with the pinned versions of constraints.txt
 	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,deepspeed]'
 	@touch $@
 
+s3-server: .venv-s3/.ready ## make .venv-s3 with the S3 server that the tests start
+
+.venv-s3/.ready: tests/s3/constraints.txt
+	$(PYTHON) -m venv .venv-s3
+	.venv-s3/bin/pip install --quiet --progress-bar off -c tests/s3/constraints.txt swift
+	@touch $@
+
 quickstart: setup ## data -> AR-VAE -> latents -> AR-DiT -> videos -> scores -> report.html (about 10 minutes)
 	$(BIN)/ardiff quickstart $(ARGS)
 
@@ -24,11 +31,11 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 test: export OMP_NUM_THREADS = 1
-test: lint ## lint, then every test that is not marked slow
+test: lint s3-server ## lint, then every test that is not marked slow
 	$(BIN)/pytest -n 2 --dist loadscope -m 'not slow' $(ARGS)
 
 test-slow: export OMP_NUM_THREADS = 1
-test-slow: setup ## the proofs that take minutes
+test-slow: setup s3-server ## the proofs that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
 
 constraints: ## write constraints.txt from what .venv holds

@@ -1,12 +1,13 @@
 """What all tests share: one thread for torch, and factories of tiny models with weights that are not zero anywhere."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from s3_server import S3Server, environment
 from torch import nn
 
 from ardiff.data.latents import LatentStatistics
@@ -70,3 +71,17 @@ def make_pipeline(
         return ARDiffusionPipeline(make_vae(seed=1), dit, DiffusionConfig(), statistics, names)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real S3 server, one for all tests of a pytest process; a test that stops it starts one of its own instead."""
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server) -> Iterator[str]:
+    """``s3://bucket`` of an empty bucket, with the environment variables that all processes need to reach it."""
+    with environment(s3_server.environment()):
+        yield f"s3://{s3_server.make_bucket()}"

@@ -1,0 +1,162 @@
+"""A real S3 server for tests: OpenStack Swift, in a process of its own and a virtual environment of its own.
+
+It checks signatures, keeps what it stores over a restart, lists more than a thousand keys, and knows ranges and
+multipart uploads. It stores about 70 objects a second: hundreds for a test, not thousands.
+"""
+
+import contextlib
+import os
+import secrets
+import select
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = ROOT / ".venv-s3" / "bin" / "python"
+LAUNCHER = Path(__file__).with_name("s3") / "launch.py"
+
+
+class S3Server:
+    """``with S3Server() as server``: an S3 endpoint on a free port of 127.0.0.1, its files in a folder of its own."""
+
+    def __init__(self) -> None:
+        if not PYTHON.exists():
+            raise RuntimeError("There is no .venv-s3 with the S3 server of the tests: run `make s3-server`.")
+        # Swift keeps extended attributes on its files, which a tmpfs may lack.
+        self.root = Path(tempfile.mkdtemp(prefix="s3-", dir=os.environ.get("ARDIFF_TEST_DISK", "/var/tmp")))
+        self.secret = secrets.token_hex(8)
+        self.port = 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "S3Server":
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def endpoint(self) -> str:
+        """The URL that clients are given."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self, user: str = "writer", secret: str | None = None) -> dict[str, str]:
+        """The AWS variables of a user, ``writer`` or ``reader``; ``secret`` gives a wrong one."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": f"ardiff:{user}",
+            "AWS_SECRET_ACCESS_KEY": secret or self.secret,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        }
+
+    def client(self, user: str = "writer") -> Any:
+        """A boto3 client, to look at the store past our own code."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=f"ardiff:{user}",
+            aws_secret_access_key=self.secret,
+            region_name="us-east-1",
+            config=Config(
+                s3={"addressing_style": "path"},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    def make_bucket(self, name: str | None = None) -> str:
+        """A bucket, of a name not used before if none is given; returns the name."""
+        name = name or f"test-{secrets.token_hex(6)}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+    def grant_reading(self, bucket: str) -> None:
+        """Lets the user ``reader`` get and list what is in ``bucket``, and nothing else."""
+        # To Swift, a bucket that all may read; it answers only requests that carry a known user's signature.
+        self.client().put_bucket_acl(Bucket=bucket, ACL="public-read")
+
+    def start(self, patience: float = 90.0) -> None:
+        """Starts the server, on the port that it had before, if any, and waits until it answers."""
+        for attempt in range(3):
+            port = self.port or _free_ports(4)
+            self.process = subprocess.Popen(
+                [str(PYTHON), str(LAUNCHER), str(self.root), str(port), self.secret],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            assert self.process.stdout is not None
+            line = _read_line(self.process, patience)
+            if line == "READY":
+                self.port = port
+                return
+            self.stop()
+            if self.port or attempt == 2:
+                raise RuntimeError(f"The S3 server did not start: {line or 'no answer'}")
+
+    def stop(self) -> None:
+        """Stops the server and what it started; what is stored stays."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def close(self) -> None:
+        """Stops the server and deletes what it stored."""
+        self.stop()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables for as long as the block lasts, without any other that begins with ``AWS_``."""
+    before = dict(os.environ)
+    try:
+        for name in [n for n in os.environ if n.startswith("AWS_")]:
+            del os.environ[name]
+        os.environ.update(variables)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _free_ports(count: int) -> int:
+    """The first of ``count`` neighbouring ports that nobody listens on."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                for number in range(1, count):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
+            except OSError:
+                continue
+            return port
+
+
+def _read_line(process: "subprocess.Popen[bytes]", patience: float) -> str:
+    """What the process says first; empty if it ends or ``patience`` seconds pass before."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], patience)
+    return process.stdout.readline().decode().strip() if ready else ""
