@@ -346,7 +346,7 @@ async def _first_part(request: Request, parts: AsyncIterator[bytes]) -> tuple[As
         return parts, begin.result()
     except (JobError, StopAsyncIteration) as error:
         kind = getattr(error, "kind", "incomplete")
-        status = {"cancelled": 409, "deadline": 504, "incomplete": 409}.get(kind, 500)
+        status = {"cancelled": 409, "deadline": 504, "incomplete": 409, "released": 503, "lost": 503}.get(kind, 500)
         raise RequestError(status, kind, str(error) or "The video has ended.") from error
     finally:
         begin.cancel()

@@ -2,6 +2,7 @@
 
 ::
 
+    service.json                says that this is the folder
     jobs/<owner>/<id>.json      the record; after its creation only the job's lease holder writes it
     inputs/<owner>/<id>.npy     given frames
     open/<id>.<owner>           exists until the job has ended; waiting jobs are those without a lease
@@ -27,6 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ardiff.data import storage
+from ardiff.errors import DataError
 from ardiff.serving.exclusive import changed_at, create_bytes, delete_file
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
@@ -36,6 +38,7 @@ _ID = re.compile(r"video_[0-9a-f]{32}")
 # A job's marker is written before its record; without a record for so long, it belongs to a request that failed.
 _ORPHAN_SECONDS = 60.0
 _SEGMENTS_SECONDS = 60.0
+_MARK = "service.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +116,14 @@ class JobStore:
     def __init__(self, root: str) -> None:
         self.root = storage.absolute(root)
 
+    def mark(self) -> None:
+        """Marks the folder, so that an empty one in its place, such as a disk that is not mounted, is told from it."""
+        create_bytes(self._place(_MARK), b"{}")
+
+    def _check_mark(self) -> None:
+        if not storage.exists(self._place(_MARK)):
+            raise DataError(f"{self.root} is not the folder that the service began with: {_MARK} is missing.")
+
     def create(self, record: JobRecord, given: np.ndarray | None) -> None:
         """Puts a job into the queue, with its given frames uint8 ``(k, H, W, 3)``, if any."""
         if given is not None:
@@ -132,6 +143,7 @@ class JobStore:
             return None
         place = self._record(owner, job_id)
         if not storage.exists(place):
+            self._check_mark()
             return None
         try:
             return JobRecord(**json.loads(storage.read_bytes(place)))
@@ -143,6 +155,8 @@ class JobStore:
         """The owner's last records, newest first, those created before job ``before`` if it is given."""
         names = (name.removesuffix(".json") for name in changed_at(self._place("jobs", owner)))
         ids = sorted((n for n in names if is_id(n) and (before is None or n < before)), reverse=True)
+        if not ids:
+            self._check_mark()
         found = (self.read(owner, job_id) for job_id in ids[:count])
         return [record for record in found if record is not None]
 
@@ -154,6 +168,8 @@ class JobStore:
     def open_jobs(self) -> dict[str, str]:
         """Identifier and owner of every job that has not ended, oldest first."""
         names = sorted(changed_at(self._place("open")))
+        if not names:
+            self._check_mark()
         return {job_id: owner for job_id, _, owner in (name.partition(".") for name in names)}
 
     def leases(self) -> dict[str, Lease]:
@@ -201,7 +217,7 @@ class JobStore:
         """Gives the job back to the queue; the caller holds its lease."""
         waiting = replace(record, status="queued", frames_done=0, iterations_done=0, started_at=None)
         self.write(waiting)
-        delete_file(self._lease(record.id, record.lease))
+        self._drop_leases(record)
 
     def request_cancel(self, record: JobRecord) -> None:
         """Asks the lease's holder, whichever replica that is, to stop the job."""
@@ -220,9 +236,7 @@ class JobStore:
 
     def close(self, record: JobRecord) -> None:
         """Removes what an ended job does not need any more."""
-        for name in changed_at(self._place("leases")):
-            if name.startswith(f"{record.id}."):
-                delete_file(self._place("leases", name))
+        self._drop_leases(record)
         delete_file(self._input(record))
         delete_file(self._place("cancels", record.id))
         delete_file(self._place("open", f"{record.id}.{record.owner}"))
@@ -274,6 +288,13 @@ class JobStore:
             else:
                 self.delete(record)
         return touched
+
+    def _drop_leases(self, record: JobRecord) -> None:
+        """Those of the dead first: while any is left, nobody takes the job."""
+        for name in sorted(changed_at(self._place("leases"))):
+            job_id, _, number = name.partition(".")
+            if job_id == record.id and int(number) <= record.lease:
+                delete_file(self._place("leases", name))
 
     def _place(self, *parts: str) -> str:
         return storage.join(self.root, *parts)

@@ -45,7 +45,7 @@ class FragmentLog:
         self.parts: list[bytes] = []
         self.size = 0
         self.ended = False
-        self.failure: str | None = None
+        self.failure: JobError | None = None
         self._changed = asyncio.Event()
 
     def add(self, data: bytes) -> None:
@@ -54,13 +54,13 @@ class FragmentLog:
         self.size += len(data)
         self._tell()
 
-    def end(self, failure: str | None = None) -> None:
+    def end(self, failure: JobError | None = None) -> None:
         """No part will follow; with a failure, what is there is no whole video."""
         self.ended, self.failure = True, failure
         self._tell()
 
     async def follow(self) -> AsyncIterator[bytes]:
-        """All parts, as they come. Raises JobError at the end of an incomplete video."""
+        """All parts, as they come. Raises the JobError that ended an incomplete video."""
         sent = 0
         while True:
             while sent < len(self.parts):
@@ -70,7 +70,7 @@ class FragmentLog:
                 break
             await self._changed.wait()
         if self.failure is not None:
-            raise JobError("incomplete", self.failure)
+            raise self.failure
 
     def _tell(self) -> None:
         self._changed.set()
@@ -328,16 +328,14 @@ class _Work:
         return sample_request(self.job.record.settings, self.pipeline, self.condition)
 
     def deliver(self, finished: FinishedFrames | None) -> _Delivery:
-        """Encodes finished frames; None is the start: the file's head, and given frames."""
-        data, before, done = b"", self.frames, False
-        if finished is None:
-            data, self.head = self.head or b"", None
-            if self.condition is not None:
-                data += self._encode(self.condition)
-        else:
-            data, done = self._encode(finished.latents), finished.done
+        """Encodes finished frames; None is the start, with the given frames, if any."""
+        before, done = self.frames, finished is not None and finished.done
+        latents = self.condition if finished is None else finished.latents
+        data = b"" if latents is None else self._encode(latents)
         if done:
             data += self.writer.finish()
+        if data and self.head is not None:  # not earlier: what fails before the first frame has a status of its own
+            data, self.head = self.head + data, None
         self.bytes += len(data)
         if self.bytes > self.config.limits.video_bytes:
             raise JobError("too_large", f"The video is larger than {self.config.limits.video_bytes} bytes.")

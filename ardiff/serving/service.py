@@ -49,6 +49,7 @@ class VideoService:
         self.waiting = 0
         self.storage_up = True
         self.draining = False
+        self._marked = False
         self._rates = RateLimiter()
         self._seen: dict[str, tuple[Lease, float]] = {}
         self._look = asyncio.Event()
@@ -306,6 +307,9 @@ class VideoService:
 
     async def _poll(self) -> None:
         """Looks at the shared queue: takes what there is room for, hears cancellations, takes over from the dead."""
+        if not self._marked:
+            await self.patient(self.store.mark)
+            self._marked = True
         open_jobs = await self.patient(self.store.open_jobs)
         leases = await self.patient(self.store.leases)
         for job_id in await self.patient(self.store.cancels) if self.jobs else ():
@@ -428,7 +432,7 @@ class VideoService:
             record = self._ending(replace(record, video_bytes=len(video)), "completed", None)
             job.log.end()
         else:
-            job.log.end(str(failure))
+            job.log.end(failure)
             if failure.kind == "cancelled":
                 record = self._ending(record, "cancelled", None)
             elif failure.kind == "released" and record.kind == "stream":
