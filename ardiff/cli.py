@@ -27,11 +27,13 @@ VERBS = {
     "export": ("ardiff.train.export", "ExportConfig", "make a usable model of a training checkpoint"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
     "serve": ("ray_jobs.serve", "ServeConfig", "an HTTP service and a page that generate videos"),
+    "lint-serve": ("ray_jobs.serve_lint", "LintConfig", "check a Ray Serve configuration before it is deployed"),
     "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "make an API key for the service"),
     "estimate": ("ardiff.train.estimate", "EstimateConfig", "memory and time of a training step per ZeRO stage"),
 }
 
 DOCTOR = "say what this machine has and what is missing"
+CLIENT = "ask a running service for videos"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,6 +61,10 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
 
         argparse.ArgumentParser(prog="ardiff doctor", description=f"{DOCTOR}.").parse_args(arguments[1:])
         return examine()
+    if verb == "client":
+        from ardiff.client import main as client
+
+        return client(arguments[1:])
     if verb not in VERBS:
         _top_parser().parse_args(arguments)
         return 2
@@ -92,6 +98,7 @@ def _top_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (_, _, summary) in VERBS.items():
         verbs.add_parser(verb, help=summary, add_help=False)
+    verbs.add_parser("client", help=CLIENT, add_help=False)
     verbs.add_parser("doctor", help=DOCTOR, add_help=False)
     return parser
 

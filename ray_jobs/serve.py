@@ -43,6 +43,8 @@ from ardiff.serving.service import VideoService
 from ray_jobs.common import ray_cluster, resolve_device, say
 
 APP = "ardiff"
+DEPLOYMENT = "VideoServer"
+MAX_REQUESTS = 512  # requests at a replica, and those on their way to one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,8 +140,9 @@ class ServeConfig:
 
 
 @serve.deployment(
-    max_ongoing_requests=512,
-    max_queued_requests=512,
+    name=DEPLOYMENT,
+    max_ongoing_requests=MAX_REQUESTS,
+    max_queued_requests=MAX_REQUESTS,
     health_check_period_s=5,
     health_check_timeout_s=30,
 )
