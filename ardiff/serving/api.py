@@ -20,6 +20,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ardiff.serving.config import RequestLimits
 from ardiff.serving.keys import ANONYMOUS, find_owner
 from ardiff.serving.metrics import PrometheusRecorder
 from ardiff.serving.records import JobRecord, suffix
@@ -65,27 +66,23 @@ _MEANINGS = {
     503: "The service is busy or its storage is away; see Retry-After.",
     504: "The video was not ready before its deadline.",
 }
-_DOCUMENTED_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": VideoRequest.model_json_schema()},
-            "multipart/form-data": {
-                "schema": {
-                    **VideoRequest.model_json_schema(),
-                    "properties": {
-                        **VideoRequest.model_json_schema()["properties"],
-                        "input_reference": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "A picture (PNG, JPEG, WebP) or a short clip, which the video continues.",
-                        },
-                    },
-                }
-            },
-        },
+
+
+def _documented_body(limits: RequestLimits) -> dict[str, Any]:
+    """The body of a request for the OpenAPI document, with the limits of this service."""
+    schema = VideoRequest.model_json_schema()
+    fields = schema["properties"]
+    for name in ("num_frames", "num_inference_steps", "guidance_scale"):
+        fields[name]["maximum"] = getattr(limits, name)
+    fields["fps"]["anyOf"][0]["maximum"] = limits.fps
+    upload = {
+        "type": "string",
+        "format": "binary",
+        "description": "A picture (PNG, JPEG, WebP) or a short clip, which the video continues.",
     }
-}
+    form = {**schema, "properties": {**fields, "input_reference": upload}}
+    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def build_app(service: VideoService, recorder: PrometheusRecorder) -> FastAPI:
@@ -186,13 +183,13 @@ def _add_operations(app: FastAPI, service: VideoService, recorder: PrometheusRec
 
 
 def _add_videos(app: FastAPI, service: VideoService) -> None:
-    owner = _owner_of(service)
+    owner, body = _owner_of(service), _documented_body(service.config.limits)
     Owner = Annotated[str, Depends(owner)]
 
     @app.post(
         "/v1/videos",
         status_code=202,
-        openapi_extra=_DOCUMENTED_BODY,
+        openapi_extra=body,
         responses=_answers(400, 413, 415, 429),
     )
     async def create(request: Request, response: Response, owner: Owner) -> Video:
@@ -205,7 +202,7 @@ def _add_videos(app: FastAPI, service: VideoService) -> None:
     @app.post(
         "/v1/videos:stream",
         response_class=StreamingResponse,
-        openapi_extra=_DOCUMENTED_BODY,
+        openapi_extra=body,
         responses=_answers(400, 409, 413, 415, 429, 500, 504) | _VIDEO_ANSWER,
     )
     async def create_and_stream(request: Request, owner: Owner) -> Response:

@@ -19,7 +19,7 @@ from ardiff.errors import DataError
 def create_bytes(uri: str, data: bytes) -> bool:
     """Writes the whole file if there is none: of several that try at once, one gets True.
 
-    On S3 by ``If-None-Match: *``, which AWS and the usual other stores know.
+    On S3 by ``If-None-Match: *``, which AWS decides atomically; OpenStack Swift looks first and then writes.
 
     Raises:
         DataError: It cannot be written.
