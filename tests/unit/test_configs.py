@@ -16,6 +16,7 @@ import ray_jobs
 from ardiff.cli import VERBS, _field_documentation
 from ardiff.config import load_config
 from ray_jobs.quickstart import QuickstartConfig
+from ray_jobs.serve import ReplicaConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -36,7 +37,9 @@ def nested(cls: type[Any]) -> Iterator[type[Any]]:
             yield from nested(typing.cast(type, hint))
 
 
-ALL_CLASSES = sorted({c for verb in VERBS for c in nested(config_class(verb))}, key=lambda c: c.__qualname__)
+# A ReplicaConfig comes from a Serve configuration, not from a verb.
+ROOTS = [*map(config_class, VERBS), ReplicaConfig]
+ALL_CLASSES = sorted({c for root in ROOTS for c in nested(root)}, key=lambda c: c.__qualname__)
 
 
 def test_the_quickstart_folders_load() -> None:
