@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=4, help="latent tokens per frame")
-    parser.add_argument("--frames", type=int, default=32, help="frames of a video where throughput is measured")
+    parser.add_argument("--frames", type=int, default=16, help="frames of a video where throughput is measured")
     parser.add_argument("--threads", type=int, default=2, help="of a replica")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()

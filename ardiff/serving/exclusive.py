@@ -3,7 +3,6 @@ several can create, to see who wrote lately, and to delete one file."""
 
 import os
 import uuid
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -57,14 +56,12 @@ def _create_object(uri: str, path: str, data: bytes) -> bool:
     return True
 
 
-@lru_cache(maxsize=4)
 def _client(user: str | None, password: str | None) -> Any:
     import boto3
 
-    config = Config(connect_timeout=3, read_timeout=10, retries={"max_attempts": 3})
-    return boto3.client(
+    return boto3.session.Session().client(  # boto3's own session may not be shared by threads
         "s3",
-        config=config,
+        config=Config(connect_timeout=3, read_timeout=10, retries={"max_attempts": 3}),
         aws_access_key_id=unquote(user) if user else None,
         aws_secret_access_key=unquote(password) if password else None,
     )

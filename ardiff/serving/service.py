@@ -331,10 +331,13 @@ class VideoService:
 
     async def _claim(self, owner: str, job_id: str) -> None:
         waiting = await self.patient(self.store.read, owner, job_id)
+        gone = False
         if waiting is not None:
             runner = self.runners.get(waiting.settings["model"])
-            if runner is None or not runner.room:
-                return  # a model that only other replicas have, during a change of models, or one that is full
+            # While models are changed, only some replicas may have one.
+            gone = runner is None and time.time() - waiting.created_at > self.config.job_seconds
+            if not gone and (runner is None or not runner.room):
+                return
             if waiting.kind == "stream" and time.time() - waiting.created_at < self.config.lease_seconds:
                 return  # about to be taken by the replica that it was asked of
         record = await self.patient(self.store.claim, owner, job_id)
@@ -342,6 +345,10 @@ class VideoService:
             return
         if record.kind == "stream":
             await self._finish_unstarted(record, "failed", JobError("replica_died", "The replica died: ask again."))
+            return
+        if gone:
+            failure = JobError("no_model", f"The model '{record.settings['model']}' is not served any more.")
+            await self._finish_unstarted(record, "failed", failure)
             return
         try:
             given = await self.patient(self.store.given_frames, record)

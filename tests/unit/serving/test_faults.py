@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from s3_server import S3Server, environment
 
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling import SamplingEngine
@@ -136,6 +137,36 @@ def test_storage_away(serve: Serve, tmp_path: Path) -> None:
         assert served.wait({"id": answer.headers["x-video-id"]})["frames_done"] == 400
     assert served.look(done)["status"] == "completed"
     assert served.client.get("/healthz").json()["status"] == "ok"
+
+
+def test_a_job_for_a_model_that_is_gone_fails(serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline]) -> None:
+    first = serve(pipelines={"old": make_pipeline()})
+    video = first.ask(**LONG)
+    first.stop()
+    second = serve("b", job_seconds=1.0)
+    assert second.wait(video, "failed")["error"]["type"] == "no_model"
+
+
+@pytest.mark.slow
+def test_a_service_on_s3_survives_its_absence(serve: Serve) -> None:
+    with S3Server() as server, environment(server.environment()):
+        place = f"s3://{server.make_bucket()}/serve"
+        first = serve("a", storage=place, storage_seconds=5.0, heartbeat_seconds=1.0, lease_seconds=20.0)
+        done = first.wait(first.ask(**JOB))
+        other = serve("b", storage=place, storage_seconds=5.0, heartbeat_seconds=1.0, lease_seconds=20.0)
+        assert other.look(done)["frames_sha256"] == done["frames_sha256"]
+        assert len(frames_of(other.client.get(f"/v1/videos/{done['id']}/content").content)) == 80
+        server.stop()
+        refused = other.client.post("/v1/videos", json={})
+        assert refused.status_code == 503
+        assert refused.json()["error"]["type"] == "storage_unavailable"
+        server.start()
+        deadline = time.monotonic() + 120
+        while (answer := other.client.post("/v1/videos", json=JOB)).status_code != 202:
+            assert answer.status_code == 503
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert other.wait(answer.json())["frames_sha256"] == done["frames_sha256"]
 
 
 def test_a_record_that_cannot_be_read_stops_nothing(serve: Serve, tmp_path: Path) -> None:
