@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN    := .venv/bin
 
-.PHONY: help setup s3-server quickstart test test-slow lint constraints clean
+.PHONY: help setup s3-server chromium quickstart test test-slow lint constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -22,6 +22,9 @@ s3-server: .venv-s3/.ready ## make .venv-s3 with the S3 server that the tests st
 	.venv-s3/bin/pip install --quiet --progress-bar off -c tests/s3/constraints.txt swift
 	@touch $@
 
+chromium: ## install Debian's Chromium, which the tests of the page drive, where there is none
+	@test -x /usr/bin/chromium || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null
+
 quickstart: setup ## data -> AR-VAE -> latents -> AR-DiT -> videos -> scores -> report.html (about 10 minutes)
 	$(BIN)/ardiff quickstart $(ARGS)
 
@@ -31,11 +34,11 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 test: export OMP_NUM_THREADS = 1
-test: lint s3-server ## lint, then every test that is not marked slow
+test: lint s3-server chromium ## lint, then every test that is not marked slow
 	$(BIN)/pytest -n 2 --dist loadscope -m 'not slow' $(ARGS)
 
 test-slow: export OMP_NUM_THREADS = 1
-test-slow: setup s3-server ## the proofs that take minutes
+test-slow: setup s3-server chromium ## the proofs that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
 
 constraints: ## write constraints.txt from what .venv holds

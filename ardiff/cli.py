@@ -37,11 +37,18 @@ VERBS = {
     "export": ("ardiff.train.export", "ExportConfig", "make a usable model of a training checkpoint"),
     "import-released": ("ardiff.released.command", "ImportConfig", "make a pipeline of the authors' checkpoints"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
+    "serve": ("ray_jobs.serve", "ServeConfig", "an HTTP service and a page that generate videos"),
+    "lint-serve": ("ray_jobs.serve_lint", "LintConfig", "check a Ray Serve configuration before it is deployed"),
+    "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "make an API key for the service"),
     "estimate": ("ardiff.train.estimate", "EstimateConfig", "memory and time of a training step per ZeRO stage"),
 }
 
-DOCTOR = "say what this machine or a cluster has and what is missing"
-SUBMIT = "run one of the jobs on a cluster, from here"
+OTHERS = {
+    "submit": ("ray_jobs.submit", "run one of the jobs on a cluster, from here"),
+    "client": ("ardiff.client", "ask a running service for videos"),
+    "doctor": ("ray_jobs.doctor", "say what this machine or a cluster has and what is missing"),
+}
+"""Verbs that are not configured but have options of their own."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,19 +71,13 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     if debug:
         os.environ["ARDIFF_DEBUG"] = "1"
     verb = arguments[0] if arguments else ""
-    match verb:
-        case "doctor" if len(arguments) == 1:
-            from ardiff.doctor import examine
+    if arguments == ["doctor"]:
+        from ardiff.doctor import examine
 
-            return examine()
-        case "doctor":
-            from ray_jobs.doctor import main as examine_cluster
-
-            return examine_cluster(arguments[1:])
-        case "submit":
-            from ray_jobs.submit import main as submit
-
-            return submit(arguments[1:])
+        return examine()
+    if verb in OTHERS:
+        code: int = importlib.import_module(OTHERS[verb][0]).main(arguments[1:])
+        return code
     if verb not in VERBS:
         _top_parser().parse_args(arguments)
         return 2
@@ -134,8 +135,8 @@ def _top_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (_, _, summary) in VERBS.items():
         verbs.add_parser(verb, help=summary, add_help=False)
-    verbs.add_parser("submit", help=SUBMIT, add_help=False)
-    verbs.add_parser("doctor", help=DOCTOR, add_help=False)
+    for verb, (_, summary) in OTHERS.items():
+        verbs.add_parser(verb, help=summary, add_help=False)
     return parser
 
 

@@ -181,7 +181,7 @@ class ARDiffusionPipeline:
         if executor not in get_args(Executor):
             raise ValueError(f"executor must be one of {', '.join(get_args(Executor))}, got {executor!r}")
         labels, seeds = self._pair(class_label, seed)
-        given = self._encode_condition(condition, condition_at, len(seeds), num_frames)
+        given = self.encode_condition(condition, condition_at, len(seeds), num_frames)
         cache = DecoderCache()
         if executor == "full":
             num_given = 0 if given is None else given.shape[1]
@@ -190,7 +190,7 @@ class ARDiffusionPipeline:
             denoise = guided_denoiser(
                 self.dit, self.diffusion, torch.tensor(labels, device=self.device), guidance_scale
             )
-            yield from self._decode(sample_full(denoise, noise.to(self.device), schedule, self.diffusion, given), cache)
+            yield from self.decode(sample_full(denoise, noise.to(self.device), schedule, self.diffusion, given), cache)
             return
         room = max(self.engine_config.max_frames, num_frames * len(seeds))
         engine = self.engine(replace(self.engine_config, max_frames=room))
@@ -207,16 +207,16 @@ class ARDiffusionPipeline:
             )
         )
         if given is not None:
-            yield from self._decode(given, cache)
+            yield from self.decode(given, cache)
         while engine.busy:
             for event in engine.step():
-                yield from self._decode(event.latents, cache)
+                yield from self.decode(event.latents, cache)
 
     def engine(self, config: EngineConfig | None = None) -> SamplingEngine:
         """An engine that runs many requests on this model together; see :class:`SamplingEngine`."""
         return SamplingEngine(self.dit, self.diffusion, config or self.engine_config)
 
-    def _decode(self, latents: Tensor, cache: DecoderCache) -> Iterator[Tensor]:
+    def decode(self, latents: Tensor, cache: DecoderCache) -> Iterator[Tensor]:
         """Diffusion latents ``(B, n, L, D)`` to n frames, uint8 ``(B, H, W, 3)``, going on from ``cache``."""
         for part in latents.split(16, dim=1):
             video = self.vae.decode(self.statistics.denormalise(part.to(self.vae_dtype)), cache)
@@ -227,7 +227,7 @@ class ARDiffusionPipeline:
         """Type of the AR-VAE's weights."""
         return next(self.vae.parameters()).dtype
 
-    def _encode_condition(
+    def encode_condition(
         self, condition: Tensor | None, condition_at: Sequence[int] | None, videos: int, num_frames: int
     ) -> Tensor | None:
         """Given frames as diffusion latents ``(B, k, L, D)``, or None."""

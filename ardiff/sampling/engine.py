@@ -163,7 +163,7 @@ class SamplingEngine:
             ValueError: A setting is out of range, or the model cannot do what is asked; says what is valid.
             EngineLimitError: The request is beyond the limits, or too many wait already.
         """
-        self._check(request)
+        self.check(request)
         if len(self._waiting) >= self.config.max_waiting + self.config.max_requests - len(self._lanes):
             raise EngineLimitError(f"{len(self._waiting)} requests wait already, which is the limit: try again later.")
         request_id = next(self._ids)
@@ -210,7 +210,8 @@ class SamplingEngine:
         given = [] if request.condition is None else [request.condition.to(self.device, self.dtype)]
         return torch.cat([*given, *parts], dim=1)
 
-    def _check(self, request: SampleRequest) -> None:
+    def check(self, request: SampleRequest) -> None:
+        """Raises what :meth:`submit` would raise for the request, short of too many that wait."""
         if request.executor not in get_args(CachedExecutor):
             raise ValueError(f"executor must be one of {', '.join(get_args(CachedExecutor))}, got {request.executor!r}")
         config, videos = self.model.config, len(request.seeds)

@@ -71,9 +71,9 @@ def test_help_of_a_verb_lists_every_setting(verb: str, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_dry_run_prints_what_loads_back_equal(verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    name, value = {"estimate": ("precision", "fp32"), "import-released": ("out", "elsewhere")}.get(
-        verb, ("output", "elsewhere")
-    )
+    named = {"estimate": "precision", "serve": "checkpoint", "lint-serve": "file", "api-key": "name"}
+    name = {**named, "import-released": "out"}.get(verb, "output")
+    value = "fp32" if verb == "estimate" else "elsewhere"
     assert main([verb, "--dry-run", f"--{name}", value]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -151,6 +151,26 @@ def test_a_job_that_cannot_work_exits_with_1(capsys: pytest.CaptureFixture[str],
     assert main(["generate", "--pipeline", "no-model"]) == 1
     captured = capsys.readouterr()
     assert captured.err == "ardiff: There is no trained model in no-model: it should hold config.json.\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        ([], 2, "give --checkpoint PLACE"),
+        (["--checkpoint", "none"], 1, "There is no trained model in"),
+        (["--checkpoint", "x", "--host", "0.0.0.0"], 2, "give service.keys"),
+        (["--checkpoint", "x", "service.lease_seconds=1"], 2, "at least twice heartbeat_seconds"),
+        (["--checkpoint", "x", "--min-replicas", "2"], 2, "max_replicas"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_ray_is_started(
+    arguments: list[str], code: int, reason: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["serve", *arguments]) == code
+    captured = capsys.readouterr()
+    assert reason in captured.err
+    assert captured.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -17,6 +17,7 @@ from ardiff.cli import VERBS, _field_documentation
 from ardiff.config import load_config
 from ardiff.data.s3 import StorageConfig
 from ray_jobs.quickstart import QuickstartConfig
+from ray_jobs.serve import ReplicaConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -37,9 +38,9 @@ def nested(cls: type[Any]) -> Iterator[type[Any]]:
             yield from nested(typing.cast(type, hint))
 
 
-ALL_CLASSES = sorted(
-    {StorageConfig, *(c for verb in VERBS for c in nested(config_class(verb)))}, key=lambda c: c.__qualname__
-)
+# A ReplicaConfig comes from a Serve configuration, not from a verb; every verb takes the section of StorageConfig.
+ROOTS = [*map(config_class, VERBS), ReplicaConfig, StorageConfig]
+ALL_CLASSES = sorted({c for root in ROOTS for c in nested(root)}, key=lambda c: c.__qualname__)
 
 
 def test_the_quickstart_folders_load() -> None:

@@ -1,0 +1,94 @@
+"""What sharing a folder between replicas needs beyond :mod:`ardiff.data.storage`: to create a file that only one of
+several can create, to see who wrote lately, and to delete one file."""
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.fs as pafs
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ardiff.data.storage import open_filesystem
+from ardiff.errors import DataError
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Writes the whole file if there is none: of several that try at once, one gets True.
+
+    On S3 by ``If-None-Match: *``, which AWS decides atomically; OpenStack Swift looks first and then writes.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    filesystem, path = open_filesystem(uri)
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        return _create_object(uri, path, data)
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.write_bytes(data)
+            os.link(draft, target)
+        finally:
+            draft.unlink(missing_ok=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise DataError(f"Cannot write {uri}: {error.strerror}. Check the path and its permissions.") from error
+    return True
+
+
+def _create_object(uri: str, path: str, data: bytes) -> bool:
+    bucket, _, key = path.partition("/")
+    login = urlsplit(uri)
+    try:
+        _client(login.username, login.password).put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+            return False
+        raise DataError(f"Cannot write {uri}: {error}. Check the bucket and the credentials.") from error
+    except BotoCoreError as error:
+        raise DataError(f"Cannot write {uri}: {error}. Check AWS_ENDPOINT_URL and the network.") from error
+    return True
+
+
+def _client(user: str | None, password: str | None) -> Any:
+    import boto3
+
+    return boto3.session.Session().client(  # boto3's own session may not be shared by threads
+        "s3",
+        config=Config(connect_timeout=3, read_timeout=10, retries={"max_attempts": 3}),
+        aws_access_key_id=unquote(user) if user else None,
+        aws_secret_access_key=unquote(password) if password else None,
+    )
+
+
+def delete_file(uri: str) -> None:
+    """Deletes the file, if there is one. Raises DataError if it cannot be deleted."""
+    filesystem, path = open_filesystem(uri)
+    try:
+        if filesystem.get_file_info(path).type == pafs.FileType.File:
+            filesystem.delete_file(path)
+    except FileNotFoundError:
+        return  # somebody else was faster
+    except OSError as error:
+        raise DataError(f"Cannot delete {uri}: {error}.") from error
+
+
+def changed_at(uri: str) -> dict[str, int]:
+    """Names of all files below ``uri``, and when each was last written, in ns by the store's clock.
+
+    A folder that is not there holds no file. Raises DataError if it cannot be listed.
+    """
+    filesystem, path = open_filesystem(uri)
+    try:
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise DataError(f"Cannot list {uri}: {error}.") from error
+    start = len(path.rstrip("/")) + 1
+    files = {info.path[start:]: int(info.mtime_ns or 0) for info in infos if info.type == pafs.FileType.File}
+    return {name: changed for name, changed in files.items() if not Path(name).name.startswith(".")}

@@ -1,0 +1,115 @@
+"""Video that can be played while it is written: fragmented mp4, or live WebM, frame by frame.
+
+Shapes: H W pixels. Frames are uint8 RGB.
+"""
+
+import io
+import tempfile
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from ardiff.data.encode import VideoCodec
+
+_FRAGMENTED = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
+_LIVE = {"live": "1", "cluster_time_limit": "1", "flush_packets": "1"}
+_ENCODERS: dict[VideoCodec, tuple[str, str, dict[str, str]]] = {
+    "h264": ("libx264", "mp4", {"preset": "veryfast", "tune": "zerolatency", "bf": "0"}),
+    "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "6", "lag-in-frames": "0", "b": "0"}),
+    "av1": ("libsvtav1", "mp4", {"preset": "8", "svtav1-params": "pred-struct=1:lp=1:lookahead=0"}),
+}
+
+
+class FragmentWriter:
+    """Encodes one video. One thread; a frame's bytes come with the next frame, which says how long it lasts.
+
+    >>> writer = FragmentWriter(32, 32, fps=8)
+    >>> head = writer.start()
+    >>> part = writer.add(frame)  # bytes of the frames before; may be empty
+    >>> tail = writer.finish()
+    """
+
+    def __init__(self, height: int, width: int, fps: float, codec: VideoCodec = "h264", crf: int = 18) -> None:
+        encoder, self.container_format, options = _ENCODERS[codec]
+        self.codec = codec
+        self._sink = _Sink()
+        self._container = av.open(
+            self._sink,
+            "w",
+            format=self.container_format,
+            container_options={**(_LIVE if self.container_format == "webm" else _FRAGMENTED), "fflags": "+bitexact"},
+        )
+        stream = self._container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))
+        assert isinstance(stream, av.VideoStream)
+        self._stream = stream
+        stream.options = {**options, "crf": str(crf)}
+        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        # Seeking and joining late need a frame now and then that depends on no other.
+        stream.codec_context.gop_size = 64
+        stream.codec_context.thread_count = 1
+
+    def start(self) -> bytes:
+        """The head of the file, which says what follows."""
+        self._container.start_encoding()
+        return self._sink.take()
+
+    @property
+    def media_type(self) -> str:
+        """The MIME type with its ``codecs`` parameter (RFC 6381), for Media Source Extensions; after ``start``."""
+        match self.codec:
+            case "h264":
+                # The three bytes after avcC's version: profile, constraints, level.
+                extradata = self._stream.codec_context.extradata or b"\x01\x42\xc0\x0a"
+                if extradata[0] != 1:  # Annex B: a start code, then the SPS
+                    at = extradata.index(b"\x00\x00\x01") + 3
+                    extradata = extradata[at:]
+                return f'video/mp4; codecs="avc1.{extradata[1:4].hex()}"'
+            case "vp9":
+                return 'video/webm; codecs="vp9"'
+            case "av1":
+                return 'video/mp4; codecs="av01.0.04M.08"'
+
+    def add(self, frame: np.ndarray) -> bytes:
+        """Takes a frame, uint8 ``(H, W, 3)``; returns what is complete now."""
+        frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        self._container.mux(self._stream.encode(picture))
+        return self._sink.take()
+
+    def finish(self) -> bytes:
+        """The rest of the file."""
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        return self._sink.take()
+
+
+class _Sink:
+    """A file that can only be written to, so that the muxer never goes back."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        data, self._parts = b"".join(self._parts), []
+        return data
+
+
+def as_file(streamed: bytes) -> bytes:
+    """The same video, not encoded again, as a file that players can seek in: one index, for mp4 at the front."""
+    with av.open(io.BytesIO(streamed), "r") as source, tempfile.NamedTemporaryFile() as target:
+        kind = "webm" if "webm" in source.format.name else "mp4"
+        options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if kind == "mp4" else {})
+        with av.open(target.name, "w", format=kind, container_options=options) as container:
+            video = source.streams.video[0]
+            stream = container.add_stream_from_template(video, opaque=True)
+            for packet in source.demux(video):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    container.mux(packet)
+        target.seek(0)
+        return target.read()

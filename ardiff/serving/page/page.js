@@ -1,0 +1,378 @@
+// The page of the service: asks for a video, plays it while it is generated, shows the schedule as it fills.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const NUMBERS = ["num_frames", "num_inference_steps", "ar_step", "guidance_scale", "seed"];
+const ACTIVE = ["queued", "in_progress"];
+let models = [];
+let current = null; // the video that is shown, as the service tells it
+let playing = null; // aborts the stream that is read
+let shown = 0; // counts up with each video shown, so that what belongs to an earlier one stops
+
+class ServiceError extends Error {
+  constructor(message, param, status) {
+    super(message);
+    this.param = param;
+    this.status = status;
+  }
+}
+
+async function call(path, options = {}) {
+  const key = sessionStorage.getItem("key");
+  const headers = { ...(options.headers || {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServiceError("The service cannot be reached.", null, 0);
+  }
+  if (answer.ok) return answer;
+  const told = await answer.json().catch(() => ({}));
+  const wait = answer.headers.get("Retry-After");
+  const message = told.error ? told.error.message : `The service answered ${answer.status}.`;
+  if (answer.status === 401) $("key-field").hidden = false;
+  throw new ServiceError(wait ? `${message} (Try again in ${wait} s.)` : message, told.error && told.error.param, answer.status);
+}
+
+function tell(message, param = null) {
+  $("error").textContent = message || "";
+  $("error").hidden = !message;
+  for (const field of document.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
+  const field = param && $(param);
+  if (message && field) {
+    field.setAttribute("aria-invalid", "true");
+    field.focus();
+  }
+}
+
+// ---- settings
+
+async function loadModels() {
+  models = (await (await call("v1/models")).json()).data;
+  $("model").replaceChildren(...models.map((m) => new Option(m.id, m.id)));
+  $("model-field").hidden = models.length < 2;
+  chooseModel();
+}
+
+function chosenModel() {
+  return models.find((m) => m.id === $("model").value) || models[0];
+}
+
+function chooseModel() {
+  const model = chosenModel();
+  const classes = Array.from({ length: model.num_classes }, (_, i) => new Option(model.class_names[i] || `class ${i}`, i));
+  $("class_label").replaceChildren(...classes, new Option("none", ""));
+  $("num_frames").max = model.max_frames;
+  $("num_inference_steps").max = model.max_inference_steps;
+  $("guidance_scale").max = model.max_guidance_scale;
+  settingsChanged();
+}
+
+function settings() {
+  const values = { model: $("model").value || null };
+  values.class_label = $("class_label").value === "" ? null : Number($("class_label").value);
+  for (const name of NUMBERS) {
+    const text = $(name).value.trim();
+    values[name] = text === "" ? null : Number(text);
+  }
+  return values;
+}
+
+function smallestArStep(frames, steps) {
+  const model = chosenModel();
+  return model && frames > model.window_frames ? Math.ceil(steps / model.window_frames) : 0;
+}
+
+function settingsChanged() {
+  const steps = Math.max(1, Number($("num_inference_steps").value) || 1);
+  const frames = Math.max(1, Number($("num_frames").value) || 1);
+  const least = smallestArStep(frames, steps);
+  $("ar_step").max = steps;
+  $("ar_step").min = least;
+  const step = Number($("ar_step").value);
+  $("ar_step_value").textContent = step;
+  const how = step === 0 ? "all frames together" : step >= steps ? "one frame after another" : "frames overlap";
+  $("ar_step_help").textContent = `ar_step ${least} to ${steps}; ${step}: ${how}, ${steps + (frames - 1) * step} iterations.`;
+  if (!current || !ACTIVE.includes(current.status)) {
+    drawSchedule({ num_frames: frames, num_inference_steps: steps, ar_step: step, given_frames: 0 }, 0);
+  }
+}
+
+// ---- asking, watching
+
+async function ask(event) {
+  event.preventDefault();
+  tell("");
+  const values = settings();
+  const file = $("input_reference").files[0];
+  if ($("key").value) sessionStorage.setItem("key", $("key").value);
+  $("go").disabled = true;
+  try {
+    const options = { method: "POST" };
+    if (file) {
+      options.body = new FormData();
+      for (const [name, value] of Object.entries(values)) if (value !== null) options.body.append(name, value);
+      options.body.append("input_reference", file);
+    } else {
+      options.headers = { "Content-Type": "application/json" };
+      options.body = JSON.stringify(values);
+    }
+    if (models.length === 0) await loadModels();
+    show(await (await call("v1/videos", options)).json(), true);
+  } catch (error) {
+    tell(error.message, error.param);
+  } finally {
+    $("go").disabled = false;
+  }
+}
+
+function show(video, fresh) {
+  shown += 1;
+  if (playing) playing.abort();
+  playing = new AbortController();
+  update(video);
+  if (fresh) remember(video);
+  if (ACTIVE.includes(video.status) || video.status === "completed") play(video, playing.signal);
+  if (ACTIVE.includes(video.status)) watch(video.id, shown);
+  $("now").scrollIntoView({ block: "nearest", behavior: "smooth" });
+}
+
+async function watch(id, mine) {
+  while (mine === shown) {
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    if (mine !== shown) return;
+    try {
+      const video = await (await call(`v1/videos/${id}`)).json();
+      if (mine !== shown) return;
+      update(video);
+      if (!ACTIVE.includes(video.status)) {
+        refreshHistory();
+        return;
+      }
+    } catch (error) {
+      $("status").textContent = error.message;
+      if (error.status === 404 || error.status === 401) return;
+    }
+  }
+}
+
+const WORDS = { queued: "Queued", in_progress: "Generating", completed: "Completed", failed: "Failed", cancelled: "Cancelled", expired: "Expired" };
+
+function update(video) {
+  current = video;
+  const active = ACTIVE.includes(video.status);
+  const first = video.first_frame_at ? `, first frame after ${(video.first_frame_at - video.created_at).toFixed(1)} s` : "";
+  const whole = video.completed_at ? `, whole after ${(video.completed_at - video.created_at).toFixed(1)} s` : "";
+  const why = video.error ? `: ${video.error.message}` : "";
+  $("status").textContent = `${WORDS[video.status]}${why}: ${video.frames_done} of ${video.num_frames} frames${first}${whole}. Seed ${video.seed}.`;
+  $("status").dataset.state = video.status;
+  $("progress").value = video.progress;
+  $("cancel").disabled = !active;
+  $("links").replaceChildren(...(video.status === "completed" ? [downloadLink(video)] : []));
+  drawSchedule(video, video.iterations_done);
+}
+
+async function play(video, signal) {
+  const element = $("video");
+  element.loop = video.status === "completed";
+  const path = `v1/videos/${video.id}/${video.status === "completed" ? "content" : "stream"}`;
+  const Source = window.ManagedMediaSource || window.MediaSource;
+  try {
+    if (video.status === "completed") {
+      setSource(URL.createObjectURL(await (await call(path, { signal })).blob()));
+      element.play().catch(() => {});
+      return;
+    }
+    const answer = await call(path, { signal });
+    const type = answer.headers.get("Content-Type");
+    if (Source && Source.isTypeSupported(type)) await playStream(new Source(), type, answer, signal);
+    else await playWhole(answer, signal);
+  } catch (error) {
+    if (error.name === "AbortError" || signal.aborted) return;
+    if (current && ACTIVE.includes(current.status)) $("status").textContent = "The stream has ended early; the job is still watched.";
+  }
+}
+
+function setSource(url) {
+  const element = $("video");
+  if (element.src.startsWith("blob:")) URL.revokeObjectURL(element.src);
+  element.src = url;
+}
+
+async function playStream(source, type, answer, signal) {
+  const element = $("video");
+  element.disableRemotePlayback = true;
+  const opened = new Promise((resolve) => source.addEventListener("sourceopen", resolve, { once: true }));
+  setSource(URL.createObjectURL(source));
+  await opened;
+  const buffer = source.addSourceBuffer(type);
+  const reader = answer.body.getReader();
+  let started = false;
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (signal.aborted) return;
+    if (done) break;
+    const taken = new Promise((resolve, reject) => {
+      buffer.addEventListener("updateend", resolve, { once: true });
+      buffer.addEventListener("error", reject, { once: true });
+    });
+    buffer.appendBuffer(value);
+    await taken;
+    if (!started && element.buffered.length) {
+      started = true;
+      element.play().catch(() => {});
+    }
+  }
+  if (source.readyState === "open") source.endOfStream();
+}
+
+// Where Media Source Extensions are missing: play when all is there.
+async function playWhole(answer, signal) {
+  const blob = await answer.blob();
+  if (signal.aborted) return;
+  setSource(URL.createObjectURL(blob));
+  $("video").play().catch(() => {});
+}
+
+async function cancel() {
+  if (!current) return;
+  $("cancel").disabled = true;
+  try {
+    const told = await (await call(`v1/videos/${current.id}`, { method: "DELETE" })).json();
+    if (told.object === "video" && current && current.id === told.id) update(told);
+  } catch (error) {
+    tell(error.message);
+  }
+  refreshHistory();
+}
+
+// ---- the schedule: after iteration n, frame f has made clamp(n - f s, 0, S) of its S steps
+
+function drawSchedule(video, done) {
+  const canvas = $("schedule");
+  const frames = video.num_frames;
+  const steps = video.num_inference_steps;
+  const given = video.given_frames;
+  const iterations = steps + Math.max(0, frames - given - 1) * video.ar_step;
+  const width = Math.min(iterations, 900);
+  const height = Math.min(frames, 300);
+  canvas.width = width;
+  canvas.height = height;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(width, height);
+  for (let y = 0; y < height; y += 1) {
+    const frame = Math.floor((y * frames) / height);
+    for (let x = 0; x < width; x += 1) {
+      const n = Math.floor(((x + 1) * iterations) / width);
+      const made = frame < given ? steps : Math.min(Math.max(n - (frame - given) * video.ar_step, 0), steps);
+      const clean = made / steps;
+      const at = 4 * (y * width + x);
+      const moving = made > 0 && made < steps;
+      if (n <= done) {
+        image.data[at] = 235 - 205 * clean;
+        image.data[at + 1] = 240 - 145 * clean;
+        image.data[at + 2] = 250 - 60 * clean;
+      } else {
+        const grey = moving ? 205 : made ? 190 : 240;
+        image.data.fill(grey, at, at + 3);
+      }
+      image.data[at + 3] = 255;
+    }
+  }
+  context.putImageData(image, 0, 0);
+  canvas.dataset.done = done;
+  const text = `${frames} frames by ${iterations} iterations, ar_step ${video.ar_step}`;
+  canvas.setAttribute("aria-label", `Schedule: ${text}; ${done} iterations done`);
+  $("schedule-text").textContent = `${text}: each row is a frame, each column an iteration. Grey is to come; pale is noise, dark is clean. ${done} done.`;
+}
+
+// ---- history
+
+function remembered() {
+  try {
+    return JSON.parse(localStorage.getItem("videos")) || [];
+  } catch {
+    return [];
+  }
+}
+
+function remember(video) {
+  const ids = [video.id, ...remembered().filter((id) => id !== video.id)].slice(0, 20);
+  localStorage.setItem("videos", JSON.stringify(ids));
+  refreshHistory();
+}
+
+async function refreshHistory() {
+  const found = [];
+  for (const id of remembered()) {
+    try {
+      found.push(await (await call(`v1/videos/${id}`)).json());
+    } catch (error) {
+      if (error.status === 404) localStorage.setItem("videos", JSON.stringify(remembered().filter((other) => other !== id)));
+      else break;
+    }
+  }
+  $("history").replaceChildren(...found.map(historyItem));
+  $("no-history").hidden = found.length > 0;
+}
+
+function historyItem(video) {
+  const item = document.createElement("li");
+  const text = document.createElement("span");
+  const model = models.find((m) => m.id === video.model);
+  const name = video.class_label === null ? "no class" : (model && model.class_names[video.class_label]) || `class ${video.class_label}`;
+  text.textContent = `${name}, ${video.num_frames} frames, ar_step ${video.ar_step}, guidance ${video.guidance_scale}, seed ${video.seed}`;
+  const state = document.createElement("span");
+  state.className = "state";
+  state.textContent = WORDS[video.status];
+  item.append(text, state);
+  if (video.status === "completed" || ACTIVE.includes(video.status)) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "Show";
+    button.setAttribute("aria-label", `Show ${text.textContent}`);
+    button.addEventListener("click", () => show(video, false));
+    item.append(button);
+  }
+  if (video.status === "completed") item.append(downloadLink(video));
+  return item;
+}
+
+function downloadLink(video) {
+  const link = document.createElement("a");
+  link.href = `v1/videos/${video.id}/content`;
+  link.download = `${video.id}.${(video.media_type || "").startsWith("video/webm") ? "webm" : "mp4"}`;
+  link.textContent = `Download (${Math.ceil((video.bytes || 0) / 1024)} KiB)`;
+  link.addEventListener("click", async (event) => {
+    if (!sessionStorage.getItem("key")) return; // the browser can do it alone
+    event.preventDefault();
+    const url = URL.createObjectURL(await (await call(link.getAttribute("href"))).blob());
+    Object.assign(document.createElement("a"), { href: url, download: link.download }).click();
+  });
+  return link;
+}
+
+async function start() {
+  $("ask").addEventListener("submit", ask);
+  $("cancel").addEventListener("click", cancel);
+  $("model").addEventListener("change", chooseModel);
+  for (const id of ["num_frames", "num_inference_steps", "ar_step"]) $(id).addEventListener("input", settingsChanged);
+  $("key").addEventListener("change", () => {
+    sessionStorage.setItem("key", $("key").value);
+    tell("");
+    connect();
+  });
+  await connect();
+}
+
+async function connect() {
+  try {
+    await loadModels();
+    await refreshHistory();
+  } catch (error) {
+    tell(error.message);
+  }
+}
+
+start();

@@ -1,0 +1,190 @@
+"""The endpoint on a real Ray Serve: streaming, death of a replica, scaling, draining."""
+
+import hashlib
+import json
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from ardiff.client import Client, ServiceError
+from ardiff.pipeline import ARDiffusionPipeline
+
+pytestmark = pytest.mark.ray
+LONG = {"num_frames": 600, "num_inference_steps": 50, "ar_step": 10}
+JOB = {"num_frames": 60, "num_inference_steps": 40, "ar_step": 8, "seed": 5, "class_label": 1}
+QUICK = ["poll_seconds=0.1", "heartbeat_seconds=0.5", "lease_seconds=4", "segment_seconds=0.3", "drain_seconds=30"]
+
+
+class Server:
+    """``ardiff serve`` in a process of its own."""
+
+    def __init__(self, jobs: Any, folder: Path, pipeline: ARDiffusionPipeline, *arguments: str) -> None:
+        pipeline.save_pretrained(str(folder / "pipeline"))
+        self.jobs, self.pipeline, self.storage = jobs, pipeline, folder / "shared"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        settings = [f"service.{setting}" for setting in (f"storage={self.storage}", *QUICK)]
+        given = ["--checkpoint", str(folder / "pipeline"), "--port", str(port), "--cpu-threads", "1"]
+        self.process = jobs.start("serve", *given, *settings, *arguments)
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = Client(self.url)
+        deadline = time.monotonic() + 240
+        while not self._ready():
+            if self.process.poll() is not None:
+                raise AssertionError(self.process.communicate()[1])
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    def _ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def replicas(self) -> list[psutil.Process]:
+        """The processes of the replicas."""
+        found = []
+        for process in self.jobs.alive():
+            try:
+                if "ServeReplica" in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def wait_for(
+        self, video_id: str, seen: Callable[[dict[str, Any]], bool], patience: float = 120.0
+    ) -> dict[str, Any]:
+        """Waits until the record is as it should be."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                if seen(video := self.client.get(video_id)):
+                    return video
+            except ServiceError:  # while no replica is there
+                video = {}
+            assert time.monotonic() < deadline, video
+            time.sleep(0.05)
+
+    def stop(self) -> tuple[int, str]:
+        """What Ctrl-C does; the exit code and what was said."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            said = self.process.communicate(timeout=180)[1]
+        except subprocess.TimeoutExpired:
+            self.jobs.kill(self.process)
+            raise
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def start(
+    jobs: Any, make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path
+) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def begin(*arguments: str) -> Server:
+        servers.append(Server(jobs, tmp_path, make_pipeline(), *arguments))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        if server.process.poll() is None:
+            jobs.kill(server.process)
+        for process in jobs.alive():
+            process.kill()
+
+
+def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: Callable[..., Server]) -> None:
+    server = start()
+    client = server.client
+    assert [m["id"] for m in client.models()] == ["default"]
+
+    # The frames are the pipeline's.
+    done = client.wait(client.create(**JOB)["id"], seconds=0.05)
+    expected = server.pipeline(**JOB)[0]
+    assert done["frames_sha256"] == hashlib.sha256(expected.numpy().tobytes()).hexdigest()
+
+    # They are sent while others are generated; who leaves stops the generation.
+    with httpx.stream("POST", f"{server.url}/v1/videos:stream", json=LONG, timeout=60) as answer:
+        parts = answer.iter_raw()
+        assert b"moov" in next(parts)
+        left = answer.headers["x-video-id"]
+        assert client.get(left)["status"] == "in_progress"
+    cancelled = server.wait_for(left, lambda video: video["status"] == "cancelled", patience=10)
+    assert cancelled["frames_done"] < 600
+
+    # A replica dies with a stream and a job.
+    job = client.create(**{**JOB, "num_frames": 300})
+    with httpx.stream("POST", f"{server.url}/v1/videos:stream", json=LONG, timeout=60) as answer:
+        stream, parts = answer.headers["x-video-id"], answer.iter_raw()
+        next(parts)
+        server.wait_for(job["id"], lambda video: video["frames_done"] > 0)
+        (replica,) = server.replicas()
+        replica.kill()
+        with pytest.raises(httpx.HTTPError):
+            for _ in parts:
+                pass
+    failed = server.wait_for(stream, lambda video: video["status"] == "failed")
+    assert failed["error"]["type"] == "replica_died"
+    done = server.wait_for(job["id"], lambda video: video["status"] == "completed")
+    expected = server.pipeline(**{**JOB, "num_frames": 300})[0]
+    assert done["frames_sha256"] == hashlib.sha256(expected.numpy().tobytes()).hexdigest()
+
+    # It stops when it is told to, and not before its job is done.
+    last = client.create(**JOB, guidance_scale=2.0)
+    server.wait_for(last["id"], lambda video: video["status"] != "queued")
+    code, said = server.stop()
+    assert code == 0, said
+    assert "Traceback" not in said
+    record = json.loads((server.storage / "jobs" / "anonymous" / f"{last['id']}.json").read_text())
+    assert record["status"] == "completed"
+    assert server.jobs.left_over() == []
+
+
+@pytest.mark.slow
+def test_replicas_follow_the_queue_and_fifty_clients_are_answered_once(start: Callable[..., Server]) -> None:
+    scaling = ["--max-replicas", "3", "--jobs-per-replica", "3", "--upscale-delay-s", "1", "--downscale-delay-s", "5"]
+    server = start(*scaling, "service.max_waiting=16", "service.engine.max_requests=4")
+    assert len(server.replicas()) == 1
+    answers: list[httpx.Response] = []
+
+    def ask(seed: int) -> None:
+        body = {"seed": seed, "num_frames": 200, "num_inference_steps": 40, "ar_step": 8}
+        answers.append(httpx.post(f"{server.url}/v1/videos", json=body, timeout=120))
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    accepted = [a.json()["id"] for a in answers if a.status_code == 202]
+    refused = [a for a in answers if a.status_code in (429, 503)]
+    assert len(accepted) + len(refused) == 50
+    assert len(accepted) >= 16
+    assert all(int(a.headers["retry-after"]) >= 1 for a in refused)
+    most, deadline = 1, time.monotonic() + 200
+    waiting = set(accepted)
+    while waiting:
+        assert time.monotonic() < deadline
+        most = max(most, len(server.replicas()))
+        waiting -= {video_id for video_id in waiting if server.client.get(video_id)["status"] == "completed"}
+        time.sleep(0.5)
+    assert most > 1
+    listed = server.client.videos(limit=100)
+    assert sorted(video["id"] for video in listed) == sorted(accepted)
+    assert len({video["seed"] for video in listed}) == len(accepted)
+    while len(server.replicas()) > 1:
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.5)
+    assert server.stop()[0] == 0

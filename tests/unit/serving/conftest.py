@@ -1,0 +1,128 @@
+"""A service on a free port of this machine, in a thread of the test, with a tiny model."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from ardiff.config import build
+from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.serving.api import build_app
+from ardiff.serving.config import ServiceConfig
+from ardiff.serving.metrics import PrometheusRecorder
+from ardiff.serving.service import VideoService
+
+QUICK = {
+    "poll_seconds": 0.05,
+    "heartbeat_seconds": 0.2,
+    "lease_seconds": 1.5,
+    "segment_seconds": 0.1,
+    "drain_seconds": 0.0,
+}
+
+
+@dataclass
+class Served:
+    """A running service."""
+
+    service: VideoService
+    url: str
+    client: httpx.Client
+    loop: asyncio.AbstractEventLoop
+    server: uvicorn.Server
+    thread: threading.Thread
+    pipeline: ARDiffusionPipeline = field(repr=False)
+
+    def ask(self, **fields: Any) -> dict[str, Any]:
+        """``POST /v1/videos``; asserts that it is accepted."""
+        answer = self.client.post("/v1/videos", json=fields)
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+    def look(self, video: dict[str, Any]) -> dict[str, Any]:
+        """``GET /v1/videos/ID``."""
+        answer = self.client.get(f"/v1/videos/{video['id']}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def wait(self, video: dict[str, Any], status: str = "completed", patience: float = 60.0) -> dict[str, Any]:
+        """Waits until the video has this status."""
+        deadline = time.monotonic() + patience
+        while (found := self.look(video))["status"] != status:
+            assert time.monotonic() < deadline, found
+            assert found["status"] in ("queued", "in_progress"), found
+            time.sleep(0.03)
+        return found
+
+    def stop(self) -> None:
+        """Stops it as SIGTERM would."""
+        self.server.should_exit = True
+        self.thread.join(timeout=60)
+        assert not self.thread.is_alive()
+
+    def die(self) -> None:
+        """Stops it as SIGKILL would: no word to anybody, the records stay as they are."""
+
+        async def cut() -> None:
+            for task in self.service._tasks:
+                task.cancel()
+            self.service._storage.shutdown(wait=True)
+            self.service.jobs.clear()
+
+        asyncio.run_coroutine_threadsafe(cut(), self.loop).result(30)
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def serve(make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path) -> Iterator[Serve]:
+    """``serve(replica="a", pipelines=None, **config)``: starts a service on the folder ``tmp_path/shared``."""
+    with contextlib.ExitStack() as stack:
+
+        def start(replica: str = "a", pipelines: Any = None, **config: Any) -> Served:
+            tree = {"storage": str(tmp_path / "shared"), **QUICK, **config}
+            served = _start(replica, pipelines or {"tiny": make_pipeline()}, build(ServiceConfig, tree))
+            stack.callback(served.stop)
+            stack.callback(served.client.close)
+            return served
+
+        yield start
+
+
+def _start(replica: str, pipelines: dict[str, ARDiffusionPipeline], config: ServiceConfig) -> Served:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    made: list[Any] = []
+
+    async def main() -> None:
+        recorder = PrometheusRecorder()
+        service = VideoService(pipelines, config, recorder, replica)
+        options = uvicorn.Config(
+            build_app(service, recorder), port=port, log_level="error", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(options)
+        made.extend([service, asyncio.get_running_loop(), server])
+        await server.serve()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not (len(made) == 3 and made[2].started):
+        assert thread.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    service, loop, server = made
+    url = f"http://127.0.0.1:{port}"
+    client = httpx.Client(base_url=url, timeout=60)
+    return Served(service, url, client, loop, server, thread, next(iter(pipelines.values())))

@@ -1,0 +1,67 @@
+"""The client against a running service, from Python and from the command line."""
+
+import io
+import json
+from pathlib import Path
+
+import av
+import pytest
+
+from ardiff.cli import main
+from ardiff.client import Client, ServiceError
+
+from .conftest import Serve
+
+
+def frames_in(file: Path) -> int:
+    with av.open(io.BytesIO(file.read_bytes()), "r") as container:
+        return len(list(container.decode(video=0)))
+
+
+def test_a_script_asks_waits_and_downloads(serve: Serve, tmp_path: Path) -> None:
+    served = serve()
+    client = Client(served.url)
+    seen: list[str] = []
+    video = client.create(class_label="ring", num_frames=6, num_inference_steps=5, seed=1)
+    done = client.wait(video["id"], lambda v: seen.append(v["status"]), seconds=0.02)
+    assert seen[-1] == done["status"] == "completed"
+    assert frames_in(client.download(video["id"], tmp_path / "a.mp4")) == 6
+    parts = list(client.stream(num_frames=6, num_inference_steps=5, seed=1, class_label=1))
+    (tmp_path / "b.mp4").write_bytes(b"".join(parts))
+    assert frames_in(tmp_path / "b.mp4") == 6
+    assert client.wait(client.videos()[0]["id"], seconds=0.02)["frames_sha256"] == done["frames_sha256"]
+    longer = client.create(tmp_path / "a.mp4", num_frames=10, num_inference_steps=5)
+    assert longer["given_frames"] == 6
+    client.wait(longer["id"], seconds=0.02)
+    assert client.cancel(video["id"])["deleted"]
+    with pytest.raises(ServiceError, match="no such video") as refused:
+        client.get(video["id"])
+    assert refused.value.status == 404
+    with pytest.raises(ServiceError, match="at most"):
+        client.create(num_frames=10**6)
+    with pytest.raises(ServiceError, match="Cannot read"):
+        client.create(tmp_path / "none.png")
+    client.close()
+
+
+def test_the_command(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = serve().url
+    settings = ["--num-frames", "5", "--num-inference-steps", "4", "--class-label", "2", "--seed", "3"]
+    assert main(["client", "--url", url, "create", *settings, "--output", str(tmp_path / "a.mp4")]) == 0
+    video_id = capsys.readouterr().out.split()[0]
+    assert frames_in(tmp_path / "a.mp4") == 5
+    assert main(["client", "--url", url, "get", video_id]) == 0
+    assert json.loads(capsys.readouterr().out)["class_label"] == 2
+    assert main(["client", "--url", url, "stream", *settings, "--output", str(tmp_path / "b.mp4")]) == 0
+    assert frames_in(tmp_path / "b.mp4") == 5
+    assert main(["client", "--url", url, "list"]) == 0
+    assert capsys.readouterr().out.count("completed") == 2
+    assert main(["client", "--url", url, "wait", video_id]) == 0
+    assert main(["client", "--url", url, "download", video_id, "--output", str(tmp_path / "c.mp4")]) == 0
+    assert main(["client", "--url", url, "models"]) == 0
+    assert main(["client", "--url", url, "cancel", video_id]) == 0
+    capsys.readouterr()
+    assert main(["client", "--url", url, "get", video_id]) == 1
+    assert capsys.readouterr().err == "ardiff: There is no such video.\n"
+    assert main(["client", "--url", "http://127.0.0.1:9", "list"]) == 1
+    assert "cannot be reached" in capsys.readouterr().err

@@ -1,0 +1,241 @@
+"""What breaks: replicas that die or stop, storage that goes away, iterations that fail. No job is lost."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from s3_server import S3Server, environment
+
+from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.sampling import SamplingEngine
+
+from .conftest import Serve
+from .test_api import LONG, frames_of, sha256
+
+JOB = {"num_frames": 80, "num_inference_steps": 50, "ar_step": 10, "seed": 4}
+
+
+def test_any_replica_answers_for_any_job(serve: Serve) -> None:
+    first, second = serve("a"), serve("b", engine={"max_requests": 1})
+    blocker = second.ask(**LONG, seed=0)  # so that the first replica takes what follows
+    while second.look(blocker)["status"] == "queued":
+        time.sleep(0.02)
+    video = second.ask(**JOB)
+    while first.look(video)["frames_done"] < 5:
+        time.sleep(0.02)
+    assert video["id"] in first.service.jobs or video["id"] in second.service.jobs
+    holder, other = (first, second) if video["id"] in first.service.jobs else (second, first)
+    assert other.look(video)["status"] == "in_progress"
+    streamed = other.client.get(f"/v1/videos/{video['id']}/stream")
+    assert len(frames_of(streamed.content)) == 80
+    assert other.wait(video)["frames_sha256"] == holder.look(video)["frames_sha256"]
+    assert other.client.get(f"/v1/videos/{video['id']}/content").status_code == 200
+
+
+def test_a_job_is_cancelled_through_another_replica(serve: Serve) -> None:
+    first = serve("a")
+    video = first.ask(**LONG)
+    while first.look(video)["frames_done"] == 0:
+        time.sleep(0.02)
+    second = serve("b")
+    assert second.client.delete(f"/v1/videos/{video['id']}").json()["status"] == "cancelled"
+    assert first.look(video)["status"] == "cancelled"
+    assert not first.service.runners["tiny"].busy
+
+
+def test_a_dead_replicas_job_is_repeated_by_another_with_the_same_frames(serve: Serve) -> None:
+    first = serve("a")
+    video = first.ask(**JOB)
+    while first.look(video)["frames_done"] < 3:
+        time.sleep(0.02)
+    first.die()
+    second = serve("b")
+    done = second.wait(video)
+    assert done["frames_sha256"] == sha256(second.pipeline(class_label=None, **JOB)[0])
+    assert second.service.store.read("anonymous", video["id"]).deaths == 1
+
+
+def test_a_dead_replicas_stream_has_failed_and_is_not_repeated(serve: Serve) -> None:
+    first = serve("a")
+    with first.client.stream("POST", "/v1/videos:stream", json=LONG) as answer:
+        next(answer.iter_raw())
+        first.die()
+        second = serve("b")
+        failed = second.wait({"id": answer.headers["x-video-id"]}, "failed")
+    assert failed["error"]["type"] == "replica_died"
+
+
+def test_a_job_that_kills_its_replicas_fails(serve: Serve) -> None:
+    first = serve("a", max_attempts=2)
+    video = first.ask(**LONG)
+    for name in ("b", "c"):
+        while first.service.store.read("anonymous", video["id"]).lease < 1 or not first.service.jobs:
+            time.sleep(0.02)
+        first.die()
+        first = serve(name, max_attempts=2)
+        deadline = time.monotonic() + 30
+        while first.look(video)["status"] != "failed" and not first.service.jobs:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    failed = first.wait(video, "failed")
+    assert failed["error"]["type"] == "replica_died"
+
+
+def test_a_stopping_replica_finishes_its_jobs(serve: Serve) -> None:
+    served = serve(drain_seconds=60.0)
+    video = served.ask(**JOB)
+    while served.look(video)["status"] == "queued":
+        time.sleep(0.01)
+    served.stop()
+    assert serve("b").look(video)["status"] == "completed"
+
+
+def test_a_stopping_replica_gives_back_what_it_cannot_finish(serve: Serve) -> None:
+    served = serve(drain_seconds=0.0)
+    video = served.ask(**JOB)
+    while served.look(video)["frames_done"] == 0:
+        time.sleep(0.01)
+    served.stop()
+    record = served.service.store.read("anonymous", video["id"])
+    assert (record.status, record.deaths) == ("queued", 0)
+    assert served.service.store.leases() == {}
+    assert serve("b").wait(video)["status"] == "completed"
+
+
+def test_storage_away(serve: Serve, tmp_path: Path) -> None:
+    """Requests are refused, a running stream goes on, and what ended meanwhile is recorded when storage is back."""
+    served = serve()
+    done = served.wait(served.ask(num_frames=2, num_inference_steps=2))
+    shared, away = tmp_path / "shared", tmp_path / "away"
+    with served.client.stream("POST", "/v1/videos:stream", json={**LONG, "seed": 1}) as answer:
+        parts = answer.iter_raw()
+        received = next(parts)
+        shared.rename(away)
+        shared.write_text("not a folder")
+        with httpx.Client(base_url=served.url, timeout=60) as client:
+            for refused in (
+                client.post("/v1/videos", json={}),
+                client.get(f"/v1/videos/{done['id']}"),
+                client.get(f"/v1/videos/{done['id']}/content"),
+                client.get("/v1/videos"),
+            ):
+                assert refused.status_code == 503, refused.text
+                assert refused.json()["error"]["type"] == "storage_unavailable"
+                assert int(refused.headers["retry-after"]) >= 1
+            assert client.get("/healthz").json()["status"] == "degraded"
+            assert client.get("/healthz").status_code == 200
+            received += b"".join(parts)
+            assert len(frames_of(received)) == 400
+            running = client.get(f"/v1/videos/{answer.headers['x-video-id']}").json()
+            assert running["status"] == "in_progress"  # it has not ended before that is known
+            shared.unlink()
+            away.rename(shared)
+        assert served.wait({"id": answer.headers["x-video-id"]})["frames_done"] == 400
+    assert served.look(done)["status"] == "completed"
+    assert served.client.get("/healthz").json()["status"] == "ok"
+
+
+def test_a_job_for_a_model_that_is_gone_fails(serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline]) -> None:
+    first = serve(pipelines={"old": make_pipeline()})
+    video = first.ask(**LONG)
+    first.stop()
+    second = serve("b", job_seconds=1.0)
+    assert second.wait(video, "failed")["error"]["type"] == "no_model"
+
+
+@pytest.mark.slow
+def test_a_service_on_s3_survives_its_absence(serve: Serve) -> None:
+    with S3Server() as server, environment(server.environment()):
+        place = f"s3://{server.make_bucket()}/serve"
+        first = serve("a", storage=place, storage_seconds=5.0, heartbeat_seconds=1.0, lease_seconds=20.0)
+        done = first.wait(first.ask(**JOB))
+        other = serve("b", storage=place, storage_seconds=5.0, heartbeat_seconds=1.0, lease_seconds=20.0)
+        assert other.look(done)["frames_sha256"] == done["frames_sha256"]
+        assert len(frames_of(other.client.get(f"/v1/videos/{done['id']}/content").content)) == 80
+        server.stop()
+        refused = other.client.post("/v1/videos", json={})
+        assert refused.status_code == 503
+        assert refused.json()["error"]["type"] == "storage_unavailable"
+        server.start()
+        deadline = time.monotonic() + 120
+        while (answer := other.client.post("/v1/videos", json=JOB)).status_code != 202:
+            assert answer.status_code == 503
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert other.wait(answer.json())["frames_sha256"] == done["frames_sha256"]
+
+
+def test_a_record_that_cannot_be_read_stops_nothing(serve: Serve, tmp_path: Path) -> None:
+    served = serve()
+    bad = served.wait(served.ask(num_frames=2, num_inference_steps=2))
+    (tmp_path / "shared" / "jobs" / "anonymous" / f"{bad['id']}.json").write_text("{")
+    (tmp_path / "shared" / "open" / f"{bad['id']}.anonymous").write_text("")
+    served.wait(served.ask(num_frames=2, num_inference_steps=2))
+    assert served.client.get(f"/v1/videos/{bad['id']}").status_code == 404
+    assert served.service.healthy
+
+
+class Poisoned(SamplingEngine):
+    """An engine that has no memory for more than some frames at once, or for one seed at all."""
+
+    seed = 13
+
+    def step(self) -> Any:
+        if any(self.seed in lane.request.seeds for lane in self._lanes.values()) and self._steps() > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().step()
+
+    def _steps(self) -> int:
+        return max(lane.iteration for lane in self._lanes.values())
+
+
+def test_out_of_memory_fails_one_job_and_no_other(
+    serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline]
+) -> None:
+    class Pipeline(ARDiffusionPipeline):
+        def engine(self, config: Any = None) -> SamplingEngine:
+            return Poisoned(self.dit, self.diffusion, config or self.engine_config)
+
+    plain = make_pipeline()
+    pipeline = Pipeline(plain.vae, plain.dit, plain.diffusion, plain.statistics, plain.class_names)
+    served = serve(pipelines={"tiny": pipeline})
+    fields = {"num_frames": 30, "num_inference_steps": 20, "ar_step": 10}
+    good = [served.ask(seed=seed, **fields) for seed in range(3)]
+    bad = served.ask(seed=13, **fields)
+    good += [served.ask(seed=seed, **fields) for seed in range(3, 6)]
+    failed = served.wait(bad, "failed")
+    assert failed["error"]["type"] == "out_of_memory"
+    for seed, video in enumerate(good):
+        served.wait(video)
+        content = served.client.get(f"/v1/videos/{video['id']}/content").content
+        assert frames_of(content).shape[0] == 30
+        alone = plain(seed=seed, **fields)[0]
+        assert served.look(video)["frames_sha256"] is not None
+        assert abs(frames_of(content).mean() - alone.float().mean()) < 4
+    assert served.service.healthy
+
+
+def test_values_that_are_not_finite_fail_one_job(
+    serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    engine = served.service.models["tiny"].engine
+    step = engine.step
+
+    def poisoned() -> Any:
+        finished = step()
+        for frames in finished:
+            lane = engine._lanes.get(frames.request_id)
+            if lane is not None and 13 in lane.request.seeds:
+                frames.latents.fill_(float("nan"))
+        return finished
+
+    monkeypatch.setattr(engine, "step", poisoned)
+    fields = {"num_frames": 10, "num_inference_steps": 10, "ar_step": 5}
+    bad, good = served.ask(seed=13, **fields), served.ask(seed=1, **fields)
+    assert served.wait(bad, "failed")["error"]["type"] == "not_finite"
+    served.wait(good)

@@ -1,0 +1,142 @@
+"""The page in a real Chromium: it plays a stream that is not finished, cancels, and says what is wrong."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from .conftest import Serve, Served
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    assert CHROMIUM.exists(), "run `make chromium`"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Page]:
+    """A page on which no script has failed when the test ends."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert errors == []
+
+
+def until(page: Page, expression: str, patience: float = 60.0) -> Any:
+    """Waits until the expression is true in the page, whose security policy forbids it to evaluate text itself."""
+    deadline = time.monotonic() + patience
+    while not (value := page.evaluate(expression)):
+        assert time.monotonic() < deadline, (expression, page.inner_text("body"))
+        time.sleep(0.02)
+    return value
+
+
+def begin(page: Page, served: Served, **fields: str) -> None:
+    page.goto(served.url)
+    until(page, "document.querySelectorAll('#class_label option').length == 4")
+    for name, value in fields.items():
+        page.fill(f"#{name}", value)
+    page.click("#go")
+
+
+def test_the_page_plays_a_video_while_it_is_generated_and_cancels_it(page: Page, serve: Serve) -> None:
+    served = serve()
+    begin(page, served, num_frames="1000", num_inference_steps="50", seed="3")
+    until(page, "document.querySelector('#video').currentTime > 0.2")
+    video = served.client.get("/v1/videos").json()["data"][0]
+    assert video["status"] == "in_progress"
+    assert 0 < video["frames_done"] < 1000
+    assert int(until(page, "document.querySelector('#schedule').dataset.done")) > 0
+    before = page.evaluate("Number(document.querySelector('#schedule').dataset.done)")
+    until(page, f"Number(document.querySelector('#schedule').dataset.done) > {before}")  # it fills
+    page.click("#cancel")
+    until(page, "document.querySelector('#status').dataset.state == 'cancelled'")
+    served.wait(video, "cancelled")
+    assert "Cancelled" in page.inner_text("#history")
+
+
+def test_a_finished_video_can_be_downloaded_and_is_in_the_history(page: Page, serve: Serve) -> None:
+    served = serve()
+    begin(page, served, num_frames="8", num_inference_steps="10", seed="3")
+    until(page, "document.querySelector('#status').dataset.state == 'completed'")
+    until(page, "document.querySelector('#history a') != null")
+    with page.expect_download() as download:
+        page.click("#links a")
+    assert download.value.path().stat().st_size > 500
+    page.reload()
+    until(page, "document.querySelector('#history a') != null")
+    assert "disc, 8 frames" in page.inner_text("#history")
+    page.click("#history button")
+    until(page, "document.querySelector('#video').currentTime > 0")
+
+
+def test_bad_input_is_explained_at_its_field(page: Page, serve: Serve) -> None:
+    served = serve()
+    begin(page, served, num_frames="99999")
+    until(page, "!document.querySelector('#error').hidden")
+    assert "at most 1024" in page.inner_text("#error")
+    assert page.evaluate("document.activeElement.id") == "num_frames"
+    assert page.get_attribute("#num_frames", "aria-invalid") == "true"
+    page.fill("#num_frames", "4")
+    page.click("#go")
+    until(page, "document.querySelector('#status').dataset.state == 'completed'")
+    assert page.is_hidden("#error")
+
+
+def test_the_keyboard_alone_and_a_phone_are_enough(browser: Any, serve: Serve) -> None:
+    served = serve()
+    context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(served.url)
+    until(page, "document.querySelectorAll('#class_label option').length == 4")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+        if reached[-1] == "num_frames":
+            page.keyboard.type("6")
+        if reached[-1] == "go":
+            break
+    assert {"class_label", "num_frames", "ar_step", "guidance_scale", "seed", "go"} <= set(reached)
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#status').dataset.state == 'completed'")
+    assert "6 of 6 frames" in page.inner_text("#status")
+    context.close()
+
+
+def test_a_key_is_asked_for_where_one_is_needed(page: Page, serve: Serve, tmp_path: Path) -> None:
+    from ardiff.serving.keys import digest
+
+    (tmp_path / "keys.yaml").write_text(f"alice: {{sha256: {digest('ka')}}}")
+    served = serve(keys=str(tmp_path / "keys.yaml"))
+    page.goto(served.url)
+    until(page, "!document.querySelector('#key-field').hidden")
+    page.fill("#key", "ka")
+    page.keyboard.press("Tab")
+    until(page, "document.querySelectorAll('#class_label option').length == 4")
+    page.fill("#num_frames", "4")
+    page.click("#go")
+    until(page, "document.querySelector('#status').dataset.state == 'completed'")
+    until(page, "document.querySelector('#video').currentTime > 0")

@@ -1,0 +1,241 @@
+"""The parts of the service one by one: video fragments, uploads, keys, leases, the page's and the cluster's files."""
+
+import asyncio
+import io
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from ardiff.cli import main
+from ardiff.data.encode import VideoCodec, encode_video
+from ardiff.errors import ConfigError, DataError
+from ardiff.serving.fragments import FragmentWriter, as_file
+from ardiff.serving.keys import RateLimiter, digest, find_owner, read_keys
+from ardiff.serving.records import JobRecord, JobStore, new_id
+from ardiff.serving.uploads import decode_upload
+from ray_jobs.serve_lint import lint
+
+LIMITS: dict[str, Any] = {
+    "resolution": 16,
+    "max_frames": 8,
+    "max_pixels": 2**20,
+    "seconds": 5.0,
+    "memory_bytes": 2 * 2**30,
+}
+
+
+def decoded(data: bytes) -> np.ndarray:
+    with av.open(io.BytesIO(data), "r") as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp9", "av1"])
+def test_fragments_come_frame_by_frame_and_make_a_file(codec: VideoCodec) -> None:
+    frames = np.zeros((6, 17, 20, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        frame[:, 3 * i : 3 * i + 3] = 40 * i + 20
+    writer = FragmentWriter(17, 20, fps=8, codec=codec, crf=8)
+    parts = [writer.start(), *(writer.add(frame) for frame in frames), writer.finish()]
+    assert len(parts[0]) > 100
+    assert not parts[1]  # it comes with the next
+    assert all(parts[2:])
+    kind = "video/webm" if codec == "vp9" else "video/mp4"
+    assert writer.media_type.startswith(f'{kind}; codecs="{ {"h264": "avc1.", "vp9": "vp9", "av1": "av01"}[codec] }')
+    # A beginning can be decoded before the end is there, to which no decoder is more than some frames late.
+    assert len(decoded(b"".join(parts[:6]))) >= 3
+    streamed = b"".join(parts)
+    for data in (streamed, as_file(streamed)):
+        video = decoded(data)
+        assert video.shape == (6, 18, 20, 3)
+        assert np.abs(video[:, :17].astype(int) - frames).mean() < 12
+    if codec != "vp9":
+        assert as_file(streamed).index(b"moov") < as_file(streamed).index(b"mdat")
+
+
+def test_uploads_are_scaled_and_cropped() -> None:
+    picture = Image.new("RGBA", (40, 20), (200, 10, 10, 255))
+    for kind in ("PNG", "WEBP"):
+        buffer = io.BytesIO()
+        picture.save(buffer, kind)
+        frames = asyncio.run(decode_upload(buffer.getvalue(), **LIMITS))
+        assert frames.shape == (1, 16, 16, 3)
+        assert np.abs(frames.reshape(-1, 3).mean(0) - [200, 10, 10]).max() < 8
+    clip = encode_video(np.full((5, 24, 32, 3), 90, np.uint8), 8)
+    assert asyncio.run(decode_upload(clip, **LIMITS)).shape == (5, 16, 16, 3)
+
+
+def huge_picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (6000, 6000)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "limits", "reason"),
+    [
+        (b"", {}, "it is empty"),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * 100, {}, "cannot be decoded"),
+        (b"#EXTM3U\nfile:///etc/passwd\n", {}, "cannot be decoded"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", {}, "cannot be decoded"),
+        (encode_video(np.zeros((9, 16, 16, 3), np.uint8), 8), {}, "more than the 8 allowed"),
+        (huge_picture(), {}, "beyond the limit of 1048576 pixels"),
+        (huge_picture(), {"max_pixels": 10**9, "memory_bytes": 400 * 2**20}, "memory"),
+    ],
+)
+def test_uploads_that_cannot_be_used_are_refused(data: bytes, limits: dict[str, Any], reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        asyncio.run(decode_upload(data, **{**LIMITS, **limits}))
+
+
+def test_an_upload_that_takes_too_long_is_killed() -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (40, 512, 512, 3), np.uint8)
+    clip = encode_video(frames, 8, crf=1) * 1
+    started = time.monotonic()
+    with pytest.raises(DataError):
+        asyncio.run(decode_upload(clip, **{**LIMITS, "max_frames": 1, "seconds": 0.01}))
+    assert time.monotonic() - started < 60
+
+
+def test_keys_are_hashes_and_have_owners(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["api-key", "alice"]) == 0
+    text = capsys.readouterr().out
+    key = text.splitlines()[0].split()[-1]
+    (tmp_path / "keys.yaml").write_text(text)
+    keys = read_keys(str(tmp_path / "keys.yaml"))
+    assert key not in (tmp_path / "keys.yaml").read_text().replace(f": {key}", "")
+    assert keys["alice"].sha256 == digest(key)
+    assert find_owner(keys, key) == "alice"
+    assert find_owner(keys, key + "x") is None
+    for bad in ("alice", "{'../x': {sha256: a}}", "{a: {sha256: abc}}", "{a: {shA256: abc}}", "[", "{a: 1}"):
+        (tmp_path / "bad.yaml").write_text(bad)
+        with pytest.raises(ConfigError):
+            read_keys(str(tmp_path / "bad.yaml"))
+    assert main(["api-key", "../alice"]) == 2
+
+
+def test_rates_are_a_minutes_worth_refilled_evenly() -> None:
+    now = 0.0
+    limiter = RateLimiter(clock=lambda: now)
+    assert [limiter.wait("a", 3) for _ in range(3)] == [0, 0, 0]
+    assert limiter.wait("a", 3) == pytest.approx(20)
+    assert limiter.wait("b", 3) == 0
+    now = 20.0
+    assert limiter.wait("a", 3) == 0
+    assert limiter.wait("a", 3) > 0
+
+
+def record(owner: str = "alice", **changes: Any) -> JobRecord:
+    fields: dict[str, Any] = {
+        "kind": "job",
+        "settings": {},
+        "num_frames": 4,
+        "iterations": 4,
+        "created_at": time.time(),
+    }
+    return JobRecord(**{"id": new_id(), "owner": owner, **fields, **changes})
+
+
+def check_store(store: JobStore, at_once: int) -> None:
+    """The life of a job, and that a lease has one holder."""
+    store.mark()
+    job = record()
+    given = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+    store.create(job, given)
+    assert store.read("alice", job.id) == job
+    assert store.read("bob", job.id) is None
+    assert store.read("alice", "../../etc/passwd") is None
+    assert store.open_jobs() == {job.id: "alice"}
+    claims: list[JobRecord | None] = []
+    threads = [threading.Thread(target=lambda: claims.append(store.claim("alice", job.id))) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (held,) = [claim for claim in claims if claim is not None]
+    assert held.lease == 1
+    before = store.leases()[job.id]
+    time.sleep(1.1)  # stores may count seconds
+    store.beat(held)
+    assert store.leases()[job.id] != before
+    assert np.array_equal(store.given_frames(held), given)
+    store.write_segment(held, 0, b"part")
+    assert store.read_segment(held, 0) == b"part"
+    assert store.read_segment(held, 1) is None
+    assert store.claim("alice", job.id) is None
+    taken = store.take(held, 2)  # its holder has died
+    assert taken is not None
+    assert store.take(held, 2) is None
+    store.release(taken)
+    assert store.leases() == {}
+    again = store.claim("alice", job.id)
+    assert again is not None
+    assert again.lease == 3
+    ended = replace(again, status="completed", expires_at=time.time() - 1, media_type="video/mp4")
+    store.finish(ended, b"video")
+    assert store.video(ended) == b"video"
+    assert (store.open_jobs(), store.leases(), store.given_frames(ended)) == ({}, {}, None)
+    assert store.read("alice", job.id).now().status == "expired"
+    assert store.claim("alice", job.id) is None
+    assert store.newest("alice", 5)[0].id == job.id
+    assert store.sweep(keep_seconds=0.0) == 1
+    assert store.read("alice", job.id) is None
+    with pytest.raises(DataError):
+        store.video(ended)
+
+
+def test_records_in_a_local_folder(tmp_path: Path) -> None:
+    store = JobStore(str(tmp_path))
+    with pytest.raises(DataError, match="is not the folder"):
+        store.open_jobs()
+    check_store(store, at_once=6)
+
+
+def test_records_on_s3(s3_bucket: str) -> None:
+    # Swift looks whether there is an object and then writes: only AWS and its like do both at once.
+    check_store(JobStore(f"{s3_bucket}/serve"), at_once=1)
+
+
+CONFIGURATION = Path(__file__).parents[3] / "cluster" / "serve_config.yaml"
+
+
+def test_the_shipped_serve_configuration_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint-serve", str(CONFIGURATION)]) == 0
+    assert "right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        ("http_optoins", {}, "did you mean 'http_options'"),
+        ("applications.0.arguments", {}, "Unknown key 'applications\\[0\\].arguments'"),
+        ("applications.0.args.service.max_wating", 3, "max_waiting"),
+        ("applications.0.args.models", {}, "no model to serve"),
+        ("applications.0.args.service.keys", None, "give keys"),
+        ("applications.0.import_path", "x:y", "No application has import_path"),
+        ("applications.0.deployments.0.name", "Server", "its name is VideoServer"),
+        ("applications.0.deployments.0.graceful_shutdown_timeout_s", 20, "at least 615"),
+        ("applications.0.deployments.0.max_queued_requests", 10, "at least 64"),
+        ("applications.0.deployments.0.autoscaling_config.max_replica", 3, "did you mean 'max_replicas'"),
+        ("applications.0.deployments.0.autoscaling_config.min_replicas", 9, "below min_replicas|min_replicas"),
+        ("applications.0.deployments.0.autoscaling_config.min_replicas", 0, "at least 1"),
+        ("applications.0.args.service.storage", "runs/serve", "all replicas share"),
+    ],
+)
+def test_mistakes_that_serve_ignores_are_found(path: str, value: Any, reason: str, tmp_path: Path) -> None:
+    tree: Any = yaml.safe_load(CONFIGURATION.read_text())
+    *parents, last = path.split(".")
+    place = tree
+    for parent in parents:
+        place = place[int(parent)] if isinstance(place, list) else place[parent]
+    place[last] = value
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match=reason):
+        lint(tmp_path / "serve.yaml")
