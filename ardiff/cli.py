@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import os
 import sys
 import textwrap
@@ -26,6 +27,8 @@ VERBS = {
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
     "export": ("ardiff.train.export", "ExportConfig", "make a usable model of a training checkpoint"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
+    "compare": ("ardiff.metrics.compare", "CompareConfig", "put scores of one protocol side by side"),
+    "weights": ("ardiff.metrics.weights", "WeightsConfig", "list or fetch the weights of feature networks"),
     "estimate": ("ardiff.train.estimate", "EstimateConfig", "memory and time of a training step per ZeRO stage"),
 }
 
@@ -63,7 +66,7 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     module_name, class_name, summary = VERBS[verb]
     module = importlib.import_module(module_name)
     config_class = getattr(module, class_name)
-    parser = _verb_parser(verb, summary, config_class)
+    parser = _verb_parser(verb, summary, config_class, getattr(module, "ALIASES", {}))
     options, rest = parser.parse_known_intermixed_args(arguments[1:])
     if rest:
         parser.error(f"unknown option {rest[0]}")
@@ -71,6 +74,10 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     named, rest = list(getattr(module, "POSITIONALS", ())), options.overrides
     while named and rest and "=" not in rest[0]:
         given[named.pop(0)], *rest = rest
+    if hasattr(module, "REMAINING"):  # the field that takes every further argument
+        plain = [a for a in rest if "=" not in a]
+        rest = [a for a in rest if "=" in a]
+        given |= {module.REMAINING: json.dumps(plain)} if plain else {}
     overrides = [f"{name}={value}" for name, value in given.items()] + rest
     paths = options.config or (module.config_paths(given) if hasattr(module, "config_paths") else None)
     config = load_config(config_class, paths, overrides)
@@ -94,8 +101,8 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb_parser(verb: str, summary: str, config_class: type[Any]) -> argparse.ArgumentParser:
-    """Every plain setting is an option; settings of sections are given as ``section.key=value``."""
+def _verb_parser(verb: str, summary: str, config_class: type[Any], aliases: dict[str, str]) -> argparse.ArgumentParser:
+    """Every plain setting is an option, some by a second name; settings of sections are ``section.key=value``."""
     parser = argparse.ArgumentParser(
         prog=f"ardiff {verb}",
         description=f"{summary[0].upper()}{summary[1:]}.",
@@ -119,7 +126,8 @@ def _verb_parser(verb: str, summary: str, config_class: type[Any]) -> argparse.A
         if hints[field.name] is bool:
             parser.add_argument(flag, dest=dest, action="store_const", const="true", help=text)
         else:
-            parser.add_argument(flag, dest=dest, metavar="VALUE", help=text)
+            flags = [flag, f"--{aliases[field.name]}"] if field.name in aliases else [flag]
+            parser.add_argument(*flags, dest=dest, metavar="VALUE", help=text)
     return parser
 
 

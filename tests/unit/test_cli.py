@@ -71,7 +71,8 @@ def test_help_of_a_verb_lists_every_setting(verb: str, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_dry_run_prints_what_loads_back_equal(verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    name, value = ("precision", "fp32") if verb == "estimate" else ("output", "elsewhere")
+    names = {"estimate": ("precision", "fp32"), "weights": ("cache", "elsewhere")}
+    name, value = names.get(verb, ("output", "elsewhere"))
     assert main([verb, "--dry-run", f"--{name}", value]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
