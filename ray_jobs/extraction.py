@@ -103,8 +103,8 @@ def _run(
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers.max_actors),
             num_cpus=workers.cpus,
             num_gpus=workers.gpus if workers.device.type == "cuda" else 0,
-            max_restarts=3,
-            max_task_retries=3,
+            # A batch that kills its actor is tried again a few times, not for ever.
+            ray_remote_args_fn=lambda: {"max_task_retries": 3},
         )
         .iter_rows()
     )
