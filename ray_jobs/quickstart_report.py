@@ -87,9 +87,7 @@ def _extractor_caveat(scores: dict[str, Any]) -> str:
     )
     if "fvd" not in scores["extractors"]:
         return f"{random} `ardiff weights fetch i3d` adds FVD to the next run."
-    return (
-        f"{random} FVD is of the real I3D ({scores['extractors']['fvd']}); so few clips raise it."
-    )
+    return f"{random} FVD is of the real I3D ({scores['extractors']['fvd']}); so few clips raise it."
 
 
 def _series(points: list[list[float]]) -> tuple[list[float], list[float]]:
