@@ -19,9 +19,9 @@ from ardiff.metrics.protocol import recipe
 from ardiff.metrics.store import FeatureStore
 from ardiff.metrics.uncertainty import set_distance
 from ray_jobs.common import versions
-from ray_jobs.extraction import Clip, Measure, extract
-from ray_jobs.scored_sets import Listed, fake_clips
-from ray_jobs.set_scores import Extraction, Opened, Weights, reference, stamps, workers
+from ray_jobs.extraction import Clip, ClipSet, Measure, extract
+from ray_jobs.scored_sets import fake_clips
+from ray_jobs.set_scores import Extraction, Opened, Reference, Weights, reference_clips, stamps, workers
 
 if TYPE_CHECKING:
     from ray_jobs.evaluate import EvaluateConfig
@@ -39,13 +39,22 @@ def write(config: EvaluateConfig, weights: Weights, originals: list[VideoRecord]
     """Writes ``drift.json``, ``drift.png`` and ``drift.html`` to the output folder. Raises ArdiffError."""
     how = recipe(config.protocol, "fvd")
     short = replace(config, num_frames=SEGMENT)
-    extraction = Extraction(short, how, *weights[how.network])
-    real = reference(short, extraction, originals)
-    sets = [_along(config, extraction, real.features, fake, records) for fake, records in fakes]
+    starts = range(0, config.num_frames, SEGMENT)
+    clips = reference_clips(short, originals)
+    segments = [fake_clips(f, records, config.num_clips, config.num_frames, s) for f, records in fakes for s in starts]
+    extracted = Extraction(short, how, *weights[how.network])(clips, segments)
+    real = Reference.of(short, how, clips, extracted[0])
+    distances = [set_distance(real.features, features, how.distance, how.ddof) for features, _ in extracted[1:]]
+    real_means, *means = _means(short, [real.clips, *segments])
+    sets = []
+    for number, (fake, _) in enumerate(fakes):
+        mine = slice(number * len(starts), (number + 1) * len(starts))
+        statistics = {name: [m[name] for m in means[mine]] for name in STATISTICS}
+        sets.append(Drift(name=fake.name, fvd=distances[mine], statistics=statistics))
     report = DriftReport(
         sets=sets,
         real_fvd=real.floor,
-        real_statistics=_means(config, "real", real.clips),
+        real_statistics=real_means,
         num_clips=config.num_clips,
         protocol=f"{config.protocol}, {how.feature}, {how.resize}",
     )
@@ -55,25 +64,15 @@ def write(config: EvaluateConfig, weights: Weights, originals: list[VideoRecord]
     storage.write_bytes(place("drift.html"), page(report, to_yaml(config), versions()).encode())
 
 
-def _along(
-    config: EvaluateConfig, extraction: Extraction, real: np.ndarray, fake: Listed, records: list[VideoRecord]
-) -> Drift:
-    how, distances, measured = extraction.how, [], []
-    for start in range(0, config.num_frames, SEGMENT):
-        clips = fake_clips(fake, records, config.num_clips, config.num_frames, start)
-        features, _ = extraction.fake(f"{fake.name} from {start}", clips, SEGMENT)
-        distances.append(set_distance(real, features, how.distance, how.ddof))
-        measured.append(_means(config, f"{fake.name} from {start}", clips))
-    return Drift(name=fake.name, fvd=distances, statistics={n: [m[n] for m in measured] for n in STATISTICS})
-
-
-def _means(config: EvaluateConfig, name: str, clips: list[Clip]) -> dict[str, float]:
-    """Means of the statistics over clips of one segment's length."""
-    key = fingerprint(["statistics", config.resolution], stamps(clips))
-    store = FeatureStore(storage.join(config.output, "features", f"statistics-{key}"))
-    values, _ = extract(f"statistics: {name}", clips, store, _statistics, SEGMENT, config.resolution, workers(config))
-    means = values[:, 0].mean(axis=0, dtype=np.float64)
-    return {name: float(mean) for name, mean in zip(STATISTICS, means, strict=True)}
+def _means(config: EvaluateConfig, sets: list[list[Clip]]) -> list[dict[str, float]]:
+    """Means of the statistics over each set of clips of one segment's length."""
+    stored = []
+    for clips in sets:
+        key = fingerprint(["statistics", config.resolution], stamps(clips))
+        stored.append(ClipSet(clips, FeatureStore(storage.join(config.output, "features", f"statistics-{key}"))))
+    extracted = extract("statistics", stored, _statistics, config.num_frames, config.resolution, workers(config))
+    means = [values[:, 0].mean(axis=0, dtype=np.float64).tolist() for values, _ in extracted]
+    return [dict(zip(STATISTICS, values, strict=True)) for values in means]
 
 
 def _statistics(device: torch.device) -> Measure:

@@ -15,6 +15,8 @@ from ardiff.errors import DataError
 from ardiff.metrics.store import ClipFeatures, FeatureStore
 from ray_jobs.common import remote_progress, telling
 
+PART = 64
+"""Clips that are kept at once; what an interruption loses."""
 Measure = Callable[[np.ndarray], np.ndarray]
 """uint8 clips ``(n, F, H, W, 3)``, or pairs of them ``(n, 2, F, H, W, 3)``, to float32 ``(n, k, D)``."""
 
@@ -45,24 +47,34 @@ class Clip:
     """Video that this one is compared with, frame by frame."""
 
 
+@dataclass(frozen=True, slots=True)
+class ClipSet:
+    """Clips, and where what is extracted from them is kept."""
+
+    clips: list[Clip]
+    store: FeatureStore
+
+
+Extracted = tuple[np.ndarray, list[ClipFeatures]]
+"""Features of a set's clips in their order, float32 ``(V, k, D)``, and their rows."""
+
+
 def extract(
     what: str,
-    clips: list[Clip],
-    store: FeatureStore,
+    sets: list[ClipSet],
     build: Callable[[torch.device], Measure],
     num_frames: int,
     resolution: int | None,
     workers: Workers,
-) -> tuple[np.ndarray, list[ClipFeatures]]:
-    """Features of all clips in their order, float32 ``(V, k, D)``, and their rows.
+) -> list[Extracted]:
+    """Features of all sets, by one pool of actors.
 
     Clips are cut into batches by their place alone, so neither the number of actors nor a repetition changes them. An
-    actor that dies is replaced and its batch done again; the store keeps one row per clip.
+    actor that dies is replaced and its batch done again; the stores keep one row per clip.
 
     Args:
         what: For the progress bar.
-        clips: The set.
-        store: Where rows are kept; clips that are there already are left alone.
+        sets: The sets; clips that are in a store already are left alone.
         build: Makes what measures the clips, on the actors.
         num_frames: Frames of a clip.
         resolution: Height and width that frames are scaled and cropped to; None leaves them as they are.
@@ -71,19 +83,24 @@ def extract(
     Raises:
         DataError: A video cannot be read or decoded, has another size than its neighbours, or gives no finite features.
     """
-    size, done = workers.batch_size, store.ids()
-    firsts = [f for f in range(0, len(clips), size) if not done.issuperset(range(f, min(f + size, len(clips))))]
-    batches = [{"first": first, "clips": [_plain(clip) for clip in clips[first : first + size]]} for first in firsts]
+    size, total, left, batches = workers.batch_size, sum(len(s.clips) for s in sets), 0, []
+    for number, clip_set in enumerate(sets):
+        done = clip_set.store.ids()
+        for first in range(0, len(clip_set.clips), size):
+            clips = clip_set.clips[first : first + size]
+            if not done.issuperset(range(first, first + len(clips))):
+                batches.append({"set": number, "first": first, "clips": [_plain(clip) for clip in clips]})
+                left += len(clips)
     if batches:
-        with remote_progress(what, len(clips), "clip") as monitor:
-            monitor.add.remote(len(clips) - sum(len(clips[first : first + size]) for first in firsts))
-            _run(batches, store, build, num_frames, resolution, workers, monitor)
-    return store.read(len(clips))
+        with remote_progress(what, total, "clip") as monitor:
+            monitor.add.remote(total - left)
+            _run(batches, [s.store for s in sets], build, num_frames, resolution, workers, monitor)
+    return [s.store.read(len(s.clips)) for s in sets]
 
 
 def _run(
     batches: list[dict[str, Any]],
-    store: FeatureStore,
+    stores: list[FeatureStore],
     build: Callable[[torch.device], Measure],
     num_frames: int,
     resolution: int | None,
@@ -108,15 +125,17 @@ def _run(
         )
         .iter_rows()
     )
-    waiting: list[ClipFeatures] = []
+    waiting: dict[int, list[ClipFeatures]] = {number: [] for number in range(len(stores))}
     for row in rows:
         features = np.asarray(row["features"], dtype=np.float32)
-        waiting.append(ClipFeatures(row["id"], row["uri"], row["start"], row["sha256"], features))
-        if len(waiting) >= 64:
-            store.append(waiting)
-            waiting = []
-    if waiting:
-        store.append(waiting)
+        mine = waiting[row["set"]]
+        mine.append(ClipFeatures(row["id"], row["uri"], row["start"], row["sha256"], features))
+        if len(mine) >= PART:
+            stores[row["set"]].append(mine)
+            waiting[row["set"]] = []
+    for number, mine in waiting.items():
+        if mine:
+            stores[number].append(mine)
 
 
 def _plain(clip: Clip) -> dict[str, Any]:
@@ -160,6 +179,7 @@ class _Actor:
         self.monitor.add.remote(len(features))
         return [
             {
+                "set": int(batch["set"]),
                 "id": int(batch["first"]) + i,
                 "uri": clip["uri"],
                 "start": int(clip["start"]),

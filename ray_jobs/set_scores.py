@@ -32,7 +32,7 @@ from ardiff.metrics.uncertainty import (
 )
 from ardiff.metrics.weights import State, cache_folder
 from ray_jobs.common import progress_bar, resolve_device
-from ray_jobs.extraction import Clip, Measure, Workers, extract
+from ray_jobs.extraction import Clip, ClipSet, Extracted, Measure, Workers, extract
 from ray_jobs.scored_sets import Listed, codecs, common_size, fake_clips, paired_clips, real_clips
 
 if TYPE_CHECKING:
@@ -56,13 +56,14 @@ def score_sets(
 ) -> list[SetScore]:
     """One score for each set of generated videos. Raises ArdiffError."""
     how = recipe(config.protocol, metric)
-    sides = {fake.name: fake_clips(fake, records, config.num_clips, config.num_frames) for fake, records in fakes}
+    sides = [fake_clips(fake, records, config.num_clips, config.num_frames) for fake, records in fakes]
     resolution = common_size(originals + [r for _, records in fakes for r in records], config.resolution)
     extraction = Extraction(config, how, *weights[how.network])
-    real_side = reference(config, extraction, originals)
+    clips = reference_clips(config, originals)
+    real_side, *fake_sides = extraction(clips, sides)
+    base = Reference.of(config, how, clips, real_side)
     scores = []
-    for fake, records in fakes:
-        features, found = extraction.fake(fake.name, sides[fake.name], config.num_frames)
+    for (fake, records), (features, found) in zip(fakes, fake_sides, strict=True):
         protocol = Protocol(
             name=config.protocol,
             metric=metric,
@@ -76,21 +77,21 @@ def score_sets(
             value_range=how.value_range,
             codec_real=_codec(originals, how),
             codec_fake=_codec(records, how),
-            num_real=len(real_side.clips),
+            num_real=len(base.clips),
             num_fake=len(features),
             ddof=how.ddof,
             real_split=real.split(config.split),
-            real_data=_data(real_side.rows),
+            real_data=_data(base.rows),
         )
-        value = set_distance(real_side.features, features, how.distance, how.ddof)
-        low, high, infinity = _uncertainty(config, f"{metric} of {fake.name}", real_side.features, features, how, value)
+        value = set_distance(base.features, features, how.distance, how.ddof)
+        low, high, infinity = _uncertainty(config, f"{metric} of {fake.name}", base.features, features, how, value)
         scores.append(
             SetScore(
                 set=fake.name,
                 metric=metric,
                 score=value,
-                floor=real_side.floor,
-                floor_num=real_side.floor_num,
+                floor=base.floor,
+                floor_num=base.floor_num,
                 low=low,
                 high=high,
                 infinity=infinity,
@@ -109,24 +110,19 @@ class Extraction:
         self.config, self.how, self.sha256 = config, how, sha256
         self.state = ray.put(state)
 
-    def real(self, clips: list[Clip], num_frames: int) -> tuple[np.ndarray, list[ClipFeatures]]:
-        """Features ``(V, k, D)`` and rows, kept by recipe, weights and data."""
-        root = self.config.cache or str(cache_folder())
-        return self._extract(f"{self.how.network}: real", root, clips, num_frames)
+    def __call__(self, real: list[Clip], fakes: list[list[Clip]]) -> list[Extracted]:
+        """Features and rows of the real clips, then of each set; kept by recipe, weights and data."""
+        kept = self.config.cache or str(cache_folder())
+        sets = [self._set(kept, real), *(self._set(self.config.output, clips) for clips in fakes)]
+        build = functools.partial(_extractor, self.how, self.state)
+        config = self.config
+        return extract(self.how.network, sets, build, config.num_frames, config.resolution, workers(config))
 
-    def fake(self, name: str, clips: list[Clip], num_frames: int) -> tuple[np.ndarray, list[ClipFeatures]]:
-        """The same of generated clips."""
-        return self._extract(f"{self.how.network}: {name}", self.config.output, clips, num_frames)
-
-    def _extract(
-        self, what: str, root: str, clips: list[Clip], num_frames: int
-    ) -> tuple[np.ndarray, list[ClipFeatures]]:
+    def _set(self, root: str, clips: list[Clip]) -> ClipSet:
         how, config = self.how, self.config
         seen = (how.network, how.pool_frames, how.size, how.resize, how.value_range, how.reencode)
-        key = fingerprint([*seen, self.sha256, num_frames, config.resolution, VERSION], stamps(clips))
-        store = FeatureStore(storage.join(root, "features", f"{how.network}-{key}"))
-        build = functools.partial(_extractor, how, self.state)
-        return extract(what, clips, store, build, num_frames, config.resolution, workers(config))
+        key = fingerprint([*seen, self.sha256, config.num_frames, config.resolution, VERSION], stamps(clips))
+        return ClipSet(clips, FeatureStore(storage.join(root, "features", f"{how.network}-{key}")))
 
 
 def _extractor(how: Recipe, state: Any, device: torch.device) -> Measure:
@@ -182,25 +178,28 @@ class Reference:
     floor_num: int | None
     """Clips on each side of the floor."""
 
+    @classmethod
+    def of(cls, config: EvaluateConfig, how: Recipe, clips: list[Clip], extracted: Extracted) -> Reference:
+        """The reference and its floor, from the features of :func:`reference_clips`.
 
-def reference(config: EvaluateConfig, extraction: Extraction, originals: list[VideoRecord]) -> Reference:
-    """Features of the real clips, and their floor.
+        With twice as many real videos as clips the floor is at the score's own N; with fewer, the reference is cut into
+        halves that share no video.
+        """
+        count, (features, rows) = config.num_clips, extracted
+        if len(clips) == 2 * count:
+            left, right = list(range(count)), list(range(count, 2 * count))
+        else:
+            left, right = floor_halves([clip.uri for clip in clips])
+        floor = None
+        if len(left) >= 2:
+            floor = set_distance(features[left], features[right], how.distance, how.ddof)
+        return cls(clips[:count], features[:count], rows[:count], floor, None if floor is None else len(left))
 
-    With twice as many real videos as clips the floor is at the score's own N; with fewer, the reference is cut into
-    halves that share no video.
-    """
-    how, count = extraction.how, config.num_clips
-    second = len(originals) >= 2 * count
-    clips = real_clips(originals, 2 * count if second else count, config.span, config.stride, config.seed)
-    features, rows = extraction.real(clips, config.num_frames)
-    if second:
-        floor = set_distance(features[:count], features[count:], how.distance, how.ddof)
-        return Reference(clips[:count], features[:count], rows[:count], floor, count)
-    left, right = floor_halves([clip.uri for clip in clips])
-    if len(left) < 2:
-        return Reference(clips, features, rows, None, None)
-    floor = set_distance(features[left], features[right], how.distance, how.ddof)
-    return Reference(clips, features, rows, floor, len(left))
+
+def reference_clips(config: EvaluateConfig, originals: list[VideoRecord]) -> list[Clip]:
+    """The real clips, and as many again of other videos for the floor, if there are enough."""
+    count = config.num_clips * (2 if len(originals) >= 2 * config.num_clips else 1)
+    return real_clips(originals, count, config.span, config.stride, config.seed)
 
 
 def _uncertainty(
@@ -245,18 +244,18 @@ def score_pairs(
     """One score per metric for each set of videos, compared with their originals frame by frame. Raises ArdiffError."""
     state, sha256 = weights.get("lpips-alex", (None, ""))
     shared = ray.put(state)
-    scores = []
+    sets, resolutions = [], []
     for fake, records in fakes:
         clips = fake_clips(fake, records, config.num_clips, config.num_frames)
         pairs = paired_clips(fake, clips, real, originals)
         used = {pair.original for pair in pairs}
-        resolution = common_size(records + [r for r in originals if r.uri in used], config.resolution)
+        resolutions.append(common_size(records + [r for r in originals if r.uri in used], config.resolution))
         key = fingerprint([sha256, config.num_frames, config.resolution, VERSION], stamps(pairs))
-        store = FeatureStore(storage.join(config.output, "features", f"pairs-{key}"))
-        build = functools.partial(_pair_measure, shared)
-        values, rows = extract(
-            f"pairs: {fake.name}", pairs, store, build, config.num_frames, config.resolution, workers(config)
-        )
+        sets.append(ClipSet(pairs, FeatureStore(storage.join(config.output, "features", f"pairs-{key}"))))
+    build = functools.partial(_pair_measure, shared)
+    extracted = extract("pairs", sets, build, config.num_frames, config.resolution, workers(config))
+    scores = []
+    for (fake, records), resolution, (values, rows) in zip(fakes, resolutions, extracted, strict=True):
         for metric in metrics:
             of_clips = values[:, 0, PairMeasure.COLUMNS.index(metric)]  # (V,)
             value = float(of_clips.mean(dtype=np.float64))
@@ -275,8 +274,8 @@ def score_pairs(
                 value_range="0 to 255" if metric != "lpips" else "[-1, 1]",
                 codec_real=codecs(originals),
                 codec_fake=codecs(records),
-                num_real=len(pairs),
-                num_fake=len(pairs),
+                num_real=len(rows),
+                num_fake=len(rows),
                 ddof=0,
                 real_split=real.split(config.split),
                 real_data=_data(rows, side=0),

@@ -24,7 +24,7 @@ from ardiff.metrics.lpips import LPIPS
 from ardiff.metrics.scores import SetScore, read_scores
 from ardiff.metrics.store import FeatureStore
 from ray_jobs.common import ray_cluster
-from ray_jobs.extraction import Clip, Workers, extract
+from ray_jobs.extraction import Clip, ClipSet, Workers, extract
 
 pytestmark = pytest.mark.ray
 
@@ -240,8 +240,8 @@ class Means:
 def extracted(videos: Path, folder: Path, actors: int, marker: str = "", batch_size: int = 3) -> np.ndarray:
     clips = [Clip(str(f), 0, 1) for f in sorted((videos / "real").iterdir())]
     workers = Workers(device=torch.device("cpu"), batch_size=batch_size, max_actors=actors, cpus=0.5, gpus=1)
-    store = FeatureStore(str(folder))
-    features, _ = extract("means", clips, store, functools.partial(Means, marker=marker), 16, None, workers)
+    sets = [ClipSet(clips, FeatureStore(str(folder)))]
+    ((features, _),) = extract("means", sets, functools.partial(Means, marker=marker), 16, None, workers)
     return features
 
 
