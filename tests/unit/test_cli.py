@@ -176,3 +176,12 @@ def test_an_error_that_is_no_users_fault_is_not_hidden(monkeypatch: pytest.Monke
     monkeypatch.setattr("ray_jobs.prepare.run", broken)
     with pytest.raises(AssertionError, match="a bug"):
         main(["prepare"])
+
+
+def test_lists_second_names_and_further_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--dry-run", "--fake", "a,b", "--metrics", "fvd, kvd", "--frames", "128"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["fake"], config["metrics"], config["num_frames"]) == (["a", "b"], ["fvd", "kvd"], 128)
+    assert main(["compare", "--dry-run", "runs/a", "runs/b, c", "output=t.txt"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["runs"], config["output"]) == (["runs/a", "runs/b, c"], "t.txt")
