@@ -19,10 +19,12 @@ from safetensors.torch import save_file
 from ardiff.cli import main
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, write_manifest
+from ardiff.errors import ArdiffError
 from ardiff.metrics.frechet import frechet_distance, kernel_distance
 from ardiff.metrics.lpips import LPIPS
 from ardiff.metrics.scores import SetScore, read_scores
 from ardiff.metrics.store import FeatureStore
+from ardiff.metrics.weights import fetch
 from ray_jobs.common import ray_cluster
 from ray_jobs.extraction import Clip, ClipSet, Workers, extract
 
@@ -212,6 +214,34 @@ def test_drift_end_to_end(evaluate: Evaluate, weights: dict[str, str], tmp_path:
     assert drift["sets"][0]["fvd"][0] != drift["sets"][0]["fvd"][1]
     assert (tmp_path / "out" / "drift.png").read_bytes().startswith(b"\x89PNG")
     assert "Drift over long videos" in (tmp_path / "out" / "drift.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_quickstarts_score_has_fvd_if_the_weights_are_in_the_cache(
+    cluster: None, videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("real", "other"):
+        files = sorted((videos / name).iterdir())[:4]
+        records = [VideoRecord(str(f), 1, "h264", SIZE, SIZE, 8.0, 16, 0, "v", "test", "ok", "") for f in files]
+        write_manifest(str(tmp_path / name / "manifest.parquet"), records)
+    command = ["evaluate", "--protocol", "quick", "--real", str(tmp_path / "real" / "manifest.parquet")]
+    command += ["--fake", str(tmp_path / "other" / "manifest.parquet"), "--num-clips", "2", "--batch-size", "2"]
+    assert main([*command, "controls=false", "--output", str(tmp_path / "without")]) == 0
+    scores = json.loads((tmp_path / "without" / "scores.json").read_text())
+    assert scores["extractors"] == {"distance": "random3d-seed0-v1"}
+    assert "fvd" not in scores["sets"]["other"]
+
+    monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path / "cache"))
+    try:
+        fetch("i3d")
+    except ArdiffError as error:
+        pytest.skip(f"THE REAL WEIGHTS ARE NOT TESTED: {error}")
+    capfd.readouterr()
+    assert main([*command, "controls=false", "--output", str(tmp_path / "with")]) == 0
+    assert "FVD with i3d, Kinetics-400, 2 clips a set" in capfd.readouterr().err
+    scores = json.loads((tmp_path / "with" / "scores.json").read_text())
+    assert scores["sets"]["other"]["fvd"] > 0
+    assert scores["sets"]["real"]["fvd"] > 0
 
 
 # The extraction itself, with a measure that costs nothing.
