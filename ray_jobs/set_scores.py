@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -148,20 +147,15 @@ def stamps(clips: list[Clip]) -> list[list[Any]]:
     """
     uris = sorted({uri for clip in clips for uri in (clip.uri, clip.original) if uri is not None})
     known: dict[str, list[int]] = {}
-    remote = [uri for uri in uris if storage.is_remote(uri)]
-    if remote:
-        filesystem, _ = storage.open_filesystem(remote[0])
-        infos = filesystem.get_file_info([uri.partition("://")[2] for uri in remote])
-        known |= {uri: [info.size, info.mtime_ns or 0] for uri, info in zip(remote, infos, strict=True)}
-    for uri in uris:
-        if uri not in known:
-            try:
-                status = Path(uri).stat()
-            except OSError as error:
-                raise DataError(
-                    f"There is no video {uri} any more ({error.strerror}): list the videos again."
-                ) from error
-            known[uri] = [status.st_size, status.st_mtime_ns]
+    for remote in (True, False):
+        mine = [uri for uri in uris if storage.is_remote(uri) == remote]
+        if mine:
+            filesystem, _ = storage.open_filesystem(mine[0])
+            paths = [uri.partition("://")[2] if remote else uri for uri in mine]
+            for uri, info in zip(mine, filesystem.get_file_info(paths), strict=True):
+                if not info.is_file:
+                    raise DataError(f"There is no video {uri} any more: list the videos again.")
+                known[uri] = [info.size, info.mtime_ns or 0]
     return [[c.uri, c.start, c.stride, c.original, known[c.uri], known.get(c.original or "")] for c in clips]
 
 
