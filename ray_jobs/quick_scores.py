@@ -8,6 +8,7 @@ clips that were damaged on purpose. If the weights of I3D are in the cache, FVD 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ import torch
 from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.decode import decode_clip
-from ardiff.data.manifest import VideoRecord, read_manifest, usable
+from ardiff.data.manifest import read_manifest, usable
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.errors import ConfigError, DataError
 from ardiff.metrics import stats
@@ -34,6 +35,7 @@ from ardiff.metrics.weights import State, cached, find_state
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import numpy_generator
 from ray_jobs.common import ray_cluster, record_run, remote_progress, say, stage, telling
+from ray_jobs.scored_sets import real_clips
 
 if TYPE_CHECKING:
     from ray_jobs.evaluate import EvaluateConfig
@@ -68,18 +70,17 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
 def _real_sets(config: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
     """The reference, and a second set of the same size that is scored like a model's, whole and damaged."""
     span = (config.num_frames - 1) * config.stride + 1
-    records = usable(read_manifest(config.real), "test", span)
-    clips = [_clip(config, records, i, span) for i in range(2 * config.num_clips)]
+    records = usable(read_manifest(config.real), config.split, span)
+    labels = itertools.cycle(record.label for record in records)
+    clips = [
+        {"uri": clip.uri, "start": clip.start, "stride": clip.stride, "label": label}
+        for clip, label in zip(
+            real_clips(records, 2 * config.num_clips, span, config.stride, config.seed), labels, strict=False
+        )
+    ]
     reference, real = clips[: config.num_clips], clips[config.num_clips :]
     derived = [REAL, *([RECONSTRUCTION] if config.vae else []), *(stats.CONTROLS if config.controls else ())]
     return {REFERENCE: reference, **dict.fromkeys(derived, real)}
-
-
-def _clip(config: EvaluateConfig, records: list[VideoRecord], index: int, span: int) -> dict[str, Any]:
-    """Clip ``index``: every video once, then, if there are too few, other clips of the same ones."""
-    record = records[index % len(records)]
-    start = numpy_generator("evaluation clip", config.seed, index).integers(record.num_frames - span + 1)
-    return {"uri": record.uri, "start": int(start), "stride": config.stride, "label": record.label}
 
 
 def _fake_clips(config: EvaluateConfig, manifest: str) -> list[dict[str, Any]]:
@@ -201,7 +202,7 @@ def _reduce(config: EvaluateConfig, frame: pd.DataFrame) -> dict[str, Any]:
         num_real=config.num_clips,
         num_fake=config.num_clips,
         ddof=1,
-        real_split="test",
+        real_split=config.split,
         codec_real="as stored",
         codec_fake="as stored",
         real_data=fingerprint(frame[frame["set"] == REFERENCE]["uri"].tolist()),

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from safetensors.torch import save_file
 
@@ -40,6 +42,7 @@ def cluster() -> Iterator[None]:
     """One Ray session for all tests, with its files in a folder of its own."""
     before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
     os.environ["RAY_TMPDIR"] = folder
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
     try:
         with ray_cluster():
             yield
