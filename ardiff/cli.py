@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import os
 import sys
 import textwrap
@@ -37,6 +38,8 @@ VERBS = {
     "export": ("ardiff.train.export", "ExportConfig", "make a usable model of a training checkpoint"),
     "import-released": ("ardiff.released.command", "ImportConfig", "make a pipeline of the authors' checkpoints"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
+    "compare": ("ardiff.metrics.compare", "CompareConfig", "put scores of one protocol side by side"),
+    "weights": ("ardiff.metrics.weights", "WeightsConfig", "list or fetch the weights of feature networks"),
     "serve": ("ray_jobs.serve", "ServeConfig", "an HTTP service and a page that generate videos"),
     "lint-serve": ("ray_jobs.serve_lint", "LintConfig", "check a Ray Serve configuration before it is deployed"),
     "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "make an API key for the service"),
@@ -111,7 +114,7 @@ def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
     module_name, class_name, summary = VERBS[verb]
     module = importlib.import_module(module_name)
     config_class = getattr(module, class_name)
-    parser = _verb_parser(verb, summary, config_class)
+    parser = _verb_parser(verb, summary, config_class, getattr(module, "ALIASES", {}))
     options, rest = parser.parse_known_intermixed_args(arguments)
     if rest:
         parser.error(f"unknown option {rest[0]}")
@@ -119,6 +122,10 @@ def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
     named, rest = list(getattr(module, "POSITIONALS", ())), options.overrides
     while named and rest and "=" not in rest[0]:
         given[named.pop(0)], *rest = rest
+    if hasattr(module, "REMAINING"):  # the field that takes every further argument
+        plain = [a for a in rest if "=" not in a]
+        rest = [a for a in rest if "=" in a]
+        given |= {module.REMAINING: json.dumps(plain)} if plain else {}
     overrides = [f"{name}={value}" for name, value in given.items()] + rest
     paths = options.config or (module.config_paths(given) if hasattr(module, "config_paths") else None)
     settings = read_settings(paths, overrides)
@@ -140,8 +147,8 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb_parser(verb: str, summary: str, config_class: type[Any]) -> argparse.ArgumentParser:
-    """Every plain setting is an option; settings of sections are given as ``section.key=value``."""
+def _verb_parser(verb: str, summary: str, config_class: type[Any], aliases: dict[str, str]) -> argparse.ArgumentParser:
+    """Every plain setting is an option, some by a second name; settings of sections are ``section.key=value``."""
     parser = argparse.ArgumentParser(
         prog=f"ardiff {verb}",
         description=f"{summary[0].upper()}{summary[1:]}.",
@@ -165,7 +172,8 @@ def _verb_parser(verb: str, summary: str, config_class: type[Any]) -> argparse.A
         if hints[field.name] is bool:
             parser.add_argument(flag, dest=dest, action="store_const", const="true", help=text)
         else:
-            parser.add_argument(flag, dest=dest, metavar="VALUE", help=text)
+            flags = [flag, f"--{aliases[field.name]}"] if field.name in aliases else [flag]
+            parser.add_argument(*flags, dest=dest, metavar="VALUE", help=text)
     return parser
 
 

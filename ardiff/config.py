@@ -185,7 +185,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """``value`` as the type ``hint``. Numbers written as text (PyYAML reads 1e-4 as text) become floats."""
+    """``value`` as the type ``hint``. Numbers written as text (PyYAML reads 1e-4 as text) become floats, and
+    text becomes a list, split at commas, where a list of texts is asked for."""
     origin, args = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
@@ -203,6 +204,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"'{where}' must be one of {', '.join(map(str, args))}, not {value!r}.")
         return value
     if origin is tuple:
+        if isinstance(value, str) and (args[0] is str or get_origin(args[0]) is Literal):  # as on a command line
+            value = [part.strip() for part in value.split(",")]
         if not isinstance(value, list | tuple):
             raise ConfigError(f"'{where}' must be a list, not {value!r}.")
         return tuple(_coerce(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))

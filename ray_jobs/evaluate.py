@@ -1,249 +1,183 @@
-"""Scores sets of generated videos against held-out real clips, with controls beside them, in parallel on Ray Data.
+"""Scores sets of generated videos against real ones, each score with its protocol, floor and interval, on Ray Data.
 
-The score is a Frechet distance on features of a seeded random network: it ranks sets of this data among each other and
-is not comparable with published FVD numbers. What makes it readable are the controls: the same number of real clips,
-and real clips that were damaged on purpose.
+A set is a manifest, or a folder or S3 prefix of videos. Features of the real videos are kept for later evaluations.
 
-    python -m ray_jobs.evaluate real=runs/quickstart/data/manifest.parquet fake='[runs/videos/manifest.parquet]'
+    python -m ray_jobs.evaluate --real data/manifest.parquet --fake runs/videos --metrics fvd,kvd --num-clips 256
 """
 
-import io
-import json
 import sys
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
-import ray.data
-import torch
+from rich.markup import escape
 
 from ardiff.cli import main
-from ardiff.data import storage
-from ardiff.data.decode import decode_clip
-from ardiff.data.manifest import VideoRecord, read_manifest, usable
-from ardiff.data.transforms import to_uint8, to_unit
-from ardiff.errors import ConfigError, DataError
-from ardiff.metrics import stats
-from ardiff.metrics.features import RandomVideoFeatures, scale_features
-from ardiff.metrics.frechet import frechet_distance
-from ardiff.metrics.protocol import Protocol
-from ardiff.pretrained import load_autoencoder
-from ardiff.randomness import numpy_generator
-from ray_jobs.common import ray_cluster, record_run, remote_progress, say, stage, telling
+from ardiff.data.manifest import Split, VideoRecord, usable
+from ardiff.errors import ConfigError
+from ardiff.metrics.extractors import check_frames
+from ardiff.metrics.protocol import PAIRED, RECIPES, MetricName, ProtocolName, recipe
+from ardiff.metrics.scores import SetScore, table, write_scores
+from ardiff.metrics.weights import NetworkName, State, find_state
+from ray_jobs import drift_report, quick_scores, set_scores
+from ray_jobs.common import ray_cluster, record_run, say, stage, versions
+from ray_jobs.scored_sets import Listed, codecs, locate, open_videos
 
-REFERENCE, REAL, RECONSTRUCTION = "reference", "real", "reconstruction"
+ALIASES = {"num_frames": "frames"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """What is scored against what."""
+    """What is scored against what, and how."""
 
     real: str = "runs/data/manifest.parquet"
-    """Manifest of real videos; its test split is the reference."""
+    """Real videos: a manifest, a folder or an ``s3://`` prefix; for psnr, ssim and lpips the originals."""
     fake: tuple[str, ...] = ()
-    """Manifests of generated videos, one per set."""
-    vae: str | None = None
-    """AR-VAE folder; with it the reconstruction of real clips is scored too."""
+    """Generated videos, one place per set: manifests, folders or ``s3://`` prefixes."""
+    protocol: ProtocolName = "styleganv"
+    """How frames are prepared and statistics taken, see docs/evaluation.md. ``quick`` is the quickstart's: a seeded
+    random network, with controls."""
+    metrics: tuple[MetricName, ...] = ("fvd",)
+    """Scores to compute; psnr, ssim and lpips are of videos and their originals, matched by name."""
     output: str = "runs/scores"
-    """Folder of ``scores.json`` and ``features.parquet``."""
-    num_clips: int = 128
-    """Clips per set; the distance is biased by 1/N, so only sets of equal size compare."""
+    """Folder of ``scores.json``, ``scores.parquet`` and the features of the generated videos."""
+    num_clips: int = 2048
+    """Clips per set; the distances are biased by 1/N, so only sets of equal size compare."""
     num_frames: int = 16
     """Frames of a clip."""
     stride: int = 1
     """Distance between two frames of a real clip."""
-    resolution: int = 32
-    """Height and width at which clips are compared."""
-    controls: bool = True
-    """Also score damaged real clips."""
-    shapes: bool = False
-    """The videos show one shape of the synthetic set each: also report motion and recognised classes."""
-    extractor_seed: int = 0
-    """Seed of the random network."""
+    split: Split = "test"
+    """Split of the real manifest: test or train. Folders have none."""
+    resolution: int | None = None
+    """Height and width that frames are scaled and cropped to first; without it all must have one size."""
+    weights: tuple[str, ...] = ()
+    """Files of network weights, local or ``s3://``, safetensors or PyTorch state dicts; the cache has the others."""
+    bootstrap: int = 100
+    """Resamples of the videos for the 95 % interval; 0 leaves it out."""
+    drift: bool = False
+    """Also score every 16 frames of the generated videos against real clips, and plot it."""
     seed: int = 0
-    """Seed of the choice of real clips and of the damage."""
+    """Seed of the choice of real clips, of resampling and of controls."""
     batch_size: int = 16
-    """Clips per task."""
+    """Clips per task; on a GPU they go through the network together."""
     max_actors: int = 2
-    """Scoring actors."""
+    """Scoring actors; started as there is work."""
+    cpus_per_actor: float = 1.0
+    """CPUs that an actor reserves; fractions let several share one."""
+    gpus_per_actor: float = 1.0
+    """GPUs that an actor reserves, where there are any; fractions let several share one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` takes GPUs where there are some."""
+    cache: str | None = None
+    """Place of the real videos' features, local or ``s3://``. Without it, $ARDIFF_CACHE or ~/.cache/ardiff."""
+    vae: str | None = None
+    """Protocol ``quick``: AR-VAE folder; with it the reconstruction of real clips is scored too."""
+    controls: bool = True
+    """Protocol ``quick``: also score damaged real clips."""
+    shapes: bool = False
+    """Protocol ``quick``: the videos show one shape of the synthetic set each; report motion and recognised classes."""
+    extractor_seed: int = 0
+    """Protocol ``quick``: seed of the random network."""
+    i3d_clips: int = 16
+    """Protocol ``quick``: clips per set for FVD, if the weights of I3D are in the cache; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         if min(self.num_clips, self.num_frames) < 2 or min(self.stride, self.batch_size, self.max_actors) < 1:
             raise ValueError("num_clips and num_frames must be at least 2; stride, batch_size and max_actors 1")
-        if self.batch_size < 2 or self.num_clips % self.batch_size == 1:
+        if self.protocol == "quick" and (self.batch_size < 2 or self.num_clips % self.batch_size == 1):
             raise ValueError("batch_size must be at least 2 and must not leave a last batch of one clip")
-        if self.resolution < 16:
+        if self.resolution is not None and self.resolution < 16:
             raise ValueError(f"resolution must be at least 16, got {self.resolution}")
+        if self.bootstrap == 1 or self.bootstrap < 0:
+            raise ValueError("bootstrap must be 0 or at least 2 resamples")
+        if not self.cpus_per_actor > 0 or not self.gpus_per_actor > 0:
+            raise ValueError("cpus_per_actor and gpus_per_actor must be positive")
+        if self.i3d_clips == 1 or self.i3d_clips < 0:
+            raise ValueError("i3d_clips must be 0 or at least 2")
+        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
+            raise ValueError("metrics must name at least one score, and none of them twice")
+
+    @property
+    def span(self) -> int:
+        """Frames of a real video that a clip reaches over."""
+        return (self.num_frames - 1) * self.stride + 1
 
 
 def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
-    """Writes and returns the scores: ``{"protocol": ..., "sets": {name: {"distance": ..., ...}}}``.
+    """Writes and returns the scores, as ``scores.json`` holds them.
 
     Raises:
-        ArdiffError: There are no held-out real clips, or a set has fewer videos than clips are asked for.
+        ArdiffError: A place holds no usable videos or too few, the protocol does not define a metric, or weights are
+            missing. What can be checked without opening videos is checked before anything starts.
     """
-    sets = _real_sets(config)
-    for manifest in config.fake:
-        name = manifest.rstrip("/").split("/")[-2] if "/" in manifest.rstrip("/") else manifest
-        if name in sets:
-            raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")
-        sets[name] = _fake_clips(config, manifest)
+    if config.protocol == "quick":
+        return quick_scores.run(config, key)
+    real = locate(config.real)
+    if real.records is not None:
+        usable(real.records, config.split, config.span)
+    fakes = [locate(uri) for uri in config.fake]
+    _check_names(fakes)
+    weights = _weights(config)
     with ray_cluster(), stage("evaluate", config.output, key) as record:
         record_run(config.output, config)
-        frame = _measure(config, sets)
-        scores = _reduce(config, frame)
-        storage.write_bytes(storage.join(config.output, "features.parquet"), _parquet(frame))
-        storage.write_bytes(storage.join(config.output, "scores.json"), json.dumps(scores, indent=1).encode())
-        record.results = scores
-        _print(scores)
-    return scores
+        originals = open_videos(real, config.split, config.span)
+        opened = [(fake, _opened(fake, config)) for fake in fakes]
+        for fake, records in opened:
+            _warn_of_codecs(config, originals, fake, records)
+        scores: list[SetScore] = []
+        for metric in config.metrics:
+            if metric not in PAIRED:
+                scores += set_scores.score_sets(config, metric, weights, real, originals, opened)
+        if paired := [m for m in config.metrics if m in PAIRED]:
+            scores += set_scores.score_pairs(config, paired, weights, real, originals, opened)
+        content = write_scores(config.output, scores, versions())
+        if config.drift:
+            drift_report.write(config, weights, originals, opened)
+        record.results, record.note = content, f"{len(scores)} scores of {len(fakes)} sets"
+        say(escape(table([(score.set, score) for score in scores])))
+    return content
 
 
-def _real_sets(config: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
-    """The reference, and a second set of the same size that is scored like a model's, whole and damaged."""
-    span = (config.num_frames - 1) * config.stride + 1
-    records = usable(read_manifest(config.real), "test", span)
-    clips = [_clip(config, records, i, span) for i in range(2 * config.num_clips)]
-    reference, real = clips[: config.num_clips], clips[config.num_clips :]
-    derived = [REAL, *([RECONSTRUCTION] if config.vae else []), *(stats.CONTROLS if config.controls else ())]
-    return {REFERENCE: reference, **dict.fromkeys(derived, real)}
+def _check_names(fakes: list[Listed]) -> None:
+    if not fakes:
+        raise ConfigError("There is nothing to score: give --fake, a manifest or folder of generated videos.")
+    names = [fake.name for fake in fakes]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")
 
 
-def _clip(config: EvaluateConfig, records: list[VideoRecord], index: int, span: int) -> dict[str, Any]:
-    """Clip ``index``: every video once, then, if there are too few, other clips of the same ones."""
-    record = records[index % len(records)]
-    start = numpy_generator("evaluation clip", config.seed, index).integers(record.num_frames - span + 1)
-    return {"uri": record.uri, "start": int(start), "stride": config.stride, "label": record.label}
+def _weights(config: EvaluateConfig) -> dict[str, tuple[State, str]]:
+    """Weights and their hash of every network that the metrics need."""
+    if config.drift:
+        drift_report.check(config)
+    networks: set[NetworkName] = set()
+    for metric in config.metrics:
+        if metric not in PAIRED:
+            how = recipe(config.protocol, metric)
+            check_frames(how, config.num_frames)
+            networks.add(how.network)
+    if "lpips" in config.metrics:
+        networks.add("lpips-alex")
+    if config.drift:
+        networks.add(recipe(config.protocol, "fvd").network)
+    return {name: find_state(name, config.weights) for name in sorted(networks)}
 
 
-def _fake_clips(config: EvaluateConfig, manifest: str) -> list[dict[str, Any]]:
-    records = usable(read_manifest(manifest), "test", config.num_frames)[: config.num_clips]
-    if len(records) < config.num_clips:
-        raise DataError(
-            f"{manifest} has {len(records)} videos of {config.num_frames} frames, but {config.num_clips} are to be "
-            "scored: generate more, or lower num_clips (for all sets that are to be compared)."
+def _opened(fake: Listed, config: EvaluateConfig) -> list[VideoRecord]:
+    return open_videos(fake, "test", config.num_frames)
+
+
+def _warn_of_codecs(
+    config: EvaluateConfig, originals: list[VideoRecord], fake: Listed, records: list[VideoRecord]
+) -> None:
+    """A codec on one side alone moves a distance more than most models differ."""
+    recoded = all(m not in PAIRED and RECIPES[config.protocol, m].reencode for m in config.metrics)
+    if codecs(originals) != codecs(records) and not recoded:
+        say(
+            f"[yellow]note[/] real videos are {codecs(originals)}, those of {escape(fake.name)} {codecs(records)}: "
+            "compression of one side alone raises distances. Store both in the same way."
         )
-    return [{"uri": r.uri, "start": 0, "stride": 1, "label": r.label} for r in records]
-
-
-def _measure(config: EvaluateConfig, sets: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
-    """One row per clip: set, index, features and what else is measured of it."""
-    size = config.batch_size
-    tasks = [
-        {"set": name, "first": first, "clips": clips[first : first + size]}
-        for name, clips in sets.items()
-        for first in range(0, len(clips), size)
-    ]
-    total = sum(len(clips) for clips in sets.values())
-    with remote_progress("scoring", total, "clip") as monitor:
-        rows = (
-            ray.data.from_items(tasks, override_num_blocks=len(tasks))
-            .flat_map(
-                _Scorer,
-                fn_constructor_args=(config, monitor),
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.max_actors),
-                num_cpus=1,
-            )
-            .take_all()
-        )
-    # Sorted by name and index, so that the order in which tasks ended leaves no trace.
-    return pd.DataFrame(rows).sort_values(["set", "index"], ignore_index=True)
-
-
-class _Scorer:
-    """An actor that decodes clips, damages or reconstructs them if their set asks for it, and measures them."""
-
-    def __init__(self, config: EvaluateConfig, monitor: Any) -> None:
-        torch.set_num_threads(1)
-        self.config, self.monitor = config, monitor
-        self.features = RandomVideoFeatures(config.extractor_seed)
-        self.vae = load_autoencoder(config.vae) if config.vae else None
-
-    @torch.no_grad()
-    def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
-        config, name = self.config, task["set"]
-        with telling(self.monitor):
-            clips = [self._decode(clip) for clip in task["clips"]]
-        original = np.stack(clips)  # (n, F, H, W, 3)
-        videos = self._prepare(name, original, int(task["first"]))
-        features = self.features(torch.from_numpy(videos)).numpy()  # (n, D)
-        rows = []
-        for i, clip in enumerate(task["clips"]):
-            row = {"set": name, "index": int(task["first"]) + i, "uri": clip["uri"], "features": features[i].tolist()}
-            if name == RECONSTRUCTION:
-                row["psnr"] = stats.psnr(original[i], videos[i])
-            if config.shapes and name not in stats.CONTROLS:
-                row["motion"] = all(stats.motion_checks(stats.track(videos[i])).values())
-                row["recognised"] = stats.recognise(videos[i]) == clip["label"]
-            rows.append(row)
-        self.monitor.add.remote(len(rows))
-        return rows
-
-    def _decode(self, clip: dict[str, Any]) -> np.ndarray:
-        uri, start, stride = clip["uri"], int(clip["start"]), int(clip["stride"])
-        try:
-            return decode_clip(storage.read_bytes(uri), start, self.config.num_frames, stride, self.config.resolution)
-        except DataError as error:
-            raise DataError(f"{uri} cannot be decoded any more ({error}).") from error
-
-    def _prepare(self, name: str, videos: np.ndarray, first: int) -> np.ndarray:
-        if name == RECONSTRUCTION:
-            assert self.vae is not None
-            return to_uint8(self.vae.decode_long(self.vae.encode(to_unit(torch.from_numpy(videos))).mean)).numpy()
-        if name in stats.CONTROLS:
-            return stats.CONTROLS[name](videos, numpy_generator("control", self.config.seed, name, first))
-        return videos
-
-
-def _reduce(config: EvaluateConfig, frame: pd.DataFrame) -> dict[str, Any]:
-    """Distances of every set to the reference, and the means of what else was measured."""
-    features = {str(name): torch.from_numpy(np.stack(part["features"].tolist())) for name, part in frame.groupby("set")}
-    reference = scale_features(features[REFERENCE], features[REFERENCE])
-    sets: dict[str, dict[str, float]] = {}
-    for name in features:
-        if name == REFERENCE:
-            continue
-        rows = frame[frame["set"] == name]
-        scaled = scale_features(features[REFERENCE], features[name])
-        sets[name] = {"distance": frechet_distance(reference.numpy(), scaled.numpy())}
-        for column in ("psnr", "motion", "recognised"):
-            if column in rows and rows[column].notna().all():
-                sets[name][column] = float(rows[column].astype(float).mean())
-    protocol = Protocol(
-        name="random3d-frechet",
-        extractor=RandomVideoFeatures(config.extractor_seed).name,
-        num_frames=config.num_frames,
-        stride=config.stride,
-        resolution=config.resolution,
-        num_real=config.num_clips,
-        num_fake=config.num_clips,
-        ddof=1,
-        real_split="test",
-        codec="files as stored, both sides",
-    )
-    return {"protocol": asdict(protocol), "sets": sets}
-
-
-def _parquet(frame: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer)
-    return buffer.getvalue()
-
-
-def describe(values: dict[str, float]) -> str:
-    """What was measured of a set beside its distance, as words."""
-    parts = [f"PSNR {values['psnr']:.1f} dB"] if "psnr" in values else []
-    parts += [f"class recognised {100 * values['recognised']:.0f} %"] if "recognised" in values else []
-    parts += [f"motion plausible {100 * values['motion']:.0f} %"] if "motion" in values else []
-    return ", ".join(parts)
-
-
-def _print(scores: dict[str, Any]) -> None:
-    """A table on the terminal, best first."""
-    say(f"distance to {scores['protocol']['num_real']} real clips, {scores['protocol']['extractor']}:")
-    for name, values in sorted(scores["sets"].items(), key=lambda item: item[1]["distance"]):
-        say(f"  {name:<18} {values['distance']:10.2f}   {describe(values)}")
 
 
 if __name__ == "__main__":

@@ -134,6 +134,7 @@ def run(config: QuickstartConfig) -> None:
             config.evaluate,
             real=data.manifest,
             fake=tuple(s.manifest for s in short),
+            protocol="quick",
             vae=vae.model,
             output=f"{root}/scores",
             num_frames=encode.num_frames,

@@ -1,6 +1,7 @@
 """The quickstart's page: what was run, what it looks like and how it scores."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,14 +12,13 @@ from ardiff.data.encode import contact_sheet, encode_video, tile
 from ardiff.data.manifest import read_manifest, usable
 from ardiff.report import Curve, Report, Score, Sheet, Stage, Video, write_report
 from ray_jobs.common import StageRecord, versions
-from ray_jobs.evaluate import EvaluateConfig, describe
+from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.generate import GenerateConfig
+from ray_jobs.quick_scores import describe
 
 CAVEATS = [
     "This run shows that the system works, from files to scores. It does not show the paper's claims: at this scale "
     "its ablations do not come out in the paper's order.",
-    "The distance uses a seeded random network, not I3D: read it against the controls of this table, never against "
-    "published FVD numbers.",
     "FoPP rarely draws nearly synchronous timesteps, so ar_step 0 is the weakest setting of a short training run.",
 ]
 
@@ -58,21 +58,36 @@ def write_quickstart_report(
             scores=[_score(name, values) for name, values in scores["sets"].items()],
             config_yaml=to_yaml(config),
             versions=versions(),
-            caveats=CAVEATS,
+            caveats=[*CAVEATS, _extractor_caveat(scores)],
         ),
     )
 
 
-def _summary(scores: dict[str, dict[str, dict[str, float]]], total: float, peak: float) -> list[str]:
+def _summary(scores: dict[str, Any], total: float, peak: float) -> list[str]:
     sets = scores["sets"]
     models = {name: values["distance"] for name, values in sets.items() if name.startswith("ar-step-")}
     best = min(models, key=models.__getitem__)
-    return [
+    lines = [
         f"All stages took {total / 60:.1f} minutes; the largest used {peak / 1024:.1f} GiB.",
         f"Held-out clips are reconstructed at {sets['reconstruction']['psnr']:.1f} dB.",
         f"Best distance to real clips: {models[best]:.1f} ({best}); real clips themselves reach "
         f"{sets['real']['distance']:.1f}, shuffled frames {sets['shuffled frames']['distance']:.1f}.",
     ]
+    if "fvd" in sets["real"]:
+        fvd = min(sets[name]["fvd"] for name in models)
+        extractor = scores["extractors"]["fvd"]
+        lines.insert(0, f"Best FVD: {fvd:.1f}; real clips reach {sets['real']['fvd']:.1f}. Extractor: {extractor}.")
+    return lines
+
+
+def _extractor_caveat(scores: dict[str, Any]) -> str:
+    random = (
+        f"The distance uses a seeded random network ({scores['extractors']['distance']}), not I3D: read it against the "
+        "controls of this table, never against published FVD numbers."
+    )
+    if "fvd" not in scores["extractors"]:
+        return f"{random} `ardiff weights fetch i3d` adds FVD to the next run."
+    return f"{random} FVD is of the real I3D ({scores['extractors']['fvd']}); so few clips raise it."
 
 
 def _series(points: list[list[float]]) -> tuple[list[float], list[float]]:

@@ -1,6 +1,10 @@
 """What all tests share: one thread for torch, and factories of tiny models with weights that are not zero anywhere."""
 
+import atexit
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,9 @@ from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 torch.set_num_threads(1)
+# A cache of their own: weights that a user has fetched must not change what the tests, and the jobs they start, do.
+os.environ["ARDIFF_CACHE"] = tempfile.mkdtemp(prefix="ardiff-tests-")
+atexit.register(shutil.rmtree, os.environ["ARDIFF_CACHE"], ignore_errors=True)
 
 GOLDEN = Path(__file__).parent / "golden"
 DIT = {"num_frames": 8, "num_tokens": 2, "width": 16, "depth": 2, "num_heads": 2, "num_classes": 3}

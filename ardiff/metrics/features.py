@@ -1,6 +1,7 @@
-"""Video features that need no pretrained network: seeded random 3-D convolutions over frames and frame differences.
+"""Video features: the network of FVD, and one that needs no weights.
 
-Distances on them rank controls of small synthetic videos sensibly; they are not FVD and are never tabled with it.
+The latter is seeded random 3-D convolutions over frames and frame differences. Distances on them rank controls of small
+synthetic videos sensibly; they are not FVD and are never tabled with it.
 
 Shapes: B videos, F frames, H W pixels, C channels, D features.
 """
@@ -9,7 +10,10 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from ardiff.metrics.networks.i3d import I3D
 from ardiff.randomness import torch_generator
+
+__all__ = ["I3D", "NUM_FEATURES", "RandomVideoFeatures", "scale_features"]
 
 WIDTHS = (24, 32)
 """Channels of the two layers of a stream."""

@@ -3,6 +3,11 @@
 Shapes: N rows (videos or frames), D features; n1 rows are real, n2 generated. All arithmetic is float64.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 from torch import Tensor
 
@@ -40,6 +45,69 @@ def frechet_distance(real: Features, fake: Features, ddof: int = 1) -> float:
     return max(float(distance), 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Count, mean and scatter of rows that are too many to keep, all float64."""
+
+    count: int
+    mean: np.ndarray
+    """``(D,)``."""
+    scatter: np.ndarray
+    """``(D, D)``: the sum of outer products of the centred rows; over ``count - ddof`` it is the covariance."""
+
+    @classmethod
+    def of(cls, rows: Features) -> Moments:
+        """Moments of ``(N, D)`` floating-point rows. Raises ValueError as :func:`frechet_distance` does, but N >= 1."""
+        array = _matrix(rows, "moments'", least=1)
+        mean = array.mean(axis=0)
+        return cls(len(array), mean, (array - mean).T @ (array - mean))
+
+    @classmethod
+    def of_all(cls, parts: Iterable[Features]) -> Moments:
+        """Moments of the rows of all parts, merged in their order."""
+        merged: Moments | None = None
+        for part in parts:
+            merged = cls.of(part) if merged is None else merged.merge(cls.of(part))
+        if merged is None:
+            raise ValueError("there are no rows to take moments of")
+        return merged
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of the rows of both (Chan, Golub and LeVeque 1979), without the cancellation of plain sums."""
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"moments of {len(self.mean)} and {len(other.mean)} features cannot be merged")
+        count, shift = self.count + other.count, other.mean - self.mean
+        scatter = self.scatter + other.scatter + np.outer(shift, shift) * (self.count * other.count / count)
+        return Moments(count, self.mean + shift * (other.count / count), scatter)
+
+    def covariance(self, ddof: int = 1) -> np.ndarray:
+        """``(D, D)``. Raises ValueError for fewer than two rows."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 rows, got {self.count}")
+        covariance: np.ndarray = self.scatter / (self.count - ddof)
+        return covariance
+
+
+def gaussian_distance(
+    mean_real: np.ndarray, covariance_real: np.ndarray, mean_fake: np.ndarray, covariance_fake: np.ndarray
+) -> float:
+    """Squared Frechet distance between two Gaussians of given means ``(D,)`` and covariances ``(D, D)``.
+
+    The cross term is the nuclear norm of ``A B^T``, where ``A^T A`` and ``B^T B`` are the covariances.
+    """
+    root_real, root_fake = _eigen_root(covariance_real), _eigen_root(covariance_fake)
+    cross = np.linalg.svd(root_real @ root_fake.T, compute_uv=False).sum()
+    traces = np.trace(covariance_real) + np.trace(covariance_fake)
+    return max(float(((mean_real - mean_fake) ** 2).sum() + traces - 2.0 * cross), 0.0)
+
+
+def frechet_from_moments(real: Moments, fake: Moments, ddof: int = 1) -> float:
+    """:func:`frechet_distance` of sets of which only the moments are kept. Raises ValueError if the widths differ."""
+    if real.mean.shape != fake.mean.shape:
+        raise ValueError(f"real and fake must have the same number of features, got {len(real.mean)}, {len(fake.mean)}")
+    return gaussian_distance(real.mean, real.covariance(ddof), fake.mean, fake.covariance(ddof))
+
+
 def kernel_distance(real: Features, fake: Features) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel ``k(x, y) = (x.y / D + 1)^3``.
 
@@ -63,6 +131,13 @@ def _root(centred: np.ndarray, ddof: int) -> np.ndarray:
     return reduced / np.sqrt(rows - ddof)
 
 
+def _eigen_root(covariance: np.ndarray) -> np.ndarray:
+    """``A`` with ``A^T A`` the covariance; eigenvalues that rounding made negative are 0."""
+    values, vectors = np.linalg.eigh(covariance)
+    root: np.ndarray = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+    return root
+
+
 def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     kernel: np.ndarray = (x @ y.T / x.shape[1] + 1.0) ** 3
     return kernel
@@ -80,14 +155,14 @@ def _matrices(real: Features, fake: Features) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _matrix(features: Features, name: str) -> np.ndarray:
+def _matrix(features: Features, name: str, least: int = 2) -> np.ndarray:
     array = features.detach().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features)
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(f"{name} features must have shape (N, D), got {array.shape}")
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"{name} features must be floating point, got {array.dtype}")
-    if len(array) < 2:
-        raise ValueError(f"{name} features need at least 2 rows, got {len(array)}")
+    if len(array) < least:
+        raise ValueError(f"{name} features need at least {least} rows, got {len(array)}")
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array).all(axis=1)).sum())
         raise ValueError(f"{name} features hold NaN or infinity in {bad} of {len(array)} rows")

@@ -39,7 +39,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     Raises:
         ValueError: Another dtype, different shapes, or no elements.
     """
-    return _decibel(_squared_error(a, b).mean())
+    return _decibel(squared_error(a, b).mean())
 
 
 def shuffled_frames(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -280,11 +280,12 @@ def _batch(videos: np.ndarray) -> np.ndarray:
     return videos
 
 
-def _squared_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def squared_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared differences in float64. Raises ValueError unless both are uint8, of one shape and not empty."""
     if a.dtype != np.uint8 or b.dtype != np.uint8 or a.shape != b.shape or a.size == 0:
         raise ValueError(f"expected two uint8 arrays of one shape, got {a.dtype} {a.shape} and {b.dtype} {b.shape}")
     return (a.astype(np.float64) - b) ** 2
 
 
-def _decibel(mean_squared_error: float) -> float:
-    return float("inf") if mean_squared_error == 0 else float(10.0 * np.log10(255.0**2 / mean_squared_error))
+def _decibel(meansquared_error: float) -> float:
+    return float("inf") if meansquared_error == 0 else float(10.0 * np.log10(255.0**2 / meansquared_error))

@@ -72,7 +72,7 @@ def test_help_of_a_verb_lists_every_setting(verb: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_dry_run_prints_what_loads_back_equal(verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     named = {"estimate": "precision", "serve": "checkpoint", "lint-serve": "file", "api-key": "name"}
-    name = {**named, "import-released": "out"}.get(verb, "output")
+    name = {**named, "import-released": "out", "weights": "cache"}.get(verb, "output")
     value = "fp32" if verb == "estimate" else "elsewhere"
     assert main([verb, "--dry-run", f"--{name}", value]) == 0
     captured = capsys.readouterr()
@@ -197,3 +197,12 @@ def test_an_error_that_is_no_users_fault_is_not_hidden(monkeypatch: pytest.Monke
     monkeypatch.setattr("ray_jobs.prepare.run", broken)
     with pytest.raises(AssertionError, match="a bug"):
         main(["prepare"])
+
+
+def test_lists_second_names_and_further_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--dry-run", "--fake", "a,b", "--metrics", "fvd, kvd", "--frames", "128"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["fake"], config["metrics"], config["num_frames"]) == (["a", "b"], ["fvd", "kvd"], 128)
+    assert main(["compare", "--dry-run", "runs/a", "runs/b, c", "output=t.txt"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["runs"], config["output"]) == (["runs/a", "runs/b, c"], "t.txt")

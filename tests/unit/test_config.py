@@ -92,6 +92,7 @@ def test_unknown_keys_name_the_path_and_the_nearest_valid_one(override: str, mes
         ("train.optimizer.kind=sgd", r"'train\.optimizer\.kind' must be one of adamw, muon, not 'sgd'"),
         ("train.optimizer=3", r"'train\.optimizer' is a section with keys of its own, not 3"),
         ("sizes=3", "'sizes' must be a list, not 3"),
+        ("sizes='3,4'", "'sizes' must be a list, not '3,4'"),
         ("sizes=[1, x]", r"'sizes\[1\]' must be of type int, not 'x'"),
         ("limit=x", "'limit' must be of type int, not 'x'"),
         ("extra=[1]", "'extra' must be a mapping"),
@@ -121,6 +122,7 @@ def test_values_of_every_kind() -> None:
     assert (config.sizes, config.names, config.limit) == ((3, 4, 5), ("a", "b"), 7)
     assert type(config.train.optimizer.steps) is int
     assert (config.label, config.extra) == ("x=y", {"a": 1})
+    assert load_config(Outer, None, ["names=a, b c"]).names == load_config(Outer, None, ["names=[a, b c]"]).names
     assert load_config(Outer, None, ["limit=null", "label=null", "sizes=[]"]) == Outer(sizes=())
 
 

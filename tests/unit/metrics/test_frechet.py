@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from ardiff.metrics.frechet import frechet_distance, kernel_distance
+from ardiff.metrics.frechet import (
+    Moments,
+    frechet_distance,
+    frechet_from_moments,
+    gaussian_distance,
+    kernel_distance,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
 EXPECTED = json.loads((GOLDEN / "frechet_fixtures.json").read_text())
@@ -109,3 +115,44 @@ def test_bad_features_are_refused(distance, fake, message):
 def test_ddof_is_0_or_1():
     with pytest.raises(ValueError, match="ddof"):
         frechet_distance(GOOD, GOOD, ddof=2)
+
+
+def test_gaussians_of_known_distance():
+    generator = np.random.default_rng(0)
+    a, b, mean = generator.uniform(0.1, 4, 7), generator.uniform(0.1, 4, 7), generator.normal(size=7)
+    diagonal = (mean**2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    zero = np.zeros(7)
+    assert gaussian_distance(mean, np.diag(a), zero, np.diag(b)) == pytest.approx(diagonal, rel=1e-12)
+    # 2 x 2: tr (A B)^(1/2) = sqrt(tr AB + 2 sqrt(det AB)).
+    first, second = (x @ x.T for x in generator.normal(size=(2, 2, 2)))
+    cross = np.sqrt(np.trace(first @ second) + 2 * np.sqrt(np.linalg.det(first @ second)))
+    exact = np.trace(first + second) - 2 * cross
+    assert gaussian_distance(zero[:2], first, zero[:2], second) == pytest.approx(exact, rel=1e-9)
+    # Orthogonal supports do not interact, and without spread only the means count.
+    apart = np.diag([2.0, 3.0, 0.0, 0.0]), np.diag([0.0, 0.0, 1.0, 4.0])
+    assert gaussian_distance(zero[:4], apart[0], zero[:4], apart[1]) == pytest.approx(10.0, rel=1e-12)
+    nothing = np.zeros((2, 2))
+    assert gaussian_distance(zero[:2], nothing, np.array([0.0, 3.0]), nothing) == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize("shards", [1, 2, 7])
+def test_moments_of_shards_are_those_of_the_whole(shards, ddof):
+    real, fake = cases.pair("d64_n512")
+    real, fake = real + 1e4, fake + 1e4  # plain sums of squares would lose the variance
+    merged = [Moments.of_all(np.array_split(features, shards)) for features in (real, fake)]
+    assert merged[0].count == 512
+    assert frechet_from_moments(*merged, ddof) == pytest.approx(frechet_distance(real, fake, ddof), rel=1e-9)
+
+
+def test_moments_of_few_rows():
+    one = Moments.of(np.ones((1, 3)))
+    assert one.merge(Moments.of(np.zeros((1, 3)))).covariance().tolist() == np.full((3, 3), 0.5).tolist()
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        one.covariance()
+    with pytest.raises(ValueError, match="no rows"):
+        Moments.of_all([])
+    with pytest.raises(ValueError, match="cannot be merged"):
+        one.merge(Moments.of(np.ones((1, 2))))
+    with pytest.raises(ValueError, match="same number of features"):
+        frechet_from_moments(Moments.of(np.ones((3, 2))), Moments.of(np.ones((3, 3))))

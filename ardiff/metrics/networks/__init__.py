@@ -1,0 +1,1 @@
+"""The feature networks of the published metrics, with the public names of their parameters."""

@@ -1,0 +1,112 @@
+"""Scores as files and as a table: each with its protocol, its floor and its interval."""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ardiff.config import build
+from ardiff.data import storage
+from ardiff.errors import ConfigError, DataError
+from ardiff.metrics.protocol import Protocol
+
+UNITS = {"psnr": "dB"}
+HIGHER_IS_BETTER = ("psnr", "ssim")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetScore:
+    """One metric of one set of videos."""
+
+    set: str
+    """Name of the set."""
+    metric: str
+    score: float
+    floor: float | None
+    """The same metric between two sets of real clips; None for metrics of pairs."""
+    floor_num: int | None
+    """Clips on each side of the floor: those of the score, unless there are too few real videos."""
+    low: float | None
+    """Lower end of the 95 % interval over videos; None without resampling."""
+    high: float | None
+    infinity: float | None
+    """The distance extrapolated to endless sets; of Frechet distances only."""
+    fake: str
+    """Place of the generated videos."""
+    fake_data: str
+    """Fingerprint of the generated clips."""
+    protocol: Protocol
+
+
+def write_scores(folder: str, scores: Sequence[SetScore], versions: dict[str, str]) -> dict[str, Any]:
+    """Writes ``scores.json`` and ``scores.parquet``, one row a score, and returns what the former holds."""
+    content: dict[str, Any] = {"scores": [asdict(score) for score in scores], "versions": versions}
+    storage.write_bytes(storage.join(folder, "scores.json"), json.dumps(content, indent=1).encode())
+    flat = []
+    for score in content["scores"]:
+        protocol = {f"protocol_{key}": value for key, value in score["protocol"].items()}
+        own = {key: value for key, value in score.items() if key != "protocol"}
+        flat.append(own | protocol | {"versions": json.dumps(versions)})
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(flat), buffer)
+    storage.write_bytes(storage.join(folder, "scores.parquet"), buffer.getvalue())
+    return content
+
+
+def read_scores(place: str) -> list[SetScore]:
+    """Scores of a folder or of a ``scores.json``. Raises DataError if there are none that carry their protocol."""
+    file = place if place.endswith(".json") else storage.join(place, "scores.json")
+    if not storage.exists(file):
+        raise DataError(f"There are no scores in {place}: give folders that `ardiff evaluate` wrote.")
+    try:
+        content = json.loads(storage.read_bytes(file))
+        entries = content["scores"]
+        return [SetScore(**{**entry, "protocol": build(Protocol, entry["protocol"])}) for entry in entries]
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise DataError(
+            f"{file} holds no scores that carry a whole protocol (the quickstart's do not): score the videos with "
+            "--protocol styleganv or ardiff-release."
+        ) from error
+
+
+def describe_protocol(protocol: Protocol) -> str:
+    """The protocol on one line."""
+    p = protocol
+    network = f"{p.network} {p.weights[:12]}" if p.network != "none" else p.feature
+    frames = f"{p.num_frames} frames, stride {p.stride}, {p.resolution}"
+    if p.name == "paired":
+        return f"{network}, {frames}, {p.num_real} pairs"
+    clips = f"{p.num_real} real ({p.real_split}) and {p.num_fake} generated clips"
+    return f"{p.name}: {network}, {frames}, {p.resize}, ddof {p.ddof}, {clips}"
+
+
+def table(rows: Sequence[tuple[str, SetScore]]) -> str:
+    """A table of named scores, best first within a metric, under the protocol that they share."""
+    lines: list[str] = []
+    for metric in dict.fromkeys(score.metric for _, score in rows):
+        mine = [(name, score) for name, score in rows if score.metric == metric]
+        mine.sort(key=lambda item: item[1].score, reverse=metric in HIGHER_IS_BETTER)
+        width = max(len(name) for name, _ in mine)
+        heading = f"{metric}{' in ' + UNITS[metric] if metric in UNITS else ''}"
+        lines.append(f"{heading} ({describe_protocol(mine[0][1].protocol)})")
+        columns = ("score", "95 % interval", "real vs real", "N to infinity")
+        lines.append(f"  {'':<{width}} {columns[0]:>11} {columns[1]:>23} {columns[2]:>18} {columns[3]:>14}")
+        for name, s in mine:
+            interval = "" if s.low is None or s.high is None else f"{_number(s.low)} .. {_number(s.high)}"
+            floor = "" if s.floor is None else _number(s.floor)
+            if s.floor is not None and s.floor_num != s.protocol.num_real:
+                floor += f" (N {s.floor_num})"
+            infinity = "" if s.infinity is None else _number(s.infinity)
+            lines.append(f"  {name:<{width}} {_number(s.score):>11} {interval:>23} {floor:>18} {infinity:>14}".rstrip())
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

@@ -1,0 +1,193 @@
+"""Scores: the Frechet distance against SciPy's matrix root and torchmetrics' FID, and videos per second of extraction.
+
+    python benchmarks/metrics.py frechet
+    python benchmarks/metrics.py fid         # reductions of the same features
+    python benchmarks/metrics.py extraction  # seeded random weights take as long as real ones
+
+Every ratio is of runs that take turns in one process; medians, of seconds of CPU. ``--quick`` takes smaller sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+
+from ardiff.metrics.frechet import Moments, frechet_distance, frechet_from_moments
+
+SETS = ((400, 2048), (2048, 2048), (2048, 256))
+QUICK = ((400, 512), (512, 512))
+CASES = ("shifted", "scaled", "identical")
+"""Pairs of sets whose distance has a closed form."""
+
+
+def features(seed: int, count: int, width: int) -> np.ndarray:
+    """Rows that look like logits: correlated neighbours and a falling spectrum, float64."""
+    x = np.random.default_rng(seed).standard_normal((count, width))
+    x[:, 1:] += 0.5 * x[:, :-1]
+    return x * 4.0 / (1.0 + 0.125 * np.arange(width))
+
+
+def by_sqrtm(real: np.ndarray, fake: np.ndarray) -> float:
+    """The formula as most repositories compute it, with SciPy's matrix square root."""
+    from scipy.linalg import sqrtm
+
+    first, second = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
+    root = sqrtm(first @ second)
+    means = ((real.mean(axis=0) - fake.mean(axis=0)) ** 2).sum()
+    return float(means + np.trace(first) + np.trace(second) - 2 * np.trace(root.real))
+
+
+def timed(function: Callable[[], float]) -> tuple[float, float]:
+    """Value and seconds of this process on all its cores, which other work on the machine hardly changes."""
+    started = time.process_time()
+    value = function()
+    return value, time.process_time() - started
+
+
+def frechet(sizes: tuple[tuple[int, int], ...], chosen: list[str], repeats: int) -> None:
+    """Time of both ways in turns, and their error where the distance has a closed form."""
+    print("| features | clips | ours s | sqrtm s | ratio | error of ours | error of sqrtm |")
+    print("|---|---|---|---|---|---|---|")
+    for width, count in sizes:
+        real = features(1, count, width)
+        shift = ((np.arange(width) % 5) - 2.0) * 0.25
+        known = [(real + shift, float((shift**2).sum())), (1.5 * real, _scaled(real)), (real, 0.0)]
+        cases = [case for name, case in zip(CASES, known, strict=True) if name in chosen]
+        ours, theirs, worst = [], [], [0.0, 0.0]
+        for fake, exact in cases * repeats:
+            for side, (function, seconds) in enumerate(((frechet_distance, ours), (by_sqrtm, theirs))):
+                value, elapsed = timed(partial(function, real, fake))
+                seconds.append(elapsed)
+                worst[side] = max(worst[side], abs(value - exact))
+        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+        print(
+            f"| {width} | {count} | {statistics.median(ours):.2f} | {statistics.median(theirs):.2f} | **{ratio:.1f}** "
+            f"| {worst[0]:.1e} | {worst[1]:.1e} |"
+        )
+
+
+def _scaled(real: np.ndarray) -> float:
+    """The distance of a set to 1.5 times itself: ``0.25 (|mu|^2 + tr S)``."""
+    return float(0.25 * ((real.mean(axis=0) ** 2).sum() + real.var(axis=0, ddof=1).sum()))
+
+
+class Rows(torch.nn.Module):
+    """An extractor for torchmetrics that takes features for images, so that both reduce exactly the same."""
+
+    num_features = 2048
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+
+def reduction(side: str, width: int, count: int) -> None:
+    """One way of reducing features in batches, in a process of its own: prints value, seconds and MiB of memory."""
+    batches = [
+        [torch.from_numpy(features(seed * 1000 + i, 64, width)).float() for i in range(count // 64)] for seed in (1, 2)
+    ]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if side == "ours":
+
+        def run() -> float:
+            sides = [torch.cat(batch).numpy() for batch in batches]
+            return frechet_distance(sides[0], sides[1], ddof=1)
+    elif side == "moments":
+
+        def run() -> float:
+            return frechet_from_moments(*(Moments.of_all(batch) for batch in batches))
+    else:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        extractor = Rows()
+        extractor.num_features = width
+        metric = FrechetInceptionDistance(feature=extractor, input_img_size=(width,)).double()
+
+        def run() -> float:
+            for batch, real in zip(batches, (True, False), strict=True):
+                for rows in batch:
+                    metric.update(rows.double(), real=real)
+            return float(metric.compute())
+
+    value, seconds = timed(run)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"{value!r} {seconds} {peak}")
+
+
+def fid(quick: bool, repeats: int) -> None:
+    """Reductions of the same features by torchmetrics and by us, each in a process of its own, taking turns."""
+    print("| features | clips | by | distance | s | MiB above the features |")
+    print("|---|---|---|---|---|---|")
+    for width, count in ((512, 512),) if quick else ((400, 2048), (2048, 2048)):
+        runs: dict[str, list[list[float]]] = {"ours": [], "moments": [], "torchmetrics": []}
+        for _ in range(repeats):
+            for side, results in runs.items():
+                command = [sys.executable, __file__, "reduce", side, str(width), str(count)]
+                results.append([float(x) for x in subprocess.check_output(command, text=True).split()])
+        for side, results in runs.items():
+            value, seconds, peak = (statistics.median(column) for column in zip(*results, strict=True))
+            print(f"| {width} | {count} | {side} | {value:.6f} | {seconds:.2f} | {peak:.0f} |")
+
+
+def extraction(quick: bool, repeats: int, device: str) -> None:
+    """Clips per second through preprocessing and network, without decoding."""
+    from ardiff.metrics.extractors import Extractor
+    from ardiff.metrics.networks.i3d import I3D
+    from ardiff.metrics.networks.inception import FIDInception
+    from ardiff.metrics.networks.resnet3d import ResNet3D50
+    from ardiff.metrics.protocol import RECIPES
+
+    networks = {"i3d": I3D, "inception": FIDInception, "resnet3d": ResNet3D50}
+    count = 1 if quick or device == "cpu" else 16
+    clips = np.random.default_rng(0).integers(0, 256, (count, 16, 256, 256, 3), dtype=np.uint8)
+    print("| protocol | metric | clips/s | s a clip |")
+    print("|---|---|---|---|")
+    for (protocol, metric), how in RECIPES.items():
+        if metric == "kvd":
+            continue  # FVD's features
+        torch.manual_seed(0)
+        extractor = Extractor(how, networks[how.network]().state_dict(), torch.device(device))
+        extractor(clips)
+        seconds = [timed(partial(_extracted, extractor, clips))[1] for _ in range(repeats)]
+        rate = count / statistics.median(seconds)
+        print(f"| {protocol} | {metric} | {rate:.2f} | {1 / rate:.2f} |")
+
+
+def _extracted(extractor: Callable[[np.ndarray], np.ndarray], clips: np.ndarray) -> float:
+    return float(extractor(clips).sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("frechet", "fid", "extraction", "reduce"))
+    parser.add_argument("reduce", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="smaller sizes")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--size", default="all", help="for frechet: one size alone, such as 2048x2048")
+    parser.add_argument("--case", action="append", choices=CASES, help="for frechet: such pairs alone")
+    parser.add_argument("--device", default="cpu", help="for extraction")
+    options = parser.parse_args()
+    match options.what:
+        case "frechet":
+            offered = QUICK if options.quick else SETS
+            sizes = tuple(size for size in offered if options.size in ("all", f"{size[0]}x{size[1]}"))
+            frechet(sizes, options.case or list(CASES), options.repeats)
+        case "fid":
+            fid(options.quick, options.repeats)
+        case "extraction":
+            extraction(options.quick, options.repeats, options.device)
+        case _:
+            side, width, count = options.reduce
+            reduction(side, int(width), int(count))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""The quickstart's scores: sets of generated videos against held-out real clips, with controls beside them.
+
+The distance is on features of a seeded random network: it ranks sets of this data among each other and is not
+comparable with published FVD numbers. What makes it readable are the controls: the same number of real clips, and real
+clips that were damaged on purpose. If the weights of I3D are in the cache, FVD is computed beside it, on fewer clips.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import ray
+import ray.data
+import torch
+
+from ardiff.config import fingerprint
+from ardiff.data import storage
+from ardiff.data.decode import decode_clip
+from ardiff.data.manifest import read_manifest, usable
+from ardiff.data.transforms import to_uint8, to_unit
+from ardiff.errors import ConfigError, DataError
+from ardiff.metrics import stats
+from ardiff.metrics.extractors import Extractor
+from ardiff.metrics.features import RandomVideoFeatures, scale_features
+from ardiff.metrics.frechet import frechet_distance
+from ardiff.metrics.networks.i3d import MIN_FRAMES
+from ardiff.metrics.protocol import Protocol, recipe
+from ardiff.metrics.weights import State, cached, find_state
+from ardiff.pretrained import load_autoencoder
+from ardiff.randomness import numpy_generator
+from ray_jobs.common import ray_cluster, record_run, remote_progress, say, stage, telling
+from ray_jobs.scored_sets import real_clips
+
+if TYPE_CHECKING:
+    from ray_jobs.evaluate import EvaluateConfig
+
+FVD = recipe("styleganv", "fvd")
+REFERENCE, REAL, RECONSTRUCTION = "reference", "real", "reconstruction"
+
+
+def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
+    """Writes and returns the scores: ``{"protocol": ..., "sets": {name: {"distance": ..., ...}}}``.
+
+    Raises:
+        ArdiffError: There are no held-out real clips, or a set has fewer videos than clips are asked for.
+    """
+    sets, state = _real_sets(config), _i3d(config)
+    for manifest in config.fake:
+        name = manifest.rstrip("/").split("/")[-2] if "/" in manifest.rstrip("/") else manifest
+        if name in sets:
+            raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")
+        sets[name] = _fake_clips(config, manifest)
+    with ray_cluster(), stage("evaluate", config.output, key) as record:
+        record_run(config.output, config)
+        frame = _measure(config, sets, state)
+        scores = _reduce(config, frame)
+        storage.write_bytes(storage.join(config.output, "features.parquet"), _parquet(frame))
+        storage.write_bytes(storage.join(config.output, "scores.json"), json.dumps(scores, indent=1).encode())
+        record.results = scores
+        _print(scores)
+    return scores
+
+
+def _real_sets(config: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
+    """The reference, and a second set of the same size that is scored like a model's, whole and damaged."""
+    span = (config.num_frames - 1) * config.stride + 1
+    records = usable(read_manifest(config.real), config.split, span)
+    labels = itertools.cycle(record.label for record in records)
+    clips = [
+        {"uri": clip.uri, "start": clip.start, "stride": clip.stride, "label": label}
+        for clip, label in zip(
+            real_clips(records, 2 * config.num_clips, span, config.stride, config.seed), labels, strict=False
+        )
+    ]
+    reference, real = clips[: config.num_clips], clips[config.num_clips :]
+    derived = [REAL, *([RECONSTRUCTION] if config.vae else []), *(stats.CONTROLS if config.controls else ())]
+    return {REFERENCE: reference, **dict.fromkeys(derived, real)}
+
+
+def _fake_clips(config: EvaluateConfig, manifest: str) -> list[dict[str, Any]]:
+    records = usable(read_manifest(manifest), "test", config.num_frames)[: config.num_clips]
+    if len(records) < config.num_clips:
+        raise DataError(
+            f"{manifest} has {len(records)} videos of {config.num_frames} frames, but {config.num_clips} are to be "
+            "scored: generate more, or lower num_clips (for all sets that are to be compared)."
+        )
+    return [{"uri": r.uri, "start": 0, "stride": 1, "label": r.label} for r in records]
+
+
+def _i3d(config: EvaluateConfig) -> State | None:
+    """The weights of I3D, if they are in the cache and FVD can be computed."""
+    if config.i3d_clips == 0 or config.num_frames < MIN_FRAMES or not cached("i3d").exists():
+        return None
+    return find_state("i3d")[0]
+
+
+def _measure(config: EvaluateConfig, sets: dict[str, list[dict[str, Any]]], state: State | None) -> pd.DataFrame:
+    """One row per clip: set, index, features and what else is measured of it."""
+    size = config.batch_size
+    tasks = [
+        {"set": name, "first": first, "clips": clips[first : first + size]}
+        for name, clips in sets.items()
+        for first in range(0, len(clips), size)
+    ]
+    total = sum(len(clips) for clips in sets.values())
+    with remote_progress("scoring", total, "clip") as monitor:
+        rows = (
+            ray.data.from_items(tasks, override_num_blocks=len(tasks))
+            .flat_map(
+                _Scorer,
+                fn_constructor_args=(config, None if state is None else ray.put(state), monitor),
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.max_actors),
+                num_cpus=1,
+            )
+            .take_all()
+        )
+    # Sorted by name and index, so that the order in which tasks ended leaves no trace.
+    return pd.DataFrame(rows).sort_values(["set", "index"], ignore_index=True)
+
+
+class _Scorer:
+    """An actor that decodes clips, damages or reconstructs them if their set asks for it, and measures them."""
+
+    def __init__(self, config: EvaluateConfig, state: Any, monitor: Any) -> None:
+        torch.set_num_threads(1)
+        self.config, self.monitor = config, monitor
+        self.features = RandomVideoFeatures(config.extractor_seed)
+        self.vae = load_autoencoder(config.vae) if config.vae else None
+        self.i3d = None if state is None else Extractor(FVD, ray.get(state), torch.device("cpu"))
+
+    @torch.no_grad()
+    def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
+        config, name = self.config, task["set"]
+        with telling(self.monitor):
+            clips = [self._decode(clip) for clip in task["clips"]]
+        original = np.stack(clips)  # (n, F, H, W, 3)
+        videos = self._prepare(name, original, int(task["first"]))
+        features = self.features(torch.from_numpy(videos)).numpy()  # (n, D)
+        rows = []
+        for i, clip in enumerate(task["clips"]):
+            row = {"set": name, "index": int(task["first"]) + i, "uri": clip["uri"], "features": features[i].tolist()}
+            if self.i3d is not None and name not in stats.CONTROLS and row["index"] < config.i3d_clips:
+                row["i3d"] = self.i3d(videos[i : i + 1])[0, 0].tolist()
+            if name == RECONSTRUCTION:
+                row["psnr"] = stats.psnr(original[i], videos[i])
+            if config.shapes and name not in stats.CONTROLS:
+                row["motion"] = all(stats.motion_checks(stats.track(videos[i])).values())
+                row["recognised"] = stats.recognise(videos[i]) == clip["label"]
+            rows.append(row)
+        self.monitor.add.remote(len(rows))
+        return rows
+
+    def _decode(self, clip: dict[str, Any]) -> np.ndarray:
+        uri, start, stride = clip["uri"], int(clip["start"]), int(clip["stride"])
+        try:
+            return decode_clip(storage.read_bytes(uri), start, self.config.num_frames, stride, self.config.resolution)
+        except DataError as error:
+            raise DataError(f"{uri} cannot be decoded any more ({error}).") from error
+
+    def _prepare(self, name: str, videos: np.ndarray, first: int) -> np.ndarray:
+        if name == RECONSTRUCTION:
+            assert self.vae is not None
+            return to_uint8(self.vae.decode_long(self.vae.encode(to_unit(torch.from_numpy(videos))).mean)).numpy()
+        if name in stats.CONTROLS:
+            return stats.CONTROLS[name](videos, numpy_generator("control", self.config.seed, name, first))
+        return videos
+
+
+def _reduce(config: EvaluateConfig, frame: pd.DataFrame) -> dict[str, Any]:
+    """Distances of every set to the reference, and the means of what else was measured."""
+    features = {str(name): torch.from_numpy(np.stack(part["features"].tolist())) for name, part in frame.groupby("set")}
+    reference = scale_features(features[REFERENCE], features[REFERENCE])
+    sets: dict[str, dict[str, float]] = {}
+    for name in features:
+        if name == REFERENCE:
+            continue
+        rows = frame[frame["set"] == name]
+        scaled = scale_features(features[REFERENCE], features[name])
+        sets[name] = {"distance": frechet_distance(reference.numpy(), scaled.numpy())}
+        if "i3d" in rows and rows["i3d"].notna().any():
+            sets[name]["fvd"] = frechet_distance(_logits(frame, REFERENCE), _logits(frame, name), FVD.ddof)
+        for column in ("psnr", "motion", "recognised"):
+            if column in rows and rows[column].notna().all():
+                sets[name][column] = float(rows[column].astype(float).mean())
+    protocol = Protocol(
+        name="quick",
+        metric="distance",
+        network="random3d",
+        weights=RandomVideoFeatures(config.extractor_seed).name,
+        feature="112 pooled",
+        num_frames=config.num_frames,
+        stride=config.stride,
+        resolution="as stored" if config.resolution is None else f"{config.resolution}x{config.resolution}",
+        resize="none",
+        value_range="[-1, 1]",
+        num_real=config.num_clips,
+        num_fake=config.num_clips,
+        ddof=1,
+        real_split=config.split,
+        codec_real="as stored",
+        codec_fake="as stored",
+        real_data=fingerprint(frame[frame["set"] == REFERENCE]["uri"].tolist()),
+    )
+    extractors = {"distance": protocol.weights}
+    if "fvd" in sets[REAL]:
+        extractors["fvd"] = f"i3d, Kinetics-400, {len(_logits(frame, REAL))} clips a set"
+    return {"protocol": asdict(protocol), "extractors": extractors, "sets": sets}
+
+
+def _logits(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """I3D's logits of the clips of a set that have them, ``(n, 400)``."""
+    return np.stack(frame[(frame["set"] == name) & frame["i3d"].notna()]["i3d"].tolist())
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer)
+    return buffer.getvalue()
+
+
+def describe(values: dict[str, float]) -> str:
+    """What was measured of a set beside its distance, as words."""
+    parts = [f"FVD {values['fvd']:.1f}"] if "fvd" in values else []
+    parts += [f"PSNR {values['psnr']:.1f} dB"] if "psnr" in values else []
+    parts += [f"class recognised {100 * values['recognised']:.0f} %"] if "recognised" in values else []
+    parts += [f"motion plausible {100 * values['motion']:.0f} %"] if "motion" in values else []
+    return ", ".join(parts)
+
+
+def _print(scores: dict[str, Any]) -> None:
+    """A table on the terminal, best first."""
+    say(f"distance to {scores['protocol']['num_real']} real clips, {scores['extractors']['distance']}:")
+    if "fvd" in scores["extractors"]:
+        say(f"FVD with {scores['extractors']['fvd']}; its floor is that of the set 'real'.")
+    for name, values in sorted(scores["sets"].items(), key=lambda item: item[1]["distance"]):
+        say(f"  {name:<18} {values['distance']:10.2f}   {describe(values)}")

@@ -1,0 +1,381 @@
+"""Real evaluations on small videos: every protocol end to end, with weights that a rule fills, and what goes wrong."""
+
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from safetensors.torch import save_file
+
+from ardiff.cli import main
+from ardiff.data.decode import decode_clip
+from ardiff.data.encode import encode_video
+from ardiff.data.manifest import VideoRecord, write_manifest
+from ardiff.errors import ArdiffError
+from ardiff.metrics.frechet import frechet_distance, kernel_distance
+from ardiff.metrics.lpips import LPIPS
+from ardiff.metrics.scores import SetScore, read_scores
+from ardiff.metrics.store import ClipFeatures, FeatureStore
+from ardiff.metrics.weights import fetch
+from ray_jobs.common import ray_cluster
+from ray_jobs.extraction import Clip, ClipSet, Workers, extract
+
+pytestmark = pytest.mark.ray
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
+FIXTURES = {"i3d": "i3d", "resnet3d": "resnet3d50", "inception": "inception_v3_fid"}
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray session for all tests, with its files in a folder of its own."""
+    before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
+    os.environ["RAY_TMPDIR"] = folder
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+    try:
+        with ray_cluster():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A file of rule-filled weights per network."""
+    spec = importlib.util.spec_from_file_location("fill_rules", GOLDEN / "fill.py")
+    assert spec is not None
+    assert spec.loader is not None
+    rules = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rules)
+    folder, expected = tmp_path_factory.mktemp("weights"), json.loads((GOLDEN / "net_fixtures.json").read_text())
+    files = {}
+    for name, fixture in FIXTURES.items():
+        arrays = rules.fill(expected[fixture]["state_shapes"], expected[fixture]["seed"])
+        state = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        files[name] = str(folder / name)
+        torch.save({"state_dict": state}, files[name])
+    model, generator = LPIPS("alex"), torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.rand(parameter.shape, generator=generator) * 0.02
+    files["lpips"] = str(folder / "lpips.safetensors")
+    save_file(model.state_dict(), files["lpips"])
+    return files
+
+
+def video(seed: int, frames: int, size: int = SIZE, noise: float = 0.0) -> np.ndarray:
+    """Colours that drift over a smooth ground; with ``noise`` on top."""
+    generator = np.random.default_rng(seed)
+    ground = generator.normal(size=(4, 4, 3)).repeat(size // 4, 0).repeat(size // 4, 1) * 40 + 128
+    way = generator.normal(size=(frames, 1, 1, 3)).cumsum(0) * 3
+    grains = np.random.default_rng(seed + 10_000).normal(size=(frames, size, size, 3)) * noise
+    return (ground + way + grains).clip(0, 255).astype(np.uint8)
+
+
+def put(folder: Path, count: int, first: int = 0, frames: int = 16, **kwargs: Any) -> Path:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        (folder / f"{i:03d}.mp4").write_bytes(encode_video(video(first + i, frames, **kwargs), 8.0, crf=4))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of 16-frame videos: 8 real ones, 4 others of the same kind, and the first 4 real ones with noise."""
+    folder = tmp_path_factory.mktemp("videos")
+    put(folder / "real", 8)
+    put(folder / "other", 4, first=100)
+    put(folder / "noisy", 4, noise=30.0)
+    return folder
+
+
+@pytest.fixture
+def evaluate(cluster: None, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    """``evaluate(real, fake, ...)``: exit code and what was said."""
+
+    def run(real: object, *arguments: object) -> tuple[int, str]:
+        capfd.readouterr()
+        settings = ["--num-clips", "4", "--batch-size", "2", "--cache", tmp_path / "cache", "--bootstrap", "4"]
+        code = main(["evaluate", "--real", str(real), *map(str, settings), *map(str, arguments)])
+        return code, capfd.readouterr().err
+
+    return run
+
+
+Evaluate = Callable[..., tuple[int, str]]
+
+
+def by_metric(folder: Path) -> dict[tuple[str, str], SetScore]:
+    return {(score.set, score.metric): score for score in read_scores(str(folder))}
+
+
+# The heavy networks once each: 4 + 4 + 4 clips of 16 small frames.
+
+
+def test_styleganv_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[str, str], tmp_path: Path) -> None:
+    """A folder of videos; FVD and KVD from the same features; real features are reused; nothing is done twice."""
+    arguments = ["--fake", videos / "other", "--metrics", "fvd,kvd", "--weights", weights["i3d"]]
+    code, said = evaluate(videos / "real", *arguments, "--output", tmp_path / "a")
+    assert code == 0, said
+    scores = by_metric(tmp_path / "a")
+    fvd, kvd = scores["other", "fvd"], scores["other", "kvd"]
+    real = FeatureStore(str(next((tmp_path / "cache" / "features").iterdir()))).read(8)[0][:, 0]
+    fake = FeatureStore(str(next((tmp_path / "a" / "features").iterdir()))).read(4)[0][:, 0]
+    assert fvd.score == pytest.approx(frechet_distance(real[:4], fake, ddof=0), rel=1e-12)
+    assert kvd.score == pytest.approx(kernel_distance(real[:4], fake), rel=1e-12)
+    assert (fvd.floor, fvd.floor_num) == (pytest.approx(frechet_distance(real[:4], real[4:], ddof=0)), 4)
+    assert fvd.low is not None
+    assert fvd.low < fvd.score < (fvd.high or 0)
+    p = fvd.protocol
+    assert (p.name, p.metric, p.network, p.num_frames, p.ddof) == ("styleganv", "fvd", "i3d", 16, 0)
+    assert (p.resolution, p.codec_real, p.codec_fake, p.real_split) == ("32x32", "h264", "h264", "folder")
+    assert (p.num_real, p.num_fake, p.resize) == (4, 4, "bilinear to 224x224")
+    assert len(p.weights) == 64
+    assert "real vs real" in said
+    versions = json.loads((tmp_path / "a" / "scores.json").read_text())["versions"]
+    assert {"torch", "ray", "git"} <= versions.keys()
+
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").rglob("*.parquet")}
+    code, said = evaluate(videos / "real", *arguments, "--output", tmp_path / "a")
+    assert code == 0
+    assert "i3d: " not in said  # neither real nor generated clips went through the network again
+    assert by_metric(tmp_path / "a") == scores
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").rglob("*.parquet")} == before
+
+
+def test_ardiff_release_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[str, str], tmp_path: Path) -> None:
+    """FID-vid and FID-img, both sides through MPEG-4, on a manifest with splits."""
+    files = sorted((videos / "real").iterdir())
+    records = [
+        VideoRecord(str(f), 1, "h264", SIZE, SIZE, 8.0, 16, 0, "video", "train" if i < 6 else "test", "ok", "")
+        for i, f in enumerate(files)
+    ]
+    write_manifest(str(tmp_path / "manifest.parquet"), records)
+    code, said = evaluate(
+        tmp_path / "manifest.parquet", "--split", "train", "--protocol", "ardiff-release", "--num-clips", 2,
+        "--fake", f"{videos / 'other'},{videos / 'noisy'}", "--metrics", "fid-vid,fid-img", "--bootstrap", 0,
+        "--weights", f"{weights['resnet3d']},{weights['inception']}", "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, said
+    scores = by_metric(tmp_path / "out")
+    assert set(scores) == {(s, m) for s in ("other", "noisy") for m in ("fid-vid", "fid-img")}
+    vid, img = scores["noisy", "fid-vid"], scores["noisy", "fid-img"]
+    assert img.score > scores["other", "fid-img"].score * 0.1
+    assert vid.protocol.codec_real == vid.protocol.codec_fake == "h264, then mpeg4 at 25 fps"
+    assert (vid.protocol.real_split, vid.protocol.ddof, vid.floor_num) == ("train", 1, 2)
+    assert vid.protocol.resize == "bicubic-antialias to 112x112"
+    assert (vid.low, vid.high, vid.infinity) == (None, None, None)
+    stores = {f.name.split("-")[0]: FeatureStore(str(f)) for f in (tmp_path / "cache" / "features").iterdir()}
+    assert stores["inception"].read(4)[0].shape == (4, 16, 2048)
+    assert stores["resnet3d"].read(4)[0].shape == (4, 1, 2048)
+    rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
+    assert len(rows) == 4
+
+
+def test_pairs_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[str, str], tmp_path: Path) -> None:
+    """Reconstructions against originals of the same names; the exact originals are perfect."""
+    shutil.copytree(videos / "real", tmp_path / "same")
+    code, said = evaluate(
+        videos / "real", "--fake", f"{videos / 'noisy'},{tmp_path / 'same'}", "--metrics", "psnr,ssim,lpips",
+        "--weights", weights["lpips"], "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, said
+    scores = by_metric(tmp_path / "out")
+    assert [round(scores["same", m].score, 6) for m in ("psnr", "ssim", "lpips")] == [100.0, 1.0, 0.0]
+    assert 15 < scores["noisy", "psnr"].score < 25
+    assert 0 < scores["noisy", "ssim"].score < 0.9
+    assert scores["noisy", "lpips"].score > 0
+    assert scores["noisy", "psnr"].protocol.real_data == scores["same", "psnr"].protocol.real_data
+    assert scores["noisy", "psnr"].fake_data != scores["same", "psnr"].fake_data
+    assert scores["noisy", "psnr"].floor is None
+
+
+def test_drift_end_to_end(evaluate: Evaluate, weights: dict[str, str], tmp_path: Path) -> None:
+    fake = put(tmp_path / "long", 2, first=50, frames=32)
+    real = put(tmp_path / "real", 2, first=70, frames=32)
+    for file in fake.iterdir():  # psnr needs originals
+        shutil.copy(file, real / file.name)
+    code, said = evaluate(
+        real, "--fake", fake, "--metrics", "psnr", "--frames", 32, "--num-clips", 2, "--bootstrap", 0,
+        "--drift", "--weights", weights["i3d"], "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, said
+    drift = json.loads((tmp_path / "out" / "drift.json").read_text())
+    assert [len(s["fvd"]) for s in drift["sets"]] == [2]
+    assert drift["sets"][0]["fvd"][0] != drift["sets"][0]["fvd"][1]
+    assert (tmp_path / "out" / "drift.png").read_bytes().startswith(b"\x89PNG")
+    assert "Drift over long videos" in (tmp_path / "out" / "drift.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_quickstarts_score_has_fvd_if_the_weights_are_in_the_cache(
+    cluster: None, videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("real", "other"):
+        files = sorted((videos / name).iterdir())[:4]
+        records = [VideoRecord(str(f), 1, "h264", SIZE, SIZE, 8.0, 16, 0, "v", "test", "ok", "") for f in files]
+        write_manifest(str(tmp_path / name / "manifest.parquet"), records)
+    command = ["evaluate", "--protocol", "quick", "--real", str(tmp_path / "real" / "manifest.parquet")]
+    command += ["--fake", str(tmp_path / "other" / "manifest.parquet"), "--num-clips", "2", "--batch-size", "2"]
+    assert main([*command, "controls=false", "--output", str(tmp_path / "without")]) == 0
+    scores = json.loads((tmp_path / "without" / "scores.json").read_text())
+    assert scores["extractors"] == {"distance": "random3d-seed0-v1"}
+    assert "fvd" not in scores["sets"]["other"]
+
+    monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path / "cache"))
+    try:
+        fetch("i3d")
+    except ArdiffError as error:
+        pytest.skip(f"THE REAL WEIGHTS ARE NOT TESTED: {error}")
+    capfd.readouterr()
+    assert main([*command, "controls=false", "--output", str(tmp_path / "with")]) == 0
+    assert "FVD with i3d, Kinetics-400, 2 clips a set" in capfd.readouterr().err
+    scores = json.loads((tmp_path / "with" / "scores.json").read_text())
+    assert scores["sets"]["other"]["fvd"] > 0
+    assert scores["sets"]["real"]["fvd"] > 0
+
+
+# The extraction itself, with a measure that costs nothing.
+
+
+class Means:
+    """Means of the channels and of the first frame; kills its process once if a marker is not there yet."""
+
+    def __init__(self, device: torch.device, marker: str = "") -> None:
+        self.marker = marker
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        if self.marker and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os._exit(1)
+        values = [[*clip.mean(axis=(0, 1, 2)), clip[0].std()] for clip in clips]
+        return np.array(values, dtype=np.float32)[:, None]
+
+
+def extracted(videos: Path, folder: Path, actors: int, marker: str = "", batch_size: int = 3) -> np.ndarray:
+    clips = [Clip(str(f), 0, 1) for f in sorted((videos / "real").iterdir())]
+    workers = Workers(device=torch.device("cpu"), batch_size=batch_size, max_actors=actors, cpus=0.5, gpus=1)
+    sets = [ClipSet(clips, FeatureStore(str(folder)))]
+    ((features, _),) = extract("means", sets, functools.partial(Means, marker=marker), 16, None, workers)
+    return features
+
+
+def direct(videos: Path) -> np.ndarray:
+    """The same without Ray."""
+    measure = Means(torch.device("cpu"))
+    files = sorted((videos / "real").iterdir())
+    return np.concatenate([measure(decode_clip(f.read_bytes(), 0, 16)[None]) for f in files])
+
+
+@pytest.mark.parametrize("actors", [1, 2, 3])
+def test_any_number_of_workers_gives_the_same_score(cluster: None, videos: Path, tmp_path: Path, actors: int) -> None:
+    features, expected = extracted(videos, tmp_path / "many", actors)[:, 0], direct(videos)[:, 0]
+    score = frechet_distance(features[:4], features[4:])
+    assert score == pytest.approx(frechet_distance(expected[:4], expected[4:]), rel=1e-9)
+
+
+def test_a_worker_that_is_killed_counts_no_video_twice(cluster: None, videos: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "killed"
+    assert np.array_equal(extracted(videos, tmp_path / "broken", 2, str(marker)), direct(videos))
+    assert marker.exists()
+    ids = [i for f in (tmp_path / "broken").iterdir() for i in pq.read_table(f)["id"].to_pylist()]
+    assert sorted(ids) == list(range(8))
+
+
+def test_what_is_missing_alone_is_extracted(cluster: None, videos: Path, tmp_path: Path) -> None:
+    """After an interruption that left 5 of 8 clips, the batches that lack one are done."""
+    expected = direct(videos)
+    there = [ClipFeatures(i, "", 0, "", expected[i]) for i in range(5)]
+    FeatureStore(str(tmp_path / "store")).append(there)
+    assert np.array_equal(extracted(videos, tmp_path / "store", 1, batch_size=2), expected)
+    parts = sorted(pq.read_table(f)["id"].to_pylist() for f in (tmp_path / "store").iterdir())
+    assert parts == [[0, 1, 2, 3, 4], [4, 5, 6, 7]]
+
+
+# What goes wrong
+
+
+def test_what_is_refused_before_ray_is_started(
+    videos: Path, weights: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("Ray was started before the input was checked")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", refuse)
+    (tmp_path / "empty").mkdir()
+    real, fake = ["--real", str(videos / "real")], ["--fake", str(videos / "other")]
+    cases: list[tuple[int, str, list[str]]] = [
+        (2, "There is nothing to score: give --fake", real),
+        (1, "There is no manifest or folder of videos nowhere", ["--real", "nowhere", *fake]),
+        (1, f"There is no video in {tmp_path / 'empty'}", ["--real", str(tmp_path / "empty"), *fake]),
+        (2, "num_clips and num_frames must be at least 2", [*real, *fake, "--num-clips", "1"]),
+        (2, "'metrics[0]' must be one of fvd", [*real, *fake, "--metrics", "fdv"]),
+        (2, "none of them twice", [*real, *fake, "--metrics", "fvd,fvd"]),
+        (2, "styleganv does not define fid-vid: use ardiff-release", [*real, *fake, "--metrics", "fid-vid"]),
+        (2, "clips of at least 10 frames, got 9", [*real, *fake, "--frames", "9", "--weights", weights["i3d"]]),
+        (2, "20 is no multiple", [*real, *fake, "--frames", "20", "--protocol=ardiff-release", "--metrics=fid-vid"]),
+        (2, "Drift is over segments of 16", [*real, *fake, "--drift", "--frames", "16"]),
+        (1, "no weights of the network 'i3d': run `ardiff weights fetch i3d`", [*real, *fake]),
+        (2, "Two sets are called 'other'", [*real, "--fake", f"{videos / 'other'},{videos / 'other'}/"]),
+    ]
+    for code, message, arguments in cases:
+        capfd.readouterr()
+        assert main(["evaluate", *arguments, "--output", str(tmp_path / "out")]) == code, message
+        said = capfd.readouterr().err
+        assert message in said
+        assert said.startswith("ardiff: ")
+        assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("few", "other has 4 videos of 16 frames, but 5 are to be scored"),
+        ("short", "are shorter than the 16 frames of a clip"),
+        ("sizes", "different sizes (32x32 and 48x48): give --resolution"),
+        ("broken", "1 of 9 videos in"),
+        ("unpaired", "has no original called '000'"),
+    ],
+)
+def test_what_is_refused_after_a_look_at_the_videos(
+    evaluate: Evaluate, videos: Path, weights: dict[str, str], tmp_path: Path, case: str, message: str
+) -> None:
+    real, fake, settings = videos / "real", videos / "other", ["--weights", weights["i3d"]]
+    match case:
+        case "few":
+            settings += ["--num-clips", "5"]
+        case "short":
+            fake = put(tmp_path / "fake", 4, frames=12)
+        case "sizes":
+            fake = put(tmp_path / "fake", 4, size=48)
+        case "broken":
+            real = tmp_path / "real"
+            shutil.copytree(videos / "real", real)
+            (real / "zzz.mp4").write_bytes(b"words")
+        case _:
+            real = put(tmp_path / "real", 4)
+            (real / "000.mp4").rename(real / "new.mp4")
+            settings = ["--metrics", "psnr"]
+    code, said = evaluate(real, "--fake", fake, "--output", tmp_path / "out", *settings)
+    assert code in (1, 2)
+    complaint = said.splitlines()[-1]
+    assert complaint.startswith("ardiff: ")
+    assert message in complaint
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "scores.json").exists()

@@ -1,0 +1,97 @@
+"""Ways to resize frames: Pillow's filter, sampling by hand, what peers feed their networks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ardiff.metrics.networks.resnet3d import MEAN_RGB
+from ardiff.metrics.preprocess import Range, Resize, resize_frames, scale_range
+
+EXPECTED = json.loads((Path(__file__).parents[2] / "golden" / "metrics" / "preprocess_fixtures.json").read_text())
+
+
+def frames(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.RandomState(seed).randint(0, 256, (2, height, width, 3)).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(256, 256, 224), (240, 320, 112), (64, 64, 299), (37, 50, 224)])
+def test_bicubic_is_pillows_on_floating_point_channels(height: int, width: int, size: int) -> None:
+    video = frames(height, width)
+
+    def pillow(channel: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(channel.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC))
+
+    expected = np.stack([[pillow(f[..., c]) for c in range(3)] for f in video.numpy()])
+    resized = resize_frames(video, size, "bicubic-antialias")
+    np.testing.assert_allclose(resized.numpy(), expected, atol=1e-4)  # of 0 to 255
+    assert not torch.equal(resized, resized.round())
+    assert size == 112 or resized.min() < 0  # nor clipped; there, noise is averaged away
+
+
+PEERS: dict[str, tuple[int, Resize, Range]] = {
+    "authors_i3d_224": (224, "bicubic-antialias", "[-1, 1]"),
+    "authors_resnet3d_112": (112, "bicubic-antialias", "minus mean RGB"),
+    "authors_cleanfid_299": (299, "bicubic-antialias", "(x - 128) / 128"),
+    "cdfvd_tats_224": (224, "bilinear", "[-1, 1]"),
+    "tf1_legacy_bilinear_224": (224, "tf-bilinear", "[-1, 1]"),
+    "torchfidelity_299": (299, "tf-bilinear", "(x - 128) / 128"),
+}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (240, 320), (128, 128)])
+def test_networks_see_what_those_of_the_peers_see(peer: str, height: int, width: int) -> None:
+    expected = EXPECTED["cases"][f"noise_{height}x{width}"][peer]
+    size, how, value_range = PEERS[peer]
+    seen = scale_range(resize_frames(frames(height, width, seed=41), size, how), value_range, MEAN_RGB)  # (2, 3, S, S)
+    scale = 127.5 if value_range == "minus mean RGB" else 1.0
+    np.testing.assert_allclose(seen[0, 0, :4, :4], expected["corner_c0_t0_4x4"], atol=2e-6 * scale)
+    for statistic in ("mean", "std", "min", "max"):
+        value = seen.std(correction=0) if statistic == "std" else getattr(seen, statistic)()
+        assert float(value) == pytest.approx(expected[statistic], abs=2e-6 * scale), statistic
+
+
+@pytest.mark.parametrize("how", ["bilinear", "tf-bilinear"])
+def test_bilinear_samples_where_it_should(how: Resize) -> None:
+    video, size = frames(10, 14), 7
+    resized = resize_frames(video, size, how).numpy()
+    offset = 0.5 if how == "bilinear" else 0.0
+    for i in range(size):
+        for j in range(size):
+            y, x = ((k + offset) * n / size - offset for k, n in ((i, 10), (j, 14)))
+            y0, x0 = int(np.floor(y)), int(np.floor(x))
+            pixels = video.numpy().astype(np.float64)
+            rows = [min(max(y0 + d, 0), 9) for d in (0, 1)]
+            columns = [min(max(x0 + d, 0), 13) for d in (0, 1)]
+            value = sum(
+                wy * wx * pixels[:, r, c]
+                for r, wy in zip(rows, (1 - (y - y0), y - y0), strict=True)
+                for c, wx in zip(columns, (1 - (x - x0), x - x0), strict=True)
+            )
+            np.testing.assert_allclose(resized[:, :, i, j], value, atol=1e-3)
+
+
+def test_pixels_of_the_right_size_are_left_alone() -> None:
+    video = frames(224, 224)
+    for how in ("bilinear", "tf-bilinear", "bicubic-antialias"):
+        assert torch.equal(resize_frames(video, 224, how).byte(), video.permute(0, 3, 1, 2))  # type: ignore[arg-type]
+
+
+def test_ranges() -> None:
+    pixels = torch.tensor([0.0, 127.5, 255.0]).expand(1, 3, 3).transpose(1, 2)[..., None]  # (1, 3, 3, 1)
+    assert scale_range(pixels, "[-1, 1]").flatten()[[0, 3, 6]].tolist() == [-1.0, 0.0, 1.0]
+    assert scale_range(pixels, "(x - 128) / 128").min() == -1.0
+    assert scale_range(pixels, "minus mean RGB", (1.0, 2.0, 3.0)).flatten()[[0, 3, 6]].tolist() == [-1.0, 125.5, 252.0]
+
+
+def test_what_cannot_be_resized() -> None:
+    with pytest.raises(ValueError, match="expected uint8 frames"):
+        resize_frames(frames(8, 8).float(), 4, "bilinear")
+    with pytest.raises(ValueError, match="unknown way"):
+        resize_frames(frames(8, 8), 4, "nearest")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown range"):
+        scale_range(torch.zeros(1, 3, 2, 2), "[0, 1]")  # type: ignore[arg-type]

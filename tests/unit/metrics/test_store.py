@@ -1,0 +1,61 @@
+"""Features on disk: one id a row, whatever was written how often."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ardiff.errors import DataError
+from ardiff.metrics.frechet import frechet_distance
+from ardiff.metrics.store import ClipFeatures, FeatureStore
+
+
+def rows(count: int, first: int = 0, width: int = 5, depth: int = 2) -> list[ClipFeatures]:
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(first + count, depth, width)).astype(np.float32)
+    return [ClipFeatures(i, f"v{i}.mp4", i, f"{i:x}", values[i]) for i in range(first, first + count)]
+
+
+@pytest.mark.parametrize("shards", [1, 2, 7])
+def test_any_number_of_shards_in_any_order_gives_the_same(shards: int, tmp_path: Path) -> None:
+    store, all_rows = FeatureStore(str(tmp_path)), rows(20)
+    for part in list(np.array_split(np.arange(20), shards))[::-1]:
+        store.append([all_rows[i] for i in part])
+    features, clips = store.read(20)
+    assert np.array_equal(features, np.stack([r.features for r in all_rows]))
+    assert [c.uri for c in clips] == [r.uri for r in all_rows]
+    assert store.ids() == set(range(20))
+    flat = features.reshape(-1, 5)
+    expected = np.concatenate([r.features for r in all_rows])
+    assert frechet_distance(flat, flat[::-1] + 1) == frechet_distance(expected, expected[::-1] + 1)
+
+
+def test_what_is_written_twice_counts_once(tmp_path: Path) -> None:
+    store = FeatureStore(str(tmp_path))
+    store.append(rows(4))
+    store.append(rows(4))  # the same part again
+    store.append(rows(3, first=2))  # another part that overlaps
+    features, _ = store.read(5)
+    assert np.array_equal(features, np.stack([r.features for r in rows(5)]))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_missing_or_bad_is_named(tmp_path: Path) -> None:
+    store = FeatureStore(str(tmp_path / "features"))
+    assert store.ids() == set()
+    with pytest.raises(DataError, match="lacks the features of clip 0"):
+        store.read(1)
+    bad = rows(3)
+    bad[1].features[0, 0] = np.nan
+    with pytest.raises(DataError, match=r"features of v1\.mp4 hold NaN"):
+        store.append(bad)
+    assert not (tmp_path / "features").exists()
+    store.append(rows(2))
+    store.append(rows(1, first=2, width=4))
+    with pytest.raises(DataError, match="different shapes"):
+        store.read(3)
+    with pytest.raises(DataError, match="lacks the features of clip 3"):
+        store.read(4)
+    next((tmp_path / "features").iterdir()).write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="damaged"):
+        store.ids()

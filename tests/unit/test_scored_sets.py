@@ -1,0 +1,82 @@
+"""Which clips an evaluation takes, and how their data is named. No Ray is started."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ardiff.data.manifest import VideoRecord, write_manifest
+from ardiff.errors import ConfigError, DataError
+from ray_jobs.extraction import Clip
+from ray_jobs.scored_sets import Listed, common_size, fake_clips, locate, paired_clips, real_clips
+from ray_jobs.set_scores import stamps
+
+
+def record(uri: str, frames: int = 20, size: int = 64) -> VideoRecord:
+    return VideoRecord(uri, 1, "h264", size, size, 8.0, frames, 0, "video", "test", "ok", "")
+
+
+def test_places(tmp_path: Path) -> None:
+    folder = tmp_path / "set" / "videos"
+    folder.mkdir(parents=True)
+    (folder / "a.mp4").touch()
+    (folder / "notes.txt").touch()
+    write_manifest(str(tmp_path / "set" / "manifest.parquet"), [record("a.mp4")])
+    for prefix in ("", "file://"):  # a URI goes the way of s3://
+        manifest, files = (locate(f"{prefix}{tmp_path}/set/{name}") for name in ("manifest.parquet", "videos/"))
+        assert (manifest.name, manifest.split("train")) == ("set", "train")
+        assert (files.name, files.split("train")) == ("videos", "folder")
+        assert files.files == [f"{prefix}{folder}/a.mp4"]
+    with pytest.raises(DataError, match="no manifest or folder of videos"):
+        locate(str(tmp_path / "none"))
+
+
+def test_every_video_comes_once_before_any_comes_twice() -> None:
+    records = [record(f"{i}.mp4") for i in range(3)]
+    clips = real_clips(records, 7, span=16, stride=3, seed=0)
+    assert [clip.uri for clip in clips] == [f"{i % 3}.mp4" for i in range(7)]
+    assert all(0 <= clip.start <= 4 and clip.stride == 3 for clip in clips)
+    assert len({clip.start for clip in clips}) > 1
+    assert real_clips(records, 7, 16, 3, seed=0) == clips
+    assert real_clips(records, 7, 16, 3, seed=1) != clips
+
+
+def test_pairs_are_of_one_name_below_their_folders(tmp_path: Path) -> None:
+    real, fake = (locate_of(tmp_path, name) for name in ("real", "fake"))
+    originals = [record(f"s3://b/real/{c}/{n}.mp4") for c in "xy" for n in "12"]
+    clips = fake_clips(fake, [record(f"/fake/{c}/{n}.webm") for c in "yx" for n in "12"], 4, 16)
+    pairs = paired_clips(fake, clips, real, originals)
+    assert [(p.uri[6:9], (p.original or "")[12:15]) for p in pairs] == [(n, n) for n in ("y/1", "y/2", "x/1", "x/2")]
+    with pytest.raises(DataError, match="has no original called 'y/1'"):
+        paired_clips(fake, clips, real, [*originals[:2], record("s3://b/real/z/1.mp4")])
+
+
+def locate_of(folder: Path, name: str) -> Listed:
+    (folder / name).mkdir()
+    (folder / name / "a.mp4").touch()
+    return locate(str(folder / name))
+
+
+def test_sizes() -> None:
+    assert common_size([record("a"), record("b")], None) == "64x64"
+    assert common_size([record("a"), record("b", size=32)], 16) == "16x16"
+    with pytest.raises(ConfigError, match=r"different sizes \(32x32 and 64x64\)"):
+        common_size([record("a"), record("b", size=32)], None)
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_data_is_named_by_place_start_size_and_change(prefix: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"one")
+    clip = Clip(f"{prefix}{file}", 0, 1)
+    before = stamps([clip])
+    assert stamps([clip]) == before
+    assert stamps([Clip(clip.uri, 1, 1)]) != before
+    os.utime(file, ns=(1, 1))
+    touched = stamps([clip])
+    assert touched != before
+    file.write_bytes(b"longer")
+    os.utime(file, ns=(1, 1))
+    assert stamps([clip]) != touched
+    with pytest.raises(DataError, match="There is no video"):
+        stamps([Clip(f"{prefix}{tmp_path}/gone.mp4", 0, 1)])
