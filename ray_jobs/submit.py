@@ -27,7 +27,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from ardiff.cli import VERBS, Call, read_arguments
-from ardiff.config import fingerprint
+from ardiff.config import fingerprint, to_dict
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, ConfigError
 from ray_jobs.common import COMMIT, say, versions
@@ -102,7 +102,7 @@ def plan(job: str, arguments: Sequence[str], call: Call, folder: Path, environme
     """What is sent for a job. Raises ConfigError for what could not work on the cluster."""
     if not folder.is_dir():
         raise ConfigError(f"There is no folder {folder} to send.")
-    output = getattr(call.config, "output", None)
+    output = to_dict(call.config).get("output")
     if output is not None and not (storage.is_remote(output) or Path(output).is_absolute()):
         raise ConfigError(
             f"output={output} would lie in a temporary folder of the cluster: give s3://..., or an absolute path that "
