@@ -22,7 +22,7 @@ from ardiff.data.manifest import VideoRecord
 from ardiff.errors import DecodeError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-RANGE_BYTES = 32 * 2**20
+RANGE_BYTES = 20 * 2**20
 """Files from this size on are read by ranges when a small part of them is needed: below, one request for the whole
 costs less than the six or so that the ranges of a clip take (``benchmarks/data.py --part ranges``)."""
 RANGE_SHARE = 0.25
