@@ -89,7 +89,7 @@ def draw(report: DriftReport) -> bytes:
             axes.plot(x, y, label=name, **style)
         axes.set_title(plot.title)
         axes.set_xlabel(plot.x_label)
-        axes.set_ylabel(plot.y_label)
+        axes.set_ylabel(plot.y_label, fontsize="small")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
     figure.suptitle(f"Drift, {report.num_clips} videos a set; {report.protocol}", fontsize="small")
