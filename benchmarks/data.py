@@ -60,7 +60,7 @@ def main() -> int:
                 case "ranges":
                     measure_ranges(Path(folder), repeats)
                 case "memory":
-                    measure_memory(records, 256 if arguments.quick else 512)
+                    measure_memory(records, 96 if arguments.quick else 512)
     return 0
 
 

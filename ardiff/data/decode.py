@@ -278,6 +278,9 @@ def _open(source: Source) -> av.container.InputContainer:
         container.close()
         raise ValueError("it has no video stream")
     stream = container.streams.video[0]
+    if stream.codec_context is None:  # a cut-off header; PyAV's annotations do not know it
+        container.close()
+        raise ValueError("its codec is not known")
     if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
         size = f"{stream.codec_context.width} x {stream.codec_context.height}"
         container.close()
