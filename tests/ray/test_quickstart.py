@@ -182,7 +182,7 @@ def test_videos_of_ones_own(jobs: Any, tmp_path: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(encode_video(np.pad(square, ((0, 0), (0, 0), (6, 6), (0, 0)), mode="edge"), 12.0, crf=8))
     (videos / "ring" / "broken.mp4").write_bytes(b"no video")
-    result = jobs.run("quickstart", "--output", str(folder), "--data", str(videos), *TINY)
+    result = jobs.run("quickstart", "--output", str(folder), "--data", str(videos), *TINY, timeout=900)
     assert result.code == 0, result.err
     assert "broken.mp4" in result.err
     records = read_manifest(str(folder / "data" / "manifest.parquet"))

@@ -1,0 +1,83 @@
+"""What a training step of the quickstart's models costs on one thread, with linear layers by torch and by oneDNN.
+
+    python benchmarks/linear.py
+
+Both variants take turns in one process; the cost is CPU time, which other work on the machine disturbs less than wall
+time. Prints the table of docs/performance.md.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from ardiff.config import find_config, load_config
+from ardiff.data.latents import LatentStatistics
+from ardiff.dit import DiT
+from ardiff.randomness import Draws, torch_generator
+from ardiff.train.loop import TrainConfig, make_engine
+from ardiff.train.tasks import AutoencoderTask, Batch, DiTTask, Task
+from ardiff.vae import ARAutoencoder
+from ray_jobs.train_dit import TrainDiTConfig
+from ray_jobs.train_vae import TrainVAEConfig
+
+VARIANTS = {"torch": False, "oneDNN": True}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each variant; the median counts")
+    parser.add_argument("--steps", type=int, default=5, help="steps per turn")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| model | torch ms/step | oneDNN ms/step | ratio |\n|---|---|---|---|")
+    for name, make in (("AR-VAE", autoencoder), ("AR-DiT", dit)):
+        steps = {variant: stepper(*make(), onednn=flag) for variant, flag in VARIANTS.items()}
+        spent: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+        for turn in range(arguments.rounds + 1):
+            for variant, step in steps.items():
+                before = time.process_time()
+                for _ in range(arguments.steps):
+                    step()
+                if turn:  # the first warms up
+                    spent[variant].append(1000 * (time.process_time() - before) / arguments.steps)
+        plain, fast = (statistics.median(spent[variant]) for variant in VARIANTS)
+        print(f"| {name} | {plain:.1f} | {fast:.1f} | **{plain / fast:.2f}** |", flush=True)
+
+
+def autoencoder() -> tuple[Task, Batch, TrainConfig]:
+    """The task, a batch of noise and the training settings of the quickstart's AR-VAE."""
+    config = load_config(TrainVAEConfig, [find_config("quickstart") / "train_vae.yaml"], [])
+    shape = (config.train.batch_size, config.clips.num_frames, config.vae.resolution, config.vae.resolution, 3)
+    video = torch.randint(256, shape, dtype=torch.uint8)
+    return AutoencoderTask(ARAutoencoder(config.vae), config.task), {"video": video}, config.train
+
+
+def dit() -> tuple[Task, Batch, TrainConfig]:
+    """The task, a batch of noise and the training settings of the quickstart's AR-DiT."""
+    config = load_config(TrainDiTConfig, [find_config("quickstart") / "train_dit.yaml"], [])
+    model, size = config.dit, config.train.batch_size
+    statistics = LatentStatistics([[0.0] * model.token_dim] * model.num_tokens, 1.0)
+    latents = torch.randn(size, model.num_frames, model.num_tokens, model.token_dim)
+    batch = {"latents": latents, "label": torch.randint(model.num_classes, (size,))}
+    return DiTTask(DiT(model), config.task, config.diffusion, statistics), batch, config.train
+
+
+def stepper(task: Task, batch: Batch, config: TrainConfig, onednn: bool) -> Callable[[], None]:
+    """One training step, to be called again and again."""
+    engine = make_engine(task.model, replace(config, onednn=onednn), torch.device("cpu"))
+    draws = Draws(torch_generator("benchmark"), config.batch_size, 0)
+
+    def step() -> None:
+        loss, _ = engine.compute(lambda: task.loss(batch, 0, draws))
+        engine.backward(loss)
+        engine.step(0, 1.0)
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
