@@ -89,7 +89,8 @@ def stream(url: str, **fields: Any) -> tuple[float, float]:
     """Seconds to the first frame's bytes and to the end of a stream."""
     started, first = time.perf_counter(), 0.0
     with httpx.stream("POST", f"{url}/v1/videos:stream", json=fields, timeout=600) as answer:
-        answer.raise_for_status()
+        if answer.is_error:
+            raise RuntimeError(f"{answer.status_code}: {answer.read().decode()}")
         for _ in answer.iter_raw():
             first = first or time.perf_counter() - started
     return first, time.perf_counter() - started
@@ -109,7 +110,7 @@ def load(url: str, clients: int, videos: int, **fields: Any) -> float:
                 return
             try:
                 stream(url, seed=number, **fields)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, RuntimeError) as error:
                 failures.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(clients)]
@@ -135,11 +136,11 @@ def print_latency(url: str, repeats: int) -> None:
         print(f"| 128 | {ar_step} | {first:.2f} | {whole:.2f} | **{share:.3f}** |", flush=True)
 
 
-def print_packing(packed: str, single: str, repeats: int, frames: int) -> None:
+def print_packing(packed: str, single: str, repeats: int, frames: int, numbers: list[int]) -> None:
     print("\n| clients | videos/s packed | one at a time | ratio | CPU ms/frame packed | one at a time | ratio |")
     print("|---|---|---|---|---|---|---|")
     fields = {"num_frames": frames, "ar_step": 5, "num_inference_steps": STEPS, "class_label": 0}
-    for clients in (1, 4, 16):
+    for clients in numbers:
         videos = max(clients * 2, 8)
         rates, costs = [], []
         for _ in range(repeats):
@@ -213,6 +214,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4, help="latent tokens per frame")
     parser.add_argument("--frames", type=int, default=16, help="frames of a video where throughput is measured")
     parser.add_argument("--threads", type=int, default=1, help="of a replica")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="at once, where packing is measured")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if options.url:
@@ -237,7 +239,7 @@ def main() -> None:
                     ):
                         for url in (packed, single):
                             stream(url, num_frames=4, num_inference_steps=4)
-                        print_packing(packed, single, options.repeats, options.frames)
+                        print_packing(packed, single, options.repeats, options.frames, options.clients)
                 case "scaling":
                     scaling = [
                         "--max-replicas=3",

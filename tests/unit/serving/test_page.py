@@ -73,7 +73,7 @@ def test_the_page_plays_a_video_while_it_is_generated_and_cancels_it(page: Page,
     page.click("#cancel")
     until(page, "document.querySelector('#status').dataset.state == 'cancelled'")
     served.wait(video, "cancelled")
-    assert "Cancelled" in page.inner_text("#history")
+    until(page, "document.querySelector('#history').innerText.includes('Cancelled')")
 
 
 def test_a_finished_video_can_be_downloaded_and_is_in_the_history(page: Page, serve: Serve) -> None:
