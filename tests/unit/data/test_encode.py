@@ -6,7 +6,7 @@ from numpy.random import default_rng
 from PIL import Image
 
 from ardiff.data.decode import decode_clip, probe
-from ardiff.data.encode import VideoCodec, contact_sheet, encode_video, tile
+from ardiff.data.encode import VideoCodec, contact_sheet, encode_video, reencode_mpeg4, tile
 from ardiff.data.synthetic import SyntheticConfig, render_video
 
 CODECS: list[VideoCodec] = ["h264", "vp9", "av1"]
@@ -114,3 +114,14 @@ def test_tile_fills_the_last_row_with_white() -> None:
     assert np.array_equal(tiled[:, :5, 7:], videos[1])
     assert np.array_equal(tiled[:, 6:, :6], videos[2])
     assert (tiled[:, 6:, 7:] == 255).all()
+
+
+def test_mpeg4_keeps_the_shape_and_loses_a_little() -> None:
+    smooth = np.linspace(0, 200, 33)[:, None, None] + np.arange(5)[:, None, None, None] * np.ones((5, 1, 31, 3))
+    frames = np.broadcast_to(smooth, (5, 33, 31, 3)).astype(np.uint8)  # odd sizes
+    lossy = reencode_mpeg4(frames)
+    assert lossy.shape == frames.shape
+    assert 0 < np.abs(lossy.astype(int) - frames).mean() < 4
+    assert np.array_equal(reencode_mpeg4(frames), lossy)
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        reencode_mpeg4(frames[0])
