@@ -121,15 +121,18 @@ def test_ctrl_c_stops_the_job_and_says_how_to_go_on(cluster: Cluster, latents: P
     settings = [f"dit.{name}={value}" for name, value in sizes.items()]
     settings += [f"latents={latents}", f"output={tmp_path}", "train.num_steps=1000000", "train.cpu_threads=1"]
     process = laptop.start("submit", "train-dit", *settings)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    name = process.stderr.readline().split(":")[0]
-    while "step" not in process.stdout.readline():
-        assert process.poll() is None
-    again = laptop.run("submit", "train-dit", *settings)
-    assert f"{name} is at work on {tmp_path} already" in again.complaint
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        name = process.stderr.readline().split(":")[0]
+        while "step" not in process.stdout.readline():
+            assert process.poll() is None
+        again = laptop.run("submit", "train-dit", *settings)
+        assert f"{name} is at work on {tmp_path} already" in again.complaint
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=200)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert "The same command goes on where this one stopped." in err
     assert [job["status"] for job in laptop.jobs() if job["submission_id"] == name] == ["STOPPED"]
