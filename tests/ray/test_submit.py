@@ -107,6 +107,7 @@ def test_doctor_looks_at_every_node(cluster: Cluster, tmp_path: Path) -> None:
     assert re.search(r"at most 0\.\d+ s apart", result.out)
 
 
+@pytest.mark.slow
 def test_doctor_says_what_to_mend(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = Laptop(cluster).run("doctor", "--storage", str(tmp_path / "file"), "--workers", "50", "--patience", "1")
@@ -115,6 +116,7 @@ def test_doctor_says_what_to_mend(cluster: Cluster, tmp_path: Path) -> None:
     assert re.search(r"MEND +all-reduce +no room for 50 workers", result.out)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_job_and_says_how_to_go_on(cluster: Cluster, latents: Path, tmp_path: Path) -> None:
     laptop = Laptop(cluster)
     sizes = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2}
