@@ -229,9 +229,14 @@ def _all_reduce(nodes: list[Node], workers: int, megabytes: int, patience: float
         if not group.wait(patience):
             kind = "GPUs" if gpu else "CPUs"
             return name, False, f"no room for {workers} workers in {patience:g} s: are the {kind} busy, or too few?"
-        actor = ray.remote(_Rank).options(num_cpus=1, num_gpus=int(gpu))
         ranks: list[Any] = [
-            actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle)).remote()
+            ray.remote(_Rank)
+            .options(
+                num_cpus=1,
+                num_gpus=int(gpu),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
+            )
+            .remote()
             for bundle in range(workers)
         ]
         address, _ = ray.get(ranks[0].address.remote())

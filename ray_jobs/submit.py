@@ -9,6 +9,7 @@ sent, nothing sent but code and configurations, the job's own exit code, and a s
 import argparse
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -37,6 +38,13 @@ PATIENCE = 120.0
 """Seconds that the connection may be gone before following is given up."""
 CARRIED = ("ardiff", "ray_jobs", "configs")
 """What a job gets of the folder it is sent from, beside the configurations that it names."""
+NOISY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+    "ray._private.runtime_env.working_dir",
+)
+"""Loggers that list what is left behind, folder by folder."""
 SECRET = re.compile("secret|token|password|credential|access_key|api_key", re.IGNORECASE)
 
 
@@ -173,6 +181,8 @@ def connection(address: str, token_file: str | None) -> Iterator[JobSubmissionCl
         raise ConfigError(f"--address {address} is not the URL of a dashboard, such as {ADDRESS}.")
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # else RAY_ADDRESS would be taken
     token = _token(token_file)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         # Ray would read the token only if RAY_AUTH_MODE was set before it was imported.
         yield JobSubmissionClient(address, headers={"authorization": f"Bearer {token}"} if token else None)

@@ -17,14 +17,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SYNTHETIC = {"num_train": 24, "num_test": 16, "num_frames": 8, "num_long": 0, "resolution": 16, "radius": 3}
 VAE = {"resolution": 16, "patch_size": 8, "num_tokens": 2, "token_dim": 4, "width": 16, "depth": 1, "num_heads": 2}
 DIT = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2, "num_classes": 4}
-TRAIN = ["train.num_workers=2", "train.engine=deepspeed", "train.cpu_threads=1", "train.loading_tasks=1"]
+TRAIN = ["train.num_workers=2", "train.engine=deepspeed", "train.cpu_threads=2", "train.loading_tasks=1"]
 TRAIN += ["train.batch_size=8", "train.log_every=10"]
 
 
 @pytest.fixture
 def cluster(s3_bucket: str) -> Iterator[Cluster]:
-    """A head and a node with the credentials of the bucket, which the laptop does not have."""
-    cluster = Cluster(head_cpus=4)
+    """A head and a node, each with room for one worker, and with the credentials of the bucket, unlike the laptop."""
+    cluster = Cluster(head_cpus=3)
     try:
         cluster.add_node(cpus=3)
         yield cluster
@@ -46,7 +46,7 @@ def checkpoints(folder: str) -> int:
 
 
 def wait_for_step(folder: str, step: int) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     while checkpoints(folder) < step:
         assert time.monotonic() < deadline, f"no checkpoint of step {step} in {folder}"
         time.sleep(0.3)

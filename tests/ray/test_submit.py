@@ -107,6 +107,7 @@ def test_doctor_looks_at_every_node(cluster: Cluster, tmp_path: Path) -> None:
     assert re.search(r"at most 0\.\d+ s apart", result.out)
 
 
+@pytest.mark.slow
 def test_doctor_says_what_to_mend(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = Laptop(cluster).run("doctor", "--storage", str(tmp_path / "file"), "--workers", "50", "--patience", "1")
@@ -115,21 +116,25 @@ def test_doctor_says_what_to_mend(cluster: Cluster, tmp_path: Path) -> None:
     assert re.search(r"MEND +all-reduce +no room for 50 workers", result.out)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_job_and_says_how_to_go_on(cluster: Cluster, latents: Path, tmp_path: Path) -> None:
     laptop = Laptop(cluster)
     sizes = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2}
     settings = [f"dit.{name}={value}" for name, value in sizes.items()]
     settings += [f"latents={latents}", f"output={tmp_path}", "train.num_steps=1000000", "train.cpu_threads=1"]
     process = laptop.start("submit", "train-dit", *settings)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    name = process.stderr.readline().split(":")[0]
-    while "step" not in process.stdout.readline():
-        assert process.poll() is None
-    again = laptop.run("submit", "train-dit", *settings)
-    assert f"{name} is at work on {tmp_path} already" in again.complaint
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        name = process.stderr.readline().split(":")[0]
+        while "step" not in process.stdout.readline():
+            assert process.poll() is None
+        again = laptop.run("submit", "train-dit", *settings)
+        assert f"{name} is at work on {tmp_path} already" in again.complaint
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=200)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert "The same command goes on where this one stopped." in err
     assert [job["status"] for job in laptop.jobs() if job["submission_id"] == name] == ["STOPPED"]
