@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from ray.serve.config import HTTPOptions
 
 from ardiff.cli import main
 from ardiff.config import build, to_dict
-from ardiff.data import storage
+from ardiff.data import s3, storage
 from ardiff.errors import ArdiffError, CheckpointError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import CONFIG
@@ -157,6 +157,8 @@ class VideoServer:
         pipelines = {
             name: ARDiffusionPipeline.from_pretrained(place, device, dtype) for name, place in settings.places.items()
         }
+        # The service tries again by itself, and tells its clients at once that storage is away.
+        s3.configure(replace(s3.current(), retry_seconds=0.0, timeout=min(s3.current().timeout, 10.0)))
         self.recorder = PrometheusRecorder()
         replica = serve.get_replica_context().replica_tag
         self.service = VideoService(pipelines, settings.service, Recorders(self.recorder, RayRecorder()), replica)

@@ -5,6 +5,7 @@ A place is a string. Local paths may be relative. The names in a URI are literal
 reasons are tried again, is said in :mod:`ardiff.data.s3`. Reading needs the rights to get and to list, nothing else.
 """
 
+import contextlib
 import functools
 import io
 import logging
@@ -278,7 +279,8 @@ def delete_file(uri: str) -> None:
 
     def delete() -> None:
         if filesystem.get_file_info(path).type == pafs.FileType.File:
-            filesystem.delete_file(path)
+            with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+                filesystem.delete_file(path)
 
     _trying(f"Cannot delete {uri}", delete)
 

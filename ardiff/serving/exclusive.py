@@ -1,16 +1,14 @@
 """What sharing a folder between replicas needs beyond :mod:`ardiff.data.storage`: to create a file that only one of
-several can create, to see who wrote lately, and to delete one file."""
+several can create, and to see who wrote lately."""
 
 import os
 import uuid
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from ardiff.data import s3
 from ardiff.data.storage import open_filesystem
 from ardiff.errors import DataError
 
@@ -44,9 +42,8 @@ def create_bytes(uri: str, data: bytes) -> bool:
 
 def _create_object(uri: str, path: str, data: bytes) -> bool:
     bucket, _, key = path.partition("/")
-    login = urlsplit(uri)
     try:
-        _client(login.username, login.password).put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        s3.client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
             return False
@@ -54,29 +51,6 @@ def _create_object(uri: str, path: str, data: bytes) -> bool:
     except BotoCoreError as error:
         raise DataError(f"Cannot write {uri}: {error}. Check AWS_ENDPOINT_URL and the network.") from error
     return True
-
-
-def _client(user: str | None, password: str | None) -> Any:
-    import boto3
-
-    return boto3.session.Session().client(  # boto3's own session may not be shared by threads
-        "s3",
-        config=Config(connect_timeout=3, read_timeout=10, retries={"max_attempts": 3}),
-        aws_access_key_id=unquote(user) if user else None,
-        aws_secret_access_key=unquote(password) if password else None,
-    )
-
-
-def delete_file(uri: str) -> None:
-    """Deletes the file, if there is one. Raises DataError if it cannot be deleted."""
-    filesystem, path = open_filesystem(uri)
-    try:
-        if filesystem.get_file_info(path).type == pafs.FileType.File:
-            filesystem.delete_file(path)
-    except FileNotFoundError:
-        return  # somebody else was faster
-    except OSError as error:
-        raise DataError(f"Cannot delete {uri}: {error}.") from error
 
 
 def changed_at(uri: str) -> dict[str, int]:

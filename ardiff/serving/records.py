@@ -29,7 +29,7 @@ import numpy as np
 
 from ardiff.data import storage
 from ardiff.errors import DataError
-from ardiff.serving.exclusive import changed_at, create_bytes, delete_file
+from ardiff.serving.exclusive import changed_at, create_bytes
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled", "expired")
@@ -186,7 +186,7 @@ class JobStore:
         record = self.read(owner, job_id)
         if record is None:
             if time.time() - created_ms(job_id) / 1000 > _ORPHAN_SECONDS:
-                delete_file(self._place("open", f"{job_id}.{owner}"))
+                storage.delete_file(self._place("open", f"{job_id}.{owner}"))
             return None
         # The record names the last lease; asked in this order, a lease that began in between is not overlooked.
         if record.lease and storage.exists(self._lease(job_id, record.lease)):
@@ -203,7 +203,7 @@ class JobStore:
             if latest is not None and latest.ended:
                 self.close(latest)
             else:
-                delete_file(self._lease(record.id, number))
+                storage.delete_file(self._lease(record.id, number))
             return None
         claimed = replace(latest, lease=number)
         self.write(claimed)
@@ -237,9 +237,9 @@ class JobStore:
     def close(self, record: JobRecord) -> None:
         """Removes what an ended job does not need any more."""
         self._drop_leases(record)
-        delete_file(self._input(record))
-        delete_file(self._place("cancels", record.id))
-        delete_file(self._place("open", f"{record.id}.{record.owner}"))
+        storage.delete_file(self._input(record))
+        storage.delete_file(self._place("cancels", record.id))
+        storage.delete_file(self._place("open", f"{record.id}.{record.owner}"))
 
     def write_segment(self, record: JobRecord, index: int, data: bytes) -> None:
         """The next part of a running job's video."""
@@ -256,9 +256,9 @@ class JobStore:
 
     def delete(self, record: JobRecord) -> None:
         """Removes an ended job: the video first, so that no file outlives its record."""
-        delete_file(self._video(record))
+        storage.delete_file(self._video(record))
         self.close(record)
-        delete_file(self._record(record.owner, record.id))
+        storage.delete_file(self._record(record.owner, record.id))
 
     def sweep(self, keep_seconds: float) -> int:
         """Removes videos of expired jobs, a while later their records, and parts that nobody reads any more.
@@ -284,7 +284,7 @@ class JobStore:
                 continue
             touched += 1
             if record.expires_at + keep_seconds > now:
-                delete_file(self._video(record))
+                storage.delete_file(self._video(record))
             else:
                 self.delete(record)
         return touched
@@ -294,7 +294,7 @@ class JobStore:
         for name in sorted(changed_at(self._place("leases"))):
             job_id, _, number = name.partition(".")
             if job_id == record.id and int(number) <= record.lease:
-                delete_file(self._place("leases", name))
+                storage.delete_file(self._place("leases", name))
 
     def _place(self, *parts: str) -> str:
         return storage.join(self.root, *parts)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from s3_server import S3Server, environment
 
+from ardiff.data.s3 import StorageConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling import SamplingEngine
 
@@ -149,7 +150,8 @@ def test_a_job_for_a_model_that_is_gone_fails(serve: Serve, make_pipeline: Calla
 
 @pytest.mark.slow
 def test_a_service_on_s3_survives_its_absence(serve: Serve) -> None:
-    with S3Server() as server, environment(server.environment()):
+    impatient = StorageConfig(retry_seconds=0.0, timeout=10.0).environment()  # as a replica is
+    with S3Server() as server, environment(server.environment() | impatient):
         place = f"s3://{server.make_bucket()}/serve"
         first = serve("a", storage=place, storage_seconds=5.0, heartbeat_seconds=1.0, lease_seconds=20.0)
         done = first.wait(first.ask(**JOB))
