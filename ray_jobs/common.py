@@ -21,6 +21,7 @@ import psutil
 import ray
 import ray.data
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -159,7 +160,9 @@ def remote_progress(description: str, total: int, unit: str) -> Iterator[Any]:
     Yields the handle of an actor with ``set(completed, note)``, ``add(count)``, ``say(line)`` and ``fail(error)``. A
     failure that was told to it is raised here when the block ends.
     """
-    monitor: Any = ray.remote(Monitor).options(num_cpus=0).remote()
+    # On the driver's node: elsewhere it would be lost with a node that training can do without.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    monitor: Any = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
     stop = threading.Event()
 
     def follow(bar: ProgressBar) -> None:
