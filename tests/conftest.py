@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ torch.set_num_threads(1)
 # A cache of their own: weights that a user has fetched must not change what the tests, and the jobs they start, do.
 os.environ["ARDIFF_CACHE"] = tempfile.mkdtemp(prefix="ardiff-tests-")
 atexit.register(shutil.rmtree, os.environ["ARDIFF_CACHE"], ignore_errors=True)
+# A process has one Ray token: Ray remembers the first, also where a test takes back what it set in the environment.
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 GOLDEN = Path(__file__).parent / "golden"
 DIT = {"num_frames": 8, "num_tokens": 2, "width": 16, "depth": 2, "num_heads": 2, "num_classes": 3}

@@ -1,7 +1,9 @@
 """Frames out: encoded videos, contact sheets, tiled videos. Frames are uint8 RGB."""
 
+import contextlib
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Literal
 
@@ -18,6 +20,23 @@ _ENCODERS = {
     "vp9": ("libvpx-vp9", "webm", {"deadline": "good", "cpu-used": "4", "b": "0"}),
     "av1": ("libsvtav1", "mp4", {"preset": "8", "svtav1-params": "lp=1"}),
 }
+
+
+@contextlib.contextmanager
+def own_priority() -> Iterator[None]:
+    """Keeps this thread's scheduling policy while an encoder is opened.
+
+    SVT-AV1, run by root, makes the thread that opens it a real-time one (SCHED_FIFO), and with it all that it starts
+    later.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # not Linux
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def encode_video(frames: np.ndarray, fps: float, codec: VideoCodec = "h264", crf: int = 18) -> bytes:
@@ -38,7 +57,10 @@ def encode_video(frames: np.ndarray, fps: float, codec: VideoCodec = "h264", crf
     encoder, container_format, options = _ENCODERS[codec]
     buffer = io.BytesIO()
     # Without bitexact, WebM files carry random identifiers.
-    with av.open(buffer, "w", format=container_format, container_options={"fflags": "+bitexact"}) as container:
+    with (
+        own_priority(),
+        av.open(buffer, "w", format=container_format, container_options={"fflags": "+bitexact"}) as container,
+    ):
         stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))
         assert isinstance(stream, av.VideoStream)
         stream.options = {**options, "crf": str(crf)}

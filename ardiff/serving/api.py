@@ -90,7 +90,7 @@ def build_app(service: VideoService, recorder: PrometheusRecorder) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        await service.start()
         yield
         await service.stop()
 

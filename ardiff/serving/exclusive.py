@@ -59,10 +59,15 @@ def changed_at(uri: str) -> dict[str, int]:
     A folder that is not there holds no file. Raises DataError if it cannot be listed.
     """
     filesystem, path = open_filesystem(uri)
-    try:
-        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    except OSError as error:
-        raise DataError(f"Cannot list {uri}: {error}.") from error
+    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+    for again in (True, True, False):
+        try:
+            infos = filesystem.get_file_info(selector)
+            break
+        except OSError as error:
+            # A folder that is made while it is looked for, or a file that goes while it is listed.
+            if not (again and isinstance(error, FileNotFoundError)):
+                raise DataError(f"Cannot list {uri}: {error}.") from error
     start = len(path.rstrip("/")) + 1
     files = {info.path[start:]: int(info.mtime_ns or 0) for info in infos if info.type == pafs.FileType.File}
     return {name: changed for name, changed in files.items() if not Path(name).name.startswith(".")}

@@ -10,7 +10,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from ardiff.data.encode import VideoCodec
+from ardiff.data.encode import VideoCodec, own_priority
 
 _FRAGMENTED = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
 _LIVE = {"live": "1", "cluster_time_limit": "1", "flush_packets": "1"}
@@ -51,7 +51,8 @@ class FragmentWriter:
 
     def start(self) -> bytes:
         """The head of the file, which says what follows."""
-        self._container.start_encoding()
+        with own_priority():
+            self._container.start_encoding()
         return self._sink.take()
 
     @property

@@ -58,8 +58,10 @@ class VideoService:
         self._tasks: list[asyncio.Task[None]] = []
         self._endings: set[asyncio.Task[None]] = set()
 
-    def start(self) -> None:
-        """Starts the loops."""
+    async def start(self) -> None:
+        """Starts the loops, after the folder is marked as the service's, if storage is there."""
+        with contextlib.suppress(RequestError):  # then the first look at the queue that succeeds marks it
+            await self._mark()
         loops = [runner.run() for runner in self.runners.values()]
         loops += [
             self._every(self.config.poll_seconds, self._poll, self._look),
@@ -305,11 +307,14 @@ class VideoService:
         self.metrics.record("ardiff_jobs_running", len(self.jobs))
         return job
 
+    async def _mark(self) -> None:
+        if not self._marked:
+            await self.storage(self.store.mark)
+            self._marked = True
+
     async def _poll(self) -> None:
         """Looks at the shared queue: takes what there is room for, hears cancellations, takes over from the dead."""
-        if not self._marked:
-            await self.patient(self.store.mark)
-            self._marked = True
+        await self._mark()
         open_jobs = await self.patient(self.store.open_jobs)
         leases = await self.patient(self.store.leases)
         for job_id in await self.patient(self.store.cancels) if self.jobs else ():

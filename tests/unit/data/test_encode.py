@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from ardiff.data.decode import decode_clip, probe
 from ardiff.data.encode import VideoCodec, contact_sheet, encode_video, reencode_mpeg4, tile
 from ardiff.data.synthetic import SyntheticConfig, render_video
+from ardiff.serving.fragments import FragmentWriter
 
 CODECS: list[VideoCodec] = ["h264", "vp9", "av1"]
 
@@ -50,6 +52,18 @@ def test_bytes_do_not_depend_on_what_lies_in_memory(codec: VideoCodec, times: in
         ballast.append(np.full(generator.integers(100, 200_000), generator.integers(256), dtype=np.uint8))
         del ballast[: max(len(ballast) - 40, 0) : 3]
         assert encode_video(frames, 8, codec, crf=8) == first
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="not Linux")
+@pytest.mark.parametrize("codec", CODECS)
+def test_encoding_leaves_the_thread_its_priority(codec: VideoCodec) -> None:
+    before = os.sched_getscheduler(0)
+    encode_video(np.zeros((4, 64, 64, 3), np.uint8), 8.0, codec)
+    writer = FragmentWriter(64, 64, 8.0, codec)
+    writer.start()
+    writer.add(np.zeros((64, 64, 3), np.uint8))
+    writer.finish()
+    assert os.sched_getscheduler(0) == before
 
 
 def test_smaller_crf_is_better() -> None:

@@ -131,7 +131,7 @@ def test_a_server_that_is_away_is_waited_for() -> None:
         place = f"s3://{server.make_bucket()}/file"
         storage.write_bytes(place, b"content")
         server.stop()
-        s3.configure(StorageConfig(retry_seconds=1.0))
+        s3.configure(StorageConfig(retry_seconds=8.0))
         with pytest.raises(StorageError, match=r"tried \d+ times") as info:
             storage.read_bytes(place)
         assert info.value.transient
