@@ -72,6 +72,8 @@ class DiTConfig:
             raise ValueError("num_frames, num_tokens, token_dim, width, depth and num_heads must be at least 1")
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
             raise ValueError(f"width {self.width} must be an even multiple of num_heads {self.num_heads}")
+        if self.positions == "rotary" and self.width < 4 * self.num_heads:
+            raise ValueError("positions=rotary turns half of every head, in pairs: heads must be at least 4 wide")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must be 0 or more, got {self.num_classes}")
         if self.attention_window is not None and not 1 <= self.attention_window <= self.num_frames:

@@ -274,6 +274,7 @@ def test_the_model_holds_its_configuration_and_nothing_but_weights(make_dit):
     [
         ({"width": 30, "num_heads": 4}, "even multiple of num_heads"),
         ({"width": 12, "num_heads": 4}, "even multiple of num_heads"),
+        ({"width": 8, "num_heads": 4}, "at least 4 wide"),
         ({"num_heads": 0}, "at least 1"),
         ({"num_frames": 0}, "at least 1"),
         ({"num_tokens": 0}, "at least 1"),
