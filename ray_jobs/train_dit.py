@@ -198,7 +198,7 @@ def _statistics_of(config: TrainDiTConfig, stream: Stream) -> LatentStatistics:
 @functools.lru_cache(maxsize=1)
 def _encoder(vae: str) -> Callable[[Tensor], Tensor]:
     """Encodes video uint8 ``(B, F, H, W, 3)`` to the mean of its latents, on the device where it is."""
-    model = load_autoencoder(vae)
+    model = load_autoencoder(vae).requires_grad_(False)
 
     @torch.no_grad()
     def encode(video: Tensor) -> Tensor:
