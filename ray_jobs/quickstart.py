@@ -52,7 +52,7 @@ class QuickstartConfig:
     data: str | None = None
     """Your own videos, a folder or s3:// prefix, in place of the synthetic set."""
     fast: bool = False
-    """Less data and weaker models, in about two minutes."""
+    """Less data and weaker models, in under two minutes."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     """Data."""
     train_vae: TrainVAEConfig = field(default_factory=TrainVAEConfig)
