@@ -218,7 +218,7 @@ def test_videos_shorter_than_a_clip(ardiff: Command, no_ray: None, tmp_path: Pat
 def test_model_that_does_not_fit_the_latents(
     ardiff: Command, no_ray: None, latents: Path, tmp_path: Path, setting: str, message: str
 ) -> None:
-    sizes = ["dit.num_tokens=2", "dit.token_dim=4", "dit.num_frames=8", "dit.num_classes=3", "dit.width=32"]
+    sizes = ["dit.num_tokens=2", "dit.token_dim=4", "dit.num_frames=8", "dit.num_classes=3", "dit.width=64"]
     outcome = ardiff("train-dit", "--latents", latents, "--output", tmp_path / "dit", *sizes, setting)
     assert outcome.code == 2
     assert message.format(latents) in outcome.complaint
