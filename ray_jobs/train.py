@@ -52,8 +52,10 @@ from ray_jobs.common import remote_progress, resolve_device, telling
 
 HISTORY = "history.json"
 BEST = "best/best.json"
-CHUNKS_AT_ONCE = 2048
+CHUNKS_AT_ONCE = 8192
 """Chunks of a stream that one Ray Data pipeline loads: it lists them all beforehand."""
+CHUNKS_PER_TASK = 4
+"""Chunks that a task of Ray Data loads one after the other: a task costs several milliseconds of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
     config, device = job.config, resolve_device(job.config.device)
     _prepare_resumption(job)
     # Ray Train restores the latest registered checkpoint of a run of the same name in the same storage.
-    filesystem, path = storage.open_filesystem(job.folder)
+    filesystem, path = storage.open_filesystem(job.folder, patient=True)
     if isinstance(filesystem, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
     with remote_progress(job.name, config.num_steps, "step") as monitor:
@@ -188,16 +190,19 @@ def _ray_batches(
         with telling(monitor):
             return stream.load(chunk, places[chunk])
 
-    # Equal concurrency lets Ray Data fuse both into one task a chunk, on processes that are started once.
+    # Every chunk becomes a block as soon as it is loaded: Ray Data closes a block once it holds more than this.
+    share = sum(len(part) for part in parts) / config.batch_size
+    ray.data.DataContext.get_current().target_max_block_size = max(int(0.75 * share * stream.chunk_bytes), 1)
+    # Equal concurrency lets Ray Data fuse both into one kind of task, on processes that are started once.
     tasks = config.loading_tasks
-    numbers = ray.data.range(len(mine), override_num_blocks=len(mine), concurrency=tasks)
+    numbers = ray.data.range(len(mine), override_num_blocks=-(-len(mine) // CHUNKS_PER_TASK), concurrency=tasks)
     samples = numbers.map_batches(load, batch_size=1, compute=ray.data.TaskPoolStrategy(tasks))
     # A split of one moves Ray Data's executor, a busy Python thread, to an actor: in this process it would hold the
     # interpreter lock while the training step waits for it (four times slower steps were seen).
     [shard] = samples.streaming_split(1)
     sizes = [len(part) for part in parts]
-    for share in shard.iter_batches(batch_size=sum(sizes), batch_format="numpy", prefetch_batches=2):
-        tensors = {str(name): torch.from_numpy(np.ascontiguousarray(values)) for name, values in share.items()}
+    for batch in shard.iter_batches(batch_size=sum(sizes), batch_format="numpy", prefetch_batches=2):
+        tensors = {str(name): torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
         for values in zip(*(tensor.split(sizes) for tensor in tensors.values()), strict=True):
             yield dict(zip(tensors, values, strict=True))
 
@@ -383,7 +388,7 @@ class _Observer:
             self._bear(state.step, failure)
             return
         self.failed_saves = 0
-        filesystem, path = storage.open_filesystem(place)
+        filesystem, path = storage.open_filesystem(place, patient=True)
         ray.train.report(
             {"step": state.step, "loss": loss},
             checkpoint=ray.train.Checkpoint(path, filesystem),

@@ -90,10 +90,18 @@ def probe_video(file: storage.StoredFile) -> Probe:
 def read_clips(
     video: VideoRecord, clips: Sequence[Sequence[int]], fps: float, resolution: int | None
 ) -> list[np.ndarray]:
+    """As :func:`read_frames`, every clip as one array, uint8 ``(F, H, W, 3)``."""
+    return [np.stack(frames) for frames in read_frames(video, clips, fps, resolution)]
+
+
+def read_frames(
+    video: VideoRecord, clips: Sequence[Sequence[int]], fps: float, resolution: int | None
+) -> list[list[np.ndarray]]:
     """Clips of a video, given by the numbers of their frames; with ``fps``, by numbers at that rate.
 
     Returns:
-        For each clip uint8 ``(F, H, W, 3)``, the short side scaled to ``resolution``, not cropped.
+        For each clip its frames, uint8 ``(H, W, 3)``, the short side scaled to ``resolution``, not cropped. Clips that
+        overlap share them.
 
     Raises:
         StorageError: The video cannot be read.
@@ -109,7 +117,7 @@ def read_clips(
         frame_of = _at_rate(video, numbers, fps, source)
         timing = Timing(video.pts_start, video.pts_step)
         pictures = decode_frames(source, sorted(set(frame_of.values())), resolution, timing)
-    return [np.stack([pictures[frame_of[number]] for number in clip]) for clip in clips]
+    return [[pictures[frame_of[number]] for number in clip] for clip in clips]
 
 
 def frame_files(folder: str) -> list[str]:

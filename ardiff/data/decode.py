@@ -4,6 +4,7 @@ Frames are uint8 ``(F, H, W, 3)`` RGB, upright whatever rotation the file asks f
 presentation. A file is given as its bytes, or as an open file of which only the parts that are needed are read.
 """
 
+import functools
 import io
 import threading
 from collections.abc import Sequence
@@ -256,15 +257,15 @@ def decode_image(data: bytes, resolution: int | None = None) -> np.ndarray:
     return _picture(frame, resolution)
 
 
-def crop_square(clip: np.ndarray, resolution: int | None, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """The square of ``resolution`` pixels out of frames uint8 ``(F, H, W, 3)``; the whole if it is None.
+def crop_square(frames: np.ndarray, resolution: int | None, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """The square of ``resolution`` pixels out of frames uint8 ``(..., H, W, 3)``, a view; the whole if it is None.
 
     ``place`` says where the square lies in the room there is, from the top left (0, 0) to the bottom right (1, 1).
     """
     if resolution is None:
-        return clip
-    top, left = (int((have - resolution) * where) for have, where in zip(clip.shape[1:3], place, strict=True))
-    return np.ascontiguousarray(clip[:, top : top + resolution, left : left + resolution])
+        return frames
+    top, left = (int((have - resolution) * where) for have, where in zip(frames.shape[-3:-1], place, strict=True))
+    return frames[..., top : top + resolution, left : left + resolution, :]
 
 
 def _open(source: Source) -> av.container.InputContainer:
@@ -291,10 +292,14 @@ def _open(source: Source) -> av.container.InputContainer:
 
 
 class _Scaler(threading.local):
-    """One for every thread: what FFmpeg works out for a pair of sizes serves all videos of the same sizes."""
+    """One for every thread: what FFmpeg works out for a pair of sizes serves all videos of the same sizes.
+
+    It computes in the calling thread. Left alone it starts a thread for every core of the machine, in every process,
+    and handing strips of a small picture around costs more than it gains.
+    """
 
     def __init__(self) -> None:
-        self.reformat = av.video.reformatter.VideoReformatter().reformat
+        self.reformat = functools.partial(av.video.reformatter.VideoReformatter().reformat, threads=1)
 
 
 _scaler = _Scaler()

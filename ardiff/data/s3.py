@@ -6,6 +6,7 @@ Secrets are no part of it: credentials come from the standard AWS variables, pro
 
 import errno
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -91,10 +92,16 @@ def current() -> StorageConfig:
     return StorageConfig(**json.loads(os.environ.get(VARIABLE, "{}")))
 
 
-def filesystem(bucket: str) -> pafs.S3FileSystem:
-    """PyArrow's view of S3, for Parquet and copies. ``bucket`` matters to AWS alone, whose regions differ."""
+def filesystem(bucket: str, patient: bool = False) -> pafs.S3FileSystem:
+    """PyArrow's view of S3, for Parquet and copies. ``bucket`` matters to AWS alone, whose regions differ.
+
+    ``patient`` is for code that knows no second try: requests themselves are repeated for about
+    ``storage.retry_seconds``.
+    """
     os.environ.setdefault(*CHECKSUMS)
-    return _filesystem(current(), _region(bucket), _variables())
+    # Pauses double up to 20 seconds: 8 attempts were seen to take 53 seconds.
+    attempts = 5 + math.ceil(current().retry_seconds / 15) if patient else SDK_ATTEMPTS
+    return _filesystem(current(), _region(bucket), attempts, _variables())
 
 
 def client() -> Any:
@@ -145,7 +152,9 @@ def _variables() -> tuple[tuple[str, str], ...]:
 
 
 @lru_cache(maxsize=8)
-def _filesystem(config: StorageConfig, region: str, variables: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
+def _filesystem(
+    config: StorageConfig, region: str, attempts: int, variables: tuple[tuple[str, str], ...]
+) -> pafs.S3FileSystem:
     scheme, _, host = endpoint().rpartition("://")
     return pafs.S3FileSystem(
         anonymous=config.anonymous,
@@ -155,7 +164,7 @@ def _filesystem(config: StorageConfig, region: str, variables: tuple[tuple[str, 
         force_virtual_addressing=bool(host) and not config.path_style,
         request_timeout=config.timeout,
         connect_timeout=min(config.timeout, 10.0),
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=SDK_ATTEMPTS),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
     )
 
 

@@ -52,15 +52,18 @@ def absolute(uri: str) -> str:
     return uri if is_remote(uri) else str(Path(uri).absolute())
 
 
-def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system that holds ``uri`` and the path there. Raises DataError for a URI that cannot be understood."""
+def open_filesystem(uri: str, patient: bool = False) -> tuple[pafs.FileSystem, str]:
+    """The file system that holds ``uri`` and the path there. Raises DataError for a URI that cannot be understood.
+
+    ``patient`` is for code that tries nothing twice, see :func:`ardiff.data.s3.filesystem`.
+    """
     if not is_remote(uri):
         return pafs.LocalFileSystem(), str(Path(uri).absolute())
     scheme, _, rest = uri.partition("://")
     authority, slash, name = rest.partition("/")
     try:
         if scheme == "s3":
-            return s3.filesystem(authority), f"{authority}{slash}{name}"
+            return s3.filesystem(authority, patient), f"{authority}{slash}{name}"
         filesystem, path = pafs.FileSystem.from_uri(f"{scheme}://{authority}{slash}{quote(name)}")
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"Cannot open {uri}: {error}") from error

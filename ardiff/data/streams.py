@@ -4,7 +4,9 @@ A stream is cut into chunks. ``load(chunk)`` is a pure function of the stream an
 loaded anywhere, any number of times, and gives the same samples in the same order.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ardiff.data import storage
-from ardiff.data.clips import ClipConfig, read_clips
+from ardiff.data.clips import ClipConfig, read_frames
 from ardiff.data.decode import crop_square
 from ardiff.data.latents import read_latents
 from ardiff.data.manifest import VideoRecord, lengths_at
@@ -23,7 +25,7 @@ from ardiff.errors import ClipTooShortError, DataError, DecodeError, StorageErro
 from ardiff.randomness import numpy_generator
 
 Columns = dict[str, np.ndarray]
-MAX_CHUNK_BYTES = 16 * 2**20
+MAX_CHUNK_BYTES = 32 * 2**20
 """Pixels of a chunk: the size of block up to which Ray Data spills nothing in a small object store."""
 REMOTE_READERS = 4
 """Videos that a loading task reads from S3 at the same time."""
@@ -46,6 +48,10 @@ class Stream(Protocol):
     def names(self, chunk: int) -> list[str]:
         """What a user knows the samples of a chunk by, one name a sample."""
 
+    @property
+    def chunk_bytes(self) -> int:
+        """About what the samples of a chunk take."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClipStream:
@@ -65,7 +71,7 @@ class ClipStream:
     report: Callable[[BadClip], None] | None = None
     """Takes note of a bad clip; raises DataError if there are too many."""
     chunk_size: int = 0
-    """Clips loaded at once; 0: as many as fit into 16 MiB, 64 at most."""
+    """Clips loaded at once; 0: as many as fit into 32 MiB, 64 at most."""
     visits: np.ndarray = field(init=False)
     """How often the videos up to each are visited in an epoch."""
 
@@ -92,18 +98,30 @@ class ClipStream:
         each = self.clips.clips_per_visit
         wanted = self._order(chunk)[slice(None) if rows is None else rows]
         visits = np.unique(wanted // each).tolist()
-        if storage.is_remote(self.videos["uri"][0].as_py()):  # mostly waiting for answers
-            with ThreadPoolExecutor(REMOTE_READERS) as pool:
-                loaded = dict(zip(visits, pool.map(self._visit, visits), strict=True))
-        else:
-            loaded = {visit: self._visit(visit) for visit in visits}
-        videos = [loaded[place // each][0][place % each] for place in wanted.tolist()]
-        labels = [loaded[place // each][1] for place in wanted.tolist()]
-        return {"video": np.stack(videos), "label": np.array(labels, dtype=np.int64)}
+        videos = np.empty((len(wanted), self.clips.num_frames, self.resolution, self.resolution, 3), dtype=np.uint8)
+        labels = np.empty(len(wanted), dtype=np.int64)
+        with contextlib.ExitStack() as stack:
+            loaded: Iterator[tuple[list[list[np.ndarray]], int]] = map(self._visit, visits)
+            if storage.is_remote(self.videos["uri"][0].as_py()):  # mostly waiting for answers
+                loaded = stack.enter_context(ThreadPoolExecutor(REMOTE_READERS)).map(self._visit, visits)
+            for visit, (clips, label) in zip(visits, loaded, strict=True):
+                for row in np.flatnonzero(wanted // each == visit).tolist():
+                    labels[row] = label
+                    for target, frame in zip(videos[row], clips[wanted[row] % each], strict=True):
+                        target[:] = frame  # the only copy, while the frame is in the processor's cache
+        return {"video": videos, "label": labels}
 
     def names(self, chunk: int) -> list[str]:
         places = self._order(chunk) // self.clips.clips_per_visit
         return [self._record(self._video(visit)[0]).uri for visit in places.tolist()]
+
+    @property
+    def chunk_bytes(self) -> int:
+        return self.chunk_size * self._clip_bytes
+
+    @property
+    def _clip_bytes(self) -> int:
+        return self.clips.num_frames * self.resolution**2 * 3
 
     def _order(self, chunk: int) -> np.ndarray:
         """The clips of a chunk, numbered in the order of visits over all epochs, in the order of training."""
@@ -120,8 +138,8 @@ class ClipStream:
         video = int(np.searchsorted(self.visits, slot, side="right"))
         return video, slot - (int(self.visits[video - 1]) if video else 0)
 
-    def _visit(self, visit: int) -> tuple[list[np.ndarray], int]:
-        """The clips of one visit and their label; of another video if the one whose turn it is cannot be used."""
+    def _visit(self, visit: int) -> tuple[list[list[np.ndarray]], int]:
+        """The frames of the clips of one visit and their label; of another video if the one whose turn it is is bad."""
         index, part = self._video(visit)
         for attempt in range(MAX_REPLACEMENTS):
             key: tuple[int, ...] = (visit, attempt) if attempt else (visit,)
@@ -150,23 +168,29 @@ class ClipStream:
         starts: list[int] = generator.integers(first, last, size=self.clips.clips_per_visit).tolist()
         return starts
 
-    def _read(self, record: VideoRecord, starts: list[int], generator: np.random.Generator) -> list[np.ndarray]:
-        """The clips at ``starts`` of a video that is read and decoded once, cropped and mirrored."""
+    def _read(self, record: VideoRecord, starts: list[int], generator: np.random.Generator) -> list[list[np.ndarray]]:
+        """The frames of the clips at ``starts`` of a video that is read and decoded once, cropped and mirrored."""
         config = self.clips
         flips = generator.random(len(starts)) < 0.5 * config.horizontal_flip
         places = generator.random((len(starts), 2)) if config.crop == "random" else np.full((len(starts), 2), 0.5)
-        frames = [[start + config.stride * i for i in range(config.num_frames)] for start in starts]
-        clips = read_clips(record, frames, config.fps, self.resolution)
-        squares = [crop_square(clip, self.resolution, (y, x)) for clip, (y, x) in zip(clips, places, strict=True)]
-        return [clip[:, :, ::-1] if flip else clip for clip, flip in zip(squares, flips, strict=True)]
+        wanted = [[start + config.stride * i for i in range(config.num_frames)] for start in starts]
+        clips = read_frames(record, wanted, config.fps, self.resolution)
+        square = all(side == self.resolution for side in clips[0][0].shape[:2])
+        if square and not flips.any():
+            return clips
+        mirror = [slice(None, None, -1 if flip else 1) for flip in flips]
+        return [
+            [crop_square(frame, self.resolution, (y, x))[:, side] for frame in clip]
+            for clip, (y, x), side in zip(clips, places, mirror, strict=True)
+        ]
 
     def _record(self, index: int) -> VideoRecord:
-        return VideoRecord(**{name: self.videos[name][index].as_py() for name in self.videos.column_names})
+        values = [column[index].as_py() for column in self.videos.columns]
+        return VideoRecord(**dict(zip(self.videos.column_names, values, strict=True)))
 
     def _fitting_chunk(self) -> int:
-        clip = self.clips.num_frames * self.resolution**2 * 3
         size = 64
-        while size > self.clips.clips_per_visit and size * clip > MAX_CHUNK_BYTES:
+        while size > self.clips.clips_per_visit and size * self._clip_bytes > MAX_CHUNK_BYTES:
             size //= 2
         return size
 
@@ -211,6 +235,10 @@ class LatentStream:
         latents, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         order = self._order(chunk, len(labels))[slice(None) if rows is None else rows]
         return {"latents": latents[order], "label": labels[order]}
+
+    @property
+    def chunk_bytes(self) -> int:
+        return 4 * math.prod(self.shape) * sum(self.rows) // self.chunks_per_epoch
 
     def names(self, chunk: int) -> list[str]:
         members = self._members(*divmod(chunk, self.chunks_per_epoch))

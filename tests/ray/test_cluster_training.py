@@ -133,6 +133,17 @@ def wait_for_object(server: S3Server, bucket: str, key: str, seconds: float = 18
         time.sleep(0.1)
 
 
+def wait_for_step(server: S3Server, bucket: str, step: int, seconds: float = 180) -> None:
+    """Waits until a checkpoint of that step or a later one is being stored."""
+    client, deadline = server.client(), time.monotonic() + seconds
+    while True:
+        found = client.list_objects_v2(Bucket=bucket, Prefix="run/ray/checkpoint-").get("Contents", [])
+        if any(int(item["Key"].split("checkpoint-")[1][:8]) >= step for item in found):
+            return
+        assert time.monotonic() < deadline, f"no checkpoint of step {step}"
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_training_to_s3_goes_on_while_the_server_is_away(latents: Path, tmp_path: Path) -> None:
     """Checkpoints fail meanwhile, and the run ends with the weights of one that never noticed."""
@@ -149,6 +160,29 @@ def test_training_to_s3_goes_on_while_the_server_is_away(latents: Path, tmp_path
         wait_for_line(log, "could not be stored")
         server.start()
         assert process.wait(400) == 0, log.read_text()
+        stored = server.client().get_object(Bucket=bucket, Key="run/pipeline/dit.safetensors")["Body"].read()
+    assert stored == (tmp_path / "whole" / "pipeline" / "dit.safetensors").read_bytes()
+    own.close()
+
+
+@pytest.mark.slow
+def test_training_to_s3_waits_for_a_server_that_is_away_at_any_moment(latents: Path, tmp_path: Path) -> None:
+    """A checkpoint every two steps, so that some of the moments are those in which Ray Train writes its own list."""
+    own, log = Jobs(), tmp_path / "log"
+    steps = ["train.num_steps=100", "train.checkpoint_every=2"]
+    whole = settings(latents, "torch") + steps
+    assert own.run("train_dit", "--output", str(tmp_path / "whole"), *whole).code == 0
+    with S3Server() as server:
+        own.environment |= server.environment()
+        bucket = server.make_bucket()
+        process = own.start("train_dit", "--output", f"s3://{bucket}/run", *whole, log=log)
+        for step in (2, 10, 20, 30):
+            wait_for_step(server, bucket, step)
+            server.stop()
+            time.sleep(3)
+            server.start()
+        assert process.wait(400) == 0, log.read_text()
+        assert "could not be stored" not in log.read_text()
         stored = server.client().get_object(Bucket=bucket, Key="run/pipeline/dit.safetensors")["Body"].read()
     assert stored == (tmp_path / "whole" / "pipeline" / "dit.safetensors").read_bytes()
     own.close()

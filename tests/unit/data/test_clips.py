@@ -244,8 +244,8 @@ def test_random_crops_move_and_are_the_same_again(records: list[VideoRecord]) ->
 
 def test_chunks_fit_into_a_block(records: list[VideoRecord]) -> None:
     assert stream(records).chunk_size == 64
-    assert stream(records, resolution=256).chunk_size == 16
-    assert stream(records, resolution=1024).chunk_size == 1
+    assert stream(records, resolution=256).chunk_size == 32
+    assert stream(records, resolution=1024).chunk_size == 2
     assert stream(records, resolution=1024, clips_per_visit=8).chunk_size == 8
 
 

@@ -105,13 +105,11 @@ def test_a_chunk_is_a_pure_function_of_stream_and_index(videos: list[str], files
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 5, 64])
 def test_every_epoch_visits_every_video_once_in_an_order_of_its_own(videos: list[str], chunk_size: int) -> None:
-    stream = clip_stream(videos, chunk_size=chunk_size, resolution=None)
+    stream = clip_stream(videos, chunk_size=chunk_size)
     labels = read(stream, 0, 50)["label"].reshape(10, 5)
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in labels.tolist())
     assert len({tuple(epoch) for epoch in labels.tolist()}) > 5
-    assert np.array_equal(
-        labels, read(clip_stream(videos, chunk_size=2, resolution=None), 0, 50)["label"].reshape(10, 5)
-    )
+    assert np.array_equal(labels, read(clip_stream(videos, chunk_size=2), 0, 50)["label"].reshape(10, 5))
 
 
 @pytest.mark.parametrize("files_per_chunk", [1, 2, 5, 16])
