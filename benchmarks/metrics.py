@@ -2,7 +2,9 @@
 
     python benchmarks/metrics.py frechet
     python benchmarks/metrics.py fid         # reductions of the same features
+    python benchmarks/metrics.py inception   # FID of the same pictures by the same Inception, extraction included
     python benchmarks/metrics.py extraction  # seeded random weights take as long as real ones
+    python benchmarks/metrics.py workers     # extraction by one and by two actors of a Ray Data job
 
 Every ratio is of runs that take turns in one process; medians, of seconds of CPU. ``--quick`` takes smaller sizes.
 """
@@ -21,6 +23,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ardiff.metrics.extractors import Extractor
 from ardiff.metrics.frechet import Moments, frechet_distance, frechet_from_moments
 
 SETS = ((400, 2048), (2048, 2048), (2048, 256))
@@ -139,7 +142,6 @@ def fid(quick: bool, repeats: int) -> None:
 
 def extraction(quick: bool, repeats: int, device: str) -> None:
     """Clips per second through preprocessing and network, without decoding."""
-    from ardiff.metrics.extractors import Extractor
     from ardiff.metrics.networks.i3d import I3D
     from ardiff.metrics.networks.inception import FIDInception
     from ardiff.metrics.networks.resnet3d import ResNet3D50
@@ -161,13 +163,97 @@ def extraction(quick: bool, repeats: int, device: str) -> None:
         print(f"| {protocol} | {metric} | {rate:.2f} | {1 / rate:.2f} |")
 
 
+def _inception() -> Extractor:
+    from ardiff.metrics.networks.inception import FIDInception
+    from ardiff.metrics.protocol import RECIPES
+
+    torch.manual_seed(0)
+    return Extractor(RECIPES["styleganv", "fid-img"], FIDInception().state_dict(), torch.device("cpu"))
+
+
+def inception(quick: bool, repeats: int) -> None:
+    """FID of two sets of pictures, extraction included: by torchmetrics with our Inception, and by us, in turns."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    extractor, count = _inception(), 8 if quick else 64
+    generator = np.random.default_rng(0)
+    sets = [generator.integers(0, high, (count, 1, 256, 256, 3), dtype=np.uint8) for high in (256, 200)]
+
+    class SameExtractor(torch.nn.Module):
+        num_features = 2048
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(extractor(images.permute(0, 2, 3, 1)[:, None].numpy())[:, 0])
+
+    def theirs() -> float:
+        metric = FrechetInceptionDistance(feature=SameExtractor(), input_img_size=(3, 256, 256)).double()
+        for pictures, real in zip(sets, (True, False), strict=True):
+            for batch in torch.from_numpy(pictures[:, 0]).permute(0, 3, 1, 2).split(16):
+                metric.update(batch, real=real)
+        return float(metric.compute())
+
+    def ours() -> float:
+        return frechet_distance(*(extractor(pictures)[:, 0].astype(np.float64) for pictures in sets))
+
+    results = [(timed(ours), timed(theirs)) for _ in range(repeats)]
+    ratio = statistics.median(b[1] / a[1] for a, b in results)
+    print("| pictures a set | ours | torchmetrics | s, ours | s, torchmetrics | ratio |")
+    print("|---|---|---|---|---|---|")
+    (distance, seconds), (other, slower) = results[0]
+    print(f"| {count} | {distance:.6g} | {other:.6g} | {seconds:.2f} | {slower:.2f} | **{ratio:.2f}** |")
+
+
+def workers(quick: bool, repeats: int) -> None:
+    """Wall time of one and of two actors of one thread each, in turns, from files to features of I3D."""
+    import tempfile
+    from pathlib import Path
+
+    from ardiff.data.encode import encode_video
+    from ardiff.metrics.networks.i3d import I3D
+    from ardiff.metrics.protocol import RECIPES
+    from ardiff.metrics.store import FeatureStore
+    from ray_jobs.common import ray_cluster
+    from ray_jobs.extraction import Clip, ClipSet, Workers, extract
+
+    torch.manual_seed(0)
+    state = I3D().state_dict()
+
+    def build(device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
+        torch.set_num_threads(1)
+        return Extractor(RECIPES["styleganv", "fvd"], state, device)
+
+    count = 8 if quick else 48
+    with tempfile.TemporaryDirectory() as folder, ray_cluster():
+        clips = []
+        for i in range(count):
+            video = np.random.default_rng(i).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
+            place = Path(folder) / f"{i:03d}.mp4"
+            place.write_bytes(encode_video(video, 8.0))
+            clips.append(Clip(str(place), 0, 1))
+
+        def seconds(actors: int, number: int) -> float:
+            how = Workers(device=torch.device("cpu"), batch_size=2, max_actors=actors, cpus=1.0, gpus=1)
+            store = FeatureStore(str(Path(folder) / f"{actors}-{number}"))
+            started = time.perf_counter()
+            extract("i3d", [ClipSet(clips, store)], build, 16, None, how)
+            return time.perf_counter() - started
+
+        seconds(2, -1)  # processes are up
+        rows = [(seconds(1, number), seconds(2, number)) for number in range(repeats)]
+    one, two = (statistics.median(column) for column in zip(*rows, strict=True))
+    ratio = statistics.median(a / b for a, b in rows)
+    print("| clips | one actor, s | two actors, s | ratio | efficiency |")
+    print("|---|---|---|---|---|")
+    print(f"| {count} | {one:.1f} | {two:.1f} | **{ratio:.2f}** | {ratio / 2:.0%} |")
+
+
 def _extracted(extractor: Callable[[np.ndarray], np.ndarray], clips: np.ndarray) -> float:
     return float(extractor(clips).sum())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("frechet", "fid", "extraction", "reduce"))
+    parser.add_argument("what", choices=("frechet", "fid", "inception", "extraction", "workers", "reduce"))
     parser.add_argument("reduce", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="smaller sizes")
     parser.add_argument("--repeats", type=int, default=3)
@@ -182,6 +268,10 @@ def main() -> None:
             frechet(sizes, options.case or list(CASES), options.repeats)
         case "fid":
             fid(options.quick, options.repeats)
+        case "inception":
+            inception(options.quick, options.repeats)
+        case "workers":
+            workers(options.quick, options.repeats)
         case "extraction":
             extraction(options.quick, options.repeats, options.device)
         case _:

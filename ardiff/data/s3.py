@@ -96,12 +96,28 @@ def filesystem(bucket: str, patient: bool = False) -> pafs.S3FileSystem:
     """PyArrow's view of S3, for Parquet and copies. ``bucket`` matters to AWS alone, whose regions differ.
 
     ``patient`` is for code that knows no second try: requests themselves are repeated for about
-    ``storage.retry_seconds``.
+    ``storage.retry_seconds``, and also where the file system is sent to.
     """
     os.environ.setdefault(*CHECKSUMS)
-    # Pauses double up to 20 seconds: 8 attempts were seen to take 53 seconds.
-    attempts = 5 + math.ceil(current().retry_seconds / 15) if patient else SDK_ATTEMPTS
-    return _filesystem(current(), _region(bucket), attempts, _variables())
+    if not patient:
+        return _filesystem(current(), _region(bucket), _variables())
+    return PatientS3FileSystem(bucket, _options(current(), _region(bucket)))
+
+
+class PatientS3FileSystem(pafs.S3FileSystem):
+    """An S3 file system that keeps its patience when it is pickled, as PyArrow's own does not (26.0)."""
+
+    def __new__(cls, bucket: str, options: dict[str, Any]) -> "PatientS3FileSystem":
+        return super().__new__(cls)
+
+    def __init__(self, bucket: str, options: dict[str, Any]) -> None:
+        # Pauses double up to 20 seconds: 8 attempts were seen to take 53 seconds.
+        attempts = 5 + math.ceil(current().retry_seconds / 15)
+        super().__init__(**options, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts))
+        self.bucket = bucket
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return filesystem, (self.bucket, True)
 
 
 def client() -> Any:
@@ -151,21 +167,23 @@ def _variables() -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 
-@lru_cache(maxsize=8)
-def _filesystem(
-    config: StorageConfig, region: str, attempts: int, variables: tuple[tuple[str, str], ...]
-) -> pafs.S3FileSystem:
+def _options(config: StorageConfig, region: str) -> dict[str, Any]:
     scheme, _, host = endpoint().rpartition("://")
-    return pafs.S3FileSystem(
-        anonymous=config.anonymous,
-        region=region,
-        scheme=scheme or "https",
-        endpoint_override=host.rstrip("/") or None,
-        force_virtual_addressing=bool(host) and not config.path_style,
-        request_timeout=config.timeout,
-        connect_timeout=min(config.timeout, 10.0),
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
-    )
+    return {
+        "anonymous": config.anonymous,
+        "region": region,
+        "scheme": scheme or "https",
+        "endpoint_override": host.rstrip("/") or None,
+        "force_virtual_addressing": bool(host) and not config.path_style,
+        "request_timeout": config.timeout,
+        "connect_timeout": min(config.timeout, 10.0),
+    }
+
+
+@lru_cache(maxsize=8)
+def _filesystem(config: StorageConfig, region: str, variables: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
+    strategy = pafs.AwsStandardS3RetryStrategy(max_attempts=SDK_ATTEMPTS)
+    return pafs.S3FileSystem(**_options(config, region), retry_strategy=strategy)
 
 
 @lru_cache(maxsize=8)

@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from conftest import Jobs
 from safetensors.torch import save_file
 
 from ardiff.cli import main
+from ardiff.data import storage
 from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, write_manifest
@@ -218,6 +220,49 @@ def test_drift_end_to_end(evaluate: Evaluate, weights: dict[str, str], tmp_path:
     assert drift["sets"][0]["fvd"][0] != drift["sets"][0]["fvd"][1]
     assert (tmp_path / "out" / "drift.png").read_bytes().startswith(b"\x89PNG")
     assert "Drift over long videos" in (tmp_path / "out" / "drift.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_other_metric_of_each_protocol(
+    evaluate: Evaluate, videos: Path, weights: dict[str, str], tmp_path: Path
+) -> None:
+    for protocol, metric, network in (("styleganv", "fid-img", "inception"), ("ardiff-release", "fvd", "i3d")):
+        code, said = evaluate(
+            videos / "real", "--fake", videos / "noisy", "--protocol", protocol, "--metrics", metric,
+            "--bootstrap", 0, "--weights", weights[network], "--output", tmp_path / protocol,
+        )  # fmt: skip
+        assert code == 0, said
+        [score] = read_scores(str(tmp_path / protocol))
+        assert (score.protocol.name, score.metric, score.protocol.network) == (protocol, metric, network)
+        assert score.score > 0
+        assert score.floor is not None
+
+
+@pytest.mark.slow
+def test_long_videos_on_s3(jobs: Jobs, s3_bucket: str, weights: dict[str, str]) -> None:
+    """128 frames, read from a real S3 server; scores, features and drift are written there."""
+    weight = f"{s3_bucket}/i3d"
+    storage.write_bytes(weight, Path(weights["i3d"]).read_bytes())
+    for name, first in (("real", 0), ("fake", 40)):
+        for i in range(2):
+            clip = video(first + i, 128)
+            if name == "fake":  # brighter with every frame
+                clip = (clip + np.arange(128)[:, None, None, None] * 0.7).clip(0, 255).astype(np.uint8)
+            storage.write_bytes(f"{s3_bucket}/{name}/{i}.mp4", encode_video(clip, 8.0, crf=4))
+    jobs.environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    result = jobs.run(
+        "evaluate", "--real", f"{s3_bucket}/real", "--fake", f"{s3_bucket}/fake", "--frames", "128", "--num-clips", "2",
+        "--bootstrap", "0", "--batch-size", "2", "--drift", "--cache", f"{s3_bucket}/cache", "--weights", weight,
+        "--output", f"{s3_bucket}/scores",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    [score] = read_scores(f"{s3_bucket}/scores")
+    assert (score.protocol.num_frames, score.set, score.metric) == (128, "fake", "fvd")
+    drift = json.loads(storage.read_bytes(f"{s3_bucket}/scores/drift.json"))
+    [fake] = drift["sets"]
+    assert len(fake["fvd"]) == 8
+    assert fake["fvd"][-1] > 2 * fake["fvd"][0]
+    assert storage.read_bytes(f"{s3_bucket}/scores/drift.png").startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -126,6 +126,19 @@ def test_more_than_a_thousand_keys_are_listed(s3_server: S3Server, s3_bucket: st
     assert storage.list_files(f"{s3_bucket}/many") == [f"{s3_bucket}/{name}" for name in names]
 
 
+def test_a_patient_file_system_waits_in_another_process_too() -> None:
+    with S3Server() as server, environment(server.environment()):
+        filesystem, path = storage.open_filesystem(f"s3://{server.make_bucket()}/file", patient=True)
+        sent = pickle.loads(pickle.dumps(filesystem))
+        server.stop()
+        timer = threading.Timer(2.0, server.start)  # the seconds of three attempts, as many as it has otherwise
+        timer.start()
+        with sent.open_output_stream(path) as stream:
+            stream.write(b"content")
+        timer.join()
+        assert storage.read_bytes(f"s3://{path}") == b"content"
+
+
 def test_a_server_that_is_away_is_waited_for() -> None:
     with S3Server() as server, environment(server.environment()):
         place = f"s3://{server.make_bucket()}/file"
