@@ -129,7 +129,7 @@ def test_more_than_a_thousand_keys_are_listed(s3_server: S3Server, s3_bucket: st
 def test_a_patient_file_system_waits_in_another_process_too() -> None:
     with S3Server() as server, environment(server.environment()):
         filesystem, path = storage.open_filesystem(f"s3://{server.make_bucket()}/file", patient=True)
-        sent = pickle.loads(pickle.dumps(filesystem))
+        sent = pickle.loads(pickle.dumps(filesystem))  # noqa: S301
         server.stop()
         timer = threading.Timer(2.0, server.start)  # the seconds of three attempts, as many as it has otherwise
         timer.start()
