@@ -7,7 +7,6 @@ copies extend it. A file of clips is written whole or not at all, so a kill lose
     ardiff encode --config configs/quickstart/encode.yaml
 """
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +23,6 @@ from ardiff.data.clips import read_clips
 from ardiff.data.decode import crop_square
 from ardiff.data.latents import (
     DESCRIPTION,
-    ClipKey,
     LatentSet,
     LatentStatistics,
     latent_sums,
@@ -33,11 +31,11 @@ from ardiff.data.latents import (
     read_latents,
     statistics_of,
     vae_fingerprint,
-    without,
+    with_rows,
     write_description,
     write_shard,
 )
-from ardiff.data.manifest import VideoRecord, class_names, read_manifest, usable
+from ardiff.data.manifest import VideoRecord, class_names, manifest_table, read_manifest, record_at, usable
 from ardiff.data.quarantine import ERRORS, bad_clip
 from ardiff.data.transforms import to_unit
 from ardiff.errors import ConfigError, DataError, DecodeError, StorageError
@@ -114,13 +112,13 @@ def run(config: EncodeConfig, key: str = "") -> str:
     folder = storage.absolute(storage.join(config.output, name))
     shape = (config.num_frames, model.num_tokens, model.token_dim)
     with ray_cluster(config.max_actors + 3), stage("encode", config.output, key) as record:
-        wanted = {key: r for r in records for key in _keys(config, r)}
-        present = _present(folder, {r.uri: r.etag for r in records})
-        missing = [k for k in wanted if k not in present]
+        wanted = np.concatenate([_numbers(config, index, r) for index, r in enumerate(records)])
+        present = _present(folder, records)
+        missing = np.setdiff1d(wanted, present)
         with quarantine(config.output, len(wanted), config.max_bad_fraction, "clip", afresh=True) as bad:
-            if missing:
-                _encode(config, model, folder, missing, wanted, bad)
-        if missing or not storage.exists(storage.join(folder, DESCRIPTION)):
+            if len(missing):
+                _encode(config, model, folder, missing, records, bad)
+        if len(missing) or not storage.exists(storage.join(folder, DESCRIPTION)):
             storage.write_bytes(storage.join(folder, "config.yaml"), to_yaml(config).encode())
             files, rows, statistics = _statistics(folder, shape)
             if model.unit_latents:
@@ -132,7 +130,7 @@ def run(config: EncodeConfig, key: str = "") -> str:
                 LatentSet(name, *shape, names, files, rows, statistics, storage.absolute(config.vae), weights, content),
             )
         description = read_description(folder)
-        if others := len(present - wanted.keys()):
+        if others := len(np.setdiff1d(present, wanted)):
             say(f"{others} clips of the set are of other offsets, mirrored, or of videos that the manifest lacks now")
         count = sum(description.rows)
         record.note = f"{len(missing)} clips encoded, {len(wanted) - len(missing)} were there; "
@@ -141,52 +139,77 @@ def run(config: EncodeConfig, key: str = "") -> str:
     return folder
 
 
-def _keys(config: EncodeConfig, record: VideoRecord) -> list[ClipKey]:
-    starts = config.starts(record.length_at(config.fps))
-    mirrors = (False, True) if config.mirrored else (False,)
-    return [ClipKey(record.uri, record.etag, start, mirror) for start in starts for mirror in mirrors]
+START_BITS = 31
+"""Bits of a clip's number for its start; the 31 above it are the video's place among the records, the last one says
+whether it is mirrored. One integer a clip is all that the driver keeps of it."""
 
 
-def _present(folder: str, etags: dict[str, str]) -> set[ClipKey]:
-    """The clips that the set has; those of videos that have changed since are taken out of it first."""
+def _numbers(config: EncodeConfig, video: int, record: VideoRecord) -> np.ndarray:
+    """The numbers of a video's clips, int64, ascending."""
+    starts = np.array(config.starts(record.length_at(config.fps)), dtype=np.int64)
+    plain = (np.int64(video) << (START_BITS + 1)) + (starts << 1)
+    return np.stack([plain, plain + 1], axis=1).reshape(-1) if config.mirrored else plain
+
+
+def _present(folder: str, records: list[VideoRecord]) -> np.ndarray:
+    """The numbers of the clips that the set has, ascending; those of videos that have changed since, and those that it
+    has twice, are taken out of it first. Videos that the manifest lacks get numbers behind all others.
+    """
     files = storage.list_files(folder, (".parquet",)) if storage.exists(folder) else []
-    if not files:
-        return set()
+    places, etags = {record.uri: place for place, record in enumerate(records)}, [record.etag for record in records]
 
     def look(row: dict[str, Any]) -> dict[str, Any]:
-        return {"file": row["file"], "keys": [dataclasses.astuple(k) for k in read_keys(row["file"])]}
+        keys = read_keys(row["file"])
+        columns = {name: [getattr(key, name) for key in keys] for name in ("uri", "etag", "start", "mirrored")}
+        return {"file": row["file"], **columns}
 
-    present: set[ClipKey] = set()
-    for row in ray.data.from_items([{"file": f} for f in files]).map(look).iter_rows():
-        keys = [ClipKey(str(u), str(e), int(s), bool(m)) for u, e, s, m in row["keys"]]
-        stale = {k for k in keys if k.etag != etags.get(k.uri, k.etag)} | (set(keys) & present)
-        if stale:
-            # The description counts rows, so the set is not complete from here on.
-            storage.delete_file(storage.join(folder, DESCRIPTION))
-            rest = without(row["file"], stale)
-            if rest is None:
-                storage.delete_file(row["file"])
-            else:
-                storage.write_bytes(row["file"], rest)
-        present |= set(keys) - stale
-    return present
+    found: list[tuple[str, np.ndarray]] = []
+    for row in ray.data.from_items([{"file": file} for file in files]).map(look).iter_rows() if files else ():
+        videos = np.array([places.setdefault(str(uri), len(places)) for uri in row["uri"]], dtype=np.int64)
+        pairs = zip(videos, row["etag"], strict=True)
+        fresh = np.array([video >= len(etags) or etags[video] == str(etag) for video, etag in pairs], dtype=bool)
+        numbers = (videos << (START_BITS + 1)) + (np.array(row["start"], dtype=np.int64) << 1) + row["mirrored"]
+        found.append((str(row["file"]), np.where(fresh, numbers, -1)))
+    if not found:
+        return np.array([], dtype=np.int64)
+    numbers, first = np.unique(np.concatenate([part for _, part in found]), return_index=True)
+    kept = np.zeros(sum(len(part) for _, part in found), dtype=bool)
+    kept[first[numbers >= 0]] = True
+    for (file, part), begin in zip(found, np.cumsum([0, *[len(part) for _, part in found[:-1]]]), strict=True):
+        keep = kept[begin : begin + len(part)]
+        if keep.all():
+            continue
+        # The description counts rows, so the set is not complete from here on.
+        storage.delete_file(storage.join(folder, DESCRIPTION))
+        if keep.any():
+            storage.write_bytes(file, with_rows(file, keep))
+        else:
+            storage.delete_file(file)
+    return numbers[numbers >= 0]
 
 
 def _encode(
     config: EncodeConfig,
     model: AutoencoderConfig,
     folder: str,
-    missing: list[ClipKey],
-    records: dict[ClipKey, VideoRecord],
+    missing: np.ndarray,
+    records: list[VideoRecord],
     report: Reporter,
 ) -> None:
     device = resolve_device(config.device)
     _check_room(config, device)
+    bounds = _readings(missing)
+    readings = len(bounds) - 1
+    shared = ray.put((missing, bounds, manifest_table(records)))
     with remote_progress("encoding", len(missing), "clip") as monitor:
 
         def decode(row: dict[str, Any]) -> list[dict[str, Any]]:
+            missing, bounds, videos = ray.get(shared)
+            numbers = missing[bounds[row["id"]] : bounds[row["id"] + 1]]
+            record = record_at(videos, int(numbers[0] >> (START_BITS + 1)))
+            starts, mirrored = (numbers >> 1) & ((1 << START_BITS) - 1), numbers & 1
             with telling(monitor):
-                return _decode(config, model.resolution, row, report)
+                return _decode(config, model.resolution, record, starts.tolist(), mirrored.tolist(), report)
 
         def write(batch: Any) -> Any:
             with telling(monitor):
@@ -194,9 +217,8 @@ def _encode(
             monitor.add.remote(len(batch["start"]))
             return {"file": [name]}
 
-        readings = _readings(missing, records)
         files = (
-            ray.data.from_items(readings, override_num_blocks=min(max(len(readings) // 4, 16), 1024, len(readings)))
+            ray.data.range(readings, override_num_blocks=min(max(readings // 4, 16), 1024, readings))
             .flat_map(decode)
             .map_batches(
                 _Encoder,
@@ -223,23 +245,22 @@ def _check_room(config: EncodeConfig, device: torch.device) -> None:
         )
 
 
-def _readings(missing: list[ClipKey], records: dict[ClipKey, VideoRecord]) -> list[dict[str, Any]]:
-    """The missing clips in portions that one reading of a video gives, neighbours together."""
-    rows: list[dict[str, Any]] = []
-    for key in missing:
-        last = rows[-1] if rows else None
-        if last is None or last["record"]["uri"] != key.uri or len(last["starts"]) == CLIPS_PER_READ:
-            last = {"record": dataclasses.asdict(records[key]), "starts": [], "mirrored": []}
-            rows.append(last)
-        last["starts"].append(key.start)
-        last["mirrored"].append(key.mirrored)
-    return rows
+def _readings(missing: np.ndarray) -> np.ndarray:
+    """Where the portions begin that one reading of a video gives, and where the last one ends."""
+    _, first, inverse = np.unique(missing >> (START_BITS + 1), return_index=True, return_inverse=True)
+    place = np.arange(len(missing)) - first[inverse]
+    return np.append(np.flatnonzero(place % CLIPS_PER_READ == 0), len(missing))
 
 
-def _decode(config: EncodeConfig, resolution: int, row: dict[str, Any], report: Reporter) -> list[dict[str, Any]]:
+def _decode(
+    config: EncodeConfig,
+    resolution: int,
+    record: VideoRecord,
+    starts: list[int],
+    mirrored: list[int],
+    report: Reporter,
+) -> list[dict[str, Any]]:
     """The clips of one reading, each as a row; those that cannot be decoded are told to ``report``."""
-    record = VideoRecord(**row["record"])
-    starts, mirrored = [int(s) for s in row["starts"]], [bool(m) for m in row["mirrored"]]
     clips: dict[int, np.ndarray] = {}
     portions = [sorted(set(starts))]
     while portions:
@@ -256,7 +277,12 @@ def _decode(config: EncodeConfig, resolution: int, row: dict[str, Any], report: 
         clips |= {start: crop_square(clip, resolution) for start, clip in zip(portion, found, strict=True)}
     known = {"uri": record.uri, "etag": record.etag, "label": record.label}
     return [
-        {**known, "start": start, "mirrored": mirror, "video": clips[start][:, :, ::-1] if mirror else clips[start]}
+        {
+            **known,
+            "start": start,
+            "mirrored": bool(mirror),
+            "video": clips[start][:, :, ::-1] if mirror else clips[start],
+        }
         for start, mirror in zip(starts, mirrored, strict=True)
         if start in clips
     ]

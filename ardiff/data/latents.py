@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,12 +193,9 @@ def write_shard(folder: str, columns: dict[str, Any]) -> str:
     return name
 
 
-def without(uri: str, stale: Collection[ClipKey]) -> bytes | None:
-    """The content of a file without some of its clips; None if no clip is left."""
+def with_rows(uri: str, keep: np.ndarray) -> bytes:
+    """The content of a file with some of its clips alone, those where ``keep``, bool, is true."""
     table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    kept = [i for i, key in enumerate(read_keys(uri)) if key not in stale]
-    if not kept:
-        return None
     buffer = io.BytesIO()
-    pq.write_table(table.take(kept), buffer)
+    pq.write_table(table.filter(pa.array(keep)), buffer)
     return buffer.getvalue()

@@ -98,6 +98,12 @@ def manifest_table(records: Sequence[VideoRecord]) -> pa.Table:
     return pa.Table.from_pylist([asdict(r) for r in records], schema=SCHEMA)
 
 
+def record_at(table: pa.Table, index: int) -> VideoRecord:
+    """A row of a table of records."""
+    values = [column[index].as_py() for column in table.columns]
+    return VideoRecord(**dict(zip(table.column_names, values, strict=True)))
+
+
 def write_manifest(uri: str, records: Sequence[VideoRecord]) -> None:
     """Writes the records as one Parquet file."""
     buffer = io.BytesIO()

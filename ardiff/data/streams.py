@@ -19,7 +19,7 @@ from ardiff.data import storage
 from ardiff.data.clips import ClipConfig, read_frames
 from ardiff.data.decode import crop_square
 from ardiff.data.latents import read_latents
-from ardiff.data.manifest import VideoRecord, lengths_at
+from ardiff.data.manifest import VideoRecord, lengths_at, record_at
 from ardiff.data.quarantine import ERRORS, BadClip, bad_clip
 from ardiff.errors import ClipTooShortError, DataError, DecodeError, StorageError
 from ardiff.randomness import numpy_generator
@@ -185,8 +185,7 @@ class ClipStream:
         ]
 
     def _record(self, index: int) -> VideoRecord:
-        values = [column[index].as_py() for column in self.videos.columns]
-        return VideoRecord(**dict(zip(self.videos.column_names, values, strict=True)))
+        return record_at(self.videos, index)
 
     def _fitting_chunk(self) -> int:
         size = 64

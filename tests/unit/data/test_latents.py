@@ -20,7 +20,7 @@ from ardiff.data.latents import (
     read_latents,
     statistics_of,
     vae_fingerprint,
-    without,
+    with_rows,
     write_description,
     write_shard,
 )
@@ -127,14 +127,12 @@ def test_shards_are_named_by_their_clips_and_lose_stale_ones(tmp_path: Path) -> 
     assert write_shard(folder, keys(2)) != name
     found = read_keys(f"{folder}/{name}")
     assert found == [ClipKey("v0", "e", 0, False), ClipKey("v1", "e", 8, True), ClipKey("v2", "e", 16, False)]
-    rest = without(f"{folder}/{name}", {found[1]})
-    assert rest is not None
+    rest = with_rows(f"{folder}/{name}", np.array([True, False, True]))
     (tmp_path / "rest.parquet").write_bytes(rest)
     assert read_keys(f"{folder}/rest.parquet") == [found[0], found[2]]
     latents, labels = read_latents(f"{folder}/rest.parquet", (2, 3, 4))
     assert np.array_equal(latents, columns["latents"][[0, 2]] * 2)  # type: ignore[index]
     assert labels.tolist() == [0, 2]
-    assert without(f"{folder}/{name}", set(found)) is None
     (tmp_path / "bad.parquet").write_bytes(b"nothing")
     with pytest.raises(DataError, match="Cannot read the clips"):
         read_keys(f"{folder}/bad.parquet")
