@@ -24,7 +24,9 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+from ardiff import logs
 from ardiff.config import to_yaml
 from ardiff.data import s3, storage
 from ardiff.errors import ArdiffError
@@ -44,6 +46,7 @@ HERE = {
 COMMIT = "ARDIFF_COMMIT"
 """Variable that names the git commit of code that was sent to a cluster without its history."""
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -64,10 +67,11 @@ def ray_cluster(cpus: int = 4) -> Iterator[None]:
     verbose = bool(os.environ.get("ARDIFF_DEBUG"))
     if not verbose:
         _silence()
+    runtime_env: dict[str, Any] = {"worker_process_setup_hook": "ardiff.logs.set_up"} if logs.structured() else {}
     if os.environ.get("RAY_ADDRESS"):
         # Nodes of a cluster do not have this process's environment.
-        environment = {**dict([s3.CHECKSUMS]), **s3.current().environment()}
-        ray.init(log_to_driver=verbose, logging_level=logging.WARNING, runtime_env={"env_vars": environment})
+        runtime_env["env_vars"] = {**dict([s3.CHECKSUMS]), **s3.current().environment(), **logs.environment()}
+        ray.init(log_to_driver=verbose, logging_level=logging.WARNING, runtime_env=runtime_env)
     else:
         for name, value in HERE.items():
             os.environ.setdefault(name, value)
@@ -82,7 +86,9 @@ def ray_cluster(cpus: int = 4) -> Iterator[None]:
             _node_ip_address="127.0.0.2",
             log_to_driver=verbose,
             logging_level=logging.WARNING,
+            runtime_env=runtime_env,
         )
+    logs.set_up()  # after Ray has set up its own
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.target_max_block_size = 16 * 2**20
@@ -132,7 +138,8 @@ class ProgressBar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self.display = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.drawn = console.is_terminal and not logs.structured()
+        self.display = Progress(*columns, console=console, disable=not self.drawn)
         self.task = self.display.add_task(description, total=total, rate="", note="")
 
     def update(self, completed: int, note: str = "") -> None:
@@ -145,12 +152,13 @@ class ProgressBar:
         note = note or ("starting" if not done and completed < self.total else "")
         self.display.update(self.task, completed=completed, rate=rate, note=note)
         finished = completed == self.total and not self.finished
-        if not console.is_terminal and (now - self.printed > 10 or finished):
+        if not self.drawn and (now - self.printed > 10 or finished):
             self.printed, self.finished = now, completed == self.total
             left = (
                 f", {(self.total - completed) * elapsed / done:.0f} s left" if done and completed < self.total else ""
             )
-            console.print(f"{self.description}: {completed}/{self.total} {self.unit}s {rate}{left} {note}".rstrip())
+            line = f"{self.description}: {completed}/{self.total} {self.unit}s {rate}{left} {note}".rstrip()
+            say(line, completed=completed, total=self.total, unit=self.unit)
 
 
 @contextlib.contextmanager
@@ -262,7 +270,8 @@ def stage(name: str, folder: str, key: str) -> Iterator[StageRun]:
     seconds = before + time.monotonic() - started
     record = StageRecord(name, key, round(seconds, 2), round(memory.peak / 2**20, 1), run.note, run.results)
     storage.write_bytes(storage.join(folder, STAGE), json.dumps(asdict(record), indent=1).encode())
-    console.print(f"[green]✓[/] {name}: {seconds:.1f} s, {record.peak_mib:.0f} MiB. {run.note}")
+    line = f"[green]✓[/] {name}: {seconds:.1f} s, {record.peak_mib:.0f} MiB. {run.note}"
+    say(line, stage=name, seconds=record.seconds, peak_mib=record.peak_mib)
 
 
 class _MemoryWatch:
@@ -319,6 +328,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def say(message: str) -> None:
-    """One line to the user, on standard error."""
-    console.print(message)
+def say(message: str, **fields: Any) -> None:
+    """One line to the user, on standard error; where lines are JSON, with ``fields`` for programs."""
+    if logs.structured():
+        logger.info("%s", Text.from_markup(message).plain, extra={"fields": fields})
+    else:
+        console.print(message)
