@@ -219,16 +219,17 @@ def _describe_sections(config_class: type[Any], prefix: str) -> list[str]:
 
 
 def _field_documentation(config_class: type[Any]) -> dict[str, str]:
-    """The string below each field of a configuration class, on one line."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0]
-    assert isinstance(tree, ast.ClassDef)
+    """The string below each field of a configuration class and those it is made of, on one line."""
     documentation: dict[str, str] = {}
-    for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            text = ""
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                text = " ".join(str(following.value.value).split()).replace("``", "")
-            documentation[statement.target.id] = text
+    for part in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                text = ""
+                if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                    text = " ".join(str(following.value.value).split()).replace("``", "")
+                documentation[statement.target.id] = text
     return documentation
 
 

@@ -26,7 +26,7 @@ FORMAT, RUN, JOB = "ARDIFF_LOG", "ARDIFF_RUN", "ARDIFF_JOB"
 """Environment variables: ``text`` or ``json``; the run and the job of the lines."""
 _RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells a submitted job its name."""
-_place: dict[str, int] = {}
+_place: dict[str, int | str] = {}
 
 
 def structured() -> bool:
@@ -58,8 +58,8 @@ def begun() -> bool:
     return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
 
 
-def place(**where: int) -> None:
-    """What the next lines of this process say of ``rank``, ``world_size`` and ``step``."""
+def place(**where: int | str) -> None:
+    """What else the next lines of this process say of where they come from: rank, world size and step, or replica."""
     _place.update(where)
 
 

@@ -19,7 +19,7 @@ from ardiff.cli import main
 from ardiff.config import build
 from ardiff.data import storage
 from ardiff.errors import ConfigError
-from ray_jobs.serve import DEPLOYMENT, MAX_REQUESTS, ReplicaConfig
+from ray_jobs.serve import DEPLOYMENT, MAX_REQUESTS, ReplicaConfig, grace
 
 POSITIONALS = ("file",)
 IMPORT_PATH = "ray_jobs.serve:application"
@@ -100,11 +100,11 @@ def _check_application(app: dict[str, Any]) -> None:
 def _check_deployment(deployment: dict[str, Any], config: ReplicaConfig) -> None:
     if deployment["name"] != DEPLOYMENT:
         raise ConfigError(f"Unknown deployment '{deployment['name']}': its name is {DEPLOYMENT}.")
-    grace, drain = deployment.get("graceful_shutdown_timeout_s"), config.service.drain_seconds
-    if grace is not None and grace < 2 * drain + 15:
+    given, needed = deployment.get("graceful_shutdown_timeout_s"), grace(config.service)
+    if given is not None and given < needed:
         raise ConfigError(
-            f"graceful_shutdown_timeout_s {grace} cuts off jobs that drain_seconds {drain:g} waits for: at least "
-            f"{2 * drain + 15:g}."
+            f"graceful_shutdown_timeout_s {given} cuts off jobs that drain_seconds {config.service.drain_seconds:g} "
+            f"waits for: leave it out, or give at least {needed:g}."
         )
     queued = deployment.get("max_queued_requests", MAX_REQUESTS)
     if 0 <= queued < config.service.max_waiting:

@@ -46,7 +46,7 @@ class Cluster(Jobs):
     def wait_for_nodes(self, count: int) -> None:
         """Waits until ``count`` nodes are alive."""
         probe = "import ray, sys; ray.init(logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             environment = {**self.environment, "RAY_ADDRESS": self.address}
             done = subprocess.run(
@@ -55,7 +55,7 @@ class Cluster(Jobs):
             if done.stdout.strip() == str(count):
                 return
             time.sleep(0.5)
-        raise AssertionError(f"not {count} nodes in 90 seconds: {done.stdout} {done.stderr}")
+        raise AssertionError(f"not {count} nodes in 240 seconds: {done.stdout} {done.stderr}")
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         """SIGKILL to a node: its raylet and everything that runs on it."""
