@@ -23,6 +23,8 @@ from ray_jobs.serve import DEPLOYMENT, MAX_REQUESTS, ReplicaConfig, grace
 
 POSITIONALS = ("file",)
 IMPORT_PATH = "ray_jobs.serve:application"
+ASIDE = "x-"
+"""Begins the names of sections that hold values for others to refer to, which Serve ignores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,8 @@ def lint(path: Path) -> None:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if isinstance(tree, dict):
+        tree = {key: value for key, value in tree.items() if not str(key).startswith(ASIDE)}
     _check_keys(ServeDeploySchema, tree, "")
     try:
         ServeDeploySchema.model_validate(tree)
