@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import ray
 import ray.data
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -43,6 +44,8 @@ HERE = {
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
 }
 """The environment of a cluster that is started on this machine, unless the user has set it otherwise."""
+NODE_PATIENCE = float(os.environ.get("ARDIFF_NODE_PATIENCE", 1200))
+"""Seconds to wait for nodes that an autoscaler starts: machines with many GPUs take minutes."""
 COMMIT = "ARDIFF_COMMIT"
 """Variable that names the git commit of code that was sent to a cluster without its history."""
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -72,6 +75,8 @@ def ray_cluster(cpus: int = 4) -> Iterator[None]:
         # Nodes of a cluster do not have this process's environment.
         runtime_env["env_vars"] = {**dict([s3.CHECKSUMS]), **s3.current().environment(), **logs.environment()}
         ray.init(log_to_driver=verbose, logging_level=logging.WARNING, runtime_env=runtime_env)
+        if not await_resource("CPU", 1):
+            raise ArdiffError("The Ray cluster has no node with CPUs to work on, and none came: see its autoscaler.")
     else:
         for name, value in HERE.items():
             os.environ.setdefault(name, value)
@@ -214,11 +219,38 @@ def telling(monitor: Any) -> Iterator[None]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is a GPU if the cluster has one. Raises ArdiffError if a GPU is asked for and there is none."""
-    has_gpu = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
+    """``auto`` is a GPU if the cluster has one now; ``cuda`` waits until a cluster that grows has one.
+
+    Raises ArdiffError if a GPU is asked for and there is none.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    has_gpu = await_resource("GPU", 1 if name == "cuda" else 0) > 0
     if name == "cuda" and not has_gpu:
         raise ArdiffError("device=cuda, but the Ray cluster has no GPU: give device=cpu or auto.")
-    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+    if not has_gpu and os.environ.get("RAY_ADDRESS"):
+        say("device=auto: the cluster has no GPU now, so CPUs compute. device=cuda waits for nodes with GPUs.")
+    return torch.device("cuda" if has_gpu else "cpu")
+
+
+def await_resource(kind: Literal["CPU", "GPU"], count: int) -> int:
+    """How many CPUs or GPUs the cluster has. On one with fewer than ``count``, which may be scaled to nothing, asks for
+    them and waits a while for nodes that have them; on this machine nothing will come."""
+
+    def have() -> int:
+        return int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
+
+    if have() >= count or not os.environ.get("RAY_ADDRESS"):
+        return have()
+    say(f"Waiting for nodes with {count} {kind}s; the cluster has {have()}.")
+    demand = placement_group([{kind: 1}] * count)  # what cannot be placed is what the autoscaler starts nodes for
+    deadline = time.monotonic() + NODE_PATIENCE
+    try:
+        while have() < count and time.monotonic() < deadline:
+            time.sleep(1)
+    finally:
+        remove_placement_group(demand)
+    return have()
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,8 @@ def grace(config: ServiceConfig) -> float:
 
 def _application(config: ReplicaConfig, options: dict[str, Any]) -> serve.Application:
     _check_places(config)
-    device = resolve_device(config.device).type
+    # Serve waits for GPUs by itself, as long as it takes.
+    device = config.device if config.device != "auto" else resolve_device("auto").type
     deployment: Deployment = VideoServer  # type: ignore[assignment]
     return deployment.options(
         ray_actor_options={"num_cpus": config.cpu_threads, "num_gpus": 1 if device == "cuda" else 0},
@@ -240,6 +241,7 @@ def run(config: ServeConfig) -> None:
     # Serve's controller is to hear of the load often enough to act on it.
     os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
     with _stopping() as stop, ray_cluster(config.max_replicas * config.cpu_threads + 1):
+        resolve_device(config.device)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         encoding = LoggingConfig(encoding="JSON") if logs.structured() else None
         serve.start(http_options=HTTPOptions(host=config.host, port=config.port), logging_config=encoding)

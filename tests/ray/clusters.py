@@ -21,9 +21,12 @@ def free_port() -> int:
 class Cluster(Jobs):
     """A head, and nodes that come and go; jobs started here run on it."""
 
-    def __init__(self, head_cpus: int = 4) -> None:
+    def __init__(self, head_cpus: int = 4, **environment: str) -> None:
         super().__init__()
+        self.environment |= environment
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self.metrics_ports: list[int] = []
+        """Where each node answers Prometheus."""
         token = Path(self.ray_folder) / "token"
         token.write_text(secrets.token_hex(32))
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -36,10 +39,10 @@ class Cluster(Jobs):
         self.environment["RAY_ADDRESS"] = self.address
         self.wait_for_nodes(1)
 
-    def add_node(self, cpus: int) -> subprocess.Popen[bytes]:
-        """Starts one more node, and waits until the head knows it."""
-        number = len(self.nodes) + 2
-        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--node-ip-address=127.0.0.{number}")
+    def add_node(self, cpus: int, gpus: int = 0) -> subprocess.Popen[bytes]:
+        """Starts one more node, and waits until the head knows it. Its GPUs are a number that Ray counts with."""
+        place = [f"--address={self.address}", f"--node-ip-address=127.0.0.{len(self.nodes) + 2}"]
+        node = self._start(*place, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
         self.wait_for_nodes(sum(n.poll() is None for n in self.nodes))
         return node
 
@@ -73,7 +76,8 @@ class Cluster(Jobs):
         super().close()
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        ports = [f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "metrics-export-port")]
+        self.metrics_ports.append(free_port())
+        ports = [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={self.metrics_ports[-1]}"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *ports]
         node = subprocess.Popen(
             [*command, "--block", "--object-store-memory=150000000", "--disable-usage-stats"],

@@ -23,6 +23,7 @@ import pytest
 import ray.dashboard.modules.metrics.dashboards
 import torch
 import yaml
+from prometheus_names import exported
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
@@ -32,7 +33,7 @@ from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.serving.config import ServiceConfig
-from ardiff.serving.metrics import MEASURES, Measure
+from ardiff.serving.metrics import MEASURES
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, train
@@ -421,17 +422,6 @@ def logged() -> set[str]:
     names = Names()
     train(task, engine, iter([batch]), config, TrainState(0, 0, ""), names)
     return names.heard
-
-
-def exported(measure: Measure) -> set[str]:
-    """Under what names Ray exports one of the endpoint's figures; tests/ray/test_serve_deploy.py looks at a node's."""
-    match measure.kind:
-        case "gauge":
-            return {f"ray_{measure.name}"}
-        case "counter":
-            return {f"ray_{measure.name}_total"}
-        case "histogram":
-            return {f"ray_{measure.name}_{part}" for part in ("bucket", "sum", "count")}
 
 
 def test_every_metric_that_is_watched_exists() -> None:
