@@ -261,7 +261,7 @@ def test_the_commands_of_the_runbook_are_understood(
         verb, arguments = (rest[0], rest[1:]) if first == "submit" else (first, rest)
         if verb in VERBS:
             resolves(verb, arguments, capsys)
-    assert {"submit", "doctor", "estimate"} == {first for first, *_ in commands}
+    assert {"submit", "doctor", "estimate", "api-key", "lint-serve"} == {first for first, *_ in commands}
     named = {word for line in lines for word in line if word.startswith("cluster/") and "*" not in word}
     assert [name for name in named if not (ROOT / name.partition("#")[0]).exists()] == []
 
