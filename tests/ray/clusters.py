@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes on this machine: each node a raylet of its own on a loopback address, with a token."""
 
+import contextlib
 import secrets
 import signal
 import socket
@@ -31,9 +32,23 @@ class Cluster(Jobs):
         token.write_text(secrets.token_hex(32))
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         self.environment["PATH"] = f"{Path(sys.executable).parent}:{self.environment['PATH']}"  # for submitted jobs
+        for attempt in range(3):  # Ray gives a node up whose processes start slowly, as on a machine that is overloaded
+            try:
+                self._start_head(head_cpus)
+                break
+            except AssertionError:
+                if attempt == 2:
+                    raise
+                for process in self.alive():
+                    process.kill()
+                self.nodes.clear()
+                self.metrics_ports.clear()
+
+    def _start_head(self, cpus: int) -> None:
         self.address, self.dashboard = f"127.0.0.2:{free_port()}", f"127.0.0.1:{free_port()}"
+        self.environment.pop("RAY_ADDRESS", None)
         host, _, port = self.dashboard.partition(":")
-        self._start("--head", f"--port={self.address.partition(':')[2]}", f"--num-cpus={head_cpus}",
+        self._start("--head", f"--port={self.address.partition(':')[2]}", f"--num-cpus={cpus}",
                     f"--dashboard-host={host}", f"--dashboard-port={port}", "--include-dashboard=true",
                     f"--ray-client-server-port={free_port()}", "--node-ip-address=127.0.0.2")  # fmt: skip
         self.environment["RAY_ADDRESS"] = self.address
@@ -50,15 +65,20 @@ class Cluster(Jobs):
         """Waits until ``count`` nodes are alive."""
         probe = "import ray, sys; ray.init(logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
         deadline = time.monotonic() + 240
+        said = ""
         while time.monotonic() < deadline:
+            assert self.nodes[0].poll() is None, f"the head ended with {self.nodes[0].returncode}: {said}"
             environment = {**self.environment, "RAY_ADDRESS": self.address}
-            done = subprocess.run(
-                [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=False
-            )
-            if done.stdout.strip() == str(count):
-                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = subprocess.run(
+                    [sys.executable, "-c", probe],
+                    env=environment, capture_output=True, text=True, check=False, timeout=120,
+                )  # fmt: skip
+                if done.stdout.strip() == str(count):
+                    return
+                said = done.stdout + done.stderr
             time.sleep(0.5)
-        raise AssertionError(f"not {count} nodes in 240 seconds: {done.stdout} {done.stderr}")
+        raise AssertionError(f"not {count} nodes in 240 seconds: {said}")
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         """SIGKILL to a node: its raylet and everything that runs on it."""
