@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import logging
 import os
 import sys
 import textwrap
@@ -23,11 +24,13 @@ from typing import Any
 
 import yaml
 
+from ardiff import logs
 from ardiff.config import build, read_settings, take_section, to_dict, to_yaml
 from ardiff.data import s3
 from ardiff.data.s3 import StorageConfig
 from ardiff.errors import ArdiffError, ConfigError
 
+logger = logging.getLogger(__name__)
 VERBS = {
     "quickstart": ("ray_jobs.quickstart", "QuickstartConfig", "the whole path, from videos to a scored model"),
     "prepare": ("ray_jobs.prepare", "PrepareConfig", "list and probe videos, or draw the synthetic set"),
@@ -61,13 +64,21 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch([a for a in arguments if a != "--debug"], debug)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on where this one stopped.", file=sys.stderr)
+        _complain("Interrupted. The same command goes on where this one stopped.", "\n")
         return 130
     except ArdiffError as error:
         if debug:
             traceback.print_exc()
-        print(f"ardiff: {error}", file=sys.stderr)
+        _complain(str(error), "ardiff: ")
         return 2 if isinstance(error, ConfigError) else 1
+
+
+def _complain(message: str, before: str) -> None:
+    """Says why the command ends: a line of the log if it is JSON, else a sentence to the user."""
+    if logs.begun():
+        logger.error("%s", message)
+    else:
+        print(f"{before}{message}", file=sys.stderr)
 
 
 def _dispatch(arguments: list[str], debug: bool) -> int:
@@ -90,6 +101,9 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
         if call.storage != StorageConfig():
             print(yaml.safe_dump({"storage": to_dict(call.storage)}, sort_keys=False), end="")
         return 0
+    if call.log:
+        os.environ[logs.FORMAT] = call.log
+    logs.begin(verb, to_dict(call.config).get("output"))
     s3.configure(call.storage)
     call.module.run(call.config)
     return 0
@@ -107,6 +121,8 @@ class Call:
     files: Sequence[str]
     """What was given as ``--config``."""
     dry_run: bool
+    log: str | None
+    """``text`` or ``json``, where it was given."""
 
 
 def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
@@ -130,7 +146,7 @@ def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
     paths = options.config or (module.config_paths(given) if hasattr(module, "config_paths") else None)
     settings = read_settings(paths, overrides)
     reach = take_section(StorageConfig, settings, "storage")
-    return Call(module, build(config_class, settings), reach, options.config or (), options.dry_run)
+    return Call(module, build(config_class, settings), reach, options.config or (), options.dry_run, options.log)
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -161,6 +177,8 @@ def _verb_parser(verb: str, summary: str, config_class: type[Any], aliases: dict
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and the workers' output")
+    text = f"how to log, a JSON object a line for what collects logs (default: ${logs.FORMAT}, or text)"
+    parser.add_argument("--log", choices=("text", "json"), help=text)
     documentation = _field_documentation(config_class)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
@@ -201,16 +219,17 @@ def _describe_sections(config_class: type[Any], prefix: str) -> list[str]:
 
 
 def _field_documentation(config_class: type[Any]) -> dict[str, str]:
-    """The string below each field of a configuration class, on one line."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0]
-    assert isinstance(tree, ast.ClassDef)
+    """The string below each field of a configuration class and those it is made of, on one line."""
     documentation: dict[str, str] = {}
-    for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            text = ""
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                text = " ".join(str(following.value.value).split()).replace("``", "")
-            documentation[statement.target.id] = text
+    for part in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                text = ""
+                if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                    text = " ".join(str(following.value.value).split()).replace("``", "")
+                documentation[statement.target.id] = text
     return documentation
 
 

@@ -15,16 +15,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import ray
 import ray.data
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+from ardiff import logs
 from ardiff.config import to_yaml
 from ardiff.data import s3, storage
 from ardiff.errors import ArdiffError
@@ -41,9 +44,12 @@ HERE = {
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
 }
 """The environment of a cluster that is started on this machine, unless the user has set it otherwise."""
+NODE_PATIENCE = float(os.environ.get("ARDIFF_NODE_PATIENCE", 1200))
+"""Seconds to wait for nodes that an autoscaler starts: machines with many GPUs take minutes."""
 COMMIT = "ARDIFF_COMMIT"
 """Variable that names the git commit of code that was sent to a cluster without its history."""
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -64,10 +70,13 @@ def ray_cluster(cpus: int = 4) -> Iterator[None]:
     verbose = bool(os.environ.get("ARDIFF_DEBUG"))
     if not verbose:
         _silence()
+    runtime_env: dict[str, Any] = {"worker_process_setup_hook": "ardiff.logs.set_up"} if logs.structured() else {}
     if os.environ.get("RAY_ADDRESS"):
         # Nodes of a cluster do not have this process's environment.
-        environment = {**dict([s3.CHECKSUMS]), **s3.current().environment()}
-        ray.init(log_to_driver=verbose, logging_level=logging.WARNING, runtime_env={"env_vars": environment})
+        runtime_env["env_vars"] = {**dict([s3.CHECKSUMS]), **s3.current().environment(), **logs.environment()}
+        ray.init(log_to_driver=verbose, logging_level=logging.WARNING, runtime_env=runtime_env)
+        if not await_resource("CPU", 1):
+            raise ArdiffError("The Ray cluster has no node with CPUs to work on, and none came: see its autoscaler.")
     else:
         for name, value in HERE.items():
             os.environ.setdefault(name, value)
@@ -82,7 +91,9 @@ def ray_cluster(cpus: int = 4) -> Iterator[None]:
             _node_ip_address="127.0.0.2",
             log_to_driver=verbose,
             logging_level=logging.WARNING,
+            runtime_env=runtime_env,
         )
+    logs.set_up()  # after Ray has set up its own
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.target_max_block_size = 16 * 2**20
@@ -132,7 +143,8 @@ class ProgressBar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self.display = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.drawn = console.is_terminal and not logs.structured()
+        self.display = Progress(*columns, console=console, disable=not self.drawn)
         self.task = self.display.add_task(description, total=total, rate="", note="")
 
     def update(self, completed: int, note: str = "") -> None:
@@ -145,12 +157,13 @@ class ProgressBar:
         note = note or ("starting" if not done and completed < self.total else "")
         self.display.update(self.task, completed=completed, rate=rate, note=note)
         finished = completed == self.total and not self.finished
-        if not console.is_terminal and (now - self.printed > 10 or finished):
+        if not self.drawn and (now - self.printed > 10 or finished):
             self.printed, self.finished = now, completed == self.total
             left = (
                 f", {(self.total - completed) * elapsed / done:.0f} s left" if done and completed < self.total else ""
             )
-            console.print(f"{self.description}: {completed}/{self.total} {self.unit}s {rate}{left} {note}".rstrip())
+            line = f"{self.description}: {completed}/{self.total} {self.unit}s {rate}{left} {note}".rstrip()
+            say(line, completed=completed, total=self.total, unit=self.unit)
 
 
 @contextlib.contextmanager
@@ -206,11 +219,38 @@ def telling(monitor: Any) -> Iterator[None]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is a GPU if the cluster has one. Raises ArdiffError if a GPU is asked for and there is none."""
-    has_gpu = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
+    """``auto`` is a GPU if the cluster has one now; ``cuda`` waits until a cluster that grows has one.
+
+    Raises ArdiffError if a GPU is asked for and there is none.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    has_gpu = await_resource("GPU", 1 if name == "cuda" else 0) > 0
     if name == "cuda" and not has_gpu:
         raise ArdiffError("device=cuda, but the Ray cluster has no GPU: give device=cpu or auto.")
-    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+    if not has_gpu and os.environ.get("RAY_ADDRESS"):
+        say("device=auto: the cluster has no GPU now, so CPUs compute. device=cuda waits for nodes with GPUs.")
+    return torch.device("cuda" if has_gpu else "cpu")
+
+
+def await_resource(kind: Literal["CPU", "GPU"], count: int) -> int:
+    """How many CPUs or GPUs the cluster has. On one with fewer than ``count``, which may be scaled to nothing, asks for
+    them and waits a while for nodes that have them; on this machine nothing will come."""
+
+    def have() -> int:
+        return int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
+
+    if have() >= count or not os.environ.get("RAY_ADDRESS"):
+        return have()
+    say(f"Waiting for nodes with {count} {kind}s; the cluster has {have()}.")
+    demand = placement_group([{kind: 1}] * count)  # what cannot be placed is what the autoscaler starts nodes for
+    deadline = time.monotonic() + NODE_PATIENCE
+    try:
+        while have() < count and time.monotonic() < deadline:
+            time.sleep(1)
+    finally:
+        remove_placement_group(demand)
+    return have()
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +302,8 @@ def stage(name: str, folder: str, key: str) -> Iterator[StageRun]:
     seconds = before + time.monotonic() - started
     record = StageRecord(name, key, round(seconds, 2), round(memory.peak / 2**20, 1), run.note, run.results)
     storage.write_bytes(storage.join(folder, STAGE), json.dumps(asdict(record), indent=1).encode())
-    console.print(f"[green]✓[/] {name}: {seconds:.1f} s, {record.peak_mib:.0f} MiB. {run.note}")
+    line = f"[green]✓[/] {name}: {seconds:.1f} s, {record.peak_mib:.0f} MiB. {run.note}"
+    say(line, stage=name, seconds=record.seconds, peak_mib=record.peak_mib)
 
 
 class _MemoryWatch:
@@ -319,6 +360,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def say(message: str) -> None:
-    """One line to the user, on standard error."""
-    console.print(message)
+def say(message: str, **fields: Any) -> None:
+    """One line to the user, on standard error; where lines are JSON, with ``fields`` for programs."""
+    if logs.structured():
+        logger.info("%s", Text.from_markup(message).plain, extra={"fields": fields})
+    else:
+        console.print(message)

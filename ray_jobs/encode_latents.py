@@ -41,7 +41,7 @@ from ardiff.data.transforms import to_unit
 from ardiff.errors import ConfigError, DataError, DecodeError, StorageError
 from ardiff.pretrained import load_autoencoder
 from ardiff.vae import AutoencoderConfig
-from ray_jobs.common import ray_cluster, remote_progress, resolve_device, say, stage, telling
+from ray_jobs.common import await_resource, ray_cluster, remote_progress, resolve_device, say, stage, telling
 from ray_jobs.quarantine import Reporter, quarantine
 
 
@@ -236,8 +236,8 @@ def _encode(
 
 def _check_room(config: EncodeConfig, device: torch.device) -> None:
     """Raises ConfigError if the actors would leave nothing to decode with, or wait for what is not there for ever."""
-    kind = "GPU" if device.type == "cuda" else "CPU"
-    have = int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
+    kind: Literal["CPU", "GPU"] = "GPU" if device.type == "cuda" else "CPU"
+    have = await_resource(kind, config.min_actors + (kind == "CPU"))
     if config.min_actors > have - (kind == "CPU"):
         raise ConfigError(
             f"min_actors={config.min_actors} needs as many {kind}s{' and one to decode with' * (kind == 'CPU')}, but "

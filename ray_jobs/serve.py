@@ -18,17 +18,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import FrameType
 from typing import Any, Literal
 
+import ray
 import torch
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Deployment
 from ray.serve import metrics as ray_metrics
 from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
 
+from ardiff import logs
 from ardiff.cli import main
 from ardiff.config import build, to_dict
 from ardiff.data import s3, storage
@@ -39,7 +42,7 @@ from ardiff.serving.api import build_app
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.keys import read_keys
 from ardiff.serving.metrics import MEASURES, PrometheusRecorder, Recorders
-from ardiff.serving.service import VideoService
+from ardiff.serving.service import GIVING_BACK, VideoService
 from ray_jobs.common import ray_cluster, resolve_device, say
 
 APP = "ardiff"
@@ -77,13 +80,9 @@ class ReplicaConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ServeConfig:
+class ServeConfig(ReplicaConfig):
     """A service on this machine, or on the cluster that RAY_ADDRESS names."""
 
-    checkpoint: str | None = None
-    """Folder of a trained pipeline, local or s3://; served under the name ``default``."""
-    models: dict[str, str] = field(default_factory=dict)
-    """Further pipelines by name, as ``models.NAME=PLACE``; the first is served where a request names none."""
     host: str = "127.0.0.1"
     """Address to listen on; another than this machine's own needs ``service.keys``."""
     port: int = 8000
@@ -98,16 +97,9 @@ class ServeConfig:
     """Seconds that more replicas must be needed before they are started."""
     downscale_delay_s: float = 60.0
     """Seconds that fewer replicas must be enough before some are stopped."""
-    cpu_threads: int = 2
-    """Threads of a replica on CPUs, which is also the CPUs it asks Ray for."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto`` takes a GPU a replica if the cluster has some."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Type of the weights, and of the arithmetic in the models."""
-    service: ServiceConfig = field(default_factory=ServiceConfig)
-    """Queue, limits, storage, keys."""
 
     def __post_init__(self) -> None:
+        ReplicaConfig.__post_init__(self)
         if not 1 <= self.min_replicas <= self.max_replicas:
             raise ValueError("min_replicas must be at least 1, max_replicas at least min_replicas")
         if self.jobs_per_replica <= 0 or min(self.upscale_delay_s, self.downscale_delay_s) < 0:
@@ -122,21 +114,15 @@ class ServeConfig:
     @property
     def replica(self) -> ReplicaConfig:
         """The part that replicas see."""
-        return ReplicaConfig(
-            checkpoint=self.checkpoint and storage.absolute(self.checkpoint),
-            models={name: storage.absolute(place) for name, place in self.models.items()},
-            cpu_threads=self.cpu_threads,
-            device=self.device,
-            precision=self.precision,
-            service=build(
-                ServiceConfig,
-                {
-                    **to_dict(self.service),
-                    "storage": storage.absolute(self.service.storage),
-                    "keys": self.service.keys and storage.absolute(self.service.keys),
-                },
-            ),
+        absolute = storage.absolute
+        service = replace(
+            self.service,
+            storage=absolute(self.service.storage),
+            keys=self.service.keys and absolute(self.service.keys),
         )
+        models = {name: absolute(place) for name, place in self.models.items()}
+        seen = replace(self, checkpoint=self.checkpoint and absolute(self.checkpoint), models=models, service=service)
+        return ReplicaConfig(**{f.name: getattr(seen, f.name) for f in fields(ReplicaConfig)})
 
 
 @serve.deployment(
@@ -160,8 +146,11 @@ class VideoServer:
         # The service tries again by itself, and tells its clients at once that storage is away.
         s3.configure(replace(s3.current(), retry_seconds=0.0, timeout=min(s3.current().timeout, 10.0)))
         self.recorder = PrometheusRecorder()
-        replica = serve.get_replica_context().replica_tag
-        self.service = VideoService(pipelines, settings.service, Recorders(self.recorder, RayRecorder()), replica)
+        context = serve.get_replica_context()
+        logs.begin("serve", context.app_name)
+        logs.place(replica=context.replica_tag)
+        recorders = Recorders(self.recorder, RayRecorder())
+        self.service = VideoService(pipelines, settings.service, recorders, context.replica_tag, _told_to_stop)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(self.service, self.recorder)
@@ -174,6 +163,15 @@ class VideoServer:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What :func:`ray_jobs.autoscaling.replicas_for_jobs` reads."""
         return {"working": float(self.service.load), "waiting": float(self.service.waiting)}
+
+
+def _told_to_stop() -> bool:
+    """Whether Serve is stopping this replica.
+
+    Serve 2.60 has no hook for it: it waits for the connections first, and the application hears of it after that.
+    """
+    worker = ray._private.worker.global_worker
+    return bool(worker.actors[worker.actor_id]._replica_impl._shutting_down)
 
 
 class RayRecorder:
@@ -208,14 +206,19 @@ def application(args: dict[str, Any]) -> serve.Application:
     return _application(build(ReplicaConfig, args), {})
 
 
+def grace(config: ServiceConfig) -> float:
+    """Seconds that a replica may take to stop: to drain, to give jobs back, and Serve's own steps."""
+    return config.drain_seconds + GIVING_BACK + 10
+
+
 def _application(config: ReplicaConfig, options: dict[str, Any]) -> serve.Application:
     _check_places(config)
-    device = resolve_device(config.device).type
+    # Serve waits for GPUs by itself, as long as it takes.
+    device = config.device if config.device != "auto" else resolve_device("auto").type
     deployment: Deployment = VideoServer  # type: ignore[assignment]
     return deployment.options(
         ray_actor_options={"num_cpus": config.cpu_threads, "num_gpus": 1 if device == "cuda" else 0},
-        # Streams are waited for first, then the jobs that no connection waits for.
-        graceful_shutdown_timeout_s=2 * config.service.drain_seconds + 15,
+        graceful_shutdown_timeout_s=grace(config.service),
         **options,
     ).bind(to_dict(config), device)
 
@@ -238,8 +241,10 @@ def run(config: ServeConfig) -> None:
     # Serve's controller is to hear of the load often enough to act on it.
     os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
     with _stopping() as stop, ray_cluster(config.max_replicas * config.cpu_threads + 1):
+        resolve_device(config.device)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start(http_options=HTTPOptions(host=config.host, port=config.port))
+        encoding = LoggingConfig(encoding="JSON") if logs.structured() else None
+        serve.start(http_options=HTTPOptions(host=config.host, port=config.port), logging_config=encoding)
         try:
             serve.run(_application(config.replica, {"autoscaling_config": _scaling(config)}), name=APP)
         except RuntimeError as error:
@@ -248,7 +253,7 @@ def run(config: ServeConfig) -> None:
         say(f"Records and videos: {config.replica.service.storage}. Ctrl-C drains and stops.")
         stop.wait()
         say(f"Draining for at most {config.service.drain_seconds:g} s; what is left then goes back to the queue.")
-        _drain(2 * config.service.drain_seconds + 20)
+        _drain(grace(config.service) + 5)
 
 
 def _scaling(config: ServeConfig) -> dict[str, Any]:

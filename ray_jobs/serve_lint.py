@@ -19,10 +19,12 @@ from ardiff.cli import main
 from ardiff.config import build
 from ardiff.data import storage
 from ardiff.errors import ConfigError
-from ray_jobs.serve import DEPLOYMENT, MAX_REQUESTS, ReplicaConfig
+from ray_jobs.serve import DEPLOYMENT, MAX_REQUESTS, ReplicaConfig, grace
 
 POSITIONALS = ("file",)
 IMPORT_PATH = "ray_jobs.serve:application"
+ASIDE = "x-"
+"""Begins the names of sections that hold values for others to refer to, which Serve ignores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,8 @@ def lint(path: Path) -> None:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if isinstance(tree, dict):
+        tree = {key: value for key, value in tree.items() if not str(key).startswith(ASIDE)}
     _check_keys(ServeDeploySchema, tree, "")
     try:
         ServeDeploySchema.model_validate(tree)
@@ -100,11 +104,11 @@ def _check_application(app: dict[str, Any]) -> None:
 def _check_deployment(deployment: dict[str, Any], config: ReplicaConfig) -> None:
     if deployment["name"] != DEPLOYMENT:
         raise ConfigError(f"Unknown deployment '{deployment['name']}': its name is {DEPLOYMENT}.")
-    grace, drain = deployment.get("graceful_shutdown_timeout_s"), config.service.drain_seconds
-    if grace is not None and grace < 2 * drain + 15:
+    given, needed = deployment.get("graceful_shutdown_timeout_s"), grace(config.service)
+    if given is not None and given < needed:
         raise ConfigError(
-            f"graceful_shutdown_timeout_s {grace} cuts off jobs that drain_seconds {drain:g} waits for: at least "
-            f"{2 * drain + 15:g}."
+            f"graceful_shutdown_timeout_s {given} cuts off jobs that drain_seconds {config.service.drain_seconds:g} "
+            f"waits for: leave it out, or give at least {needed:g}."
         )
     queued = deployment.get("max_queued_requests", MAX_REQUESTS)
     if 0 <= queued < config.service.max_waiting:

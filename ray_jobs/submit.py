@@ -220,15 +220,7 @@ def run(client: JobSubmissionClient, submission: Submission, detach: bool = Fals
         told: The job has said all there is to say when it ends with a code of its own.
     """
     _check_alone(client, submission)
-    try:
-        job = client.submit_job(
-            entrypoint=submission.entrypoint,
-            submission_id=submission.name,
-            runtime_env=submission.runtime_env,
-            metadata=submission.metadata,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise ArdiffError(f"The cluster refuses the job: {str(error).strip().splitlines()[0]}") from error
+    job = _submit(client, submission)
     say(f"{job}: {client.get_address()}/#/jobs/{job}")
     if detach:
         return 0
@@ -238,6 +230,24 @@ def run(client: JobSubmissionClient, submission: Submission, detach: bool = Fals
         say(f"Stopping {job}; once more Ctrl-C leaves at once.")
         client.stop_job(job)
     return _ending(client, job, told)
+
+
+def _submit(client: JobSubmissionClient, submission: Submission) -> str:
+    """Hands the job over; a cluster that has just started may need a while until it takes one. Raises ArdiffError."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=submission.entrypoint,
+                submission_id=submission.name,
+                runtime_env=submission.runtime_env,
+                metadata=submission.metadata,
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            if "No available agent" not in reason or time.monotonic() > deadline:
+                raise ArdiffError(f"The cluster refuses the job: {reason}") from error
+        time.sleep(2)
 
 
 def _check_alone(client: JobSubmissionClient, submission: Submission) -> None:

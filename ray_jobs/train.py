@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import io
 import json
+import logging
 import os
 import re
 import secrets
@@ -37,6 +38,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ardiff import logs
 from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.encode import contact_sheet
@@ -50,6 +52,7 @@ from ardiff.train.loop import TrainConfig, make_critic_engine, make_engine, trai
 from ardiff.train.tasks import Batch, Task
 from ray_jobs.common import remote_progress, resolve_device, telling
 
+logger = logging.getLogger(__name__)
 HISTORY = "history.json"
 BEST = "best/best.json"
 CHUNKS_AT_ONCE = 8192
@@ -231,6 +234,8 @@ def _train_worker(arguments: dict[str, Any]) -> None:
     job, monitor = arguments["job"], arguments["monitor"]
     if ray.get(monitor.failure.remote()) is not None:
         return  # Ray Train tries again, but it was told that this is of no use
+    logs.set_up()  # Ray Train has set up its own since the process began
+    logs.place(rank=workers.rank(), world_size=workers.size())
     try:
         with telling(monitor):
             try:
@@ -238,6 +243,7 @@ def _train_worker(arguments: dict[str, Any]) -> None:
             except ArdiffError as error:
                 raise _with_names(error, job.stream) from error
     except Exception as error:
+        logger.exception("This worker's training has failed.")
         told = ray.get(monitor.failure.remote()) is not None
         if not told:
             where = ", ".join(getattr(error, "__notes__", [])) or f"worker {workers.rank()}, before the first step"
@@ -315,6 +321,8 @@ class _Observer:
         # Checkpoints of different attempts must not mix, and all workers have to agree on their names.
         [token] = workers.sum_over([secrets.randbits(32) if self.leads else 0.0], engine.device)
         self.token = f"{int(token):08x}"
+        logs.place(step=start)
+        logger.info("training begins", extra={"fields": {"device": str(engine.device), "folder": job.folder}})
         self.history: dict[str, list[list[float]]] = {}
         if not self.leads:
             return
@@ -335,6 +343,7 @@ class _Observer:
             monitor.say.remote(f"{job.name}: {beginning} {team}".rstrip())
 
     def progress(self, step: int, loss: float) -> None:
+        logs.place(step=step)
         self.losses.append(loss)
         now = os.times().elapsed
         if self.leads and (now >= self.next_tick or step == self.job.config.num_steps):
@@ -344,6 +353,7 @@ class _Observer:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         if not self.leads:
             return
+        logger.info("metrics", extra={"fields": values})
         for name, value in values.items():
             self.history.setdefault(name, []).append([step, value])
             self.writer.add_scalar(name, value, step)
@@ -374,7 +384,7 @@ class _Observer:
 
         Raises TrainingError when patience ends.
         """
-        loss = statistics.fmean(self.losses)
+        loss, began = statistics.fmean(self.losses), time.monotonic()
         self.losses.clear()
         name = f"checkpoint-{state.step:08d}-{self.token}"
         with tempfile.TemporaryDirectory() as folder:
@@ -388,6 +398,8 @@ class _Observer:
             self._bear(state.step, failure)
             return
         self.failed_saves = 0
+        seconds = round(time.monotonic() - began, 3)
+        logger.info("checkpoint stored", extra={"fields": {"place": place, "seconds": seconds, "mean_loss": loss}})
         filesystem, path = storage.open_filesystem(place, patient=True)
         ray.train.report(
             {"step": state.step, "loss": loss},
@@ -423,6 +435,7 @@ class _Observer:
 
     def _bear(self, step: int, failure: str) -> None:
         self.failed_saves += 1
+        logger.warning("The checkpoint could not be stored: %s", failure)
         patience = self.job.config.save_patience
         if self.failed_saves > patience:
             raise TrainingError(

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ torch.set_num_threads(1)
 # A cache of their own: weights that a user has fetched must not change what the tests, and the jobs they start, do.
 os.environ["ARDIFF_CACHE"] = tempfile.mkdtemp(prefix="ardiff-tests-")
 atexit.register(shutil.rmtree, os.environ["ARDIFF_CACHE"], ignore_errors=True)
+# DeepSpeed compiles an operator at its first use: checkouts that share a cache would do it again for each other.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 # A process has one Ray token: Ray remembers the first, also where a test takes back what it set in the environment.
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 

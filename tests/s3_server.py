@@ -82,6 +82,12 @@ class S3Server:
         self.client().create_bucket(Bucket=name)
         return name
 
+    def requests(self, bucket: str) -> list[tuple[str, str]]:
+        """Method and key, with the query if there is one, of every request to a bucket so far."""
+        lines = (self.root / "requests.log").read_text().splitlines()
+        found = [line.partition(f" /{bucket}/")[::2] for line in lines if f" /{bucket}/" in line]
+        return [(method, key.removesuffix("?")) for method, key in found]
+
     def grant_reading(self, bucket: str) -> None:
         """Lets the user ``reader`` get and list what is in ``bucket``, and nothing else."""
         # To Swift, a bucket that all may read; it answers only requests that carry a known user's signature.

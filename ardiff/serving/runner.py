@@ -108,7 +108,8 @@ class ModelRunner:
     ) -> None:
         self.name, self.pipeline, self.config, self.metrics = name, pipeline, config, metrics
         self.engine = pipeline.engine(config.engine)
-        self._ended = ended
+        self._tell = ended
+        self._here = 0  # jobs; those on their way into the engine are in none of the queues
         self._waiting: deque[Job] = deque()
         self._active: dict[int, _Work] = {}
         self._suspects: deque[Job] = deque()
@@ -121,8 +122,7 @@ class ModelRunner:
     @property
     def room(self) -> int:
         """Jobs that could start now."""
-        here = len(self._active) + len(self._waiting) + len(self._suspects)
-        return max(0, self.config.engine.max_requests - here)
+        return max(0, self.config.engine.max_requests - self._here)
 
     @property
     def busy(self) -> bool:
@@ -131,6 +131,7 @@ class ModelRunner:
 
     def start(self, job: Job) -> None:
         """Takes a job, which joins at the next iteration that has room."""
+        self._here += 1
         self._waiting.append(job)
         self._wake.set()
 
@@ -198,6 +199,10 @@ class ModelRunner:
             if work.job.stop:
                 self._remove(request_id)
                 self._ended(work.job, work.job.stop, None)
+
+    def _ended(self, job: Job, failure: JobError | None, digest: str | None) -> None:
+        self._here -= 1
+        self._tell(job, failure, digest)
 
     def _remove(self, request_id: int) -> None:
         self._active.pop(request_id)

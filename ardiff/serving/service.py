@@ -7,6 +7,7 @@ a job whose replica gives no sign of life goes back to the queue, or fails with 
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ from ardiff.serving.runner import Job, JobError, ModelRunner
 from ardiff.serving.uploads import decode_upload
 
 logger = logging.getLogger(__name__)
+GIVING_BACK = 10.0
+"""Seconds, after the time for draining, in which jobs that are not done are given back to the queue."""
 ResultT = TypeVar("ResultT")
 
 
@@ -34,8 +37,18 @@ class VideoService:
     """Jobs of this replica, and the view of all others. Start it inside a running event loop."""
 
     def __init__(
-        self, pipelines: Mapping[str, ARDiffusionPipeline], config: ServiceConfig, metrics: Recorder, replica: str
+        self,
+        pipelines: Mapping[str, ARDiffusionPipeline],
+        config: ServiceConfig,
+        metrics: Recorder,
+        replica: str,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        """
+        Args:
+            stopping: Whether this replica has been told to stop: asked before each look at the queue. Whoever hosts the
+                replica may wait for its connections first, and call ``stop`` only then.
+        """
         if not pipelines:
             raise ConfigError("There is no model to serve: give checkpoint=PLACE, or models.NAME=PLACE.")
         self.config, self.metrics, self.replica = config, metrics, replica
@@ -48,7 +61,10 @@ class VideoService:
         self.jobs: dict[str, Job] = {}
         self.waiting = 0
         self.storage_up = True
-        self.draining = False
+        self.draining: asyncio.Task[None] | None = None
+        """What finishes the jobs in work and gives the others back, once the replica takes no more."""
+        self._drain_ends = math.inf
+        self._stopping = stopping
         self._marked = False
         self._rates = RateLimiter()
         self._seen: dict[str, tuple[Lease, float]] = {}
@@ -64,6 +80,7 @@ class VideoService:
             await self._mark()
         loops = [runner.run() for runner in self.runners.values()]
         loops += [
+            self._every(self.config.poll_seconds, self._heed),  # also while the next waits for storage
             self._every(self.config.poll_seconds, self._poll, self._look),
             self._every(self.config.heartbeat_seconds, self._beat),
             self._every(self.config.segment_seconds, self._write_progress),
@@ -71,23 +88,37 @@ class VideoService:
         ]
         self._tasks = [asyncio.ensure_future(loop) for loop in loops]
 
-    async def stop(self) -> None:
+    def drain(self) -> None:
         """Takes no more jobs, finishes those in work if time allows, gives the others back to the queue."""
-        self.draining = True
-        deadline = time.monotonic() + self.config.drain_seconds
-        while (self.jobs or self._endings) and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        for job in list(self.jobs.values()):
-            self._runner(job).stop(job, JobError("released", "The replica that generated the video was stopped."))
-        grace = time.monotonic() + 10
-        while (self.jobs or self._endings) and time.monotonic() < grace:
-            await asyncio.sleep(0.05)
+        if self.draining is None:
+            self._drain_ends = time.monotonic() + self.config.drain_seconds
+            self.draining = asyncio.ensure_future(self._drain())
+
+    async def stop(self) -> None:
+        """Drains, and then ends all that runs here."""
+        self.drain()
+        assert self.draining is not None
+        await self.draining
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for runner in self.runners.values():
             runner.close()
         self._storage.shutdown(wait=False)
+
+    async def _drain(self) -> None:
+        logger.info("Draining: %d jobs in work, for %g s at most.", len(self.jobs), self.config.drain_seconds)
+        while (self.jobs or self._endings) and time.monotonic() < self._drain_ends:
+            await asyncio.sleep(0.05)
+        for job in list(self.jobs.values()):
+            self._runner(job).stop(job, JobError("released", "The replica that generated the video was stopped."))
+        grace = time.monotonic() + GIVING_BACK
+        while (self.jobs or self._endings) and time.monotonic() < grace:
+            await asyncio.sleep(0.05)
+
+    async def _heed(self) -> None:
+        if self._stopping():
+            self.drain()
 
     @property
     def healthy(self) -> bool:
@@ -207,6 +238,7 @@ class VideoService:
                 raise not_available(record)
             if record.status == "in_progress" and job_id not in self.jobs:
                 break
+            self._check_time()
             await asyncio.sleep(min(0.2, self.config.poll_seconds))
         index = 0
         while True:  # another replica works on it
@@ -223,7 +255,13 @@ class VideoService:
                 index += 1
                 yield segment
                 continue
+            self._check_time()
             await asyncio.sleep(min(0.25, self.config.segment_seconds))
+
+    def _check_time(self) -> None:
+        """Raises JobError when this replica's time for draining is over, for a reader of what another generates."""
+        if time.monotonic() > self._drain_ends:
+            raise JobError("released", "The replica that sent the video was stopped: ask again.")
 
     async def _segment(self, record: JobRecord, index: int) -> bytes | None:
         return await self.storage(self.store.read_segment, record, index)
@@ -326,11 +364,12 @@ class VideoService:
         waiting = [job_id for job_id in open_jobs if job_id not in leases and job_id not in self.jobs]
         self.waiting = len(waiting)
         self.metrics.record("ardiff_jobs_waiting", self.waiting)
+        await self._heed()
         if self.draining:
             return
         await self._take_over(open_jobs, leases)
         for job_id in waiting:
-            if not any(runner.room for runner in self.runners.values()):
+            if self.draining or not any(runner.room for runner in self.runners.values()):
                 break
             await self._claim(open_jobs[job_id], job_id)
 

@@ -21,6 +21,22 @@ def read_rate(updates_per_second: float, batch_size: int, sample_bytes: float) -
     return updates_per_second * batch_size * sample_bytes
 
 
+def clip_reads(num_clips: int, clips_per_visit: int, num_workers: int) -> int:
+    """Requests that read clips of videos below 20 MB, at most: one a visit, and by every worker that takes part in it.
+
+    Workers share the clips of a visit, which are shuffled. With ``clips_per_visit`` 1 it is exact.
+    """
+    return math.ceil(num_clips / clips_per_visit) * min(clips_per_visit, num_workers)
+
+
+def latent_reads(num_files: int, num_workers: int) -> int:
+    """Requests of an epoch on stored latents, at most: every worker reads every file, and keeps its share of the clips.
+
+    It reads fewer where a chunk of files holds fewer clips than a batch.
+    """
+    return num_files * num_workers
+
+
 def checkpoint_bytes(parameters: int) -> int:
     """Bytes of a checkpoint: weight, average and two moments of every parameter in float32, on all workers together."""
     return MASTER_BYTES * parameters

@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes on this machine: each node a raylet of its own on a loopback address, with a token."""
 
+import contextlib
 import secrets
 import signal
 import socket
@@ -21,41 +22,63 @@ def free_port() -> int:
 class Cluster(Jobs):
     """A head, and nodes that come and go; jobs started here run on it."""
 
-    def __init__(self, head_cpus: int = 4) -> None:
+    def __init__(self, head_cpus: int = 4, **environment: str) -> None:
         super().__init__()
+        self.environment |= environment
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self.metrics_ports: list[int] = []
+        """Where each node answers Prometheus."""
         token = Path(self.ray_folder) / "token"
         token.write_text(secrets.token_hex(32))
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         self.environment["PATH"] = f"{Path(sys.executable).parent}:{self.environment['PATH']}"  # for submitted jobs
+        for attempt in range(3):  # Ray gives a node up whose processes start slowly, as on a machine that is overloaded
+            try:
+                self._start_head(head_cpus)
+                break
+            except AssertionError:
+                if attempt == 2:
+                    raise
+                for process in self.alive():
+                    process.kill()
+                self.nodes.clear()
+                self.metrics_ports.clear()
+
+    def _start_head(self, cpus: int) -> None:
         self.address, self.dashboard = f"127.0.0.2:{free_port()}", f"127.0.0.1:{free_port()}"
+        self.environment.pop("RAY_ADDRESS", None)
         host, _, port = self.dashboard.partition(":")
-        self._start("--head", f"--port={self.address.partition(':')[2]}", f"--num-cpus={head_cpus}",
+        self._start("--head", f"--port={self.address.partition(':')[2]}", f"--num-cpus={cpus}",
                     f"--dashboard-host={host}", f"--dashboard-port={port}", "--include-dashboard=true",
                     f"--ray-client-server-port={free_port()}", "--node-ip-address=127.0.0.2")  # fmt: skip
         self.environment["RAY_ADDRESS"] = self.address
         self.wait_for_nodes(1)
 
-    def add_node(self, cpus: int) -> subprocess.Popen[bytes]:
-        """Starts one more node, and waits until the head knows it."""
-        number = len(self.nodes) + 2
-        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--node-ip-address=127.0.0.{number}")
+    def add_node(self, cpus: int, gpus: int = 0) -> subprocess.Popen[bytes]:
+        """Starts one more node, and waits until the head knows it. Its GPUs are a number that Ray counts with."""
+        place = [f"--address={self.address}", f"--node-ip-address=127.0.0.{len(self.nodes) + 2}"]
+        node = self._start(*place, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
         self.wait_for_nodes(sum(n.poll() is None for n in self.nodes))
         return node
 
     def wait_for_nodes(self, count: int) -> None:
         """Waits until ``count`` nodes are alive."""
         probe = "import ray, sys; ray.init(logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
+        said = ""
         while time.monotonic() < deadline:
+            assert self.nodes[0].poll() is None, f"the head ended with {self.nodes[0].returncode}: {said}"
             environment = {**self.environment, "RAY_ADDRESS": self.address}
-            done = subprocess.run(
-                [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=False
-            )
-            if done.stdout.strip() == str(count):
-                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = subprocess.run(
+                    [sys.executable, "-c", probe],
+                    env=environment, capture_output=True, text=True, check=False, timeout=120,
+                )  # fmt: skip
+                if done.stdout.strip() == str(count):
+                    return
+                said = done.stdout + done.stderr
             time.sleep(0.5)
-        raise AssertionError(f"not {count} nodes in 90 seconds: {done.stdout} {done.stderr}")
+        raise AssertionError(f"not {count} nodes in 240 seconds: {said}")
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         """SIGKILL to a node: its raylet and everything that runs on it."""
@@ -73,7 +96,8 @@ class Cluster(Jobs):
         super().close()
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        ports = [f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "metrics-export-port")]
+        self.metrics_ports.append(free_port())
+        ports = [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={self.metrics_ports[-1]}"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *ports]
         node = subprocess.Popen(
             [*command, "--block", "--object-store-memory=150000000", "--disable-usage-stats"],

@@ -24,6 +24,8 @@ from ardiff.pretrained import save_autoencoder
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+# A shell that runs the tests in the background has them ignore it, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

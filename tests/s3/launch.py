@@ -9,6 +9,7 @@ process that started it dies.
 """
 
 import getpass
+import os
 import signal
 import subprocess
 import sys
@@ -45,9 +46,11 @@ def configure(root: Path, port: int, secret: str) -> None:
         # Tests of multipart uploads need not send 5 MB a part.
         "s3api": "location = us-east-1\nmin_segment_size = 1\n",
     }
-    filters = "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n{settings.get(name, '')}\n" for name in PIPELINE)
+    filters = f"[filter:request_log]\npaste.filter_factory = request_log:factory\npath = {root}/requests.log\n"
+    filters += "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n{settings.get(name, '')}\n" for name in PIPELINE)
+    order = " ".join(("request_log", *PIPELINE))
     (root / "proxy.conf").write_text(
-        f"[DEFAULT]\n{common}bind_port = {port}\n\n[pipeline:main]\npipeline = {' '.join(PIPELINE)} proxy-server\n\n"
+        f"[DEFAULT]\n{common}bind_port = {port}\n\n[pipeline:main]\npipeline = {order} proxy-server\n\n"
         f"[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n\n{filters}"
     )
 
@@ -60,12 +63,14 @@ def main() -> int:
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     servers = []
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # for request_log
     try:
         for kind in (*KINDS, "proxy"):
             with (root / f"{kind}.log").open("ab") as log:
                 command = [sys.executable, str(Path(sys.executable).with_name(f"swift-{kind}-server"))]
                 command += [str(root / f"{kind}.conf")]
-                servers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+                output = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+                servers.append(subprocess.Popen(command, env=environment, **output))
         ready = False
         while not stop.wait(0.1):
             dead = [server for server in servers if server.poll() is not None]

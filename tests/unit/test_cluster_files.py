@@ -5,6 +5,7 @@ The schemas of KubeRay are read from the folder that KUBERAY_SCHEMAS names, or f
 
 import copy
 import gzip
+import importlib
 import inspect
 import json
 import os
@@ -22,20 +23,23 @@ import pytest
 import ray.dashboard.modules.metrics.dashboards
 import torch
 import yaml
+from prometheus_names import exported
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
-from ray.serve.schema import ServeDeploySchema
 
 import ardiff.data.storage
 from ardiff.cli import VERBS, main
-from ardiff.config import build
 from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
+from ardiff.serving.config import ServiceConfig
+from ardiff.serving.metrics import MEASURES
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, train
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
+from ray_jobs.serve import grace
+from ray_jobs.serve_lint import lint
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "cluster"
@@ -232,7 +236,7 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     assert configs["evaluate"]["fake"] == [f"{configs['generate']['output']}/manifest.parquet"]
     assert (configs["evaluate"]["real"], configs["evaluate"]["vae"]) == (manifest, vae)
     args = yaml.safe_load(document("RayService")["spec"]["serveConfigV2"])["applications"][0]["args"]
-    assert args["checkpoint"] == configs["generate"]["pipeline"]
+    assert list(args["models"].values()) == [configs["generate"]["pipeline"]]
     workers = {c["train"]["num_workers"] for c in (first, second, third, configs["train-dit"])}
     group = next(g for g in document("RayCluster")["spec"]["workerGroupSpecs"] if g["groupName"] == "gpu")
     gpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
@@ -257,42 +261,31 @@ def test_the_commands_of_the_runbook_are_understood(
         verb, arguments = (rest[0], rest[1:]) if first == "submit" else (first, rest)
         if verb in VERBS:
             resolves(verb, arguments, capsys)
-    assert {"submit", "doctor", "estimate"} == {first for first, *_ in commands}
+    assert {"submit", "doctor", "estimate", "api-key", "lint-serve"} == {first for first, *_ in commands}
     named = {word for line in lines for word in line if word.startswith("cluster/") and "*" not in word}
     assert [name for name in named if not (ROOT / name.partition("#")[0]).exists()] == []
 
 
-def test_the_endpoint_fits_serve_and_the_code() -> None:
+def test_both_files_of_the_endpoint_are_right_and_say_the_same(tmp_path: Path) -> None:
     spec = document("RayService")["spec"]
+    (tmp_path / "serve.yaml").write_text(spec["serveConfigV2"])
+    lint(tmp_path / "serve.yaml")
     config = yaml.safe_load(spec["serveConfigV2"])
-    [application] = config["applications"]
-    [deployment] = application["deployments"]
-    scaling = deployment["autoscaling_config"]
-    parsed = ServeDeploySchema.model_validate(config).model_dump()
-    assert unknown_keys(config, parsed) == []
-    assert 1 <= scaling["min_replicas"] <= scaling["max_replicas"]
+    assert config == yaml.safe_load((FILES / "serve_config.yaml").read_text())
+    [deployment] = config["applications"][0]["deployments"]
     [group] = spec["rayClusterConfig"]["workerGroupSpecs"]
-    assert scaling["max_replicas"] == group["maxReplicas"]  # a GPU each
-    for name in (application["import_path"], scaling["policy"]["policy_function"]):
-        module, _, attribute = name.partition(":")
-        assert hasattr(__import__(module, fromlist=[attribute]), attribute), name
-    replica = __import__("ray_jobs.serve", fromlist=["ReplicaConfig"])
-    build(replica.ReplicaConfig, application["args"])
-    assert hasattr(replica, deployment["name"])
-
-
-def unknown_keys(given: Any, parsed: Any, where: str = "") -> list[str]:
-    """Keys that Serve ignores without a word."""
-    if where.endswith((".args", ".user_config")):
-        return []
-    if isinstance(given, dict) and isinstance(parsed, dict):
-        lost = [f"{where}.{key}" for key in given if key not in parsed]
-        return lost + [
-            k for key in given if key in parsed for k in unknown_keys(given[key], parsed[key], f"{where}.{key}")
-        ]
-    if isinstance(given, list) and isinstance(parsed, list):
-        return [k for g, p in zip(given, parsed, strict=True) for k in unknown_keys(g, p, where)]
-    return []
+    pod = group["template"]["spec"]
+    resources, asked = pod["containers"][0]["resources"]["limits"], deployment["ray_actor_options"]
+    assert deployment["autoscaling_config"]["max_replicas"] == group["maxReplicas"]  # a machine each
+    assert asked["num_gpus"] == int(resources["nvidia.com/gpu"])
+    assert asked["num_cpus"] <= int(resources["cpu"])
+    drain = config["applications"][0]["args"]["service"]["drain_seconds"]
+    assert pod["terminationGracePeriodSeconds"] > grace(ServiceConfig(drain_seconds=drain))
+    function = deployment["autoscaling_config"]["policy"]["policy_function"]
+    module, _, attribute = function.partition(":")
+    assert hasattr(importlib.import_module(module), attribute)
+    module, _, attribute = config["applications"][0]["import_path"].partition(":")
+    assert hasattr(importlib.import_module(module), attribute)
 
 
 def test_versions_are_the_projects() -> None:
@@ -436,17 +429,27 @@ def test_every_metric_that_is_watched_exists() -> None:
     alerts = yaml.safe_load((FILES / "alerts.yaml").read_text())
     rules = [rule for group in alerts["groups"] for rule in group["rules"]]
     assert all(rule["annotations"]["summary"] for rule in rules)
-    queries = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]] + [rule["expr"] for rule in rules]
+    queries = [t["expr"] for panel in dashboard["panels"] for t in panel.get("targets", [])]
+    queries += [rule["expr"] for rule in rules]
     queries += [v["query"]["query"] for v in dashboard["templating"]["list"] if v["type"] == "query"]
     watched = {name for query in queries for name in re.findall(r"\bray_\w+", query)}
     ours = {f"ray_ardiff_train_{name}" for name in logged()}
     assert len(watched & ours) > 5
+    endpoint = set().union(*(exported(measure) for measure in MEASURES))
+    wanted = ("jobs_waiting", "frames_total", "first_frame_seconds_bucket", "frame_evaluations_total", "errors_total")
+    for where in ([p["expr"] for panel in dashboard["panels"] for p in panel.get("targets", [])], queries):
+        assert {f"ray_ardiff_{name}" for name in wanted} <= {w for q in where for w in re.findall(r"\bray_\w+", q)}
     prefixed = {f"ray_{name}" for name in METRICS_GAUGES}
     panels = Path(ray.dashboard.modules.metrics.dashboards.__path__[0]) / "default_dashboard_panels.py"
     rays = prefixed | set(re.findall(r"\bray_\w+", panels.read_text()))
-    assert watched - ours - rays == set()
+    assert watched - ours - endpoint - rays == set()
     tags = {tag for query in queries for tag in re.findall(r"(\w+)=~?\"", query)}
-    assert tags <= {"run", "Location"}
+    assert tags <= {"run", "Location", "kind", "status"}
+    grouped = {tag for query in queries for group in re.findall(r"by \(([^)]*)\)", query) for tag in group.split(", ")}
+    assert grouped <= {"le", "Location", "instance", *(tag for measure in MEASURES for tag in measure.tags)}
+    values = {value for query in queries for value in re.findall(r"(?:kind|status)=\"(\w+)\"", query)}
+    code = "".join(file.read_text() for file in (ROOT / "ardiff" / "serving").glob("*.py"))
+    assert [value for value in values if f'"{value}"' not in code] == []
 
 
 def test_panels_do_not_overlap() -> None:

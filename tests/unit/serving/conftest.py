@@ -86,12 +86,15 @@ Serve = Callable[..., Served]
 
 @pytest.fixture
 def serve(make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path) -> Iterator[Serve]:
-    """``serve(replica="a", pipelines=None, **config)``: starts a service on the folder ``tmp_path/shared``."""
+    """``serve(replica="a", pipelines=None, stopping=None, **config)``: a service on the folder ``tmp_path/shared``."""
     with contextlib.ExitStack() as stack:
 
-        def start(replica: str = "a", pipelines: Any = None, **config: Any) -> Served:
+        def start(
+            replica: str = "a", pipelines: Any = None, stopping: threading.Event | None = None, **config: Any
+        ) -> Served:
             tree = {"storage": str(tmp_path / "shared"), **QUICK, **config}
-            served = _start(replica, pipelines or {"tiny": make_pipeline()}, build(ServiceConfig, tree))
+            told = stopping or threading.Event()
+            served = _start(replica, pipelines or {"tiny": make_pipeline()}, build(ServiceConfig, tree), told)
             stack.callback(served.stop)
             stack.callback(served.client.close)
             return served
@@ -99,7 +102,9 @@ def serve(make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path) -> 
         yield start
 
 
-def _start(replica: str, pipelines: dict[str, ARDiffusionPipeline], config: ServiceConfig) -> Served:
+def _start(
+    replica: str, pipelines: dict[str, ARDiffusionPipeline], config: ServiceConfig, stopping: threading.Event
+) -> Served:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -107,7 +112,7 @@ def _start(replica: str, pipelines: dict[str, ARDiffusionPipeline], config: Serv
 
     async def main() -> None:
         recorder = PrometheusRecorder()
-        service = VideoService(pipelines, config, recorder, replica)
+        service = VideoService(pipelines, config, recorder, replica, stopping.is_set)
         options = uvicorn.Config(
             build_app(service, recorder), port=port, log_level="error", timeout_graceful_shutdown=1
         )

@@ -1,5 +1,6 @@
 """What breaks: replicas that die or stop, storage that goes away, iterations that fail. No job is lost."""
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,58 @@ def test_a_stopping_replica_gives_back_what_it_cannot_finish(serve: Serve) -> No
     assert (record.status, record.deaths) == ("queued", 0)
     assert served.service.store.leases() == {}
     assert serve("b").wait(video)["status"] == "completed"
+
+
+def test_a_replica_that_is_told_to_stop_takes_no_job_and_gives_back_what_it_has(serve: Serve) -> None:
+    """Whoever hosts it waits for its connections first, so it must end what they read in time by itself."""
+    stopping = threading.Event()
+    first = serve("a", stopping=stopping, drain_seconds=1.0, engine={"max_requests": 2})
+    with first.client.stream("POST", "/v1/videos:stream", json={**LONG, "num_frames": 1000}) as answer:
+        parts = answer.iter_raw()
+        next(parts)
+        running, waiting = first.ask(**LONG, seed=1), first.ask(**JOB)
+        while first.look(running)["frames_done"] == 0:
+            time.sleep(0.01)
+        assert first.look(waiting)["status"] == "queued"
+        stopping.set()
+        with pytest.raises(httpx.HTTPError):
+            for _ in parts:
+                pass
+    first.wait({"id": answer.headers["x-video-id"]}, "failed")
+    refused = first.client.post("/v1/videos", json=JOB)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    deadline = time.monotonic() + 20
+    while first.service.jobs:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)  # several looks at the queue
+    records = [first.service.store.read("anonymous", video["id"]) for video in (running, waiting)]
+    assert [(record.status, record.deaths) for record in records] == [("queued", 0), ("queued", 0)]
+    assert records[1].lease == 0
+    assert first.service.store.leases() == {}
+    assert serve("b").wait(waiting)["status"] == "completed"
+
+
+def test_a_reader_of_another_replicas_video_is_sent_away_when_time_is_over(serve: Serve) -> None:
+    stopping = threading.Event()
+    reader = serve("a", stopping=stopping, drain_seconds=0.5, engine={"max_requests": 1})
+    blocker = reader.ask(**LONG, seed=0)
+    while reader.look(blocker)["status"] == "queued":
+        time.sleep(0.01)
+    worker = serve("b")
+    video = worker.ask(**LONG, seed=1)
+    while worker.look(video)["frames_done"] == 0:
+        time.sleep(0.01)
+    assert video["id"] in worker.service.jobs
+    with reader.client.stream("GET", f"/v1/videos/{video['id']}/stream") as answer:
+        parts = answer.iter_raw()
+        next(parts)
+        stopping.set()
+        with pytest.raises(httpx.HTTPError):
+            for _ in parts:
+                pass
+    assert worker.look(video)["status"] == "in_progress"
+    assert worker.client.delete(f"/v1/videos/{video['id']}").json()["status"] == "cancelled"
 
 
 def test_storage_away(serve: Serve, tmp_path: Path) -> None:

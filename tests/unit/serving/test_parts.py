@@ -221,12 +221,13 @@ def test_the_shipped_serve_configuration_is_right(capsys: pytest.CaptureFixture[
         ("applications.0.args.service.keys", None, "give keys"),
         ("applications.0.import_path", "x:y", "No application has import_path"),
         ("applications.0.deployments.0.name", "Server", "its name is VideoServer"),
-        ("applications.0.deployments.0.graceful_shutdown_timeout_s", 20, "at least 615"),
+        ("applications.0.deployments.0.graceful_shutdown_timeout_s", 20, "at least 320"),
         ("applications.0.deployments.0.max_queued_requests", 10, "at least 64"),
         ("applications.0.deployments.0.autoscaling_config.max_replica", 3, "did you mean 'max_replicas'"),
         ("applications.0.deployments.0.autoscaling_config.min_replicas", 9, "below min_replicas|min_replicas"),
         ("applications.0.deployments.0.autoscaling_config.min_replicas", 0, "at least 1"),
         ("applications.0.args.service.storage", "runs/serve", "all replicas share"),
+        ("values", {}, "Unknown key 'values'"),
     ],
 )
 def test_mistakes_that_serve_ignores_are_found(path: str, value: Any, reason: str, tmp_path: Path) -> None:
