@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from ardiff.config import build, read_settings, take_section, to_dict, to_yaml
+from ardiff.config import VERB, build, read_settings, take_section, to_dict, to_yaml
 from ardiff.data import s3
 from ardiff.data.s3 import StorageConfig
 from ardiff.errors import ArdiffError, ConfigError
@@ -43,6 +43,7 @@ VERBS = {
     "serve": ("ray_jobs.serve", "ServeConfig", "an HTTP service and a page that generate videos"),
     "lint-serve": ("ray_jobs.serve_lint", "LintConfig", "check a Ray Serve configuration before it is deployed"),
     "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "make an API key for the service"),
+    "ablate": ("ray_jobs.ablate", "AblateConfig", "train variants of the quickstart's recipe and compare them"),
     "estimate": ("ardiff.train.estimate", "EstimateConfig", "memory and time of a training step per ZeRO stage"),
 }
 
@@ -89,6 +90,8 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
         print(to_yaml(call.config), end="")
         if call.storage != StorageConfig():
             print(yaml.safe_dump({"storage": to_dict(call.storage)}, sort_keys=False), end="")
+        if hasattr(call.module, "describe_plan"):
+            print(textwrap.indent(call.module.describe_plan(call.config), "# "))
         return 0
     s3.configure(call.storage)
     call.module.run(call.config)
@@ -122,15 +125,20 @@ def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
     named, rest = list(getattr(module, "POSITIONALS", ())), options.overrides
     while named and rest and "=" not in rest[0]:
         given[named.pop(0)], *rest = rest
+    files = list(options.config or ())
+    if getattr(module, "CONFIG_FIRST", False) and rest and "=" not in rest[0]:
+        files.append(rest.pop(0))
     if hasattr(module, "REMAINING"):  # the field that takes every further argument
         plain = [a for a in rest if "=" not in a]
         rest = [a for a in rest if "=" in a]
         given |= {module.REMAINING: json.dumps(plain)} if plain else {}
     overrides = [f"{name}={value}" for name, value in given.items()] + rest
-    paths = options.config or (module.config_paths(given) if hasattr(module, "config_paths") else None)
+    paths = files or (module.config_paths(given) if hasattr(module, "config_paths") else None)
     settings = read_settings(paths, overrides)
+    if settings.pop(VERB, verb) != verb:
+        raise ConfigError(f"{', '.join(files)} is the configuration of another verb than {verb}.")
     reach = take_section(StorageConfig, settings, "storage")
-    return Call(module, build(config_class, settings), reach, options.config or (), options.dry_run)
+    return Call(module, build(config_class, settings), reach, files, options.dry_run)
 
 
 def _top_parser() -> argparse.ArgumentParser:
