@@ -117,7 +117,8 @@ def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
     module_name, class_name, summary = VERBS[verb]
     module = importlib.import_module(module_name)
     config_class = getattr(module, class_name)
-    parser = _verb_parser(verb, summary, config_class, getattr(module, "ALIASES", {}))
+    config_first = getattr(module, "CONFIG_FIRST", False)
+    parser = _verb_parser(verb, summary, config_class, getattr(module, "ALIASES", {}), config_first)
     options, rest = parser.parse_known_intermixed_args(arguments)
     if rest:
         parser.error(f"unknown option {rest[0]}")
@@ -126,7 +127,7 @@ def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
     while named and rest and "=" not in rest[0]:
         given[named.pop(0)], *rest = rest
     files = list(options.config or ())
-    if getattr(module, "CONFIG_FIRST", False) and rest and "=" not in rest[0]:
+    if config_first and rest and "=" not in rest[0]:
         files.append(rest.pop(0))
     if hasattr(module, "REMAINING"):  # the field that takes every further argument
         plain = [a for a in rest if "=" not in a]
@@ -155,7 +156,9 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb_parser(verb: str, summary: str, config_class: type[Any], aliases: dict[str, str]) -> argparse.ArgumentParser:
+def _verb_parser(
+    verb: str, summary: str, config_class: type[Any], aliases: dict[str, str], config_first: bool
+) -> argparse.ArgumentParser:
     """Every plain setting is an option, some by a second name; settings of sections are ``section.key=value``."""
     parser = argparse.ArgumentParser(
         prog=f"ardiff {verb}",
@@ -163,7 +166,8 @@ def _verb_parser(verb: str, summary: str, config_class: type[Any], aliases: dict
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_sections_help(config_class),
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
+    metavar, lead = ("FILE | key=value", "like --config, then ") if config_first else ("key=value", "")
+    parser.add_argument("overrides", nargs="*", metavar=metavar, help=f"{lead}settings that override the file's")
     parser.add_argument(
         "--config", metavar="PATH", action="append", help="YAML file, or folder of them; may be repeated"
     )

@@ -48,9 +48,9 @@ class AblateConfig:
     output: str = "runs/ablation"
     """Folder of everything, a folder a variant and below it one a seed; ``results.json``, ``results.parquet`` and
     ``ablation.png`` hold what came out."""
-    quickstart: str = ""
+    quickstart: str | None = None
     """Folder of a quickstart whose data, AR-VAE and latents are complete: variants share them, and its configuration
-    is the recipe. Empty makes them once below ``output``, by the shipped configuration."""
+    is the recipe. Without it they are made once below ``output``, by the shipped configuration."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds of training and sampling, two at least; every variant is trained with each. The AR-VAE has its own."""
     ar_steps: tuple[int, ...] = (0, 2, 5, 20)
@@ -58,7 +58,8 @@ class AblateConfig:
     settings: tuple[str, ...] = ()
     """``key=value`` of the quickstart's configuration, for all variants alike: the budget."""
     variants: tuple[Variant, ...] = ()
-    """The rows of the table, the one that the others are compared with first."""
+    """The rows of the table, the one that the others are compared with first: each a ``name``, the ``question`` that
+    it answers and the ``settings`` in which it differs, as in configs/quickstart/ablation.yaml."""
     table: str | None = None
     """Markdown file for the tables, which keeps what is written around its marks. Without it, ``ablation.md`` in the
     output folder."""
@@ -169,7 +170,7 @@ def _recipe_of(quickstart: str) -> Path:
         if not _records(quickstart, stage):
             raise ConfigError(
                 f"{quickstart} holds no complete stage '{stage}': give the folder of a quickstart that has come as far "
-                "as its latents, or leave quickstart empty."
+                "as its latents, or leave quickstart out."
             )
     return Path(quickstart) / "config.yaml"
 
