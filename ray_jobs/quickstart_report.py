@@ -67,11 +67,13 @@ def _summary(scores: dict[str, Any], total: float, peak: float) -> list[str]:
     sets = scores["sets"]
     models = {name: values["distance"] for name, values in sets.items() if name.startswith("ar-step-")}
     best = min(models, key=models.__getitem__)
+    shuffled = sets.get("shuffled frames")  # one of the controls, which can be left out
+    control = "" if shuffled is None else f", shuffled frames {shuffled['distance']:.1f}"
     lines = [
         f"All stages took {total / 60:.1f} minutes; the largest used {peak / 1024:.1f} GiB.",
         f"Held-out clips are reconstructed at {sets['reconstruction']['psnr']:.1f} dB.",
         f"Best distance to real clips: {models[best]:.1f} ({best}); real clips themselves reach "
-        f"{sets['real']['distance']:.1f}, shuffled frames {sets['shuffled frames']['distance']:.1f}.",
+        f"{sets['real']['distance']:.1f}{control}.",
     ]
     if "fvd" in sets["real"]:
         fvd = min(sets[name]["fvd"] for name in models)
