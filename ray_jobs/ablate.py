@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from ardiff.data import storage
 from ardiff.errors import ArdiffError, ConfigError
 from ray_jobs import evaluate, generate, prepare
 from ray_jobs.common import StageRecord, ray_cluster, read_stage, record_run, say, versions
-from ray_jobs.generate import VideoSets
+from ray_jobs.generate import GenerateConfig, VideoSets
 from ray_jobs.quickstart import (
     Inputs,
     QuickstartConfig,
     Stages,
     data_stage,
     encode_data,
+    long_set,
     scoring,
     short_sets,
     train_pipeline,
@@ -298,27 +299,26 @@ def describe_plan(config: AblateConfig) -> str:
         complete = bool(_records(unit.config.folder, "scores"))
         left += [] if complete else [unit]
         whole = unit.config
-        work = f"{whole.train_dit.train.num_steps} steps, {_evaluations(whole):,} frame evaluations"
+        work = f"{whole.train_dit.train.num_steps} steps, {_evaluations(short_sets(whole, '', '')):,} frame evaluations"
         lines.append(f"  {unit.variant:<24} seed {unit.seed:<4} {'done' if complete else work}")
     shared = sorted({u.shared for u in left if not _records(u.shared, "latents")})
     lines += [f"data, AR-VAE and latents to be made first: {place}" for place in shared]
     steps = sum(u.config.train_dit.train.num_steps for u in left)
-    evaluations = sum(_evaluations(u.config) for u in left)
+    evaluations = sum(_evaluations(short_sets(u.config, "", "")) for u in left)
     lines.append(f"left: {len(left)} units, {steps:,} training steps, {evaluations:,} frame evaluations")
     if config.quickstart and (hours := _hours(config.quickstart, left)) is not None:
         lines.append(f"about {hours:.1f} hours, as long as these took in {config.quickstart}")
     return "\n".join(lines)
 
 
-def _evaluations(whole: QuickstartConfig) -> int:
-    """Frame evaluations of a unit's sampling."""
-    each = [
-        frame_evaluations(
-            whole.encode.num_frames, whole.generate.num_inference_steps, s, whole.generate.executor != "full"
-        )
-        for s in whole.samples.ar_steps
-    ]
-    return sum(each) * whole.generate.num_videos * (1 if whole.generate.guidance_scale == 1 else 2)
+def _evaluations(sets: Sequence[GenerateConfig]) -> int:
+    """Frame evaluations that the sets cost; guidance doubles them."""
+    total = 0
+    for videos in sets:
+        cached = videos.executor != "full"
+        each = frame_evaluations(videos.num_frames, videos.num_inference_steps, videos.ar_step, cached)
+        total += each * videos.num_videos * (1 if videos.guidance_scale == 1 else 2)
+    return total
 
 
 def _hours(quickstart: str, units: list[Unit]) -> float | None:
@@ -328,16 +328,11 @@ def _hours(quickstart: str, units: list[Unit]) -> float | None:
         return None
     dit, samples, scores = (record.seconds for record in records)
     base = load_config(QuickstartConfig, [_recipe_of(quickstart)])
-    long = replace(
-        base,
-        encode=replace(base.encode, num_frames=base.samples.long_frames),
-        generate=replace(base.generate, num_videos=base.samples.num_long),
-        samples=replace(base.samples, ar_steps=(base.samples.long_ar_step,)),
-    )
-    each = samples / (_evaluations(base) + _evaluations(long))
-    steps = sum(u.config.train_dit.train.num_steps for u in units)
-    total = steps * dit / base.train_dit.train.num_steps + len(units) * scores
-    return (total + each * sum(_evaluations(u.config) for u in units)) / 3600
+    steps = sum(u.config.train_dit.train.num_steps for u in units) / base.train_dit.train.num_steps
+    shown = _evaluations([*short_sets(base, "", ""), long_set(base, "", "")])
+    evaluations = sum(_evaluations(short_sets(u.config, "", "")) for u in units) / shown
+    clips = sum(u.config.evaluate.num_clips for u in units) / base.evaluate.num_clips
+    return (steps * dit + evaluations * samples + clips * scores) / 3600
 
 
 if __name__ == "__main__":

@@ -100,14 +100,7 @@ def run(config: QuickstartConfig) -> None:
         inputs = encode_data(config, root, data, stages)
         pipeline = train_pipeline(config, root, inputs, stages)
         short = short_sets(config, root, pipeline)
-        long = replace(
-            config.generate,
-            pipeline=pipeline,
-            output=f"{root}/samples/long",
-            num_frames=config.samples.long_frames,
-            ar_step=config.samples.long_ar_step,
-            num_videos=config.samples.num_long,
-        )
+        long = long_set(config, root, pipeline)
         stages.do(generate.run_sets, VideoSets(output=f"{root}/samples", sets=(*short, long)))
         scores = scoring(config, root, inputs, short)
         stages.do(evaluate.run, scores)
@@ -181,6 +174,18 @@ def short_sets(config: QuickstartConfig, root: str, pipeline: str) -> list[Gener
     """The sets of short videos, one for each ``ar_step``."""
     videos = replace(config.generate, pipeline=pipeline, num_frames=config.encode.num_frames)
     return [replace(videos, output=f"{root}/samples/ar-step-{s}", ar_step=s) for s in config.samples.ar_steps]
+
+
+def long_set(config: QuickstartConfig, root: str, pipeline: str) -> GenerateConfig:
+    """The set of long videos."""
+    return replace(
+        config.generate,
+        pipeline=pipeline,
+        output=f"{root}/samples/long",
+        num_frames=config.samples.long_frames,
+        ar_step=config.samples.long_ar_step,
+        num_videos=config.samples.num_long,
+    )
 
 
 def scoring(config: QuickstartConfig, root: str, inputs: Inputs, sets: Sequence[GenerateConfig]) -> EvaluateConfig:

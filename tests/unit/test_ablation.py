@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from ardiff.ablation import (
     write_results,
 )
 from ardiff.cli import main
-from ardiff.config import load_config
+from ardiff.config import load_config, to_yaml
 from ardiff.diffusion.ad import ad_schedule
 from ardiff.errors import ConfigError
 from ray_jobs.ablate import AblateConfig, describe_plan, make_plan
+from ray_jobs.common import StageRecord
+from ray_jobs.quickstart import QuickstartConfig
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "quickstart" / "ablation.yaml"
 VARIANTS = (Variant(name="base", question="recipe"), Variant(name="other", question="law", settings=("a=1",)))
@@ -168,6 +171,28 @@ def _without_verb(file: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_quickstart_gives_its_latents_its_recipe_and_its_pace(tmp_path: Path) -> None:
+    quickstart = load_config(
+        QuickstartConfig, [SHIPPED.parent], ["train_dit.train.num_steps=1000", "train_dit.dit.depth=2"]
+    )
+    for stage, seconds in {"data": 1, "vae": 1, "latents": 1, "dit": 3600, "samples": 0, "scores": 0}.items():
+        (tmp_path / "q" / stage).mkdir(parents=True)
+        record = StageRecord(stage, "", seconds, 1.0, "", {})
+        (tmp_path / "q" / stage / "stage.json").write_text(json.dumps(asdict(record)))
+    (tmp_path / "q" / "config.yaml").write_text(to_yaml(quickstart))
+    settings = ["quickstart=q", "settings=[train_dit.train.num_steps=500]", "seeds=[0, 1]"]
+    config = load_config(AblateConfig, [_without_verb(SHIPPED)], settings)
+    units = make_plan(config)
+    assert {u.variant for u in units if u.shared != "q"} == {"no_temporal_decoder"}
+    assert {u.config.train_dit.dit.depth for u in units} == {2}
+    # 16 units of half of the steps that took an hour.
+    assert describe_plan(config).endswith("about 8.0 hours, as long as these took in q")
+    (tmp_path / "runs" / "ablation" / "fopp" / "seed-0" / "scores").mkdir(parents=True)
+    done = tmp_path / "runs" / "ablation" / "fopp" / "seed-0" / "scores" / "stage.json"
+    done.write_text(json.dumps(asdict(StageRecord("evaluate", "", 1.0, 1.0, "", {}))))
+    assert "left: 15 units, 7,500 training steps" in describe_plan(config)
 
 
 @pytest.mark.parametrize(
