@@ -18,7 +18,7 @@ SETTINGS = shlex.split("""
 prepare.synthetic.num_train=16 prepare.synthetic.num_test=8 prepare.synthetic.num_frames=24 prepare.synthetic.num_long=0
 train_vae.train.num_steps=6 train_vae.train.checkpoint_every=6 train_vae.train.sample_every=0
 train_vae.train.log_every=3 train_vae.train.batch_size=8 train_vae.vae.width=32 train_vae.vae.depth=1
-encode.batch_size=16 train_dit.train.num_steps=40 train_dit.train.checkpoint_every=5 train_dit.train.sample_every=0
+encode.batch_size=16 train_dit.train.num_steps=60 train_dit.train.checkpoint_every=5 train_dit.train.sample_every=0
 train_dit.train.log_every=20 train_dit.train.batch_size=4 train_dit.dit.width=32 train_dit.dit.depth=1
 generate.num_videos=4 generate.max_actors=1 generate.num_inference_steps=4 evaluate.num_clips=4 evaluate.batch_size=4
 evaluate.max_actors=1 evaluate.i3d_clips=0 samples.long_frames=24 samples.long_ar_step=2
@@ -48,7 +48,7 @@ def arguments(folder: Path, variants: list[dict[str, Any]]) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(jobs: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("ablation") / "run"
-    return folder, jobs.run("ablate", *arguments(folder, VARIANTS))
+    return folder, jobs.run("ablate", *arguments(folder, VARIANTS), timeout=840)
 
 
 def test_a_variant_that_fails_is_a_row_and_the_others_go_on(finished: tuple[Path, Any]) -> None:
@@ -75,7 +75,7 @@ def test_a_variant_that_fails_is_a_row_and_the_others_go_on(finished: tuple[Path
 def test_a_second_run_trains_nothing(jobs: Any, finished: tuple[Path, Any]) -> None:
     folder, first = finished
     before = (folder / "results.parquet").read_bytes()
-    result = jobs.run("ablate", *arguments(folder, VARIANTS))
+    result = jobs.run("ablate", *arguments(folder, VARIANTS), timeout=840)
     assert result.code == 1
     assert len(re.findall(r"✓ train-dit: done before", result.err)) == 4
     assert not re.search(r"✓ .*: [0-9.]+ s", result.err)
@@ -88,7 +88,7 @@ def test_a_killed_ablation_ends_with_the_same_numbers(jobs: Any, finished: tuple
     whole, folder = finished[0], tmp_path / "run"
     process = jobs.start("ablate", *arguments(folder, VARIANTS[:2]))
     place = folder / "both" / "seed-0" / "dit"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 400
     while not place.exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -97,7 +97,7 @@ def test_a_killed_ablation_ends_with_the_same_numbers(jobs: Any, finished: tuple
     assert jobs.kill(process).code == -9
     assert not (place / "stage.json").exists(), "the unit ended before it could be killed: raise num_steps"
     assert jobs.left_over() == []
-    result = jobs.run("ablate", *arguments(folder, VARIANTS[:2]))
+    result = jobs.run("ablate", *arguments(folder, VARIANTS[:2]), timeout=400)
     assert result.code == 0, result.err
     assert len(re.findall(r"✓ train-dit: done before", result.err)) == 1
     assert re.search(r"going on from the checkpoint of step \d+", result.err)
