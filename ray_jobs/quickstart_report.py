@@ -17,9 +17,9 @@ from ray_jobs.generate import GenerateConfig
 from ray_jobs.quick_scores import describe
 
 CAVEATS = [
-    "This run shows that the system works, from files to scores. It does not show the paper's claims: at this scale "
-    "its ablations do not come out in the paper's order.",
-    "FoPP rarely draws nearly synchronous timesteps, so ar_step 0 is the weakest setting of a short training run.",
+    "This run shows that the system works, from files to scores. It does not show the paper's claims, which need the "
+    "paper's data and sizes: docs/ablation.md says what its variants do at this scale.",
+    "Which ar_step scores best changes with the seed: compare several before preferring one.",
 ]
 
 
