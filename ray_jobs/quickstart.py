@@ -6,8 +6,9 @@ one that was interrupted goes on where it stopped.
     python -m ray_jobs.quickstart --fast
 """
 
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,57 +94,112 @@ def run(config: QuickstartConfig) -> None:
     if storage.is_remote(root):
         raise ConfigError("The quickstart writes to a local folder; the single verbs write to s3:// too.")
     with ray_cluster():
-        records: list[StageRecord] = []
-
-        def do(job: Callable[..., Any], stage_config: Any) -> StageRecord:
-            key = fingerprint(stage_config, records[-1].fingerprint if records else "")
-            record = _done(stage_config, key)
-            if record is None:
-                record_run(root, config)  # not before: a run that is refused leaves the folder as it was
-                job(stage_config, key)
-                record = read_stage(stage_config.output)
-                assert record is not None
-            records.append(record)
-            return record
-
-        data = replace(config.prepare, source=config.data or config.prepare.source, output=f"{root}/data")
-        do(prepare.run, data)
-        clips = replace(config.train_vae.clips, manifest=data.manifest)
-        vae = replace(config.train_vae, output=f"{root}/vae", clips=clips)
-        do(train_vae.run, vae)
-        encode = replace(config.encode, manifest=data.manifest, vae=vae.model, output=f"{root}/latents")
-        latents = do(encode_latents.run, encode).results["folder"]
-        classes = len(class_names(read_manifest(data.manifest)))
-        dit = replace(config.train_dit, output=f"{root}/dit", latents=latents)
-        dit = replace(dit, dit=replace(dit.dit, num_classes=classes))
-        do(train_dit.run, dit)
-        videos = replace(config.generate, pipeline=dit.pipeline)
-        short = [
-            replace(videos, output=f"{root}/samples/ar-step-{s}", num_frames=encode.num_frames, ar_step=s)
-            for s in config.samples.ar_steps
-        ]
-        long = replace(
-            videos,
-            output=f"{root}/samples/long",
-            num_frames=config.samples.long_frames,
-            ar_step=config.samples.long_ar_step,
-            num_videos=config.samples.num_long,
-        )
-        do(generate.run_sets, VideoSets(output=f"{root}/samples", sets=(*short, long)))
-        scores = replace(
-            config.evaluate,
-            real=data.manifest,
-            fake=tuple(s.manifest for s in short),
-            protocol="quick",
-            vae=vae.model,
-            output=f"{root}/scores",
-            num_frames=encode.num_frames,
-            shapes=config.evaluate.shapes and data.source is None,
-        )
-        do(evaluate.run, scores)
+        stages = Stages(functools.partial(record_run, root, config))
+        data = data_stage(config, f"{root}/data")
+        stages.do(prepare.run, data)
+        inputs = encode_data(config, root, data, stages)
+        pipeline = train_pipeline(config, root, inputs, stages)
+        short = short_sets(config, root, pipeline)
+        long = long_set(config, root, pipeline)
+        stages.do(generate.run_sets, VideoSets(output=f"{root}/samples", sets=(*short, long)))
+        scores = scoring(config, root, inputs, short)
+        stages.do(evaluate.run, scores)
     report = Path(root) / "report.html"
-    write_quickstart_report(report, config, records, [*short, long], scores)
+    write_quickstart_report(report, config, stages.records, [*short, long], scores)
     say(f"[bold]{report}[/]")
+
+
+class Stages:
+    """Runs stages that build on each other, each unless it is complete.
+
+    A stage is named by its configuration and by the stage before it.
+    """
+
+    def __init__(self, record: Callable[[], None], before: Sequence[StageRecord] = ()) -> None:
+        """``record`` is called before a stage runs. ``before`` are complete stages that the first one builds on."""
+        self.record = record
+        self.records = list(before)
+
+    def do(self, job: Callable[..., Any], config: Any) -> StageRecord:
+        """The record of the stage that ``job(config, key)`` runs and ``config.output`` holds. Raises ArdiffError."""
+        key = fingerprint(config, self.records[-1].fingerprint if self.records else "")
+        record = _done(config, key)
+        if record is None:
+            self.record()  # not before: a run that is refused leaves the folder as it was
+            job(config, key)
+            record = read_stage(config.output)
+            assert record is not None
+        self.records.append(record)
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the AR-DiT is trained on and scored against."""
+
+    manifest: str
+    vae: str
+    """Folder of the AR-VAE."""
+    latents: str
+    """Folder of the encoded clips."""
+    synthetic: bool
+    """Whether the videos are the drawn ones, whose shapes are known."""
+
+
+def data_stage(config: QuickstartConfig, folder: str) -> PrepareConfig:
+    """The data, to be put into ``folder``."""
+    return replace(config.prepare, source=config.data or config.prepare.source, output=folder)
+
+
+def encode_data(config: QuickstartConfig, root: str, data: PrepareConfig, stages: Stages) -> Inputs:
+    """Trains the AR-VAE on the data and encodes them, both below ``root``."""
+    clips = replace(config.train_vae.clips, manifest=data.manifest)
+    vae = replace(config.train_vae, output=f"{root}/vae", clips=clips)
+    stages.do(train_vae.run, vae)
+    encode = replace(config.encode, manifest=data.manifest, vae=vae.model, output=f"{root}/latents")
+    latents = stages.do(encode_latents.run, encode).results["folder"]
+    return Inputs(data.manifest, vae.model, latents, data.source is None)
+
+
+def train_pipeline(config: QuickstartConfig, root: str, inputs: Inputs, stages: Stages) -> str:
+    """Trains the AR-DiT below ``root``. Returns the folder of the pipeline."""
+    classes = len(class_names(read_manifest(inputs.manifest)))
+    dit = replace(config.train_dit, output=f"{root}/dit", latents=inputs.latents)
+    dit = replace(dit, dit=replace(dit.dit, num_classes=classes))
+    stages.do(train_dit.run, dit)
+    return dit.pipeline
+
+
+def short_sets(config: QuickstartConfig, root: str, pipeline: str) -> list[GenerateConfig]:
+    """The sets of short videos, one for each ``ar_step``."""
+    videos = replace(config.generate, pipeline=pipeline, num_frames=config.encode.num_frames)
+    return [replace(videos, output=f"{root}/samples/ar-step-{s}", ar_step=s) for s in config.samples.ar_steps]
+
+
+def long_set(config: QuickstartConfig, root: str, pipeline: str) -> GenerateConfig:
+    """The set of long videos."""
+    return replace(
+        config.generate,
+        pipeline=pipeline,
+        output=f"{root}/samples/long",
+        num_frames=config.samples.long_frames,
+        ar_step=config.samples.long_ar_step,
+        num_videos=config.samples.num_long,
+    )
+
+
+def scoring(config: QuickstartConfig, root: str, inputs: Inputs, sets: Sequence[GenerateConfig]) -> EvaluateConfig:
+    """How the sets are scored against held-out clips."""
+    return replace(
+        config.evaluate,
+        real=inputs.manifest,
+        fake=tuple(s.manifest for s in sets),
+        protocol="quick",
+        vae=inputs.vae,
+        output=f"{root}/scores",
+        num_frames=config.encode.num_frames,
+        shapes=config.evaluate.shapes and inputs.synthetic,
+    )
 
 
 def _done(config: Any, key: str) -> StageRecord | None:

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ardiff.config import later
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.ad import ad_schedule
@@ -72,6 +73,9 @@ class AutoencoderTaskConfig:
     """Weight of the mean squared difference between the latent means of neighbouring frames. Small models whose latents
     jump from frame to frame leave the DiT a hard task; not in the paper, so 0 leaves it out. Clips of one frame have
     no such difference."""
+    kl_warmup_steps: int = later(0)
+    """Steps over which ``kl_weight`` and ``smoothness_weight`` rise linearly from zero. At their full weight from the
+    start, a small model may find it cheaper to leave latents without content (posterior collapse), for good."""
     temporal_from_step: int = 0
     """From this step on the decoder reads earlier frames; before, every frame stands alone (stages 1 and 2 of
     Sec. 4.1)."""
@@ -93,8 +97,8 @@ class AutoencoderTaskConfig:
             )
         if self.perceptual_weight and not self.perceptual_weights:
             raise ValueError("perceptual_weight needs perceptual_weights, the file with the weights of LPIPS")
-        if min(self.temporal_from_step, self.adversarial_from_step) < 0:
-            raise ValueError("temporal_from_step and adversarial_from_step must not be negative")
+        if min(self.kl_warmup_steps, self.temporal_from_step, self.adversarial_from_step) < 0:
+            raise ValueError("kl_warmup_steps, temporal_from_step and adversarial_from_step must not be negative")
 
 
 class AutoencoderTask(Task):
@@ -132,10 +136,11 @@ class AutoencoderTask(Task):
             frames, decoded = rearrange(video, PACK), rearrange(output.float(), PACK)
             parts["perceptual"] = self.perceptual.to(video.device)(frames, decoded).mean()
             reconstruction = reconstruction + self.config.perceptual_weight * parts["perceptual"]
-        loss = reconstruction + self.config.kl_weight * kl
+        warmth = min(1.0, (step + 1) / (self.config.kl_warmup_steps + 1))
+        loss = reconstruction + warmth * self.config.kl_weight * kl
         if self.config.smoothness_weight and video.shape[1] > 1:
             parts["smoothness"] = posterior.mean.diff(dim=1).square().mean()
-            loss = loss + self.config.smoothness_weight * parts["smoothness"]
+            loss = loss + warmth * self.config.smoothness_weight * parts["smoothness"]
         if self.critic is None or step < self.config.adversarial_from_step:
             return loss, parts
         self._pair = rearrange(video, PACK), rearrange(output.detach(), PACK)

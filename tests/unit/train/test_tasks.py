@@ -81,6 +81,19 @@ def test_smoothness_is_the_step_of_the_latent_means(make_vae):
     assert "smoothness" not in single.loss({**batch, "video": batch["video"][:, :1]}, 0, draws())[1]
 
 
+def test_the_terms_on_latents_warm_up(make_vae):
+    model, batch = make_vae(), clips()
+
+    def loss(step: int, **settings: Any) -> float:
+        return float(AutoencoderTask(model, AutoencoderTaskConfig(**settings)).loss(batch, step, draws())[0])
+
+    weights = {"kl_weight": 3.0, "smoothness_weight": 20.0}
+    bare, whole = loss(0, kl_weight=0.0), loss(0, **weights)
+    assert whole > 1.1 * bare
+    for step, share in ((0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)):
+        assert loss(step, kl_warmup_steps=3, **weights) == pytest.approx(bare + share * (whole - bare), rel=1e-5)
+
+
 def test_autoencoder_reads_the_past_from_its_step_on(make_vae):
     model = make_vae()
     task = AutoencoderTask(model, AutoencoderTaskConfig(temporal_from_step=3))
@@ -311,6 +324,7 @@ def test_the_generator_is_the_only_source_of_randomness(make_dit, make_vae):
     [
         (AutoencoderTaskConfig, {"kl_weight": -1.0}),
         (AutoencoderTaskConfig, {"smoothness_weight": -1.0}),
+        (AutoencoderTaskConfig, {"kl_warmup_steps": -1}),
         (AutoencoderTaskConfig, {"temporal_from_step": -1}),
         (AutoencoderTaskConfig, {"adversarial_weight": -1.0}),
         (AutoencoderTaskConfig, {"perceptual_weight": -1.0}),
