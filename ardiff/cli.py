@@ -35,6 +35,7 @@ VERBS = {
     "encode": ("ray_jobs.encode_latents", "EncodeConfig", "encode clips to latents with a trained AR-VAE"),
     "train-dit": ("ray_jobs.train_dit", "TrainDiTConfig", "train the AR-DiT on latents"),
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
+    "sweep": ("ray_jobs.sweep", "SweepConfig", "generate a grid of videos, score every cell, and report"),
     "export": ("ardiff.train.export", "ExportConfig", "make a usable model of a training checkpoint"),
     "import-released": ("ardiff.released.command", "ImportConfig", "make a pipeline of the authors' checkpoints"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
@@ -89,6 +90,8 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
         print(to_yaml(call.config), end="")
         if call.storage != StorageConfig():
             print(yaml.safe_dump({"storage": to_dict(call.storage)}, sort_keys=False), end="")
+        for line in call.module.preview(call.config) if hasattr(call.module, "preview") else ():
+            print(f"# {line}")
         return 0
     s3.configure(call.storage)
     call.module.run(call.config)
