@@ -115,6 +115,8 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     command: str = ""
     """What repeats the run."""
+    leading: list[Curve] = field(default_factory=list)
+    """Plots that come before everything else."""
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -131,6 +133,7 @@ def render_report(report: Report) -> str:
     return template.render(
         report=report,
         plots=[_plot(curve) for curve in report.curves],
+        leading=[_plot(curve) for curve in report.leading],
         score_tables=_score_tables(report.scores),
         total_seconds=sum(stage.seconds for stage in report.stages),
         peak_mib=max((stage.peak_mib for stage in report.stages), default=0.0),

@@ -61,7 +61,7 @@ def write_sweep_report(
         subtitle=_subtitle(config, summaries),
         summary=_summary(summaries, scores, records, names),
         stages=[],
-        curves=_curves(summaries, scores, ranking) + _ways(summaries, made, records, ranking, names),
+        curves=_ways(summaries, made, records, ranking, names),
         sheets=_sheets(shown, made, names),
         videos=videos,
         scores=[_score(score, names) for score in scores],
@@ -70,6 +70,7 @@ def write_sweep_report(
         caveats=_caveats(config, summaries, ranking, notes, failure_table(rows, records), len(shown)),
         tables=[_table(summaries, scores, ranking, names), ranking.table(made, names)] if made else [],
         command=_command(config),
+        leading=_curves(summaries, scores, ranking),
     )
     storage.write_bytes(place, render_report(report).encode())
     return place
@@ -91,7 +92,10 @@ class Ranking:
         for row in made:
             by_cell.setdefault(row.cell, []).append(values[row.id])
         self.means = {cell: float(np.mean(found)) for cell, found in by_cell.items()}
-        """Of each cell's videos."""
+        """Of each cell's videos, and of the real clips."""
+        if real:
+            level = [deviation(clip, clips) for clips in real.values() for clip in clips]
+            self.means["real"] = float(np.mean(level))
 
     @classmethod
     def of(cls, config: SweepConfig, made: Sequence[VideoRow], records: dict[str, Record]) -> Ranking:
@@ -106,8 +110,8 @@ class Ranking:
         real = {n: _real_statistics(config, n) for n in {part_length(row.num_frames) for row in made}}
         values = {row.id: deviation(records[row.id].statistics, real[part_length(row.num_frames)]) for row in made}
         meaning = (
-            f"Deviation: how far {', '.join(STATISTICS)} of a video's parts are from those of {REAL_CLIPS} real clips, "
-            "root mean square, in standard deviations of the real clips. Real clips have about 1."
+            f"Deviation: the distance of a video's parts from {REAL_CLIPS} real clips in standard deviations of the real "
+            f"clips (root mean square over parts), of {', '.join(STATISTICS)} the one for which it is largest."
         )
         return cls(made, values, "deviation", meaning, real)
 
@@ -123,14 +127,15 @@ class Ranking:
             return []
         found = []
         for title, chosen in (("Best", ranked[:EXTREME]), ("Worst", ranked[::-1][:EXTREME])):
-            text = "; ".join(f"{names[r.cell]}, {r.class_name or 'no class'} {self.values[r.id]:.2f}" for r in chosen)
-            found.append(_playing(f"{title} by {self.title}", f"{text}.", chosen, fps))
+            low, high = sorted((self.values[chosen[0].id], self.values[chosen[-1].id]))
+            text = f"{self.title} {low:.2f} to {high:.2f}; the table below names them in this order."
+            found.append(_playing(f"{title} by {self.title}", text[0].upper() + text[1:], chosen, fps))
         return found
 
     def table(self, made: Sequence[VideoRow], names: dict[str, str]) -> Table:
         """The best and the worst with their files."""
         ranked = self.ordered(made)
-        chosen = ranked if len(ranked) < 2 * EXTREME else [*ranked[:EXTREME], *ranked[-EXTREME:]]
+        chosen = ranked if len(ranked) < 2 * EXTREME else [*ranked[:EXTREME], *ranked[: -EXTREME - 1 : -1]]
         lines = [
             [names[r.cell], r.class_name or "none", str(r.seed), f"{self.values[r.id]:.2f}", r.uri.rpartition("/")[2]]
             for r in chosen
@@ -194,7 +199,7 @@ def _summary(
 
 
 def _title(metric: str) -> str:
-    return metric if metric == "distance" else metric.upper()
+    return metric if metric in ("distance", "drift", "deviation") else metric.upper()
 
 
 def _table(

@@ -169,5 +169,5 @@ def rows_of(grid: GridConfig, cell: Cell, storing: Storing) -> list[VideoRow]:
 
 def row_id(row: VideoRow) -> str:
     """16 hex digits that name all that a row's frames depend on, up to the rounding of another kind of device."""
-    sampling = [row.num_frames, row.ar_step, row.num_inference_steps, row.guidance_scale, row.executor, row.precision]
-    return fingerprint(row.weights, sampling, [row.label, row.seed])
+    sampling = [row.num_frames, row.ar_step, row.num_inference_steps, row.executor, row.precision]
+    return fingerprint(row.weights, sampling, float(row.guidance_scale), [row.label, row.seed])

@@ -134,7 +134,7 @@ def make_pack(
         ValueError: A setting is out of range.
         StorageError: A file cannot be stored.
     """
-    started, processor = time.perf_counter(), time.process_time()
+    begun, started, processor = time.time(), time.perf_counter(), time.process_time()
     first = pack[0]
     parts, pictures, cache = [], [], DecoderCache()
     executor: Executor = first.executor  # type: ignore[assignment]
@@ -176,6 +176,8 @@ def make_pack(
             latents_size=len(tensors),
             seconds=seconds,
             cpu_seconds=used + time.process_time() - processor,
+            started=begun,
+            finished=time.time(),
             frames_per_second=row.num_frames / seconds,
             evaluations=evaluations,
             pack=len(pack),

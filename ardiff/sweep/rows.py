@@ -77,6 +77,10 @@ class Record:
     """The video's share of the time that its pack took, from noise to the stored file."""
     cpu_seconds: float = 0.0
     """Its share of the processor time of that."""
+    started: float = 0.0
+    """When its pack was begun, in seconds since 1970, by the worker's clock."""
+    finished: float = 0.0
+    """When the video was stored."""
     frames_per_second: float = 0.0
     evaluations: int = 0
     """Evaluations of a frame by the model, both branches of guidance counted."""

@@ -38,8 +38,8 @@ def drift(statistics: Statistics) -> float:
 
 
 def deviation(statistics: Statistics, real: Sequence[Statistics]) -> float:
-    """How unlike real clips a video is: the root mean square, over statistics and parts, of its distance from the mean
-    of real clips in units of their standard deviation. A real clip has about 1.
+    """How unlike real clips a video is: its distance from the mean of real clips in units of their standard deviation,
+    root mean square over its parts, of that statistic for which it is largest.
 
     Args:
         statistics: Of the video.
@@ -52,9 +52,9 @@ def deviation(statistics: Statistics, real: Sequence[Statistics]) -> float:
         raise ValueError(f"deviations need at least two real clips, got {len(real)}")
     if not statistics:
         return float("nan")
-    squares = []
+    distances = []
     for name, values in statistics.items():
         level = np.array([np.mean(clip[name]) for clip in real])
         spread = max(float(level.std(ddof=1)), 0.5)  # grey levels: what a codec changes is no deviation
-        squares.append(((np.array(values) - level.mean()) / spread) ** 2)
-    return float(np.sqrt(np.concatenate(squares).mean()))
+        distances.append(np.sqrt((((np.array(values) - level.mean()) / spread) ** 2).mean()))
+    return float(max(distances))
