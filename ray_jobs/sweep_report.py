@@ -110,8 +110,8 @@ class Ranking:
         real = {n: _real_statistics(config, n) for n in {part_length(row.num_frames) for row in made}}
         values = {row.id: deviation(records[row.id].statistics, real[part_length(row.num_frames)]) for row in made}
         meaning = (
-            f"Deviation: the distance of a video's parts from {REAL_CLIPS} real clips in standard deviations of the real "
-            f"clips (root mean square over parts), of {', '.join(STATISTICS)} the one for which it is largest."
+            f"Deviation: the distance of a video's parts from {REAL_CLIPS} real clips in standard deviations of "
+            f"the latter (root mean square over parts), of {', '.join(STATISTICS)} the one for which it is largest."
         )
         return cls(made, values, "deviation", meaning, real)
 
