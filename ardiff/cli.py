@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from ardiff.config import build, read_settings, take_section, to_dict, to_yaml
+from ardiff.config import VERB, build, read_settings, take_section, to_dict, to_yaml
 from ardiff.data import s3
 from ardiff.data.s3 import StorageConfig
 from ardiff.errors import ArdiffError, ConfigError
@@ -90,8 +90,8 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
         print(to_yaml(call.config), end="")
         if call.storage != StorageConfig():
             print(yaml.safe_dump({"storage": to_dict(call.storage)}, sort_keys=False), end="")
-        for line in call.module.preview(call.config) if hasattr(call.module, "preview") else ():
-            print(f"# {line}")
+        if hasattr(call.module, "describe_plan"):
+            print(textwrap.indent(call.module.describe_plan(call.config), "# "))
         return 0
     s3.configure(call.storage)
     call.module.run(call.config)
@@ -117,7 +117,8 @@ def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
     module_name, class_name, summary = VERBS[verb]
     module = importlib.import_module(module_name)
     config_class = getattr(module, class_name)
-    parser = _verb_parser(verb, summary, config_class, getattr(module, "ALIASES", {}))
+    config_first = getattr(module, "CONFIG_FIRST", False)
+    parser = _verb_parser(verb, summary, config_class, getattr(module, "ALIASES", {}), config_first)
     options, rest = parser.parse_known_intermixed_args(arguments)
     if rest:
         parser.error(f"unknown option {rest[0]}")
@@ -125,15 +126,20 @@ def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
     named, rest = list(getattr(module, "POSITIONALS", ())), options.overrides
     while named and rest and "=" not in rest[0]:
         given[named.pop(0)], *rest = rest
+    files = list(options.config or ())
+    if config_first and rest and "=" not in rest[0]:
+        files.append(rest.pop(0))
     if hasattr(module, "REMAINING"):  # the field that takes every further argument
         plain = [a for a in rest if "=" not in a]
         rest = [a for a in rest if "=" in a]
         given |= {module.REMAINING: json.dumps(plain)} if plain else {}
     overrides = [f"{name}={value}" for name, value in given.items()] + rest
-    paths = options.config or (module.config_paths(given) if hasattr(module, "config_paths") else None)
+    paths = files or (module.config_paths(given) if hasattr(module, "config_paths") else None)
     settings = read_settings(paths, overrides)
+    if settings.pop(VERB, verb) != verb:
+        raise ConfigError(f"{', '.join(files)} is the configuration of another verb than {verb}.")
     reach = take_section(StorageConfig, settings, "storage")
-    return Call(module, build(config_class, settings), reach, options.config or (), options.dry_run)
+    return Call(module, build(config_class, settings), reach, files, options.dry_run)
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -150,7 +156,9 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb_parser(verb: str, summary: str, config_class: type[Any], aliases: dict[str, str]) -> argparse.ArgumentParser:
+def _verb_parser(
+    verb: str, summary: str, config_class: type[Any], aliases: dict[str, str], config_first: bool
+) -> argparse.ArgumentParser:
     """Every plain setting is an option, some by a second name; settings of sections are ``section.key=value``."""
     parser = argparse.ArgumentParser(
         prog=f"ardiff {verb}",
@@ -158,7 +166,8 @@ def _verb_parser(verb: str, summary: str, config_class: type[Any], aliases: dict
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_sections_help(config_class),
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
+    metavar, lead = ("FILE | key=value", "like --config, then ") if config_first else ("key=value", "")
+    parser.add_argument("overrides", nargs="*", metavar=metavar, help=f"{lead}settings that override the file's")
     parser.add_argument(
         "--config", metavar="PATH", action="append", help="YAML file, or folder of them; may be repeated"
     )

@@ -22,6 +22,8 @@ import yaml
 from ardiff.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")
+VERB = "verb"
+"""Key of a file that is the whole configuration of a verb, which it names: a folder does not count it among its own."""
 
 
 def load_config(
@@ -146,7 +148,8 @@ def _read_tree(path: Path) -> dict[str, Any]:
         files = sorted(path.glob("*.yaml"))
         if not files:
             raise ConfigError(f"The configuration folder {path} holds no .yaml file.")
-        return {file.stem: _read_tree(file) for file in files}
+        trees = {file.stem: _read_tree(file) for file in files}
+        return {name: tree for name, tree in trees.items() if VERB not in tree}
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:

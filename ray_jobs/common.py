@@ -174,6 +174,8 @@ def remote_progress(
             ended = stop.wait(0.5)
             try:
                 completed, note, lines = ray.get(monitor.read.remote(), timeout=10)
+            except ray.exceptions.GetTimeoutError:  # a machine under heavy load: later
+                continue
             except ray.exceptions.RayError:
                 return
             for line in lines:

@@ -43,6 +43,16 @@ class Monitor:
         return self.completed, self.note, lines
 
 
+VIDEO_GAUGES = {
+    "ardiff_sweep_videos_done": "Videos that are complete.",
+    "ardiff_sweep_videos_in_flight": "Videos in the making.",
+    "ardiff_sweep_videos_failed": "Videos that could not be made.",
+    "ardiff_sweep_videos_left": "Videos that are neither complete nor have failed.",
+    "ardiff_sweep_frames_per_second": "Frames generated a second, since the job began to.",
+}
+"""Ray's metrics of videos in the making."""
+
+
 class VideoMonitor(Monitor):
     """A monitor of videos in the making, which outlives the workers: it also knows what they had begun."""
 
@@ -55,11 +65,7 @@ class VideoMonitor(Monitor):
         self.in_work: dict[int, tuple[int, int]] = {}  # by pack: videos, and frames of all of them that are final
         self.tries: dict[str, list[int]] = {}  # by row: how often begun, and how often alone
         self.started: float | None = None
-        names = ("done", "in_flight", "failed", "left")
-        self.gauges = {
-            n: Gauge(f"ardiff_sweep_videos_{n}", f"Videos of a sweep: {n.replace('_', ' ')}.") for n in names
-        }
-        self.rate = Gauge("ardiff_sweep_frames_per_second", "Frames that a sweep has made a second, since it began.")
+        self.gauges = {name: Gauge(name, meaning) for name, meaning in VIDEO_GAUGES.items()}
 
     def tried(self, ids: list[str]) -> dict[str, list[int]]:
         """How often rows have been begun, and how often alone, those that have been."""
@@ -91,10 +97,9 @@ class VideoMonitor(Monitor):
     def read(self) -> tuple[int, str, list[str]]:
         in_flight = sum(videos for videos, _ in self.in_work.values())
         frames = self.frames + sum(videos * final for videos, final in self.in_work.values())
-        left = self.total - self.done - self.failed
-        for name, value in (("done", self.done), ("in_flight", in_flight), ("failed", self.failed), ("left", left)):
-            self.gauges[name].set(value)
-        if self.started is not None:
-            self.rate.set(frames / max(time.monotonic() - self.started, 1e-3))
+        rate = 0.0 if self.started is None else frames / max(time.monotonic() - self.started, 1e-3)
+        values = (self.done, in_flight, self.failed, self.total - self.done - self.failed, rate)
+        for gauge, value in zip(self.gauges.values(), values, strict=True):
+            gauge.set(value)
         note = f"{self.done}/{self.total} videos, {in_flight} in flight, {self.failed} failed"
         return frames, note, super().read()[2]

@@ -3,7 +3,7 @@
 A video depends on its row of the grid only: neither the number of actors, nor packs, nor a restart change a bit of it.
 The same command makes what is missing and leaves alone what is complete.
 
-    python -m ray_jobs.sweep --config configs/quickstart/sweep.yaml --evaluate
+    python -m ray_jobs.sweep configs/quickstart/sweep.yaml --evaluate
 """
 
 import json
@@ -31,6 +31,8 @@ from ray_jobs.common import ray_cluster, record_run, say, stage
 from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.generation import Workers, make_videos
 from ray_jobs.sweep_report import write_sweep_report
+
+CONFIG_FIRST = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +92,7 @@ class SweepConfig:
         return Storing(output=self.output, fps=self.fps, codec=self.codec, crf=self.crf, latents=self.keep_latents)
 
 
-def preview(config: SweepConfig) -> list[str]:
+def describe_plan(config: SweepConfig) -> str:
     """The grid as a table, for ``--dry-run``: reads the configuration of checkpoints on this machine, and starts
     nothing."""
     lines: list[list[str]] = []
@@ -116,7 +118,7 @@ def preview(config: SweepConfig) -> list[str]:
     cells = len(config.grid.ar_steps) * len(config.grid.num_frames)
     cells *= len(config.grid.num_inference_steps) * len(config.grid.guidance_scales)
     missing = [f"{uri}: no pipeline on this machine to look at; it adds {cells} cells." for uri in unknown]
-    return [*table, *([note] if lines else []), *missing]
+    return "\n".join([*table, *([note] if lines else []), *missing])
 
 
 def run(config: SweepConfig, key: str = "") -> None:

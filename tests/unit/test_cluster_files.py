@@ -36,6 +36,7 @@ from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, train
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
+from ray_jobs.monitor import VIDEO_GAUGES
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "cluster"
@@ -217,7 +218,7 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.chdir(ROOT)
     jobs = {job["metadata"]["name"].removeprefix("ardiff-"): entrypoint(job) for job in JOBS}
     configs = {name: resolves(verb, arguments, capsys) for name, (verb, arguments) in jobs.items()}
-    assert {"prepare", "train-vae", "encode", "train-dit", "generate", "evaluate"} == {
+    assert {"prepare", "train-vae", "encode", "train-dit", "generate", "sweep", "evaluate"} == {
         verb for verb, _ in jobs.values()
     }
     manifest = f"{configs['prepare']['output']}/manifest.parquet"
@@ -231,6 +232,8 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     assert configs["generate"]["pipeline"] == f"{configs['train-dit']['output']}/pipeline"
     assert configs["evaluate"]["fake"] == [f"{configs['generate']['output']}/manifest.parquet"]
     assert (configs["evaluate"]["real"], configs["evaluate"]["vae"]) == (manifest, vae)
+    assert configs["sweep"]["grid"]["checkpoints"] == [configs["generate"]["pipeline"]]
+    assert (configs["sweep"]["real"], configs["sweep"]["evaluate"]) == (manifest, True)
     args = yaml.safe_load(document("RayService")["spec"]["serveConfigV2"])["applications"][0]["args"]
     assert args["checkpoint"] == configs["generate"]["pipeline"]
     workers = {c["train"]["num_workers"] for c in (first, second, third, configs["train-dit"])}
@@ -441,6 +444,7 @@ def test_every_metric_that_is_watched_exists() -> None:
     watched = {name for query in queries for name in re.findall(r"\bray_\w+", query)}
     ours = {f"ray_ardiff_train_{name}" for name in logged()}
     assert len(watched & ours) > 5
+    ours |= {f"ray_{gauge}" for gauge in VIDEO_GAUGES}
     prefixed = {f"ray_{name}" for name in METRICS_GAUGES}
     panels = Path(ray.dashboard.modules.metrics.dashboards.__path__[0]) / "default_dashboard_panels.py"
     rays = prefixed | set(re.findall(r"\bray_\w+", panels.read_text()))

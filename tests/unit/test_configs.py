@@ -14,7 +14,7 @@ import pytest
 import ardiff
 import ray_jobs
 from ardiff.cli import VERBS, _field_documentation
-from ardiff.config import load_config
+from ardiff.config import VERB, build, load_config, read_settings
 from ardiff.data.s3 import StorageConfig
 from ray_jobs.quickstart import QuickstartConfig
 from ray_jobs.serve import ReplicaConfig
@@ -62,8 +62,12 @@ def test_the_quickstart_models_fit_together() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(CONFIGS)))
 def test_every_file_is_a_configuration(file: Path) -> None:
-    """A file that is named like a verb, ``train_vae`` or ``train_vae_1_frames``, is that verb's; all others are
-    fields of the quickstart or hold a whole run."""
+    """A file that is named like a verb, ``train_vae`` or ``train_vae_1_frames``, is that verb's, as is one that says
+    so; all others are fields of the quickstart."""
+    settings = read_settings([file])
+    if verb := settings.pop(VERB, None):
+        build(config_class(verb), settings)
+        return
     for verb, stem in STEM_OF_VERB.items():
         if file.stem == stem or file.stem.startswith(f"{stem}_"):
             load_config(config_class(verb), [file])
