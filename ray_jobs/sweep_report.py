@@ -70,7 +70,7 @@ def write_sweep_report(
         caveats=_caveats(config, summaries, ranking, notes, failure_table(rows, records), len(shown)),
         tables=[_table(summaries, scores, ranking, names), ranking.table(made, names)] if made else [],
         command=_command(config),
-        leading=_curves(summaries, scores, ranking),
+        leading=_curves(summaries, scores, ranking, {records[row.id].device for row in made} == {"cpu"}),
     )
     storage.write_bytes(place, render_report(report).encode())
     return place
@@ -187,8 +187,8 @@ def _summary(
     evaluations, seconds = sum(r.evaluations for r in ok), sum(r.seconds for r in ok)
     lines = [
         f"{made} videos in {len(summaries)} cells" + (f"; {failed} failed." if failed else ", none failed."),
-        f"{evaluations:,} evaluations of a frame by the model in {seconds:,.0f} seconds of work, shared by "
-        f"{len({r.worker for r in ok})} workers.",
+        f"{evaluations:,} evaluations of a frame by the model in {seconds:,.0f} seconds of work; actors: "
+        f"{len({r.worker for r in ok})}.",
     ]
     for metric in dict.fromkeys(score.metric for score in scores):
         mine = [s for s in scores if s.metric == metric and s.set in names]
@@ -199,7 +199,7 @@ def _summary(
 
 
 def _title(metric: str) -> str:
-    return metric if metric in ("distance", "drift", "deviation") else metric.upper()
+    return metric.capitalize() if metric in ("distance", "drift", "deviation") else metric.upper()
 
 
 def _table(
@@ -243,11 +243,19 @@ def _score(score: CellScore, names: dict[str, str]) -> Score:
 # Plots
 
 
-def _curves(summaries: Sequence[CellSummary], scores: Sequence[CellScore], ranking: Ranking) -> list[Curve]:
-    """Quality and cost over ``ar_step``, and one against the other."""
+def _curves(
+    summaries: Sequence[CellSummary], scores: Sequence[CellScore], ranking: Ranking, on_cpus: bool
+) -> list[Curve]:
+    """Quality and cost over ``ar_step``, and one against the other. On CPUs cost is processor time, which others on the
+    machine do not change."""
     qualities = {m: {s.set: s.value for s in scores if s.metric == m} for m in dict.fromkeys(s.metric for s in scores)}
     qualities[ranking.title] = ranking.means
     plots = []
+    cost = "CPU seconds a video" if on_cpus else "seconds a video"
+
+    def cost_of(s: CellSummary) -> float:
+        return s.cpu_seconds if on_cpus else s.seconds
+
     for metric, values in qualities.items():
         against: dict[str, tuple[list[float], list[float]]] = {}
         along: dict[str, tuple[list[float], list[float]]] = {}
@@ -257,7 +265,7 @@ def _curves(summaries: Sequence[CellSummary], scores: Sequence[CellScore], ranki
             if not known:
                 continue
             y = [values[s.cell.name] for s in known]
-            against[name] = ([s.seconds for s in known], y)
+            against[name] = ([cost_of(s) for s in known], y)
             along[name] = ([float(s.cell.ar_step) for s in known], y)
             labels[name] = [str(s.cell.ar_step) for s in known]
         if not against:
@@ -266,16 +274,14 @@ def _curves(summaries: Sequence[CellSummary], scores: Sequence[CellScore], ranki
         real = {} if level is None else {"real clips": (_ends(along), [level, level])}
         real_cost = {} if level is None else {"real clips": (_ends(against), [level, level])}
         title, log = _title(metric), True
-        plots.append(
-            Curve(f"{title} against cost", "seconds a video", title, against | real_cost, log, labels, COST_CAPTION)
-        )
+        plots.append(Curve(f"{title} against cost", cost, title, against | real_cost, log, labels, COST_CAPTION))
         plots.append(Curve(f"{title} along ar_step", "ar_step", title, along | real, log, labels, "Smaller is better."))
-    cost = {
-        name: ([float(s.cell.ar_step) for s in mine], [s.seconds for s in mine])
+    along = {
+        name: ([float(s.cell.ar_step) for s in mine], [cost_of(s) for s in mine])
         for name, mine in _series(summaries).items()
     }
-    marks = {name: [f"{s.seconds:.2f}" for s in mine] for name, mine in _series(summaries).items()}
-    plots.append(Curve("Cost along ar_step", "ar_step", "seconds a video", cost, False, marks))
+    marks = {name: [f"{cost_of(s):.2f}" for s in mine] for name, mine in _series(summaries).items()}
+    plots.append(Curve("Cost along ar_step", "ar_step", cost, along, False, marks))
     return plots
 
 
@@ -345,7 +351,7 @@ def _playing(title: str, caption: str, rows: Sequence[VideoRow], fps: float) -> 
     # Shorter ones begin again, so that videos of different lengths can play together.
     together = np.stack([_enlarge(clip, side)[np.arange(longest) % len(clip)] for clip in clips])
     tiled = tile(together, columns=min(4, len(clips)), scale=max(SIDE // side, 1))
-    return Video(title, caption, encode_video(tiled, fps, crf=18), "video/mp4")
+    return Video(title, caption, encode_video(tiled, fps, crf=23), "video/mp4")
 
 
 def _enlarge(clip: np.ndarray, side: int) -> np.ndarray:
