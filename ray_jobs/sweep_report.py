@@ -194,12 +194,12 @@ def _summary(
         mine = [s for s in scores if s.metric == metric and s.set in names]
         best = min(mine, key=lambda s: s.value)
         real = next((f"; real clips reach {s.value:.1f}" for s in scores if (s.metric, s.set) == (metric, "real")), "")
-        lines.append(f"Best {_title(metric)}: {best.value:.1f}, {names[best.set]}{real}.")
+        lines.append(f"Best {_name(metric)}: {best.value:.1f}, {names[best.set]}{real}.")
     return lines
 
 
-def _title(metric: str) -> str:
-    return metric.capitalize() if metric in ("distance", "drift", "deviation") else metric.upper()
+def _name(metric: str) -> str:
+    return metric if metric in ("distance", "drift", "deviation") else metric.upper()
 
 
 def _table(
@@ -226,7 +226,7 @@ def _table(
         "seconds are its share of its pack's time, frames a second those of one worker."
     )
     header = ["cell", "videos", "evaluations", "passes", "seconds", "CPU seconds", "frames/s"]
-    return Table("Cells", caption, [*header, *map(_title, metrics), ranking.title], lines)
+    return Table("Cells", caption, [*header, *map(_name, metrics), ranking.title], lines)
 
 
 def _interval(score: CellScore) -> str:
@@ -237,7 +237,7 @@ def _interval(score: CellScore) -> str:
 def _score(score: CellScore, names: dict[str, str]) -> Score:
     note = f"95 % interval {score.low:.1f} to {score.high:.1f}" if score.low is not None else ""
     own = score.set in names
-    return Score(names.get(score.set, score.set), score.value, _title(score.metric), note, highlight=own)
+    return Score(names.get(score.set, score.set), score.value, _name(score.metric), note, highlight=own)
 
 
 # Plots
@@ -273,7 +273,7 @@ def _curves(
         level = values.get("real")
         real = {} if level is None else {"real clips": (_ends(along), [level, level])}
         real_cost = {} if level is None else {"real clips": (_ends(against), [level, level])}
-        title, log = _title(metric), True
+        title, log = f"{_name(metric)[0].upper()}{_name(metric)[1:]}", True
         plots.append(Curve(f"{title} against cost", cost, title, against | real_cost, log, labels, COST_CAPTION))
         plots.append(Curve(f"{title} along ar_step", "ar_step", title, along | real, log, labels, "Smaller is better."))
     along = {
