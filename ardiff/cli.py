@@ -38,6 +38,7 @@ VERBS = {
     "encode": ("ray_jobs.encode_latents", "EncodeConfig", "encode clips to latents with a trained AR-VAE"),
     "train-dit": ("ray_jobs.train_dit", "TrainDiTConfig", "train the AR-DiT on latents"),
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
+    "sweep": ("ray_jobs.sweep", "SweepConfig", "generate a grid of videos, score every cell, and report"),
     "export": ("ardiff.train.export", "ExportConfig", "make a usable model of a training checkpoint"),
     "import-released": ("ardiff.released.command", "ImportConfig", "make a pipeline of the authors' checkpoints"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),

@@ -160,7 +160,6 @@ class ARDiffusionPipeline:
             on_frames(len(frames))
         return torch.stack(frames, dim=1)
 
-    @torch.no_grad()
     def stream(
         self,
         class_label: int | Sequence[int] | None = None,
@@ -178,11 +177,39 @@ class ARDiffusionPipeline:
         The first comes after ``num_inference_steps`` iterations, then one every ``ar_step``; memory does not grow with
         the number of frames (except under ``full``). Arguments are checked when the first frame is asked for.
         """
+        cache = DecoderCache()
+        for latents in self.stream_latents(
+            class_label,
+            num_frames,
+            ar_step,
+            num_inference_steps,
+            guidance_scale,
+            seed,
+            executor,
+            condition,
+            condition_at,
+        ):
+            yield from self.decode(latents, cache)
+
+    @torch.no_grad()
+    def stream_latents(
+        self,
+        class_label: int | Sequence[int] | None = None,
+        num_frames: int = 16,
+        ar_step: int = 5,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        seed: int | Sequence[int] = 0,
+        executor: Executor = "window",
+        condition: Tensor | None = None,
+        condition_at: Sequence[int] | None = None,
+    ) -> Iterator[Tensor]:
+        """Like :meth:`stream`, but yields clean diffusion latents ``(B, n, L, D)`` of the n frames that became final,
+        for :meth:`decode`."""
         if executor not in get_args(Executor):
             raise ValueError(f"executor must be one of {', '.join(get_args(Executor))}, got {executor!r}")
         labels, seeds = self._pair(class_label, seed)
         given = self.encode_condition(condition, condition_at, len(seeds), num_frames)
-        cache = DecoderCache()
         if executor == "full":
             num_given = 0 if given is None else given.shape[1]
             schedule = ad_schedule(num_frames, num_inference_steps, ar_step, self.dit.config.num_frames, num_given)
@@ -190,7 +217,7 @@ class ARDiffusionPipeline:
             denoise = guided_denoiser(
                 self.dit, self.diffusion, torch.tensor(labels, device=self.device), guidance_scale
             )
-            yield from self.decode(sample_full(denoise, noise.to(self.device), schedule, self.diffusion, given), cache)
+            yield sample_full(denoise, noise.to(self.device), schedule, self.diffusion, given)
             return
         room = max(self.engine_config.max_frames, num_frames * len(seeds))
         engine = self.engine(replace(self.engine_config, max_frames=room))
@@ -207,15 +234,16 @@ class ARDiffusionPipeline:
             )
         )
         if given is not None:
-            yield from self.decode(given, cache)
+            yield given
         while engine.busy:
             for event in engine.step():
-                yield from self.decode(event.latents, cache)
+                yield event.latents
 
     def engine(self, config: EngineConfig | None = None) -> SamplingEngine:
         """An engine that runs many requests on this model together; see :class:`SamplingEngine`."""
         return SamplingEngine(self.dit, self.diffusion, config or self.engine_config)
 
+    @torch.no_grad()
     def decode(self, latents: Tensor, cache: DecoderCache) -> Iterator[Tensor]:
         """Diffusion latents ``(B, n, L, D)`` to n frames, uint8 ``(B, H, W, 3)``, going on from ``cache``."""
         for part in latents.split(16, dim=1):

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
@@ -36,11 +36,16 @@ class Curve:
     series: dict[str, tuple[list[float], list[float]]]
     """Name to (x, y), of equal length. Points that are not finite, or not positive on a log axis, are left out."""
     log_y: bool
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    """Texts beside the points of a series, which are then marked; one a point."""
+    caption: str = ""
 
     def __post_init__(self) -> None:
         for name, (x, y) in self.series.items():
             if len(x) != len(y):
                 raise ValueError(f"series {name!r} of curve {self.title!r} has {len(x)} x but {len(y)} y values")
+            if len(self.labels.get(name, x)) != len(x):
+                raise ValueError(f"series {name!r} of curve {self.title!r} has {len(x)} points but other labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,20 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text under a heading; every column but the first is of numbers."""
+
+    title: str
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.header) for row in self.rows):
+            raise ValueError(f"every row of table {self.title!r} must have {len(self.header)} cells")
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What the page shows. Sections without content are left out."""
 
@@ -93,6 +112,11 @@ class Report:
     config_yaml: str
     versions: dict[str, str]
     caveats: list[str]
+    tables: list[Table] = field(default_factory=list)
+    command: str = ""
+    """What repeats the run."""
+    leading: list[Curve] = field(default_factory=list)
+    """Plots that come before everything else."""
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -109,6 +133,7 @@ def render_report(report: Report) -> str:
     return template.render(
         report=report,
         plots=[_plot(curve) for curve in report.curves],
+        leading=[_plot(curve) for curve in report.leading],
         score_tables=_score_tables(report.scores),
         total_seconds=sum(stage.seconds for stage in report.stages),
         peak_mib=max((stage.peak_mib for stage in report.stages), default=0.0),
@@ -167,6 +192,8 @@ class _Line:
     path: str
     """SVG path data."""
     last: float
+    points: list[tuple[float, float, str]]
+    """Places of marked points, and their texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +211,8 @@ class _Plot:
 def _plot(curve: Curve) -> _Plot:
     series = {
         name: [
-            (x, y)
-            for x, y in zip(*values, strict=True)
+            (x, y, text)
+            for x, y, text in zip(*values, curve.labels.get(name, [""] * len(values[0])), strict=True)
             if math.isfinite(x) and (_on_log_scale(y) if curve.log_y else math.isfinite(y))
         ]
         for name, values in curve.series.items()
@@ -193,17 +220,15 @@ def _plot(curve: Curve) -> _Plot:
     points = [point for values in series.values() for point in values]
     if not points:
         return _Plot(curve, [], [], [])
-    x_axis = _Axis([x for x, _ in points], LEFT, PLOT_WIDTH - RIGHT, log=False)
-    y_axis = _Axis([y for _, y in points], PLOT_HEIGHT - BOTTOM, TOP, log=curve.log_y)
-    lines = [
-        _Line(
-            name,
-            "M" + "L".join(f"{x_axis.place(x):.1f} {y_axis.place(y):.1f}" for x, y in values),
-            values[-1][1],
-        )
-        for name, values in series.items()
-        if values
-    ]
+    x_axis = _Axis([x for x, _, _ in points], LEFT, PLOT_WIDTH - RIGHT, log=False)
+    y_axis = _Axis([y for _, y, _ in points], PLOT_HEIGHT - BOTTOM, TOP, log=curve.log_y)
+    lines = []
+    for name, values in series.items():
+        if not values:
+            continue
+        places = [(x_axis.place(x), y_axis.place(y), text) for x, y, text in values]
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y, _ in places)
+        lines.append(_Line(name, path, values[-1][1], places if name in curve.labels else []))
     return _Plot(curve, lines, x_axis.ticks(), y_axis.ticks())
 
 

@@ -167,15 +167,18 @@ class ProgressBar:
 
 
 @contextlib.contextmanager
-def remote_progress(description: str, total: int, unit: str) -> Iterator[Any]:
+def remote_progress(
+    description: str, total: int, unit: str, kind: type[Monitor] = Monitor, *arguments: Any
+) -> Iterator[Any]:
     """A progress bar that is fed from the cluster.
 
-    Yields the handle of an actor with ``set(completed, note)``, ``add(count)``, ``say(line)`` and ``fail(error)``. A
-    failure that was told to it is raised here when the block ends.
+    Yields the handle of an actor with ``set(completed, note)``, ``add(count)``, ``say(line)`` and ``fail(error)``; of
+    another ``kind`` if one is given, made with ``arguments``. A failure that was told to it is raised here when the
+    block ends.
     """
     # On the driver's node: elsewhere it would be lost with a node that training can do without.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    monitor: Any = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
+    monitor: Any = ray.remote(kind).options(num_cpus=0, scheduling_strategy=here).remote(*arguments)
     stop = threading.Event()
 
     def follow(bar: ProgressBar) -> None:

@@ -70,10 +70,11 @@ def _means(config: EvaluateConfig, sets: list[list[Clip]]) -> list[dict[str, flo
     for clips in sets:
         key = fingerprint(["statistics", config.resolution], stamps(clips))
         stored.append(ClipSet(clips, FeatureStore(storage.join(config.output, "features", f"statistics-{key}"))))
-    extracted = extract("statistics", stored, _statistics, config.num_frames, config.resolution, workers(config))
+    extracted = extract("statistics", stored, measure_statistics, config.num_frames, config.resolution, workers(config))
     means = [values[:, 0].mean(axis=0, dtype=np.float64).tolist() for values, _ in extracted]
     return [dict(zip(STATISTICS, values, strict=True)) for values in means]
 
 
-def _statistics(device: torch.device) -> Measure:
+def measure_statistics(device: torch.device) -> Measure:
+    """Measures the ``STATISTICS`` of clips, ``(n, 1, 5)``."""
     return lambda clips: np.stack([clip_statistics(clip)[None] for clip in clips])

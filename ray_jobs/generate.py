@@ -5,27 +5,26 @@ What a video shows depends on its own label and seed, so a run that was interrup
     python -m ray_jobs.generate pipeline=runs/quickstart/dit/pipeline num_frames=128 ar_step=5
 """
 
-import hashlib
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
-import ray.data
-import torch
 
 from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.decode import decode_clip
-from ardiff.data.encode import VideoCodec, contact_sheet, encode_video
-from ardiff.data.manifest import VideoRecord, write_manifest
-from ardiff.diffusion.ad import check_ar_step
-from ardiff.errors import ConfigError
-from ardiff.pipeline import ARDiffusionPipeline, Executor
-from ardiff.sampling import EngineConfig, why_not_cached
-from ray_jobs.common import ray_cluster, record_run, remote_progress, resolve_device, stage, telling
+from ardiff.data.encode import VideoCodec, contact_sheet
+from ardiff.data.manifest import write_manifest
+from ardiff.errors import ArdiffError, ConfigError
+from ardiff.pipeline import Executor
+from ardiff.sampling import EngineConfig
+from ardiff.sweep.grid import row_id
+from ardiff.sweep.models import SweptModel
+from ardiff.sweep.rows import SUFFIXES, Record, VideoRow, find_complete, video_record
+from ray_jobs.common import ray_cluster, record_run, stage
+from ray_jobs.generation import Workers, make_videos
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,54 +97,64 @@ def run(config: GenerateConfig, key: str = "") -> None:
 
 def run_sets(job: VideoSets, key: str = "", name: str = "generate") -> None:
     """Generates what is missing of each set, all with one pipeline. Raises ArdiffError as :func:`run` does."""
-    pipeline = ARDiffusionPipeline.from_pretrained(job.sets[0].pipeline)
+    model = SweptModel.load(job.sets[0].pipeline)
     for config in job.sets:
-        _check(config, pipeline)
+        if reason := _refusal(config, model):
+            raise ConfigError(reason)
     with ray_cluster(), stage(name, job.output, key) as record:
-        rows = []
-        for number, config in enumerate(job.sets):
-            _claim(config)
+        rows: list[list[VideoRow]] = []
+        complete: dict[str, Record] = {}
+        for config in job.sets:
+            _claim(config, model)
             record_run(config.output, config)
-            rows += [{**_row(config, pipeline, i), "set": number} for i in range(config.num_videos)]
-        missing = [row for row in rows if not storage.exists(row["uri"])]
-        if missing:
-            _generate(job.sets, missing)
-        for number, config in enumerate(job.sets):
-            _describe_set(config, pipeline, [row for row in rows if row["set"] == number])
-        record.note = f"{len(missing)} videos generated, {len(rows) - len(missing)} were there"
+            mine = [_row(config, model, i) for i in range(config.num_videos)]
+            found = find_complete(mine, storage.absolute(config.output))
+            complete |= {row.record: found[row.id] for row in mine if row.id in found}
+            rows.append(mine)
+        together = [row for mine in rows for row in mine]
+        records = make_videos(together, complete, _workers(job.sets[0]), "generating")
+        if failed := [(row, records[row.record]) for row in together if records[row.record].status == "failed"]:
+            row, first = failed[0]
+            raise ArdiffError(
+                f"{len(failed)} of {len(together)} videos could not be made; the first, of seed {row.seed}, because of "
+                f"{first.error}: {first.message} The same command tries them again."
+            )
+        for config, mine in zip(job.sets, rows, strict=True):
+            _describe_set(config, model, mine, records)
+        record.note = f"{len(together) - len(complete)} videos generated, {len(complete)} were there"
 
 
-def _describe_set(config: GenerateConfig, pipeline: ARDiffusionPipeline, rows: list[dict[str, Any]]) -> None:
+def _workers(config: GenerateConfig) -> Workers:
+    return Workers(
+        device=config.device,
+        batch_size=config.batch_size,
+        min_actors=1,
+        max_actors=config.max_actors,
+        cpu_threads=config.cpu_threads,
+        gpus=1.0,
+        engine=config.engine,
+        attempts=2,
+    )
+
+
+def _describe_set(config: GenerateConfig, model: SweptModel, rows: list[VideoRow], records: dict[str, Record]) -> None:
     """Writes the manifest and the contact sheet of a complete set."""
-    write_manifest(config.manifest, [_record(config, pipeline, row) for row in rows])
+    write_manifest(config.manifest, [video_record(row, records[row.record], model.resolution) for row in rows])
     shown = rows[: min(8, len(rows))]
-    videos = np.stack([decode_clip(storage.read_bytes(row["uri"]), 0, config.num_frames) for row in shown])
-    storage.write_bytes(storage.join(config.output, "sheet.png"), contact_sheet(videos, [row["name"] for row in shown]))
+    videos = np.stack([decode_clip(storage.read_bytes(row.uri), 0, config.num_frames) for row in shown])
+    names = [row.class_name or f"seed {row.seed}" for row in shown]
+    storage.write_bytes(storage.join(config.output, "sheet.png"), contact_sheet(videos, names))
 
 
-def _check(config: GenerateConfig, pipeline: ARDiffusionPipeline) -> None:
-    classes = pipeline.dit.config.num_classes
-    if config.executor != "full" and (reason := why_not_cached(pipeline.dit.config)) is not None:
-        raise ConfigError(f"executor={config.executor} cannot sample {config.pipeline}: {reason}.")
-    try:
-        window = None if config.executor == "rolling" else pipeline.dit.config.num_frames
-        check_ar_step(config.num_frames, config.num_inference_steps, config.ar_step, window)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if config.num_inference_steps > pipeline.diffusion.num_timesteps:
-        raise ConfigError(f"num_inference_steps must be at most {pipeline.diffusion.num_timesteps}.")
-    if config.class_label is not None and not 0 <= config.class_label < classes:
-        valid = f"has classes 0..{classes - 1}" if classes else "has no classes"
-        raise ConfigError(f"class_label {config.class_label} is out of range: the model {valid}.")
+def _refusal(config: GenerateConfig, model: SweptModel) -> str | None:
+    shape = (config.num_frames, config.num_inference_steps, config.ar_step)
+    return model.refusal(config.executor, *shape, config.class_label)
 
 
-def _claim(config: GenerateConfig) -> None:
+def _claim(config: GenerateConfig, model: SweptModel) -> None:
     """Marks the folder with the settings, or raises ConfigError if it holds videos of other ones."""
-    weights = hashlib.sha256()
-    for file in ("config.json", "vae.safetensors", "dit.safetensors"):
-        weights.update(storage.read_bytes(storage.join(config.pipeline, file)))
     name = fingerprint(
-        weights.hexdigest(),
+        model.weights,
         [
             config.num_frames,
             config.executor,
@@ -163,82 +172,32 @@ def _claim(config: GenerateConfig) -> None:
     storage.write_bytes(place, name.encode())
 
 
-def _row(config: GenerateConfig, pipeline: ARDiffusionPipeline, index: int) -> dict[str, Any]:
-    """What one video is made of, and where it goes. Label -1 means none."""
-    classes = pipeline.dit.config.num_classes
+def _row(config: GenerateConfig, model: SweptModel, index: int) -> VideoRow:
+    """What one video is made of, and where it goes."""
+    classes, root = model.dit.num_classes, storage.absolute(config.output)
     label = config.class_label if config.class_label is not None else index % classes if classes else -1
-    suffix = "webm" if config.codec == "vp9" else "mp4"
-    uri = storage.join(storage.absolute(config.output), "videos", f"{index:05d}.{suffix}")
-    name = pipeline.class_names[label] if label >= 0 and pipeline.class_names else f"seed {config.seed + index}"
-    return {"uri": uri, "label": label, "seed": config.seed + index, "name": name}
-
-
-def _generate(sets: Sequence[GenerateConfig], rows: list[dict[str, Any]]) -> None:
-    config = sets[0]
-    device = resolve_device(config.device)
-    total = sum(sets[row["set"]].num_frames for row in rows)
-    with remote_progress("generating", total, "frame") as monitor:
-        done = (
-            ray.data.from_items(rows, override_num_blocks=-(-len(rows) // config.batch_size))
-            .map_batches(
-                _Generator,
-                fn_constructor_args=(sets, device.type, monitor),
-                batch_size=config.batch_size,
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.max_actors),
-                num_gpus=1 if device.type == "cuda" else 0,
-                num_cpus=config.cpu_threads,
-            )
-            .count()
-        )
-    assert done == len(rows)
-
-
-class _Generator:
-    """An actor that holds the pipeline, generates the videos of a batch and writes each as one file."""
-
-    def __init__(self, sets: Sequence[GenerateConfig], device: str, monitor: Any) -> None:
-        config = sets[0]
-        torch.set_num_threads(config.cpu_threads)
-        self.sets, self.monitor = sets, monitor
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.pipeline = ARDiffusionPipeline.from_pretrained(config.pipeline, device, dtype, config.engine)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        with telling(self.monitor):
-            for number in np.unique(batch["set"]):
-                chosen = batch["set"] == number
-                self._generate(self.sets[number], {name: values[chosen] for name, values in batch.items()})
-        return {"uri": batch["uri"]}
-
-    def _generate(self, config: GenerateConfig, batch: dict[str, Any]) -> None:
-        """Generates videos of one set together."""
-        finished = 0
-
-        def advance(final_frames: int) -> None:
-            nonlocal finished
-            self.monitor.add.remote((final_frames - finished) * len(batch["uri"]))
-            finished = final_frames
-
-        labels = [int(label) for label in batch["label"]]
-        videos = self.pipeline(
-            class_label=None if labels[0] < 0 else labels,
-            num_frames=config.num_frames,
-            ar_step=config.ar_step,
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            executor=config.executor,
-            seed=[int(seed) for seed in batch["seed"]],
-            on_frames=advance,
-        )
-        for uri, video in zip(batch["uri"], videos.numpy(), strict=True):
-            storage.write_bytes(str(uri), encode_video(video, config.fps, config.codec, config.crf))
-
-
-def _record(config: GenerateConfig, pipeline: ARDiffusionPipeline, row: dict[str, Any]) -> VideoRecord:
-    side = pipeline.vae.config.resolution
-    label, name = max(row["label"], 0), row["name"] if row["label"] >= 0 else "video"
-    shape = (config.codec, side, side, config.fps, config.num_frames)
-    return VideoRecord(row["uri"], storage.size(row["uri"]), *shape, label, name, "test", "ok", "")
+    row = VideoRow(
+        id="",
+        cell="",
+        checkpoint=storage.absolute(config.pipeline),
+        weights=model.weights,
+        num_frames=config.num_frames,
+        ar_step=config.ar_step,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        executor=config.executor,
+        precision=config.precision,
+        label=label,
+        class_name=model.class_name(label) if model.class_names else "",
+        seed=config.seed + index,
+        fps=config.fps,
+        codec=config.codec,
+        crf=config.crf,
+        uri=storage.join(root, "videos", f"{index:05d}.{SUFFIXES[config.codec]}"),
+        latents="",
+        record=storage.join(root, "records", f"{index:05d}.json"),
+    )
+    return replace(row, id=row_id(row))
 
 
 if __name__ == "__main__":

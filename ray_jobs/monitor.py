@@ -1,5 +1,7 @@
 """The actor behind :func:`ray_jobs.common.remote_progress`. It imports next to nothing: every stage starts one."""
 
+import time
+
 from ardiff.errors import ArdiffError
 
 
@@ -39,3 +41,65 @@ class Monitor:
     def read(self) -> tuple[int, str, list[str]]:
         lines, self.lines = self.lines, []
         return self.completed, self.note, lines
+
+
+VIDEO_GAUGES = {
+    "ardiff_sweep_videos_done": "Videos that are complete.",
+    "ardiff_sweep_videos_in_flight": "Videos in the making.",
+    "ardiff_sweep_videos_failed": "Videos that could not be made.",
+    "ardiff_sweep_videos_left": "Videos that are neither complete nor have failed.",
+    "ardiff_sweep_frames_per_second": "Frames generated a second, since the job began to.",
+}
+"""Ray's metrics of videos in the making."""
+
+
+class VideoMonitor(Monitor):
+    """A monitor of videos in the making, which outlives the workers: it also knows what they had begun."""
+
+    def __init__(self, total: int, done: int) -> None:
+        """``total`` videos in all, of which ``done`` were complete before."""
+        from ray.util.metrics import Gauge
+
+        super().__init__()
+        self.total, self.done, self.failed, self.frames = total, done, 0, 0
+        self.in_work: dict[int, tuple[int, int]] = {}  # by pack: videos, and frames of all of them that are final
+        self.tries: dict[str, list[int]] = {}  # by row: how often begun, and how often alone
+        self.started: float | None = None
+        self.gauges = {name: Gauge(name, meaning) for name, meaning in VIDEO_GAUGES.items()}
+
+    def tried(self, ids: list[str]) -> dict[str, list[int]]:
+        """How often rows have been begun, and how often alone, those that have been."""
+        return {i: self.tries[i] for i in ids if i in self.tries}
+
+    def begin(self, pack: int, ids: list[str]) -> None:
+        """Rows of a pack are tried. What was known of rows of the pack in work is true no more: their worker died."""
+        self.started = self.started or time.monotonic()
+        for i in ids:
+            total, alone = self.tries.get(i, [0, 0])
+            self.tries[i] = [total + 1, alone + (len(ids) == 1)]
+        self.in_work[pack] = (len(ids), 0)
+
+    def advance(self, pack: int, frames: int) -> None:
+        """Each video in work of a pack has so many final frames."""
+        videos, _ = self.in_work.get(pack, (0, 0))
+        self.in_work[pack] = (videos, frames)
+
+    def finish(self, pack: int, ok: bool, frames: int) -> None:
+        """A video is stored, or has failed for good."""
+        videos, final = self.in_work.get(pack, (0, 0))
+        self.in_work[pack] = (max(videos - 1, 0), final)
+        self.done, self.failed, self.frames = self.done + ok, self.failed + (not ok), self.frames + frames
+
+    def end(self, pack: int) -> None:
+        """No row of a pack is in work any more."""
+        self.in_work.pop(pack, None)
+
+    def read(self) -> tuple[int, str, list[str]]:
+        in_flight = sum(videos for videos, _ in self.in_work.values())
+        frames = self.frames + sum(videos * final for videos, final in self.in_work.values())
+        rate = 0.0 if self.started is None else frames / max(time.monotonic() - self.started, 1e-3)
+        values = (self.done, in_flight, self.failed, self.total - self.done - self.failed, rate)
+        for gauge, value in zip(self.gauges.values(), values, strict=True):
+            gauge.set(value)
+        note = f"{self.done}/{self.total} videos, {in_flight} in flight, {self.failed} failed"
+        return frames, note, super().read()[2]

@@ -38,6 +38,7 @@ from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, train
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
+from ray_jobs.monitor import VIDEO_GAUGES
 from ray_jobs.serve import grace
 from ray_jobs.serve_lint import lint
 
@@ -221,7 +222,7 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.chdir(ROOT)
     jobs = {job["metadata"]["name"].removeprefix("ardiff-"): entrypoint(job) for job in JOBS}
     configs = {name: resolves(verb, arguments, capsys) for name, (verb, arguments) in jobs.items()}
-    assert {"prepare", "train-vae", "encode", "train-dit", "generate", "evaluate"} == {
+    assert {"prepare", "train-vae", "encode", "train-dit", "generate", "sweep", "evaluate"} == {
         verb for verb, _ in jobs.values()
     }
     manifest = f"{configs['prepare']['output']}/manifest.parquet"
@@ -235,6 +236,8 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     assert configs["generate"]["pipeline"] == f"{configs['train-dit']['output']}/pipeline"
     assert configs["evaluate"]["fake"] == [f"{configs['generate']['output']}/manifest.parquet"]
     assert (configs["evaluate"]["real"], configs["evaluate"]["vae"]) == (manifest, vae)
+    assert configs["sweep"]["grid"]["checkpoints"] == [configs["generate"]["pipeline"]]
+    assert (configs["sweep"]["real"], configs["sweep"]["evaluate"]) == (manifest, True)
     args = yaml.safe_load(document("RayService")["spec"]["serveConfigV2"])["applications"][0]["args"]
     assert list(args["models"].values()) == [configs["generate"]["pipeline"]]
     workers = {c["train"]["num_workers"] for c in (first, second, third, configs["train-dit"])}
@@ -439,6 +442,7 @@ def test_every_metric_that_is_watched_exists() -> None:
     wanted = ("jobs_waiting", "frames_total", "first_frame_seconds_bucket", "frame_evaluations_total", "errors_total")
     for where in ([p["expr"] for panel in dashboard["panels"] for p in panel.get("targets", [])], queries):
         assert {f"ray_ardiff_{name}" for name in wanted} <= {w for q in where for w in re.findall(r"\bray_\w+", q)}
+    ours |= {f"ray_{gauge}" for gauge in VIDEO_GAUGES}
     prefixed = {f"ray_{name}" for name in METRICS_GAUGES}
     panels = Path(ray.dashboard.modules.metrics.dashboards.__path__[0]) / "default_dashboard_panels.py"
     rays = prefixed | set(re.findall(r"\bray_\w+", panels.read_text()))

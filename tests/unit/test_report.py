@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from ardiff.report import Curve, Report, Score, Sheet, Stage, Video, render_report, write_report
+from ardiff.report import Curve, Report, Score, Sheet, Stage, Table, Video, render_report, write_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "source"}
 
@@ -227,3 +227,26 @@ def test_bad_curves_and_videos_are_refused():
         Curve("c", "x", "y", {"s": ([1.0, 2.0], [1.0])}, False)
     with pytest.raises(ValueError, match="mime"):
         Video("v", "", b"", "text/html")
+
+
+def test_points_are_marked_and_leading_plots_come_first() -> None:
+    points = {"a": ([1.0, 2.0, float("nan")], [3.0, 4.0, 5.0])}
+    curve = Curve("Cost", "seconds", "score", points, False, {"a": ["<5>", "10", "lost"]}, "Down is better.")
+    html = render_report(replace(REPORT, leading=[curve]))
+    page = Page(html)
+    assert sum(tag == "circle" for tag, _ in page.elements) == 2
+    assert "<5>" in page.text
+    assert "lost" not in page.text
+    assert page.text.index("Cost") < page.text.index("Fake")
+    assert not any(tag == "circle" for tag, _ in Page(render_report(REPORT)).elements)
+    with pytest.raises(ValueError, match="other labels"):
+        Curve("Cost", "x", "y", points, False, {"a": ["one"]})
+
+
+def test_tables_and_the_command_are_shown_escaped() -> None:
+    table = Table("Cells", "All of <them>.", ["cell", "score"], [["a & b", "3.5"]])
+    page = Page(render_report(replace(REPORT, tables=[table], command="ardiff sweep 'a<b'")))
+    for text in ("All of <them>.", "a & b", "3.5", "ardiff sweep 'a<b'"):
+        assert text in page.text
+    with pytest.raises(ValueError, match="must have 2 cells"):
+        Table("Cells", "", ["cell", "score"], [["a"]])

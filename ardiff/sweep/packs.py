@@ -1,0 +1,194 @@
+"""Packs: rows of one cell that are made together, each stored as soon as it is made, smaller ones where that fails.
+
+A row's frames do not depend on its pack (on CPUs to the last bit, see docs/sweeps.md), so a pack that fails is halved
+until what fails stands alone.
+"""
+
+import hashlib
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from ardiff.data import storage
+from ardiff.data.encode import encode_video
+from ardiff.errors import StorageError
+from ardiff.pipeline import ARDiffusionPipeline, Executor
+from ardiff.sampling.cost import frame_evaluations
+from ardiff.sweep.rows import Record, VideoRow, read_complete, write_record
+from ardiff.sweep.statistics import video_statistics
+from ardiff.vae import DecoderCache
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """How often a row has been begun."""
+
+    total: int = 0
+    alone: int = 0
+    """In a pack of its own."""
+
+
+def pack_rows(rows: Sequence[VideoRow], size: int) -> list[list[VideoRow]]:
+    """Rows in packs of at most ``size``, in their order; a pack's rows are of one cell and go to one kind of file."""
+    packs: list[list[VideoRow]] = []
+    for row in rows:
+        last = packs[-1] if packs else None
+        if last is None or len(last) == size or _together(last[0]) != _together(row):
+            packs.append(last := [])
+        last.append(row)
+    return packs
+
+
+def _together(row: VideoRow) -> VideoRow:
+    """What rows of a pack share."""
+    label = min(row.label, 0)  # classes may differ, but not whether there is one
+    return replace(row, id="", label=label, class_name="", seed=0, uri="", latents=str(bool(row.latents)), record="")
+
+
+def make_rows(
+    rows: Sequence[VideoRow],
+    make: Callable[[list[VideoRow], list[int]], Iterator[Record]],
+    begin: Callable[[list[VideoRow]], None],
+    tried: dict[str, Tries],
+    attempts: int,
+) -> Iterator[Record]:
+    """Records of the rows of a pack, each of which is made, or has failed ``attempts`` times alone.
+
+    A pack that fails is halved. Where the process died while rows were in work, ``tried`` says how often: they go on in
+    packs halved as often, since what killed it may do so again.
+
+    Args:
+        rows: Of one pack.
+        make: Makes rows together and stores them; yields a record for each. Also given how often each has been begun.
+        begin: Told of rows before they are tried.
+        tried: What has been tried before, by row id; rows that are missing were not.
+        attempts: At least 1.
+
+    Raises:
+        StorageError: A file could not be stored; what is the matter there is not the row's fault.
+    """
+    tries = {row.id: tried.get(row.id, Tries()) for row in rows}
+    died = max((t.total for t in tries.values()), default=0)
+    waiting = deque(pack_rows(rows, max(len(rows) >> died, 1)))
+    errors: dict[str, Exception] = {}
+    while waiting:
+        pack = waiting.popleft()
+        row, alone = pack[0], len(pack) == 1
+        if alone and tries[row.id].alone >= attempts:
+            error = errors.get(row.id) or RuntimeError("the process that made it died each time, perhaps of its memory")
+            yield record_failure(row, type(error).__name__, str(error), tries[row.id].total)
+            continue
+        begin(pack)
+        for r in pack:
+            tries[r.id] = Tries(tries[r.id].total + 1, tries[r.id].alone + alone)
+        try:
+            yield from make(pack, [tries[r.id].total for r in pack])
+        except StorageError:
+            raise
+        except Exception as error:
+            _free(error)
+            errors |= {r.id: error for r in pack}
+            half = (len(pack) + 1) // 2
+            waiting.extendleft([pack] if alone else [pack[half:], pack[:half]])
+
+
+def _free(error: Exception) -> None:
+    """Lets go of what the failed pack held, its frames in the traceback included."""
+    error.__traceback__ = None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def record_failure(row: VideoRow, error: str, message: str, tries: int) -> Record:
+    """Records that a row could not be made, unless another job has made it meanwhile; returns what holds now."""
+    complete = read_complete(row)
+    if complete is not None:
+        return complete
+    record = Record(id=row.id, status="failed", error=error, message=message.strip()[:2000], attempts=tries)
+    write_record(row, record)
+    return record
+
+
+def make_pack(
+    pipeline: ARDiffusionPipeline,
+    pack: Sequence[VideoRow],
+    tries: Sequence[int],
+    on_frames: Callable[[int], None] = lambda frames: None,
+) -> Iterator[Record]:
+    """Makes the rows of a pack together and stores each: latents if they are kept, the file, then the record.
+
+    Args:
+        pipeline: With the weights that the rows name.
+        pack: As :func:`pack_rows` makes them.
+        tries: How often each row has been begun, for its record.
+        on_frames: Called with the number of frames that are final of each video.
+
+    Raises:
+        ValueError: A setting is out of range.
+        StorageError: A file cannot be stored.
+    """
+    begun, started, processor = time.time(), time.perf_counter(), time.process_time()
+    first = pack[0]
+    parts, pictures, cache = [], [], DecoderCache()
+    executor: Executor = first.executor  # type: ignore[assignment]
+    for latents in pipeline.stream_latents(
+        class_label=None if first.label < 0 else [row.label for row in pack],
+        num_frames=first.num_frames,
+        ar_step=first.ar_step,
+        num_inference_steps=first.num_inference_steps,
+        guidance_scale=first.guidance_scale,
+        seed=[row.seed for row in pack],
+        executor=executor,
+    ):
+        if first.latents:
+            parts.append(latents.cpu())
+        for picture in pipeline.decode(latents, cache):
+            pictures.append(picture.numpy())
+            on_frames(len(pictures))
+    videos = np.stack(pictures, axis=1)  # (B, F, H, W, 3)
+    kept = torch.cat(parts, dim=1) if parts else None  # (B, F, L, D)
+    sampled, used = (time.perf_counter() - started) / len(pack), (time.process_time() - processor) / len(pack)
+    branches = 1 if first.guidance_scale == 1.0 else 2
+    evaluations = branches * frame_evaluations(
+        first.num_frames, first.num_inference_steps, first.ar_step, pipeline.dit.config.num_frames, first.executor
+    )
+    for index, (row, video, attempts) in enumerate(zip(pack, videos, tries, strict=True)):
+        started, processor = time.perf_counter(), time.process_time()
+        encoded = encode_video(video, row.fps, row.codec, row.crf)
+        tensors = b"" if kept is None else safetensors.torch.save({"latents": kept[index].contiguous()})
+        if row.latents:
+            storage.write_bytes(row.latents, tensors)
+        storage.write_bytes(row.uri, encoded)
+        seconds = sampled + time.perf_counter() - started
+        record = Record(
+            id=row.id,
+            status="ok",
+            size=len(encoded),
+            file_sha256=hashlib.sha256(encoded).hexdigest(),
+            frames_sha256=hashlib.sha256(video.tobytes()).hexdigest(),
+            latents_size=len(tensors),
+            seconds=seconds,
+            cpu_seconds=used + time.process_time() - processor,
+            started=begun,
+            finished=time.time(),
+            frames_per_second=row.num_frames / seconds,
+            evaluations=evaluations,
+            pack=len(pack),
+            worker=f"{platform.node()}:{os.getpid()}",
+            device=_device_name(pipeline.device),
+            attempts=attempts,
+            statistics=video_statistics(video),
+        )
+        write_record(row, record)
+        yield record
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,304 @@
+"""Sweeps: every row of the grid once, the same frames whoever makes them, whatever is killed, stopped or run twice."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3_server import S3Server, environment
+
+from ardiff.cli import main
+from ardiff.data import storage
+from ardiff.data.manifest import read_manifest, write_manifest
+from ardiff.data.synthetic import SyntheticConfig, write_video
+from ardiff.sweep.rows import read_rows
+from ray_jobs.common import ray_cluster
+
+pytestmark = pytest.mark.ray
+
+SMALL = ["grid.ar_steps=[1,4]", "grid.num_frames=[12]", "grid.num_inference_steps=[4]", "grid.seeds=2", "cpu_threads=1"]
+LONG = ["grid.ar_steps=[8]", "grid.num_frames=[100]", "grid.num_inference_steps=[8]", "grid.seeds=4", "batch_size=2"]
+"""Twelve videos that take a second or two each, so that there is time to break something."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny pipeline of three classes that sees 8 frames at once."""
+    folder = tmp_path_factory.mktemp("model") / "pipeline"
+    make_pipeline().save_pretrained(str(folder))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray session for the tests that run in this process, with its files in a folder of its own."""
+    before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
+    os.environ["RAY_TMPDIR"] = folder
+    try:
+        with ray_cluster():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+Sweep = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def sweep(cluster: None, checkpoint: str, capfd: pytest.CaptureFixture[str]) -> Sweep:
+    """``sweep(output, "key=value", ...)``: exit code and what was said."""
+
+    def run(output: Path, *settings: str) -> tuple[int, str]:
+        capfd.readouterr()
+        code = main(["sweep", f"grid.checkpoints=[{checkpoint}]", f"output={output}", *SMALL, *settings])
+        return code, capfd.readouterr().err
+
+    return run
+
+
+def arguments(checkpoint: str, output: object, *settings: str) -> list[str]:
+    return [f"grid.checkpoints=[{checkpoint}]", f"output={output}", "cpu_threads=1", *LONG, *settings]
+
+
+def lines_of(output: object) -> list[dict[str, Any]]:
+    """The manifest, after checks that hold for every one: no row is twice, and what is there is what it says."""
+    lines = read_rows(f"{output}/manifest.parquet")
+    assert len({line["id"] for line in lines}) == len(lines)
+    made = [line for line in lines if line["status"] == "ok"]
+    assert len({line["frames_sha256"] for line in made}) == len(made)
+    assert all(storage.size(line["uri"]) == line["size"] for line in made)
+    files = storage.list_files(f"{output}/videos") if made else []
+    assert sorted(files) == sorted(line["uri"] for line in made)
+    return lines
+
+
+def frames(lines: list[dict[str, Any]]) -> dict[str, str]:
+    return {line["id"]: line["frames_sha256"] for line in lines}
+
+
+def records_in(output: object) -> list[str]:
+    with contextlib.suppress(Exception):
+        return storage.list_files(f"{output}/records")
+    return []
+
+
+def wait_for_records(process: Any, output: object, count: int) -> list[str]:
+    """Waits until the running job has stored ``count`` videos."""
+    deadline = time.monotonic() + 300
+    while len(found := records_in(output)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no videos in five minutes"
+        time.sleep(0.1)
+    return found
+
+
+# In one Ray session
+
+
+@pytest.fixture(scope="module")
+def reference(cluster: None, checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small grid by one actor, in packs of a whole cell."""
+    output = tmp_path_factory.mktemp("reference") / "out"
+    assert main(["sweep", f"grid.checkpoints=[{checkpoint}]", f"output={output}", *SMALL]) == 0
+    return output
+
+
+def test_every_row_of_the_grid_is_made_once(reference: Path) -> None:
+    lines = lines_of(reference)
+    assert len(lines) == 2 * 3 * 2  # ar_steps, classes, seeds
+    settings = {(line["ar_step"], line["label"], line["seed"]) for line in lines}
+    assert settings == {(a, c, s) for a in (1, 4) for c in range(3) for s in range(2)}
+    assert {line["status"] for line in lines} == {"ok"}
+    assert {(line["pack"], line["attempts"], line["device"]) for line in lines} == {(6, 1, "cpu")}
+    for cell in {line["cell"] for line in lines}:
+        records = read_manifest(str(reference / "cells" / cell / "manifest.parquet"))
+        assert [r.label for r in records] == [0, 1, 2, 0, 1, 2]
+    page = (reference / "report.html").read_text()
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert page.count("data:video/mp4") == 4  # two cells, best, worst
+    assert "ardiff sweep" in page
+
+
+@pytest.mark.parametrize(("actors", "batch"), [(2, 4), (3, 1)])
+def test_actors_and_packs_change_no_bit(sweep: Sweep, reference: Path, tmp_path: Path, actors: int, batch: int) -> None:
+    code, err = sweep(tmp_path / "o", f"min_actors={actors}", f"max_actors={actors}", f"batch_size={batch}")
+    assert code == 0, err
+    lines, expected = lines_of(tmp_path / "o"), lines_of(reference)
+    assert frames(lines) == frames(expected)
+    assert [line["file_sha256"] for line in lines] == [line["file_sha256"] for line in expected]
+    assert {line["pack"] for line in lines} == ({1} if batch == 1 else {2, 4})
+
+
+def test_again_makes_what_is_missing_or_damaged_and_nothing_else(sweep: Sweep, reference: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert sweep(output, "keep_latents=true")[0] == 0
+    before = lines_of(output)
+    assert frames(before) == frames(lines_of(reference))
+    Path(before[0]["uri"]).unlink()
+    Path(before[3]["uri"]).write_bytes(b"half")
+    Path(before[5]["latents"]).unlink()
+    record = next((output / "records").rglob(f"*{before[7]['id']}*"))
+    record.write_text(record.read_text()[:99])
+    stamps = {line["uri"]: Path(line["uri"]).stat().st_mtime_ns for line in before[8:]}
+    code, err = sweep(output, "keep_latents=true")
+    assert code == 0
+    assert "4 videos generated, 8 were there, 0 failed" in err
+    assert frames(lines_of(output)) == frames(before)
+    assert [line["file_sha256"] for line in lines_of(output)] == [line["file_sha256"] for line in before]
+    assert {uri: Path(uri).stat().st_mtime_ns for uri in stamps} == stamps
+    # A larger grid takes up what is there.
+    code, err = sweep(output, "keep_latents=true", "grid.seeds=3")
+    assert "6 videos generated, 12 were there" in err
+    assert len(lines_of(output)) == 18
+    code, err = sweep(output, "crf=20")
+    assert code == 2
+    assert "give another output" in err
+
+
+def test_bad_rows_are_recorded_and_the_others_are_made_and_scored(
+    sweep: Sweep, reference: Path, tmp_path: Path
+) -> None:
+    """A class that the model has not; packs that do not fit into the cache, and videos that do not even alone."""
+    drawn = SyntheticConfig(num_train=1, num_test=6, num_frames=24, num_long=0)
+    real = tmp_path / "real"
+    write_manifest(f"{real}/manifest.parquet", [write_video(drawn, str(real), i, "test") for i in range(6)])
+    output = tmp_path / "out"
+    code, err = sweep(
+        output,
+        "engine.max_cache_bytes=6000",  # a video has 4096 without guidance, twice that with it
+        "grid.guidance_scales=[1,2]",
+        "grid.classes=[0,1,2,7]",
+        "grid.ar_steps=[1]",
+        "batch_size=4",
+        "--evaluate",
+        f"real={real}/manifest.parquet",
+        *("scores.protocol=quick", "scores.num_clips=3", "scores.batch_size=3", "scores.resolution=16"),
+        *("scores.num_frames=12", "scores.bootstrap=0", "scores.controls=false"),
+    )
+    assert code == 1
+    assert err.rstrip().endswith("the same command tries them again.")
+    assert "Traceback" not in err
+    assert "ardiff: 10 of 16 videos could not be made; all others are there." in err
+    lines = lines_of(output)
+    found = {(line["guidance_scale"], line["label"] == 7): line for line in lines}
+    assert [found[k]["status"] for k in ((1.0, False), (1.0, True), (2.0, False), (2.0, True))] == ["ok"] + [
+        "failed"
+    ] * 3
+    tries = {
+        scale: {(x["pack"], x["attempts"]) for x in lines if x["guidance_scale"] == scale and x["label"] < 7}
+        for scale in (1.0, 2.0)
+    }
+    assert tries[1.0] == {(1, 3), (1, 2)}  # of a pack of four, and of two
+    assert tries[2.0] == {(0, 4), (0, 3)}  # twice alone
+    assert frames(lines_of(reference)).items() >= frames([x for x in lines if x["status"] == "ok"]).items()
+    assert "class_label 7 is out of range" in found[1.0, True]["message"]
+    assert found[1.0, True]["attempts"] == 0
+    assert found[2.0, False]["error"] == "EngineLimitError"
+    assert re.search(r"6 x EngineLimitError: .* the limit is 0 MiB", err)
+    assert "is not scored: it has 0 videos" in err
+    page = (output / "report.html").read_text()
+    assert "not scored" in page
+    assert "class_label 7 is out of range" in page
+    assert not (output / "stage.json").exists()
+    code, err = sweep(output, "grid.ar_steps=[1]")
+    assert code == 0
+    assert "0 videos generated, 6 were there, 0 failed" in err
+
+
+def test_a_grid_of_which_nothing_can_be_made_is_refused(sweep: Sweep, tmp_path: Path) -> None:
+    code, err = sweep(tmp_path / "out", "grid.ar_steps=[9]")
+    assert code == 2
+    assert "No video of the grid can be made: ar_step must be between" in err
+    code, err = sweep(tmp_path / "out", "min_actors=99", "max_actors=99")
+    assert code == 2
+    assert "99 actors of 1 CPUs each are more than" in err
+    assert sweep(tmp_path / "out", "--evaluate")[0] == 2
+
+
+# What is killed, stopped or run twice
+
+
+@pytest.fixture(scope="module")
+def expected(cluster: None, checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Frames of the long grid, by one actor that nothing happens to."""
+    output = tmp_path_factory.mktemp("expected") / "out"
+    assert main(["sweep", *arguments(checkpoint, output), "batch_size=12"]) == 0
+    return frames(lines_of(output))
+
+
+@pytest.mark.slow
+def test_killed_actors_and_drivers_cost_what_was_in_flight(
+    jobs: Any, checkpoint: str, expected: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    process = jobs.start("sweep", *arguments(checkpoint, output, "min_actors=2", "max_actors=2"), log=tmp_path / "log")
+    first = wait_for_records(process, output, 2)[0]
+    worker = re.search(r'"worker": ".*:(\d+)"', Path(first).read_text())
+    assert worker is not None
+    os.kill(int(worker[1]), signal.SIGKILL)
+    wait_for_records(process, output, 5)
+    jobs.kill(process)
+    there = len(records_in(output))
+    result = jobs.run("sweep", *arguments(checkpoint, output, "max_actors=2"))
+    assert result.code == 0, result.err
+    assert re.search(rf"{12 - there} videos generated, {there} were there, 0 failed", result.err)
+    lines = lines_of(output)
+    assert frames(lines) == expected
+    assert sum(line["attempts"] > 1 for line in lines) <= 2  # of the pack whose actor was killed
+
+    # Nothing but an actor killed: the job goes on by itself.
+    process = jobs.start("sweep", *arguments(checkpoint, tmp_path / "b", "max_actors=1"), log=tmp_path / "log")
+    first = wait_for_records(process, tmp_path / "b", 1)[0]
+    worker = re.search(r'"worker": ".*:(\d+)"', Path(first).read_text())
+    assert worker is not None
+    os.kill(int(worker[1]), signal.SIGKILL)
+    assert process.wait(300) == 0, (tmp_path / "log").read_text()
+    lines = lines_of(tmp_path / "b")
+    assert frames(lines) == expected
+    assert len({line["worker"] for line in lines}) == 2
+    assert "12 videos generated, 0 were there, 0 failed" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_two_jobs_at_once_on_s3_share_the_work(
+    jobs: Any, checkpoint: str, expected: dict[str, str], s3_server: S3Server, tmp_path: Path
+) -> None:
+    with environment(s3_server.environment()):
+        output = f"s3://{s3_server.make_bucket()}/out"
+        jobs.environment |= s3_server.environment()
+        logs = [tmp_path / f"{n}.log" for n in range(2)]
+        both = [jobs.start("sweep", *arguments(checkpoint, output), log=log) for log in logs]
+        for process, log in zip(both, logs, strict=True):
+            assert process.wait(400) == 0, log.read_text()
+        lines = lines_of(output)
+        assert frames(lines) == expected
+        assert len(records_in(output)) == 12
+        assert not [f for f in storage.list_files(output) if "/." in f]
+
+
+@pytest.mark.slow
+def test_an_s3_server_that_is_away_for_a_while(
+    jobs: Any, checkpoint: str, expected: dict[str, str], tmp_path: Path
+) -> None:
+    with S3Server() as server, environment(server.environment()):
+        output = f"s3://{server.make_bucket()}/out"
+        jobs.environment |= server.environment()
+        process = jobs.start("sweep", *arguments(checkpoint, output), log=tmp_path / "log")
+        wait_for_records(process, output, 3)
+        server.stop()
+        time.sleep(8)
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        server.start()
+        assert process.wait(400) == 0, (tmp_path / "log").read_text()
+        lines = lines_of(output)
+        assert frames(lines) == expected
+        assert {line["attempts"] for line in lines} == {1}
