@@ -168,7 +168,11 @@ def _inception() -> Extractor:
     from ardiff.metrics.protocol import RECIPES
 
     torch.manual_seed(0)
-    return Extractor(RECIPES["styleganv", "fid-img"], FIDInception().state_dict(), torch.device("cpu"))
+    model = FIDInception()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)  # features that differ from picture to picture
+    return Extractor(RECIPES["styleganv", "fid-img"], model.state_dict(), torch.device("cpu"))
 
 
 def inception(quick: bool, repeats: int) -> None:
