@@ -1,10 +1,12 @@
 """The whole path on a cluster, only by submission: S3, a token, two nodes of which one is killed."""
 
+import io
 import json
 import signal
 import time
 from collections.abc import Iterator
 
+import pyarrow.parquet as pq
 import pytest
 from clusters import Cluster
 from s3_server import S3Server
@@ -93,11 +95,18 @@ def test_from_videos_to_scores_with_a_node_killed(cluster: Cluster, s3_bucket: s
     losses = json.loads(storage.read_bytes(f"{place}/dit/history.json"))["loss"]
     assert [step for step, _ in losses] == list(range(2, reached + 5, 2))
 
-    submit("generate", f"pipeline={place}/dit/pipeline", f"output={place}/videos", "num_videos=8", "num_frames=8",
-           "num_inference_steps=4", "ar_step=2", "batch_size=4")  # fmt: skip
-    submit("evaluate", f"real={manifest}", f"fake=[{place}/videos/manifest.parquet]", f"output={place}/scores",
-           "num_clips=8", "num_frames=8", "resolution=16", "batch_size=4", "controls=false")  # fmt: skip
+    # Two values of ar_step, the four classes, one seed each.
+    submit("sweep", f"grid.checkpoints=[{place}/dit/pipeline]", f"output={place}/sweep", "grid.ar_steps=[2,4]",
+           "grid.num_frames=[8]", "grid.num_inference_steps=[4]", "grid.seeds=1", "batch_size=4")  # fmt: skip
+    rows = pq.read_table(io.BytesIO(storage.read_bytes(f"{place}/sweep/manifest.parquet"))).to_pylist()
+    assert sorted((row["ar_step"], row["label"], row["status"]) for row in rows) == [
+        (step, label, "ok") for step in (2, 4) for label in range(4)
+    ]
+    cells = [f for f in storage.list_files(f"{place}/sweep/cells") if f.endswith("manifest.parquet")]
+    assert len(cells) == 2
+    submit("evaluate", f"real={manifest}", f"fake=[{','.join(cells)}]", f"output={place}/scores", "protocol=quick",
+           "num_clips=4", "num_frames=8", "resolution=16", "batch_size=4", "controls=false")  # fmt: skip
     scores = json.loads(storage.read_bytes(f"{place}/scores/scores.json"))
-    assert {"real", "videos"} <= scores["sets"].keys()
+    assert len(scores["sets"]) >= 3  # real clips and two cells
     commits = {job["metadata"]["commit"] for job in laptop.jobs()}
     assert json.loads(storage.read_bytes(f"{place}/dit/versions.json"))["git"] in commits
