@@ -1,5 +1,6 @@
 """Every test starts the jobs as a user would, each with Ray's files in a folder of its own, and leaves no process."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from ardiff.data.manifest import write_manifest
 from ardiff.data.synthetic import SyntheticConfig, write_video
 from ardiff.pretrained import save_autoencoder
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ray_jobs.common import ray_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 # A shell that runs the tests in the background has them ignore it, and so would all that they start.
@@ -116,6 +118,27 @@ def jobs() -> Iterator[Jobs]:
     jobs = Jobs()
     yield jobs
     jobs.close()
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """A Ray session in this process, with its files in a folder of its own."""
+    before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
+    os.environ["RAY_TMPDIR"] = folder
+    try:
+        with ray_cluster():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray session for all tests of a module that run jobs in this process."""
+    with ray_session():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,8 @@ The list was made with ``python tests/ray/test_clip_order.py``; it is a promise 
 """
 
 import json
-import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,6 @@ from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream
 from ardiff.train import workers
 from ardiff.train.loop import TrainConfig
-from ray_jobs.common import ray_cluster
 from ray_jobs.train import ray_batches
 
 pytestmark = pytest.mark.ray
@@ -61,19 +57,6 @@ def seen(batch: dict[str, np.ndarray]) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[VideoRecord]:
     return write_videos(tmp_path_factory.mktemp("videos"))
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
-    os.environ["RAY_TMPDIR"] = folder
-    try:
-        with ray_cluster():
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize("uniform", ["videos", pytest.param("clips", marks=pytest.mark.slow)])

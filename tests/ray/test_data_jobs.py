@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import ray_session
 from s3_server import S3Server, environment
 
 from ardiff.cli import main
@@ -28,7 +26,6 @@ from ardiff.data.transforms import to_unit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import save_autoencoder
 from ray_jobs import prepare
-from ray_jobs.common import ray_cluster
 
 pytestmark = pytest.mark.ray
 
@@ -42,15 +39,8 @@ def server() -> Iterator[S3Server]:
 @pytest.fixture(scope="module")
 def cluster(server: S3Server) -> Iterator[None]:
     """One Ray session, whose processes inherit the variables that lead to the server."""
-    before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
-    os.environ["RAY_TMPDIR"] = folder
-    try:
-        with ray_cluster():
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_session():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from ardiff.metrics.lpips import LPIPS
 from ardiff.metrics.scores import SetScore, read_scores
 from ardiff.metrics.store import ClipFeatures, FeatureStore
 from ardiff.metrics.weights import fetch
-from ray_jobs.common import ray_cluster
 from ray_jobs.extraction import Clip, ClipSet, Workers, extract
 
 pytestmark = pytest.mark.ray
@@ -40,19 +38,7 @@ FIXTURES = {"i3d": "i3d", "resnet3d": "resnet3d50", "inception": "inception_v3_f
 SIZE = 32
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One Ray session for all tests, with its files in a folder of its own."""
-    before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
-    os.environ["RAY_TMPDIR"] = folder
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
-    try:
-        with ray_cluster():
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 
 
 @pytest.fixture(scope="module")
