@@ -22,6 +22,7 @@ from ardiff.data.manifest import write_manifest
 from ardiff.data.synthetic import SyntheticConfig, write_video
 from ardiff.pretrained import save_autoencoder
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ray_jobs.common import ray_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -114,6 +115,20 @@ def jobs() -> Iterator[Jobs]:
     jobs = Jobs()
     yield jobs
     jobs.close()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray session for the tests that need one, with its files in a folder of its own."""
+    before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
+    os.environ["RAY_TMPDIR"] = folder
+    try:
+        with ray_cluster():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

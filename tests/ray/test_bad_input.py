@@ -4,10 +4,8 @@ Everything runs in this process: what a job checks before it starts Ray without 
 the jobs join.
 """
 
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from ardiff.data.latents import LatentSet, LatentStatistics, latent_table, write
 from ardiff.data.manifest import VideoRecord, read_manifest, write_manifest
 from ardiff.data.quarantine import read_errors
 from ardiff.pipeline import ARDiffusionPipeline
-from ray_jobs.common import ray_cluster
 
 pytestmark = pytest.mark.ray
 
@@ -66,20 +63,6 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", refuse)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One Ray session for the tests that need one, with its files in a folder of its own."""
-    before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
-    os.environ["RAY_TMPDIR"] = folder
-    try:
-        with ray_cluster():
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
