@@ -3,11 +3,9 @@
 import contextlib
 import os
 import re
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from ardiff.data import storage
 from ardiff.data.manifest import read_manifest, write_manifest
 from ardiff.data.synthetic import SyntheticConfig, write_video
 from ardiff.sweep.rows import read_rows
-from ray_jobs.common import ray_cluster
 
 pytestmark = pytest.mark.ray
 
@@ -34,20 +31,6 @@ def checkpoint(make_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("model") / "pipeline"
     make_pipeline().save_pretrained(str(folder))
     return str(folder)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One Ray session for the tests that run in this process, with its files in a folder of its own."""
-    before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
-    os.environ["RAY_TMPDIR"] = folder
-    try:
-        with ray_cluster():
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 Sweep = Callable[..., tuple[int, str]]
