@@ -175,7 +175,8 @@ def _cell(
         return "failed" if any(r.variant == variant and r.reason for r in results) else "-"
     found = over_seeds([scale * v for v in values], log)
     digits = 0 if scale != 1.0 else 1
-    interval = "" if found.count == 1 else f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    low, high = (found.low, found.high) if log else (max(found.low, 0.0), min(found.high, scale))  # a share stays one
+    interval = "" if found.count == 1 else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{found.mean:.{digits}f}{interval}"
 
 
@@ -252,9 +253,11 @@ def draw(variants: Sequence[Variant], results: Sequence[Result]) -> bytes:
         axes.grid(axis="y", alpha=0.3)
         for edge in range(1, len(variants)):
             axes.axvline(edge - 0.5, color="grey", alpha=0.2, linewidth=1)
-        for number, step in enumerate(steps):
-            axes.plot([], [], "_", color=f"C{number}", markersize=12, markeredgewidth=2.5, label=f"ar_step {step}")
-    figure.axes[0].legend(fontsize="small", ncols=len(steps), loc="upper left")
+    keys = [
+        figure.axes[0].plot([], [], "_", color=f"C{n}", markersize=12, markeredgewidth=2.5)[0]
+        for n in range(len(steps))
+    ]
+    figure.legend(keys, [f"ar_step {step}" for step in steps], ncols=len(steps), loc="outside lower center")
     seeds = len({r.seed for r in results})
     figure.suptitle(
         f"Dots: seeds (up to {seeds}). Bars: mean over seeds and {CONFIDENCE:.0%} interval", fontsize="small"
