@@ -108,5 +108,5 @@ def test_from_videos_to_scores_with_a_node_killed(cluster: Cluster, s3_bucket: s
            "num_clips=4", "num_frames=8", "resolution=16", "batch_size=4", "controls=false")  # fmt: skip
     scores = json.loads(storage.read_bytes(f"{place}/scores/scores.json"))
     assert len(scores["sets"]) >= 3  # real clips and two cells
-    commits = {job["metadata"]["commit"] for job in laptop.jobs()}
+    commits = {(job["metadata"] or {}).get("commit") for job in laptop.jobs()}
     assert json.loads(storage.read_bytes(f"{place}/dit/versions.json"))["git"] in commits
