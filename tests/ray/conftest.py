@@ -142,20 +142,6 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One Ray session for the tests that need one, with its files in a folder of its own."""
-    before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
-    os.environ["RAY_TMPDIR"] = folder
-    try:
-        with ray_cluster():
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set of 5 files with 60 clips each, and the AR-VAE that could have made them."""
     folder = tmp_path_factory.mktemp("latents")
