@@ -301,18 +301,29 @@ class _Encoder:
 
 
 def _statistics(folder: str, shape: tuple[int, int, int]) -> tuple[list[str], list[int], LatentStatistics]:
-    """The files of a set, their rows, and over all latents the mean per token and channel and one deviation."""
+    """The files of a set, their rows, and over all latents the mean per token and channel and one deviation.
 
-    def sums(row: dict[str, Any]) -> dict[str, Any]:
-        latents = read_latents(storage.join(folder, row["file"]), shape)[0]
-        return {"rows": len(latents), "sums": latent_sums(latents)}
+    Files come in the order of their clips, not of their names: names depend on where the videos lie, and training on
+    the same clips should not.
+    """
+
+    def look(row: dict[str, Any]) -> dict[str, Any]:
+        uri = storage.join(folder, row["file"])
+        first, latents = read_keys(uri)[0], read_latents(uri, shape)[0]
+        order = {"uri": first.uri, "start": first.start, "mirrored": first.mirrored}
+        return {**row, **order, "rows": len(latents), "sums": latent_sums(latents)}
 
     uris = storage.list_files(folder, (".parquet",)) if storage.exists(folder) else []
     if not uris:
         raise DataError(f"No clip could be encoded: see {ERRORS} beside {folder}.")
     files = [uri[len(folder.rstrip("/")) + 1 :] for uri in uris]
-    parts = ray.data.from_items([{"file": f} for f in files]).map(sums).take_all()
-    return files, [int(part["rows"]) for part in parts], statistics_of([part["sums"] for part in parts])
+    parts = ray.data.from_items([{"file": f} for f in files]).map(look).take_all()
+    parts.sort(key=lambda part: (part["uri"], part["start"], part["mirrored"]))
+    return (
+        [str(part["file"]) for part in parts],
+        [int(part["rows"]) for part in parts],
+        statistics_of([part["sums"] for part in parts]),
+    )
 
 
 if __name__ == "__main__":

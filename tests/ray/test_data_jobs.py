@@ -186,6 +186,8 @@ def latents_of(folder: str) -> dict[tuple[str, int, bool], np.ndarray]:
         found |= {(k.uri, k.start, k.mirrored): z for k, z in zip(keys, latents, strict=True)}
     assert len(found) == sum(description.rows)
     assert sorted(description.files) == [f.rpartition("/")[2] for f in storage.list_files(folder, (".parquet",))]
+    firsts = [read_keys(storage.join(folder, file))[0] for file in description.files]
+    assert firsts == sorted(firsts, key=lambda key: (key.uri, key.start))  # not that of names, which hold places
     return found
 
 
