@@ -6,7 +6,7 @@ what has been made meanwhile, so they do little twice, and what they do twice co
 """
 
 import json
-import uuid
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import local_folder
 from ardiff.sampling import EngineConfig
 from ardiff.sweep.models import fingerprint_of
-from ardiff.sweep.packs import Tries, make_pack, make_rows, pack_rows
+from ardiff.sweep.packs import Tries, in_order, make_pack, make_rows, pack_rows
 from ardiff.sweep.rows import Record, VideoRow, in_parallel, read_complete
 from ray_jobs.common import remote_progress, resolve_device, telling
 from ray_jobs.monitor import VideoMonitor
@@ -58,11 +58,9 @@ def make_videos(
         return dict(complete)
     device = resolve_device(workers.device)
     _check_room(workers, device)
-    packs = pack_rows(missing, workers.batch_size)
-    turn = uuid.uuid4().int % len(packs)  # so that jobs on the same rows begin at different places
     tasks = [
         {"pack": number, "rows": json.dumps([asdict(row) for row in pack])}
-        for number, pack in enumerate(packs[turn:] + packs[:turn])
+        for number, pack in enumerate(in_order(pack_rows(missing, workers.batch_size)))
     ]
     context = ray.data.DataContext.get_current().copy()
     # One task at a time each: none waits behind a long one while another actor idles. So a busy pool is at 1.
@@ -106,7 +104,7 @@ class _Maker:
 
     def __init__(self, workers: Workers, device: str, monitor: Any) -> None:
         torch.set_num_threads(workers.cpu_threads)
-        self.workers, self.device, self.monitor = workers, device, monitor
+        self.workers, self.device, self.monitor, self.told = workers, device, monitor, 0.0
         self.loaded: tuple[str, str] | None = None
         self.pipeline: ARDiffusionPipeline | None = None
 
@@ -130,14 +128,17 @@ class _Maker:
         tried = ray.get(self.monitor.tried.remote([row.record for row in left.values()]))
         for record in make_rows(
             list(left.values()),
-            lambda pack, tries: make_pack(
-                pipeline, pack, tries, lambda frames: self.monitor.advance.remote(number, frames)
-            ),
+            lambda pack, tries: make_pack(pipeline, pack, tries, lambda frames: self._advance(number, frames)),
             lambda pack: ray.get(self.monitor.begin.remote(number, [row.record for row in pack])),
             {i: Tries(*tried[row.record]) for i, row in left.items() if row.record in tried},
             self.workers.attempts,
         ):
             yield self._tell(number, left[record.id], record)
+
+    def _advance(self, number: int, frames: int) -> None:
+        if time.monotonic() - self.told > 0.25:
+            self.told = time.monotonic()
+            self.monitor.advance.remote(number, frames)
 
     def _tell(self, number: int, row: VideoRow, record: Record) -> tuple[VideoRow, Record]:
         self.monitor.finish.remote(number, record.status == "ok", row.num_frames)

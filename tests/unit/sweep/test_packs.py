@@ -14,7 +14,7 @@ from test_rows import make_row
 from ardiff.data.encode import encode_video
 from ardiff.errors import StorageError
 from ardiff.sampling import EngineConfig
-from ardiff.sweep.packs import Tries, make_pack, make_rows, pack_rows, record_failure
+from ardiff.sweep.packs import Tries, in_order, make_pack, make_rows, pack_rows, record_failure
 from ardiff.sweep.rows import Record, VideoRow, read_complete, read_record
 from ardiff.vae import DecoderCache
 
@@ -82,6 +82,16 @@ def test_packs_hold_rows_of_one_kind(tmp_path: Path) -> None:
     mixed = [rows[0], make_row(str(tmp_path), 9, num_frames=4), rows[1], make_row(str(tmp_path), 8, label=-1)]
     assert [len(p) for p in pack_rows(mixed, 4)] == [1, 1, 1, 1]
     assert pack_rows([], 4) == []
+
+
+def test_quick_packs_come_last_and_jobs_begin_at_different_places(tmp_path: Path) -> None:
+    packs = [rows_in(tmp_path, 1, ar_step=ar_step, guidance_scale=g) for ar_step in (2, 3, 6) for g in (1.0, 2.0, 3.0)]
+    orders = [in_order(packs) for _ in range(50)]
+    for order in orders:
+        assert sorted(map(packs.index, order)) == list(range(9))
+        assert {pack[0].ar_step for pack in order[-3:]} == {2}
+    assert len({packs.index(order[0]) for order in orders}) > 1
+    assert in_order(packs[:1]) == packs[:1]
 
 
 class Maker:
