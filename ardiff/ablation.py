@@ -115,14 +115,6 @@ def _by_seed(results: Iterable[Result], variant: str, ar_step: int, quantity: st
     return {r.seed: float(getattr(r, quantity)) for r in rows if getattr(r, quantity) is not None}
 
 
-def frame_evaluations(num_frames: int, num_inference_steps: int, ar_step: int, cached: bool) -> int:
-    """Evaluations of a frame that a video costs, without guidance: ``F S + F - 1``, or by recomputation of everything
-    ``F (S + (F - 1) ar_step)``."""
-    if cached:
-        return num_frames * num_inference_steps + num_frames - 1
-    return num_frames * (num_inference_steps + (num_frames - 1) * ar_step)
-
-
 # ------------------------------------------------------------------------------------------------------------- tables
 
 

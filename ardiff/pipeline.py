@@ -28,6 +28,9 @@ from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache
 
 Executor = Literal["window", "rolling", "full"]
 
+MAX_DECODED = 16
+"""Frames that are decoded at once, those of all videos together: what bounds the memory of decoding."""
+
 
 class ARDiffusionPipeline:
     """Generates videos. Neither Ray nor the trainer is needed.
@@ -221,7 +224,7 @@ class ARDiffusionPipeline:
             return
         room = max(self.engine_config.max_frames, num_frames * len(seeds))
         engine = self.engine(replace(self.engine_config, max_frames=room))
-        engine.submit(
+        request_id = engine.submit(
             SampleRequest(
                 class_labels=tuple(labels),
                 seeds=tuple(seeds),
@@ -233,11 +236,14 @@ class ARDiffusionPipeline:
                 condition=given,
             )
         )
-        if given is not None:
-            yield given
-        while engine.busy:
-            for event in engine.step():
-                yield event.latents
+        try:
+            if given is not None:
+                yield given
+            while engine.busy:
+                for event in engine.step():
+                    yield event.latents
+        finally:
+            engine.cancel(request_id)  # what a failure or a caller that stops asking would leave behind
 
     def engine(self, config: EngineConfig | None = None) -> SamplingEngine:
         """An engine that runs many requests on this model together; see :class:`SamplingEngine`."""
@@ -246,7 +252,7 @@ class ARDiffusionPipeline:
     @torch.no_grad()
     def decode(self, latents: Tensor, cache: DecoderCache) -> Iterator[Tensor]:
         """Diffusion latents ``(B, n, L, D)`` to n frames, uint8 ``(B, H, W, 3)``, going on from ``cache``."""
-        for part in latents.split(16, dim=1):
+        for part in latents.split(max(1, MAX_DECODED // latents.shape[0]), dim=1):
             video = self.vae.decode(self.statistics.denormalise(part.to(self.vae_dtype)), cache)
             yield from to_uint8(video).cpu().unbind(dim=1)
 

@@ -12,18 +12,19 @@ from __future__ import annotations
 import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
-from ardiff.ablation import Result, Variant, frame_evaluations, place_tables, tables, write_results
+from ardiff.ablation import Result, Variant, place_tables, tables, write_results
 from ardiff.cli import main
 from ardiff.config import find_config, fingerprint, load_config
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, ConfigError
+from ardiff.sampling.cost import frame_evaluations
 from ray_jobs import evaluate, generate, prepare
 from ray_jobs.common import StageRecord, ray_cluster, read_stage, record_run, say, versions
 from ray_jobs.generate import GenerateConfig, VideoSets
@@ -299,24 +300,23 @@ def describe_plan(config: AblateConfig) -> str:
         complete = bool(_records(unit.config.folder, "scores"))
         left += [] if complete else [unit]
         whole = unit.config
-        work = f"{whole.train_dit.train.num_steps} steps, {_evaluations(short_sets(whole, '', '')):,} frame evaluations"
+        work = f"{whole.train_dit.train.num_steps} steps, {_evaluations(whole):,} frame evaluations"
         lines.append(f"  {unit.variant:<24} seed {unit.seed:<4} {'done' if complete else work}")
     shared = sorted({u.shared for u in left if not _records(u.shared, "latents")})
     lines += [f"data, AR-VAE and latents to be made first: {place}" for place in shared]
     steps = sum(u.config.train_dit.train.num_steps for u in left)
-    evaluations = sum(_evaluations(short_sets(u.config, "", "")) for u in left)
+    evaluations = sum(_evaluations(u.config) for u in left)
     lines.append(f"left: {len(left)} units, {steps:,} training steps, {evaluations:,} frame evaluations")
     if config.quickstart and (hours := _hours(config.quickstart, left)) is not None:
         lines.append(f"about {hours:.1f} hours, as long as these took in {config.quickstart}")
     return "\n".join(lines)
 
 
-def _evaluations(sets: Sequence[GenerateConfig]) -> int:
-    """Frame evaluations that the sets cost; guidance doubles them."""
-    total = 0
-    for videos in sets:
-        cached = videos.executor != "full"
-        each = frame_evaluations(videos.num_frames, videos.num_inference_steps, videos.ar_step, cached)
+def _evaluations(config: QuickstartConfig, *more: GenerateConfig) -> int:
+    """Frame evaluations that the configuration's short videos, and ``more``, cost its model; guidance doubles them."""
+    total, window = 0, config.train_dit.dit.num_frames
+    for videos in (*short_sets(config, "", ""), *more):
+        each = frame_evaluations(videos.num_frames, videos.num_inference_steps, videos.ar_step, window, videos.executor)
         total += each * videos.num_videos * (1 if videos.guidance_scale == 1 else 2)
     return total
 
@@ -329,8 +329,8 @@ def _hours(quickstart: str, units: list[Unit]) -> float | None:
     dit, samples, scores = (record.seconds for record in records)
     base = load_config(QuickstartConfig, [_recipe_of(quickstart)])
     steps = sum(u.config.train_dit.train.num_steps for u in units) / base.train_dit.train.num_steps
-    shown = _evaluations([*short_sets(base, "", ""), long_set(base, "", "")])
-    evaluations = sum(_evaluations(short_sets(u.config, "", "")) for u in units) / shown
+    shown = _evaluations(base, long_set(base, "", ""))
+    evaluations = sum(_evaluations(u.config) for u in units) / shown
     clips = sum(u.config.evaluate.num_clips for u in units) / base.evaluate.num_clips
     return (steps * dit + evaluations * samples + clips * scores) / 3600
 

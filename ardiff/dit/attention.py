@@ -22,9 +22,10 @@ def block_causal_mask(num_frames: int, num_tokens: int, window: int | None = Non
     Returns:
         bool ``(F L, F L)``, query by key.
     """
-    frame = torch.arange(num_frames * num_tokens) // num_tokens
+    frame = torch.arange(num_frames)
     lag = frame[:, None] - frame[None, :]
-    return (lag >= 0) if window is None else (lag >= 0) & (lag < window)
+    seen = (lag >= 0) if window is None else (lag >= 0) & (lag < window)
+    return seen.repeat_interleave(num_tokens, 0).repeat_interleave(num_tokens, 1)
 
 
 def after_condition(mask: Tensor, num_condition: int, condition_attention: Literal["self", "all"]) -> Tensor:

@@ -123,7 +123,7 @@ def run(config: ImportConfig) -> None:
     statistics = LatentStatistics.neutral(sizes.num_tokens, sizes.token_dim)
     ARDiffusionPipeline(vae, dit, DiffusionConfig(), statistics).save_pretrained(config.out)
     start = storage.join(config.out, "train_dit.yaml")
-    storage.write_bytes(start, to_yaml(DiTStart(init_from=config.out, dit=sizes)).encode())
+    storage.write_bytes(start, to_yaml(DiTStart(init_from=storage.absolute(config.out), dit=sizes)).encode())
     print(f"{config.out}: a pipeline; sample it with `ardiff generate pipeline={config.out} executor=full`")
     print(f"fine-tune it with `ardiff train-dit --config YOURS --config {start}`")
     if config.strict_causal:
@@ -148,7 +148,9 @@ def _import_vae(config: ImportConfig) -> None:
     _describe(vae)
     save_autoencoder(config.out, vae)
     start = storage.join(config.out, "train_vae.yaml")
-    storage.write_bytes(start, to_yaml(AutoencoderStart(init_from=config.out, vae=vae.config)).encode())
+    storage.write_bytes(
+        start, to_yaml(AutoencoderStart(init_from=storage.absolute(config.out), vae=vae.config)).encode()
+    )
     print(f"{config.out}: an AR-VAE; train it on with `ardiff train-vae --config YOURS --config {start}`")
 
 

@@ -61,9 +61,9 @@ def _is_archive(file: Path) -> bool:
 
 
 def _named_tensors(content: Any, uri: str) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if wrapper is None:
+    for _ in WRAPPERS:  # not for ever: a wrapper can hold itself
+        wrapper = next((key for key in WRAPPERS if isinstance(content, Mapping) and key in content), None)
+        if wrapper is None or not isinstance(content[wrapper], Mapping):
             break
         content = content[wrapper]
     if not isinstance(content, Mapping) or not content:

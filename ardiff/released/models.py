@@ -49,10 +49,12 @@ def load_dit(
     Raises:
         CheckpointError: A tensor is missing, unknown or of a wrong size.
     """
+    if len(tables := [name for name in TABLES if name in state_dict]) > 1:
+        raise CheckpointError(f"{source} is not a released checkpoint: it has both {' and '.join(tables)}.")
     config = dit_config(state_dict, num_heads, num_frames, condition_attention, source)
     with torch.device("meta"):
         sizes = DiT(config)
-    rules = [*DIT_RULES, *(Rule(name, "condition.table", TABLES[name]) for name in TABLES if name in state_dict)]
+    rules = [*DIT_RULES, *(Rule(name, "condition.table", TABLES[name]) for name in tables)]
     return fill(DiT(config), translate(state_dict, rules, sizes, source), source).eval()
 
 
@@ -194,9 +196,12 @@ def vae_from_titok(
     codes = "pixel_quantize.embedding.weight"
     if codes not in state:
         raise CheckpointError(f"{source} is not TiTok's tokenizer: {codes} is missing.")
+    _shape(state, codes, 2, source)
     state["pixel_quantize_conv.weight"] = state.pop(codes).T[:, :, None, None]
     state["pixel_quantize_conv.bias"] = torch.zeros(len(state["pixel_quantize_conv.weight"]))
-    channels, width = _shape(state, "encoder.conv_out.weight", 4, source)[:2]
+    channels, width, *kernel = _shape(state, "encoder.conv_out.weight", 4, source)
+    if kernel != [1, 1]:
+        raise CheckpointError(f"{source} is not TiTok's tokenizer: encoder.conv_out has a kernel of {tuple(kernel)}.")
     if channels < token_dim:
         raise CheckpointError(f"{source} has latents of {channels} channels, fewer than {token_dim}.")
     _shape(state, "encoder.conv_out.bias", 1, source)

@@ -41,17 +41,10 @@ class FrameCache:
         shape = (config.depth, sequences, config.num_heads, room * config.num_tokens, config.width // config.num_heads)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        match mode:
-            case "ragged":
-                self._mix = self._mix_ragged
-            case "masked":
-                self.mask = block_causal_mask(room, config.num_tokens, config.attention_window).to(device)
-                self._mix = self._mix_masked
-            case "flex":
-                self.block_masks: dict[tuple[int, int], object] = {}
-                self._mix = self._mix_flex
-            case _:
-                raise ValueError(f"unknown attention mode {mode!r}")
+        self.mode = mode
+        if mode == "masked":
+            self.mask = block_causal_mask(room, config.num_tokens, config.attention_window).to(device)
+        self.block_masks: dict[tuple[int, int], object] = {}  # of FlexAttention
 
     @staticmethod
     def num_bytes(config: DiTConfig, sequences: int, room: int, dtype: torch.dtype) -> int:
@@ -67,9 +60,9 @@ class FrameCache:
         if end - self.base <= self.room:
             return
         shift = (first - self.base) * self.tokens
-        for store in (self.keys, self.values):
-            kept = store[:, :, :, shift:].clone()
-            store[:, :, :, : kept.shape[3]] = kept
+        for layer in (*self.keys, *self.values):  # one by one: a copy of all would be as large as what is kept
+            kept = layer[:, :, shift:].clone()
+            layer[:, :, : kept.shape[2]] = kept
         self.base = first
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
@@ -89,7 +82,13 @@ class FrameCache:
         span = slice(place * self.tokens, place * self.tokens + k.shape[0] // sequences * self.tokens)
         keys[:, :, span] = rearrange(k, "(f b) h l k -> b h (f l) k", b=sequences)
         values[:, :, span] = rearrange(v, "(f b) h l k -> b h (f l) k", b=sequences)
-        return self._mix(q, keys, values, place)
+        match self.mode:
+            case "ragged":
+                return self._mix_ragged(q, keys, values, place)
+            case "masked":
+                return self._mix_masked(q, keys, values, place)
+            case "flex":
+                return self._mix_flex(q, keys, values, place)
 
     def _mix_ragged(self, q: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
         mixed = []

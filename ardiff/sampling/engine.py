@@ -14,7 +14,6 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -32,6 +31,9 @@ from ardiff.sampling.cache import AttentionMode, FrameCache
 from ardiff.sampling.network import Execution, network, packable
 
 CachedExecutor = Literal["window", "rolling"]
+
+MAX_TABLES = 16
+"""Tables of modulations that an engine keeps, one for each number of steps and label."""
 
 
 class EngineLimitError(ArdiffError):
@@ -149,7 +151,7 @@ class SamplingEngine:
         self._ids = itertools.count()
         self._waiting: deque[tuple[int, SampleRequest]] = deque()
         self._lanes: dict[int, _Lane] = {}
-        self._modulations = lru_cache(maxsize=16)(self._tabulate)
+        self._tables: dict[tuple[int, int], Tensor] = {}
 
     @property
     def busy(self) -> bool:
@@ -284,10 +286,15 @@ class SamplingEngine:
             for lane, span, part in zip(lanes, spans, output.to(self.dtype).split(sizes), strict=True)
         ]
 
-    def _tabulate(self, num_inference_steps: int, class_label: int) -> Tensor:
+    def _modulations(self, num_inference_steps: int, class_label: int) -> Tensor:
         """The model's modulations at each timestep of a template, ``(S, M)``: they depend on no latent."""
-        timesteps = inference_timesteps(self.diffusion.num_timesteps, num_inference_steps).to(self.device)
-        return self.model.modulations(timesteps, torch.full_like(timesteps, class_label))
+        key = num_inference_steps, class_label
+        if key not in self._tables:
+            if len(self._tables) == MAX_TABLES:
+                del self._tables[next(iter(self._tables))]
+            timesteps = inference_timesteps(self.diffusion.num_timesteps, num_inference_steps).to(self.device)
+            self._tables[key] = self.model.modulations(timesteps, torch.full_like(timesteps, class_label))
+        return self._tables[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +353,10 @@ class _Lane:
         moving, end = self._finished(self.iteration - 1), self._started(self.iteration)
         for frame in range(max(self._started(self.iteration - 1), self.given), end):
             draws = [frame_noise(seed, frame, *self._frame_shape) for seed in request.seeds]
-            self.frames[frame] = torch.stack(draws).to(self.engine.device, self.engine.dtype)
+            noise = torch.stack(draws).to(self.engine.dtype)
+            if self.engine.device.type == "cuda":
+                noise = noise.pin_memory()  # so that the copy does not wait for what the device has in work
+            self.frames[frame] = noise.to(self.engine.device, non_blocking=True)
         if self.window is not None:
             first = max(0, end - self.window)
             if first > self.cache.base:  # the window moved: what a frame sees has changed, so nothing stored holds

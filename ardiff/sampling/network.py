@@ -38,14 +38,14 @@ def network(model: DiT, execution: Execution) -> DiT:
     """A model that shares the parameters of ``model`` and computes the same, up to rounding, in another way.
 
     Raises:
-        ValueError: ``packed``, but the model is not on a CPU or its weights are of a type that cannot be packed.
+        ValueError: ``packed``, but the model is not on a CPU, or oneDNN cannot pack weights of its type there.
     """
     match execution:
         case "plain":
             return model
         case "packed":
             if not packable(model):
-                raise ValueError("only float32 and bfloat16 weights on a CPU can be packed")
+                raise ValueError("only float32 weights, and bfloat16 where oneDNN has it, on a CPU can be packed")
             twin = _twin(model)
             for module in list(twin.modules()):
                 for name, child in module.named_children():
@@ -66,7 +66,11 @@ def network(model: DiT, execution: Execution) -> DiT:
 def packable(model: nn.Module) -> bool:
     """Whether oneDNN has a layout for the model's weights where they are."""
     parameter = next(model.parameters())
-    return parameter.device.type == "cpu" and parameter.dtype in (torch.float32, torch.bfloat16)
+    if parameter.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if parameter.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return parameter.dtype == torch.float32
 
 
 def _twin(model: DiT) -> DiT:

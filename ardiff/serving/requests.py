@@ -1,6 +1,7 @@
 """Requests and answers of the HTTP interface, and the check of a request against the model that is to do it."""
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ardiff.diffusion.ad import smallest_ar_step
 from ardiff.errors import ArdiffError
 from ardiff.pipeline import ARDiffusionPipeline
-from ardiff.sampling import SampleRequest, SamplingEngine
+from ardiff.sampling import SampleRequest
 from ardiff.sampling.engine import CachedExecutor
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.records import JobRecord, Status
@@ -155,7 +156,8 @@ class Described:
 
     name: str
     pipeline: ARDiffusionPipeline
-    engine: SamplingEngine
+    check: Callable[[SampleRequest], None]
+    """Raises what the engine would refuse a request with."""
 
     @property
     def size(self) -> str:
@@ -220,7 +222,7 @@ def settle(asked: VideoRequest, model: Described, config: ServiceConfig, given: 
     latents = model.pipeline.dit.config
     condition = torch.zeros(1, given, latents.num_tokens, latents.token_dim, device="meta") if given else None
     try:
-        model.engine.check(sample_request(settings, model.pipeline, condition))
+        model.check(sample_request(settings, model.pipeline, condition))
     except (ValueError, ArdiffError) as error:
         param = next((name for name in ("ar_step", "num_inference_steps", "executor") if name in str(error)), None)
         raise invalid(param, str(error)) from error

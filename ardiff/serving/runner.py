@@ -124,6 +124,10 @@ class ModelRunner:
         """Jobs that could start now."""
         return max(0, self.config.engine.max_requests - self._here)
 
+    def check(self, request: SampleRequest) -> None:
+        """Raises ValueError or EngineLimitError for what the engine would refuse."""
+        self.engine.check(request)
+
     @property
     def busy(self) -> bool:
         """Whether any job is here."""
@@ -237,6 +241,8 @@ class ModelRunner:
 
     def _split(self, error: Exception) -> None:
         """An iteration failed and left the engine in the middle of it: a new engine, and half of the jobs at once."""
+        for request_id in self._active:
+            self.engine.cancel(request_id)  # its memory is needed
         works, self._active = list(self._active.values()), {}
         self.engine = self.pipeline.engine(self.config.engine)
         error.__traceback__ = None  # whose frames hold on to memory

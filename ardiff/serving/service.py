@@ -18,6 +18,7 @@ import numpy as np
 
 from ardiff.errors import ArdiffError, ConfigError, DataError
 from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.sampling import why_not_cached
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.fragments import as_file
 from ardiff.serving.keys import KeyEntry, RateLimiter, read_keys
@@ -51,13 +52,16 @@ class VideoService:
         """
         if not pipelines:
             raise ConfigError("There is no model to serve: give checkpoint=PLACE, or models.NAME=PLACE.")
+        for name, pipeline in pipelines.items():
+            if reason := why_not_cached(pipeline.dit.config):
+                raise ConfigError(f"The model {name} cannot be served: {reason}.")
         self.config, self.metrics, self.replica = config, metrics, replica
         self.keys: dict[str, KeyEntry] = read_keys(config.keys) if config.keys else {}
         self.store = JobStore(config.storage)
         self.runners = {
             name: ModelRunner(name, pipeline, config, metrics, self._ended) for name, pipeline in pipelines.items()
         }
-        self.models = {name: Described(name, r.pipeline, r.engine) for name, r in self.runners.items()}
+        self.models = {name: Described(name, r.pipeline, r.check) for name, r in self.runners.items()}
         self.jobs: dict[str, Job] = {}
         self.waiting = 0
         self.storage_up = True

@@ -53,7 +53,7 @@ def in_order(packs: list[list[VideoRow]]) -> list[list[VideoRow]]:
     Each part is begun at a random place, so that jobs on the same rows do different ones first.
     """
     passes = [sequential_passes(p[0].num_frames, p[0].num_inference_steps, p[0].ar_step) for p in packs]
-    limit = sorted(passes)[len(packs) // 4]
+    limit = sorted(passes)[max(len(packs) // 4 - 1, 0)]
     order: list[list[VideoRow]] = []
     for quick in (False, True):
         part = [pack for pack, count in zip(packs, passes, strict=True) if (count <= limit) is quick]

@@ -18,7 +18,6 @@ from ardiff.ablation import (
     Result,
     Variant,
     draw,
-    frame_evaluations,
     over_seeds,
     place_tables,
     relative,
@@ -27,7 +26,6 @@ from ardiff.ablation import (
 )
 from ardiff.cli import main
 from ardiff.config import load_config, to_yaml
-from ardiff.diffusion.ad import ad_schedule
 from ardiff.errors import ConfigError
 from ray_jobs.ablate import AblateConfig, describe_plan, make_plan
 from ray_jobs.common import StageRecord
@@ -80,13 +78,6 @@ def test_pairs_cancel_what_a_seed_does_to_both() -> None:
     assert (found.mean, found.low, found.high, found.count) == (pytest.approx(2.0),) * 3 + (2,)
     assert relative(results, "other", "base", 0) is None
     assert relative(results, "nobody", "base", 5) is None
-
-
-@pytest.mark.parametrize("ar_step", [0, 2, 10])
-def test_frame_evaluations_are_those_of_the_schedule(ar_step: int) -> None:
-    schedule = ad_schedule(6, 10, ar_step)
-    assert frame_evaluations(6, 10, ar_step, cached=False) == 6 * len(schedule.update)
-    assert frame_evaluations(6, 10, ar_step, cached=True) == int(schedule.update.sum()) + 5
 
 
 def test_tables_say_what_was_measured_and_what_failed() -> None:

@@ -100,9 +100,14 @@ def test_an_archive_that_lies_about_its_tensors(tmp_path):
         read_checkpoint(str(tmp_path / "w.bin"))
 
 
+ROUND: dict[str, object] = {}
+ROUND["state_dict"] = ROUND
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (ROUND, "more than tensors by name: state_dict"),
         ([torch.ones(2)], "no weights by name"),
         ({}, "no weights by name"),
         (torch.ones(2), "no weights by name"),

@@ -166,6 +166,10 @@ WRONG = {
     "too few axes": (lambda s: s.update({"x_embedder.weight": torch.zeros(64)}), "2 axes are expected"),
     "too few positions": (lambda s: s.update({"pos_embed": torch.zeros(1, 30, 64)}), "do not divide into 4 frames"),
     "integers": (lambda s: s.update({"c_embedder.bias": torch.zeros(64, dtype=torch.int64)}), "not floating-point"),
+    "two tables": (
+        lambda s: s.update(class_emb=torch.zeros(2, 8, 32), context_emb=torch.zeros(2, 8, 32)),
+        "has both",
+    ),
     "nothing": (lambda s: s.clear(), "pos_embed is missing"),
 }
 
@@ -233,3 +237,9 @@ def test_an_autoencoder_from_titok(weights, numbers):
         vae_from_titok(plain, token_dim=4, num_frames=3, source="TiTok", **settings)
     with pytest.raises(CheckpointError, match="12 channels, fewer than 16"):
         vae_from_titok(titok, token_dim=16, num_frames=3, source="TiTok", **settings)
+    for key, tensor, message in (
+        ("pixel_quantize.embedding.weight", torch.zeros(8), "2 axes are expected"),
+        ("encoder.conv_out.weight", titok["encoder.conv_out.weight"].expand(-1, -1, 3, 3), r"a kernel of \(3, 3\)"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            vae_from_titok({**titok, key: tensor}, token_dim=4, num_frames=3, source="TiTok", **settings)

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_ways_to_execute_the_model(execution: str) -> None:
 
 
 def test_packing_is_refused_where_it_does_not_exist() -> None:
-    with pytest.raises(ValueError, match="only float32 and bfloat16"):
+    with pytest.raises(ValueError, match="only float32 weights"):
         SamplingEngine(make_model(torch.float64), DIFFUSION, EngineConfig(execution="packed"))
 
 
@@ -216,6 +217,28 @@ def test_cancel_frees_the_place_at_the_next_iteration() -> None:
     events = [event for _ in range(50) if engine.busy for event in engine.step()]
     assert {event.request_id for event in events} == {second}
     assert events[-1].done
+
+
+@pytest.mark.parametrize("mode", ["ragged", "masked", "flex"])
+@pytest.mark.parametrize("ends", ["done", "cancelled"])
+def test_memory_is_free_at_once(mode: str, ends: str) -> None:
+    """Keys and values, and the engine itself, go when they are let go, not when Python looks for cycles."""
+    engine = SamplingEngine(make_model(), DIFFUSION, EngineConfig(attention=mode))  # type: ignore[arg-type]
+    request_id = engine.submit(make_request())
+    engine.step()
+    places = [weakref.ref(engine), weakref.ref(engine._lanes[request_id].cache)]
+    gc.disable()
+    try:
+        if ends == "done":
+            while engine.busy:
+                engine.step()
+        else:
+            engine.cancel(request_id)
+        assert places[1]() is None
+        del engine
+        assert places[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_limits_are_errors_before_any_work() -> None:

@@ -98,9 +98,9 @@ def test_a_client_that_leaves_stops_the_generation(serve: Serve) -> None:
         next(answer.iter_raw())
         video = {"id": answer.headers["x-video-id"]}
     done = served.wait(video, "cancelled")
-    evaluations = served.service.models["tiny"].engine.frame_evaluations
+    evaluations = served.service.runners["tiny"].engine.frame_evaluations
     time.sleep(0.3)
-    assert served.service.models["tiny"].engine.frame_evaluations == evaluations
+    assert served.service.runners["tiny"].engine.frame_evaluations == evaluations
     assert not served.service.runners["tiny"].busy
     assert done["frames_done"] < 400
 
@@ -205,7 +205,7 @@ def test_values_are_refused_with_the_reason_before_any_work(
         assert error["param"] == param
         assert reason in error["message"]
     assert one.client.get("/v1/videos").json()["data"] == []
-    assert one.service.models["tiny"].engine.frame_evaluations == 0
+    assert one.service.runners["tiny"].engine.frame_evaluations == 0
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def test_values_that_are_not_finite_fail_one_job(
     serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = serve()
-    engine = served.service.models["tiny"].engine
+    engine = served.service.runners["tiny"].engine
     step = engine.step
 
     def poisoned() -> Any:

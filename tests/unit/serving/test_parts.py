@@ -17,9 +17,12 @@ from PIL import Image
 from ardiff.cli import main
 from ardiff.data.encode import VideoCodec, encode_video
 from ardiff.errors import ConfigError, DataError
+from ardiff.serving.config import ServiceConfig
 from ardiff.serving.fragments import FragmentWriter, as_file
 from ardiff.serving.keys import RateLimiter, digest, find_owner, read_keys
+from ardiff.serving.metrics import PrometheusRecorder
 from ardiff.serving.records import JobRecord, JobStore, new_id
+from ardiff.serving.service import VideoService
 from ardiff.serving.uploads import decode_upload
 from ray_jobs.serve_lint import lint
 
@@ -240,3 +243,9 @@ def test_mistakes_that_serve_ignores_are_found(path: str, value: Any, reason: st
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(ConfigError, match=reason):
         lint(tmp_path / "serve.yaml")
+
+
+def test_a_model_that_the_engine_cannot_sample_is_not_served(make_pipeline: Any, tmp_path: Path) -> None:
+    pipelines = {"tiny": make_pipeline(), "both": make_pipeline(attention="bidirectional")}
+    with pytest.raises(ConfigError, match=r"The model both cannot be served: .*executor=full"):
+        VideoService(pipelines, ServiceConfig(storage=str(tmp_path)), PrometheusRecorder(), "a")
