@@ -33,34 +33,38 @@ class ServiceError(ArdiffError):
 
 
 class Client:
-    """Talks to one service. Every method raises ServiceError, and tries again where the service asks for it."""
+    """Talks to one service. Every method raises ServiceError, and tries again where the service asks for it.
+
+    A connection that breaks is tried again too, once the service has been reached, except by what asks for a video.
+    """
 
     def __init__(self, url: str, key: str | None = None, patience: float = 60.0) -> None:
         """``key`` is an API key; ``patience`` the seconds for which a busy service is asked again."""
         self.patience = patience
+        self._reached = False
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(30.0, read=300.0))
 
     def create(self, reference: str | Path | None = None, **settings: Any) -> dict[str, Any]:
         """Asks for a video and returns its record; ``reference`` is a picture or clip that it continues."""
-        return self._retry(lambda: self._json(self._http.post("/v1/videos", **self._body(reference, settings))))
+        return self._retry(lambda: self._json("POST", "/v1/videos", **self._body(reference, settings)), once=True)
 
     def get(self, video_id: str) -> dict[str, Any]:
         """The record of a video."""
-        return self._retry(lambda: self._json(self._http.get(f"/v1/videos/{video_id}")))
+        return self._retry(lambda: self._json("GET", f"/v1/videos/{video_id}"))
 
     def videos(self, limit: int = 20) -> list[dict[str, Any]]:
         """The last videos, newest first."""
-        answer = self._retry(lambda: self._json(self._http.get("/v1/videos", params={"limit": limit})))
+        answer = self._retry(lambda: self._json("GET", "/v1/videos", params={"limit": limit}))
         return list(answer["data"])
 
     def models(self) -> list[dict[str, Any]]:
         """What can be asked for."""
-        return list(self._retry(lambda: self._json(self._http.get("/v1/models")))["data"])
+        return list(self._retry(lambda: self._json("GET", "/v1/models"))["data"])
 
     def cancel(self, video_id: str) -> dict[str, Any]:
         """Cancels a video that is not finished, or removes a finished one."""
-        return self._retry(lambda: self._json(self._http.delete(f"/v1/videos/{video_id}")))
+        return self._retry(lambda: self._json("DELETE", f"/v1/videos/{video_id}"))
 
     def wait(
         self,
@@ -117,22 +121,30 @@ class Client:
     def _checked(self, method: str, path: str, **options: Any) -> _Checked:
         return _Checked(self._http.stream(method, path, **options))
 
-    def _json(self, answer: httpx.Response) -> dict[str, Any]:
+    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise ServiceError(f"The service cannot be reached: {error}.", kind="connection") from error
         _check(answer)
         told: dict[str, Any] = answer.json()
         return told
 
-    def _retry(self, action: Callable[[], Any]) -> Any:
+    def _retry(self, action: Callable[[], Any], once: bool = False) -> Any:
+        """``once``: not again after a broken connection, since the service may have heard it."""
         deadline = time.monotonic() + self.patience
         while True:
             try:
-                return action()
+                result = action()
+                self._reached = True
+                return result
             except ServiceError as error:
-                if error.retry_after is None or time.monotonic() + error.retry_after > deadline:
+                self._reached, wait = self._reached or error.status > 0, error.retry_after
+                if error.kind == "connection" and self._reached and not once:
+                    wait = 1.0
+                if wait is None or time.monotonic() + wait > deadline:
                     raise
-                time.sleep(error.retry_after)
-            except httpx.HTTPError as error:
-                raise ServiceError(f"The service cannot be reached: {error}.") from error
+                time.sleep(wait)
 
 
 class _Checked:
@@ -145,7 +157,7 @@ class _Checked:
         try:
             answer: httpx.Response = self._stream.__enter__()
         except httpx.HTTPError as error:
-            raise ServiceError(f"The service cannot be reached: {error}.") from error
+            raise ServiceError(f"The service cannot be reached: {error}.", kind="connection") from error
         try:
             if answer.is_error:
                 answer.read()
@@ -158,7 +170,7 @@ class _Checked:
     def __exit__(self, *exc: Any) -> None:
         self._stream.__exit__(*exc)
         if isinstance(exc[1], httpx.HTTPError):
-            raise ServiceError("The video broke off: the service stopped generating it.") from exc[1]
+            raise ServiceError("The video broke off: the service stopped generating it.", kind="connection") from exc[1]
 
 
 def _check(answer: httpx.Response) -> None:
@@ -248,8 +260,11 @@ def _progress(video: dict[str, Any]) -> None:
 
 
 def _save(parts: Iterator[bytes], output: str) -> None:
-    with Path(output).open("wb") as file:
-        for part in parts:
-            file.write(part)
-            file.flush()  # a player may be reading it
+    try:
+        with Path(output).open("wb") as file:
+            for part in parts:
+                file.write(part)
+                file.flush()  # a player may be reading it
+    except OSError as error:
+        raise ServiceError(f"Cannot write {output}: {error.strerror}.") from error
     print(output)

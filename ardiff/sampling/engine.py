@@ -158,6 +158,11 @@ class SamplingEngine:
         """Whether there is anything to do."""
         return bool(self._waiting or self._lanes)
 
+    @property
+    def in_work(self) -> set[int]:
+        """Ids of the requests that take part in iterations; the others wait for room."""
+        return set(self._lanes)
+
     def submit(self, request: SampleRequest) -> int:
         """Accepts a request, which starts with the next iteration that has room for it; returns its id.
 

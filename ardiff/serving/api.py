@@ -313,7 +313,9 @@ def _json(body: bytes) -> Any:
         raise ValueError(f"{constant} is no JSON")
 
     try:
-        return json.loads(body, parse_constant=refuse)
+        fields = json.loads(body, parse_constant=refuse)
+        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair cannot be written, so not be answered
+        return fields
     except (ValueError, RecursionError) as error:
         raise RequestError(400, "malformed", "The body is not valid JSON.") from error
 

@@ -102,9 +102,18 @@ class _Sink:
 
 def as_file(streamed: bytes) -> bytes:
     """The same video, not encoded again, as a file that players can seek in: one index, for mp4 at the front."""
-    with av.open(io.BytesIO(streamed), "r") as source, tempfile.NamedTemporaryFile() as target:
+    return _remuxed(streamed, {"movflags": "+faststart"}, {})
+
+
+def as_fragments(file: bytes) -> bytes:
+    """The same video, not encoded again, as it is streamed."""
+    return _remuxed(file, _FRAGMENTED, _LIVE)
+
+
+def _remuxed(data: bytes, mp4: dict[str, str], webm: dict[str, str]) -> bytes:
+    with av.open(io.BytesIO(data), "r") as source, tempfile.NamedTemporaryFile() as target:
         kind = "webm" if "webm" in source.format.name else "mp4"
-        options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if kind == "mp4" else {})
+        options = {"fflags": "+bitexact", **(mp4 if kind == "mp4" else webm)}
         with av.open(target.name, "w", format=kind, container_options=options) as container:
             video = source.streams.video[0]
             stream = container.add_stream_from_template(video, opaque=True)

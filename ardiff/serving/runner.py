@@ -109,6 +109,7 @@ class ModelRunner:
         self.name, self.pipeline, self.config, self.metrics = name, pipeline, config, metrics
         self.engine = pipeline.engine(config.engine)
         self._tell = ended
+        self._alone = False
         self._here = 0  # jobs; those on their way into the engine are in none of the queues
         self._waiting: deque[Job] = deque()
         self._active: dict[int, _Work] = {}
@@ -121,8 +122,8 @@ class ModelRunner:
 
     @property
     def room(self) -> int:
-        """Jobs that could start now."""
-        return max(0, self.config.engine.max_requests - self._here)
+        """Jobs that could start now: none beside one whose replica has died before."""
+        return 0 if self._alone else max(0, self.config.engine.max_requests - self._here)
 
     def check(self, request: SampleRequest) -> None:
         """Raises ValueError or EngineLimitError for what the engine would refuse."""
@@ -131,11 +132,12 @@ class ModelRunner:
     @property
     def busy(self) -> bool:
         """Whether any job is here."""
-        return bool(self._active or self._waiting or self._suspects)
+        return self._here > 0
 
     def start(self, job: Job) -> None:
         """Takes a job, which joins at the next iteration that has room."""
         self._here += 1
+        self._alone = self._alone or job.record.deaths > 0
         self._waiting.append(job)
         self._wake.set()
 
@@ -154,6 +156,7 @@ class ModelRunner:
             if not (self._active or starting):
                 self._wake.clear()
                 if not self.busy:
+                    self.metrics.record("ardiff_frames_per_second", 0.0, model=self.name)
                     await self._wake.wait()
                 continue
             began = time.monotonic()
@@ -206,6 +209,7 @@ class ModelRunner:
 
     def _ended(self, job: Job, failure: JobError | None, digest: str | None) -> None:
         self._here -= 1
+        self._alone = self._alone and job.record.deaths == 0
         self._tell(job, failure, digest)
 
     def _remove(self, request_id: int) -> None:
@@ -230,8 +234,8 @@ class ModelRunner:
         except Exception as error:
             return fresh, error
         self.metrics.record("ardiff_frame_evaluations", self.engine.frame_evaluations - before, model=self.name)
-        for work in self._active.values():
-            work.iterations += 1
+        for request_id in self.engine.in_work & self._active.keys():
+            self._active[request_id].iterations += 1
         return fresh + [(self._active[f.request_id], f) for f in finished], None
 
     def _blame(self, job: Job, error: Exception) -> None:

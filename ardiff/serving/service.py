@@ -20,7 +20,7 @@ from ardiff.errors import ArdiffError, ConfigError, DataError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling import why_not_cached
 from ardiff.serving.config import ServiceConfig
-from ardiff.serving.fragments import as_file
+from ardiff.serving.fragments import as_file, as_fragments
 from ardiff.serving.keys import KeyEntry, RateLimiter, read_keys
 from ardiff.serving.metrics import Recorder
 from ardiff.serving.records import JobRecord, JobStore, Lease, Status, new_id
@@ -31,6 +31,8 @@ from ardiff.serving.uploads import decode_upload
 logger = logging.getLogger(__name__)
 GIVING_BACK = 10.0
 """Seconds, after the time for draining, in which jobs that are not done are given back to the queue."""
+DECODERS, WAITING_FOR_DECODERS = 2, 8
+"""Uploads that are decoded at once, and those that may wait for it with their bytes in memory."""
 ResultT = TypeVar("ResultT")
 
 
@@ -72,6 +74,8 @@ class VideoService:
         self._marked = False
         self._rates = RateLimiter()
         self._seen: dict[str, tuple[Lease, float]] = {}
+        self._looked = -math.inf
+        self._decoders, self._decoding = asyncio.Semaphore(DECODERS), 0
         self._look = asyncio.Event()
         self._admission = asyncio.Lock()
         self._storage = ThreadPoolExecutor(8, "storage")
@@ -157,6 +161,7 @@ class VideoService:
         settings = settle(asked, model, self.config, 0)  # cheap, so before the upload is looked at
         given = None
         if upload is not None:
+            await self._check_room(owner)  # before the work as well
             given = await self._decode(upload, model)
             settings = {**settle(asked, model, self.config, len(given)), "seed": settings["seed"]}
         record = JobRecord(
@@ -236,7 +241,7 @@ class VideoService:
                 return
             record = await self.find(owner, job_id)
             if record.status == "completed":
-                yield await self.storage(self.store.video, record)
+                yield await asyncio.to_thread(as_fragments, await self.storage(self.store.video, record))
                 return
             if record.ended:
                 raise not_available(record)
@@ -318,17 +323,23 @@ class VideoService:
 
     async def _decode(self, upload: bytes, model: Described) -> np.ndarray:
         limits = self.config.limits
+        if self._decoding >= DECODERS + WAITING_FOR_DECODERS:
+            raise self._busy("Too many uploads are being looked at: try again.", 2)
+        self._decoding += 1
         try:
-            return await decode_upload(
-                upload,
-                model.pipeline.vae.config.resolution,
-                limits.upload_frames,
-                limits.upload_pixels,
-                limits.upload_seconds,
-                limits.upload_memory_bytes,
-            )
+            async with self._decoders:
+                return await decode_upload(
+                    upload,
+                    model.pipeline.vae.config.resolution,
+                    limits.upload_frames,
+                    limits.upload_pixels,
+                    limits.upload_seconds,
+                    limits.upload_memory_bytes,
+                )
         except DataError as error:
             raise invalid("input_reference", str(error)) from error
+        finally:
+            self._decoding -= 1
 
     async def _check_room(self, owner: str) -> None:
         """Raises RequestError if the queue is full or the owner has too many jobs."""
@@ -375,9 +386,14 @@ class VideoService:
         for job_id in waiting:
             if self.draining or not any(runner.room for runner in self.runners.values()):
                 break
-            await self._claim(open_jobs[job_id], job_id)
+            if not await self._claim(open_jobs[job_id], job_id):
+                break
 
-    async def _claim(self, owner: str, job_id: str) -> None:
+    async def _claim(self, owner: str, job_id: str) -> bool:
+        """Takes a waiting job if it can be taken. False if it has to wait until nothing else runs, and others for it.
+
+        That is so of a job whose replica died: it may be what killed it, and then nobody else is to die with it.
+        """
         waiting = await self.patient(self.store.read, owner, job_id)
         gone = False
         if waiting is not None:
@@ -385,32 +401,38 @@ class VideoService:
             # While models are changed, only some replicas may have one.
             gone = runner is None and time.time() - waiting.created_at > self.config.job_seconds
             if not gone and (runner is None or not runner.room):
-                return
+                return True
+            if waiting.deaths and runner is not None and runner.busy:
+                return False
             if waiting.kind == "stream" and time.time() - waiting.created_at < self.config.lease_seconds:
-                return  # about to be taken by the replica that it was asked of
+                return True  # about to be taken by the replica that it was asked of
         record = await self.patient(self.store.claim, owner, job_id)
         if record is None:
-            return
+            return True
         if record.kind == "stream":
             await self._finish_unstarted(record, "failed", JobError("replica_died", "The replica died: ask again."))
-            return
+            return True
         if gone:
             failure = JobError("no_model", f"The model '{record.settings['model']}' is not served any more.")
             await self._finish_unstarted(record, "failed", failure)
-            return
+            return True
         try:
             given = await self.patient(self.store.given_frames, record)
         except ValueError:
             await self._finish_unstarted(record, "failed", JobError("internal", "The given frames were lost."))
-            return
+            return True
         if self.draining:
             await self.patient(self.store.release, record)
         else:
             self._begin(record, given)
+        return True
 
     async def _take_over(self, open_jobs: dict[str, str], leases: dict[str, Lease]) -> None:
         """Jobs whose lease has shown no sign of life for a while, by this replica's own clock."""
         now = time.monotonic()
+        if now - self._looked > self.config.lease_seconds / 2:
+            self._seen = {}  # storage was away, and signs of life with it: count from here on
+        self._looked = now
         foreign = {job_id: lease for job_id, lease in leases.items() if job_id not in self.jobs}
         for job_id, lease in foreign.items():
             if self._seen.get(job_id, (None, 0.0))[0] != lease:
@@ -481,9 +503,14 @@ class VideoService:
 
     async def _conclude(self, job: Job, failure: JobError | None, digest: str | None) -> None:
         """Writes a job's end, again and again while storage is away: it has not ended before that is known."""
-        record, video = replace(job.record, frames_sha256=digest), None
+        record, video = replace(job.record, frames_sha256=digest), b""
         if failure is None:
-            video = await asyncio.to_thread(as_file, b"".join(job.log.parts))
+            try:
+                video = await asyncio.to_thread(as_file, b"".join(job.log.parts))
+            except Exception as error:  # such as a full disk for temporary files
+                logger.error("Job %s failed.", record.id, exc_info=error)
+                failure = JobError("internal", "The video could not be made a file; the operator's log says why.")
+        if failure is None:
             record = self._ending(replace(record, video_bytes=len(video)), "completed", None)
             job.log.end()
         else:
@@ -497,7 +524,7 @@ class VideoService:
                 self.metrics.record("ardiff_errors", 1, kind=failure.kind)
         if failure is None or failure.kind != "lost":
             async with job.writing:
-                await self._write_end(job, record, video)
+                await self._write_end(job, record, video or None)
         self.jobs.pop(record.id, None)
         self.metrics.record("ardiff_jobs_running", len(self.jobs))
         if record.ended:

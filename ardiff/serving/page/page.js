@@ -8,6 +8,7 @@ let models = [];
 let current = null; // the video that is shown, as the service tells it
 let playing = null; // aborts the stream that is read
 let shown = 0; // counts up with each video shown, so that what belongs to an earlier one stops
+let broken = false; // the stream that is shown broke off
 
 class ServiceError extends Error {
   constructor(message, param, status) {
@@ -129,6 +130,7 @@ async function ask(event) {
 
 function show(video, fresh) {
   shown += 1;
+  broken = false;
   if (playing) playing.abort();
   playing = new AbortController();
   update(video);
@@ -147,11 +149,12 @@ async function watch(id, mine) {
       if (mine !== shown) return;
       update(video);
       if (!ACTIVE.includes(video.status)) {
+        if (broken && video.status === "completed") play(video, playing.signal);
         refreshHistory();
         return;
       }
     } catch (error) {
-      $("status").textContent = error.message;
+      announce(error.message);
       if (error.status === 404 || error.status === 401) return;
     }
   }
@@ -159,14 +162,20 @@ async function watch(id, mine) {
 
 const WORDS = { queued: "Queued", in_progress: "Generating", completed: "Completed", failed: "Failed", cancelled: "Cancelled", expired: "Expired" };
 
+function announce(text) {
+  // Screen readers read out what is written here, so only what is new.
+  if ($("status").textContent !== text) $("status").textContent = text;
+}
+
 function update(video) {
   current = video;
   const active = ACTIVE.includes(video.status);
   const first = video.first_frame_at ? `, first frame after ${(video.first_frame_at - video.created_at).toFixed(1)} s` : "";
   const whole = video.completed_at ? `, whole after ${(video.completed_at - video.created_at).toFixed(1)} s` : "";
   const why = video.error ? `: ${video.error.message}` : "";
-  $("status").textContent = `${WORDS[video.status]}${why}: ${video.frames_done} of ${video.num_frames} frames${first}${whole}. Seed ${video.seed}.`;
+  announce(`${WORDS[video.status]}${why}. Seed ${video.seed}.`);
   $("status").dataset.state = video.status;
+  $("counts").textContent = `${video.frames_done} of ${video.num_frames} frames${first}${whole}`;
   $("progress").value = video.progress;
   $("cancel").disabled = !active;
   $("links").replaceChildren(...(video.status === "completed" ? [downloadLink(video)] : []));
@@ -190,7 +199,7 @@ async function play(video, signal) {
     else await playWhole(answer, signal);
   } catch (error) {
     if (error.name === "AbortError" || signal.aborted) return;
-    if (current && ACTIVE.includes(current.status)) $("status").textContent = "The stream has ended early; the job is still watched.";
+    broken = true; // the whole video is shown once it is there
   }
 }
 
@@ -347,8 +356,12 @@ function downloadLink(video) {
   link.addEventListener("click", async (event) => {
     if (!sessionStorage.getItem("key")) return; // the browser can do it alone
     event.preventDefault();
-    const url = URL.createObjectURL(await (await call(link.getAttribute("href"))).blob());
-    Object.assign(document.createElement("a"), { href: url, download: link.download }).click();
+    try {
+      const url = URL.createObjectURL(await (await call(link.getAttribute("href"))).blob());
+      Object.assign(document.createElement("a"), { href: url, download: link.download }).click();
+    } catch (error) {
+      announce(error.message);
+    }
   });
   return link;
 }

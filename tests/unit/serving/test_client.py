@@ -2,6 +2,8 @@
 
 import io
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -42,6 +44,41 @@ def test_a_script_asks_waits_and_downloads(serve: Serve, tmp_path: Path) -> None
     with pytest.raises(ServiceError, match="Cannot read"):
         client.create(tmp_path / "none.png")
     client.close()
+
+
+def test_a_broken_connection_is_tried_again_but_not_by_what_asks_for_a_video() -> None:
+    heard: list[str] = []
+
+    class Breaking(BaseHTTPRequestHandler):
+        """Hangs up on every other request without a word."""
+
+        def answer(self) -> None:
+            heard.append(self.command)
+            if len(heard) % 2 == 0:
+                self.connection.close()
+                return
+            body = b'{"data": []}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = answer  # noqa: N815
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Breaking) as server:
+        threading.Thread(target=server.serve_forever).start()
+        client = Client(f"http://127.0.0.1:{server.server_port}")
+        assert client.models() == client.models() == []
+        assert heard == ["GET"] * 3
+        with pytest.raises(ServiceError, match="cannot be reached"):
+            client.create()
+        assert heard == ["GET"] * 3 + ["POST"]
+        server.shutdown()
+    nobody = Client(f"http://127.0.0.1:{server.server_port}")
+    with pytest.raises(ServiceError, match="cannot be reached"):
+        nobody.models()  # at once: it may be the wrong place
 
 
 def test_the_command(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

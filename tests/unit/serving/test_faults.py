@@ -12,8 +12,10 @@ import torch
 from s3_server import S3Server, environment
 
 from ardiff.data.s3 import StorageConfig
+from ardiff.errors import DataError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling import SamplingEngine
+from ardiff.serving.records import JobStore
 
 from .conftest import Serve
 from .test_api import LONG, frames_of, sha256
@@ -85,6 +87,54 @@ def test_a_job_that_kills_its_replicas_fails(serve: Serve) -> None:
             time.sleep(0.02)
     failed = first.wait(video, "failed")
     assert failed["error"]["type"] == "replica_died"
+
+
+def test_jobs_of_a_dead_replica_are_repeated_one_at_a_time(serve: Serve) -> None:
+    """One of them may be what killed it, and is not to take the others with it again."""
+    first = serve("a")
+    videos = [first.ask(**{**JOB, "seed": seed}) for seed in (1, 2, 3)]
+    while any(first.look(video)["frames_done"] == 0 for video in videos):
+        time.sleep(0.02)
+    first.die()
+    second = serve("b")
+    while any(second.look(video)["status"] != "completed" for video in videos):
+        running = [job for job in second.service.jobs.values() if not job.log.ended]
+        assert len(running) <= 1
+        time.sleep(0.01)
+    assert [second.service.store.read("anonymous", v["id"]).deaths for v in videos] == [1, 1, 1]
+
+
+def test_replicas_outlive_an_outage_longer_than_a_lease(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody could give a sign of life meanwhile, so nobody is taken for dead at once when storage is back."""
+    first, second = serve("a"), serve("b")
+    slow = {"num_frames": 64, "num_inference_steps": 250, "ar_step": 250}
+    with first.client.stream("POST", "/v1/videos:stream", json=slow) as answer:
+        video_id = answer.headers["x-video-id"]
+        while video_id not in second.service._seen:
+            time.sleep(0.02)
+
+        def away(*arguments: object) -> None:
+            raise DataError("away")
+
+        with monkeypatch.context() as outage:
+            for name in ("open_jobs", "beat"):
+                outage.setattr(JobStore, name, away)
+            time.sleep(3.0)  # twice the lease
+        time.sleep(1.0)
+        assert video_id in first.service.jobs
+        record = second.service.store.read("anonymous", video_id)
+        assert (record.lease, record.deaths) == (1, 0)
+
+
+def test_a_video_that_cannot_be_made_a_file_fails(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(data: bytes) -> bytes:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("ardiff.serving.service.as_file", full)
+    served = serve()
+    failed = served.wait(served.ask(num_frames=2, num_inference_steps=2), "failed")
+    assert failed["error"]["type"] == "internal"
+    assert not served.service.jobs
 
 
 def test_a_stopping_replica_finishes_its_jobs(serve: Serve) -> None:

@@ -26,6 +26,7 @@ HOSTILE = [
     ("POST", "/v1/videos", {"content": b"\x00" * 1000, "headers": {"content-type": "application/json"}}),
     ("POST", "/v1/videos", {"json": {"class_label": "disc\x00", "num_frames": 2, "num_inference_steps": 2}}),
     ("POST", "/v1/videos", {"json": {"seed": 1e308}}),
+    ("POST", "/v1/videos", {"content": b'{"class_label": "\\ud800"}', "headers": {"content-type": "application/json"}}),
     ("POST", "/v1/videos", {"json": {"guidance_scale": -1e308}}),
     ("POST", "/v1/videos", {"json": {"__proto__": {}, "num_frames": 2}}),
     ("POST", "/v1/videos", {"data": {"num_frames": "2"}, "files": {"input_reference": ("/etc/x", b"\x00\x01")}}),

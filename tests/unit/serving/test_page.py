@@ -122,7 +122,7 @@ def test_the_keyboard_alone_and_a_phone_are_enough(browser: Any, serve: Serve) -
     assert {"class_label", "num_frames", "ar_step", "guidance_scale", "seed", "go"} <= set(reached)
     page.keyboard.press("Enter")
     until(page, "document.querySelector('#status').dataset.state == 'completed'")
-    assert "6 of 6 frames" in page.inner_text("#status")
+    assert "6 of 6 frames" in page.inner_text("#counts")
     context.close()
 
 
