@@ -242,6 +242,11 @@ def run(config: ServeConfig) -> None:
     os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
     with _stopping() as stop, ray_cluster(config.max_replicas * config.cpu_threads + 1):
         resolve_device(config.device)
+        if others := serve.status().applications:
+            raise ConfigError(
+                f"The cluster serves {', '.join(others)} already, which this would end: change that with "
+                "`serve deploy`, as cluster/README.md says, or unset RAY_ADDRESS."
+            )
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         encoding = LoggingConfig(encoding="JSON") if logs.structured() else None
         serve.start(http_options=HTTPOptions(host=config.host, port=config.port), logging_config=encoding)
