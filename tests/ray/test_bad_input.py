@@ -6,7 +6,7 @@ the jobs join.
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ import pytest
 
 from ardiff.cli import main
 from ardiff.data.encode import encode_video
-from ardiff.data.latents import LatentSet, LatentStatistics, latent_table, write_description
+from ardiff.data.latents import (
+    LatentSet,
+    LatentStatistics,
+    latent_table,
+    read_description,
+    read_labelled_keys,
+    write_description,
+)
 from ardiff.data.manifest import VideoRecord, read_manifest, write_manifest
 from ardiff.data.quarantine import read_errors
 from ardiff.pipeline import ARDiffusionPipeline
@@ -382,3 +389,32 @@ def test_own_videos_in_class_folders_are_split_and_encoded(
     )
     assert outcome.code == 0, outcome.err
     assert f"{3 * sum(r.split == 'train' for r in records)} clips encoded, 0 were there" in outcome.err
+
+
+def test_a_set_of_latents_follows_labels_and_splits(
+    ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path
+) -> None:
+    """A class that comes first by name shifts the others' numbers, and a video is for testing now."""
+    from ardiff.pretrained import save_autoencoder
+
+    source = put(tmp_path / "own", {f"{i}.mp4": video(seed=i) for i in range(4)})
+    save_autoencoder(str(tmp_path / "vae"), make_vae())
+    manifest, output = str(tmp_path / "manifest.parquet"), tmp_path / "latents"
+    command = ["encode", "--manifest", manifest, "--vae", tmp_path / "vae", "--output", output, "num_frames=8"]
+
+    def encode(classes: dict[int, str], *tests: int) -> dict[str, int]:
+        names = sorted(set(classes.values()))
+        rows = [(record(f"{source}/{i}.mp4", 12, "test" if i in tests else "train"), c) for i, c in classes.items()]
+        write_manifest(manifest, [replace(r, class_name=c, label=names.index(c)) for r, c in rows])
+        outcome = ardiff(*command)
+        assert outcome.code == 0, outcome.err
+        [place] = output.rglob("latents.json")
+        description = read_description(str(place.parent))
+        assert description.class_names == names
+        tables = [read_labelled_keys(f"{place.parent}/{file}") for file in description.files]
+        return {Path(row["uri"]).stem: row["label"] for table in tables for row in table.to_pylist()}
+
+    assert encode({0: "cats", 1: "dogs", 2: "dogs"}) == {"0": 0, "1": 1, "2": 1}
+    assert encode({0: "cats", 1: "dogs", 2: "dogs", 3: "apes"}, 2) == {"0": 1, "1": 2, "3": 0}
+    assert encode({0: "cats", 1: "dogs", 2: "eels", 3: "apes"}, 2) == {"0": 1, "1": 2, "3": 0}
+    assert encode({0: "cats", 3: "bats"}) == {"0": 1, "3": 0}
