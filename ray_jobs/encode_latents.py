@@ -37,7 +37,7 @@ from ardiff.data.latents import (
     write_shard,
 )
 from ardiff.data.manifest import VideoRecord, class_names, manifest_table, read_manifest, record_at, usable
-from ardiff.data.quarantine import ERRORS, bad_clip
+from ardiff.data.quarantine import ERRORS, bad_clip, too_short
 from ardiff.data.transforms import to_unit
 from ardiff.errors import ConfigError, DataError, DecodeError, StorageError
 from ardiff.pretrained import load_autoencoder
@@ -118,7 +118,8 @@ def run(config: EncodeConfig, key: str = "") -> str:
         before = _classes_of(folder)
         present = _present(folder, records, Current.of(manifest, before))
         missing = np.setdiff1d(wanted, present)
-        with quarantine(config.output, len(wanted), config.max_bad_fraction, "clip", afresh=True) as bad:
+        short = too_short(manifest, "train", config.span, config.fps)
+        with quarantine(config.output, len(wanted), config.max_bad_fraction, "clip", aside=short) as bad:
             if len(missing):
                 _encode(config, model, folder, missing, records, bad)
         if len(missing) or names != before or not storage.exists(storage.join(folder, DESCRIPTION)):

@@ -405,9 +405,12 @@ def test_a_set_of_latents_follows_labels_and_splits(
     def encode(classes: dict[int, str], *tests: int) -> dict[str, int]:
         names = sorted(set(classes.values()))
         rows = [(record(f"{source}/{i}.mp4", 12, "test" if i in tests else "train"), c) for i, c in classes.items()]
+        rows.append((record("short.mp4", 7), names[0]))
         write_manifest(manifest, [replace(r, class_name=c, label=names.index(c)) for r, c in rows])
         outcome = ardiff(*command)
         assert outcome.code == 0, outcome.err
+        assert "1 videos are too short for a clip" in outcome.err
+        assert [(r.uri, r.error) for r in read_errors(f"{output}/errors.parquet")] == [("short.mp4", "too short")]
         [place] = output.rglob("latents.json")
         description = read_description(str(place.parent))
         assert description.class_names == names
