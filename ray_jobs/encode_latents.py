@@ -37,12 +37,23 @@ from ardiff.data.latents import (
     write_shard,
 )
 from ardiff.data.manifest import VideoRecord, class_names, manifest_table, read_manifest, record_at, usable
-from ardiff.data.quarantine import ERRORS, bad_clip, too_short
+from ardiff.data.quarantine import ERRORS, bad_clip, crashed, too_short
 from ardiff.data.transforms import to_unit
 from ardiff.errors import ConfigError, DataError, DecodeError, StorageError
 from ardiff.pretrained import load_autoencoder
 from ardiff.vae import AutoencoderConfig
-from ray_jobs.common import await_resource, ray_cluster, remote_progress, resolve_device, say, stage, telling
+from ray_jobs.common import (
+    MAX_DEATHS,
+    TASK_RETRIES,
+    attempting,
+    await_resource,
+    ray_cluster,
+    remote_progress,
+    resolve_device,
+    say,
+    stage,
+    telling,
+)
 from ray_jobs.quarantine import Reporter, quarantine
 
 
@@ -244,7 +255,11 @@ def _encode(
             numbers = missing[bounds[row["id"]] : bounds[row["id"] + 1]]
             record = record_at(videos, int(numbers[0] >> (START_BITS + 1)))
             starts, mirrored = (numbers >> 1) & ((1 << START_BITS) - 1), numbers & 1
-            with telling(monitor):
+            with telling(monitor), attempting(monitor, f"reading {row['id']}") as deaths:
+                if deaths >= MAX_DEATHS:
+                    for start in sorted(set(starts.tolist())):
+                        report(crashed(record.uri, start, deaths))
+                    return []
                 return _decode(config, model.resolution, record, starts.tolist(), mirrored.tolist(), report)
 
         def write(batch: Any) -> Any:
@@ -255,7 +270,7 @@ def _encode(
 
         files = (
             ray.data.range(readings, override_num_blocks=min(max(readings // 4, 16), 1024, readings))
-            .flat_map(decode)
+            .flat_map(decode, max_retries=TASK_RETRIES)
             .map_batches(
                 _Encoder,
                 fn_constructor_args=(config.vae, device.type),

@@ -29,17 +29,29 @@ from ardiff.data.manifest import (
     usable,
     write_manifest,
 )
-from ardiff.data.quarantine import ERRORS, BadClip, Quarantine, bad_clip, write_errors
+from ardiff.data.quarantine import ERRORS, BadClip, Quarantine, bad_clip, crashed, write_errors
 from ardiff.data.recipes import Recipe, arrange, says_splits, split_by_lists, videos_of
 from ardiff.data.storage import StoredFile
 from ardiff.data.synthetic import SyntheticConfig, write_video
 from ardiff.errors import DataError
 from ardiff.randomness import numpy_generator
-from ray_jobs.common import progress_bar, ray_cluster, remote_progress, say, stage, telling
+from ray_jobs.common import (
+    MAX_DEATHS,
+    TASK_RETRIES,
+    attempting,
+    progress_bar,
+    ray_cluster,
+    remote_progress,
+    say,
+    stage,
+    telling,
+)
 
 POSITIONALS = ("source", "output")
 SAVE_EVERY = 30.0
 """Seconds after which what was probed so far is stored, so that an interrupted run need not begin again."""
+TRIED_AGAIN = ("unreadable", "crashed")
+"""Kinds of error that the next run may not meet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,13 +176,18 @@ def _probe(config: PrepareConfig, found: list[VideoRecord]) -> list[VideoRecord]
         with remote_progress("probing", len(todo), "video") as monitor:
 
             def probe_row(row: dict[str, Any]) -> dict[str, Any]:
-                with telling(monitor):  # only if storage is away
-                    record = _probed(VideoRecord(**row), config.frame_fps)
+                record = VideoRecord(**row)
+                with telling(monitor), attempting(monitor, record.uri) as deaths:
+                    if deaths < MAX_DEATHS:
+                        record = _probed(record, config.frame_fps)  # an error only if storage is away
+                    else:
+                        record = _with_error(record, crashed(record.uri, -1, deaths))
                 monitor.add.remote(1)
                 return asdict(record)
 
             blocks = min(max(len(todo) // 4, 1), 512)
-            rows = ray.data.from_items([asdict(r) for r in todo], override_num_blocks=blocks).map(probe_row)
+            listed = ray.data.from_items([asdict(r) for r in todo], override_num_blocks=blocks)
+            rows = listed.map(probe_row, max_retries=TASK_RETRIES)
             saved = time.monotonic()
             for row in rows.iter_rows():
                 records[row["uri"]] = VideoRecord(**row)
@@ -194,7 +211,7 @@ def _known(manifest: str) -> dict[str, VideoRecord]:
 
 def _reused(record: VideoRecord, known: VideoRecord | None) -> VideoRecord:
     """The record with what an earlier run found out, unless the video has changed or could not be read then."""
-    if known is None or record.status or known.status not in ("ok", "error") or known.error == "unreadable":
+    if known is None or record.status or known.status not in ("ok", "error") or known.error in TRIED_AGAIN:
         return record
     if (known.size, known.etag) != (record.size, record.etag):
         return record
@@ -206,8 +223,7 @@ def _probed(record: VideoRecord, frame_fps: float) -> VideoRecord:
     try:
         found = probe_video(StoredFile(record.uri, record.size, record.etag))
     except DataError as error:
-        bad = bad_clip(record.uri, -1, error)
-        return replace(record, status="error", reason=bad.message, error=bad.error, attempts=bad.attempts)
+        return _with_error(record, bad_clip(record.uri, -1, error))
     return replace(
         record,
         codec=found.codec,
@@ -220,6 +236,10 @@ def _probed(record: VideoRecord, frame_fps: float) -> VideoRecord:
         pts_step=found.timing.step,
         status="ok",
     )
+
+
+def _with_error(record: VideoRecord, bad: BadClip) -> VideoRecord:
+    return replace(record, status="error", reason=bad.message, error=bad.error, attempts=bad.attempts)
 
 
 def _bad_row(record: VideoRecord) -> BadClip:

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import ray.data
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
 from ray_jobs.common import ray_cluster, record_run, remote_progress, stage, telling
 from ray_jobs.quarantine import Reporter, quarantine
-from ray_jobs.train import TrainJob, loss_note, run_training
+from ray_jobs.train import TrainJob, load_chunk, loss_note, run_training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,8 +189,11 @@ def _statistics_of(config: TrainDiTConfig, stream: Stream) -> LatentStatistics:
     with remote_progress("statistics", len(chunks), "chunk") as monitor:
 
         def encode(row: dict[str, Any]) -> dict[str, Any]:
+            chunk = int(row["id"])
+            places = np.arange(stream.start(chunk + 1) - stream.start(chunk))
             with telling(monitor):
-                latents = _encoder(config.data.vae)(torch.from_numpy(stream.load(int(row["id"]))["video"]))
+                samples = load_chunk(stream, chunk, places, monitor, f"chunk {chunk}")
+                latents = _encoder(config.data.vae)(torch.from_numpy(samples["video"]))
             monitor.add.remote(1)
             return {"sums": latent_sums(latents.double().numpy())}
 

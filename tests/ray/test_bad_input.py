@@ -4,7 +4,9 @@ Everything runs in this process: what a job checks before it starts Ray without 
 the jobs join.
 """
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -421,3 +423,44 @@ def test_a_set_of_latents_follows_labels_and_splits(
     assert encode({0: "cats", 1: "dogs", 2: "dogs", 3: "apes"}, 2) == {"0": 1, "1": 2, "3": 0}
     assert encode({0: "cats", 1: "dogs", 2: "eels", 3: "apes"}, 2) == {"0": 1, "1": 2, "3": 0}
     assert encode({0: "cats", 3: "bats"}) == {"0": 1, "3": 0}
+
+
+def test_videos_that_end_their_process_become_rows(
+    ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of the six videos of a task die of a segmentation fault whenever they are read, and the others stay."""
+    from ardiff.pretrained import save_autoencoder
+    from ray_jobs import encode_latents, prepare
+
+    def deadly(function: Any, position: int) -> Any:
+        def call(*arguments: Any) -> Any:
+            if arguments[position].uri.endswith(("1.mp4", "3.mp4")):
+                os.kill(os.getpid(), signal.SIGSEGV)
+            return function(*arguments)
+
+        return call
+
+    source = put(tmp_path / "own", {f"{i}.mp4": video(seed=i) for i in range(6)})
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_probed", deadly(prepare._probed, 0))
+        outcome = ardiff("prepare", source, tmp_path / "data")
+    assert outcome.code == 0, outcome.err
+    bad = [f"{source}/1.mp4", f"{source}/3.mp4"]
+    errors = read_errors(str(tmp_path / "data" / "errors.parquet"))
+    assert [(row.uri, row.error, row.attempts) for row in errors] == [(uri, "crashed", 2) for uri in bad]
+    statuses = [r.status for r in read_manifest(f"{tmp_path}/data/manifest.parquet")]
+    assert statuses == ["ok", "error", "ok", "error", "ok", "ok"]
+    assert ardiff("prepare", source, tmp_path / "data").code == 0  # what ended processes is tried again
+    assert read_errors(str(tmp_path / "data" / "errors.parquet")) == []
+
+    save_autoencoder(str(tmp_path / "vae"), make_vae())
+    command = ["encode", f"manifest={tmp_path}/data/manifest.parquet", f"vae={tmp_path}/vae"]
+    command += [f"output={tmp_path}/latents", "max_bad_fraction=0.5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(encode_latents, "_decode", deadly(encode_latents._decode, 2))
+        outcome = ardiff(*command, "num_frames=4", "clip_step=4")
+    assert outcome.code == 0, outcome.err
+    errors = read_errors(str(tmp_path / "latents" / "errors.parquet"))
+    assert {(row.uri, row.clip, row.error) for row in errors} == {(u, s, "crashed") for u in bad for s in (0, 4, 8)}
+    [place] = (tmp_path / "latents").rglob("latents.json")
+    assert sum(read_description(str(place.parent)).rows) == 9
