@@ -30,7 +30,7 @@ from ardiff.data.manifest import (
     write_manifest,
 )
 from ardiff.data.quarantine import ERRORS, BadClip, Quarantine, bad_clip, crashed, write_errors
-from ardiff.data.recipes import Recipe, arrange, says_splits, split_by_lists, videos_of
+from ardiff.data.recipes import Recipe, arrange, numbered, says_splits, split_by_lists, videos_of
 from ardiff.data.storage import StoredFile
 from ardiff.data.synthetic import SyntheticConfig, write_video
 from ardiff.errors import DataError
@@ -131,7 +131,8 @@ def _find(config: PrepareConfig, source: str) -> list[VideoRecord]:
     """The videos below ``source``, with class and split, not probed yet. Raises DataError if there is none."""
     source = storage.absolute(source)
     prefix = len(source.rstrip("/")) + 1
-    files = storage.list_objects(source)
+    own = storage.absolute(config.output).rstrip("/") + "/"  # what an earlier run has left there is no part of the set
+    files = [f for f in storage.list_objects(source) if own == f"{source.rstrip('/')}/" or not f.uri.startswith(own)]
     videos = videos_of(source, files)
     if not videos:
         raise DataError(
@@ -141,8 +142,12 @@ def _find(config: PrepareConfig, source: str) -> list[VideoRecord]:
     lists = {f.uri[prefix:]: storage.read_bytes(f.uri) for f in files if says_splits(config.recipe, f.uri[prefix:])}
     places = arrange(config.recipe, names, lists, config.test_fraction)
     if config.train_list is not None and config.test_list is not None:
-        listed = split_by_lists(names, storage.read_bytes(config.train_list), storage.read_bytes(config.test_list))
-        places = [p and s and (p[0], p[1], s) for p, s in zip(places, listed, strict=True)]
+        lines = storage.read_bytes(config.train_list), storage.read_bytes(config.test_list)
+        listed, unknown = split_by_lists(names, *lines)
+        if unknown:
+            some = "; ".join(unknown[:3])
+            say(f"[yellow]{len(unknown)} lines of the lists[/] name no video of {source}, as {some}")
+        places = numbered([p and s and (p[0], s) for p, s in zip(places, listed, strict=True)])
     if config.recipe == "folders" and config.train_list is None and len({p[2] for p in places if p}) == 1:
         places = _hold_out(places)
     return [_unprobed(video, place) for video, place in zip(videos, places, strict=True)]
