@@ -256,18 +256,22 @@ def _write_sheet(config: PrepareConfig, records: list[VideoRecord]) -> None:
     good = [r for r in records if r.status == "ok"]
     chosen = numpy_generator("contact sheet").permutation(len(good))[: config.sheet_clips]
 
-    def draw(row: dict[str, Any]) -> dict[str, Any]:
+    def draw(row: dict[str, Any]) -> list[dict[str, Any]]:
         record = VideoRecord(**row)
         moments = np.linspace(0, record.num_frames - 1, 8).round().astype(int).tolist()
-        [clip] = read_clips(record, [moments], 0.0, 96)
-        return {
-            "label": f"{record.class_name}/{record.uri.rstrip('/').split('/')[-1]}"[:40],
-            "clip": crop_square(clip, 96),
-        }
+        try:
+            [clip] = read_clips(record, [moments], 0.0, 96)
+        except DataError:  # gone since it was probed: the manifest is what counts
+            return []
+        label = f"{record.class_name}/{record.uri.rstrip('/').split('/')[-1]}"[:40]
+        return [{"label": label, "clip": crop_square(clip, 96)}]
 
-    rows = ray.data.from_items([asdict(good[i]) for i in chosen]).map(draw).take_all()
-    sheet = contact_sheet(np.stack([row["clip"] for row in rows]), [row["label"] for row in rows], scale=1)
-    storage.write_bytes(storage.join(config.output, "sheet.png"), sheet)
+    rows = ray.data.from_items([asdict(good[i]) for i in chosen]).flat_map(draw).take_all()
+    if len(rows) < len(chosen):
+        say(f"[yellow]{len(chosen) - len(rows)} videos are missing on the sheet:[/] they cannot be read any more")
+    if rows:
+        sheet = contact_sheet(np.stack([row["clip"] for row in rows]), [row["label"] for row in rows], scale=1)
+        storage.write_bytes(storage.join(config.output, "sheet.png"), sheet)
 
 
 def _summary(records: list[VideoRecord]) -> str:

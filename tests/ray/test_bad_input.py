@@ -280,6 +280,33 @@ def test_truncated_video_becomes_a_row(ardiff: Command, cluster: None, tmp_path:
     assert (tmp_path / "data" / "stage.json").exists()
 
 
+def test_the_sheet_does_without_videos_that_are_gone(
+    ardiff: Command, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_jobs import prepare
+
+    source = put(tmp_path / "source", {f"{i}.mp4": video(seed=i) for i in range(3)})
+    draw, sheet = prepare._write_sheet, tmp_path / "data" / "sheet.png"
+
+    def without(*names: str) -> str:
+        def late(*arguments: Any) -> None:
+            for name in names:
+                (source / name).unlink()
+            draw(*arguments)
+
+        monkeypatch.setattr(prepare, "_write_sheet", late)
+        outcome = ardiff("prepare", source, tmp_path / "data")
+        assert outcome.code == 0, outcome.err
+        return outcome.err
+
+    assert "2 videos are missing on the sheet" in without("0.mp4", "1.mp4")
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    sheet.unlink()
+    put(source, {"0.mp4": video(), "1.mp4": video()})
+    assert "3 videos are missing on the sheet" in without("0.mp4", "1.mp4", "2.mp4")
+    assert not sheet.exists()
+
+
 def test_video_that_broke_after_it_was_listed(ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path) -> None:
     from ardiff.pretrained import save_autoencoder
 
