@@ -278,6 +278,7 @@ def _encode(
                 compute=ray.data.ActorPoolStrategy(min_size=config.min_actors, max_size=config.max_actors),
                 num_gpus=1 if device.type == "cuda" else 0,
                 num_cpus=1,
+                max_task_retries=TASK_RETRIES,
             )
             .map_batches(write, batch_size=config.clips_per_file)
         )
