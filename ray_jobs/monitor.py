@@ -19,7 +19,9 @@ class Monitor:
         self.completed, self.note = completed, note
 
     def forgive(self) -> None:
+        """Training begins again: what the end of the earlier attempt took with it did not die of its input."""
         self.accusation = ""
+        self.attempts.clear()
 
     def accuse(self, reason: str) -> None:
         self.accusation = self.accusation or reason
