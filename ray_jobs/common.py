@@ -48,6 +48,10 @@ NODE_PATIENCE = float(os.environ.get("ARDIFF_NODE_PATIENCE", 1200))
 """Seconds to wait for nodes that an autoscaler starts: machines with many GPUs take minutes."""
 COMMIT = "ARDIFF_COMMIT"
 """Variable that names the git commit of code that was sent to a cluster without its history."""
+MAX_DEATHS = 2
+"""Processes that may die of an input, as of a fault in FFmpeg or for lack of memory, before it is not tried again."""
+TASK_RETRIES = 50
+"""How often a task of Ray Data is begun again when its process has died. Ray's own default is for ever."""
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 logger = logging.getLogger(__name__)
 
@@ -221,6 +225,18 @@ def telling(monitor: Any) -> Iterator[None]:
     except ArdiffError as error:
         ray.get(monitor.fail.remote(error))
         raise
+
+
+@contextlib.contextmanager
+def attempting(monitor: Any, what: str) -> Iterator[int]:
+    """Around the work on an input that may end this process: yields how many processes it has ended already.
+
+    From ``MAX_DEATHS`` on it must not be tried again. Ray tries a task again as a whole, so its other inputs are safe.
+    """
+    deaths = min(ray.get(monitor.attempt.remote(what)), MAX_DEATHS)
+    yield deaths
+    if deaths < MAX_DEATHS:
+        monitor.survived.remote(what)
 
 
 def resolve_device(name: str) -> torch.device:

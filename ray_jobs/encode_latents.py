@@ -28,6 +28,7 @@ from ardiff.data.latents import (
     latent_sums,
     read_description,
     read_keys,
+    read_labelled_keys,
     read_latents,
     statistics_of,
     vae_fingerprint,
@@ -36,12 +37,23 @@ from ardiff.data.latents import (
     write_shard,
 )
 from ardiff.data.manifest import VideoRecord, class_names, manifest_table, read_manifest, record_at, usable
-from ardiff.data.quarantine import ERRORS, bad_clip
+from ardiff.data.quarantine import ERRORS, bad_clip, crashed, too_short
 from ardiff.data.transforms import to_unit
 from ardiff.errors import ConfigError, DataError, DecodeError, StorageError
 from ardiff.pretrained import load_autoencoder
 from ardiff.vae import AutoencoderConfig
-from ray_jobs.common import await_resource, ray_cluster, remote_progress, resolve_device, say, stage, telling
+from ray_jobs.common import (
+    MAX_DEATHS,
+    TASK_RETRIES,
+    attempting,
+    await_resource,
+    ray_cluster,
+    remote_progress,
+    resolve_device,
+    say,
+    stage,
+    telling,
+)
 from ray_jobs.quarantine import Reporter, quarantine
 
 
@@ -105,7 +117,8 @@ CLIPS_PER_READ = 8
 
 def run(config: EncodeConfig, key: str = "") -> str:
     """Encodes what is not encoded yet. Returns the set's folder. Raises ArdiffError."""
-    records = usable(read_manifest(config.manifest), "train", config.span, config.fps)
+    manifest = read_manifest(config.manifest)
+    records, names = usable(manifest, "train", config.span, config.fps), class_names(manifest)
     model = load_autoencoder(config.vae).config
     weights = vae_fingerprint(config.vae)
     name = fingerprint(weights, config.num_frames, config.stride, config.fps)
@@ -113,18 +126,19 @@ def run(config: EncodeConfig, key: str = "") -> str:
     shape = (config.num_frames, model.num_tokens, model.token_dim)
     with ray_cluster(config.max_actors + 3), stage("encode", config.output, key) as record:
         wanted = np.concatenate([_numbers(config, index, r) for index, r in enumerate(records)])
-        present = _present(folder, records)
+        before = _classes_of(folder)
+        present = _present(folder, records, Current.of(manifest, before))
         missing = np.setdiff1d(wanted, present)
-        with quarantine(config.output, len(wanted), config.max_bad_fraction, "clip", afresh=True) as bad:
+        short = too_short(manifest, "train", config.span, config.fps)
+        with quarantine(config.output, len(wanted), config.max_bad_fraction, "clip", aside=short) as bad:
             if len(missing):
                 _encode(config, model, folder, missing, records, bad)
-        if len(missing) or not storage.exists(storage.join(folder, DESCRIPTION)):
+        if len(missing) or names != before or not storage.exists(storage.join(folder, DESCRIPTION)):
             storage.write_bytes(storage.join(folder, "config.yaml"), to_yaml(config).encode())
             files, rows, statistics = _statistics(folder, shape)
             if model.unit_latents:
                 statistics = LatentStatistics.neutral(model.num_tokens, model.token_dim)
-            names = class_names(read_manifest(config.manifest))
-            content = fingerprint(files, rows)
+            content = fingerprint(files, rows, names)
             write_description(
                 folder,
                 LatentSet(name, *shape, names, files, rows, statistics, storage.absolute(config.vae), weights, content),
@@ -151,23 +165,54 @@ def _numbers(config: EncodeConfig, video: int, record: VideoRecord) -> np.ndarra
     return np.stack([plain, plain + 1], axis=1).reshape(-1) if config.mirrored else plain
 
 
-def _present(folder: str, records: list[VideoRecord]) -> np.ndarray:
-    """The numbers of the clips that the set has, ascending; those of videos that have changed since, and those that it
-    has twice, are taken out of it first. Videos that the manifest lacks get numbers behind all others.
+def _classes_of(folder: str) -> list[str]:
+    """The names of the set's classes; none if it is not complete or its description is damaged."""
+    try:
+        return read_description(folder).class_names
+    except StorageError:
+        raise
+    except DataError:
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """What the manifest says now, which clips that were encoded earlier must agree with."""
+
+    videos: dict[str, tuple[str, int] | None]
+    """Etag and label of every video; None for one that training must not see."""
+    labels: list[bool]
+    """Of the classes that the set had: whether each is called the same by the manifest."""
+
+    @classmethod
+    def of(cls, manifest: list[VideoRecord], before: list[str]) -> "Current":
+        """``before`` are the names of the set's classes; none if it is not complete."""
+        train = {r.uri: (r.etag, r.label) if r.split == "train" and r.status != "skipped" else None for r in manifest}
+        names = class_names(manifest)
+        return cls(train, [before[label : label + 1] == names[label : label + 1] for label in range(len(before))])
+
+    def holds(self, uri: str, etag: str, label: int) -> bool:
+        """Whether a clip of this video, content and label may stay; of videos that the manifest lacks, by its class."""
+        if uri in self.videos:
+            return self.videos[uri] == (etag, label)
+        return label < len(self.labels) and self.labels[label]
+
+
+def _present(folder: str, records: list[VideoRecord], current: Current) -> np.ndarray:
+    """The numbers of the clips that the set has, ascending. Those that are not as the manifest says any more, and those
+    that it has twice, are taken out of it first. Videos that the manifest lacks get numbers behind all others.
     """
     files = storage.list_files(folder, (".parquet",)) if storage.exists(folder) else []
-    places, etags = {record.uri: place for place, record in enumerate(records)}, [record.etag for record in records]
+    places = {record.uri: place for place, record in enumerate(records)}
 
     def look(row: dict[str, Any]) -> dict[str, Any]:
-        keys = read_keys(row["file"])
-        columns = {name: [getattr(key, name) for key in keys] for name in ("uri", "etag", "start", "mirrored")}
-        return {"file": row["file"], **columns}
+        return {"file": row["file"], **read_labelled_keys(row["file"]).to_pydict()}
 
     found: list[tuple[str, np.ndarray]] = []
     for row in ray.data.from_items([{"file": file} for file in files]).map(look).iter_rows() if files else ():
         videos = np.array([places.setdefault(str(uri), len(places)) for uri in row["uri"]], dtype=np.int64)
-        pairs = zip(videos, row["etag"], strict=True)
-        fresh = np.array([video >= len(etags) or etags[video] == str(etag) for video, etag in pairs], dtype=bool)
+        clips = zip(row["uri"], row["etag"], row["label"], strict=True)
+        fresh = np.array([current.holds(str(uri), str(etag), int(label)) for uri, etag, label in clips], dtype=bool)
         numbers = (videos << (START_BITS + 1)) + (np.array(row["start"], dtype=np.int64) << 1) + row["mirrored"]
         found.append((str(row["file"]), np.where(fresh, numbers, -1)))
     if not found:
@@ -175,6 +220,8 @@ def _present(folder: str, records: list[VideoRecord]) -> np.ndarray:
     numbers, first = np.unique(np.concatenate([part for _, part in found]), return_index=True)
     kept = np.zeros(sum(len(part) for _, part in found), dtype=bool)
     kept[first[numbers >= 0]] = True
+    if stale := len(kept) - int(kept.sum()):
+        say(f"{stale} clips of the set are taken out: their videos have another content, label or split now")
     for (file, part), begin in zip(found, np.cumsum([0, *[len(part) for _, part in found[:-1]]]), strict=True):
         keep = kept[begin : begin + len(part)]
         if keep.all():
@@ -208,7 +255,11 @@ def _encode(
             numbers = missing[bounds[row["id"]] : bounds[row["id"] + 1]]
             record = record_at(videos, int(numbers[0] >> (START_BITS + 1)))
             starts, mirrored = (numbers >> 1) & ((1 << START_BITS) - 1), numbers & 1
-            with telling(monitor):
+            with telling(monitor), attempting(monitor, f"reading {row['id']}") as deaths:
+                if deaths >= MAX_DEATHS:
+                    for start in sorted(set(starts.tolist())):
+                        report(crashed(record.uri, start, deaths))
+                    return []
                 return _decode(config, model.resolution, record, starts.tolist(), mirrored.tolist(), report)
 
         def write(batch: Any) -> Any:
@@ -219,7 +270,7 @@ def _encode(
 
         files = (
             ray.data.range(readings, override_num_blocks=min(max(readings // 4, 16), 1024, readings))
-            .flat_map(decode)
+            .flat_map(decode, max_retries=TASK_RETRIES)
             .map_batches(
                 _Encoder,
                 fn_constructor_args=(config.vae, device.type),
@@ -227,6 +278,7 @@ def _encode(
                 compute=ray.data.ActorPoolStrategy(min_size=config.min_actors, max_size=config.max_actors),
                 num_gpus=1 if device.type == "cuda" else 0,
                 num_cpus=1,
+                max_task_retries=TASK_RETRIES,
             )
             .map_batches(write, batch_size=config.clips_per_file)
         )

@@ -13,18 +13,29 @@ class Monitor:
         self.lines: list[str] = []
         self.error: ArdiffError | None = None
         self.accusation = ""
+        self.attempts: dict[str, int] = {}
 
     def set(self, completed: int, note: str = "") -> None:
         self.completed, self.note = completed, note
 
     def forgive(self) -> None:
+        """Training begins again: what the end of the earlier attempt took with it did not die of its input."""
         self.accusation = ""
+        self.attempts.clear()
 
     def accuse(self, reason: str) -> None:
         self.accusation = self.accusation or reason
 
     def blame(self) -> str:
         return self.accusation
+
+    def attempt(self, what: str) -> int:
+        """A process begins ``what``. Returns how many have begun it before and did not live to end it."""
+        self.attempts[what] = self.attempts.get(what, 0) + 1
+        return self.attempts[what] - 1
+
+    def survived(self, what: str) -> None:
+        self.attempts.pop(what, None)
 
     def add(self, count: int) -> None:
         self.completed += count

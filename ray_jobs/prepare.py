@@ -29,17 +29,29 @@ from ardiff.data.manifest import (
     usable,
     write_manifest,
 )
-from ardiff.data.quarantine import ERRORS, BadClip, Quarantine, bad_clip, write_errors
-from ardiff.data.recipes import Recipe, arrange, says_splits, split_by_lists, videos_of
+from ardiff.data.quarantine import ERRORS, BadClip, Quarantine, bad_clip, crashed, write_errors
+from ardiff.data.recipes import Recipe, arrange, numbered, says_splits, split_by_lists, videos_of
 from ardiff.data.storage import StoredFile
 from ardiff.data.synthetic import SyntheticConfig, write_video
 from ardiff.errors import DataError
 from ardiff.randomness import numpy_generator
-from ray_jobs.common import progress_bar, ray_cluster, remote_progress, say, stage, telling
+from ray_jobs.common import (
+    MAX_DEATHS,
+    TASK_RETRIES,
+    attempting,
+    progress_bar,
+    ray_cluster,
+    remote_progress,
+    say,
+    stage,
+    telling,
+)
 
 POSITIONALS = ("source", "output")
 SAVE_EVERY = 30.0
 """Seconds after which what was probed so far is stored, so that an interrupted run need not begin again."""
+TRIED_AGAIN = ("unreadable", "crashed")
+"""Kinds of error that the next run may not meet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +131,8 @@ def _find(config: PrepareConfig, source: str) -> list[VideoRecord]:
     """The videos below ``source``, with class and split, not probed yet. Raises DataError if there is none."""
     source = storage.absolute(source)
     prefix = len(source.rstrip("/")) + 1
-    files = storage.list_objects(source)
+    own = storage.absolute(config.output).rstrip("/") + "/"  # what an earlier run has left there is no part of the set
+    files = [f for f in storage.list_objects(source) if own == f"{source.rstrip('/')}/" or not f.uri.startswith(own)]
     videos = videos_of(source, files)
     if not videos:
         raise DataError(
@@ -129,8 +142,12 @@ def _find(config: PrepareConfig, source: str) -> list[VideoRecord]:
     lists = {f.uri[prefix:]: storage.read_bytes(f.uri) for f in files if says_splits(config.recipe, f.uri[prefix:])}
     places = arrange(config.recipe, names, lists, config.test_fraction)
     if config.train_list is not None and config.test_list is not None:
-        listed = split_by_lists(names, storage.read_bytes(config.train_list), storage.read_bytes(config.test_list))
-        places = [p and s and (p[0], p[1], s) for p, s in zip(places, listed, strict=True)]
+        lines = storage.read_bytes(config.train_list), storage.read_bytes(config.test_list)
+        listed, unknown = split_by_lists(names, *lines)
+        if unknown:
+            some = "; ".join(unknown[:3])
+            say(f"[yellow]{len(unknown)} lines of the lists[/] name no video of {source}, as {some}")
+        places = numbered([p and s and (p[0], s) for p, s in zip(places, listed, strict=True)])
     if config.recipe == "folders" and config.train_list is None and len({p[2] for p in places if p}) == 1:
         places = _hold_out(places)
     return [_unprobed(video, place) for video, place in zip(videos, places, strict=True)]
@@ -164,13 +181,18 @@ def _probe(config: PrepareConfig, found: list[VideoRecord]) -> list[VideoRecord]
         with remote_progress("probing", len(todo), "video") as monitor:
 
             def probe_row(row: dict[str, Any]) -> dict[str, Any]:
-                with telling(monitor):  # only if storage is away
-                    record = _probed(VideoRecord(**row), config.frame_fps)
+                record = VideoRecord(**row)
+                with telling(monitor), attempting(monitor, record.uri) as deaths:
+                    if deaths < MAX_DEATHS:
+                        record = _probed(record, config.frame_fps)  # an error only if storage is away
+                    else:
+                        record = _with_error(record, crashed(record.uri, -1, deaths))
                 monitor.add.remote(1)
                 return asdict(record)
 
             blocks = min(max(len(todo) // 4, 1), 512)
-            rows = ray.data.from_items([asdict(r) for r in todo], override_num_blocks=blocks).map(probe_row)
+            listed = ray.data.from_items([asdict(r) for r in todo], override_num_blocks=blocks)
+            rows = listed.map(probe_row, max_retries=TASK_RETRIES)
             saved = time.monotonic()
             for row in rows.iter_rows():
                 records[row["uri"]] = VideoRecord(**row)
@@ -194,7 +216,7 @@ def _known(manifest: str) -> dict[str, VideoRecord]:
 
 def _reused(record: VideoRecord, known: VideoRecord | None) -> VideoRecord:
     """The record with what an earlier run found out, unless the video has changed or could not be read then."""
-    if known is None or record.status or known.status not in ("ok", "error") or known.error == "unreadable":
+    if known is None or record.status or known.status not in ("ok", "error") or known.error in TRIED_AGAIN:
         return record
     if (known.size, known.etag) != (record.size, record.etag):
         return record
@@ -206,8 +228,7 @@ def _probed(record: VideoRecord, frame_fps: float) -> VideoRecord:
     try:
         found = probe_video(StoredFile(record.uri, record.size, record.etag))
     except DataError as error:
-        bad = bad_clip(record.uri, -1, error)
-        return replace(record, status="error", reason=bad.message, error=bad.error, attempts=bad.attempts)
+        return _with_error(record, bad_clip(record.uri, -1, error))
     return replace(
         record,
         codec=found.codec,
@@ -222,6 +243,10 @@ def _probed(record: VideoRecord, frame_fps: float) -> VideoRecord:
     )
 
 
+def _with_error(record: VideoRecord, bad: BadClip) -> VideoRecord:
+    return replace(record, status="error", reason=bad.message, error=bad.error, attempts=bad.attempts)
+
+
 def _bad_row(record: VideoRecord) -> BadClip:
     return BadClip(record.uri, -1, record.error, record.reason, record.attempts)
 
@@ -231,18 +256,22 @@ def _write_sheet(config: PrepareConfig, records: list[VideoRecord]) -> None:
     good = [r for r in records if r.status == "ok"]
     chosen = numpy_generator("contact sheet").permutation(len(good))[: config.sheet_clips]
 
-    def draw(row: dict[str, Any]) -> dict[str, Any]:
+    def draw(row: dict[str, Any]) -> list[dict[str, Any]]:
         record = VideoRecord(**row)
         moments = np.linspace(0, record.num_frames - 1, 8).round().astype(int).tolist()
-        [clip] = read_clips(record, [moments], 0.0, 96)
-        return {
-            "label": f"{record.class_name}/{record.uri.rstrip('/').split('/')[-1]}"[:40],
-            "clip": crop_square(clip, 96),
-        }
+        try:
+            [clip] = read_clips(record, [moments], 0.0, 96)
+        except DataError:  # gone since it was probed: the manifest is what counts
+            return []
+        label = f"{record.class_name}/{record.uri.rstrip('/').split('/')[-1]}"[:40]
+        return [{"label": label, "clip": crop_square(clip, 96)}]
 
-    rows = ray.data.from_items([asdict(good[i]) for i in chosen]).map(draw).take_all()
-    sheet = contact_sheet(np.stack([row["clip"] for row in rows]), [row["label"] for row in rows], scale=1)
-    storage.write_bytes(storage.join(config.output, "sheet.png"), sheet)
+    rows = ray.data.from_items([asdict(good[i]) for i in chosen]).flat_map(draw).take_all()
+    if len(rows) < len(chosen):
+        say(f"[yellow]{len(chosen) - len(rows)} videos are missing on the sheet:[/] they cannot be read any more")
+    if rows:
+        sheet = contact_sheet(np.stack([row["clip"] for row in rows]), [row["label"] for row in rows], scale=1)
+        storage.write_bytes(storage.join(config.output, "sheet.png"), sheet)
 
 
 def _summary(records: list[VideoRecord]) -> str:

@@ -42,7 +42,7 @@ from ardiff import logs
 from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.encode import contact_sheet
-from ardiff.data.streams import Stream
+from ardiff.data.streams import ClipStream, Columns, Stream
 from ardiff.errors import ArdiffError, CheckpointError, ConfigError, DataError, TrainingError
 from ardiff.train import workers
 from ardiff.train.checkpoint import STATE, TrainState, load_checkpoint, write_shards, write_state
@@ -50,7 +50,7 @@ from ardiff.train.engine import Engine
 from ardiff.train.export import MODEL, write_trained
 from ardiff.train.loop import TrainConfig, make_critic_engine, make_engine, train
 from ardiff.train.tasks import Batch, Task
-from ray_jobs.common import remote_progress, resolve_device, telling
+from ray_jobs.common import MAX_DEATHS, attempting, remote_progress, resolve_device, telling
 
 logger = logging.getLogger(__name__)
 HISTORY = "history.json"
@@ -191,7 +191,7 @@ def _ray_batches(
     def load(row: Any) -> Any:
         chunk = mine[int(row["id"][0])]
         with telling(monitor):
-            return stream.load(chunk, places[chunk])
+            return load_chunk(stream, chunk, places[chunk], monitor, f"worker {rank}, chunk {chunk}")
 
     # Every chunk becomes a block as soon as it is loaded: Ray Data closes a block once it holds more than this.
     share = sum(len(part) for part in parts) / config.batch_size
@@ -208,6 +208,28 @@ def _ray_batches(
         tensors = {str(name): torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
         for values in zip(*(tensor.split(sizes) for tensor in tensors.values()), strict=True):
             yield dict(zip(tensors, values, strict=True))
+
+
+def load_chunk(stream: Stream, chunk: int, rows: np.ndarray, monitor: Any, name: str) -> Columns:
+    """The samples of a chunk at ``rows``; clips one after the other if processes died over them, to learn of which.
+
+    Without a ``monitor`` nobody learns. Raises DataError naming the video that ends the processes that read it.
+    """
+    if monitor is None:
+        return stream.load(chunk, rows)
+    with attempting(monitor, name) as deaths:
+        if deaths < MAX_DEATHS or not isinstance(stream, ClipStream):
+            return stream.load(chunk, rows)
+        parts = []
+        for row in rows.tolist():
+            with attempting(monitor, f"{name}, clip {row}") as over_it:
+                if over_it >= MAX_DEATHS:
+                    raise DataError(
+                        f"{stream.names(chunk)[row]} ends the process that reads it, by a fault or for lack of memory: "
+                        "take it out of the data set and run `ardiff prepare` again."
+                    )
+                parts.append(stream.load(chunk, np.array([row])))
+        return {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
 
 
 def shared_rows(stream: Stream, chunk: int, position: int, end: int, parts: list[range], batch_size: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import ray.data
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from ardiff.data.latents import (
     vae_fingerprint,
 )
 from ardiff.data.manifest import VideoRecord, class_names, manifest_table, read_manifest, usable
+from ardiff.data.quarantine import too_short
 from ardiff.data.streams import ClipStream, LatentStream, Stream
 from ardiff.data.transforms import to_unit
 from ardiff.diffusion.process import DiffusionConfig
@@ -42,7 +44,7 @@ from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
 from ray_jobs.common import ray_cluster, record_run, remote_progress, stage, telling
 from ray_jobs.quarantine import Reporter, quarantine
-from ray_jobs.train import TrainJob, loss_note, run_training
+from ray_jobs.train import TrainJob, load_chunk, loss_note, run_training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,12 +108,15 @@ class TrainDiTConfig:
 
 def run(config: TrainDiTConfig, key: str = "") -> None:
     """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
-    latents, records = (_stored(config), []) if config.data.source == "latents" else _of_clips(config)
+    manifest = read_manifest(config.data.clips.manifest) if config.data.source == "clips" else []
+    latents, records = _of_clips(config, manifest) if config.data.source == "clips" else (_stored(config), [])
     _check(config, latents)
-    bad_share = config.data.clips.max_bad_fraction
+    clips, tried = config.data.clips, {r.uri for r in records}
+    short = too_short(manifest, "train", clips.span, clips.fps)
+    accounts = quarantine(config.output, len(records), clips.max_bad_fraction, "video", tried, short)
     with (
         ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
-        quarantine(config.output, len(records), bad_share, "video") if records else nullcontext() as bad,
+        accounts if records else nullcontext() as bad,
     ):
         stream, source = _stream(config, latents, records, bad)
         if records and not load_autoencoder(config.data.vae).config.unit_latents:
@@ -150,14 +155,14 @@ def _stored(config: TrainDiTConfig) -> LatentSet:
     return latents
 
 
-def _of_clips(config: TrainDiTConfig) -> tuple[LatentSet, list[VideoRecord]]:
+def _of_clips(config: TrainDiTConfig, manifest: list[VideoRecord]) -> tuple[LatentSet, list[VideoRecord]]:
     """The description that latents of the videos would have, and the videos."""
     clips, vae = config.data.clips, load_autoencoder(config.data.vae).config
-    records = usable(read_manifest(clips.manifest), "train", clips.span, clips.fps)
+    records = usable(manifest, "train", clips.span, clips.fps)
     weights, place = vae_fingerprint(config.data.vae), storage.absolute(config.data.vae)
     unknown = LatentStatistics.neutral(vae.num_tokens, vae.token_dim)
     shape = (clips.num_frames, vae.num_tokens, vae.token_dim)
-    return LatentSet(weights, *shape, class_names(records), [], [], unknown, place, weights), records
+    return LatentSet(weights, *shape, class_names(manifest), [], [], unknown, place, weights), records
 
 
 def _stream(
@@ -184,8 +189,11 @@ def _statistics_of(config: TrainDiTConfig, stream: Stream) -> LatentStatistics:
     with remote_progress("statistics", len(chunks), "chunk") as monitor:
 
         def encode(row: dict[str, Any]) -> dict[str, Any]:
+            chunk = int(row["id"])
+            places = np.arange(stream.start(chunk + 1) - stream.start(chunk))
             with telling(monitor):
-                latents = _encoder(config.data.vae)(torch.from_numpy(stream.load(int(row["id"]))["video"]))
+                samples = load_chunk(stream, chunk, places, monitor, f"chunk {chunk}")
+                latents = _encoder(config.data.vae)(torch.from_numpy(samples["video"]))
             monitor.add.remote(1)
             return {"sums": latent_sums(latents.double().numpy())}
 

@@ -14,6 +14,7 @@ from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.clips import ClipConfig
 from ardiff.data.manifest import manifest_table, read_manifest, usable
+from ardiff.data.quarantine import too_short
 from ardiff.data.streams import ClipStream
 from ardiff.randomness import derive_seed
 from ardiff.train.export import describe_autoencoder
@@ -57,10 +58,12 @@ class TrainVAEConfig:
 
 def run(config: TrainVAEConfig, key: str = "") -> None:
     """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
-    records = usable(read_manifest(config.clips.manifest), "train", config.clips.span, config.clips.fps)
+    manifest, clips = read_manifest(config.clips.manifest), config.clips
+    records = usable(manifest, "train", clips.span, clips.fps)
+    tried, short = {r.uri for r in records}, too_short(manifest, "train", clips.span, clips.fps)
     with (
         ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
-        quarantine(config.output, len(records), config.clips.max_bad_fraction, "video") as bad,
+        quarantine(config.output, len(records), clips.max_bad_fraction, "video", tried, short) as bad,
     ):
         videos, seed = manifest_table(records), config.train.seed
         stream = ClipStream(videos, config.clips, config.vae.resolution, seed, report=bad)

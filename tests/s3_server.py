@@ -6,6 +6,7 @@ multipart uploads. It stores about 70 objects a second: hundreds for a test, not
 
 import contextlib
 import os
+import re
 import secrets
 import select
 import shutil
@@ -83,10 +84,10 @@ class S3Server:
         return name
 
     def requests(self, bucket: str) -> list[tuple[str, str]]:
-        """Method and key, with the query if there is one, of every request to a bucket so far."""
+        """Method and key, with the query if there is one, of every request to a bucket so far; listings have no key."""
         lines = (self.root / "requests.log").read_text().splitlines()
-        found = [line.partition(f" /{bucket}/")[::2] for line in lines if f" /{bucket}/" in line]
-        return [(method, key.removesuffix("?")) for method, key in found]
+        found = [re.fullmatch(rf"(\w+) /{re.escape(bucket)}(?:/|(?=\?))(.*)", line) for line in lines]
+        return [(match[1], match[2].removesuffix("?")) for match in found if match]
 
     def grant_reading(self, bucket: str) -> None:
         """Lets the user ``reader`` get and list what is in ``bucket``, and nothing else."""

@@ -160,14 +160,20 @@ class ClipKey:
 
 
 KEYS = pa.schema({"uri": pa.string(), "etag": pa.string(), "start": pa.int64(), "mirrored": pa.bool_()})
+LABELLED_KEYS = KEYS.append(pa.field("label", pa.int64()))
 
 
 def read_keys(uri: str) -> list[ClipKey]:
     """The keys of the clips in one Parquet file, in its order, without their latents. Raises DataError."""
+    return [ClipKey(**row) for row in read_labelled_keys(uri).select(KEYS.names).to_pylist()]
+
+
+def read_labelled_keys(uri: str) -> pa.Table:
+    """Keys and labels of the clips in one Parquet file, in its order, as ``LABELLED_KEYS``. Raises DataError."""
     filesystem, path = storage.open_filesystem(uri)
+    names = LABELLED_KEYS.names
     try:
-        table = pq.read_table(path, columns=KEYS.names, filesystem=filesystem, schema=None)
-        return [ClipKey(**row) for row in table.select(KEYS.names).cast(KEYS).to_pylist()]
+        return pq.read_table(path, columns=names, filesystem=filesystem, schema=None).select(names).cast(LABELLED_KEYS)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"Cannot read the clips of {uri} ({error}): delete it to encode them again.") from error
 

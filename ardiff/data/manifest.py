@@ -49,7 +49,7 @@ class VideoRecord:
     split: str
     """``train`` or ``test``."""
     status: str
-    """``ok`` or ``error``."""
+    """``ok``, ``error`` or ``skipped``."""
     reason: str
     """Why it cannot be used; empty if it can."""
     error: str = ""
@@ -131,13 +131,27 @@ def class_and_split(relative: Sequence[str], test_fraction: float) -> list[tuple
     """Class name, class index and split of every video, from its path below the data folder.
 
     A first folder called train, test or val names the split; without one, ``test_fraction`` of the videos, chosen by a
-    hash of their path, are for testing. The next folder names the class, if every video has one; otherwise all are of
-    one class, ``video``. Classes are numbered in the order of their names.
+    hash of their path, are for testing. The next folder names the class; without one, all are of one class, ``video``.
+    Classes are numbered in the order of their names.
+
+    Raises:
+        DataError: Some videos lie in folders that name a split or class, and others beside them; names one of these.
     """
     parts = [path.split("/") for path in relative]
-    has_split = bool(parts) and all(len(p) > 1 and p[0].lower() in SPLIT_FOLDERS for p in parts)
+    in_split = [len(p) > 1 and p[0].lower() in SPLIT_FOLDERS for p in parts]
+    has_split = bool(parts) and all(in_split)
+    named = {SPLIT_FOLDERS[p[0].lower()] for p, inside in zip(parts, in_split, strict=True) if inside}
+    if not has_split and len(named) == 2:
+        odd = relative[in_split.index(False)]
+        raise DataError(f"{odd} lies beside folders for training and testing: move it into one of them, or out.")
     inner = [p[1:] for p in parts] if has_split else parts
-    names = [p[0] for p in inner] if all(len(p) > 1 for p in inner) else ["video"] * len(inner)
+    in_class = [len(p) > 1 for p in inner]
+    if any(in_class) and not all(in_class):
+        odd, other = relative[in_class.index(False)], relative[in_class.index(True)]
+        raise DataError(
+            f"{odd} lies in no class folder, but {other} does: move the one into a class folder or the other out of it."
+        )
+    names = [p[0] for p in inner] if all(in_class) else ["video"] * len(inner)
     index = {name: i for i, name in enumerate(sorted(set(names)))}
     splits = [SPLIT_FOLDERS[p[0].lower()] if has_split else _hashed_split("/".join(p), test_fraction) for p in parts]
     return [(name, index[name], split) for name, split in zip(names, splits, strict=True)]
@@ -170,8 +184,8 @@ def usable(records: Sequence[VideoRecord], split: Split, min_frames: int, fps: f
 
 
 def class_names(records: Sequence[VideoRecord]) -> list[str]:
-    """The names of the classes, by index."""
-    named = {r.label: r.class_name for r in records}
+    """The names of the classes, by index; videos of no split have none."""
+    named = {r.label: r.class_name for r in records if r.status != "skipped"}
     return [named[i] for i in sorted(named)]
 
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ardiff.data import storage
-from ardiff.errors import DataError, DecodeError, StorageError
+from ardiff.data.manifest import Split, VideoRecord
+from ardiff.errors import ClipTooShortError, DataError, DecodeError, StorageError
 
 ERRORS = "errors.parquet"
 SCHEMA = pa.schema(
@@ -45,6 +46,11 @@ def bad_clip(uri: str, clip: int, error: DataError) -> BadClip:
     return BadClip(uri, clip, "unusable", str(error), 1)
 
 
+def crashed(uri: str, clip: int, deaths: int) -> BadClip:
+    """The row for what ended every process that worked on it."""
+    return BadClip(uri, clip, "crashed", "the process that decodes it dies, by a fault or for lack of memory", deaths)
+
+
 class Quarantine:
     """Counts bad clips, each once, and refuses more than a share of them.
 
@@ -53,17 +59,31 @@ class Quarantine:
         max_bad_fraction: Share of them that may be bad.
         unit: What is counted: videos of which something was bad, or clips.
         rows: What was found bad before.
+        aside: What is left out on purpose, which has rows too but does not count.
     """
 
-    def __init__(self, total: int, max_bad_fraction: float, unit: Unit, rows: Iterable[BadClip] = ()) -> None:
+    def __init__(
+        self,
+        total: int,
+        max_bad_fraction: float,
+        unit: Unit,
+        rows: Iterable[BadClip] = (),
+        aside: Iterable[BadClip] = (),
+    ) -> None:
         self.total, self.max_bad_fraction, self.unit = total, max_bad_fraction, unit
         self.rows = {(row.uri, row.clip): row for row in rows}
+        self.aside = list(aside)
 
     def add(self, bad: BadClip) -> bool:
         """Whether ``bad`` was not known yet."""
         new = (bad.uri, bad.clip) not in self.rows
         self.rows[bad.uri, bad.clip] = bad
         return new
+
+    @property
+    def all_rows(self) -> list[BadClip]:
+        """What belongs into the file of errors."""
+        return [*self.rows.values(), *self.aside]
 
     @property
     def count(self) -> int:
@@ -83,6 +103,14 @@ class Quarantine:
         kinds = Counter(row.error for row in self.rows.values()).most_common(most)
         examples = {row.error: row for row in reversed(self.rows.values())}
         return "; ".join(f"{n} {kind} ({_example(examples[kind])})" for kind, n in kinds)
+
+
+def too_short(records: Iterable[VideoRecord], split: Split, min_frames: int, fps: float = 0.0) -> list[BadClip]:
+    """A row for every video that :func:`ardiff.data.manifest.usable` leaves out for its length."""
+    mine = ((r.uri, r.length_at(fps)) for r in records if r.status == "ok" and r.split == split)
+    need = f"frames{f' at {fps:g} frames/s' if fps else ''}, a clip needs {min_frames}"
+    kind = ClipTooShortError.kind
+    return [BadClip(uri, -1, kind, f"it has {length} {need}", 1) for uri, length in mine if length < min_frames]
 
 
 def _example(row: BadClip) -> str:

@@ -32,19 +32,26 @@ def videos_of(source: str, files: Sequence[StoredFile]) -> list[StoredFile]:
     """The videos among the files below ``source``, sorted by name.
 
     A folder that holds pictures is one video, whose name ends with a slash; its etag is a hash over all of them.
+    Pictures in a folder that also holds video files, itself or deeper, are none: they are posters and the like.
     """
     prefix = len(source.rstrip("/")) + 1
     found = [file for file in files if file.uri.lower().endswith(VIDEO_SUFFIXES)]
+    holding = {folder for file in found for folder in _folders_above(file.uri)}
     folders = defaultdict[str, list[StoredFile]](list)
     for file in files:
         if file.uri.lower().endswith(IMAGE_SUFFIXES) and "/" in file.uri[prefix:]:
             folders[file.uri.rpartition("/")[0] + "/"].append(file)
-    for folder, pictures in folders.items():
+    for folder in folders.keys() - holding:
+        pictures = folders[folder]
         pictures.sort(key=lambda file: natural_order(file.uri))
         named = "".join(f"{p.uri[len(folder) :]}\0{p.size}\0{p.etag}\0" for p in pictures)
         etag = hashlib.sha256(named.encode()).hexdigest()[:32]
         found.append(StoredFile(folder, sum(p.size for p in pictures), etag))
     return sorted(found, key=lambda file: file.uri)
+
+
+def _folders_above(uri: str) -> list[str]:
+    return [uri[: i + 1] for i, letter in enumerate(uri) if letter == "/"]
 
 
 def arrange(
@@ -78,6 +85,11 @@ def arrange(
             f"The videos do not lie as recipe={recipe} expects, {LAYOUTS[recipe]}; the first is {names[0]}. See "
             "docs/data.md, or take recipe=folders."
         )
+    return numbered(places)
+
+
+def numbered(places: Sequence[Place | None]) -> list[tuple[str, int, Split] | None]:
+    """The places with the indices of their classes, which count the names that occur in their order."""
     index = {name: i for i, name in enumerate(sorted({place[0] for place in places if place}))}
     return [place and (place[0], index[place[0]], place[1]) for place in places]
 
@@ -87,30 +99,44 @@ def says_splits(recipe: Recipe, name: str) -> bool:
     return recipe == "faceforensics" and bool(_SPLIT_LIST.fullmatch(name))
 
 
-def split_by_lists(names: Sequence[str], train: bytes, test: bytes) -> list[Split | None]:
+def split_by_lists(names: Sequence[str], train: bytes, test: bytes) -> tuple[list[Split | None], list[str]]:
     """The split of every video by two lists of names, one a line; None for a video on neither.
 
-    A line may end with a number, as UCF-101's do, and may leave out leading folders. Raises DataError if a list names
-    no video at all, or a video stands on both.
+    A line may end with a number, as UCF-101's do, and may leave out leading folders.
+
+    Returns:
+        The splits, and the lines that name no video.
+
+    Raises:
+        DataError: A list names no video at all, a line names several, or a video stands on both lists.
     """
-    listed = {"train": _lines(train), "test": _lines(test)}
-    splits: list[Split | None] = []
-    for name in names:
-        parts = name.rstrip("/").split("/")
-        endings = {"/".join(parts[i:]) for i in range(len(parts))}
-        on_train, on_test = (bool(endings & listed[split]) for split in ("train", "test"))
-        if on_train and on_test:
-            raise DataError(f"{name} stands on both the training and the test list.")
-        splits.append("train" if on_train else "test" if on_test else None)
-    for split in ("train", "test"):
+    whole, endings = dict[str, list[int]](), defaultdict[str, list[int]](list)
+    for number, name in enumerate(names):
+        path = name.rstrip("/")
+        whole[path] = [number]
+        for start in [0, *(i + 1 for i, letter in enumerate(path) if letter == "/")]:
+            endings[path[start:]].append(number)
+    splits: list[Split | None] = [None] * len(names)
+    unknown: list[str] = []
+    lists: list[tuple[Split, bytes]] = [("train", train), ("test", test)]
+    for split, text in lists:
+        for line in filter(None, map(str.strip, text.decode("utf-8", "replace").splitlines())):
+            wanted = [line.rstrip("/"), re.sub(r"\s+\d+$", "", line).rstrip("/")]
+            found = next(filter(None, (places.get(path) for path in wanted for places in (whole, endings))), [])
+            if len(found) > 1:
+                raise DataError(
+                    f"The line '{line}' of the {split} list names {len(found)} videos, as {names[found[0]]} and "
+                    f"{names[found[1]]}: write their paths below the source."
+                )
+            if not found:
+                unknown.append(line)
+            elif splits[found[0]] not in (None, split):
+                raise DataError(f"{names[found[0]]} stands on both the training and the test list.")
+            else:
+                splits[found[0]] = split
         if split not in splits:
             raise DataError(f"No video stands on the {split} list: its lines are paths below the source, one a video.")
-    return splits
-
-
-def _lines(text: bytes) -> set[str]:
-    lines = [line.strip() for line in text.decode("utf-8", "replace").splitlines() if line.strip()]
-    return {line.rstrip("/") for line in lines} | {re.sub(r"\s+\d+$", "", line).rstrip("/") for line in lines}
+    return splits, unknown
 
 
 def _ucf101(name: str) -> Place | None:

@@ -4,9 +4,11 @@ Everything runs in this process: what a job checks before it starts Ray without 
 the jobs join.
 """
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,14 @@ import pytest
 
 from ardiff.cli import main
 from ardiff.data.encode import encode_video
-from ardiff.data.latents import LatentSet, LatentStatistics, latent_table, write_description
+from ardiff.data.latents import (
+    LatentSet,
+    LatentStatistics,
+    latent_table,
+    read_description,
+    read_labelled_keys,
+    write_description,
+)
 from ardiff.data.manifest import VideoRecord, read_manifest, write_manifest
 from ardiff.data.quarantine import read_errors
 from ardiff.pipeline import ARDiffusionPipeline
@@ -271,6 +280,33 @@ def test_truncated_video_becomes_a_row(ardiff: Command, cluster: None, tmp_path:
     assert (tmp_path / "data" / "stage.json").exists()
 
 
+def test_the_sheet_does_without_videos_that_are_gone(
+    ardiff: Command, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_jobs import prepare
+
+    source = put(tmp_path / "source", {f"{i}.mp4": video(seed=i) for i in range(3)})
+    draw, sheet = prepare._write_sheet, tmp_path / "data" / "sheet.png"
+
+    def without(*names: str) -> str:
+        def late(*arguments: Any) -> None:
+            for name in names:
+                (source / name).unlink()
+            draw(*arguments)
+
+        monkeypatch.setattr(prepare, "_write_sheet", late)
+        outcome = ardiff("prepare", source, tmp_path / "data")
+        assert outcome.code == 0, outcome.err
+        return outcome.err
+
+    assert "2 videos are missing on the sheet" in without("0.mp4", "1.mp4")
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    sheet.unlink()
+    put(source, {"0.mp4": video(), "1.mp4": video()})
+    assert "3 videos are missing on the sheet" in without("0.mp4", "1.mp4", "2.mp4")
+    assert not sheet.exists()
+
+
 def test_video_that_broke_after_it_was_listed(ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path) -> None:
     from ardiff.pretrained import save_autoencoder
 
@@ -382,3 +418,76 @@ def test_own_videos_in_class_folders_are_split_and_encoded(
     )
     assert outcome.code == 0, outcome.err
     assert f"{3 * sum(r.split == 'train' for r in records)} clips encoded, 0 were there" in outcome.err
+
+
+def test_a_set_of_latents_follows_labels_and_splits(
+    ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path
+) -> None:
+    """A class that comes first by name shifts the others' numbers, and a video is for testing now."""
+    from ardiff.pretrained import save_autoencoder
+
+    source = put(tmp_path / "own", {f"{i}.mp4": video(seed=i) for i in range(4)})
+    save_autoencoder(str(tmp_path / "vae"), make_vae())
+    manifest, output = str(tmp_path / "manifest.parquet"), tmp_path / "latents"
+    command = ["encode", "--manifest", manifest, "--vae", tmp_path / "vae", "--output", output, "num_frames=8"]
+
+    def encode(classes: dict[int, str], *tests: int) -> dict[str, int]:
+        names = sorted(set(classes.values()))
+        rows = [(record(f"{source}/{i}.mp4", 12, "test" if i in tests else "train"), c) for i, c in classes.items()]
+        rows.append((record("short.mp4", 7), names[0]))
+        write_manifest(manifest, [replace(r, class_name=c, label=names.index(c)) for r, c in rows])
+        outcome = ardiff(*command)
+        assert outcome.code == 0, outcome.err
+        assert "1 videos are too short for a clip" in outcome.err
+        assert [(r.uri, r.error) for r in read_errors(f"{output}/errors.parquet")] == [("short.mp4", "too short")]
+        [place] = output.rglob("latents.json")
+        description = read_description(str(place.parent))
+        assert description.class_names == names
+        tables = [read_labelled_keys(f"{place.parent}/{file}") for file in description.files]
+        return {Path(row["uri"]).stem: row["label"] for table in tables for row in table.to_pylist()}
+
+    assert encode({0: "cats", 1: "dogs", 2: "dogs"}) == {"0": 0, "1": 1, "2": 1}
+    assert encode({0: "cats", 1: "dogs", 2: "dogs", 3: "apes"}, 2) == {"0": 1, "1": 2, "3": 0}
+    assert encode({0: "cats", 1: "dogs", 2: "eels", 3: "apes"}, 2) == {"0": 1, "1": 2, "3": 0}
+    assert encode({0: "cats", 3: "bats"}) == {"0": 1, "3": 0}
+
+
+def test_videos_that_end_their_process_become_rows(
+    ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of the six videos of a task die of a segmentation fault whenever they are read, and the others stay."""
+    from ardiff.pretrained import save_autoencoder
+    from ray_jobs import encode_latents, prepare
+
+    def deadly(function: Any, position: int) -> Any:
+        def call(*arguments: Any) -> Any:
+            if arguments[position].uri.endswith(("1.mp4", "3.mp4")):
+                os.kill(os.getpid(), signal.SIGSEGV)
+            return function(*arguments)
+
+        return call
+
+    source = put(tmp_path / "own", {f"{i}.mp4": video(seed=i) for i in range(6)})
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_probed", deadly(prepare._probed, 0))
+        outcome = ardiff("prepare", source, tmp_path / "data")
+    assert outcome.code == 0, outcome.err
+    bad = [f"{source}/1.mp4", f"{source}/3.mp4"]
+    errors = read_errors(str(tmp_path / "data" / "errors.parquet"))
+    assert [(row.uri, row.error, row.attempts) for row in errors] == [(uri, "crashed", 2) for uri in bad]
+    statuses = [r.status for r in read_manifest(f"{tmp_path}/data/manifest.parquet")]
+    assert statuses == ["ok", "error", "ok", "error", "ok", "ok"]
+    assert ardiff("prepare", source, tmp_path / "data").code == 0  # what ended processes is tried again
+    assert read_errors(str(tmp_path / "data" / "errors.parquet")) == []
+
+    save_autoencoder(str(tmp_path / "vae"), make_vae())
+    command = ["encode", f"manifest={tmp_path}/data/manifest.parquet", f"vae={tmp_path}/vae"]
+    command += [f"output={tmp_path}/latents", "max_bad_fraction=0.5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(encode_latents, "_decode", deadly(encode_latents._decode, 2))
+        outcome = ardiff(*command, "num_frames=4", "clip_step=4")
+    assert outcome.code == 0, outcome.err
+    errors = read_errors(str(tmp_path / "latents" / "errors.parquet"))
+    assert {(row.uri, row.clip, row.error) for row in errors} == {(u, s, "crashed") for u in bad for s in (0, 4, 8)}
+    [place] = (tmp_path / "latents").rglob("latents.json")
+    assert sum(read_description(str(place.parent)).rows) == 9

@@ -12,15 +12,20 @@ import pytest
 import torch
 
 from ardiff.data import storage
-from ardiff.data.streams import LatentStream
+from ardiff.data.clips import ClipConfig
+from ardiff.data.encode import encode_video
+from ardiff.data.manifest import VideoRecord, manifest_table
+from ardiff.data.streams import ClipStream, LatentStream
 from ardiff.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ardiff.train import checkpoint
 from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig
 from ardiff.train.optim import OptimizerConfig
+from ray_jobs import common
 from ray_jobs import train as job_module
-from ray_jobs.train import TrainJob, _Observer, _prepare_resumption, _with_names, shared_rows
+from ray_jobs.monitor import Monitor as RealMonitor
+from ray_jobs.train import TrainJob, _Observer, _prepare_resumption, _with_names, load_chunk, shared_rows
 
 STREAM = LatentStream([f"file-{i}" for i in range(5)], [7, 9, 4, 8, 5], (4, 2, 4), seed=3, files_per_chunk=2)
 
@@ -199,3 +204,43 @@ def test_wandb_hears_the_metrics_if_asked_to(observer: Any, monkeypatch: pytest.
     assert logged == [(10, {"loss": 1.0}), "end"]
     assert started[0] == started[1]
     assert started[0]["project"] == "project"
+
+
+def test_a_chunk_that_ends_processes_is_loaded_clip_by_clip_and_the_video_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = RealMonitor()
+    handle = SimpleNamespace(
+        attempt=SimpleNamespace(remote=monitor.attempt), survived=SimpleNamespace(remote=monitor.survived)
+    )
+    monkeypatch.setattr(common.ray, "get", lambda value: value)
+    records = []
+    for i in range(4):
+        place = tmp_path / f"{i}.mp4"
+        place.write_bytes(encode_video(np.full((4, 16, 16, 3), 60 * i, np.uint8), 8))
+        records.append(VideoRecord(str(place), 9, "h264", 16, 16, 8.0, 4, i, "x", "train", "ok", ""))
+    stream = ClipStream(manifest_table(records), ClipConfig(num_frames=2), 16, seed=0, chunk_size=4)
+    rows, whole = np.array([0, 2, 3]), stream.load(0, np.array([0, 2, 3]))
+    deadly = int(whole["label"][1])
+    read = ClipStream._read
+
+    class Death(BaseException):
+        """Stands for the end of the process."""
+
+    def reading(self: ClipStream, record: VideoRecord, *rest: Any) -> Any:
+        if record.label == deadly:
+            raise Death
+        return read(self, record, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClipStream, "_read", reading)
+        for _ in range(4):
+            with pytest.raises(Death):
+                load_chunk(stream, 0, rows, handle, "chunk 0")
+        with pytest.raises(DataError, match=rf"{deadly}\.mp4 ends the process that reads it"):
+            load_chunk(stream, 0, rows, handle, "chunk 0")
+    monitor.forgive()  # with the attempt that ended, its loading tasks ended
+    assert monitor.attempts == {}
+    again = load_chunk(stream, 0, rows[[0, 2]], handle, "chunk 0")
+    assert all(np.array_equal(values, whole[name][[0, 2]]) for name, values in again.items())
+    assert load_chunk(stream, 0, rows, None, "chunk 0")["label"].tolist() == whole["label"].tolist()

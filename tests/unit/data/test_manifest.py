@@ -59,7 +59,7 @@ def test_classes_are_first_folders_in_order() -> None:
 
 
 def test_one_class_without_folders() -> None:
-    assert [x[:2] for x in class_and_split(["1.mp4", "jump/1.mp4"], 0.5)] == [("video", 0)] * 2
+    assert [x[:2] for x in class_and_split(["1.mp4", "2.mp4"], 0.5)] == [("video", 0)] * 2
     assert class_and_split([], 0.5) == []
 
 
@@ -67,6 +67,19 @@ def test_split_folders_are_no_classes() -> None:
     paths = ["train/jump/1.mp4", "Test/walk/1.mp4", "val/jump/2.mp4"]
     assert class_and_split(paths, 0.0) == [("jump", 0, "train"), ("walk", 1, "test"), ("jump", 0, "test")]
     assert class_and_split(["train/1.mp4", "validation/2.mp4"], 0.0) == [("video", 0, "train"), ("video", 0, "test")]
+
+
+@pytest.mark.parametrize(
+    ("paths", "odd"),
+    [
+        (["train/run/1.mp4", "test/run/2.mp4", "extras/x.mp4"], "extras/x.mp4 lies beside folders for training"),
+        (["run/1.mp4", "jump/2.mp4", "intro.mp4"], "intro.mp4 lies in no class folder, but run/1.mp4 does"),
+        (["train/run/1.mp4", "train/x.mp4", "val/run/2.mp4"], "train/x.mp4 lies in no class folder, but train/run"),
+    ],
+)
+def test_a_stray_file_is_named(paths: list[str], odd: str) -> None:
+    with pytest.raises(DataError, match=odd):
+        class_and_split(paths, 0.5)
 
 
 def test_a_class_may_be_called_train() -> None:
@@ -102,3 +115,6 @@ def test_usable_says_why_none_is_left() -> None:
 def test_class_names() -> None:
     records = [replace(RECORD, label=i, class_name=n) for i, n in [(1, "run"), (0, "jump"), (1, "run")]]
     assert class_names(records) == ["jump", "run"]
+    skipped = replace(RECORD, label=0, class_name="", status="skipped")
+    assert class_names([*records, skipped]) == ["jump", "run"]
+    assert class_names([replace(r, status="error") for r in records]) == ["jump", "run"]  # as their labels are kept

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ardiff.data.quarantine import BadClip, Quarantine, bad_clip, read_errors, write_errors
+from ardiff.data.manifest import VideoRecord, usable
+from ardiff.data.quarantine import BadClip, Quarantine, bad_clip, read_errors, too_short, write_errors
 from ardiff.errors import ClipTooShortError, DataError, DecodeError, StorageError
 
 
@@ -62,3 +63,20 @@ def test_errors_become_rows_unless_storage_is_away() -> None:
     gone.transient = True
     with pytest.raises(StorageError):
         bad_clip("a", -1, gone)
+
+
+def test_videos_too_short_for_a_clip_have_rows_and_do_not_count() -> None:
+    lengths = {"a": 7, "b": 20, "c": 9, "tested": 7}
+    records = [
+        VideoRecord(uri, 1, "h264", 64, 48, 8.0, n, 0, "x", "test" if uri == "tested" else "train", "ok", "")
+        for uri, n in lengths.items()
+    ]
+    short = too_short(records, "train", 10)
+    assert short == [BadClip(u, -1, "too short", f"it has {lengths[u]} frames, a clip needs 10", 1) for u in "ac"]
+    kept = [r.uri for r in usable(records, "train", 10)]
+    assert sorted([*kept, *(row.uri for row in short)]) == ["a", "b", "c"]
+    slow = too_short(records, "train", 8, fps=4.0)
+    assert [row.message for row in slow] == [f"it has {n} frames at 4 frames/s, a clip needs 8" for n in (4, 5)]
+    accounts = Quarantine(1, 0.0, "video", aside=short)
+    accounts.check()
+    assert (accounts.count, accounts.summary(), accounts.all_rows) == (0, "", short)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ardiff.data.recipes import arrange, says_splits, split_by_lists, videos_of
+from ardiff.data.recipes import arrange, numbered, says_splits, split_by_lists, videos_of
 from ardiff.data.storage import StoredFile
 from ardiff.errors import DataError
 
@@ -28,6 +28,12 @@ def test_folders_of_pictures_are_videos_with_an_etag_of_all_of_them() -> None:
         True,
     ]
     assert videos_of("s3://b/data", listed[::-1]) == found
+
+
+def test_pictures_beside_videos_are_no_video() -> None:
+    listed = files("cats/a.mp4", "cats/a.jpg", "dogs/b/1.png", "dogs/poster.png", "sets/x/c.mp4", "sets/cover.jpg")
+    names = [v.uri.removeprefix("s3://b/data/") for v in videos_of("s3://b/data", listed)]
+    assert names == ["cats/a.mp4", "dogs/", "dogs/b/", "sets/x/c.mp4"]
 
 
 def test_ucf101() -> None:
@@ -83,13 +89,24 @@ def test_another_layout_is_refused_and_the_right_one_shown(recipe: str) -> None:
 
 def test_lists() -> None:
     names = ["UCF-101/Dive/a b.avi", "UCF-101/Dive/c.avi", "UCF-101/Run/d.avi", "frames/e/"]
-    assert split_by_lists(names, b"Dive/a b.avi 3\nframes/e\n", b"UCF-101/Dive/c.avi\r\n\r\n") == [
-        "train",
-        "test",
-        None,
-        "train",
-    ]
+    train = b"Dive/a b.avi 3\nframes/e\nRun/gone.avi 7\n"
+    assert split_by_lists(names, train, b"UCF-101/Dive/c.avi\r\n\r\n") == (
+        ["train", "test", None, "train"],
+        ["Run/gone.avi 7"],
+    )
     with pytest.raises(DataError, match="both"):
         split_by_lists(names, b"Dive/c.avi", b"c.avi")
     with pytest.raises(DataError, match="No video stands on the test list"):
         split_by_lists(names, b"Dive/c.avi", b"nothing.avi")
+    with pytest.raises(DataError, match=r"'x\.avi' of the train list names 2 videos, as a/x\.avi and b/x"):
+        split_by_lists(["a/x.avi", "b/x.avi"], b"x.avi", b"a/x.avi")
+    assert split_by_lists(["x.avi", "b/x.avi"], b"x.avi", b"b/x.avi") == (["train", "test"], [])
+
+
+def test_classes_are_counted_as_they_occur() -> None:
+    assert numbered([("b", "train"), None, ("d", "test"), ("b", "test")]) == [
+        ("b", 0, "train"),
+        None,
+        ("d", 1, "test"),
+        ("b", 0, "test"),
+    ]

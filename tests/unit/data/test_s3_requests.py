@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from broken_videos import still
 from s3_server import S3Server
 from test_streams import LENGTHS, ROWS, SHAPE, clip_stream
 from test_streams import files as files
@@ -58,3 +59,10 @@ def test_an_epoch_of_latents_reads_each_file_once_a_worker(
     stream = LatentStream(copied(files, s3_bucket), ROWS, SHAPE, seed=0, files_per_chunk=5)
     counted = read_epoch(s3_server, s3_bucket, stream, sum(ROWS), 3, workers)
     assert counted == {"GET": latent_reads(len(files), workers)}
+
+
+def test_a_clip_of_a_folder_of_pictures_lists_it_and_reads_each_frame(s3_server: S3Server, s3_bucket: str) -> None:
+    for number in range(5):
+        storage.write_bytes(f"{s3_bucket}/frames/{number}.jpg", still(number, "JPEG"))
+    stream = clip_stream([f"{s3_bucket}/frames/"], [5], chunk_size=1)  # clips of frames 0, 2 and 4
+    assert read_epoch(s3_server, s3_bucket, stream, 1, 1, 1) == {"GET": 1 + 3}  # S3 lists by GET too

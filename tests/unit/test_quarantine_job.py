@@ -1,0 +1,70 @@
+"""The quarantine of a job: rows are stored soon, and what ends the job is what it says."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import ray_jobs.quarantine as module
+from ardiff.data.quarantine import BadClip, Quarantine, read_errors, write_errors
+from ardiff.errors import DataError, StorageError
+
+
+def bad(uri: str) -> BadClip:
+    return BadClip(uri, -1, "corrupt", "it is bad", 1)
+
+
+@pytest.fixture
+def keepers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Actors become objects of this process; those that were made."""
+    made: list[Any] = []
+
+    class Handle:
+        def __init__(self, *arguments: Any) -> None:
+            self.keeper = module._Keeper(*arguments)
+            made.append(self.keeper)
+
+        def __getattr__(self, name: str) -> Any:
+            return SimpleNamespace(remote=getattr(self.keeper, name))
+
+    actor = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=Handle))
+    monkeypatch.setattr(module, "ray", SimpleNamespace(remote=lambda _: actor, get=lambda value: value))
+    return made
+
+
+def test_a_row_is_stored_within_the_pause_without_another_to_follow(tmp_path: Path) -> None:
+    place = str(tmp_path / "errors.parquet")
+    keeper = module._Keeper(place, Quarantine(10, 1.0, "video"), pause=0.3)
+    for uri in "abc":
+        assert keeper.add(bad(uri)) is None
+    assert [row.uri for row in read_errors(place)] == ["a"]
+    deadline = time.monotonic() + 20
+    while len(read_errors(place)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [row.uri for row in read_errors(place)] == ["a", "b", "c"]
+
+
+def test_rows_of_videos_that_are_there_no_more_do_not_count(tmp_path: Path, keepers: list[Any]) -> None:
+    place = str(tmp_path / "errors.parquet")
+    write_errors(place, [bad("a"), bad("gone"), bad("b")])
+    with module.quarantine(str(tmp_path), 3, 0.7, "video", {"a", "b", "c"}, [bad("short")]) as report:
+        assert keepers[0].quarantine.count == 2
+        assert [row.uri for row in read_errors(place)] == ["a", "b", "short"]
+        with pytest.raises(DataError, match="3 of 3 videos are bad"):
+            report(bad("c"))
+    assert [row.uri for row in read_errors(place)] == ["a", "b", "c", "short"]
+
+
+def test_what_ends_a_job_is_not_hidden_by_storage_that_is_away(
+    tmp_path: Path, keepers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise StorageError("Cannot write")
+
+    monkeypatch.setattr(module._Keeper, "flush", away)
+    with pytest.raises(ValueError, match="the reason"), module.quarantine(str(tmp_path), 3, 0.5, "video"):
+        raise ValueError("the reason")
+    with pytest.raises(StorageError, match="Cannot write"), module.quarantine(str(tmp_path), 3, 0.5, "video"):
+        pass
