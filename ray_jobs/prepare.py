@@ -133,10 +133,11 @@ def _find(config: PrepareConfig, source: str) -> list[VideoRecord]:
         places = [p and s and (p[0], p[1], s) for p, s in zip(places, listed, strict=True)]
     if config.recipe == "folders" and config.train_list is None and len({p[2] for p in places if p}) == 1:
         places = _hold_out(places)
-    return [_unprobed(video, place) for video, place in zip(videos, places, strict=True)]
+    return [unprobed(video, place) for video, place in zip(videos, places, strict=True)]
 
 
-def _unprobed(video: StoredFile, place: tuple[str, int, Split] | None) -> VideoRecord:
+def unprobed(video: StoredFile, place: tuple[str, int, Split] | None) -> VideoRecord:
+    """The record of a video of which only the place is known: class name, class index and split."""
     name, label, split = place or ("", 0, "train")
     status, reason = ("", "") if place else ("skipped", "it belongs to no split of this data set")
     return VideoRecord(video.uri, video.size, "", 0, 0, 0.0, 0, label, name, split, status, reason, etag=video.etag)
@@ -165,7 +166,7 @@ def _probe(config: PrepareConfig, found: list[VideoRecord]) -> list[VideoRecord]
 
             def probe_row(row: dict[str, Any]) -> dict[str, Any]:
                 with telling(monitor):  # only if storage is away
-                    record = _probed(VideoRecord(**row), config.frame_fps)
+                    record = probed(VideoRecord(**row), config.frame_fps)
                 monitor.add.remote(1)
                 return asdict(record)
 
@@ -201,7 +202,7 @@ def _reused(record: VideoRecord, known: VideoRecord | None) -> VideoRecord:
     return replace(known, label=record.label, class_name=record.class_name, split=record.split)
 
 
-def _probed(record: VideoRecord, frame_fps: float) -> VideoRecord:
+def probed(record: VideoRecord, frame_fps: float) -> VideoRecord:
     """The record with what a probe says of the video. Raises StorageError if storage is away."""
     try:
         found = probe_video(StoredFile(record.uri, record.size, record.etag))
