@@ -16,7 +16,7 @@ from typing import Any
 from ardiff.cli import main
 from ardiff.config import find_config, fingerprint
 from ardiff.data import storage
-from ardiff.data.manifest import class_names, read_manifest
+from ardiff.data.manifest import class_names, read_manifest, usable
 from ardiff.diffusion.ad import check_ar_step
 from ardiff.errors import ConfigError
 from ray_jobs import encode_latents, evaluate, generate, prepare, train_dit, train_vae
@@ -152,7 +152,13 @@ def data_stage(config: QuickstartConfig, folder: str) -> PrepareConfig:
 
 
 def encode_data(config: QuickstartConfig, root: str, data: PrepareConfig, stages: Stages) -> Inputs:
-    """Trains the AR-VAE on the data and encodes them, both below ``root``."""
+    """Trains the AR-VAE on the data and encodes them, both below ``root``.
+
+    Raises DataError before anything is trained if no video is long enough to be encoded, or to be scored against.
+    """
+    videos, scores = read_manifest(data.manifest), replace(config.evaluate, num_frames=config.encode.num_frames)
+    usable(videos, "train", config.encode.span, config.encode.fps)
+    usable(videos, "test", scores.span)
     clips = replace(config.train_vae.clips, manifest=data.manifest)
     vae = replace(config.train_vae, output=f"{root}/vae", clips=clips)
     stages.do(train_vae.run, vae)
