@@ -112,9 +112,7 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
     """
     if config.protocol == "quick":
         return quick_scores.run(config, key)
-    real = locate(config.real)
-    if real.records is not None:
-        usable(real.records, config.split, config.span)
+    real = _real(config)
     fakes = [locate(uri) for uri in config.fake]
     _check_names(fakes)
     weights = _weights(config)
@@ -136,6 +134,20 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         record.results, record.note = content, f"{len(scores)} scores of {len(fakes)} sets"
         say(escape(table([(score.set, score) for score in scores])))
     return content
+
+
+def check(config: EvaluateConfig) -> None:
+    """Raises ArdiffError for what is wrong before a video is opened: the real ones, the metrics or their weights."""
+    _real(config)
+    if config.protocol != "quick":
+        _weights(config)
+
+
+def _real(config: EvaluateConfig) -> Listed:
+    real = locate(config.real)
+    if real.records is not None:
+        usable(real.records, config.split, config.span)
+    return real
 
 
 def _check_names(fakes: list[Listed]) -> None:
