@@ -165,7 +165,7 @@ def test_bad_rows_are_recorded_and_the_others_are_made_and_scored(
         "--evaluate",
         f"real={real}/manifest.parquet",
         *("scores.protocol=quick", "scores.num_clips=3", "scores.batch_size=3", "scores.resolution=16"),
-        *("scores.num_frames=12", "scores.bootstrap=0", "scores.controls=false"),
+        *("scores.num_frames=12", "scores.controls=false"),
     )
     assert code == 1
     assert err.rstrip().endswith("the same command tries them again.")

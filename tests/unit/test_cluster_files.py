@@ -235,7 +235,7 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     assert configs["train-dit"]["latents"] == f"{configs['encode']['output']}/FINGERPRINT"
     assert configs["generate"]["pipeline"] == f"{configs['train-dit']['output']}/pipeline"
     assert configs["evaluate"]["fake"] == [f"{configs['generate']['output']}/manifest.parquet"]
-    assert (configs["evaluate"]["real"], configs["evaluate"]["vae"]) == (manifest, vae)
+    assert configs["evaluate"]["real"] == manifest
     assert configs["sweep"]["grid"]["checkpoints"] == [configs["generate"]["pipeline"]]
     assert (configs["sweep"]["real"], configs["sweep"]["evaluate"]) == (manifest, True)
     args = yaml.safe_load(document("RayService")["spec"]["serveConfigV2"])["applications"][0]["args"]
