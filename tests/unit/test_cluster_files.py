@@ -236,6 +236,7 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     assert configs["generate"]["pipeline"] == f"{configs['train-dit']['output']}/pipeline"
     assert configs["evaluate"]["fake"] == [f"{configs['generate']['output']}/manifest.parquet"]
     assert configs["evaluate"]["real"] == manifest
+    assert configs["evaluate"]["weights"] == configs["sweep"]["scores"]["weights"] == [weights_place()]
     assert configs["sweep"]["grid"]["checkpoints"] == [configs["generate"]["pipeline"]]
     assert (configs["sweep"]["real"], configs["sweep"]["evaluate"]) == (manifest, True)
     args = yaml.safe_load(document("RayService")["spec"]["serveConfigV2"])["applications"][0]["args"]
@@ -244,6 +245,14 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     group = next(g for g in document("RayCluster")["spec"]["workerGroupSpecs"] if g["groupName"] == "gpu")
     gpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
     assert max(workers) <= gpus * group["maxReplicas"]
+
+
+def weights_place() -> str:
+    """Where the runbook copies the weights of I3D that it has fetched."""
+    copied = r"ardiff weights fetch i3d\nW=(\S+)\naws s3 cp ~/.cache/ardiff/weights/i3d.safetensors \$W\n"
+    found = re.search(copied, (FILES / "README.md").read_text())
+    assert found is not None
+    return found[1]
 
 
 def test_a_flag_that_is_gone_is_found(capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,8 +272,10 @@ def test_the_commands_of_the_runbook_are_understood(
     for first, *rest in commands:
         verb, arguments = (rest[0], rest[1:]) if first == "submit" else (first, rest)
         if verb in VERBS:
-            resolves(verb, arguments, capsys)
-    assert {"submit", "doctor", "estimate", "api-key", "lint-serve"} == {first for first, *_ in commands}
+            config = resolves(verb, arguments, capsys)
+            scores = config if verb == "evaluate" else config["scores"] if verb == "sweep" else None
+            assert scores is None or scores["weights"] == ["$W"], arguments
+    assert {"submit", "doctor", "estimate", "api-key", "lint-serve", "weights"} == {first for first, *_ in commands}
     named = {word for line in lines for word in line if word.startswith("cluster/") and "*" not in word}
     assert [name for name in named if not (ROOT / name.partition("#")[0]).exists()] == []
 
