@@ -190,6 +190,24 @@ def test_ray_up_accepts_the_aws_file() -> None:
         validate_config(fillout_defaults({**config, "head_node_type": "haed"}))
 
 
+def test_machines_of_the_aws_file_may_pull_the_image_and_not_all_have_gpus() -> None:
+    config = fillout_defaults(yaml.safe_load((FILES / "aws.yaml").read_text()))
+    registry = config["docker"]["image"].partition("/")[0]
+    [login] = config["initialization_commands"]
+    region = registry.split(".")[3]
+    assert f"aws ecr get-login-password --region {region} | docker login" in login
+    assert login.endswith(f" {registry}")
+    granted = {a for s in json.loads((FILES / "iam-policy.json").read_text())["Statement"] for a in s["Action"]}
+    pulling = {"BatchCheckLayerAvailability", "GetDownloadUrlForLayer", "BatchGetImage", "GetAuthorizationToken"}
+    assert {action for action in granted if action.startswith("ecr:")} == {f"ecr:{name}" for name in pulling}
+    workers = {name: kind for name, kind in config["available_node_types"].items() if name != "head"}
+    assert {kind["node_config"]["InstanceType"].split(".")[0] for kind in workers.values()} == {"c6i", "p4d"}
+    assert config["max_workers"] == sum(kind["max_workers"] for kind in workers.values())
+    store = r"--env OBJECT_STORE=\d+"
+    assert all(re.fullmatch(store, *kind["docker"]["worker_run_options"]) for kind in workers.values())
+    assert "--object-store-memory=$OBJECT_STORE" in config["worker_start_ray_commands"][-1]
+
+
 def test_the_dockerfile_has_no_lint() -> None:
     linter = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([linter, FILES / "Dockerfile"], capture_output=True, text=True, check=False)
