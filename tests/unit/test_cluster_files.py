@@ -38,6 +38,7 @@ from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, train
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
+from ray_jobs.common import COMMIT
 from ray_jobs.monitor import VIDEO_GAUGES
 from ray_jobs.serve import grace
 from ray_jobs.serve_lint import lint
@@ -337,6 +338,8 @@ def test_the_image_holds_what_the_files_name() -> None:
     assert f"configs {INSTALLED}\n" in dockerfile
     sources = [s for line in re.findall(r"^COPY --chown=ray:users (.*)$", dockerfile, re.M) for s in line.split()[:-1]]
     assert [s for s in [*sources, "configs"] if not (ROOT / s).exists()] == []
+    assert f"ARG COMMIT=unknown\nENV {COMMIT}=${{COMMIT}}" in dockerfile
+    assert "--build-arg COMMIT=$(git describe" in (FILES / "README.md").read_text()
     carried = re.findall(r"^!(\S+)", (FILES / "Dockerfile.dockerignore").read_text(), re.M)
     assert set(carried) == {*sources, "configs"}
     stage = dockerfile.rpartition("FROM ")[2]
