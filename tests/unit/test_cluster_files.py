@@ -295,6 +295,10 @@ def test_the_commands_of_the_runbook_are_understood(
             scores = config if verb == "evaluate" else config["scores"] if verb == "sweep" else None
             assert scores is None or scores["weights"] == ["$W"], arguments
     assert {"submit", "doctor", "estimate", "api-key", "lint-serve", "weights"} == {first for first, *_ in commands}
+    text = " ".join(blocks)
+    assert re.findall(r"(?<=\s)\w[\w.]*=\[", text) == []  # zsh takes brackets for patterns
+    assert "sed -i " not in text  # not that of macOS
+    assert re.findall(r"\w +# ", text) == []  # zsh takes no comments
     named = {word for line in lines for word in line if word.startswith("cluster/") and "*" not in word}
     assert [name for name in named if not (ROOT / name.partition("#")[0]).exists()] == []
 
@@ -417,11 +421,14 @@ def test_the_policy_allows_what_storage_asks_for_and_no_more() -> None:
     }
     assert functions <= REQUESTS.keys()
     policy = json.loads((FILES / "iam-policy.json").read_text())
-    for bucket, needing in (("runs", REQUESTS.keys()), ("videos", READING)):
+    [prepare] = [arguments for verb, arguments in map(entrypoint, JOBS) if verb == "prepare"]
+    places = dict(argument.split("=s3://") for argument in prepare if "=s3://" in argument)
+    runs, videos = (places[name].partition("/")[0] for name in ("output", "source"))
+    for bucket, needing in ((runs, REQUESTS.keys()), (videos, READING)):
         granted = {
             action
             for statement in policy["Statement"]
-            if any(f"ardiff-example-{bucket}" in resource for resource in statement["Resource"])
+            if any(bucket in resource for resource in statement["Resource"])
             for action in statement["Action"]
         }
         assert granted == set().union(*(REQUESTS[name] for name in needing))
