@@ -82,9 +82,16 @@ def _sets(config: EvaluateConfig, places: list[Listed]) -> dict[str, list[Clip]]
 
 def _i3d(config: EvaluateConfig) -> State | None:
     """The weights of I3D, if they are in the cache and FVD can be computed."""
-    if config.i3d_clips == 0 or config.num_frames < MIN_FRAMES or not cached("i3d").exists():
-        return None
-    return find_state("i3d")[0]
+    return find_state("i3d")[0] if _has_i3d(config) else None
+
+
+def _has_i3d(config: EvaluateConfig) -> bool:
+    return config.i3d_clips > 0 and config.num_frames >= MIN_FRAMES and cached("i3d").exists()
+
+
+def lacks_fvd(config: EvaluateConfig, scores: dict[str, Any]) -> bool:
+    """Whether the scores have no FVD, and would have it now: the weights were fetched since."""
+    return "fvd" not in scores["extractors"] and _has_i3d(config)
 
 
 def _measure(config: EvaluateConfig, sets: dict[str, list[Clip]], state: State | None) -> pd.DataFrame:
