@@ -66,15 +66,20 @@ def _encoder(name: str, needed: bool) -> tuple[str, bool, str]:
 
 
 def _s3() -> tuple[str, bool, str]:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS")
-    if not (os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE")):
-        return "s3", True, "no credentials in the environment: local paths only"
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS")
     try:
-        buckets = boto3.client("s3").list_buckets()["Buckets"]
-    except (BotoCoreError, ClientError) as error:
+        session = boto3.Session()
+        if session.get_credentials() is None:
+            return "s3", True, "no credentials: local paths only"
+        buckets = session.client("s3").list_buckets()["Buckets"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "AccessDenied":  # rights to some buckets alone are as it should be
+            return "s3", True, f"{endpoint}: reached, with rights to single buckets at most"
+        return "s3", False, f"{endpoint}: {error}"
+    except BotoCoreError as error:
         return "s3", False, f"{endpoint}: {error}"
     return "s3", True, f"{endpoint}: {len(buckets)} buckets"
 

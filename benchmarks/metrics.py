@@ -23,6 +23,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ardiff.data.manifest import VideoRecord
 from ardiff.metrics.extractors import Extractor
 from ardiff.metrics.frechet import Moments, frechet_distance, frechet_from_moments
 
@@ -233,7 +234,10 @@ def workers(quick: bool, repeats: int) -> None:
             video = np.random.default_rng(i).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
             place = Path(folder) / f"{i:03d}.mp4"
             place.write_bytes(encode_video(video, 8.0))
-            clips.append(Clip(str(place), 0, 1))
+            record = VideoRecord(
+                str(place), place.stat().st_size, "h264", 64, 64, 8.0, 16, 0, "video", "test", "ok", ""
+            )
+            clips.append(Clip(record, 0, 1))
 
         def seconds(actors: int, number: int) -> float:
             how = Workers(device=torch.device("cpu"), batch_size=2, max_actors=actors, cpus=1.0, gpus=1)

@@ -323,6 +323,7 @@ def stage(name: str, folder: str, key: str) -> Iterator[StageRun]:
     seconds = before + time.monotonic() - started
     record = StageRecord(name, key, round(seconds, 2), round(memory.peak / 2**20, 1), run.note, run.results)
     storage.write_bytes(storage.join(folder, STAGE), json.dumps(asdict(record), indent=1).encode())
+    storage.delete_file(attempts)  # they count once
     line = f"[green]✓[/] {name}: {seconds:.1f} s, {record.peak_mib:.0f} MiB. {run.note}"
     say(line, stage=name, seconds=record.seconds, peak_mib=record.peak_mib)
 
@@ -374,11 +375,12 @@ def versions() -> dict[str, str]:
     if COMMIT in os.environ:
         return {**found, "git": os.environ[COMMIT]}
     here = Path(__file__).resolve().parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
-    )
-    found["git"] = git.stdout.strip() or "unknown"
-    return found
+    git = None
+    with contextlib.suppress(FileNotFoundError):  # not every machine has git
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
+        )
+    return {**found, "git": git.stdout.strip() if git and git.stdout.strip() else "unknown"}
 
 
 def say(message: str, **fields: Any) -> None:

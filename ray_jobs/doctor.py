@@ -6,6 +6,7 @@ ardiff doctor --address http://127.0.0.1:8265 --storage s3://bucket/doctor --wor
 import argparse
 import contextlib
 import secrets
+import shlex
 import shutil
 import socket
 import statistics
@@ -27,7 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from ardiff.data import storage
 from ardiff.doctor import examine, tell
 from ardiff.errors import ArdiffError
-from ray_jobs.common import ray_cluster, versions
+from ray_jobs.common import await_resource, ray_cluster, versions
 from ray_jobs.submit import Submission, add_connection, connection, package, run
 
 Finding = tuple[str, bool, str]
@@ -47,16 +48,18 @@ def main(arguments: Sequence[str]) -> int:
     if options.address is None:
         return examine()
     inside = [f"--workers={options.workers}", f"--megabytes={options.megabytes}", f"--patience={options.patience}"]
+    inside += [f"--gpus={options.gpus}"]
     inside += [] if options.storage is None else [f"--storage={options.storage}"]
     name = f"doctor-{secrets.token_hex(4)}"
     with connection(options.address, options.token_file) as client:
-        entrypoint = " ".join(["python", "-m", "ray_jobs.doctor", *inside, f"--here={_here()}"])
+        entrypoint = shlex.join(["python", "-m", "ray_jobs.doctor", *inside, f"--here={_here()}"])
         return run(client, Submission(name, entrypoint, package(Path.cwd(), ()), {"job": "doctor"}), told=True)
 
 
 def _add_checks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--storage", metavar="PLACE", help="folder, s3:// or shared, that every node is to write to")
     parser.add_argument("--workers", type=int, default=2, help="workers between which an all-reduce is timed (2)")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs to wait for, where nodes come with work (0)")
     parser.add_argument("--megabytes", type=int, default=64, help="size of the all-reduce (64)")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds to wait for room for the workers (300)")
 
@@ -72,13 +75,13 @@ def inside(arguments: Sequence[str]) -> int:
     _add_checks(parser)
     parser.add_argument("--here", required=True)
     options = parser.parse_args(arguments)
-    with ray_cluster(), _probes() as probes:
+    with ray_cluster(), _probes(options.gpus) as probes:
         nodes = ray.get([probe.examine.remote(options.storage) for probe in probes.values()])
         skews = [_skew(probe) for probe in probes.values()]
         findings = [
             ("nodes", True, f"{len(nodes)}: {', '.join(node.name for node in nodes)}"),
             _versions(nodes, options.here),
-            _gpus(nodes),
+            _gpus(nodes, options.gpus),
             *_object_stores(nodes),
             _clocks(nodes, skews),
             *_storage(nodes, options.storage),
@@ -97,6 +100,8 @@ class Node:
     """Names of the GPUs that torch sees."""
     counted: float
     """GPUs that Ray counts."""
+    cpus: float
+    """CPUs that Ray counts; a head without work has none."""
     store: float
     """Bytes of Ray's object store."""
     shared_memory: int
@@ -124,6 +129,7 @@ class _Probe:
             {name: found[name] for name in (*kept, "deepspeed") if name in found},
             [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             self.resources.get("GPU", 0.0),
+            self.resources.get("CPU", 0.0),
             self.resources.get("object_store_memory", 0.0),
             shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0,
             "" if place is None else _try_storage(storage.join(place, f"doctor-{secrets.token_hex(8)}")),
@@ -144,8 +150,9 @@ def _try_storage(folder: str) -> str:
 
 
 @contextlib.contextmanager
-def _probes() -> Iterator[dict[str, Any]]:
-    """A probe on every node that is alive, by the node's name."""
+def _probes(gpus: int) -> Iterator[dict[str, Any]]:
+    """A probe on every node that is alive, by the node's name, once there are so many GPUs or none more come."""
+    await_resource("GPU", gpus)
     probes: dict[str, Any] = {}
     for node in ray.nodes():  # type: ignore[no-untyped-call]
         if node["Alive"]:
@@ -189,12 +196,19 @@ def _versions(nodes: list[Node], here: str) -> Finding:
     return "versions", True, ", ".join(f"{name} {version}" for name, version in ours.items())
 
 
-def _gpus(nodes: list[Node]) -> Finding:
+def _gpus(nodes: list[Node], wanted: int) -> Finding:
     wrong = [f"{n.name}: Ray counts {n.counted:g}, torch sees {len(n.gpus)}" for n in nodes if len(n.gpus) != n.counted]
     if wrong:
         return "gpus", False, f"{'; '.join(wrong)}: look at nvidia-smi there, and at the driver the image needs"
     kinds = Counter(gpu for node in nodes for gpu in node.gpus)
-    return "gpus", True, ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none: jobs run on CPUs"
+    text = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    if kinds.total() < wanted:
+        return (
+            "gpus",
+            False,
+            f"{text or 'none'}, but {wanted} are wanted: see the autoscaler and its limits",
+        )
+    return "gpus", True, text or "none now: --gpus N waits for N, where nodes come with work"
 
 
 def _object_stores(nodes: list[Node]) -> Iterator[Finding]:
@@ -250,9 +264,18 @@ def _all_reduce(nodes: list[Node], workers: int, megabytes: int, patience: float
             return name, False, f"{backend} fails: {reason}. Are all ports open between the nodes?"
     finally:
         remove_placement_group(group)
+    return _bandwidth(nodes, gpu, places, workers, megabytes, seconds)
+
+
+def _bandwidth(nodes: list[Node], gpu: bool, places: set[str], workers: int, megabytes: int, seconds: float) -> Finding:
+    """What the time of an all-reduce between workers at these places says."""
     rate = 2 * (workers - 1) / workers * megabytes * 2**20 / seconds / 1e9
-    team = f"{backend}, {workers} workers on {len(places)} nodes"
-    return name, True, f"{team}: {megabytes} MiB in {seconds * 1000:.1f} ms, {rate:.2f} GB/s"
+    team = f"{'nccl' if gpu else 'gloo'}, {workers} workers on {len(places)} nodes"
+    text = f"{team}: {megabytes} MiB in {seconds * 1000:.1f} ms, {rate:.2f} GB/s"
+    able = sum(bool(node.counted if gpu else node.cpus) for node in nodes)
+    if workers > 1 and len(places) == 1 and able > 1:
+        return "all-reduce", False, f"{text}, all on one of {able} nodes: free the others, to measure between them"
+    return "all-reduce", True, text
 
 
 class _Rank:

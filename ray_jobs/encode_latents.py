@@ -15,6 +15,7 @@ import numpy as np
 import ray
 import ray.data
 import torch
+from rich.markup import escape
 
 from ardiff.cli import main
 from ardiff.config import fingerprint, to_yaml
@@ -150,6 +151,7 @@ def run(config: EncodeConfig, key: str = "") -> str:
         record.note = f"{len(missing)} clips encoded, {len(wanted) - len(missing)} were there; "
         record.note += f"{count} clips, latent std {description.statistics.std:.3f}"
         record.results = {"folder": folder}
+    say(f"Latents: [bold]{escape(folder)}[/]", folder=folder)
     return folder
 
 

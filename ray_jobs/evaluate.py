@@ -6,7 +6,7 @@ A set is a manifest, or a folder or S3 prefix of videos. Features of the real vi
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from rich.markup import escape
@@ -23,6 +23,10 @@ from ray_jobs.common import ray_cluster, record_run, say, stage, versions
 from ray_jobs.scored_sets import Listed, codecs, locate, open_videos
 
 ALIASES = {"num_frames": "frames"}
+QUICK_ALONE = ("vae", "controls", "shapes", "extractor_seed", "i3d_clips")
+"""Settings that protocol ``quick`` alone uses."""
+NOT_QUICK = ("metrics", "weights", "bootstrap", "drift", "device", "cache", "cpus_per_actor", "gpus_per_actor")
+"""Settings that it does not use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +100,10 @@ class EvaluateConfig:
             raise ValueError("i3d_clips must be 0 or at least 2")
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise ValueError("metrics must name at least one score, and none of them twice")
+        idle = NOT_QUICK if self.protocol == "quick" else QUICK_ALONE
+        for field in fields(self):
+            if field.name in idle and getattr(self, field.name) != field.default:
+                raise ValueError(f"protocol={self.protocol} does not use {field.name}: leave it out")
 
     @property
     def span(self) -> int:
@@ -112,9 +120,7 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
     """
     if config.protocol == "quick":
         return quick_scores.run(config, key)
-    real = locate(config.real)
-    if real.records is not None:
-        usable(real.records, config.split, config.span)
+    real = _real(config)
     fakes = [locate(uri) for uri in config.fake]
     _check_names(fakes)
     weights = _weights(config)
@@ -136,6 +142,20 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         record.results, record.note = content, f"{len(scores)} scores of {len(fakes)} sets"
         say(escape(table([(score.set, score) for score in scores])))
     return content
+
+
+def check(config: EvaluateConfig) -> None:
+    """Raises ArdiffError for what is wrong before a video is opened: the real ones, the metrics or their weights."""
+    _real(config)
+    if config.protocol != "quick":
+        _weights(config)
+
+
+def _real(config: EvaluateConfig) -> Listed:
+    real = locate(config.real)
+    if real.records is not None:
+        usable(real.records, config.split, config.span)
+    return real
 
 
 def _check_names(fakes: list[Listed]) -> None:

@@ -2,15 +2,15 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import ray.data
 import torch
 
-from ardiff.data import storage
-from ardiff.data.decode import decode_clip
+from ardiff.data.clips import read_clip
+from ardiff.data.manifest import VideoRecord
 from ardiff.errors import DataError
 from ardiff.metrics.store import ClipFeatures, FeatureStore
 from ray_jobs.common import remote_progress, telling
@@ -40,10 +40,10 @@ class Workers:
 class Clip:
     """Where the frames of a clip are."""
 
-    uri: str
+    video: VideoRecord
     start: int
     stride: int
-    original: str | None = None
+    original: VideoRecord | None = None
     """Video that this one is compared with, frame by frame."""
 
 
@@ -89,7 +89,7 @@ def extract(
         for first in range(0, len(clip_set.clips), size):
             clips = clip_set.clips[first : first + size]
             if not done.issuperset(range(first, first + len(clips))):
-                batches.append({"set": number, "first": first, "clips": [_plain(clip) for clip in clips]})
+                batches.append({"set": number, "first": first, "clips": [asdict(clip) for clip in clips]})
                 left += len(clips)
     if batches:
         with remote_progress(what, total, "clip") as monitor:
@@ -138,24 +138,14 @@ def _run(
             stores[number].append(mine)
 
 
-def _plain(clip: Clip) -> dict[str, Any]:
-    return {"uri": clip.uri, "start": clip.start, "stride": clip.stride, "original": clip.original or ""}
-
-
 def _decode(batch: dict[str, Any], num_frames: int, resolution: int | None) -> dict[str, Any]:
-    """Adds the frames, uint8 ``(n, F, H, W, 3)`` or ``(n, 2, F, H, W, 3)``, and the hashes of the files."""
+    """Adds the frames, uint8 ``(n, F, H, W, 3)`` or ``(n, 2, F, H, W, 3)``, and hashes of what is seen."""
     videos, hashes = [], []
     for clip in batch["clips"]:
-        sides, digests = [], []
-        for uri in (clip["original"], clip["uri"]) if clip["original"] else (clip["uri"],):
-            data = storage.read_bytes(uri)
-            digests.append(hashlib.sha256(data).hexdigest())
-            try:
-                sides.append(decode_clip(data, int(clip["start"]), num_frames, int(clip["stride"]), resolution))
-            except DataError as error:
-                raise DataError(f"{uri} cannot be decoded ({error}).") from error
-        hashes.append(":".join(digests))
-        videos.append(sides[0] if len(sides) == 1 else _stack(sides, f"{clip['original']} and {clip['uri']}"))
+        records = [VideoRecord(**side) for side in (clip["original"], clip["video"]) if side is not None]
+        sides = [read_clip(r, int(clip["start"]), num_frames, int(clip["stride"]), resolution) for r in records]
+        hashes.append(":".join(hashlib.sha256(side.tobytes()).hexdigest() for side in sides))
+        videos.append(sides[0] if len(sides) == 1 else _stack(sides, " and ".join(r.uri for r in records)))
     return {**batch, "sha256": hashes, "videos": _stack(videos, "The videos of a batch")}
 
 
@@ -181,7 +171,7 @@ class _Actor:
             {
                 "set": int(batch["set"]),
                 "id": int(batch["first"]) + i,
-                "uri": clip["uri"],
+                "uri": clip["video"]["uri"],
                 "start": int(clip["start"]),
                 "sha256": batch["sha256"][i],
                 "features": features[i],

@@ -150,10 +150,11 @@ def _find(config: PrepareConfig, source: str) -> list[VideoRecord]:
         places = numbered([p and s and (p[0], s) for p, s in zip(places, listed, strict=True)])
     if config.recipe == "folders" and config.train_list is None and len({p[2] for p in places if p}) == 1:
         places = _hold_out(places)
-    return [_unprobed(video, place) for video, place in zip(videos, places, strict=True)]
+    return [unprobed(video, place) for video, place in zip(videos, places, strict=True)]
 
 
-def _unprobed(video: StoredFile, place: tuple[str, int, Split] | None) -> VideoRecord:
+def unprobed(video: StoredFile, place: tuple[str, int, Split] | None) -> VideoRecord:
+    """The record of a video of which only the place is known: class name, class index and split."""
     name, label, split = place or ("", 0, "train")
     status, reason = ("", "") if place else ("skipped", "it belongs to no split of this data set")
     return VideoRecord(video.uri, video.size, "", 0, 0, 0.0, 0, label, name, split, status, reason, etag=video.etag)
@@ -184,7 +185,7 @@ def _probe(config: PrepareConfig, found: list[VideoRecord]) -> list[VideoRecord]
                 record = VideoRecord(**row)
                 with telling(monitor), attempting(monitor, record.uri) as deaths:
                     if deaths < MAX_DEATHS:
-                        record = _probed(record, config.frame_fps)  # an error only if storage is away
+                        record = probed(record, config.frame_fps)  # an error only if storage is away
                     else:
                         record = _with_error(record, crashed(record.uri, -1, deaths))
                 monitor.add.remote(1)
@@ -223,7 +224,7 @@ def _reused(record: VideoRecord, known: VideoRecord | None) -> VideoRecord:
     return replace(known, label=record.label, class_name=record.class_name, split=record.split)
 
 
-def _probed(record: VideoRecord, frame_fps: float) -> VideoRecord:
+def probed(record: VideoRecord, frame_fps: float) -> VideoRecord:
     """The record with what a probe says of the video. Raises StorageError if storage is away."""
     try:
         found = probe_video(StoredFile(record.uri, record.size, record.etag))

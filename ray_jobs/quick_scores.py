@@ -8,7 +8,6 @@ clips that were damaged on purpose. If the weights of I3D are in the cache, FVD 
 from __future__ import annotations
 
 import io
-import itertools
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -21,10 +20,10 @@ import torch
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
-from ardiff.data.decode import decode_clip
-from ardiff.data.manifest import read_manifest, usable
+from ardiff.data.clips import read_clip
+from ardiff.data.manifest import VideoRecord
 from ardiff.data.transforms import to_uint8, to_unit
-from ardiff.errors import ConfigError, DataError
+from ardiff.errors import ConfigError
 from ardiff.metrics import stats
 from ardiff.metrics.extractors import Extractor
 from ardiff.metrics.features import RandomVideoFeatures, scale_features
@@ -35,7 +34,8 @@ from ardiff.metrics.weights import State, cached, find_state
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import numpy_generator
 from ray_jobs.common import ray_cluster, record_run, remote_progress, say, stage, telling
-from ray_jobs.scored_sets import real_clips
+from ray_jobs.extraction import Clip
+from ray_jobs.scored_sets import Listed, fake_clips, locate, open_videos, real_clips
 
 if TYPE_CHECKING:
     from ray_jobs.evaluate import EvaluateConfig
@@ -50,14 +50,12 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
     Raises:
         ArdiffError: There are no held-out real clips, or a set has fewer videos than clips are asked for.
     """
-    sets, state = _real_sets(config), _i3d(config)
-    for manifest in config.fake:
-        name = manifest.rstrip("/").split("/")[-2] if "/" in manifest.rstrip("/") else manifest
-        if name in sets:
-            raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")
-        sets[name] = _fake_clips(config, manifest)
+    state, places = _i3d(config), [locate(uri) for uri in (config.real, *config.fake)]
+    if all(place.records is not None for place in places):
+        _sets(config, places)  # before anything starts; the videos of a folder are looked at on Ray
     with ray_cluster(), stage("evaluate", config.output, key) as record:
         record_run(config.output, config)
+        sets = _sets(config, places)
         frame = _measure(config, sets, state)
         scores = _reduce(config, frame)
         storage.write_bytes(storage.join(config.output, "features.parquet"), _parquet(frame))
@@ -67,44 +65,40 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
     return scores
 
 
-def _real_sets(config: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
-    """The reference, and a second set of the same size that is scored like a model's, whole and damaged."""
-    span = (config.num_frames - 1) * config.stride + 1
-    records = usable(read_manifest(config.real), config.split, span)
-    labels = itertools.cycle(record.label for record in records)
-    clips = [
-        {"uri": clip.uri, "start": clip.start, "stride": clip.stride, "label": label}
-        for clip, label in zip(
-            real_clips(records, 2 * config.num_clips, span, config.stride, config.seed), labels, strict=False
-        )
-    ]
-    reference, real = clips[: config.num_clips], clips[config.num_clips :]
+def _sets(config: EvaluateConfig, places: list[Listed]) -> dict[str, list[Clip]]:
+    """The clips of every set: the reference, as many real clips again, whole and damaged, and the generated ones."""
+    real, *fakes = places
+    count = config.num_clips
+    records = open_videos(real, config.split, config.span)
+    clips = real_clips(records, 2 * count, config.span, config.stride, config.seed)
     derived = [REAL, *([RECONSTRUCTION] if config.vae else []), *(stats.CONTROLS if config.controls else ())]
-    return {REFERENCE: reference, **dict.fromkeys(derived, real)}
-
-
-def _fake_clips(config: EvaluateConfig, manifest: str) -> list[dict[str, Any]]:
-    records = usable(read_manifest(manifest), "test", config.num_frames)[: config.num_clips]
-    if len(records) < config.num_clips:
-        raise DataError(
-            f"{manifest} has {len(records)} videos of {config.num_frames} frames, but {config.num_clips} are to be "
-            "scored: generate more, or lower num_clips (for all sets that are to be compared)."
-        )
-    return [{"uri": r.uri, "start": 0, "stride": 1, "label": r.label} for r in records]
+    sets = {REFERENCE: clips[:count], **dict.fromkeys(derived, clips[count:])}
+    for fake in fakes:
+        if (name := fake.name) in sets:
+            raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")
+        sets[name] = fake_clips(fake, open_videos(fake, "test", config.num_frames), count, config.num_frames)
+    return sets
 
 
 def _i3d(config: EvaluateConfig) -> State | None:
     """The weights of I3D, if they are in the cache and FVD can be computed."""
-    if config.i3d_clips == 0 or config.num_frames < MIN_FRAMES or not cached("i3d").exists():
-        return None
-    return find_state("i3d")[0]
+    return find_state("i3d")[0] if _has_i3d(config) else None
 
 
-def _measure(config: EvaluateConfig, sets: dict[str, list[dict[str, Any]]], state: State | None) -> pd.DataFrame:
+def _has_i3d(config: EvaluateConfig) -> bool:
+    return config.i3d_clips > 0 and config.num_frames >= MIN_FRAMES and cached("i3d").exists()
+
+
+def lacks_fvd(config: EvaluateConfig, scores: dict[str, Any]) -> bool:
+    """Whether the scores have no FVD, and would have it now: the weights were fetched since."""
+    return "fvd" not in scores["extractors"] and _has_i3d(config)
+
+
+def _measure(config: EvaluateConfig, sets: dict[str, list[Clip]], state: State | None) -> pd.DataFrame:
     """One row per clip: set, index, features and what else is measured of it."""
     size = config.batch_size
     tasks = [
-        {"set": name, "first": first, "clips": clips[first : first + size]}
+        {"set": name, "first": first, "clips": [asdict(clip) for clip in clips[first : first + size]]}
         for name, clips in sets.items()
         for first in range(0, len(clips), size)
     ]
@@ -144,24 +138,22 @@ class _Scorer:
         features = self.features(torch.from_numpy(videos)).numpy()  # (n, D)
         rows = []
         for i, clip in enumerate(task["clips"]):
-            row = {"set": name, "index": int(task["first"]) + i, "uri": clip["uri"], "features": features[i].tolist()}
+            uri, index = clip["video"]["uri"], int(task["first"]) + i
+            row = {"set": name, "index": index, "uri": uri, "features": features[i].tolist()}
             if self.i3d is not None and name not in stats.CONTROLS and row["index"] < config.i3d_clips:
                 row["i3d"] = self.i3d(videos[i : i + 1])[0, 0].tolist()
             if name == RECONSTRUCTION:
                 row["psnr"] = stats.psnr(original[i], videos[i])
             if config.shapes and name not in stats.CONTROLS:
                 row["motion"] = all(stats.motion_checks(stats.track(videos[i])).values())
-                row["recognised"] = stats.recognise(videos[i]) == clip["label"]
+                row["recognised"] = stats.recognise(videos[i]) == clip["video"]["label"]
             rows.append(row)
         self.monitor.add.remote(len(rows))
         return rows
 
     def _decode(self, clip: dict[str, Any]) -> np.ndarray:
-        uri, start, stride = clip["uri"], int(clip["start"]), int(clip["stride"])
-        try:
-            return decode_clip(storage.read_bytes(uri), start, self.config.num_frames, stride, self.config.resolution)
-        except DataError as error:
-            raise DataError(f"{uri} cannot be decoded any more ({error}).") from error
+        start, stride, config = int(clip["start"]), int(clip["stride"]), self.config
+        return read_clip(VideoRecord(**clip["video"]), start, config.num_frames, stride, config.resolution)
 
     def _prepare(self, name: str, videos: np.ndarray, first: int) -> np.ndarray:
         if name == RECONSTRUCTION:

@@ -16,10 +16,10 @@ from typing import Any
 from ardiff.cli import main
 from ardiff.config import find_config, fingerprint
 from ardiff.data import storage
-from ardiff.data.manifest import class_names, read_manifest
+from ardiff.data.manifest import class_names, read_manifest, usable
 from ardiff.diffusion.ad import check_ar_step
 from ardiff.errors import ConfigError
-from ray_jobs import encode_latents, evaluate, generate, prepare, train_dit, train_vae
+from ray_jobs import encode_latents, evaluate, generate, prepare, quick_scores, train_dit, train_vae
 from ray_jobs.common import StageRecord, ray_cluster, read_stage, record_run, say
 from ray_jobs.encode_latents import EncodeConfig
 from ray_jobs.evaluate import EvaluateConfig
@@ -103,7 +103,7 @@ def run(config: QuickstartConfig) -> None:
         long = long_set(config, root, pipeline)
         stages.do(generate.run_sets, VideoSets(output=f"{root}/samples", sets=(*short, long)))
         scores = scoring(config, root, inputs, short)
-        stages.do(evaluate.run, scores)
+        stages.do(evaluate.run, scores, lambda record: quick_scores.lacks_fvd(scores, record.results))
     report = Path(root) / "report.html"
     write_quickstart_report(report, config, stages.records, [*short, long], scores)
     say(f"[bold]{report}[/]")
@@ -120,11 +120,18 @@ class Stages:
         self.record = record
         self.records = list(before)
 
-    def do(self, job: Callable[..., Any], config: Any) -> StageRecord:
-        """The record of the stage that ``job(config, key)`` runs and ``config.output`` holds. Raises ArdiffError."""
+    def do(
+        self, job: Callable[..., Any], config: Any, again: Callable[[StageRecord], bool] = lambda record: False
+    ) -> StageRecord:
+        """The record of the stage that ``job(config, key)`` runs and ``config.output`` holds.
+
+        A complete stage is run once more if ``again(record)`` says so. Raises ArdiffError.
+        """
         key = fingerprint(config, self.records[-1].fingerprint if self.records else "")
         record = _done(config, key)
-        if record is None:
+        if record is not None and not again(record):
+            say(f"[green]✓[/] {record.name}: done before. {record.note}")
+        else:
             self.record()  # not before: a run that is refused leaves the folder as it was
             job(config, key)
             record = read_stage(config.output)
@@ -152,7 +159,13 @@ def data_stage(config: QuickstartConfig, folder: str) -> PrepareConfig:
 
 
 def encode_data(config: QuickstartConfig, root: str, data: PrepareConfig, stages: Stages) -> Inputs:
-    """Trains the AR-VAE on the data and encodes them, both below ``root``."""
+    """Trains the AR-VAE on the data and encodes them, both below ``root``.
+
+    Raises DataError before anything is trained if no video is long enough to be encoded, or to be scored against.
+    """
+    videos, scores = read_manifest(data.manifest), replace(config.evaluate, num_frames=config.encode.num_frames)
+    usable(videos, "train", config.encode.span, config.encode.fps)
+    usable(videos, "test", scores.span)
     clips = replace(config.train_vae.clips, manifest=data.manifest)
     vae = replace(config.train_vae, output=f"{root}/vae", clips=clips)
     stages.do(train_vae.run, vae)
@@ -208,7 +221,6 @@ def _done(config: Any, key: str) -> StageRecord | None:
     if record is None:
         return None
     if record.fingerprint == key:
-        say(f"[green]✓[/] {record.name}: done before. {record.note}")
         return record
     raise ConfigError(
         f"{config.output} holds the stage '{record.name}' of another configuration: give another --output, or "

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from ardiff.config import to_yaml
-from ardiff.data import storage
-from ardiff.data.decode import decode_clip
+from ardiff.data.clips import read_clip
 from ardiff.data.encode import contact_sheet, encode_video, tile
 from ardiff.data.manifest import read_manifest, usable
 from ardiff.report import Curve, Report, Score, Sheet, Stage, Video, write_report
@@ -98,7 +97,7 @@ def _series(points: list[list[float]]) -> tuple[list[float], list[float]]:
 
 def _frames(config: GenerateConfig, count: int) -> np.ndarray:
     records = read_manifest(config.manifest)[:count]
-    return np.stack([decode_clip(storage.read_bytes(r.uri), 0, config.num_frames) for r in records])
+    return np.stack([read_clip(r, 0, config.num_frames, 1, None) for r in records])
 
 
 def _describe(config: GenerateConfig) -> str:
@@ -115,7 +114,7 @@ def _sheet(config: GenerateConfig) -> Sheet:
 def _real_clips(config: EvaluateConfig, count: int) -> tuple[np.ndarray, list[str]]:
     """The first clips of held-out videos, uint8 ``(B, F, H, W, 3)``, and their classes."""
     records = usable(read_manifest(config.real), "test", config.num_frames)[:count]
-    clips = [decode_clip(storage.read_bytes(r.uri), 0, config.num_frames, 1, config.resolution) for r in records]
+    clips = [read_clip(r, 0, config.num_frames, 1, config.resolution) for r in records]
     return np.stack(clips), [r.class_name for r in records]
 
 

@@ -1,18 +1,20 @@
-"""The videos of an evaluation: a manifest, or a folder or S3 prefix of files, and the clips that are taken of them."""
+"""The videos of an evaluation: a manifest, or a folder or S3 prefix, and the clips that are taken of them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray.data
 
 from ardiff.data import storage
-from ardiff.data.decode import probe
 from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manifest, usable
+from ardiff.data.recipes import videos_of
+from ardiff.data.storage import StoredFile
 from ardiff.errors import ConfigError, DataError
 from ardiff.randomness import numpy_generator
 from ray_jobs.common import progress_bar
 from ray_jobs.extraction import Clip
+from ray_jobs.prepare import probed, unprobed
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,8 @@ class Listed:
     uri: str
     records: list[VideoRecord] | None
     """Rows of a manifest; None for a folder."""
-    files: list[str]
-    """Files of a folder."""
+    videos: list[StoredFile]
+    """Videos of a folder: files, and folders of pictures."""
 
     @property
     def name(self) -> str:
@@ -42,10 +44,13 @@ def locate(uri: str) -> Listed:
         return Listed(uri, read_manifest(uri), [])
     if not storage.exists(uri):
         raise DataError(f"There is no manifest or folder of videos {uri}: check the path.")
-    files = storage.list_files(storage.absolute(uri), VIDEO_SUFFIXES)
-    if not files:
-        raise DataError(f"There is no video in {uri} ({', '.join(VIDEO_SUFFIXES)} are looked for).")
-    return Listed(uri, None, files)
+    folder = storage.absolute(uri)
+    videos = videos_of(folder, storage.list_objects(folder))
+    if not videos:
+        raise DataError(
+            f"There is no video in {uri} ({', '.join(VIDEO_SUFFIXES)} and folders of pictures are looked for)."
+        )
+    return Listed(uri, None, videos)
 
 
 def open_videos(listed: Listed, split: Split, min_frames: int) -> list[VideoRecord]:
@@ -56,12 +61,12 @@ def open_videos(listed: Listed, split: Split, min_frames: int) -> list[VideoReco
     """
     if listed.records is not None:
         return usable(listed.records, split, min_frames)
-    rows = [{"uri": uri, "split": split} for uri in listed.files]
+    rows = [asdict(unprobed(video, ("video", 0, split))) for video in listed.videos]
     blocks = min(max(len(rows) // 4, 1), 512)
     records: list[VideoRecord] = []
     with progress_bar(f"probing {listed.name}", len(rows), "video") as bar:
         for row in ray.data.from_items(rows, override_num_blocks=blocks).map(_probe, num_cpus=0.5).iter_rows():
-            records.append(row["record"])
+            records.append(VideoRecord(**row))
             bar.update(len(records))
     bad = [r for r in records if r.status != "ok"]
     if bad:
@@ -73,14 +78,7 @@ def open_videos(listed: Listed, split: Split, min_frames: int) -> list[VideoReco
 
 
 def _probe(row: dict[str, Any]) -> dict[str, Any]:
-    record = VideoRecord(row["uri"], 0, "", 0, 0, 0.0, 0, 0, "video", row["split"], "error", "")
-    try:
-        data = storage.read_bytes(row["uri"])
-        found = probe(data)
-    except DataError as error:
-        return {"record": replace(record, reason=str(error))}
-    record = replace(record, size=len(data), status="ok", width=found.width, height=found.height)
-    return {"record": replace(record, codec=found.codec, fps=found.fps, num_frames=found.num_frames)}
+    return asdict(probed(VideoRecord(**row), frame_fps=0.0))
 
 
 def real_clips(records: list[VideoRecord], count: int, span: int, stride: int, seed: int) -> list[Clip]:
@@ -89,7 +87,7 @@ def real_clips(records: list[VideoRecord], count: int, span: int, stride: int, s
     for index in range(count):
         record = records[index % len(records)]
         start = numpy_generator("evaluation clip", seed, index).integers(record.num_frames - span + 1)
-        clips.append(Clip(record.uri, int(start), stride))
+        clips.append(Clip(record, int(start), stride))
     return clips
 
 
@@ -100,7 +98,7 @@ def fake_clips(listed: Listed, records: list[VideoRecord], count: int, num_frame
             f"{listed.uri} has {len(records)} videos of {num_frames} frames, but {count} are to be "
             "scored: generate more, or lower num_clips (for all sets that are to be compared)."
         )
-    return [Clip(r.uri, start, 1) for r in records[:count]]
+    return [Clip(record, start, 1) for record in records[:count]]
 
 
 def paired_clips(listed: Listed, fake: list[Clip], real: Listed, originals: list[VideoRecord]) -> list[Clip]:
@@ -111,17 +109,18 @@ def paired_clips(listed: Listed, fake: list[Clip], real: Listed, originals: list
     """
     by_name = dict(zip(_names([r.uri for r in originals]), originals, strict=True))
     pairs = []
-    for name, clip in zip(_names([c.uri for c in fake]), fake, strict=True):
+    for name, clip in zip(_names([c.video.uri for c in fake]), fake, strict=True):
         if name not in by_name:
             raise DataError(
-                f"{clip.uri} of {listed.uri} has no original called '{name}' in {real.uri}: psnr, ssim and lpips "
+                f"{clip.video.uri} of {listed.uri} has no original called '{name}' in {real.uri}: psnr, ssim and lpips "
                 "compare videos of the same name."
             )
-        pairs.append(replace(clip, original=by_name[name].uri))
+        pairs.append(replace(clip, original=by_name[name]))
     return pairs
 
 
 def _names(uris: list[str]) -> list[str]:
+    uris = [uri.rstrip("/") for uri in uris]
     folders = [uri.split("/")[:-1] for uri in uris]
     common = 0
     while all(len(f) > common and f[common] == folders[0][common] for f in folders):

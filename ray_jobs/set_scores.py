@@ -140,13 +140,14 @@ def workers(config: EvaluateConfig) -> Workers:
 
 
 def stamps(clips: list[Clip]) -> list[list[Any]]:
-    """What names the data of clips without reading it: place, start, stride, and the files' sizes and times of change.
+    """What names the data of clips without reading it: place, start, stride, and the videos' sizes and changes.
 
-    Raises:
-        DataError: A file is gone.
+    What the records say of that counts; files of which they do not say it are looked at. Raises DataError if one of
+    them is gone.
     """
-    uris = sorted({uri for clip in clips for uri in (clip.uri, clip.original) if uri is not None})
-    known: dict[str, list[int]] = {}
+    videos = {side.uri: side for clip in clips for side in (clip.video, clip.original) if side is not None}
+    known: dict[str, list[Any]] = {uri: [video.size, video.etag] for uri, video in videos.items()}
+    uris = sorted(uri for uri, video in videos.items() if not video.etag)
     for remote in (True, False):
         mine = [uri for uri in uris if storage.is_remote(uri) == remote]
         if mine:
@@ -156,7 +157,8 @@ def stamps(clips: list[Clip]) -> list[list[Any]]:
                 if not info.is_file:
                     raise DataError(f"There is no video {uri} any more: list the videos again.")
                 known[uri] = [info.size, info.mtime_ns or 0]
-    return [[c.uri, c.start, c.stride, c.original, known[c.uri], known.get(c.original or "")] for c in clips]
+    sides = [[None if side is None else [side.uri, *known[side.uri]] for side in (c.video, c.original)] for c in clips]
+    return [[clip.start, clip.stride, *names] for clip, names in zip(clips, sides, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class Reference:
         if len(clips) == 2 * count:
             left, right = list(range(count)), list(range(count, 2 * count))
         else:
-            left, right = floor_halves([clip.uri for clip in clips])
+            left, right = floor_halves([clip.video.uri for clip in clips])
         floor = None
         if len(left) >= 2:
             floor = set_distance(features[left], features[right], how.distance, how.ddof)
@@ -242,8 +244,8 @@ def score_pairs(
     for fake, records in fakes:
         clips = fake_clips(fake, records, config.num_clips, config.num_frames)
         pairs = paired_clips(fake, clips, real, originals)
-        used = {pair.original for pair in pairs}
-        resolutions.append(common_size(records + [r for r in originals if r.uri in used], config.resolution))
+        used = {pair.original.uri: pair.original for pair in pairs if pair.original is not None}
+        resolutions.append(common_size([*records, *used.values()], config.resolution))
         key = fingerprint([sha256, config.num_frames, config.resolution, VERSION], stamps(pairs))
         sets.append(ClipSet(pairs, FeatureStore(storage.join(config.output, "features", f"pairs-{key}"))))
     build = functools.partial(_pair_measure, shared)
@@ -297,7 +299,7 @@ def _pair_measure(state: Any, device: torch.device) -> Measure:
 
 
 def _data(rows: list[ClipFeatures], side: int = -1) -> str:
-    """Names clips by what their files hold and where they start; of pairs, one side of them."""
+    """Names clips by their pixels and where they start; of pairs, one side of them."""
     return fingerprint([[row.sha256.split(":")[side], row.start] for row in rows])
 
 

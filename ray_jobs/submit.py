@@ -16,10 +16,10 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import requests
@@ -33,6 +33,7 @@ from ardiff.data import storage
 from ardiff.errors import ArdiffError, ConfigError
 from ray_jobs.common import COMMIT, say, versions
 
+AnswerT = TypeVar("AnswerT")
 ADDRESS = "http://127.0.0.1:8265"
 PATIENCE = 120.0
 """Seconds that the connection may be gone before following is given up."""
@@ -195,6 +196,13 @@ def connection(address: str, token_file: str | None) -> Iterator[JobSubmissionCl
         raise ArdiffError(
             f"There is no cluster at {address}, or it cannot be reached: check --address, and the tunnel to it."
         ) from error
+    except RuntimeError as error:
+        if (status := _status(error)) is None:
+            raise
+        raise ArdiffError(
+            f"{address} answers with status {status}: is it the dashboard of a cluster that is up? Try again, or see "
+            "the head's log."
+        ) from error
 
 
 def _token(file: str | None) -> str:
@@ -228,7 +236,7 @@ def run(client: JobSubmissionClient, submission: Submission, detach: bool = Fals
         asyncio.run(_follow(client, job))
     except KeyboardInterrupt:
         say(f"Stopping {job}; once more Ctrl-C leaves at once.")
-        client.stop_job(job)
+        _patiently(lambda: client.stop_job(job), job)
     return _ending(client, job, told)
 
 
@@ -293,17 +301,33 @@ def _ending(client: JobSubmissionClient, job: str, told: bool) -> int:
 
 
 def look(client: JobSubmissionClient, job: str) -> JobDetails:
-    """What the cluster knows of the job. Raises ArdiffError if it cannot be reached for two minutes."""
+    """What the cluster knows of the job. Raises ArdiffError if it does not know it or cannot be reached for long."""
+    return _patiently(lambda: client.get_job_info(job), job)
+
+
+def _patiently(ask: Callable[[], AnswerT], job: str) -> AnswerT:
+    """The cluster's answer, asked for again for two minutes while it cannot be reached or answers that it cannot."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return client.get_job_info(job)
-        except requests.RequestException as error:
+            return ask()
+        except (requests.RequestException, RuntimeError) as error:
+            status = _status(error)
+            if status == 404:
+                raise ArdiffError(f"{job} was lost with the head of the cluster: submit the same command.") from error
+            if isinstance(error, RuntimeError) and (status is None or status < 500):
+                raise
             if time.monotonic() > deadline:
                 raise ArdiffError(
                     f"The cluster cannot be reached any more. {job} goes on there: `ray job logs --follow {job}`."
                 ) from error
         time.sleep(2)
+
+
+def _status(error: Exception) -> int | None:
+    """The status with which a cluster answered: Ray's client has but the text of a RuntimeError for it."""
+    found = re.match(r"Request failed with status code (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 def _failure(job: str, details: JobDetails, told: bool) -> int:

@@ -125,8 +125,8 @@ def run(config: SweepConfig, key: str = "") -> None:
     """Makes what is missing, then the manifest, scores and report.
 
     Raises:
-        ArdiffError: A checkpoint is missing or damaged, the folder holds other files, storage failed for good; or some
-            rows could not be made, after all others have been.
+        ArdiffError: A checkpoint, real videos or weights for the scores are missing, the folder holds other files,
+            storage failed for good; or some rows could not be made, or not scored, after all others have been.
     """
     models = [SweptModel.load(uri) for uri in config.grid.checkpoints]
     cells = cells_of(config.grid, models, config.executor, config.precision)
@@ -134,6 +134,8 @@ def run(config: SweepConfig, key: str = "") -> None:
     refused = _refused(cells, rows)
     if len(refused) == len(rows):
         raise ConfigError(f"No video of the grid can be made: {refused[rows[0].id]}")
+    if config.evaluate:
+        evaluate.check(_scoring(config))
     with ray_cluster(config.max_actors * config.cpu_threads), stage("sweep", config.output, key) as record:
         _claim(config)
         record_run(config.output, config)
@@ -144,8 +146,13 @@ def run(config: SweepConfig, key: str = "") -> None:
         write_rows(storage.join(config.output, "manifest.parquet"), rows, records)
         summaries = summarise(cells, rows, records)
         _describe_cells(config, cells, rows, records)
-        scores, notes = _score(config, summaries)
-        report = write_sweep_report(config, summaries, rows, records, scores, notes)
+        shown, unscored = config, None
+        try:
+            scores, notes = _score(config, summaries)
+        except Exception as error:
+            scores, notes, unscored = [], [f"Nothing is scored: {error}"], error
+            shown = replace(config, evaluate=False, real=None)  # whose videos may be what is broken
+        report = write_sweep_report(shown, summaries, rows, records, scores, notes)
         made = len(rows) - before - len(failed)
         record.note = f"{made} videos generated, {before} were there, {len(failed)} failed"
         record.results = {"videos": len(rows), "made": made, "report": report}
@@ -158,6 +165,8 @@ def run(config: SweepConfig, key: str = "") -> None:
                 f"{len(failed)} of {len(rows)} videos could not be made; all others are there. The manifest has the "
                 "reasons, and the same command tries them again."
             )
+        if unscored is not None:
+            raise unscored
 
 
 def _refused(cells: Sequence[Cell], rows: Sequence[VideoRow]) -> dict[str, str]:
@@ -235,16 +244,13 @@ def _score(config: SweepConfig, summaries: Sequence[CellSummary]) -> tuple[list[
             scorable.append(cell)
     if not scorable:
         return [], notes
+    fakes = tuple(_manifest(config, cell) for cell in scorable)
+    return _flat(evaluate.run(replace(_scoring(config), fake=fakes))), notes
+
+
+def _scoring(config: SweepConfig) -> EvaluateConfig:
     assert config.real is not None
-    content = evaluate.run(
-        replace(
-            config.scores,
-            real=config.real,
-            fake=tuple(_manifest(config, cell) for cell in scorable),
-            output=storage.join(config.output, "scores"),
-        )
-    )
-    return _flat(content), notes
+    return replace(config.scores, real=config.real, output=storage.join(config.output, "scores"))
 
 
 def _flat(content: dict[str, Any]) -> list[CellScore]:

@@ -13,13 +13,14 @@ from ardiff.data.decode import (
     Probe,
     Source,
     Timing,
+    crop_square,
     decode_frames,
     decode_image,
     frame_times,
     probe,
 )
 from ardiff.data.manifest import VideoRecord
-from ardiff.errors import DecodeError
+from ardiff.errors import DataError, DecodeError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 RANGE_BYTES = 20 * 2**20
@@ -85,6 +86,18 @@ def probe_video(file: storage.StoredFile) -> Probe:
     [(height, width, _)] = shapes
     suffix = pictures[0].rpartition(".")[2].lower()
     return Probe("png" if suffix == "png" else "jpeg", width, height, 0.0, len(pictures), 0, Timing())
+
+
+def read_clip(video: VideoRecord, start: int, num_frames: int, stride: int, resolution: int | None) -> np.ndarray:
+    """``num_frames`` frames from frame ``start`` on, every ``stride``-th, uint8 ``(F, H, W, 3)``.
+
+    With ``resolution``, scaled and cropped to the central square. Raises DataError, which names the video.
+    """
+    try:
+        [clip] = read_clips(video, [range(start, start + num_frames * stride, stride)], 0.0, resolution)
+    except DataError as error:
+        raise DataError(f"{video.uri} cannot be decoded ({error}).") from error
+    return crop_square(clip, resolution)
 
 
 def read_clips(

@@ -36,7 +36,7 @@ class ClipFeatures:
     start: int
     """First frame."""
     sha256: str
-    """Of the video file's bytes; of a pair, the original's and the other's with a colon between."""
+    """Of the clip's pixels; of a pair, the original's and the other's with a colon between."""
     features: np.ndarray
     """float32 ``(k, D)``."""
 

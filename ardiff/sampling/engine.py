@@ -1,8 +1,9 @@
 """The sampling engine: many requests, one packed model pass per iteration, each frame evaluated only while it moves.
 
-For F frames and S sampling steps a request costs ``F S + F - 1`` frame evaluations whatever its ``ar_step``: a frame
-that has not started cannot influence an earlier one and is not evaluated; a finished frame never changes again, and one
-evaluation at the clean timestep (its fill) leaves keys and values that all later frames use.
+For F frames and S sampling steps a request costs ``F S + F - 1`` frame evaluations whatever its ``ar_step``, more where
+a window moves (:mod:`ardiff.sampling.cost`): a frame that has not started cannot influence an earlier one and is not
+evaluated; a finished frame never changes again, and one evaluation at the clean timestep (its fill) leaves keys and
+values that all later frames use.
 
 Shapes: B videos of a request, F frames evaluated in an iteration, L tokens, D latent width, S sampling steps, N frames
 of all requests packed.

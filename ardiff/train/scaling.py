@@ -72,5 +72,8 @@ def lost_share(interval: float, seconds: float, between_failures: float, restart
 
 
 def sampling_flops(num_frames: int, num_inference_steps: int, frame_flops: float, guided: bool = False) -> float:
-    """Operations of a video: ``F S + F - 1`` evaluations of a frame, whatever its ``ar_step``; twice with guidance."""
+    """Operations of a video no longer than the model: ``F S + F - 1`` evaluations of a frame, twice with guidance.
+
+    For longer ones see :func:`ardiff.sampling.cost.frame_evaluations`.
+    """
     return (num_frames * num_inference_steps + num_frames - 1) * frame_flops * (2 if guided else 1)

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ardiff.cli import main
+from ardiff.config import find_config, load_config
+from ardiff.data.clips import ClipConfig
 from ardiff.data.encode import encode_video
 from ardiff.data.latents import (
     LatentSet,
@@ -28,7 +30,10 @@ from ardiff.data.latents import (
 )
 from ardiff.data.manifest import VideoRecord, read_manifest, write_manifest
 from ardiff.data.quarantine import read_errors
+from ardiff.errors import DataError
 from ardiff.pipeline import ARDiffusionPipeline
+from ray_jobs.prepare import PrepareConfig
+from ray_jobs.quickstart import QuickstartConfig, Stages, encode_data
 
 pytestmark = pytest.mark.ray
 
@@ -196,6 +201,15 @@ def test_videos_shorter_than_a_clip(ardiff: Command, no_ray: None, tmp_path: Pat
     assert outcome.code == 1
     assert "All 1 videos of the 'test' split are shorter than the 16 frames" in outcome.complaint
     assert not output.exists()
+
+
+@pytest.mark.parametrize(("train", "test", "split"), [(15, 20, "train"), (20, 15, "test")])
+def test_the_quickstart_looks_at_lengths_before_it_trains(tmp_path: Path, train: int, test: int, split: str) -> None:
+    data, config = PrepareConfig(output=str(tmp_path)), load_config(QuickstartConfig, [find_config("quickstart")])
+    config = replace(config, train_vae=replace(config.train_vae, clips=ClipConfig(num_frames=4)))
+    write_manifest(data.manifest, [record("a.mp4", train), record("b.mp4", test, "test")])
+    with pytest.raises(DataError, match=f"All 1 videos of the '{split}' split are shorter than the 16 frames"):
+        encode_data(config, str(tmp_path / "run"), data, Stages(lambda: pytest.fail("a stage was begun")))
 
 
 @pytest.mark.parametrize(
@@ -418,6 +432,8 @@ def test_own_videos_in_class_folders_are_split_and_encoded(
     )
     assert outcome.code == 0, outcome.err
     assert f"{3 * sum(r.split == 'train' for r in records)} clips encoded, 0 were there" in outcome.err
+    [description] = (tmp_path / "latents").glob("*/latents.json")
+    assert outcome.err.splitlines()[-1] == f"Latents: {description.parent}"  # what training is to be given
 
 
 def test_a_set_of_latents_follows_labels_and_splits(
@@ -469,7 +485,7 @@ def test_videos_that_end_their_process_become_rows(
 
     source = put(tmp_path / "own", {f"{i}.mp4": video(seed=i) for i in range(6)})
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_probed", deadly(prepare._probed, 0))
+        patch.setattr(prepare, "probed", deadly(prepare.probed, 0))
         outcome = ardiff("prepare", source, tmp_path / "data")
     assert outcome.code == 0, outcome.err
     bad = [f"{source}/1.mp4", f"{source}/3.mp4"]

@@ -16,6 +16,7 @@ import pytest
 import ray
 import torch
 from conftest import Jobs
+from PIL import Image
 from safetensors.torch import save_file
 
 from ardiff.cli import main
@@ -282,6 +283,28 @@ def test_the_quickstarts_score_has_fvd_if_the_weights_are_in_the_cache(
 # The extraction itself, with a measure that costs nothing.
 
 
+@pytest.mark.parametrize("protocol", ["styleganv", "quick"])
+def test_folders_of_pictures_are_scored(cluster: None, tmp_path: Path, protocol: str) -> None:
+    """By their manifest and as they lie, beside video files of the same pictures."""
+    put(tmp_path / "files", 8)
+    for place in ("real/test", "fake"):
+        for i in range(8):
+            (tmp_path / place / f"{i:03d}").mkdir(parents=True)
+            for number, picture in enumerate(video(i, 16)):
+                Image.fromarray(picture).save(tmp_path / place / f"{i:03d}" / f"{number}.png")
+    assert main(["prepare", str(tmp_path / "real"), str(tmp_path / "data")]) == 0
+    command = ["evaluate", "--real", f"{tmp_path}/data/manifest.parquet", f"fake=[{tmp_path}/fake,{tmp_path}/files]"]
+    command += ["--num-clips", "4", "--batch-size", "2", "--protocol", protocol, "--output", f"{tmp_path}/out"]
+    assert main(command if protocol == "quick" else [*command, "--metrics", "psnr"]) == 0
+    if protocol == "quick":
+        scores = json.loads((tmp_path / "out" / "scores.json").read_text())["sets"]
+        assert scores["fake"]["distance"] < scores["shuffled frames"]["distance"]
+    else:
+        scores = by_metric(tmp_path / "out")
+        assert scores["fake", "psnr"].score > 60 > scores["files", "psnr"].score
+        assert scores["fake", "psnr"].protocol.codec_real == "png"
+
+
 class Means:
     """Means of the channels and of the first frame; kills its process once if a marker is not there yet."""
 
@@ -297,7 +320,9 @@ class Means:
 
 
 def extracted(videos: Path, folder: Path, actors: int, marker: str = "", batch_size: int = 3) -> np.ndarray:
-    clips = [Clip(str(f), 0, 1) for f in sorted((videos / "real").iterdir())]
+    files = sorted((videos / "real").iterdir())
+    records = [VideoRecord(str(f), 1, "h264", SIZE, SIZE, 8.0, 16, 0, "video", "test", "ok", "") for f in files]
+    clips = [Clip(record, 0, 1) for record in records]
     workers = Workers(device=torch.device("cpu"), batch_size=batch_size, max_actors=actors, cpus=0.5, gpus=1)
     sets = [ClipSet(clips, FeatureStore(str(folder)))]
     ((features, _),) = extract("means", sets, functools.partial(Means, marker=marker), 16, None, workers)

@@ -61,3 +61,11 @@ def test_driver_and_workers_log_run_rank_and_step(jobs: Jobs, latents: Path, tmp
     failed = [line for line in lines if line["level"] == "ERROR" and "TrainingError" in line.get("exception", "")]
     assert {line["rank"] for line in failed} == {0, 1}
     assert {line["step"] for line in failed} == {int(found[2])}
+
+
+def test_encoding_names_the_folder_that_it_made(jobs: Jobs, latents: Path, manifest: Path, tmp_path: Path) -> None:
+    settings = [f"manifest={manifest}", f"vae={latents}/vae", f"output={tmp_path}", "num_frames=8"]
+    result = jobs.run("encode_latents", "--log", "json", *settings)
+    assert result.code == 0, result.err
+    [description] = tmp_path.glob("*/latents.json")
+    assert [line["folder"] for line in objects(result.err) if "folder" in line] == [str(description.parent)]

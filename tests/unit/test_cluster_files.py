@@ -38,6 +38,7 @@ from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, train
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
+from ray_jobs.common import COMMIT
 from ray_jobs.monitor import VIDEO_GAUGES
 from ray_jobs.serve import grace
 from ray_jobs.serve_lint import lint
@@ -190,6 +191,24 @@ def test_ray_up_accepts_the_aws_file() -> None:
         validate_config(fillout_defaults({**config, "head_node_type": "haed"}))
 
 
+def test_machines_of_the_aws_file_may_pull_the_image_and_not_all_have_gpus() -> None:
+    config = fillout_defaults(yaml.safe_load((FILES / "aws.yaml").read_text()))
+    registry = config["docker"]["image"].partition("/")[0]
+    [login] = config["initialization_commands"]
+    region = registry.split(".")[3]
+    assert f"aws ecr get-login-password --region {region} | docker login" in login
+    assert login.endswith(f" {registry}")
+    granted = {a for s in json.loads((FILES / "iam-policy.json").read_text())["Statement"] for a in s["Action"]}
+    pulling = {"BatchCheckLayerAvailability", "GetDownloadUrlForLayer", "BatchGetImage", "GetAuthorizationToken"}
+    assert {action for action in granted if action.startswith("ecr:")} == {f"ecr:{name}" for name in pulling}
+    workers = {name: kind for name, kind in config["available_node_types"].items() if name != "head"}
+    assert {kind["node_config"]["InstanceType"].split(".")[0] for kind in workers.values()} == {"c6i", "p4d"}
+    assert config["max_workers"] == sum(kind["max_workers"] for kind in workers.values())
+    store = r"--env OBJECT_STORE=\d+"
+    assert all(re.fullmatch(store, *kind["docker"]["worker_run_options"]) for kind in workers.values())
+    assert "--object-store-memory=$OBJECT_STORE" in config["worker_start_ray_commands"][-1]
+
+
 def test_the_dockerfile_has_no_lint() -> None:
     linter = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([linter, FILES / "Dockerfile"], capture_output=True, text=True, check=False)
@@ -235,7 +254,8 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     assert configs["train-dit"]["latents"] == f"{configs['encode']['output']}/FINGERPRINT"
     assert configs["generate"]["pipeline"] == f"{configs['train-dit']['output']}/pipeline"
     assert configs["evaluate"]["fake"] == [f"{configs['generate']['output']}/manifest.parquet"]
-    assert (configs["evaluate"]["real"], configs["evaluate"]["vae"]) == (manifest, vae)
+    assert configs["evaluate"]["real"] == manifest
+    assert configs["evaluate"]["weights"] == configs["sweep"]["scores"]["weights"] == [weights_place()]
     assert configs["sweep"]["grid"]["checkpoints"] == [configs["generate"]["pipeline"]]
     assert (configs["sweep"]["real"], configs["sweep"]["evaluate"]) == (manifest, True)
     args = yaml.safe_load(document("RayService")["spec"]["serveConfigV2"])["applications"][0]["args"]
@@ -244,6 +264,14 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     group = next(g for g in document("RayCluster")["spec"]["workerGroupSpecs"] if g["groupName"] == "gpu")
     gpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
     assert max(workers) <= gpus * group["maxReplicas"]
+
+
+def weights_place() -> str:
+    """Where the runbook copies the weights of I3D that it has fetched."""
+    copied = r"ardiff weights fetch i3d\nW=(\S+)\naws s3 cp ~/.cache/ardiff/weights/i3d.safetensors \$W\n"
+    found = re.search(copied, (FILES / "README.md").read_text())
+    assert found is not None
+    return found[1]
 
 
 def test_a_flag_that_is_gone_is_found(capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,8 +291,14 @@ def test_the_commands_of_the_runbook_are_understood(
     for first, *rest in commands:
         verb, arguments = (rest[0], rest[1:]) if first == "submit" else (first, rest)
         if verb in VERBS:
-            resolves(verb, arguments, capsys)
-    assert {"submit", "doctor", "estimate", "api-key", "lint-serve"} == {first for first, *_ in commands}
+            config = resolves(verb, arguments, capsys)
+            scores = config if verb == "evaluate" else config["scores"] if verb == "sweep" else None
+            assert scores is None or scores["weights"] == ["$W"], arguments
+    assert {"submit", "doctor", "estimate", "api-key", "lint-serve", "weights"} == {first for first, *_ in commands}
+    text = " ".join(blocks)
+    assert re.findall(r"(?<=\s)\w[\w.]*=\[", text) == []  # zsh takes brackets for patterns
+    assert "sed -i " not in text  # not that of macOS
+    assert re.findall(r"\w +# ", text) == []  # zsh takes no comments
     named = {word for line in lines for word in line if word.startswith("cluster/") and "*" not in word}
     assert [name for name in named if not (ROOT / name.partition("#")[0]).exists()] == []
 
@@ -308,6 +342,8 @@ def test_the_image_holds_what_the_files_name() -> None:
     assert f"configs {INSTALLED}\n" in dockerfile
     sources = [s for line in re.findall(r"^COPY --chown=ray:users (.*)$", dockerfile, re.M) for s in line.split()[:-1]]
     assert [s for s in [*sources, "configs"] if not (ROOT / s).exists()] == []
+    assert f"ARG COMMIT=unknown\nENV {COMMIT}=${{COMMIT}}" in dockerfile
+    assert "--build-arg COMMIT=$(git describe" in (FILES / "README.md").read_text()
     carried = re.findall(r"^!(\S+)", (FILES / "Dockerfile.dockerignore").read_text(), re.M)
     assert set(carried) == {*sources, "configs"}
     stage = dockerfile.rpartition("FROM ")[2]
@@ -385,11 +421,14 @@ def test_the_policy_allows_what_storage_asks_for_and_no_more() -> None:
     }
     assert functions <= REQUESTS.keys()
     policy = json.loads((FILES / "iam-policy.json").read_text())
-    for bucket, needing in (("runs", REQUESTS.keys()), ("videos", READING)):
+    [prepare] = [arguments for verb, arguments in map(entrypoint, JOBS) if verb == "prepare"]
+    places = dict(argument.split("=s3://") for argument in prepare if "=s3://" in argument)
+    runs, videos = (places[name].partition("/")[0] for name in ("output", "source"))
+    for bucket, needing in ((runs, REQUESTS.keys()), (videos, READING)):
         granted = {
             action
             for statement in policy["Statement"]
-            if any(f"ardiff-example-{bucket}" in resource for resource in statement["Resource"])
+            if any(bucket in resource for resource in statement["Resource"])
             for action in statement["Action"]
         }
         assert granted == set().union(*(REQUESTS[name] for name in needing))

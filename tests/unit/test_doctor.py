@@ -1,6 +1,9 @@
 """``ardiff doctor``: one line per finding, and an exit code that says whether the quickstart can run."""
 
 import re
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -27,6 +30,20 @@ FINDINGS = [
 def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ENDPOINT_URL", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A store whose policy does not let these credentials list buckets."""
+
+    def do_GET(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+        self.wfile.write(b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+
+    def log_message(self, *arguments: object) -> None: ...
 
 
 def lines(text: str) -> dict[str, tuple[str, str]]:
@@ -59,6 +76,22 @@ def test_a_store_that_does_not_answer_is_missing(
     mark, text = lines(capsys.readouterr().out)["s3"]
     assert mark == "MISSING"
     assert "http://127.0.0.1:9" in text
+
+
+def test_credentials_of_a_file_that_may_not_list_buckets_reach_the_store(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "credentials").write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    main(["doctor"])
+    server.shutdown()
+    server.server_close()
+    mark, text = lines(capsys.readouterr().out)["s3"]
+    assert mark == "ok"
+    assert "reached" in text
 
 
 def test_a_cluster_that_is_given_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

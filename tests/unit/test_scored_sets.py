@@ -1,6 +1,7 @@
 """Which clips an evaluation takes, and how their data is named. No Ray is started."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from ardiff.errors import ConfigError, DataError
 from ray_jobs.extraction import Clip
 from ray_jobs.scored_sets import Listed, common_size, fake_clips, locate, paired_clips, real_clips
 from ray_jobs.set_scores import stamps
+
+NAMES = ("y/1", "y/2", "x/1", "x/2")
 
 
 def record(uri: str, frames: int = 20, size: int = 64) -> VideoRecord:
@@ -26,7 +29,7 @@ def test_places(tmp_path: Path) -> None:
         manifest, files = (locate(f"{prefix}{tmp_path}/set/{name}") for name in ("manifest.parquet", "videos/"))
         assert (manifest.name, manifest.split("train")) == ("set", "train")
         assert (files.name, files.split("train")) == ("videos", "folder")
-        assert files.files == [f"{prefix}{folder}/a.mp4"]
+        assert [video.uri for video in files.videos] == [f"{prefix}{folder}/a.mp4"]
     with pytest.raises(DataError, match="no manifest or folder of videos"):
         locate(str(tmp_path / "none"))
 
@@ -34,7 +37,7 @@ def test_places(tmp_path: Path) -> None:
 def test_every_video_comes_once_before_any_comes_twice() -> None:
     records = [record(f"{i}.mp4") for i in range(3)]
     clips = real_clips(records, 7, span=16, stride=3, seed=0)
-    assert [clip.uri for clip in clips] == [f"{i % 3}.mp4" for i in range(7)]
+    assert [clip.video.uri for clip in clips] == [f"{i % 3}.mp4" for i in range(7)]
     assert all(0 <= clip.start <= 4 and clip.stride == 3 for clip in clips)
     assert len({clip.start for clip in clips}) > 1
     assert real_clips(records, 7, 16, 3, seed=0) == clips
@@ -46,7 +49,10 @@ def test_pairs_are_of_one_name_below_their_folders(tmp_path: Path) -> None:
     originals = [record(f"s3://b/real/{c}/{n}.mp4") for c in "xy" for n in "12"]
     clips = fake_clips(fake, [record(f"/fake/{c}/{n}.webm") for c in "yx" for n in "12"], 4, 16)
     pairs = paired_clips(fake, clips, real, originals)
-    assert [(p.uri[6:9], (p.original or "")[12:15]) for p in pairs] == [(n, n) for n in ("y/1", "y/2", "x/1", "x/2")]
+    assert [(p.video.uri[6:9], p.original.uri[12:15]) for p in pairs if p.original] == [(n, n) for n in NAMES]
+    folders = [record("/fake/x/1.mp4/"), record("/fake/x/2/")]
+    pairs = paired_clips(fake, fake_clips(fake, folders, 2, 16), real, originals[:2])
+    assert [p.original for p in pairs] == originals[:2]
     with pytest.raises(DataError, match="has no original called 'y/1'"):
         paired_clips(fake, clips, real, [*originals[:2], record("s3://b/real/z/1.mp4")])
 
@@ -68,10 +74,11 @@ def test_sizes() -> None:
 def test_data_is_named_by_place_start_size_and_change(prefix: str, tmp_path: Path) -> None:
     file = tmp_path / "a.mp4"
     file.write_bytes(b"one")
-    clip = Clip(f"{prefix}{file}", 0, 1)
+    video = record(f"{prefix}{file}")
+    clip = Clip(video, 0, 1)
     before = stamps([clip])
     assert stamps([clip]) == before
-    assert stamps([Clip(clip.uri, 1, 1)]) != before
+    assert stamps([Clip(video, 1, 1)]) != before
     os.utime(file, ns=(1, 1))
     touched = stamps([clip])
     assert touched != before
@@ -79,4 +86,11 @@ def test_data_is_named_by_place_start_size_and_change(prefix: str, tmp_path: Pat
     os.utime(file, ns=(1, 1))
     assert stamps([clip]) != touched
     with pytest.raises(DataError, match="There is no video"):
-        stamps([Clip(f"{prefix}{tmp_path}/gone.mp4", 0, 1)])
+        stamps([Clip(record(f"{prefix}{tmp_path}/gone.mp4"), 0, 1)])
+
+
+def test_the_data_of_a_manifest_are_named_by_what_it_says() -> None:
+    """Folders of pictures are no files that could be looked at, and those of S3 cost a request each."""
+    videos = [replace(record("s3://nowhere/a/"), etag=etag) for etag in ("1", "2")]
+    one, other = (stamps([Clip(video, 0, 1, original=video)]) for video in videos)
+    assert one != other

@@ -1,13 +1,17 @@
 """What is sent to a cluster, and what is refused before anything is."""
 
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
 from ardiff.cli import main, read_arguments
-from ray_jobs.submit import plan
+from ardiff.errors import ArdiffError
+from ray_jobs.submit import connection, look, plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +39,16 @@ def test_a_job_gets_code_and_configurations_and_nothing_else(tmp_path: Path, mon
     assert sent.metadata["output"] == "s3://runs/videos"
     assert re.fullmatch("[0-9a-f]{16}", sent.metadata["fingerprint"])
     assert sent.metadata["commit"] == sent.runtime_env["env_vars"]["ARDIFF_COMMIT"]
+
+
+def test_a_plain_submission_leaves_data_and_runs_behind(tmp_path: Path) -> None:
+    """`ray job submit --working-dir .` of a checkout."""
+    shutil.copy(ROOT / ".rayignore", tmp_path)
+    kept = ["ardiff/data/storage.py", "ray_jobs/train.py", "configs/sky/prepare.yaml", "README.md"]
+    for name in [*kept, "data/train/a.mp4", "runs/dit/model", "docs/images/a.png", "tests/a.py", "benchmarks/a.py"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert carried(tmp_path, []) == {*kept, ".rayignore"}
 
 
 def test_arguments_reach_the_job_as_they_were_given() -> None:
@@ -80,3 +94,41 @@ def test_only_jobs_can_be_submitted(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["submit", "estimate"])
     assert "train-dit" in capsys.readouterr().err
+
+
+def refusal(status: int) -> RuntimeError:
+    """How Ray's client says so."""
+    return RuntimeError(f"Request failed with status code {status}: no.")
+
+
+class Client:
+    """Of a cluster that gives these answers, one after the other."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+
+    def get_job_info(self, job: str) -> Any:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_a_cluster_that_cannot_answer_now_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    client: Any = Client(refusal(503), requests.ConnectionError("gone"), refusal(500), "details")
+    assert look(client, "job") == "details"
+    client = Client(refusal(404))
+    with pytest.raises(ArdiffError, match="job was lost with the head of the cluster: submit the same command"):
+        look(client, "job")
+    client = Client(ValueError("a bug"), refusal(400))
+    with pytest.raises(ValueError, match="a bug"):
+        look(client, "job")
+    with pytest.raises(RuntimeError, match="400"):
+        look(client, "job")
+
+
+def test_an_address_that_answers_with_an_error_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_jobs.submit.JobSubmissionClient", lambda *arguments, **options: None)
+    with pytest.raises(ArdiffError, match="answers with status 502"), connection("http://127.0.0.1:9", None):
+        raise refusal(502)

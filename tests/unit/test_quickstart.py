@@ -1,0 +1,66 @@
+"""Which stages of the quickstart are run again, and what its report shows. No Ray is started."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ardiff.data.manifest import VideoRecord, write_manifest
+from ardiff.metrics.weights import cached
+from ray_jobs.common import stage
+from ray_jobs.evaluate import EvaluateConfig
+from ray_jobs.quick_scores import lacks_fvd
+from ray_jobs.quickstart import Stages
+from ray_jobs.quickstart_report import _real_clips
+
+
+@dataclass(frozen=True)
+class Config:
+    output: str
+
+
+def test_a_complete_stage_is_run_again_only_if_it_lacks_something(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs: list[str] = []
+
+    def job(config: Config, key: str) -> None:
+        with stage("evaluate", config.output, key) as run:
+            runs.append(key)
+            run.results = {"number": len(runs)}
+
+    def do(again: bool) -> int:
+        number: int = Stages(lambda: None).do(job, Config(str(tmp_path)), lambda record: again).results["number"]
+        return number
+
+    assert [do(False), do(False)] == [1, 1]
+    assert "done before" in capsys.readouterr().err
+    assert [do(True), do(False)] == [2, 2]
+    assert len(set(runs)) == 1
+
+
+def test_scores_lack_fvd_once_the_weights_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path))
+    config = EvaluateConfig(protocol="quick")
+    without, with_fvd = {"extractors": {"distance": "random"}}, {"extractors": {"distance": "random", "fvd": "i3d"}}
+    assert not lacks_fvd(config, without)
+    cached("i3d").parent.mkdir(parents=True)
+    cached("i3d").touch()
+    assert lacks_fvd(config, without)
+    assert not lacks_fvd(config, with_fvd)
+    assert not lacks_fvd(EvaluateConfig(protocol="quick", i3d_clips=0), without)
+
+
+def test_the_report_shows_folders_of_pictures(tmp_path: Path) -> None:
+    folder = tmp_path / "clouds"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (24, 16), (60 * number, 0, 0)).save(folder / f"{number}.png")
+    record = VideoRecord(f"{folder}/", 1, "png", 24, 16, 25.0, 4, 0, "sky", "test", "ok", "")
+    write_manifest(str(tmp_path / "manifest.parquet"), [record])
+    config = EvaluateConfig(real=str(tmp_path / "manifest.parquet"), protocol="quick", num_frames=4, resolution=16)
+    clips, names = _real_clips(config, 8)
+    assert names == ["sky"]
+    assert clips[0, :, 0, 0, 0].tolist() == [0, 60, 120, 180]
+    assert clips.shape == (1, 4, 16, 16, 3)
