@@ -166,6 +166,11 @@ class ProgressBar:
             say(line, completed=completed, total=self.total, unit=self.unit)
 
 
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Places an actor on the driver's node: elsewhere it would be lost with a node that the job can do without."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 @contextlib.contextmanager
 def remote_progress(
     description: str, total: int, unit: str, kind: type[Monitor] = Monitor, *arguments: Any
@@ -176,9 +181,7 @@ def remote_progress(
     another ``kind`` if one is given, made with ``arguments``. A failure that was told to it is raised here when the
     block ends.
     """
-    # On the driver's node: elsewhere it would be lost with a node that training can do without.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    monitor: Any = ray.remote(kind).options(num_cpus=0, scheduling_strategy=here).remote(*arguments)
+    monitor: Any = ray.remote(kind).options(num_cpus=0, scheduling_strategy=on_this_node()).remote(*arguments)
     stop = threading.Event()
 
     def follow(bar: ProgressBar) -> None:

@@ -11,7 +11,7 @@ import ray
 from ardiff.data import storage
 from ardiff.data.quarantine import ERRORS, BadClip, Quarantine, Unit, read_errors, write_errors
 from ardiff.errors import ArdiffError
-from ray_jobs.common import say
+from ray_jobs.common import on_this_node, say
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ def quarantine(
     It begins with the rows that an interrupted run has left, unless ``afresh``, for jobs that try all of them again.
     """
     place = storage.absolute(storage.join(folder, ERRORS))
-    keeper: Any = ray.remote(_Keeper).options(num_cpus=0).remote(place, total, max_bad_fraction, unit, afresh)
+    kept = ray.remote(_Keeper).options(num_cpus=0, scheduling_strategy=on_this_node())
+    keeper: Any = kept.remote(place, total, max_bad_fraction, unit, afresh)
     ended = False
     try:
         yield Reporter(keeper)

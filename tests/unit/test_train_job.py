@@ -1,6 +1,9 @@
 """ray_jobs.train without a cluster: who gets which samples, and storing checkpoints where that fails."""
 
 import json
+import re
+import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +22,18 @@ from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig
 from ardiff.train.optim import OptimizerConfig
+from ray_jobs import common, quarantine
 from ray_jobs import train as job_module
-from ray_jobs.train import TrainJob, _Observer, _prepare_resumption, _with_names, shared_rows
+from ray_jobs.train import (
+    TrainJob,
+    _interruptible,
+    _Observer,
+    _prepare_resumption,
+    _reason,
+    _tidy,
+    _with_names,
+    shared_rows,
+)
 
 STREAM = LatentStream([f"file-{i}" for i in range(5)], [7, 9, 4, 8, 5], (4, 2, 4), seed=3, files_per_chunk=2)
 
@@ -146,21 +159,96 @@ def test_the_best_checkpoint_is_kept_apart(observer: Any) -> None:
     assert [metrics["loss"] for metrics, _ in observer.reports] == [3.0, 1.0, 2.0, 1.5]
 
 
+def test_a_checkpoint_counts_although_the_best_one_cannot_be_kept(
+    observer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = storage.upload_folder
+
+    def fail(local: Path, uri: str) -> None:
+        if "/best/" in uri:
+            raise DataError("Cannot write: No space left on device.")
+        upload(local, uri)
+
+    monkeypatch.setattr(storage, "upload_folder", fail)
+    save(observer, 1, 3.0)
+    assert [metrics["step"] for metrics, _ in observer.reports] == [1]
+    assert observer.failed_saves == 0
+    assert re.search(r"step 1 is the best one, but .* No space left", observer.monitor.lines[-1])
+
+
+def test_checkpoints_on_no_list_are_deleted_at_the_start(observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(1, 5):
+        save(observer, step, 1.0)
+    stored = [Path(rest["checkpoint"].path) for _, rest in observer.reports]
+    (stored[3] / "state.json").unlink()
+    snapshot = register(Path(observer.job.folder), [stored[1].name])
+    at = SimpleNamespace(path=str(stored[1]))
+    monkeypatch.setattr(job_module.ray.train, "get_checkpoint", lambda: at)
+    job = replace(observer.job, resume=str(stored[2]))
+
+    _tidy(job)
+    assert [place.exists() for place in stored] == [False, True, True, False]
+    _tidy(observer.job)
+    assert [place.exists() for place in stored] == [False, True, False, False]
+    save(observer, 5, 1.0)
+    snapshot.write_text("{")  # nothing is known: nothing is deleted
+    _tidy(observer.job)
+    assert Path(observer.reports[-1][1]["checkpoint"].path).exists()
+
+
+def test_a_failure_of_ray_train_itself_is_told_as_such(observer: Any) -> None:
+    failure = job_module.ray.train.ControllerError(OSError("No space left on device"))
+    told = str(_reason(failure, observer.job, ""))
+    assert "no worker failed: OSError: No space left on device. See that" in told
+    assert observer.job.checkpoints in told
+    lost = job_module.ray.train.WorkerGroupError("", {})
+    assert "3 times: a worker died without a word" in str(_reason(lost, observer.job, ""))
+
+
 def test_where_to_begin(observer: Any, tmp_path: Path) -> None:
     save(observer, 1, 3.0)
     job, run = observer.job, Path(observer.job.folder)
-    _prepare_resumption(job)
+    stored = observer.reports[0][1]["checkpoint"].path
+    assert _prepare_resumption(job).resume == stored  # it is on no list of Ray Train's
     with pytest.raises(CheckpointError, match="no checkpoint in"):
-        _prepare_resumption(replace(job, resume="latest"))
+        _prepare_resumption(replace(job, folder=str(tmp_path / "other"), resume="latest"))
     with pytest.raises(CheckpointError, match="neither auto, latest, none"):
         _prepare_resumption(replace(job, resume=str(tmp_path / "nothing")))
-    _prepare_resumption(replace(job, resume=observer.reports[0][1]["checkpoint"].path))
-    (run / "ray" / "checkpoint_manager_snapshot.json").write_text("{}")
-    _prepare_resumption(replace(job, resume="latest"))
-    assert (run / "ray").exists()
+    _prepare_resumption(replace(job, resume=stored))
+    register(run, [Path(stored).name])
+    latest = replace(job, resume="latest")
+    assert _prepare_resumption(latest) is latest
     _prepare_resumption(replace(job, resume="none"))
     assert not (run / "ray").exists()
     assert not (run / "best").exists()
+    assert not (run / "history.json").exists()
+
+
+def register(run: Path, names: list[str]) -> Path:
+    """Writes the list of checkpoints as Ray Train does."""
+    snapshot = run / "ray" / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(json.dumps({"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]}))
+    return snapshot
+
+
+@pytest.mark.parametrize("damage", ["torn", "a folder is gone", "a folder is incomplete"])
+def test_a_damaged_list_of_checkpoints_is_put_aside(observer: Any, damage: str) -> None:
+    save(observer, 1, 3.0)
+    save(observer, 2, 2.0)
+    run = Path(observer.job.folder)
+    first, second = (Path(rest["checkpoint"].path) for _, rest in observer.reports)
+    snapshot = register(run, [first.name, second.name])
+    match damage:
+        case "torn":
+            snapshot.write_text(snapshot.read_text()[:30])
+        case "a folder is gone":
+            shutil.rmtree(second)
+        case _:
+            (second / "state.json").unlink()
+    begun = _prepare_resumption(replace(observer.job, resume="latest"))
+    assert begun.resume == str(second if damage == "torn" else first)
+    assert not snapshot.exists()
+    assert snapshot.with_suffix(".json.damaged").exists()
 
 
 def test_a_part_of_a_chunk_is_what_the_whole_has_there(tmp_path: Path) -> None:
@@ -199,3 +287,27 @@ def test_wandb_hears_the_metrics_if_asked_to(observer: Any, monkeypatch: pytest.
     assert logged == [(10, {"loss": 1.0}), "end"]
     assert started[0] == started[1]
     assert started[0]["project"] == "project"
+
+
+def test_ctrl_c_is_an_interruption_and_is_heard_again_afterwards() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with _interruptible():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray Train leaves one of its own
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt), _interruptible():
+        sys.exit(0)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_quarantine_lives_on_the_drivers_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    flush = SimpleNamespace(remote=lambda ended: (0, ""))
+    handle = SimpleNamespace(remote=lambda *arguments: SimpleNamespace(flush=flush))
+    remote = SimpleNamespace(options=lambda **options: asked.update(options) or handle)
+    context = SimpleNamespace(get_node_id=lambda: "a" * 56)
+    fake = SimpleNamespace(remote=lambda kind: remote, get=lambda value: value, get_runtime_context=lambda: context)
+    monkeypatch.setattr(quarantine, "ray", fake)
+    monkeypatch.setattr(common, "ray", fake)
+    with quarantine.quarantine("folder", 8, 0.1, "video"):
+        strategy = asked["scheduling_strategy"]
+    assert (strategy.node_id, strategy.soft) == ("a" * 56, False)
