@@ -13,7 +13,7 @@ from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.clips import ClipConfig
-from ardiff.data.manifest import manifest_table, read_manifest, usable
+from ardiff.data.manifest import content_of, manifest_table, read_manifest, usable
 from ardiff.data.streams import ClipStream
 from ardiff.randomness import derive_seed
 from ardiff.train.export import describe_autoencoder
@@ -58,9 +58,10 @@ class TrainVAEConfig:
 def run(config: TrainVAEConfig, key: str = "") -> None:
     """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
     records = usable(read_manifest(config.clips.manifest), "train", config.clips.span, config.clips.fps)
+    afresh = config.resume == "none"
     with (
         ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
-        quarantine(config.output, len(records), config.clips.max_bad_fraction, "video") as bad,
+        quarantine(config.output, len(records), config.clips.max_bad_fraction, "video", afresh) as bad,
     ):
         videos, seed = manifest_table(records), config.train.seed
         stream = ClipStream(videos, config.clips, config.vae.resolution, seed, report=bad)
@@ -68,7 +69,12 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
             name="AR-VAE",
             folder=config.output,
             fingerprint=fingerprint(
-                config.vae, config.task, config.clips.recipe, config.init_from, config.train.recipe
+                config.vae,
+                config.task,
+                config.clips.recipe,
+                content_of(records),
+                config.init_from,
+                config.train.recipe,
             ),
             config=config.train,
             stream=stream,
