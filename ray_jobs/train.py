@@ -50,7 +50,7 @@ from ardiff.train import workers
 from ardiff.train.checkpoint import STATE, TrainState, load_checkpoint, write_shards, write_state
 from ardiff.train.engine import Engine
 from ardiff.train.export import MODEL, write_trained
-from ardiff.train.loop import TrainConfig, make_critic_engine, make_engine, train
+from ardiff.train.loop import SHARES, TrainConfig, make_critic_engine, make_engine, readable_failures, train
 from ardiff.train.tasks import Batch, Task
 from ray_jobs.common import remote_progress, resolve_device, say, telling
 
@@ -111,6 +111,7 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
     if isinstance(filesystem, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
     with remote_progress(job.name, config.num_steps, "step") as monitor:
+        callbacks: Any = [_FailedAttempts(monitor)] if config.max_failures else None
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={"job": job, "monitor": monitor},
@@ -122,6 +123,7 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
                 storage_filesystem=filesystem,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
                 failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+                callbacks=callbacks,
             ),
         )
         try:
@@ -131,6 +133,17 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
             raise _reason(error, job, ray.get(monitor.blame.remote())) from error
     history: dict[str, list[list[float]]] = json.loads(storage.read_bytes(storage.join(job.folder, HISTORY)))
     return history
+
+
+class _FailedAttempts(ray.train.UserCallback):
+    """Tells the monitor of every attempt that fails; Ray Train's controller calls it."""
+
+    def __init__(self, monitor: Any) -> None:
+        self.monitor = monitor
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train before it tries again, or gives up."""
+        self.monitor.end_attempt.remote(LOST)
 
 
 def _reason(error: ray.train.TrainingFailedError, job: TrainJob, blame: str) -> TrainingError:
@@ -312,8 +325,10 @@ def _train_worker(arguments: dict[str, Any]) -> None:
         logger.exception("This worker's training has failed.")
         told = ray.get(monitor.failure.remote()) is not None
         if not told:
-            where = ", ".join(getattr(error, "__notes__", [])) or f"worker {workers.rank()}, before the first step"
-            ray.get(monitor.accuse.remote(f"{where}: {_told(error)}"))
+            who = f"worker {workers.rank()}"
+            notes = [note.removeprefix(f"{who} ") for note in getattr(error, "__notes__", [])]
+            when = ", ".join(notes) or "before the first step"
+            ray.get(monitor.accuse.remote(who, f"{when}: {_told(error)}"))
         if not told or workers.size() > 1:  # the others wait for this worker, until Ray Train ends them
             raise
 
@@ -342,12 +357,13 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
     context.enable_progress_bars = False
     context.custom_execution_callback_classes.append(PacedExecution)
     torch.set_num_threads(job.config.cpu_threads)
-    task = job.make_task()
     device = ray.train.torch.get_device()
-    engine = make_engine(task.model, job.config, device)
-    critic = None if task.critic is None else make_critic_engine(task.critic, job.config, device)
+    with readable_failures("when it built the model", SHARES):
+        task = job.make_task()
+        engine = make_engine(task.model, job.config, device)
+        critic = None if task.critic is None else make_critic_engine(task.critic, job.config, device)
     start = TrainState(0, 0, job.fingerprint)
-    with _checkpoint_to_resume(job) as folder:
+    with readable_failures("when it read the checkpoint", SHARES), _checkpoint_to_resume(job) as folder:
         if folder is not None:
             start = load_checkpoint(folder, engine, job.fingerprint, critic)
     if workers.rank() == 0:
@@ -357,9 +373,10 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
     if start.step < job.config.num_steps:
         batches = ray_batches(job.stream, start.samples, job.config, workers.rank(), monitor)
         train(task, engine, batches, job.config, start, observer, critic=critic)
-    weights = engine.averaged_weights()
-    if workers.rank() == 0:
-        write_trained(job.description, weights, job.result)
+    with readable_failures("when it wrote the trained model", SHARES):
+        weights = engine.averaged_weights()
+        if workers.rank() == 0:
+            write_trained(job.description, weights, job.result)
     observer.close()
 
 

@@ -22,7 +22,7 @@ from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig
 from ardiff.train.optim import OptimizerConfig
-from ray_jobs import common, quarantine
+from ray_jobs import common, monitor, quarantine
 from ray_jobs import train as job_module
 from ray_jobs.train import (
     TrainJob,
@@ -203,6 +203,30 @@ def test_a_failure_of_ray_train_itself_is_told_as_such(observer: Any) -> None:
     assert observer.job.checkpoints in told
     lost = job_module.ray.train.WorkerGroupError("", {})
     assert "3 times: a worker died without a word" in str(_reason(lost, observer.job, ""))
+
+
+def test_attempts_that_fail_alike_end() -> None:
+    told = monitor.Monitor()
+    told.end_attempt("lost")
+    told.end_attempt("lost")
+    told.end_attempt("lost")
+    assert told.failure() is None
+    for step in (5, 6, 6):
+        told.accuse("worker 1", f"at step {step}: ValueError: no")
+        told.accuse("worker 0", "at step 7: RuntimeError: the other one is gone")
+        assert told.blame() == f"worker 1 at step {step}: ValueError: no"
+        told.end_attempt("lost")
+    assert told.failure() is None
+    told.accuse("worker 0", "at step 6: ValueError: no")  # the third time, whoever it was first
+    told.end_attempt("lost")
+    assert re.search(r"3 times in the same way.*: worker 0 at step 6: ValueError: no\.", str(told.failure()))
+    assert told.blame() == "worker 0 at step 6: ValueError: no"
+    lines = told.read()[2]
+    assert [line.removeprefix("An attempt failed: ")[:8] for line in lines] == ["lost"] * 3 + ["worker 1"] * 3 + [
+        "worker 0"
+    ]
+    told.end_attempt("lost")
+    assert told.blame() == ""
 
 
 def test_where_to_begin(observer: Any, tmp_path: Path) -> None:
