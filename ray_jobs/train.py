@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.fs as pafs
@@ -52,7 +52,7 @@ from ardiff.train.engine import Engine
 from ardiff.train.export import MODEL, write_trained
 from ardiff.train.loop import SHARES, TrainConfig, make_critic_engine, make_engine, readable_failures, train
 from ardiff.train.tasks import Batch, Task
-from ray_jobs.common import remote_progress, resolve_device, say, telling
+from ray_jobs.common import await_resource, remote_progress, resolve_device, say, telling
 
 logger = logging.getLogger(__name__)
 HISTORY = "history.json"
@@ -105,6 +105,7 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
         ArdiffError: What stopped the training.
     """
     config, device = job.config, resolve_device(job.config.device)
+    _check_room(config, device)
     job = _prepare_resumption(job)
     # Ray Train restores the latest registered checkpoint of a run of the same name in the same storage.
     filesystem, path = storage.open_filesystem(job.folder, patient=True)
@@ -173,6 +174,20 @@ def _interruptible() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
+
+
+def _check_room(config: TrainConfig, device: torch.device) -> None:
+    """Raises ConfigError if the cluster has no room for the workers and gets none: Ray Train would wait for ever."""
+    setting = "min_workers" if config.min_workers else "num_workers"
+    count = config.min_workers or config.num_workers
+    needs: dict[Literal["CPU", "GPU"], int] = {"GPU": count} if device.type == "cuda" else {}
+    for kind, need in {**needs, "CPU": count * config.cpu_threads + 1}.items():
+        if (have := await_resource(kind, need)) < need:
+            parts = f" (train.cpu_threads={config.cpu_threads} each, and one to load data)" if kind == "CPU" else ""
+            raise ConfigError(
+                f"train.{setting}={count} needs {need} {kind}s{parts}, but the Ray cluster has {have}: lower it or "
+                "add nodes."
+            )
 
 
 def _prepare_resumption(job: TrainJob) -> TrainJob:

@@ -17,6 +17,12 @@ from resuming import (
     wait_for_checkpoint,
 )
 
+from ardiff.data.streams import LatentStream
+from ardiff.errors import TrainingError
+from ardiff.train.loop import TrainConfig
+from ardiff.train.tasks import Task
+from ray_jobs.train import TrainJob, run_training
+
 pytestmark = pytest.mark.ray
 
 STEPS = 120
@@ -62,6 +68,29 @@ def test_ctrl_c_ends_training_as_interrupted(jobs: Any, latents: Path, tmp_path:
     assert err.rstrip().endswith("The same command goes on where this one stopped (without resume=none).")
     assert "Traceback" not in err
     assert jobs.left_over() == []
+
+
+def test_attempts_that_fail_alike_end_although_any_number_may_fail(
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make_task() -> Task:
+        raise ValueError("no such layer")
+
+    job = TrainJob(
+        name="test",
+        folder=str(tmp_path),
+        fingerprint="key",
+        config=TrainConfig(num_steps=5, max_failures=-1, cpu_threads=1, device="cpu"),
+        stream=LatentStream(["none"], [16], (4, 2, 4), seed=0, files_per_chunk=1),
+        make_task=make_task,
+        record=tmp_path.exists,
+        description={},
+        result="",
+    )
+    told = "worker 0 when it built the model: ValueError: no such layer"
+    with pytest.raises(TrainingError, match=f"3 times in the same way, .*: {told}"):
+        run_training(job)
+    assert capsys.readouterr().err.count(f"An attempt failed: {told}") == 3
 
 
 @pytest.mark.slow

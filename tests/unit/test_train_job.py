@@ -1,5 +1,6 @@
 """ray_jobs.train without a cluster: who gets which samples, and storing checkpoints where that fails."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -26,6 +27,7 @@ from ray_jobs import common, monitor, quarantine
 from ray_jobs import train as job_module
 from ray_jobs.train import (
     TrainJob,
+    _check_room,
     _interruptible,
     _Observer,
     _prepare_resumption,
@@ -227,6 +229,26 @@ def test_attempts_that_fail_alike_end() -> None:
     ]
     told.end_attempt("lost")
     assert told.blame() == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "message"),
+    [
+        ({"num_workers": 4}, "cpu", r"train\.num_workers=4 needs 9 CPUs \(train\.cpu_threads=2 each.* has 8"),
+        ({"num_workers": 8, "min_workers": 4, "cpu_threads": 3}, "cpu", r"train\.min_workers=4 needs 13 CPUs"),
+        ({"num_workers": 4, "cpu_threads": 1}, "cuda", r"train\.num_workers=4 needs 4 GPUs, but .* has 2"),
+        ({"num_workers": 2, "cpu_threads": 4}, "cuda", r"needs 9 CPUs"),
+        ({"num_workers": 2, "cpu_threads": 3}, "cuda", ""),
+        ({"num_workers": 8, "min_workers": 2}, "cpu", ""),
+    ],
+)
+def test_workers_without_room_are_refused(
+    changes: dict[str, Any], device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_module, "await_resource", lambda kind, count: {"CPU": 8, "GPU": 2}[kind])
+    refused = pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext()
+    with refused:
+        _check_room(TrainConfig(batch_size=8, **changes), torch.device(device))
 
 
 def test_where_to_begin(observer: Any, tmp_path: Path) -> None:
