@@ -242,8 +242,8 @@ def registered_checkpoints(place: str) -> list[str]:
 def _checkpoint_folders(place: str) -> list[str]:
     """The names of all folders of checkpoints in ``place``, complete or not, by their steps."""
     files = storage.list_files(place) if storage.exists(place) else []
-    names = {file[len(place.rstrip("/")) + 1 :].partition("/")[0] for file in files}
-    return sorted(name for name in names if name.startswith("checkpoint-"))
+    names = [file[len(place.rstrip("/")) + 1 :].partition("/") for file in files]
+    return sorted({name for name, below, _ in names if below and name.startswith(("checkpoint-", "step-"))})
 
 
 class PacedExecution(ExecutionCallback):
@@ -412,13 +412,16 @@ def _checkpoint_to_resume(job: TrainJob) -> Iterator[Path | None]:
 
 
 def _tidy(job: TrainJob) -> None:
-    """Deletes what earlier attempts have left of checkpoints that Ray Train does not know of, complete or not."""
+    """Deletes what earlier attempts have left of checkpoints that are on no list, complete or not."""
     with contextlib.suppress(CheckpointError, DataError):  # a storage or a list that fails now is no reason to stop
         kept = {*registered_checkpoints(job.checkpoints), job.resume.rstrip("/").rpartition("/")[2]}
         if (checkpoint := ray.train.get_checkpoint()) is not None:
             kept.add(checkpoint.path.rstrip("/").rpartition("/")[2])
-        for name in set(_checkpoint_folders(job.checkpoints)) - kept:
-            storage.delete_folder(storage.join(job.checkpoints, name))
+        if storage.exists(pointer := storage.join(job.folder, BEST)):
+            kept.add(json.loads(storage.read_bytes(pointer))["checkpoint"])
+        for place in (job.checkpoints, storage.join(job.folder, "best")):
+            for name in set(_checkpoint_folders(place)) - kept:
+                storage.delete_folder(storage.join(place, name))
 
 
 class _Observer:

@@ -184,12 +184,16 @@ def test_checkpoints_on_no_list_are_deleted_at_the_start(observer: Any, monkeypa
     stored = [Path(rest["checkpoint"].path) for _, rest in observer.reports]
     (stored[3] / "state.json").unlink()
     snapshot = register(Path(observer.job.folder), [stored[1].name])
+    best = Path(observer.job.folder) / "best"
+    (best / "step-00000009-1").mkdir()
+    (best / "step-00000009-1" / "state.json").write_text("{}")
     at = SimpleNamespace(path=str(stored[1]))
     monkeypatch.setattr(job_module.ray.train, "get_checkpoint", lambda: at)
     job = replace(observer.job, resume=str(stored[2]))
 
     _tidy(job)
     assert [place.exists() for place in stored] == [False, True, True, False]
+    assert [place.name[:13] for place in best.iterdir() if place.is_dir()] == ["step-00000001"]
     _tidy(observer.job)
     assert [place.exists() for place in stored] == [False, True, False, False]
     save(observer, 5, 1.0)
