@@ -24,6 +24,7 @@ import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -195,7 +196,7 @@ def remote_progress(
             except ray.exceptions.RayError:
                 return
             for line in lines:
-                say(line)
+                say(escape(line))  # it may quote an error with brackets
             bar.update(completed, note)
 
     interruption: Exception | None = None

@@ -36,6 +36,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
+from rich.markup import escape
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -211,7 +212,7 @@ def _prepare_resumption(job: TrainJob) -> TrainJob:
         place = storage.join(job.checkpoints, SNAPSHOT)
         storage.write_bytes(f"{place}.damaged", storage.read_bytes(place))
         storage.delete_file(place)
-        say(f"[yellow]{error}[/] It was put aside as {SNAPSHOT}.damaged.")
+        say(f"[yellow]{escape(str(error))}[/] It was put aside as {SNAPSHOT}.damaged.")
     folders = _checkpoint_folders(job.checkpoints)
     if complete := [name for name in folders if storage.exists(storage.join(job.checkpoints, name, STATE))]:
         say(f"{job.name}: beginning at the newest complete checkpoint, {complete[-1]}")
