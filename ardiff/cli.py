@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch([a for a in arguments if a != "--debug"], debug)
     except KeyboardInterrupt:
-        _complain("Interrupted. The same command goes on where this one stopped.", "\n")
+        _complain("Interrupted. The same command goes on where this one stopped (without resume=none).", "\n")
         return 130
     except ArdiffError as error:
         if debug:

@@ -24,6 +24,7 @@ import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -170,6 +171,11 @@ class ProgressBar:
             say(line, completed=completed, total=self.total, unit=self.unit)
 
 
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Places an actor on the driver's node: elsewhere it would be lost with a node that the job can do without."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 @contextlib.contextmanager
 def remote_progress(
     description: str, total: int, unit: str, kind: type[Monitor] = Monitor, *arguments: Any
@@ -180,9 +186,7 @@ def remote_progress(
     another ``kind`` if one is given, made with ``arguments``. A failure that was told to it is raised here when the
     block ends.
     """
-    # On the driver's node: elsewhere it would be lost with a node that training can do without.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    monitor: Any = ray.remote(kind).options(num_cpus=0, scheduling_strategy=here).remote(*arguments)
+    monitor: Any = ray.remote(kind).options(num_cpus=0, scheduling_strategy=on_this_node()).remote(*arguments)
     stop = threading.Event()
 
     def follow(bar: ProgressBar) -> None:
@@ -196,7 +200,7 @@ def remote_progress(
             except ray.exceptions.RayError:
                 return
             for line in lines:
-                say(line)
+                say(escape(line))  # it may quote an error with brackets
             bar.update(completed, note)
 
     interruption: Exception | None = None

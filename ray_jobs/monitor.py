@@ -2,7 +2,10 @@
 
 import time
 
-from ardiff.errors import ArdiffError
+from ardiff.errors import ArdiffError, TrainingError
+
+ALIKE = 3
+"""Attempts that fail in the same way one after the other before there is no further one."""
 
 
 class Monitor:
@@ -12,7 +15,8 @@ class Monitor:
         self.completed, self.note = 0, ""
         self.lines: list[str] = []
         self.error: ArdiffError | None = None
-        self.accusation = ""
+        self.accusation = self.failing = ""
+        self.blamed, self.repeated, self.alike = "", "", 0
         self.attempts: dict[str, int] = {}
 
     def set(self, completed: int, note: str = "") -> None:
@@ -23,11 +27,26 @@ class Monitor:
         self.accusation = ""
         self.attempts.clear()
 
-    def accuse(self, reason: str) -> None:
-        self.accusation = self.accusation or reason
+    def accuse(self, who: str, what: str) -> None:
+        """A worker of the attempt that is running has failed; the first one counts."""
+        if not self.accusation:
+            self.accusation, self.failing = f"{who} {what}", what
+
+    def end_attempt(self, lost: str) -> None:
+        """An attempt has failed, for the reason ``lost`` if no worker named one. Ends all if it was the same thrice."""
+        failing, self.blamed = (self.failing, self.accusation) if self.accusation else ("", "")
+        self.alike = self.alike + 1 if failing and failing == self.repeated else 1
+        self.repeated, self.accusation = failing, ""
+        self.say(f"An attempt failed: {self.blamed or lost}")
+        if self.alike == ALIKE and self.error is None:
+            self.error = TrainingError(
+                f"Training failed {ALIKE} times in the same way, so another attempt is of no use: {self.blamed}. The "
+                "last checkpoint is good; with --debug the same command shows the workers' output."
+            )
 
     def blame(self) -> str:
-        return self.accusation
+        """Who failed with what, in the last attempt; empty if nobody said."""
+        return self.accusation or self.blamed
 
     def attempt(self, what: str) -> int:
         """A process begins ``what``. Returns how many have begun it before and did not live to end it."""

@@ -12,7 +12,7 @@ import ray
 from ardiff.data import storage
 from ardiff.data.quarantine import ERRORS, BadClip, Quarantine, Unit, read_errors, write_errors
 from ardiff.errors import ArdiffError
-from ray_jobs.common import say
+from ray_jobs.common import on_this_node, say
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ def quarantine(
     if aside:
         say(f"{len(aside)} videos are too short for a clip: rows of {storage.join(folder, ERRORS)}, not counted as bad")
         write_errors(place, accounts.all_rows)
-    keeper: Any = ray.remote(_Keeper).options(num_cpus=0).remote(place, accounts)
+    kept = ray.remote(_Keeper).options(num_cpus=0, scheduling_strategy=on_this_node())
+    keeper: Any = kept.remote(place, accounts)
     try:
         yield Reporter(keeper)
     except BaseException:

@@ -15,13 +15,15 @@ import logging
 import os
 import re
 import secrets
+import signal
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.fs as pafs
@@ -34,6 +36,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
+from rich.markup import escape
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -48,13 +51,24 @@ from ardiff.train import workers
 from ardiff.train.checkpoint import STATE, TrainState, load_checkpoint, write_shards, write_state
 from ardiff.train.engine import Engine
 from ardiff.train.export import MODEL, write_trained
-from ardiff.train.loop import TrainConfig, make_critic_engine, make_engine, train
+from ardiff.train.loop import SHARES, TrainConfig, make_critic_engine, make_engine, readable_failures, train
 from ardiff.train.tasks import Batch, Task
-from ray_jobs.common import MAX_DEATHS, attempting, remote_progress, resolve_device, telling
+from ray_jobs.common import (
+    MAX_DEATHS,
+    attempting,
+    await_resource,
+    remote_progress,
+    resolve_device,
+    say,
+    telling,
+)
 
 logger = logging.getLogger(__name__)
 HISTORY = "history.json"
 BEST = "best/best.json"
+SNAPSHOT, RESULTS = "checkpoint_manager_snapshot.json", "checkpoint_results"
+"""Ray Train's list of a run's checkpoints, and where in it they are."""
+LOST = "a worker died without a word, as it does when the system kills it for lack of memory"
 CHUNKS_AT_ONCE = 8192
 """Chunks of a stream that one Ray Data pipeline loads: it lists them all beforehand."""
 CHUNKS_PER_TASK = 4
@@ -100,12 +114,14 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
         ArdiffError: What stopped the training.
     """
     config, device = job.config, resolve_device(job.config.device)
-    _prepare_resumption(job)
+    _check_room(config, device)
+    job = _prepare_resumption(job)
     # Ray Train restores the latest registered checkpoint of a run of the same name in the same storage.
     filesystem, path = storage.open_filesystem(job.folder, patient=True)
     if isinstance(filesystem, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
     with remote_progress(job.name, config.num_steps, "step") as monitor:
+        callbacks: Any = [_FailedAttempts(monitor)] if config.max_failures else None
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={"job": job, "monitor": monitor},
@@ -117,39 +133,126 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
                 storage_filesystem=filesystem,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
                 failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+                callbacks=callbacks,
             ),
         )
         try:
-            trainer.fit()
+            with _interruptible():
+                trainer.fit()
         except ray.train.TrainingFailedError as error:
-            blame = ray.get(monitor.blame.remote())
-            reason = blame or "a worker died without a word, as it does when the system kills it for lack of memory"
-            times = f" {config.max_failures + 1} times" if config.max_failures > 0 else ""
-            raise TrainingError(
-                f"Training failed{times}: {reason}. The last checkpoint is good; with --debug the same command shows "
-                "the workers' output."
-            ) from error
+            raise _reason(error, job, ray.get(monitor.blame.remote())) from error
     history: dict[str, list[list[float]]] = json.loads(storage.read_bytes(storage.join(job.folder, HISTORY)))
     return history
 
 
-def _prepare_resumption(job: TrainJob) -> None:
-    """Does to the run's folder what ``job.resume`` says. Raises CheckpointError."""
-    begun = storage.exists(storage.join(job.checkpoints, "checkpoint_manager_snapshot.json"))
-    match job.resume:
-        case "auto":
-            return
-        case "latest":
-            if not begun:
-                raise CheckpointError(
-                    f"There is no checkpoint in {job.folder} to go on from: resume=auto starts afresh."
-                )
-        case "none":
-            for name in ("ray", "best", "tensorboard"):
-                storage.delete_folder(storage.join(job.folder, name))
-        case uri:
-            if not storage.exists(storage.join(uri, STATE)):
-                raise CheckpointError(f"resume={uri} is neither auto, latest, none nor the folder of a checkpoint.")
+class _FailedAttempts(ray.train.UserCallback):
+    """Tells the monitor of every attempt that fails; Ray Train's controller calls it."""
+
+    def __init__(self, monitor: Any) -> None:
+        self.monitor = monitor
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train before it tries again, or gives up."""
+        self.monitor.end_attempt.remote(LOST)
+
+
+def _reason(error: ray.train.TrainingFailedError, job: TrainJob, blame: str) -> TrainingError:
+    """Why training failed; ``blame`` is what a worker said, if one did."""
+    if isinstance(error, ray.train.ControllerError):
+        return TrainingError(
+            f"Ray Train could not go on, although no worker failed: {_told(error.controller_failure)}. See that "
+            f"{job.checkpoints}, where it lists the checkpoints, can be reached and has room: the same command goes on "
+            "from the last one."
+        )
+    times = f" {job.config.max_failures + 1} times" if job.config.max_failures > 0 else ""
+    return TrainingError(
+        f"Training failed{times}: {blame or LOST}. The last checkpoint is good; with --debug the same command shows "
+        "the workers' output."
+    )
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes Ctrl-C a KeyboardInterrupt again around ``fit``, which sets a handler that ends the process as if all were
+    well, and leaves it there."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+def _check_room(config: TrainConfig, device: torch.device) -> None:
+    """Raises ConfigError if the cluster has no room for the workers and gets none: Ray Train would wait for ever."""
+    setting = "min_workers" if config.min_workers else "num_workers"
+    count = config.min_workers or config.num_workers
+    needs: dict[Literal["CPU", "GPU"], int] = {"GPU": count} if device.type == "cuda" else {}
+    for kind, need in {**needs, "CPU": count * config.cpu_threads + 1}.items():
+        if (have := await_resource(kind, need)) < need:
+            parts = f" (train.cpu_threads={config.cpu_threads} each, and one to load data)" if kind == "CPU" else ""
+            raise ConfigError(
+                f"train.{setting}={count} needs {need} {kind}s{parts}, but the Ray cluster has {have}: lower it or "
+                "add nodes."
+            )
+
+
+def _prepare_resumption(job: TrainJob) -> TrainJob:
+    """Does to the run's folder what ``job.resume`` says; returns the job as it is to begin.
+
+    Without a list of checkpoints that Ray Train can go on from, it begins at the newest complete checkpoint.
+
+    Raises CheckpointError.
+    """
+    if job.resume == "none":
+        for name in ("ray", "best", "tensorboard"):
+            storage.delete_folder(storage.join(job.folder, name))
+        storage.delete_file(storage.join(job.folder, HISTORY))
+        return job
+    if job.resume not in ("auto", "latest") and not storage.exists(storage.join(job.resume, STATE)):
+        raise CheckpointError(f"resume={job.resume} is neither auto, latest, none nor the folder of a checkpoint.")
+    try:
+        if registered_checkpoints(job.checkpoints):
+            return job
+    except CheckpointError as error:
+        place = storage.join(job.checkpoints, SNAPSHOT)
+        storage.write_bytes(f"{place}.damaged", storage.read_bytes(place))
+        storage.delete_file(place)
+        say(f"[yellow]{escape(str(error))}[/] It was put aside as {SNAPSHOT}.damaged.")
+    folders = _checkpoint_folders(job.checkpoints)
+    if complete := [name for name in folders if storage.exists(storage.join(job.checkpoints, name, STATE))]:
+        say(f"{job.name}: beginning at the newest complete checkpoint, {complete[-1]}")
+        return replace(job, resume=storage.join(job.checkpoints, complete[-1]))
+    if job.resume == "latest":
+        raise CheckpointError(f"There is no checkpoint in {job.folder} to go on from: resume=auto starts afresh.")
+    return job
+
+
+def registered_checkpoints(place: str) -> list[str]:
+    """The folders on Ray Train's list of a run's checkpoints in ``place``.
+
+    Raises CheckpointError if the list is torn or a checkpoint on it is gone, which Ray Train would not bear.
+    """
+    snapshot = storage.join(place, SNAPSHOT)
+    if not storage.exists(snapshot):
+        return []
+    try:
+        names = [str(result["checkpoint_dir_name"]) for result in json.loads(storage.read_bytes(snapshot))[RESULTS]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"Ray Train's list of checkpoints, {snapshot}, is damaged.") from error
+    for name in names:
+        if not storage.exists(storage.join(place, name, STATE)):
+            raise CheckpointError(f"Ray Train's list of checkpoints, {snapshot}, names {name}, which is not complete.")
+    return names
+
+
+def _checkpoint_folders(place: str) -> list[str]:
+    """The names of all folders of checkpoints in ``place``, complete or not, by their steps."""
+    files = storage.list_files(place) if storage.exists(place) else []
+    names = [file[len(place.rstrip("/")) + 1 :].partition("/") for file in files]
+    return sorted({name for name, below, _ in names if below and name.startswith(("checkpoint-", "step-"))})
 
 
 class PacedExecution(ExecutionCallback):
@@ -268,10 +371,17 @@ def _train_worker(arguments: dict[str, Any]) -> None:
         logger.exception("This worker's training has failed.")
         told = ray.get(monitor.failure.remote()) is not None
         if not told:
-            where = ", ".join(getattr(error, "__notes__", [])) or f"worker {workers.rank()}, before the first step"
-            ray.get(monitor.accuse.remote(f"{where}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"))
+            who = f"worker {workers.rank()}"
+            notes = [note.removeprefix(f"{who} ") for note in getattr(error, "__notes__", [])]
+            when = ", ".join(notes) or "before the first step"
+            ray.get(monitor.accuse.remote(who, f"{when}: {_told(error)}"))
         if not told or workers.size() > 1:  # the others wait for this worker, until Ray Train ends them
             raise
+
+
+def _told(error: Exception) -> str:
+    """The error in one line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _with_names(error: ArdiffError, stream: Stream) -> ArdiffError:
@@ -293,23 +403,26 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
     context.enable_progress_bars = False
     context.custom_execution_callback_classes.append(PacedExecution)
     torch.set_num_threads(job.config.cpu_threads)
-    task = job.make_task()
     device = ray.train.torch.get_device()
-    engine = make_engine(task.model, job.config, device)
-    critic = None if task.critic is None else make_critic_engine(task.critic, job.config, device)
+    with readable_failures("when it built the model", SHARES):
+        task = job.make_task()
+        engine = make_engine(task.model, job.config, device)
+        critic = None if task.critic is None else make_critic_engine(task.critic, job.config, device)
     start = TrainState(0, 0, job.fingerprint)
-    with _checkpoint_to_resume(job) as folder:
+    with readable_failures("when it read the checkpoint", SHARES), _checkpoint_to_resume(job) as folder:
         if folder is not None:
             start = load_checkpoint(folder, engine, job.fingerprint, critic)
     if workers.rank() == 0:
         job.record()
+        _tidy(job)
     observer = _Observer(job, engine, critic, start.step, monitor)
     if start.step < job.config.num_steps:
         batches = ray_batches(job.stream, start.samples, job.config, workers.rank(), monitor)
         train(task, engine, batches, job.config, start, observer, critic=critic)
-    weights = engine.averaged_weights()
-    if workers.rank() == 0:
-        write_trained(job.description, weights, job.result)
+    with readable_failures("when it wrote the trained model", SHARES):
+        weights = engine.averaged_weights()
+        if workers.rank() == 0:
+            write_trained(job.description, weights, job.result)
     observer.close()
 
 
@@ -327,6 +440,19 @@ def _checkpoint_to_resume(job: TrainJob) -> Iterator[Path | None]:
             yield Path(copy)
     else:
         yield Path(job.resume)
+
+
+def _tidy(job: TrainJob) -> None:
+    """Deletes what earlier attempts have left of checkpoints that are on no list, complete or not."""
+    with contextlib.suppress(CheckpointError, DataError):  # a storage or a list that fails now is no reason to stop
+        kept = {*registered_checkpoints(job.checkpoints), job.resume.rstrip("/").rpartition("/")[2]}
+        if (checkpoint := ray.train.get_checkpoint()) is not None:
+            kept.add(checkpoint.path.rstrip("/").rpartition("/")[2])
+        if storage.exists(pointer := storage.join(job.folder, BEST)):
+            kept.add(json.loads(storage.read_bytes(pointer))["checkpoint"])
+        for place in (job.checkpoints, storage.join(job.folder, "best")):
+            for name in set(_checkpoint_folders(place)) - kept:
+                storage.delete_folder(storage.join(place, name))
 
 
 class _Observer:
@@ -413,21 +539,25 @@ class _Observer:
             place = storage.join(self.job.checkpoints, name)
             failure = self._together(lambda: self._write(Path(folder))) or self._together(self.flush, self.leads)
             failure = failure or self._store(Path(folder), place, state)
-            if not failure and self._is_best(loss):
+            if failure:
+                self._bear(state.step, failure)
+                return
+            self.failed_saves = 0
+            seconds = round(time.monotonic() - began, 3)
+            logger.info("checkpoint stored", extra={"fields": {"place": place, "seconds": seconds, "mean_loss": loss}})
+            filesystem, path = storage.open_filesystem(place, patient=True)
+            ray.train.report(
+                {"step": state.step, "loss": loss},
+                checkpoint=ray.train.Checkpoint(path, filesystem),
+                checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+            )
+            if self._is_best(loss):
                 best = storage.join(self.job.folder, "best", f"step-{state.step:08d}-{self.token}")
                 failure = self._store(Path(folder), best, state) or self._point_to_best(state.step, loss, best)
-        if failure:
-            self._bear(state.step, failure)
-            return
-        self.failed_saves = 0
-        seconds = round(time.monotonic() - began, 3)
-        logger.info("checkpoint stored", extra={"fields": {"place": place, "seconds": seconds, "mean_loss": loss}})
-        filesystem, path = storage.open_filesystem(place, patient=True)
-        ray.train.report(
-            {"step": state.step, "loss": loss},
-            checkpoint=ray.train.Checkpoint(path, filesystem),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
+        if failure and self.leads:
+            self.monitor.say.remote(
+                f"{self.job.name}: step {state.step} is the best one, but could not be kept as such: {failure}"
+            )
 
     def _write(self, folder: Path) -> None:
         write_shards(folder, self.engine, self.critic)

@@ -29,7 +29,7 @@ from ardiff.data.latents import (
     statistics_of,
     vae_fingerprint,
 )
-from ardiff.data.manifest import VideoRecord, class_names, manifest_table, read_manifest, usable
+from ardiff.data.manifest import VideoRecord, class_names, content_of, manifest_table, read_manifest, usable
 from ardiff.data.quarantine import too_short
 from ardiff.data.streams import ClipStream, LatentStream, Stream
 from ardiff.data.transforms import to_unit
@@ -111,7 +111,7 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
     manifest = read_manifest(config.data.clips.manifest) if config.data.source == "clips" else []
     latents, records = _of_clips(config, manifest) if config.data.source == "clips" else (_stored(config), [])
     _check(config, latents)
-    clips, tried = config.data.clips, {r.uri for r in records}
+    clips, tried = config.data.clips, set() if config.resume == "none" else {r.uri for r in records}
     short = too_short(manifest, "train", clips.span, clips.fps)
     accounts = quarantine(config.output, len(records), clips.max_bad_fraction, "video", tried, short)
     with (
@@ -120,7 +120,7 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
     ):
         stream, source = _stream(config, latents, records, bad)
         if records and not load_autoencoder(config.data.vae).config.unit_latents:
-            latents = replace(latents, statistics=_statistics_of(config, stream))
+            latents = replace(latents, statistics=_statistics_of(config, stream, source))
         names = latents.class_names if config.dit.num_classes else []
         job = TrainJob(
             name="AR-DiT",
@@ -137,7 +137,7 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
             stream=stream,
             make_task=functools.partial(_make_task, config, latents),
             record=functools.partial(record_run, config.output, config),
-            description=describe_dit(config.dit, config.diffusion, latents.statistics, names, latents.vae),
+            description=describe_dit(config.dit, config.diffusion, latents, names),
             result=config.pipeline,
             resume=config.resume,
         )
@@ -148,11 +148,12 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
 
 
 def _stored(config: TrainDiTConfig) -> LatentSet:
-    """The stored set, which must be of the AR-VAE that the configuration names, if it names one."""
+    """The stored set, with the AR-VAE that the pipeline gets, which must be the one that made it."""
     latents = read_description(config.latents)
-    if config.data.vae:
-        check_vae(config.latents, latents, config.data.vae)
-    return latents
+    vae = config.data.vae or latents.vae
+    if config.data.vae or latents.vae_fingerprint:
+        check_vae(config.latents, latents, vae)
+    return replace(latents, vae=storage.absolute(vae))
 
 
 def _of_clips(config: TrainDiTConfig, manifest: list[VideoRecord]) -> tuple[LatentSet, list[VideoRecord]]:
@@ -172,7 +173,7 @@ def _stream(
     seed, clips = config.train.seed, config.data.clips
     if records:
         resolution = load_autoencoder(config.data.vae).config.resolution
-        name = fingerprint(clips.recipe, config.data.statistics_clips, latents.fingerprint)
+        name = fingerprint(clips.recipe, content_of(records), config.data.statistics_clips, latents.fingerprint)
         return ClipStream(manifest_table(records), clips, resolution, seed, report=bad), name
     files = [storage.join(config.latents, file) for file in latents.files]
     shape = (latents.num_frames, latents.num_tokens, latents.token_dim)
@@ -180,11 +181,16 @@ def _stream(
     return LatentStream(files, latents.rows, shape, seed, config.files_per_chunk), name
 
 
-def _statistics_of(config: TrainDiTConfig, stream: Stream) -> LatentStatistics:
-    """How the latents of the first clips are spread; kept in the run's folder, so that a resumed run has the same."""
-    place = storage.join(config.output, "statistics.json")
-    if storage.exists(place):
-        return LatentStatistics(**json.loads(storage.read_bytes(place)))
+def _statistics_of(config: TrainDiTConfig, stream: Stream, source: str) -> LatentStatistics:
+    """How the latents of the first clips are spread; kept in the run's folder, so that a resumed run has the same.
+
+    ``source`` names what feeds the training: what was kept of another is computed again.
+    """
+    place, key = storage.join(config.output, "statistics.json"), fingerprint(source, config.train.seed)
+    if config.resume != "none" and storage.exists(place):
+        kept = json.loads(storage.read_bytes(place))
+        if kept.pop("source", "") == key:
+            return LatentStatistics(**kept)
     chunks = range(stream.locate(config.data.statistics_clips - 1)[0] + 1)
     with remote_progress("statistics", len(chunks), "chunk") as monitor:
 
@@ -199,7 +205,7 @@ def _statistics_of(config: TrainDiTConfig, stream: Stream) -> LatentStatistics:
 
         rows = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map(encode).take_all()
     statistics = statistics_of([row["sums"] for row in rows])
-    storage.write_bytes(place, json.dumps(asdict(statistics)).encode())
+    storage.write_bytes(place, json.dumps({"source": key, **asdict(statistics)}).encode())
     return statistics
 
 

@@ -13,7 +13,7 @@ from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.clips import ClipConfig
-from ardiff.data.manifest import manifest_table, read_manifest, usable
+from ardiff.data.manifest import content_of, manifest_table, read_manifest, usable
 from ardiff.data.quarantine import too_short
 from ardiff.data.streams import ClipStream
 from ardiff.randomness import derive_seed
@@ -60,7 +60,8 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
     """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
     manifest, clips = read_manifest(config.clips.manifest), config.clips
     records = usable(manifest, "train", clips.span, clips.fps)
-    tried, short = {r.uri for r in records}, too_short(manifest, "train", clips.span, clips.fps)
+    tried = set() if config.resume == "none" else {r.uri for r in records}
+    short = too_short(manifest, "train", clips.span, clips.fps)
     with (
         ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
         quarantine(config.output, len(records), clips.max_bad_fraction, "video", tried, short) as bad,
@@ -71,7 +72,12 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
             name="AR-VAE",
             folder=config.output,
             fingerprint=fingerprint(
-                config.vae, config.task, config.clips.recipe, config.init_from, config.train.recipe
+                config.vae,
+                config.task,
+                config.clips.recipe,
+                content_of(records),
+                config.init_from,
+                config.train.recipe,
             ),
             config=config.train,
             stream=stream,

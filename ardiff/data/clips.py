@@ -71,8 +71,11 @@ class ClipConfig:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What must not change when training goes on: all that decides which pixels come in which order."""
-        return {name: value for name, value in asdict(self).items() if name != "max_bad_fraction"}
+        """What must not change when training goes on: all that decides which pixels of the videos come in which order.
+
+        The videos are named by :func:`ardiff.data.manifest.content_of`, wherever their manifest lies.
+        """
+        return {name: value for name, value in asdict(self).items() if name not in ("manifest", "max_bad_fraction")}
 
 
 def probe_video(file: storage.StoredFile) -> Probe:

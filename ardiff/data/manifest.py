@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.errors import DataError
 
@@ -181,6 +182,11 @@ def usable(records: Sequence[VideoRecord], split: Split, min_frames: int, fps: f
         f"All {len(mine)} videos of the '{split}' split are shorter than the {min_frames} frames of a clip "
         f"(the shortest has {min(lengths)}, the longest {max(lengths)}): ask for shorter clips or a smaller stride."
     )
+
+
+def content_of(records: Sequence[VideoRecord]) -> str:
+    """Names what clips are cut from: another value, other videos, another order or other classes."""
+    return fingerprint([[r.uri, r.size, r.etag, r.num_frames, r.label] for r in records])
 
 
 def class_names(records: Sequence[VideoRecord]) -> list[str]:

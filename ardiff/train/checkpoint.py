@@ -56,8 +56,8 @@ def load_checkpoint(folder: Path, engine: Engine, fingerprint: str, critic: Engi
     state = read_state(folder)
     if state.fingerprint != fingerprint:
         raise CheckpointError(
-            "The checkpoint in this run's folder was made with another configuration (model, data, optimizer or seed): "
-            "give another output folder, or delete this one to start again."
+            "The checkpoint in this run's folder was made with another configuration or other data (model, videos or "
+            "latents, optimizer or seed): give another output folder, or delete this one to start again."
         )
     engine.restore(Shards(folder))
     if critic is not None:

@@ -90,11 +90,12 @@ def deepspeed_settings(
     config: DeepSpeedConfig, micro_batch_size: int, gradient_accumulation: int, max_grad_norm: float, precision: str
 ) -> dict[str, Any]:
     """DeepSpeed's own configuration. Raises ValueError if ``config.raw`` contradicts the rest."""
-    zero: dict[str, Any] = {"stage": config.stage}
-    if config.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if config.offload_parameters:
-        zero["offload_param"] = {"device": "cpu"}
+    off, nowhere = {"enabled": False}, {"device": "none"}
+    zero: dict[str, Any] = {
+        "stage": config.stage,
+        "offload_optimizer": {"device": "cpu"} if config.offload_optimizer else nowhere,
+        "offload_param": {"device": "cpu"} if config.offload_parameters else nowhere,
+    }
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation,
@@ -103,12 +104,14 @@ def deepspeed_settings(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
+        "bf16": {"enabled": True, "check_grad_overflow": True} if precision == "bf16" and config.stage else off,
+        "fp16": {"enabled": True} if precision == "fp16" else off,
     }
-    if precision == "bf16" and config.stage:
-        ours["bf16"] = {"enabled": True, "check_grad_overflow": True}
-    if precision == "fp16":
-        ours["fp16"] = {"enabled": True}
-    return _with_raw(ours, config.raw, "")
+    settings = _with_raw(ours, config.raw, "")
+    for section in (settings, settings["zero_optimization"]):  # what is off was there to be compared
+        for name in [name for name, value in section.items() if value in (off, nowhere)]:
+            del section[name]
+    return settings
 
 
 def _with_raw(ours: dict[str, Any], raw: dict[str, Any], where: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ardiff.config import to_dict
 from ardiff.data import storage
-from ardiff.data.latents import LatentStatistics
+from ardiff.data.latents import LatentSet, LatentStatistics, vae_fingerprint
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import CheckpointError, ConfigError
@@ -40,7 +40,8 @@ class ExportConfig:
     weights: Literal["ema", "raw"] = "ema"
     """``ema``: the average of the weights. ``raw``: the weights themselves."""
     vae: str | None = None
-    """For an AR-DiT, the AR-VAE to put beside it; without it, the one that made the latents it was trained on."""
+    """For an AR-DiT, the AR-VAE to put beside it; without it, the one that made the latents it was trained on,
+    which must be in its place."""
 
 
 def run(config: ExportConfig) -> None:
@@ -62,7 +63,7 @@ def run(config: ExportConfig) -> None:
         if config.vae is not None:
             if description["kind"] != "ar-dit":
                 raise ConfigError("vae is for checkpoints of an AR-DiT; this one is of an AR-VAE.")
-            description["vae"] = config.vae
+            description |= {"vae": config.vae, "vae_fingerprint": ""}
         part = "ema" if config.weights == "ema" else "model"
         shards = Shards(folder)
         weights = {name: shards.read(part, name) for name in shards.names(part)}
@@ -76,16 +77,17 @@ def describe_autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
 
 
 def describe_dit(
-    config: DiTConfig, diffusion: DiffusionConfig, statistics: LatentStatistics, class_names: list[str], vae: str
+    config: DiTConfig, diffusion: DiffusionConfig, latents: LatentSet, class_names: list[str]
 ) -> dict[str, Any]:
-    """What :func:`write_trained` needs to know of an AR-DiT; ``vae`` is the place of its AR-VAE."""
+    """What :func:`write_trained` needs to know of an AR-DiT; ``latents`` are what it is trained on."""
     return {
         "kind": "ar-dit",
         "dit": to_dict(config),
         "diffusion": to_dict(diffusion),
-        "latent_statistics": asdict(statistics),
+        "latent_statistics": asdict(latents.statistics),
         "class_names": class_names,
-        "vae": storage.absolute(vae),
+        "vae": storage.absolute(latents.vae),
+        "vae_fingerprint": latents.vae_fingerprint,
     }
 
 
@@ -93,7 +95,7 @@ def write_trained(description: dict[str, Any], weights: dict[str, Tensor], outpu
     """Writes the folder of a trained model: an AR-VAE, or a pipeline of an AR-DiT and its AR-VAE.
 
     Raises:
-        CheckpointError: The weights are not the model's, or there is no AR-VAE in its place.
+        CheckpointError: The weights are not the model's, or in the place of its AR-VAE is none or another.
     """
     if description["kind"] == "ar-vae":
         vae = ARAutoencoder(build_config(AutoencoderConfig, description["vae"]))
@@ -102,7 +104,13 @@ def write_trained(description: dict[str, Any], weights: dict[str, Tensor], outpu
     dit = DiT(build_config(DiTConfig, description["dit"]))
     diffusion = build_config(DiffusionConfig, description["diffusion"])
     statistics = LatentStatistics(**description["latent_statistics"])
-    vae = load_autoencoder(description["vae"])
+    place, known = description["vae"], description.get("vae_fingerprint")
+    if known and known != vae_fingerprint(place):
+        raise CheckpointError(
+            f"{place} is no longer the AR-VAE {known}, on whose latents the AR-DiT was trained: make the pipeline with "
+            "`ardiff export CHECKPOINT OUT vae=PLACE`, PLACE being where that AR-VAE lies."
+        )
+    vae = load_autoencoder(place)
     pipeline = ARDiffusionPipeline(vae, _fill(dit, weights), diffusion, statistics, description["class_names"])
     pipeline.save_pretrained(output)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ardiff.config import to_dict
-from ardiff.errors import ConfigError, TrainingError
+from ardiff.errors import ArdiffError, ConfigError, TrainingError
 from ardiff.randomness import Draws, torch_generator
 from ardiff.train import onednn, workers
 from ardiff.train.checkpoint import TrainState
@@ -31,6 +31,11 @@ from ardiff.train.tasks import Batch, Task
 
 SPIKE_WINDOW = 100
 """Steps whose median loss a spike is measured against."""
+LARGEST = ("data_wait_share", "memory_gib")
+"""Measures that are the largest of any worker."""
+SHARES = "share out more with train.engine=deepspeed and a higher train.deepspeed.stage"
+SMALLER_PARTS = f"raise train.gradient_accumulation, set train.activation_checkpointing=true, or {SHARES}"
+"""What to do when memory runs out."""
 MAX_OVERFLOWS = 50
 """Steps in a row whose gradients may be too large for fp16 before training stops."""
 
@@ -56,7 +61,8 @@ class TrainConfig:
     """How often workers or their nodes may be lost; each time training goes on from the last checkpoint. -1 for any
     number, as on machines that may be taken away at any time."""
     gradient_accumulation: int = 1
-    """Parts into which a worker cuts its share of a batch to save memory; the update is the same."""
+    """Parts into which a worker cuts its share of a batch to save memory; the update is the same, but in the AR-VAE's
+    adversarial stage, where every part has its own adaptive weight."""
     activation_checkpointing: bool = False
     """Compute the blocks again in the backward pass instead of keeping their activations: less memory, a third more
     work."""
@@ -95,7 +101,8 @@ class TrainConfig:
     save_patience: int = 3
     """Checkpoints in a row that may fail to be stored before training stops."""
     max_loss_ratio: float = 0.0
-    """Stop before a step whose loss is this many times the median of the last hundred; 0 never does."""
+    """Stop before a step whose loss is this many times the median of the last hundred; 0 never does. A
+    median that is not positive, as adversarial training may have, is no measure: then no step stops."""
     wandb_project: str = ""
     """Project of Weights & Biases to log to as well, with the wandb package and its own settings; empty for none."""
     profile: int = 0
@@ -271,7 +278,7 @@ def train(
     step, recent, overflows = start.step, deque[float](maxlen=SPIKE_WINDOW), 0
     while step < config.num_steps:
         rival = critic if step >= task.critic_from_step else None
-        with _readable_failures(step):
+        with readable_failures(f"at step {step}"):
             losses, logged = _accumulate(task, engine, rival, batches, config, step, meter)
         loss = sum(losses) / workers.size()
         _check_loss(losses, step, config, recent)
@@ -282,7 +289,7 @@ def train(
             )
         recent.append(loss)
         factor = learning_rate_factor(config.optimizer, step, config.num_steps)
-        with _readable_failures(step):
+        with readable_failures(f"at step {step}"):
             norm = engine.step(step, factor)
             if rival is not None:
                 logged["critic_grad_norm"] = rival.step(step, factor)
@@ -297,11 +304,13 @@ def train(
             observer.metrics(step, {"loss": loss, "grad_norm": norm, "lr_factor": factor, **meter.read(), **logged})
         due = config.sample_every and (step % config.sample_every == 0 or step == config.num_steps)
         if due:
-            model = averaged_model(engine)
-            if model is not None and (videos := task.samples(model)) is not None:
-                observer.samples(step, videos)
+            with readable_failures(f"when it made the samples of step {step}", "set train.sample_every=0"):
+                model = averaged_model(engine)
+                if model is not None and (videos := task.samples(model)) is not None:
+                    observer.samples(step, videos)
         if step % config.checkpoint_every == 0 or step == config.num_steps:
-            observer.checkpoint(TrainState(step, step * config.batch_size, start.fingerprint))
+            with readable_failures(f"when it stored the checkpoint of step {step}", SHARES):
+                observer.checkpoint(TrainState(step, step * config.batch_size, start.fingerprint))
     tracer.close()
     return TrainState(step, step * config.batch_size, start.fingerprint)
 
@@ -382,7 +391,7 @@ def _check_loss(losses: list[float], step: int, config: TrainConfig, recent: Seq
     loss = sum(losses) / len(losses)
     if config.max_loss_ratio and len(recent) == SPIKE_WINDOW:
         usual = statistics.median(recent)
-        if loss > config.max_loss_ratio * usual:
+        if loss > config.max_loss_ratio * usual > 0:
             raise TrainingError(
                 f"The loss jumped to {loss:.4g} at step {step}, from a median of {usual:.4g} over the last "
                 f"{SPIKE_WINDOW} steps, {_batch(step, config)}: check these samples, lower the learning rate, or raise "
@@ -401,20 +410,18 @@ def _batch(step: int, config: TrainConfig, rank: int | None = None) -> str:
 
 
 @contextlib.contextmanager
-def _readable_failures(step: int) -> Iterator[None]:
-    """Says of a failure on which worker and at which step it happened; of a lack of memory, what to change."""
+def readable_failures(when: str, remedy: str = "") -> Iterator[None]:
+    """Says of a failure on which worker and when it happened; of a lack of memory, what to change."""
     try:
         yield
-    except TrainingError:
+    except ArdiffError:
         raise
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             raise TrainingError(
-                f"Worker {workers.rank()} ran out of memory at step {step}: raise train.gradient_accumulation, set "
-                "train.activation_checkpointing=true, or share out more with train.engine=deepspeed and a higher "
-                "train.deepspeed.stage."
+                f"Worker {workers.rank()} ran out of memory {when}: {remedy or SMALLER_PARTS}."
             ) from error
-        error.add_note(f"worker {workers.rank()}, step {step}")
+        error.add_note(f"worker {workers.rank()} {when}")
         raise
 
 
@@ -445,7 +452,7 @@ class _Meter:
         self.flops = counter.get_total_flops()
 
     def read(self) -> dict[str, float]:
-        """Throughput since the last call."""
+        """Throughput since the last call, and the largest of all workers' :data:`LARGEST`; all of them call it."""
         now = self.clock()
         seconds, parts = max(now - self.since, 1e-9), self.parts
         # Backward takes twice the operations of forward; recomputed activations are not useful work.
@@ -459,7 +466,9 @@ class _Meter:
         if self.config.peak_tflops:
             values["mfu"] = flops / 1e12 / self.config.peak_tflops
         self.since, self.waited, self.parts = now, 0.0, 0
-        return values
+        # The worker that waits longest holds up all others, and the one with least room decides what fits.
+        largest = workers.max_over([values[name] for name in LARGEST], self.device)
+        return values | dict(zip(LARGEST, largest, strict=True))
 
 
 def _peak_memory(device: torch.device) -> int:

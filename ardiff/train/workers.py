@@ -24,6 +24,15 @@ def sum_over(values: list[float], device: torch.device) -> list[float]:
     return total.tolist()
 
 
+def max_over(values: list[float], device: torch.device) -> list[float]:
+    """The largest over all workers of each of a list that is equally long on each, in float64."""
+    if size() == 1:
+        return values
+    largest = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()
+
+
 def average_(tensors: list[Tensor], bucket: int = 2**24) -> None:
     """Replaces tensors by their means over all workers, which must hold the same ones in the same order.
 

@@ -2,23 +2,37 @@
 
 import json
 import re
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from resuming import assert_equal_checkpoints, assert_equal_files, snapshot, wait_for_checkpoint
+from resuming import (
+    assert_equal_checkpoints,
+    assert_equal_files,
+    last_checkpoint,
+    snapshot,
+    wait_for_checkpoint,
+)
+
+from ardiff.data.streams import LatentStream
+from ardiff.errors import TrainingError
+from ardiff.train.loop import TrainConfig
+from ardiff.train.tasks import Task
+from ray_jobs.train import TrainJob, run_training
 
 pytestmark = pytest.mark.ray
 
 STEPS = 120
 TRAIN = [f"train.num_steps={STEPS}", "train.checkpoint_every=10", "train.log_every=10", "train.cpu_threads=1"]
+SIZES = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2}
 
 
 def test_dit_training_survives_sigkill(jobs: Any, latents: Path, tmp_path: Path) -> None:
-    sizes = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2}
     settings = [f"latents={latents}", "files_per_chunk=2", "dit.num_classes=3", "train.batch_size=8", *TRAIN]
-    settings += [f"dit.{name}={value}" for name, value in sizes.items()]
+    settings += [f"dit.{name}={value}" for name, value in SIZES.items()]
     _kill_and_compare(jobs, tmp_path, "train_dit", settings, "pipeline/dit.safetensors")
 
     # Now that there is a finished run: one of another model is refused, and changes nothing.
@@ -28,6 +42,55 @@ def test_dit_training_survives_sigkill(jobs: Any, latents: Path, tmp_path: Path)
     assert result.code == 1
     assert "another configuration" in result.complaint
     assert _files(tmp_path / "whole") == before
+
+    # Killed while Ray Train wrote its list of checkpoints, with the last one gone as well.
+    whole = tmp_path / "whole"
+    shutil.rmtree(last_checkpoint(whole))
+    snapshot_file = whole / "ray" / "checkpoint_manager_snapshot.json"
+    snapshot_file.write_text(snapshot_file.read_text()[:100])
+    result = jobs.run("train_dit", "--output", str(whole), *settings)
+    assert result.code == 0, result.err
+    assert re.search(r"is damaged\. It was put aside", result.err)
+    assert f"going on from the checkpoint of step {STEPS - 10}" in result.err
+    assert_equal_checkpoints(whole, tmp_path / "broken")
+    assert_equal_files(whole / "pipeline" / "dit.safetensors", tmp_path / "broken" / "pipeline" / "dit.safetensors")
+    assert len(list((whole / "ray").glob("checkpoint-*"))) == 2
+
+
+def test_ctrl_c_ends_training_as_interrupted(jobs: Any, latents: Path, tmp_path: Path) -> None:
+    settings = [f"latents={latents}", "train.batch_size=8", *TRAIN, "train.num_steps=1000000"]
+    settings += [f"dit.{name}={value}" for name, value in SIZES.items()]
+    process = jobs.start("train_dit", "--output", str(tmp_path), *settings)
+    wait_for_checkpoint(process, tmp_path)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.rstrip().endswith("The same command goes on where this one stopped (without resume=none).")
+    assert "Traceback" not in err
+    assert jobs.left_over() == []
+
+
+def test_attempts_that_fail_alike_end_although_any_number_may_fail(
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make_task() -> Task:
+        raise ValueError("[/no] such layer")
+
+    job = TrainJob(
+        name="test",
+        folder=str(tmp_path),
+        fingerprint="key",
+        config=TrainConfig(num_steps=5, max_failures=-1, cpu_threads=1, device="cpu"),
+        stream=LatentStream(["none"], [16], (4, 2, 4), seed=0, files_per_chunk=1),
+        make_task=make_task,
+        record=tmp_path.exists,
+        description={},
+        result="",
+    )
+    told = "worker 0 when it built the model: ValueError: [/no] such layer"
+    with pytest.raises(TrainingError, match=f"3 times in the same way, .*: {re.escape(told)}"):
+        run_training(job)
+    assert capsys.readouterr().err.count(f"An attempt failed: {told}") == 3
 
 
 @pytest.mark.slow

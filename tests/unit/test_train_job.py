@@ -1,6 +1,10 @@
 """ray_jobs.train without a cluster: who gets which samples, and storing checkpoints where that fails."""
 
+import contextlib
 import json
+import re
+import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +26,21 @@ from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig
 from ardiff.train.optim import OptimizerConfig
-from ray_jobs import common
+from ray_jobs import common, monitor, quarantine
 from ray_jobs import train as job_module
 from ray_jobs.monitor import Monitor as RealMonitor
-from ray_jobs.train import TrainJob, _Observer, _prepare_resumption, _with_names, load_chunk, shared_rows
+from ray_jobs.train import (
+    TrainJob,
+    _check_room,
+    _interruptible,
+    _Observer,
+    _prepare_resumption,
+    _reason,
+    _tidy,
+    _with_names,
+    load_chunk,
+    shared_rows,
+)
 
 STREAM = LatentStream([f"file-{i}" for i in range(5)], [7, 9, 4, 8, 5], (4, 2, 4), seed=3, files_per_chunk=2)
 
@@ -151,21 +166,144 @@ def test_the_best_checkpoint_is_kept_apart(observer: Any) -> None:
     assert [metrics["loss"] for metrics, _ in observer.reports] == [3.0, 1.0, 2.0, 1.5]
 
 
+def test_a_checkpoint_counts_although_the_best_one_cannot_be_kept(
+    observer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = storage.upload_folder
+
+    def fail(local: Path, uri: str) -> None:
+        if "/best/" in uri:
+            raise DataError("Cannot write: No space left on device.")
+        upload(local, uri)
+
+    monkeypatch.setattr(storage, "upload_folder", fail)
+    save(observer, 1, 3.0)
+    assert [metrics["step"] for metrics, _ in observer.reports] == [1]
+    assert observer.failed_saves == 0
+    assert re.search(r"step 1 is the best one, but .* No space left", observer.monitor.lines[-1])
+
+
+def test_checkpoints_on_no_list_are_deleted_at_the_start(observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(1, 5):
+        save(observer, step, 1.0)
+    stored = [Path(rest["checkpoint"].path) for _, rest in observer.reports]
+    (stored[3] / "state.json").unlink()
+    snapshot = register(Path(observer.job.folder), [stored[1].name])
+    best = Path(observer.job.folder) / "best"
+    (best / "step-00000009-1").mkdir()
+    (best / "step-00000009-1" / "state.json").write_text("{}")
+    at = SimpleNamespace(path=str(stored[1]))
+    monkeypatch.setattr(job_module.ray.train, "get_checkpoint", lambda: at)
+    job = replace(observer.job, resume=str(stored[2]))
+
+    _tidy(job)
+    assert [place.exists() for place in stored] == [False, True, True, False]
+    assert [place.name[:13] for place in best.iterdir() if place.is_dir()] == ["step-00000001"]
+    _tidy(observer.job)
+    assert [place.exists() for place in stored] == [False, True, False, False]
+    save(observer, 5, 1.0)
+    snapshot.write_text("{")  # nothing is known: nothing is deleted
+    _tidy(observer.job)
+    assert Path(observer.reports[-1][1]["checkpoint"].path).exists()
+
+
+def test_a_failure_of_ray_train_itself_is_told_as_such(observer: Any) -> None:
+    failure = job_module.ray.train.ControllerError(OSError("No space left on device"))
+    told = str(_reason(failure, observer.job, ""))
+    assert "no worker failed: OSError: No space left on device. See that" in told
+    assert observer.job.checkpoints in told
+    lost = job_module.ray.train.WorkerGroupError("", {})
+    assert "3 times: a worker died without a word" in str(_reason(lost, observer.job, ""))
+
+
+def test_attempts_that_fail_alike_end() -> None:
+    told = monitor.Monitor()
+    told.end_attempt("lost")
+    told.end_attempt("lost")
+    told.end_attempt("lost")
+    assert told.failure() is None
+    for step in (5, 6, 6):
+        told.accuse("worker 1", f"at step {step}: ValueError: no")
+        told.accuse("worker 0", "at step 7: RuntimeError: the other one is gone")
+        assert told.blame() == f"worker 1 at step {step}: ValueError: no"
+        told.end_attempt("lost")
+    assert told.failure() is None
+    told.accuse("worker 0", "at step 6: ValueError: no")  # the third time, whoever it was first
+    told.end_attempt("lost")
+    assert re.search(r"3 times in the same way.*: worker 0 at step 6: ValueError: no\.", str(told.failure()))
+    assert told.blame() == "worker 0 at step 6: ValueError: no"
+    lines = told.read()[2]
+    assert [line.removeprefix("An attempt failed: ")[:8] for line in lines] == ["lost"] * 3 + ["worker 1"] * 3 + [
+        "worker 0"
+    ]
+    told.end_attempt("lost")
+    assert told.blame() == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "message"),
+    [
+        ({"num_workers": 4}, "cpu", r"train\.num_workers=4 needs 9 CPUs \(train\.cpu_threads=2 each.* has 8"),
+        ({"num_workers": 8, "min_workers": 4, "cpu_threads": 3}, "cpu", r"train\.min_workers=4 needs 13 CPUs"),
+        ({"num_workers": 4, "cpu_threads": 1}, "cuda", r"train\.num_workers=4 needs 4 GPUs, but .* has 2"),
+        ({"num_workers": 2, "cpu_threads": 4}, "cuda", r"needs 9 CPUs"),
+        ({"num_workers": 2, "cpu_threads": 3}, "cuda", ""),
+        ({"num_workers": 8, "min_workers": 2}, "cpu", ""),
+    ],
+)
+def test_workers_without_room_are_refused(
+    changes: dict[str, Any], device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_module, "await_resource", lambda kind, count: {"CPU": 8, "GPU": 2}[kind])
+    refused = pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext()
+    with refused:
+        _check_room(TrainConfig(batch_size=8, **changes), torch.device(device))
+
+
 def test_where_to_begin(observer: Any, tmp_path: Path) -> None:
     save(observer, 1, 3.0)
     job, run = observer.job, Path(observer.job.folder)
-    _prepare_resumption(job)
+    stored = observer.reports[0][1]["checkpoint"].path
+    assert _prepare_resumption(job).resume == stored  # it is on no list of Ray Train's
     with pytest.raises(CheckpointError, match="no checkpoint in"):
-        _prepare_resumption(replace(job, resume="latest"))
+        _prepare_resumption(replace(job, folder=str(tmp_path / "other"), resume="latest"))
     with pytest.raises(CheckpointError, match="neither auto, latest, none"):
         _prepare_resumption(replace(job, resume=str(tmp_path / "nothing")))
-    _prepare_resumption(replace(job, resume=observer.reports[0][1]["checkpoint"].path))
-    (run / "ray" / "checkpoint_manager_snapshot.json").write_text("{}")
-    _prepare_resumption(replace(job, resume="latest"))
-    assert (run / "ray").exists()
+    _prepare_resumption(replace(job, resume=stored))
+    register(run, [Path(stored).name])
+    latest = replace(job, resume="latest")
+    assert _prepare_resumption(latest) is latest
     _prepare_resumption(replace(job, resume="none"))
     assert not (run / "ray").exists()
     assert not (run / "best").exists()
+    assert not (run / "history.json").exists()
+
+
+def register(run: Path, names: list[str]) -> Path:
+    """Writes the list of checkpoints as Ray Train does."""
+    snapshot = run / "ray" / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(json.dumps({"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]}))
+    return snapshot
+
+
+@pytest.mark.parametrize("damage", ["torn", "a folder is gone", "a folder is incomplete"])
+def test_a_damaged_list_of_checkpoints_is_put_aside(observer: Any, damage: str) -> None:
+    save(observer, 1, 3.0)
+    save(observer, 2, 2.0)
+    run = Path(observer.job.folder)
+    first, second = (Path(rest["checkpoint"].path) for _, rest in observer.reports)
+    snapshot = register(run, [first.name, second.name])
+    match damage:
+        case "torn":
+            snapshot.write_text(snapshot.read_text()[:30])
+        case "a folder is gone":
+            shutil.rmtree(second)
+        case _:
+            (second / "state.json").unlink()
+    begun = _prepare_resumption(replace(observer.job, resume="latest"))
+    assert begun.resume == str(second if damage == "torn" else first)
+    assert not snapshot.exists()
+    assert snapshot.with_suffix(".json.damaged").exists()
 
 
 def test_a_part_of_a_chunk_is_what_the_whole_has_there(tmp_path: Path) -> None:
@@ -244,3 +382,27 @@ def test_a_chunk_that_ends_processes_is_loaded_clip_by_clip_and_the_video_named(
     again = load_chunk(stream, 0, rows[[0, 2]], handle, "chunk 0")
     assert all(np.array_equal(values, whole[name][[0, 2]]) for name, values in again.items())
     assert load_chunk(stream, 0, rows, None, "chunk 0")["label"].tolist() == whole["label"].tolist()
+
+
+def test_ctrl_c_is_an_interruption_and_is_heard_again_afterwards() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with _interruptible():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray Train leaves one of its own
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt), _interruptible():
+        sys.exit(0)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_quarantine_lives_on_the_drivers_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    flush = SimpleNamespace(remote=lambda ended: (0, ""))
+    handle = SimpleNamespace(remote=lambda *arguments: SimpleNamespace(flush=flush))
+    remote = SimpleNamespace(options=lambda **options: asked.update(options) or handle)
+    context = SimpleNamespace(get_node_id=lambda: "a" * 56)
+    fake = SimpleNamespace(remote=lambda kind: remote, get=lambda value: value, get_runtime_context=lambda: context)
+    monkeypatch.setattr(quarantine, "ray", fake)
+    monkeypatch.setattr(common, "ray", fake)
+    with quarantine.quarantine("folder", 8, 0.1, "video"):
+        strategy = asked["scheduling_strategy"]
+    assert (strategy.node_id, strategy.soft) == ("a" * 56, False)

@@ -426,7 +426,23 @@ def test_running_out_of_memory_says_where_and_what_to_change(error: Exception) -
 def test_other_failures_say_where() -> None:
     with pytest.raises(KeyError) as caught:
         run(Failing(KeyError("lost")), settings())
-    assert caught.value.__notes__ == ["worker 0, step 1"]
+    assert caught.value.__notes__ == ["worker 0 at step 1"]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("samples", r"made the samples of step 3: set train\.sample_every=0"),
+        ("checkpoint", r"stored the checkpoint of step 6: .*train\.deepspeed\.stage"),
+    ],
+)
+def test_memory_that_runs_out_elsewhere_is_told_too(part: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Recorder, part, fail)
+    with pytest.raises(TrainingError, match=f"Worker 0 ran out of memory when it {message}"):
+        run(regression(), settings(sample_every=3))
 
 
 class Jumping(Regression):
@@ -442,6 +458,17 @@ def test_a_spike_stops_before_its_update() -> None:
         run(Jumping(), config)
     run(Jumping(), settings(num_steps=140, max_loss_ratio=20.0))
     run(Jumping(), settings(num_steps=140))
+
+
+class Negative(Regression):
+    """Its loss is -1, as an adversarial one may be."""
+
+    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.model.weight.sum() * 0 - 1.0, {}
+
+
+def test_a_median_that_is_not_positive_measures_no_spike() -> None:
+    run(Negative(), settings(num_steps=110, max_loss_ratio=5.0))
 
 
 def test_losses_by_frame_and_timestep_are_means_of_their_kind(make_dit: Any, make_vae: Any) -> None:

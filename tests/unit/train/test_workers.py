@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ardiff.errors import CheckpointError, ConfigError
 from ardiff.randomness import Draws, torch_generator
 from ardiff.train import workers
 from ardiff.train.checkpoint import PARTS, Shards, TrainState, load_checkpoint, save_checkpoint
-from ardiff.train.loop import TrainConfig, make_critic_engine, make_engine, train
+from ardiff.train.loop import TrainConfig, _Meter, make_critic_engine, make_engine, train
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ardiff.vae.discriminator import DiscriminatorConfig
@@ -256,6 +257,21 @@ def test_a_missing_share_is_noticed(runs: Path, tmp_path: Path) -> None:
         Shards(tmp_path / "copy")
 
 
+def measure_and_store(folder: Path) -> None:
+    """Measures where the second worker has waited for data."""
+    meter = _Meter(settings(num_workers=2), CPU, time.monotonic)
+    with meter.waiting():
+        time.sleep(0.2 * workers.rank())
+    (folder / f"{workers.rank()}.json").write_text(json.dumps(meter.read()))
+
+
+def test_the_longest_wait_is_logged(tmp_path: Path) -> None:
+    run_workers(2, measure_and_store, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["data_wait_share"] == second["data_wait_share"] > 0.5
+    assert first["memory_gib"] == second["memory_gib"]
+
+
 def draw_and_store(folder: Path) -> None:
     """The noise that a worker's samples get in six steps."""
     [part] = settings(num_workers=workers.size()).parts(workers.rank(), workers.size())
@@ -288,6 +304,10 @@ def test_no_two_workers_ever_share_a_draw(tmp_path: Path) -> None:
         (zero(2, raw={"optimizer": {"type": "Adam"}}), "set train.optimizer"),
         (zero(2, raw={"gradient_clipping": 3.0}), "gradient_clipping = 3.0"),
         (zero(2, raw={"zero_optimization": {"stage": 3}}), "zero_optimization.stage = 3"),
+        (zero(2, raw={"bf16": {"enabled": True}}), "bf16.enabled = True"),
+        ({**zero(2, raw={"fp16": {"enabled": True}}), "precision": "bf16"}, "fp16.enabled = True"),
+        (zero(2, raw={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}), "offload_optimizer.device"),
+        (zero(3, raw={"zero_optimization": {"offload_param": {"device": "nvme"}}}), "offload_param.device = 'nvme'"),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:
