@@ -182,10 +182,10 @@ def test_deploy_serve_update_and_scrape(
     ]
     assert [(line["job"], line["run"]) for line in said] == [("serve", "ardiff")], said
     assert said[0]["replica"]
-    endpoint.serve("shutdown", "-y")
 
     # What runs on a cluster is not ended by somebody who tries a checkpoint there.
     tried = cluster.run("serve", "--checkpoint", str(tmp_path / "first"))
     assert tried.code == 2, tried.err
     assert "The cluster serves ardiff already" in tried.err
     assert {model["id"] for model in client.models()} == {"first", "second"}
+    endpoint.serve("shutdown", "-y")
