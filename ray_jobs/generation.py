@@ -6,10 +6,11 @@ what has been made meanwhile, so they do little twice, and what they do twice co
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.data
@@ -22,7 +23,7 @@ from ardiff.sampling import EngineConfig
 from ardiff.sweep.models import fingerprint_of
 from ardiff.sweep.packs import Tries, in_order, make_pack, make_rows, pack_rows
 from ardiff.sweep.rows import Record, VideoRow, in_parallel, read_complete
-from ray_jobs.common import remote_progress, resolve_device, telling
+from ray_jobs.common import await_resource, remote_progress, resolve_device, telling
 from ray_jobs.monitor import VideoMonitor
 
 
@@ -90,11 +91,12 @@ def make_videos(
 
 def _check_room(workers: Workers, device: torch.device) -> None:
     """Raises ConfigError where the actors to begin with would wait for what is not there for ever."""
-    kind, each = ("GPU", workers.gpus) if device.type == "cuda" else ("CPU", workers.cpu_threads)
-    have = ray.cluster_resources().get(kind, 0)  # type: ignore[no-untyped-call]
+    kind: Literal["CPU", "GPU"] = "GPU" if device.type == "cuda" else "CPU"
+    each = workers.gpus if kind == "GPU" else workers.cpu_threads
+    have = await_resource(kind, math.ceil(workers.min_actors * each))
     if workers.min_actors * each > have:
         raise ConfigError(
-            f"{workers.min_actors} actors of {each:g} {kind}s each are more than the {have:g} of the Ray cluster: "
+            f"{workers.min_actors} actors of {each:g} {kind}s each are more than the {have} of the Ray cluster: "
             "lower min_actors or what each takes."
         )
 
@@ -124,11 +126,12 @@ class _Maker:
         left = {row.id: row for row, record in meanwhile if record is None}
         if not left:
             return
-        pipeline = self._pipeline(rows[0])
         tried = ray.get(self.monitor.tried.remote([row.record for row in left.values()]))
         for record in make_rows(
             list(left.values()),
-            lambda pack, tries: make_pack(pipeline, pack, tries, lambda frames: self._advance(number, frames)),
+            lambda pack, tries: make_pack(
+                self._pipeline(rows[0]), pack, tries, lambda frames: self._advance(number, frames)
+            ),
             lambda pack: ray.get(self.monitor.begin.remote(number, [row.record for row in pack])),
             {i: Tries(*tried[row.record]) for i, row in left.items() if row.record in tried},
             self.workers.attempts,

@@ -409,6 +409,6 @@ def _caveats(
 def _command(config: SweepConfig) -> str:
     """The call that was made, or what does the same where the job was not started by one."""
     if Path(sys.argv[0]).name in ("ardiff", "sweep.py") and "sweep" in (*sys.argv, Path(sys.argv[0]).stem):
-        arguments = [a for a in sys.argv[1:] if a != "sweep"]
+        arguments = sys.argv[2:] if sys.argv[1:2] == ["sweep"] else sys.argv[1:]
         return shlex.join(["ardiff", "sweep", *arguments])
     return f"ardiff sweep --config {storage.join(config.output, 'config.yaml')}"

@@ -78,10 +78,12 @@ class Cell:
 
 
 def cells_of(grid: GridConfig, models: Sequence[SweptModel], executor: Executor, precision: str) -> list[Cell]:
-    """The cells of a grid, checkpoint by checkpoint. Raises ConfigError if two checkpoints are the same model."""
+    """The cells of a grid, checkpoint by checkpoint. Raises ConfigError if two models, or two cells, are the same."""
     weights = [model.weights for model in models if model.weights]
     if len(set(weights)) < len(weights):
         raise ConfigError("Two of grid.checkpoints are the same model: name each of them once.")
+    if len({f"{guidance:g}" for guidance in grid.guidance_scales}) < len(grid.guidance_scales):
+        raise ConfigError("Two of grid.guidance_scales are the same to six digits: leave one out.")
     settings = itertools.product(grid.num_frames, grid.num_inference_steps, grid.guidance_scales, grid.ar_steps)
     return [
         Cell(

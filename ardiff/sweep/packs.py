@@ -5,6 +5,7 @@ until what fails stands alone.
 """
 
 import hashlib
+import logging
 import os
 import platform
 import secrets
@@ -19,12 +20,14 @@ import torch
 
 from ardiff.data import storage
 from ardiff.data.encode import encode_video
-from ardiff.errors import StorageError
+from ardiff.errors import CheckpointError, StorageError
 from ardiff.pipeline import ARDiffusionPipeline, Executor
 from ardiff.sampling.cost import frame_evaluations, sequential_passes
 from ardiff.sweep.rows import Record, VideoRow, read_complete, write_record
 from ardiff.sweep.statistics import video_statistics
 from ardiff.vae import DecoderCache
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ def make_rows(
 
     Raises:
         StorageError: A file could not be stored; what is the matter there is not the row's fault.
+        CheckpointError: Nor what is the matter with the models.
     """
     tries = {row.id: tried.get(row.id, Tries()) for row in rows}
     died = max((t.total for t in tries.values()), default=0)
@@ -104,19 +108,29 @@ def make_rows(
         begin(pack)
         for r in pack:
             tries[r.id] = Tries(tries[r.id].total + 1, tries[r.id].alone + alone)
+        made = set()
         try:
-            yield from make(pack, [tries[r.id].total for r in pack])
-        except StorageError:
+            for record in make(pack, [tries[r.id].total for r in pack]):
+                made.add(record.id)
+                yield record
+        except (StorageError, CheckpointError):
             raise
         except Exception as error:
             _free(error)
-            errors |= {r.id: error for r in pack}
-            half = (len(pack) + 1) // 2
-            waiting.extendleft([pack] if alone else [pack[half:], pack[:half]])
+            left = [r for r in pack if r.id not in made]
+            errors |= {r.id: error for r in left}
+            half = (len(left) + 1) // 2
+            waiting.extendleft(part for part in ([left] if alone else [left[half:], left[:half]]) if part)
 
 
 def _free(error: Exception) -> None:
-    """Lets go of what the failed pack held, its frames in the traceback included."""
+    """Lets go of what the failed pack held, its frames in the traceback included.
+
+    A device that has failed fails everything after it, so then this process ends; another one tries the rows again.
+    """
+    if isinstance(error, torch.AcceleratorError):
+        logger.error("The device has failed.", exc_info=error)
+        os._exit(1)
     error.__traceback__ = None
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

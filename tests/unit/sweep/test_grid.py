@@ -106,6 +106,8 @@ def test_a_model_without_classes_has_one_row_a_seed(make_pipeline: Any, tmp_path
 
 
 def test_one_model_by_two_names_is_refused(model: SweptModel) -> None:
+    with pytest.raises(ConfigError, match="same to six digits"):
+        cells_of(replace(GRID, guidance_scales=(1.5, 1.5000001)), [model], "window", "fp32")
     with pytest.raises(ConfigError, match="same model"):
         cells_of(GRID, [model, replace(model, uri="elsewhere")], "window", "fp32")
 

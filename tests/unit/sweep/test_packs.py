@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_rows import make_row
 
 from ardiff.data.encode import encode_video
-from ardiff.errors import StorageError
+from ardiff.errors import CheckpointError, StorageError
 from ardiff.sampling import EngineConfig
 from ardiff.sweep.packs import Tries, in_order, make_pack, make_rows, pack_rows, record_failure
 from ardiff.sweep.rows import Record, VideoRow, read_complete, read_record
@@ -92,6 +92,44 @@ def test_quick_packs_come_last_and_jobs_begin_at_different_places(tmp_path: Path
         assert [pack[0].ar_step == 2 for pack in order] == [False] * 9 + [True] * 3
     assert len({packs.index(order[0]) for order in orders}) > 1
     assert in_order(packs[:1]) == packs[:1]
+
+
+def test_what_a_failing_pack_has_stored_is_not_made_again(tmp_path: Path) -> None:
+    rows, seen = rows_in(tmp_path, 4), []
+
+    def make(pack: list[VideoRow], tries: list[int]) -> Iterator[Record]:
+        seen.append([row.seed for row in pack])
+        for row in pack:
+            if row.seed == 2 and len(pack) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield Record(id=row.id, status="ok")
+
+    found = list(make_rows(rows, make, lambda pack: None, {}, 2))
+    assert sorted(record.id for record in found) == sorted(row.id for row in rows)
+    assert seen == [[0, 1, 2, 3], [2], [3]]
+
+
+def test_a_device_that_has_failed_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+
+    def end(code: int) -> None:
+        ended.append(code)
+        raise SystemExit(code)
+
+    def make(pack: list[VideoRow], tries: list[int]) -> Iterator[Record]:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        yield
+
+    monkeypatch.setattr("os._exit", end)
+    with pytest.raises(SystemExit):
+        list(make_rows(rows_in(tmp_path, 2), make, lambda pack: None, {}, 2))
+    assert ended == [1]
+
+
+def test_a_model_that_does_not_load_is_not_the_rows_fault(tmp_path: Path) -> None:
+    maker = Maker(bad=(1,), error=CheckpointError("it has changed"))
+    with pytest.raises(CheckpointError, match="it has changed"):
+        list(make_rows(rows_in(tmp_path, 2), maker, lambda pack: None, {}, 2))
 
 
 class Maker:
