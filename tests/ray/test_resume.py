@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import ray_session
 from resuming import (
     assert_equal_checkpoints,
     assert_equal_files,
@@ -63,7 +64,7 @@ def test_ctrl_c_ends_training_as_interrupted(jobs: Any, latents: Path, tmp_path:
     process = jobs.start("train_dit", "--output", str(tmp_path), *settings)
     wait_for_checkpoint(process, tmp_path)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 130, err
     assert err.rstrip().endswith("The same command goes on where this one stopped (without resume=none).")
     assert "Traceback" not in err
@@ -71,7 +72,7 @@ def test_ctrl_c_ends_training_as_interrupted(jobs: Any, latents: Path, tmp_path:
 
 
 def test_attempts_that_fail_alike_end_although_any_number_may_fail(
-    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def make_task() -> Task:
         raise ValueError("[/no] such layer")
@@ -88,7 +89,7 @@ def test_attempts_that_fail_alike_end_although_any_number_may_fail(
         result="",
     )
     told = "worker 0 when it built the model: ValueError: [/no] such layer"
-    with pytest.raises(TrainingError, match=f"3 times in the same way, .*: {re.escape(told)}"):
+    with ray_session(), pytest.raises(TrainingError, match=f"3 times in the same way, .*: {re.escape(told)}"):
         run_training(job)
     assert capsys.readouterr().err.count(f"An attempt failed: {told}") == 3
 
