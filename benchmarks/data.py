@@ -207,7 +207,7 @@ def feed(stream: ClipStream, clips: int, pause: float = 0.0) -> tuple[float, flo
     import ray
 
     from ardiff.train.loop import TrainConfig
-    from ray_jobs.train import ray_batches
+    from ray_jobs.batches import ray_batches
 
     config = TrainConfig(num_steps=clips // 16, batch_size=16, loading_tasks=1)
     meter = Meter(stream)

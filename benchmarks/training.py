@@ -31,8 +31,8 @@ from ardiff.train import workers
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.loop import TrainConfig, make_engine, train
 from ardiff.train.tasks import Batch, DiTTask, DiTTaskConfig
+from ray_jobs.batches import PacedExecution, ray_batches
 from ray_jobs.common import ray_cluster, remote_progress
-from ray_jobs.train import PacedExecution, ray_batches
 
 FRAMES, TOKENS, DIM, CLIPS, FILES = 16, 4, 4, 64, 16
 WARM_UP = 5

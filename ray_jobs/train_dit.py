@@ -42,9 +42,10 @@ from ardiff.train.export import describe_dit
 from ardiff.train.initial import initialise_dit
 from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
+from ray_jobs.batches import load_chunk
 from ray_jobs.common import ray_cluster, record_run, remote_progress, stage, telling
 from ray_jobs.quarantine import Reporter, quarantine
-from ray_jobs.train import TrainJob, load_chunk, loss_note, run_training
+from ray_jobs.train import TrainJob, loss_note, run_training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

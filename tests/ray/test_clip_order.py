@@ -17,7 +17,7 @@ from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream
 from ardiff.train import workers
 from ardiff.train.loop import TrainConfig
-from ray_jobs.train import ray_batches
+from ray_jobs.batches import ray_batches
 
 pytestmark = pytest.mark.ray
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "clip_order.json"

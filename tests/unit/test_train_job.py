@@ -28,18 +28,17 @@ from ardiff.train.loop import TrainConfig
 from ardiff.train.optim import OptimizerConfig
 from ray_jobs import common, monitor, quarantine
 from ray_jobs import train as job_module
+from ray_jobs.batches import load_chunk, shared_rows
 from ray_jobs.monitor import Monitor as RealMonitor
+from ray_jobs.observer import Observer
 from ray_jobs.train import (
     TrainJob,
     _check_room,
     _interruptible,
-    _Observer,
     _prepare_resumption,
     _reason,
     _tidy,
     _with_names,
-    load_chunk,
-    shared_rows,
 )
 
 STREAM = LatentStream([f"file-{i}" for i in range(5)], [7, 9, 4, 8, 5], (4, 2, 4), seed=3, files_per_chunk=2)
@@ -90,7 +89,7 @@ class Monitor:
 
 
 @pytest.fixture
-def observer(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> _Observer:
+def observer(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> Observer:
     reports: list[Any] = []
     monkeypatch.setattr(job_module.ray.train, "report", lambda metrics, **rest: reports.append((metrics, rest)))
     config = TrainConfig(save_patience=2)
@@ -106,7 +105,7 @@ def observer(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> 
         result="",
     )
     engine = TorchEngine(make_dit(), OptimizerConfig(), torch.device("cpu"))
-    made = _Observer(job, engine, None, 0, Monitor())
+    made = Observer(job, engine, None, 0, Monitor())
     made.reports = reports  # type: ignore[attr-defined]
     return made
 
@@ -329,14 +328,14 @@ def test_wandb_hears_the_metrics_if_asked_to(observer: Any, monkeypatch: pytest.
     job = replace(observer.job, config=config)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
-        _Observer(job, observer.engine, None, 0, Monitor())
+        Observer(job, observer.engine, None, 0, Monitor())
     logged: list[Any] = []
     started: list[dict[str, Any]] = []
     run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("end"))
     fake = SimpleNamespace(init=lambda **settings: started.append(settings) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
-        made = _Observer(job, observer.engine, None, 0, Monitor())
+        made = Observer(job, observer.engine, None, 0, Monitor())
     made.metrics(10, {"loss": 1.0})
     made.close()
     assert logged == [(10, {"loss": 1.0}), "end"]
