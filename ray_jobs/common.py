@@ -11,6 +11,7 @@ import secrets
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -113,6 +114,8 @@ def ray_cluster(cpus: int = 4) -> Iterator[None]:
 
 def _silence() -> None:
     """Turns off Ray's warnings about what the jobs do on purpose; ``--debug`` keeps them."""
+    # Ray 2.60 has no other way to bound retries, or to give each actor options of its own.
+    warnings.filterwarnings("ignore", r"`ray_remote_args(_fn)?` is deprecated")
     for name in (
         "ray._private.authentication.authentication_token_setup",  # token authentication is on
         "ray.data._internal.progress",  # progress bars are off

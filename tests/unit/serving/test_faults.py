@@ -33,6 +33,8 @@ def test_any_replica_answers_for_any_job(serve: Serve) -> None:
         time.sleep(0.02)
     assert video["id"] in first.service.jobs or video["id"] in second.service.jobs
     holder, other = (first, second) if video["id"] in first.service.jobs else (second, first)
+    while other.look(video)["status"] == "queued":  # until the record is written
+        time.sleep(0.02)
     assert other.look(video)["status"] == "in_progress"
     streamed = other.client.get(f"/v1/videos/{video['id']}/stream")
     assert len(frames_of(streamed.content)) == 80
