@@ -10,7 +10,9 @@ from typing import Any
 import ray
 
 from ardiff.data import storage
-from ardiff.data.quarantine import ERRORS, BadClip, Quarantine, Unit, read_errors, write_errors
+from ardiff.data.clips import ClipConfig
+from ardiff.data.manifest import VideoRecord
+from ardiff.data.quarantine import ERRORS, BadClip, Quarantine, Unit, read_errors, too_short, write_errors
 from ardiff.errors import ArdiffError
 from ray_jobs.common import on_this_node, say
 
@@ -62,6 +64,15 @@ def quarantine(
             _flush(keeper, folder, unit, ended=False)
         raise
     _flush(keeper, folder, unit, ended=True)
+
+
+def of_training(
+    folder: str, clips: ClipConfig, manifest: Sequence[VideoRecord], records: Sequence[VideoRecord], resume: str
+) -> contextlib.AbstractContextManager[Reporter]:
+    """The quarantine of a training run on clips of ``records``, the videos of ``manifest`` that are long enough."""
+    tried = set() if resume == "none" else {record.uri for record in records}
+    short = too_short(manifest, "train", clips.span, clips.fps)
+    return quarantine(folder, len(records), clips.max_bad_fraction, "video", tried, short)
 
 
 def _flush(keeper: Any, folder: str, unit: Unit, ended: bool) -> None:

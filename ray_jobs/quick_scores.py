@@ -51,11 +51,11 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         ArdiffError: There are no held-out real clips, or a set has fewer videos than clips are asked for.
     """
     state, places = _i3d(config), [locate(uri) for uri in (config.real, *config.fake)]
-    if all(place.records is not None for place in places):
-        _sets(config, places)  # before anything starts; the videos of a folder are looked at on Ray
+    # Before anything starts, where it can be; the videos of a folder are looked at on Ray.
+    listed = _sets(config, places) if all(place.records is not None for place in places) else None
     with ray_cluster(), stage("evaluate", config.output, key) as record:
         record_run(config.output, config)
-        sets = _sets(config, places)
+        sets = listed or _sets(config, places)
         frame = _measure(config, sets, state)
         scores = _reduce(config, frame)
         storage.write_bytes(storage.join(config.output, "features.parquet"), _parquet(frame))

@@ -30,7 +30,6 @@ from ardiff.data.latents import (
     vae_fingerprint,
 )
 from ardiff.data.manifest import VideoRecord, class_names, content_of, manifest_table, read_manifest, usable
-from ardiff.data.quarantine import too_short
 from ardiff.data.streams import ClipStream, LatentStream, Stream
 from ardiff.data.transforms import to_unit
 from ardiff.diffusion.process import DiffusionConfig
@@ -44,7 +43,7 @@ from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
 from ray_jobs.batches import load_chunk
 from ray_jobs.common import ray_cluster, record_run, remote_progress, stage, telling
-from ray_jobs.quarantine import Reporter, quarantine
+from ray_jobs.quarantine import Reporter, of_training
 from ray_jobs.train import TrainJob, loss_note, run_training
 
 
@@ -112,9 +111,7 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
     manifest = read_manifest(config.data.clips.manifest) if config.data.source == "clips" else []
     latents, records = _of_clips(config, manifest) if config.data.source == "clips" else (_stored(config), [])
     _check(config, latents)
-    clips, tried = config.data.clips, set() if config.resume == "none" else {r.uri for r in records}
-    short = too_short(manifest, "train", clips.span, clips.fps)
-    accounts = quarantine(config.output, len(records), clips.max_bad_fraction, "video", tried, short)
+    accounts = of_training(config.output, config.data.clips, manifest, records, config.resume)
     with (
         ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
         accounts if records else nullcontext() as bad,

@@ -14,7 +14,6 @@ from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.clips import ClipConfig
 from ardiff.data.manifest import content_of, manifest_table, read_manifest, usable
-from ardiff.data.quarantine import too_short
 from ardiff.data.streams import ClipStream
 from ardiff.randomness import derive_seed
 from ardiff.train.export import describe_autoencoder
@@ -23,7 +22,7 @@ from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ray_jobs.common import ray_cluster, record_run, stage
-from ray_jobs.quarantine import quarantine
+from ray_jobs.quarantine import of_training
 from ray_jobs.train import TrainJob, loss_note, run_training
 
 
@@ -60,11 +59,9 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
     """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
     manifest, clips = read_manifest(config.clips.manifest), config.clips
     records = usable(manifest, "train", clips.span, clips.fps)
-    tried = set() if config.resume == "none" else {r.uri for r in records}
-    short = too_short(manifest, "train", clips.span, clips.fps)
     with (
         ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
-        quarantine(config.output, len(records), clips.max_bad_fraction, "video", tried, short) as bad,
+        of_training(config.output, clips, manifest, records, config.resume) as bad,
     ):
         videos, seed = manifest_table(records), config.train.seed
         stream = ClipStream(videos, config.clips, config.vae.resolution, seed, report=bad)

@@ -12,6 +12,7 @@ from ardiff.diffusion.ad import smallest_ar_step
 from ardiff.errors import ArdiffError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling import SampleRequest
+from ardiff.sampling.cost import sequential_passes
 from ardiff.sampling.engine import CachedExecutor
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.records import JobRecord, Status
@@ -232,7 +233,7 @@ def settle(asked: VideoRequest, model: Described, config: ServiceConfig, given: 
 def iterations(settings: dict[str, Any]) -> int:
     """Iterations of the AD schedule."""
     generated = int(settings["num_frames"]) - int(settings["given_frames"])
-    return int(settings["num_inference_steps"]) + (generated - 1) * int(settings["ar_step"])
+    return sequential_passes(generated, int(settings["num_inference_steps"]), int(settings["ar_step"]))
 
 
 def sample_request(

@@ -32,7 +32,7 @@ def fingerprint_of(manifest: Path, records: list[VideoRecord], monkeypatch: pyte
     write_manifest(str(manifest), records)
     monkeypatch.setattr(train_vae, "run_training", lambda job: jobs.append(job) or {"loss": [[1, 0.5]]})
     nothing = contextlib.nullcontext(SimpleNamespace())
-    for name in ("ray_cluster", "quarantine", "stage"):
+    for name in ("ray_cluster", "of_training", "stage"):
         monkeypatch.setattr(train_vae, name, lambda *arguments: nothing)
     train_vae.run(TrainVAEConfig(clips=ClipConfig(manifest=str(manifest))))
     return str(jobs[0].fingerprint)
