@@ -110,7 +110,8 @@ class ModelRunner:
         self.engine = pipeline.engine(config.engine)
         self._tell = ended
         self._alone = False
-        self._here = 0  # jobs; those on their way into the engine are in none of the queues
+        self.here = 0
+        """Jobs, of which those on their way into the engine are in none of the queues."""
         self._waiting: deque[Job] = deque()
         self._active: dict[int, _Work] = {}
         self._suspects: deque[Job] = deque()
@@ -123,7 +124,7 @@ class ModelRunner:
     @property
     def room(self) -> int:
         """Jobs that could start now: none beside one whose replica has died before."""
-        return 0 if self._alone else max(0, self.config.engine.max_requests - self._here)
+        return 0 if self._alone else max(0, self.config.engine.max_requests - self.here)
 
     def check(self, request: SampleRequest) -> None:
         """Raises ValueError or EngineLimitError for what the engine would refuse."""
@@ -132,11 +133,11 @@ class ModelRunner:
     @property
     def busy(self) -> bool:
         """Whether any job is here."""
-        return self._here > 0
+        return self.here > 0
 
     def start(self, job: Job) -> None:
         """Takes a job, which joins at the next iteration that has room."""
-        self._here += 1
+        self.here += 1
         self._alone = self._alone or job.record.deaths > 0
         self._waiting.append(job)
         self._wake.set()
@@ -208,7 +209,7 @@ class ModelRunner:
                 self._ended(work.job, work.job.stop, None)
 
     def _ended(self, job: Job, failure: JobError | None, digest: str | None) -> None:
-        self._here -= 1
+        self.here -= 1
         self._alone = self._alone and job.record.deaths == 0
         self._tell(job, failure, digest)
 
