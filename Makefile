@@ -25,7 +25,7 @@ s3-server: .venv-s3/.ready ## make .venv-s3 with the S3 server that the tests st
 chromium: ## install Debian's Chromium, which the tests of the page drive, where there is none
 	@test -x /usr/bin/chromium || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null
 
-quickstart: setup ## data -> AR-VAE -> latents -> AR-DiT -> videos -> scores -> report.html (about 7 minutes)
+quickstart: setup ## data -> AR-VAE -> latents -> AR-DiT -> videos -> scores -> report.html (about 9 minutes)
 	$(BIN)/ardiff quickstart $(ARGS)
 
 lint: setup ## ruff and mypy

@@ -19,7 +19,7 @@ from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.process import DiffusionConfig
-from ardiff.diffusion.sampler import initial_noise, sample_full
+from ardiff.diffusion.sampler import initial_noise, stream_full
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import CheckpointError
 from ardiff.pretrained import build_config, load_weights, local_folder, read_config, write_model
@@ -178,7 +178,7 @@ class ARDiffusionPipeline:
         """Like calling the pipeline, but yields each frame, uint8 ``(B, H, W, 3)``, as soon as it is final.
 
         The first comes after ``num_inference_steps`` iterations, then one every ``ar_step``; memory does not grow with
-        the number of frames (except under ``full``). Arguments are checked when the first frame is asked for.
+        the number of frames (but for the latents of ``full``). Arguments are checked when the first frame is asked for.
         """
         cache = DecoderCache()
         for latents in self.stream_latents(
@@ -220,7 +220,7 @@ class ARDiffusionPipeline:
             denoise = guided_denoiser(
                 self.dit, self.diffusion, torch.tensor(labels, device=self.device), guidance_scale
             )
-            yield sample_full(denoise, noise.to(self.device), schedule, self.diffusion, given)
+            yield from stream_full(denoise, noise.to(self.device), schedule, self.diffusion, given)
             return
         room = max(self.engine_config.max_frames, num_frames * len(seeds))
         engine = self.engine(replace(self.engine_config, max_frames=room))

@@ -3,7 +3,7 @@
 Shapes: B batch, F frames, L tokens, D latent width, S sampling steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -29,15 +29,25 @@ def frame_noise(seed: int, frame: int, num_tokens: int, token_dim: int) -> Tenso
     return torch.randn(num_tokens, token_dim, generator=torch_generator("initial noise", seed, frame))
 
 
-@torch.no_grad()
 def sample_full(
     denoise: Denoiser,
     noise: Tensor,
     schedule: ADSchedule,
     diffusion: DiffusionConfig,
     condition: Tensor | None = None,
-    on_iteration: Callable[[int], None] = lambda finished_frames: None,
 ) -> Tensor:
+    """Clean latents ``(B, F, L, D)``: all that :func:`stream_full` yields."""
+    return torch.cat(list(stream_full(denoise, noise, schedule, diffusion, condition)), dim=1)
+
+
+@torch.no_grad()
+def stream_full(
+    denoise: Denoiser,
+    noise: Tensor,
+    schedule: ADSchedule,
+    diffusion: DiffusionConfig,
+    condition: Tensor | None = None,
+) -> Iterator[Tensor]:
     """Denoises ``noise`` by the schedule with deterministic DDIM steps (Sec. 3.4).
 
     Args:
@@ -46,18 +56,20 @@ def sample_full(
         schedule: Its ``window``, if any, says which frames the denoiser sees; it sees them as a clip of their own.
         diffusion: Gives the timesteps and the coefficients of the steps.
         condition: Clean latents ``(B, C, L, D)`` of the first frames, for a schedule with ``num_given`` C.
-        on_iteration: Called after each iteration with the number of frames that are final.
 
-    Returns:
-        Clean latents ``(B, F, L, D)``. A frame that makes no step in an iteration stays as it is to the last bit.
+    Yields:
+        Clean latents ``(B, n, L, D)`` of the n frames that an iteration finished, first of all the given ones. A frame
+        that makes no step in an iteration stays as it is to the last bit.
     """
     num_steps = int(schedule.step_index.max())
     template = inference_timesteps(diffusion.num_timesteps, num_steps)
     x_factor, x0_factor = ddim_coefficients(template, diffusion.alphas_cumprod())
     template = torch.cat([torch.tensor([diffusion.num_timesteps - 1]), template])  # index 0: a frame still at noise
-    x = noise.clone()
+    x, final = noise.clone(), 0
     if condition is not None:
-        x[:, : condition.shape[1]] = condition
+        final = condition.shape[1]
+        x[:, :final] = condition
+        yield x[:, :final].clone()
     for n, (index, update) in enumerate(zip(schedule.step_index, schedule.update, strict=True)):
         start, end = (0, x.shape[1]) if schedule.window is None else schedule.window[n].tolist()
         seen, k = x[:, start:end], index[start:end].expand(len(x), -1)  # (B, W, L, D), (B, W)
@@ -65,5 +77,6 @@ def sample_full(
         stepped = ddim_step(seen, x0, (k - 1).clamp(min=0), x_factor, x0_factor)
         moves = update[start:end, None, None].to(x.device)
         x[:, start:end] = torch.where(moves, stepped, seen)
-        on_iteration(int((index == num_steps).sum()))
-    return x
+        before, final = final, int((index == num_steps).sum())
+        if final > before:
+            yield x[:, before:final].clone()

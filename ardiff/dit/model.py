@@ -232,6 +232,11 @@ class DiT(nn.Module):
         return torch.cat(parts, dim=-1)
 
     @property
+    def modulation_width(self) -> int:
+        """Numbers of :meth:`modulations` for a frame."""
+        return sum(self._modulation_sizes)
+
+    @property
     def _modulation_sizes(self) -> list[int]:
         """Channels of the modulations of each block, and of the final norm."""
         final = 2 * self.config.width if self.config.final_norm == "modulated" else 0

@@ -5,6 +5,7 @@ K head width, R frames that the cache has room for. Frames come packed as ``(F B
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -16,6 +17,18 @@ from ardiff.dit import DiTConfig
 from ardiff.dit.attention import block_causal_mask
 
 AttentionMode = Literal["ragged", "masked", "flex"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """Where the F frames of an iteration are in a cache. The shapes depend on F and on the cache's room alone."""
+
+    first: int
+    """Of the frames, counted from the beginning of the cache."""
+    rows: Tensor
+    """int64 ``(F L,)`` on the cache's device."""
+    mask: object
+    """What they see of all ``R L`` places: bool ``(F L, R L)`` for ``masked``, a BlockMask for ``flex``."""
 
 
 class FrameCache:
@@ -39,11 +52,12 @@ class FrameCache:
         self.tokens, self.room, self.base = config.num_tokens, room, 0
         self.band = config.attention_window
         shape = (config.depth, sequences, config.num_heads, room * config.num_tokens, config.width // config.num_heads)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        # Zeros, since a mask hides what has not been stored yet by a weight of zero, and not a NaN.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.mode = mode
         if mode == "masked":
-            self.mask = block_causal_mask(room, config.num_tokens, config.attention_window).to(device)
+            self.mask = _causal_mask(room, config.num_tokens, config.attention_window, device)
         self.block_masks: dict[tuple[int, int], object] = {}  # of FlexAttention
 
     @staticmethod
@@ -65,30 +79,45 @@ class FrameCache:
             layer[:, :, : kept.shape[2]] = kept
         self.base = first
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
-        """Stores keys and values of frames from ``first`` on, and mixes what each of them may see.
+    def places(self, first: int, end: int) -> Places:
+        """Where frames ``first .. end - 1`` are; all frames from ``base`` to ``first`` must have been stored before."""
+        place = first - self.base
+        rows = torch.arange(place * self.tokens, (end - self.base) * self.tokens, device=self.keys.device)
+        match self.mode:
+            case "ragged":
+                mask: object = None
+            case "masked":
+                mask = self.mask.index_select(0, rows)
+            case "flex":
+                if (place, len(rows)) not in self.block_masks:
+                    self.block_masks[place, len(rows)] = self._block_mask(place, len(rows))
+                mask = self.block_masks[place, len(rows)]
+        return Places(place, rows, mask)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, places: Places) -> Tensor:
+        """Stores keys and values of the frames of an iteration, and mixes what each of them may see.
 
         Args:
             layer: Block of the model.
             q, k, v: ``(F B, H, L, K)``.
-            first: Index of the first of the F frames; all frames from ``base`` to it must have been stored before.
+            places: Of the F frames.
 
         Returns:
             ``(F B, H, L, K)``.
         """
         keys, values = self.keys[layer], self.values[layer]
         sequences = keys.shape[0]
-        place = first - self.base
-        span = slice(place * self.tokens, place * self.tokens + k.shape[0] // sequences * self.tokens)
-        keys[:, :, span] = rearrange(k, "(f b) h l k -> b h (f l) k", b=sequences)
-        values[:, :, span] = rearrange(v, "(f b) h l k -> b h (f l) k", b=sequences)
-        match self.mode:
-            case "ragged":
-                return self._mix_ragged(q, keys, values, place)
-            case "masked":
-                return self._mix_masked(q, keys, values, place)
-            case "flex":
-                return self._mix_flex(q, keys, values, place)
+        keys.index_copy_(2, places.rows, rearrange(k, "(f b) h l k -> b h (f l) k", b=sequences))
+        values.index_copy_(2, places.rows, rearrange(v, "(f b) h l k -> b h (f l) k", b=sequences))
+        if self.mode == "ragged":
+            return self._mix_ragged(q, keys, values, places.first)
+        q = rearrange(q, "(f b) h l k -> b h (f l) k", b=sequences)
+        if self.mode == "masked":
+            assert isinstance(places.mask, Tensor)
+            mixed = nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=places.mask)
+        else:
+            mixed = _flex_attention(q.device.type)(q, keys, values, block_mask=places.mask)
+        return rearrange(mixed, "b h (f l) k -> (f b) h l k", l=self.tokens)
 
     def _mix_ragged(self, q: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
         mixed = []
@@ -98,23 +127,7 @@ class FrameCache:
             mixed.append(nn.functional.scaled_dot_product_attention(query, keys[:, :, seen], values[:, :, seen]))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
-    def _mix_masked(self, q: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
-        q = rearrange(q, "(f b) h l k -> b h (f l) k", b=keys.shape[0])
-        start, end = place * self.tokens, place * self.tokens + q.shape[2]
-        mask = self.mask[start:end, :end]
-        mixed = nn.functional.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
-        return rearrange(mixed, "b h (f l) k -> (f b) h l k", l=self.tokens)
-
-    def _mix_flex(self, q: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
-        q = rearrange(q, "(f b) h l k -> b h (f l) k", b=keys.shape[0])
-        end = place * self.tokens + q.shape[2]
-        if (place, end) not in self.block_masks:
-            self.block_masks[place, end] = self._block_mask(place, q.shape[2], end)
-        block_mask = self.block_masks[place, end]
-        mixed = _flex_attention(q.device.type)(q, keys[:, :, :end], values[:, :, :end], block_mask=block_mask)
-        return rearrange(mixed, "b h (f l) k -> (f b) h l k", l=self.tokens)
-
-    def _block_mask(self, place: int, queries: int, end: int) -> object:
+    def _block_mask(self, place: int, queries: int) -> object:
         from torch.nn.attention.flex_attention import create_block_mask
 
         tokens, band = self.tokens, self.band or self.room
@@ -124,7 +137,14 @@ class FrameCache:
             lag = offset + query // tokens - key // tokens
             return (lag >= 0) & (lag < band)
 
-        return create_block_mask(visible, None, None, queries, end, device=str(self.keys.device))
+        return create_block_mask(visible, None, None, queries, self.room * tokens, device=str(self.keys.device))
+
+
+@lru_cache(maxsize=8)
+def _causal_mask(room: int, tokens: int, band: int | None, device: torch.device) -> Tensor:
+    """A mask that all caches of a size share; nobody writes into it."""
+    with torch.inference_mode(False):
+        return block_causal_mask(room, tokens, band).to(device)
 
 
 @lru_cache(maxsize=2)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -33,8 +33,8 @@ from ardiff.sampling.network import Execution, network, packable
 
 CachedExecutor = Literal["window", "rolling"]
 
-MAX_TABLES = 16
-"""Tables of modulations that an engine keeps, one for each number of steps and label."""
+MAX_IDLE_TABLES = 16
+"""Tables of modulations, one for each number of steps and label, that an engine keeps for requests to come."""
 
 
 class EngineLimitError(ArdiffError):
@@ -52,7 +52,7 @@ class EngineConfig:
     max_frames: int = 4096
     """Frames of a request, times its videos."""
     max_cache_bytes: int = 8 * 2**30
-    """Keys and values of all requests in work."""
+    """Keys and values of all requests in work, and the modulations of their timesteps."""
     attention: Literal["auto", "ragged", "masked", "flex"] = "auto"
     """``ragged``: a call per frame, without masks; ``masked``: one call with a block-causal mask; ``flex``: one call of
     FlexAttention. ``auto`` is ragged on CPUs for frames of 16 tokens and more, masked otherwise."""
@@ -249,26 +249,49 @@ class SamplingEngine:
             raise EngineLimitError(
                 f"{videos} x {request.num_frames} frames are beyond the limit of {self.config.max_frames} frames."
             )
-        if (needed := self._cache_bytes(request)) > self.config.max_cache_bytes:
+        if (needed := self._bytes([request])) > self.config.max_cache_bytes:
             raise EngineLimitError(
-                f"The request needs {needed / 2**20:.0f} MiB for keys and values, the limit is "
+                f"The request needs {needed / 2**20:.0f} MiB for keys, values and modulations, the limit is "
                 f"{self.config.max_cache_bytes / 2**20:.0f} MiB: ask for fewer videos at once, or a larger ar_step."
             )
 
-    def _cache_bytes(self, request: SampleRequest) -> int:
-        return FrameCache.num_bytes(
-            self.model.config, _sequences(request), _room(request, self.model), self.weights_dtype
+    def _bytes(self, requests: Iterable[SampleRequest]) -> int:
+        """Memory that requests take together: keys and values of each, and the tables, which they share."""
+        requests = list(requests)
+        caches = (
+            FrameCache.num_bytes(self.model.config, _sequences(r), _room(r, self.model), self.weights_dtype)
+            for r in requests
         )
+        rows = sum(num_steps for num_steps, _ in self._tables_of(requests))
+        return sum(caches) + rows * self.model.modulation_width * self.weights_dtype.itemsize
+
+    def _tables_of(self, requests: Iterable[SampleRequest]) -> set[tuple[int, int]]:
+        return {(request.num_inference_steps, label) for request in requests for label in self.branches(request)}
+
+    def branches(self, request: SampleRequest) -> list[int]:
+        """The label of each sequence that a request evaluates: of each video, and without a class for guidance."""
+        guided = request.guidance_scale != 1.0
+        return [*request.class_labels] + [self.model.null_class] * (len(request.seeds) if guided else 0)
 
     def _admit(self) -> None:
-        used = sum(self._cache_bytes(lane.request) for lane in self._lanes.values())
-        while self._waiting and len(self._lanes) < self.config.max_requests:
+        in_work = [lane.request for lane in self._lanes.values()]
+        while self._waiting and len(in_work) < self.config.max_requests:
             request_id, request = self._waiting[0]
-            used += self._cache_bytes(request)
-            if used > self.config.max_cache_bytes:
+            in_work.append(request)
+            if self._bytes(in_work) > self.config.max_cache_bytes:
                 return
             self._waiting.popleft()
+            self._keep_tables(in_work)
             self._lanes[request_id] = _Lane(request_id, request, self)
+
+    def _keep_tables(self, in_work: list[SampleRequest]) -> None:
+        """Drops tables that nobody uses now, where there are many, or no room for them."""
+        needed = self._tables_of(in_work)
+        idle = [key for key in self._tables if key not in needed]
+        row = self.model.modulation_width * self.weights_dtype.itemsize
+        spare = self.config.max_cache_bytes - self._bytes(in_work)
+        while idle and (len(idle) > MAX_IDLE_TABLES or sum(steps for steps, _ in idle) * row > spare):
+            del self._tables[idle.pop(0)]
 
     def _evaluate(self, lanes: list[_Lane], spans: list[_Span]) -> list[Tensor]:
         """Predicted clean latents of every lane's moving frames, ``(F, B, L, D)`` each."""
@@ -276,11 +299,12 @@ class SamplingEngine:
         inputs = torch.cat([lane.inputs(span) for lane, span in zip(lanes, spans, strict=True)])
         positions = torch.cat([lane.positions(span) for lane, span in zip(lanes, spans, strict=True)])
         sizes = [(span.end - span.start) * lane.sequences for lane, span in zip(lanes, spans, strict=True)]
+        places = [lane.cache.places(span.start, span.end) for lane, span in zip(lanes, spans, strict=True)]
 
         def layer_attention(layer: int) -> Attend:
             def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), lanes, spans, strict=True)
-                mixed = [lane.cache.attend(layer, q1, k1, v1, span.start) for q1, k1, v1, lane, span in parts]
+                parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), lanes, places, strict=True)
+                mixed = [lane.cache.attend(layer, q1, k1, v1, where) for q1, k1, v1, lane, where in parts]
                 return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
             return attend
@@ -296,8 +320,6 @@ class SamplingEngine:
         """The model's modulations at each timestep of a template, ``(S, M)``: they depend on no latent."""
         key = num_inference_steps, class_label
         if key not in self._tables:
-            if len(self._tables) == MAX_TABLES:
-                del self._tables[next(iter(self._tables))]
             timesteps = inference_timesteps(self.diffusion.num_timesteps, num_inference_steps).to(self.device)
             self._tables[key] = self.model.modulations(timesteps, torch.full_like(timesteps, class_label))
         return self._tables[key]
@@ -340,12 +362,9 @@ class _Lane:
         self.timesteps = timesteps.to(engine.device)
         factors = ddim_coefficients(timesteps, engine.diffusion.alphas_cumprod())
         self.x_factor, self.x0_factor = (f.to(engine.device, engine.dtype) for f in factors)
-        branches = [*request.class_labels]
-        if request.guidance_scale != 1.0:
-            branches += [engine.model.null_class] * self.videos
-        tables = {label: engine._modulations(request.num_inference_steps, label) for label in branches}
-        labels = list(tables)
-        self.table = torch.stack([tables[label] for label in labels], dim=1)  # (S, labels, M)
+        branches = engine.branches(request)
+        labels = list(dict.fromkeys(branches))
+        self.tables = [engine._modulations(request.num_inference_steps, label) for label in labels]  # (S, M) each
         self.branch = torch.tensor([labels.index(label) for label in branches], device=engine.device)  # (B or 2 B,)
 
     @property
@@ -386,8 +405,9 @@ class _Lane:
         return latents.flatten(0, 1)
 
     def modulations(self, span: _Span) -> Tensor:
-        """Rows of the table for the evaluated frames, ``(F B, M)``."""
-        return self.table[span.steps[:, None], self.branch].flatten(0, 1)
+        """Rows of the tables for the evaluated frames, ``(F B, M)``."""
+        rows = torch.stack([table[span.steps] for table in self.tables], dim=1)  # (F, labels, M)
+        return rows[:, self.branch].flatten(0, 1)
 
     def positions(self, span: _Span) -> Tensor:
         """Frame positions as the model sees them, ``(F B,)``: within the window, or in the whole video."""

@@ -157,7 +157,7 @@ def test_bad_rows_are_recorded_and_the_others_are_made_and_scored(
     output = tmp_path / "out"
     code, err = sweep(
         output,
-        "engine.max_cache_bytes=6000",  # a video has 4096 without guidance, twice that with it
+        "engine.max_cache_bytes=9000",  # a video has 4096 and a class 3584; with guidance twice that
         "grid.guidance_scales=[1,2]",
         "grid.classes=[0,1,2,7]",
         "grid.ar_steps=[1]",

@@ -8,7 +8,7 @@ import torch
 from ardiff.diffusion.ad import ad_schedule, inference_timesteps
 from ardiff.diffusion.noise import eps_from_x0, q_sample
 from ardiff.diffusion.process import DiffusionConfig
-from ardiff.diffusion.sampler import frame_noise, initial_noise, sample_full
+from ardiff.diffusion.sampler import frame_noise, initial_noise, sample_full, stream_full
 
 STEPS = 6
 DIFFUSION = DiffusionConfig()
@@ -92,11 +92,15 @@ def test_given_frames_are_seen_clean_and_stay() -> None:
         assert timesteps[:, :2].tolist() == [[last, last]]
 
 
-def test_finished_frames_are_counted() -> None:
-    counts: list[int] = []
-    noise = initial_noise([0], 3, 2, 4)
-    sample_full(Recorder(), noise, ad_schedule(3, 4, 2), DIFFUSION, on_iteration=counts.append)
-    assert counts == [0, 0, 0, 1, 1, 2, 2, 3]
+def test_frames_are_given_out_as_they_finish() -> None:
+    recorder, iterations, lengths = Recorder(), [], []
+    condition = torch.zeros(1, 1, 2, 4)
+    schedule = ad_schedule(4, 4, 2, num_given=1)
+    for latents in stream_full(recorder, initial_noise([0], 4, 2, 4), schedule, DIFFUSION, condition):
+        iterations.append(len(recorder.seen))
+        lengths.append(latents.shape[1])
+    assert iterations == [0, 4, 6, 8]
+    assert lengths == [1, 1, 1, 1]
 
 
 def test_noise_of_a_frame_depends_on_its_seed_and_number_alone() -> None:

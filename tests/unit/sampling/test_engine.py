@@ -2,10 +2,14 @@
 
 import gc
 import itertools
+import re
 import weakref
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ardiff.diffusion.ad import ad_schedule, smallest_ar_step
 from ardiff.diffusion.guidance import guided_denoiser
@@ -13,6 +17,7 @@ from ardiff.diffusion.process import DiffusionConfig
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.dit import DiT, DiTConfig
 from ardiff.sampling import EngineConfig, SampleRequest, SamplingEngine
+from ardiff.sampling.cache import FrameCache
 from ardiff.sampling.engine import EngineLimitError
 
 STEPS = 8
@@ -91,6 +96,45 @@ def test_attention_modes_and_model_variants(mode: str, changes: dict[str, object
         request = make_request(num_frames=frames, ar_step=ar_step, guidance_scale=1.5)
         result = SamplingEngine(model, DIFFUSION, EngineConfig(attention=mode)).run(request)  # type: ignore[arg-type]
         assert (result - reference(model, request, window=16)).abs().max() < 1e-12
+
+
+class Operations(TorchDispatchMode):
+    """Notes each operation with the shapes that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        shapes = [tuple(a.shape) for a in tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
+        self.seen.append(f"{func} {shapes}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("frames", "ar_step", "executor"), [(16, 3, "window"), (40, 3, "window"), (40, 3, "rolling")])
+def test_shapes_depend_on_the_number_of_evaluated_frames_alone(frames: int, ar_step: int, executor: str) -> None:
+    """And nothing is read back from the device within a pass: what a CUDA graph for each number needs."""
+    changes = {"attention_window": 16} if executor == "rolling" else {}
+    config = EngineConfig(attention="masked", execution="plain")
+    engine = SamplingEngine(make_model(torch.float32, **changes), DIFFUSION, config)
+    engine.submit(make_request(num_frames=frames, ar_step=ar_step, guidance_scale=2.0, executor=executor))
+    passes: dict[int, list[list[str]]] = {}
+    forward = engine._network.forward_frames
+
+    def record(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        with Operations() as operations:
+            output = forward(latents, *rest)
+        passes.setdefault(len(latents), []).append(operations.seen)
+        return output
+
+    engine._network.forward_frames = record  # type: ignore[method-assign]
+    while engine.busy:
+        engine.step()
+    assert max(len(same) for same in passes.values()) > 5
+    for same in passes.values():
+        assert all(operations == same[0] for operations in same)
+    everything = "".join(operation for same in passes.values() for operation in same[0])
+    assert not re.search("_local_scalar_dense|nonzero|masked_select", everything)
 
 
 @pytest.mark.parametrize("execution", ["plain", "packed", pytest.param("compiled", marks=pytest.mark.slow)])
@@ -258,7 +302,7 @@ def test_limits_are_errors_before_any_work() -> None:
 
 def test_cache_limit_makes_requests_wait() -> None:
     model = make_model(torch.float32)
-    one = SamplingEngine(model, DIFFUSION)._cache_bytes(make_request())
+    one = SamplingEngine(model, DIFFUSION)._bytes([make_request()])
     engine = SamplingEngine(model, DIFFUSION, EngineConfig(max_cache_bytes=one))
     ids = [engine.submit(make_request(seeds=(i,))) for i in range(3)]
     done = []
@@ -267,6 +311,25 @@ def test_cache_limit_makes_requests_wait() -> None:
         assert len(engine._lanes) <= 1
         done += [event.request_id for event in events if event.done]
     assert done == ids
+
+
+def test_tables_count_as_memory_and_are_shared() -> None:
+    model = make_model(torch.float32)
+    table = STEPS * model.modulations(torch.zeros(1), torch.zeros(1, dtype=torch.int64)).nbytes
+    engine = SamplingEngine(model, DIFFUSION)
+    alone, pair, guided = (
+        make_request(),
+        make_request(class_labels=(0, 1), seeds=(0, 1)),
+        make_request(guidance_scale=2.0),
+    )
+    caches = engine._bytes([alone]) - table
+    assert caches == FrameCache.num_bytes(model.config, 1, 6, torch.float32)
+    assert engine._bytes([pair]) == engine._bytes([guided]) == 2 * (caches + table)
+    assert engine._bytes([alone, alone]) == 2 * caches + table
+    tight = SamplingEngine(model, DIFFUSION, EngineConfig(max_cache_bytes=engine._bytes([alone])))
+    for label in (0, 1, 2):
+        tight.run(make_request(class_labels=(label,)))
+        assert len(tight._tables) == 1  # there is no room for one that nobody uses
 
 
 @pytest.mark.parametrize(
