@@ -59,27 +59,23 @@ def make_videos(
         return dict(complete)
     device = resolve_device(workers.device)
     _check_room(workers, device)
-    tasks = [
-        {"pack": number, "rows": json.dumps([asdict(row) for row in pack])}
-        for number, pack in enumerate(in_order(pack_rows(missing, workers.batch_size)))
-    ]
+    packs = [[asdict(row) for row in pack] for pack in in_order(pack_rows(missing, workers.batch_size))]
+    actors = min(workers.max_actors, len(packs))
     context = ray.data.DataContext.get_current().copy()
-    # One task at a time each: none waits behind a long one while another actor idles. So a busy pool is at 1.
+    # A task takes packs until there are none left, so one is all that an actor is given, and then the pool is busy.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     frames = sum(row.num_frames for row in missing)
     records = dict(complete)
-    counts = (len(rows), len(rows) - len(missing))
+    counts = (len(rows), len(rows) - len(missing), len(packs))
     with (
         ray.data.DataContext.current(context),
         remote_progress(what, frames, "frame", VideoMonitor, *counts) as monitor,
     ):
-        done = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(
+        done = ray.data.range(actors, override_num_blocks=actors).flat_map(
             _Maker,
-            fn_constructor_args=(workers, device.type, monitor),
+            fn_constructor_args=(workers, device.type, monitor, ray.put(packs)),
             compute=ray.data.ActorPoolStrategy(
-                min_size=min(workers.min_actors, len(tasks)),
-                max_size=min(workers.max_actors, len(tasks)),
-                max_tasks_in_flight_per_actor=1,
+                min_size=min(workers.min_actors, actors), max_size=actors, max_tasks_in_flight_per_actor=1
             ),
             num_gpus=workers.gpus if device.type == "cuda" else 0,
             num_cpus=workers.cpu_threads,
@@ -102,20 +98,26 @@ def _check_room(workers: Workers, device: torch.device) -> None:
 
 
 class _Maker:
-    """An actor that holds a pipeline and makes pack after pack."""
+    """An actor that holds a pipeline and makes pack after pack, as the monitor deals them.
 
-    def __init__(self, workers: Workers, device: str, monitor: Any) -> None:
+    A task that is repeated, since its actor died, is dealt the same packs again, and finds in storage what was made.
+    """
+
+    def __init__(self, workers: Workers, device: str, monitor: Any, packs: Any) -> None:
         torch.set_num_threads(workers.cpu_threads)
         self.workers, self.device, self.monitor, self.told = workers, device, monitor, 0.0
+        self.packs: list[list[dict[str, Any]]] = ray.get(packs)
         self.loaded: tuple[str, str] | None = None
         self.pipeline: ARDiffusionPipeline | None = None
 
-    def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
-        number, rows = int(task["pack"]), [VideoRow(**row) for row in json.loads(task["rows"])]
-        with telling(self.monitor):
-            made = list(self._make(number, rows))
-        self.monitor.end.remote(number)
-        return [{"place": row.record, "record": json.dumps(asdict(record))} for row, record in made]
+    def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        turn = 0
+        while (number := ray.get(self.monitor.deal.remote(int(task["id"]), turn))) is not None:
+            with telling(self.monitor):
+                made = list(self._make(number, [VideoRow(**row) for row in self.packs[number]]))
+            self.monitor.end.remote(number)
+            yield from ({"place": row.record, "record": json.dumps(asdict(record))} for row, record in made)
+            turn += 1
 
     def _make(self, number: int, rows: list[VideoRow]) -> Iterator[tuple[VideoRow, Record]]:
         """Each row with its record."""

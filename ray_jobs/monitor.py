@@ -86,16 +86,26 @@ VIDEO_GAUGES = {
 class VideoMonitor(Monitor):
     """A monitor of videos in the making, which outlives the workers: it also knows what they had begun."""
 
-    def __init__(self, total: int, done: int) -> None:
-        """``total`` videos in all, of which ``done`` were complete before."""
+    def __init__(self, total: int, done: int, packs: int) -> None:
+        """``total`` videos in all, of which ``done`` were complete before; the others are in so many ``packs``."""
         from ray.util.metrics import Gauge
 
         super().__init__()
         self.total, self.done, self.failed, self.frames = total, done, 0, 0
         self.in_work: dict[int, tuple[int, int]] = {}  # by pack: videos, and frames of all of them that are final
+        self.packs, self.dealt = packs, 0
+        self.hands: dict[int, list[int]] = {}  # packs dealt to each task
         self.tries: dict[str, list[int]] = {}  # by row: how often begun, and how often alone
         self.started: float | None = None
         self.gauges = {name: Gauge(name, meaning) for name, meaning in VIDEO_GAUGES.items()}
+
+    def deal(self, task: int, turn: int) -> int | None:
+        """The pack that is a task's in its turn, the same again if it is asked for again; None when there is none."""
+        hand = self.hands.setdefault(task, [])
+        if turn == len(hand) and self.dealt < self.packs:
+            hand.append(self.dealt)
+            self.dealt += 1
+        return hand[turn] if turn < len(hand) else None
 
     def tried(self, ids: list[str]) -> dict[str, list[int]]:
         """How often rows have been begun, and how often alone, those that have been."""
