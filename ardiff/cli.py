@@ -103,6 +103,7 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
         if call.storage != StorageConfig():
             print(yaml.safe_dump({"storage": to_dict(call.storage)}, sort_keys=False), end="")
         if hasattr(call.module, "describe_plan"):
+            s3.configure(call.storage)
             print(textwrap.indent(call.module.describe_plan(call.config), "# "))
         return 0
     if call.log:
