@@ -309,6 +309,21 @@ def test_the_commands_of_the_runbook_are_understood(
     assert [name for name in named if not (ROOT / name.partition("#")[0]).exists()] == []
 
 
+def test_node_pools_of_the_runbook_are_those_of_the_manifests() -> None:
+    commands = re.findall(r"^eksctl create (?:cluster|nodegroup) (.*)$", (FILES / "README.md").read_text(), re.M)
+    pools = [dict(re.findall(r"--([\w-]+) ([^-\s]\S*)", command)) for command in commands]
+    heads = [cluster["headGroupSpec"] for cluster in clusters()]
+    workers = [group for cluster in clusters() for group in cluster["workerGroupSpecs"]]
+
+    def machine(group: dict[str, Any]) -> str:
+        return str(group["template"]["spec"]["nodeSelector"]["node.kubernetes.io/instance-type"])
+
+    assert [(pool["node-type"], int(pool["nodes"])) for pool in pools[:1]] == [(machine(heads[0]), len(heads))]
+    assert {machine(head) for head in heads} == {pools[0]["node-type"]}
+    most = {pool["node-type"]: int(pool["nodes-max"]) for pool in pools[1:]}
+    assert most == {machine(group): group["maxReplicas"] for group in workers}
+
+
 def test_both_files_of_the_endpoint_are_right_and_say_the_same(tmp_path: Path) -> None:
     spec = document("RayService")["spec"]
     (tmp_path / "serve.yaml").write_text(spec["serveConfigV2"])

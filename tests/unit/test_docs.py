@@ -30,8 +30,8 @@ SETTING = re.compile(r"([a-z]\w*(?:\.[a-z]\w*)*)=(.*)")
 NAME = re.compile(r"[a-z]\w*(?:\.[a-z]\w*)+")
 PLACE = re.compile(r"(?:ardiff|ray_jobs|cluster|configs|docs|tests|benchmarks)/[\w./*-]*")
 FILES = (".yaml", ".json", ".md", ".png", ".html", ".parquet", ".py", ".txt")
-FOREIGN = {"--help", "--local-dir"}
-"""Options of every command, and of `hf`."""
+FOREIGN = {"--help", "--local-dir", "--name"}
+"""Options of every command, of `hf` and of `eksctl`."""
 CONFIGS = {verb: getattr(importlib.import_module(module), name) for verb, (module, name, _) in VERBS.items()}
 
 
