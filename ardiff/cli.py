@@ -48,7 +48,7 @@ VERBS = {
     "lint-serve": ("ray_jobs.serve_lint", "LintConfig", "check a Ray Serve configuration before it is deployed"),
     "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "make an API key for the service"),
     "ablate": ("ray_jobs.ablate", "AblateConfig", "train variants of the quickstart's recipe and compare them"),
-    "estimate": ("ardiff.train.estimate", "EstimateConfig", "memory and time of a training step per ZeRO stage"),
+    "estimate": ("ardiff.train.estimate", "EstimateConfig", "memory and time per ZeRO stage, and what the jobs cost"),
 }
 
 OTHERS = {
