@@ -48,7 +48,7 @@ VERBS = {
     "lint-serve": ("ray_jobs.serve_lint", "LintConfig", "check a Ray Serve configuration before it is deployed"),
     "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "make an API key for the service"),
     "ablate": ("ray_jobs.ablate", "AblateConfig", "train variants of the quickstart's recipe and compare them"),
-    "estimate": ("ardiff.train.estimate", "EstimateConfig", "memory and time of a training step per ZeRO stage"),
+    "estimate": ("ardiff.train.estimate", "EstimateConfig", "memory and time per ZeRO stage, and what the jobs cost"),
 }
 
 OTHERS = {
@@ -103,6 +103,7 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
         if call.storage != StorageConfig():
             print(yaml.safe_dump({"storage": to_dict(call.storage)}, sort_keys=False), end="")
         if hasattr(call.module, "describe_plan"):
+            s3.configure(call.storage)
             print(textwrap.indent(call.module.describe_plan(call.config), "# "))
         return 0
     if call.log:

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
 import types
 import typing
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ import yaml
 from ardiff.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")
+CONFIGS = "ARDIFF_CONFIGS"
+"""Environment variable: the folder of the shipped configurations where they lie apart from the package, as in the
+image of a cluster's nodes."""
 VERB = "verb"
 """Key of a file that is the whole configuration of a verb, which it names: a folder does not count it among its own."""
 
@@ -131,10 +135,12 @@ def _named(value: Any) -> Any:
 def find_config(name: str) -> Path:
     """The path of a shipped configuration such as ``quickstart`` or ``quickstart/vae.yaml``.
 
-    Looks in ``./configs`` first, then beside the installed package's checkout. Raises ConfigError if neither has it.
+    Looks in ``./configs`` first, then where ``ARDIFF_CONFIGS`` says, else beside the installed package's checkout.
+    Raises ConfigError if neither has it.
     """
-    for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
-        if (candidate := root / "configs" / name).exists():
+    beside = Path(__file__).resolve().parent.parent / "configs"
+    for root in (Path.cwd() / "configs", Path(os.environ.get(CONFIGS, beside))):
+        if (candidate := root / name).exists():
             return candidate
     raise ConfigError(f"No configuration 'configs/{name}' here or beside the package: give its path with --config.")
 

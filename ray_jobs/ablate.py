@@ -63,8 +63,8 @@ class AblateConfig:
     """The rows of the table, the one that the others are compared with first: each a ``name``, the ``question`` that
     it answers and the ``settings`` in which it differs, as in configs/quickstart/ablation.yaml."""
     table: str | None = None
-    """Markdown file for the tables, which keeps what is written around its marks. Without it, ``ablation.md`` in the
-    output folder."""
+    """A further Markdown file for the tables of ``ablation.md`` in the output folder. Both keep what is written around
+    their marks."""
 
     def __post_init__(self) -> None:
         if len(self.seeds) < 2 or not self.ar_steps:
@@ -104,8 +104,6 @@ def run(config: AblateConfig) -> None:
         ArdiffError: Units failed. The others are complete.
     """
     units = make_plan(config)
-    if storage.is_remote(config.output):
-        raise ConfigError("The ablation writes to a local folder; the single verbs write to s3:// too.")
     results: list[Result] = []
     with ray_cluster():
         for number, unit in enumerate(units):
@@ -113,7 +111,7 @@ def run(config: AblateConfig) -> None:
             results += _results(config, unit)
             _write(config, units, results)
     failed = sorted({(r.variant, r.seed) for r in results if r.reason})
-    say(f"[bold]{_table_place(config)}[/]")
+    say(f"[bold]{_table_places(config)[-1]}[/]")
     if failed:
         names = ", ".join(f"{variant} with seed {seed}" for variant, seed in failed)
         raise ArdiffError(
@@ -257,18 +255,18 @@ def _read_scores(unit: Unit, sets: dict[str, dict[str, float]], seconds: float) 
         )
 
 
-def _table_place(config: AblateConfig) -> str:
-    return config.table or storage.join(config.output, "ablation.md")
+def _table_places(config: AblateConfig) -> list[str]:
+    return [storage.join(config.output, "ablation.md"), *([config.table] if config.table else [])]
 
 
 def _write(config: AblateConfig, units: list[Unit], results: list[Result]) -> None:
     done = len({(r.variant, r.seed) for r in results})
     about: dict[str, Any] = {"config": asdict(config), "versions": versions(), "units": len(units), "measured": done}
     write_results(config.output, config.variants, results, about)
-    place = _table_place(config)
-    before = storage.read_bytes(place).decode() if storage.exists(place) else "# Ablation\n"
     text = tables(config.variants, results, _header(config, units, done))
-    storage.write_bytes(place, place_tables(before, text).encode())
+    for place in _table_places(config):
+        before = storage.read_bytes(place).decode() if storage.exists(place) else "# Ablation\n"
+        storage.write_bytes(place, place_tables(before, text).encode())
 
 
 def _header(config: AblateConfig, units: list[Unit], done: int) -> list[str]:

@@ -1,4 +1,5 @@
-"""Memory and time of a training step before there is a cluster: what each ZeRO stage takes on every GPU.
+"""Memory and time of a training step before there is a cluster: what each ZeRO stage takes on every GPU; and GPU hours
+and price of the jobs, from training to the endpoint.
 
 Operations and activations are counted on models of one and two blocks whose tensors have shapes but no memory, and
 drawn out to the full depth, in which both are linear. So the counts follow the code that runs. `docs/scaling.md` has
@@ -8,6 +9,8 @@ the formulas and the figures for the paper's sizes.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,15 +19,56 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ardiff.diffusion.ad import check_ar_step
 from ardiff.dit import DiT, DiTConfig
+from ardiff.metrics.networks.i3d import I3D
+from ardiff.sampling.cost import frame_evaluations
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 STAGES = (0, 1, 2, 3)
+SCORED_FRAMES = 16
+"""Of a clip that FVD is computed of."""
 MASTER_BYTES = 16
 """Per parameter: weight, two moments and average in float32."""
 
 BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's ``reduce_bucket_size`` where ``train.deepspeed.raw`` does not say otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkConfig:
+    """How much the jobs do, and what a GPU costs. The defaults are the paper's AR-DiT, and its Table 2 on one class."""
+
+    num_updates: int = 150_000
+    """Updates of the training."""
+    num_clips: int = 10_000
+    """Clips that are encoded; each is as long as one of training."""
+    num_videos: int = 2560
+    """Videos that are generated, of all cells of a sweep together."""
+    num_frames: int | None = None
+    """Frames of a generated video; none for as many as the AR-DiT sees at once."""
+    num_inference_steps: int = 50
+    """Sampling steps per frame."""
+    ar_step: int = 5
+    """Timestep difference of neighbouring frames. It matters to videos longer than the model only."""
+    guided: bool = False
+    """Classifier-free guidance, which evaluates every frame twice."""
+    num_scored: int = 3072
+    """Clips of 16 frames that FVD is computed of, generated and real ones together."""
+    replicas: int = 1
+    """Replicas of the endpoint, of a GPU each."""
+    endpoint_hours: float = 720.0
+    """Hours for which the endpoint has as many replicas."""
+    gpu_dollars: float = 4.10
+    """Price of a GPU and hour (p4d.24xlarge on demand in us-east-1, as we last knew it: 32.77 for eight)."""
+    float32_tflops: float = 19.5
+    """What one GPU can do at most in float32, in which FVD is computed, in 10^12 operations per second (A100: 19.5)."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_updates, self.num_clips, self.num_videos, self.num_scored, self.replicas) < 0:
+            raise ValueError("numbers of updates, clips, videos and replicas must not be negative")
+        if min(self.endpoint_hours, self.gpu_dollars) < 0 or self.float32_tflops <= 0:
+            raise ValueError("endpoint_hours and gpu_dollars must not be negative, float32_tflops above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,12 +101,25 @@ class EstimateConfig:
     """Share of the peak that training reaches: an assumption, measure it."""
     bandwidth_gb: float = 200.0
     """Rate at which a GPU exchanges data with the others, in 10^9 bytes per second (A800: 400 in both directions)."""
+    work: WorkConfig = field(default_factory=WorkConfig)
+    """What the jobs have to do."""
 
     def __post_init__(self) -> None:
+        check_ar_step(self.video_frames, self.work.num_inference_steps, self.work.ar_step, self.dit.num_frames)
         if min(self.num_frames, self.micro_batch_size, self.gradient_accumulation, self.num_gpus) < 1:
             raise ValueError("num_frames, micro_batch_size, gradient_accumulation and num_gpus must be at least 1")
         if min(self.gpu_memory_gib, self.peak_tflops, self.bandwidth_gb) <= 0 or not 0 < self.utilisation <= 1:
             raise ValueError("gpu_memory_gib, peak_tflops and bandwidth_gb must be above 0, utilisation in (0, 1]")
+
+    @property
+    def video_frames(self) -> int:
+        """Frames of a generated video."""
+        return self.dit.num_frames if self.work.num_frames is None else self.work.num_frames
+
+    @property
+    def rate(self) -> float:
+        """Operations per second of a GPU."""
+        return self.peak_tflops * 1e12 * self.utilisation
 
     @property
     def element_bytes(self) -> int:
@@ -104,6 +161,15 @@ class StageEstimate:
     def memory(self) -> float:
         """Bytes in all."""
         return self.states + self.bucket + self.activations
+
+
+@dataclass(frozen=True, slots=True)
+class JobEstimate:
+    """What a job takes on all GPUs together."""
+
+    name: str
+    work: str
+    gpu_hours: float
 
 
 def state_bytes(parameters: int, stage: int, num_gpus: int, precision: str) -> float:
@@ -180,7 +246,7 @@ def estimate(config: EstimateConfig) -> list[StageEstimate]:
         rest = counts.activations - sizes.depth * counts.block_activations
         activations = rest + sizes.depth * counts.block_input + counts.block_activations
         passes = 4.0
-    compute = passes * counts.flops * config.gradient_accumulation / (config.peak_tflops * 1e12 * config.utilisation)
+    compute = passes * counts.flops * config.gradient_accumulation / config.rate
     found = []
     for stage in STAGES:
         states = state_bytes(counts.parameters, stage, config.num_gpus, config.precision)
@@ -199,8 +265,44 @@ def recommended(config: EstimateConfig, stages: list[StageEstimate]) -> StageEst
     return min(fitting, key=lambda s: (s.compute_seconds + s.exchange_seconds, s.stage), default=None)
 
 
+def training_gpu_hours(config: EstimateConfig) -> float | None:
+    """GPU hours of all updates under the recommended stage, at most (see ``exchange_seconds``); None if none fits."""
+    choice = recommended(config, estimate(config))
+    if choice is None:
+        return None
+    return config.work.num_updates * (choice.compute_seconds + choice.exchange_seconds) * config.num_gpus / 3600
+
+
+def video_flops(config: EstimateConfig) -> float:
+    """Operations of a generated video: evaluations of frames by the AR-DiT, and the AR-VAE's decoder."""
+    work, frames = config.work, config.video_frames
+    model = dataclasses.replace(config, model="dit", num_frames=config.dit.num_frames)
+    of_a_frame = count_step(model).flops / model.micro_batch_size / model.num_frames
+    evaluations = frame_evaluations(frames, work.num_inference_steps, work.ar_step, model.num_frames)
+    return evaluations * (2 if work.guided else 1) * of_a_frame + frames * _decoder_flops(config.vae)
+
+
+def estimate_jobs(config: EstimateConfig) -> list[JobEstimate]:
+    """GPU hours of training and, for the AR-DiT, of what goes before and after it."""
+    work, found = config.work, []
+    if (training := training_gpu_hours(config)) is not None:
+        found.append(JobEstimate(f"train-{config.model}", f"{work.num_updates} updates", training))
+    if config.model == "vae":
+        return found
+    encoding, video = config.num_frames * _encoder_flops(config.vae), video_flops(config)
+    clips = f"{work.num_clips} clips of {config.num_frames} frames"
+    found.append(JobEstimate("encode", clips, work.num_clips * encoding / config.rate / 3600))
+    videos = f"{work.num_videos} videos of {config.video_frames} frames, {work.num_inference_steps} steps"
+    found.append(JobEstimate("sweep", videos, work.num_videos * video / config.rate / 3600))
+    scoring = work.num_scored * _i3d_flops() / (work.float32_tflops * 1e12 * config.utilisation)
+    found.append(JobEstimate("evaluate", f"{work.num_scored} clips of {SCORED_FRAMES} frames", scoring / 3600))
+    most = work.replicas * 3600 * config.rate / video
+    endpoint = f"replicas: {work.replicas}, for {work.endpoint_hours:g} hours; at most {most:.0f} such videos an hour"
+    return [*found, JobEstimate("endpoint", endpoint, work.replicas * work.endpoint_hours)]
+
+
 def run(config: EstimateConfig) -> None:
-    """Prints the table."""
+    """Prints the tables."""
     counts, stages = count_step(config), estimate(config)
     choice = recommended(config, stages)
     print(
@@ -216,6 +318,42 @@ def run(config: EstimateConfig) -> None:
         )
     if choice is None:
         print("No stage fits: set activation_checkpointing=true, a smaller micro_batch_size, or offload the optimizer.")
+    print(f"{'job':<10} {'what it does':<60} {'GPU hours':>10} {'dollars':>8}")
+    for job in estimate_jobs(config):
+        print(f"{job.name:<10} {job.work:<60} {job.gpu_hours:10.2f} {job.gpu_hours * config.work.gpu_dollars:8.2f}")
+
+
+def _encoder_flops(sizes: AutoencoderConfig) -> float:
+    """Operations of encoding a frame."""
+    side = sizes.resolution
+    return _at_depth(sizes, lambda model: model.encode(torch.zeros(1, 1, 3, side, side)))
+
+
+def _decoder_flops(sizes: AutoencoderConfig) -> float:
+    """Operations of decoding a frame: the mean over a clip that fills the decoder's window."""
+    shape = (1, sizes.temporal_window, sizes.num_tokens, sizes.token_dim)
+    return _at_depth(sizes, lambda model: model.decode(torch.zeros(shape))) / sizes.temporal_window
+
+
+def _at_depth(sizes: AutoencoderConfig, call: Callable[[ARAutoencoder], object]) -> float:
+    """Operations of the call, drawn out from models of one and two blocks."""
+    with FakeTensorMode():
+        small = [ARAutoencoder(dataclasses.replace(sizes, depth=depth)).eval() for depth in (1, 2)]
+        one, two = (_operations(functools.partial(call, model)) for model in small)
+    return one + (two - one) * (sizes.depth - 1)
+
+
+def _i3d_flops() -> float:
+    """Operations of a clip's features."""
+    with FakeTensorMode():
+        network, clip = I3D(), torch.zeros(1, 3, SCORED_FRAMES, 224, 224)
+        return _operations(lambda: network(clip))
+
+
+def _operations(call: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        call()
+    return float(counter.get_total_flops())
 
 
 def _count(config: EstimateConfig, sizes: AutoencoderConfig | DiTConfig) -> tuple[float, float, float]:
@@ -237,9 +375,8 @@ def count_forward(model: nn.Module, batch_size: int, num_frames: int) -> tuple[i
             kept[storage._cdata] = storage
         return tensor
 
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     with (
-        FlopCounterMode(display=False, custom_mapping=attention) as counter,
+        FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         if isinstance(model, DiT):
@@ -261,3 +398,7 @@ def _attention_flops(
     query: torch.Size, key: torch.Size, value: torch.Size, *arguments: Any, out_shape: Any = None, **options: Any
 ) -> int:
     return int(sdpa_flop_count(query, key, value))
+
+
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+"""What torch's counter does not know."""

@@ -1,6 +1,8 @@
 """An ablation at its smallest: two variants and one that fails, two seeds; and one that is killed and started again."""
 
+import io
 import json
+import os
 import re
 import shlex
 import time
@@ -11,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from resuming import wait_for_checkpoint
+
+from ardiff.data import storage
 
 pytestmark = pytest.mark.ray
 
@@ -34,7 +38,7 @@ VARIANTS = [
 ]
 
 
-def arguments(folder: Path, variants: list[dict[str, Any]]) -> list[str]:
+def arguments(folder: Path | str, variants: list[dict[str, Any]]) -> list[str]:
     return [
         f"--output={folder}",
         f"settings={json.dumps(SETTINGS)}",
@@ -81,6 +85,22 @@ def test_a_second_run_trains_nothing(jobs: Any, finished: tuple[Path, Any]) -> N
     assert not re.search(r"✓ .*: [0-9.]+ s", result.err)
     assert result.seconds < first.seconds / 2
     assert (folder / "results.parquet").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_an_ablation_on_s3_gives_the_same_numbers(jobs: Any, finished: tuple[Path, Any], s3_bucket: str) -> None:
+    output = f"{s3_bucket}/ablation"
+    jobs.environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    result = jobs.run("ablate", *arguments(output, VARIANTS[:1]), timeout=400)
+    assert result.code == 0, result.err
+    frame = pd.read_parquet(io.BytesIO(storage.read_bytes(f"{output}/results.parquet")))
+    local = pd.read_parquet(finished[0] / "results.parquet")
+    columns = ["seed", "ar_step", "distance", "recognised", "psnr"]
+    pd.testing.assert_frame_equal(
+        frame[columns], local.loc[local["variant"] == "fopp", columns].reset_index(drop=True), check_exact=True
+    )
+    assert "| recipe | `fopp` |" in storage.read_bytes(f"{output}/ablation.md").decode()
+    assert storage.read_bytes(f"{output}/ablation.png").startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

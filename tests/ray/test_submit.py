@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,25 @@ class Laptop:
             process.kill()
         return Result(process.returncode, out, err, time.monotonic() - started)
 
+    def submit_plainly(self, folder: Path, *job: str) -> Result:
+        """``ray job submit --working-dir . -- python -m job`` in the folder, by Ray's own command."""
+        started = time.monotonic()
+        done = subprocess.run(
+            [Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", ".", "--", "python", "-m", *job],
+            cwd=folder,
+            env={
+                **self.environment,
+                "RAY_API_SERVER_ADDRESS": self.address,
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN_PATH": self.token,
+            },
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
     def jobs(self) -> list[dict[str, Any]]:
         """What the cluster knows of all jobs, by Ray's own interface."""
         token = Path(self.token).read_text()
@@ -94,6 +114,47 @@ def test_a_failing_job_ends_with_its_code_and_reason(cluster: Cluster, tmp_path:
     assert "none.parquet" in result.out
     assert "failed with exit code 1" in result.err
     assert "Traceback" not in result.out + result.err
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Code and configurations as of this checkout, with data and runs beside them."""
+    folder = tmp_path / "checkout"
+    for name in ("ardiff", "ray_jobs", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".rayignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("data/train/a.mp4", "runs/dit/model"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch()
+    synthetic = {"num_train": 4, "num_test": 4, "num_frames": 8, "num_long": 0}
+    (folder / "configs" / "own.yaml").write_text(json.dumps({"synthetic": synthetic}))
+    return folder
+
+
+def test_rays_own_command_submits_a_checkout_without_its_data(cluster: Cluster, checkout: Path, tmp_path: Path) -> None:
+    output = tmp_path / "set"
+    job = ["ray_jobs.prepare", "--config", "configs/own.yaml", f"output={output}"]
+    result = Laptop(cluster).submit_plainly(checkout, *job)
+    assert result.code == 0, result.out + result.err
+    assert "8 videos" in result.out
+    assert (output / "manifest.parquet").exists()
+    [sent] = [
+        file.parents[1]
+        for file in Path(cluster.ray_folder).glob(
+            "ray/session_2*/runtime_resources/working_dir_files/*/configs/own.yaml"
+        )
+    ]
+    assert {path.name for path in sent.iterdir()} - {".rayignore", ".gitignore"} == {"ardiff", "ray_jobs", "configs"}
+    assert (sent / "ardiff" / "data" / "storage.py").exists()
+
+
+def test_rays_own_command_ends_as_a_failing_job_does(cluster: Cluster, checkout: Path, tmp_path: Path) -> None:
+    job = ["ray_jobs.encode_latents", f"manifest={tmp_path}/none.parquet", f"output={tmp_path}/z"]
+    result = Laptop(cluster).submit_plainly(checkout, *job)
+    assert result.code == 1
+    assert "none.parquet" in result.out
+    assert "Traceback" not in result.out
 
 
 def test_doctor_looks_at_every_node(cluster: Cluster, tmp_path: Path) -> None:

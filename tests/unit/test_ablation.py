@@ -26,6 +26,7 @@ from ardiff.ablation import (
 )
 from ardiff.cli import main
 from ardiff.config import load_config, to_yaml
+from ardiff.data import s3, storage
 from ardiff.errors import ConfigError
 from ray_jobs.ablate import AblateConfig, describe_plan, make_plan
 from ray_jobs.common import StageRecord
@@ -150,6 +151,21 @@ def test_the_shipped_plan_is_table_3() -> None:
     assert len(set(places.values())) == 2
     assert [v for v, place in places.items() if place != places["fopp"]] == ["no_temporal_decoder"]
     assert "24 units of 8 variants and 3 seeds" in describe_plan(config)
+
+
+def test_a_plan_in_a_bucket_is_looked_up_where_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    for name in (s3.VARIABLE, "AWS_ENDPOINT_URL"):
+        monkeypatch.setenv(name, "{}")  # so that what --dry-run sets is undone
+
+    def exists(place: str) -> bool:
+        asked.append((place, s3.current().endpoint))
+        return False
+
+    monkeypatch.setattr(storage, "exists", exists)
+    where = ["output=s3://runs/ablation", "storage.endpoint=http://host:1"]
+    assert main(["ablate", str(SHIPPED), *where, "--dry-run"]) == 0
+    assert ("s3://runs/ablation/fopp/seed-0/scores/stage.json", "http://host:1") in asked
 
 
 def _without_verb(file: Path) -> Path:

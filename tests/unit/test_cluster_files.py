@@ -29,6 +29,7 @@ from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 import ardiff.data.storage
 from ardiff.cli import VERBS, main
+from ardiff.config import CONFIGS
 from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
@@ -42,12 +43,15 @@ from ray_jobs.common import COMMIT
 from ray_jobs.monitor import VIDEO_GAUGES
 from ray_jobs.serve import grace
 from ray_jobs.serve_lint import lint
+from ray_jobs.submit import jobs
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "cluster"
 INSTALLED = "/opt/ardiff/configs"
 """Where the image has configs/."""
-VERB_OF_MODULE = {module: verb for verb, (module, _, _) in VERBS.items() if module.startswith("ray_jobs.")}
+VERB_OF_MODULE = {VERBS[verb][0]: verb for verb in jobs()}
+NO_RAYJOB = {"quickstart": "writes to a local folder", "serve": "is the RayService", "lint-serve": "checks a file"}
+"""Why a verb has no manifest of its own."""
 NAME_LENGTH = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
 
 DOCUMENTS = [
@@ -239,11 +243,13 @@ def entrypoint(job: dict[str, Any]) -> tuple[str, list[str]]:
 def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every entry point resolves, and each job reads what an earlier one writes."""
     monkeypatch.chdir(ROOT)
-    jobs = {job["metadata"]["name"].removeprefix("ardiff-"): entrypoint(job) for job in JOBS}
-    configs = {name: resolves(verb, arguments, capsys) for name, (verb, arguments) in jobs.items()}
-    assert {"prepare", "train-vae", "encode", "train-dit", "generate", "sweep", "evaluate"} == {
-        verb for verb, _ in jobs.values()
-    }
+    monkeypatch.setattr(ardiff.data.storage, "exists", lambda place: False)  # an ablation's plan looks
+    entrypoints = {job["metadata"]["name"].removeprefix("ardiff-"): entrypoint(job) for job in JOBS}
+    configs = {name: resolves(verb, arguments, capsys) for name, (verb, arguments) in entrypoints.items()}
+    assert {verb for verb, _ in entrypoints.values()} == set(jobs()) - NO_RAYJOB.keys()
+    places = [config["output"] for config in configs.values()]
+    assert all(place.startswith("s3://") for place in places)
+    assert len(set(places)) == len(places)
     manifest = f"{configs['prepare']['output']}/manifest.parquet"
     first, second, third = (configs[f"train-vae-{n}"] for n in ("1-frames", "2-adversarial", "3-temporal"))
     assert {c["clips"]["manifest"] for c in (first, second, third)} == {manifest}
@@ -303,6 +309,21 @@ def test_the_commands_of_the_runbook_are_understood(
     assert [name for name in named if not (ROOT / name.partition("#")[0]).exists()] == []
 
 
+def test_node_pools_of_the_runbook_are_those_of_the_manifests() -> None:
+    commands = re.findall(r"^eksctl create (?:cluster|nodegroup) (.*)$", (FILES / "README.md").read_text(), re.M)
+    pools = [dict(re.findall(r"--([\w-]+) ([^-\s]\S*)", command)) for command in commands]
+    heads = [cluster["headGroupSpec"] for cluster in clusters()]
+    workers = [group for cluster in clusters() for group in cluster["workerGroupSpecs"]]
+
+    def machine(group: dict[str, Any]) -> str:
+        return str(group["template"]["spec"]["nodeSelector"]["node.kubernetes.io/instance-type"])
+
+    assert [(pool["node-type"], int(pool["nodes"])) for pool in pools[:1]] == [(machine(heads[0]), len(heads))]
+    assert {machine(head) for head in heads} == {pools[0]["node-type"]}
+    most = {pool["node-type"]: int(pool["nodes-max"]) for pool in pools[1:]}
+    assert most == {machine(group): group["maxReplicas"] for group in workers}
+
+
 def test_both_files_of_the_endpoint_are_right_and_say_the_same(tmp_path: Path) -> None:
     spec = document("RayService")["spec"]
     (tmp_path / "serve.yaml").write_text(spec["serveConfigV2"])
@@ -342,7 +363,7 @@ def test_the_image_holds_what_the_files_name() -> None:
     assert f"configs {INSTALLED}\n" in dockerfile
     sources = [s for line in re.findall(r"^COPY --chown=ray:users (.*)$", dockerfile, re.M) for s in line.split()[:-1]]
     assert [s for s in [*sources, "configs"] if not (ROOT / s).exists()] == []
-    assert f"ARG COMMIT=unknown\nENV {COMMIT}=${{COMMIT}}" in dockerfile
+    assert f"ARG COMMIT=unknown\nENV {COMMIT}=${{COMMIT}} \\\n    {CONFIGS}={INSTALLED} " in dockerfile
     assert "--build-arg COMMIT=$(git describe" in (FILES / "README.md").read_text()
     carried = re.findall(r"^!(\S+)", (FILES / "Dockerfile.dockerignore").read_text(), re.M)
     assert set(carried) == {*sources, "configs"}

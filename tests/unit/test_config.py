@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from ardiff.config import build, find_config, fingerprint, load_config, to_dict, to_yaml
+from ardiff.config import CONFIGS, build, find_config, fingerprint, load_config, to_dict, to_yaml
 from ardiff.errors import ConfigError
 
 
@@ -235,6 +235,10 @@ def test_shipped_configurations_are_found_here_first(tmp_path: Path, monkeypatch
     shipped = find_config("quickstart")
     assert (shipped / "train_dit.yaml").is_file()
     write(tmp_path / "configs" / "quickstart" / "train_dit.yaml", "")
+    assert find_config("quickstart") == tmp_path / "configs" / "quickstart"
+    monkeypatch.setenv(CONFIGS, str(tmp_path / "opt"))  # of the image, whose package has none beside it
+    write(tmp_path / "opt" / "quickstart" / "ablation.yaml", "")
+    assert find_config("quickstart/ablation.yaml") == tmp_path / "opt" / "quickstart" / "ablation.yaml"
     assert find_config("quickstart") == tmp_path / "configs" / "quickstart"
     with pytest.raises(ConfigError, match="configs/nothing"):
         find_config("nothing")

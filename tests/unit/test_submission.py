@@ -90,6 +90,17 @@ def test_a_dry_run_sends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert "job=prepare" in out
 
 
+def test_an_ablation_is_sent_with_its_variants_and_recipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    file = "configs/quickstart/ablation.yaml"
+    assert main(["submit", "--dry-run", "ablate", file, "output=s3://a/b"]) == 0
+    assert f"entrypoint: python -m ray_jobs.ablate {file} output=s3://a/b" in capsys.readouterr().out
+    sent = plan("ablate", [file, "output=s3://a/b"], read_arguments("ablate", [file, "output=s3://a/b"]), ROOT, [])
+    assert {file, "configs/quickstart/train_dit.yaml"} <= carried(ROOT, sent.runtime_env["excludes"])
+
+
 def test_only_jobs_can_be_submitted(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["submit", "estimate"])

@@ -1,6 +1,9 @@
 """Estimates against measured small models and against formulas by hand."""
 
 import dataclasses
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,16 +14,23 @@ from ardiff.dit import DiT, DiTConfig
 from ardiff.train.engine import TorchEngine
 from ardiff.train.estimate import (
     EstimateConfig,
+    WorkConfig,
+    _decoder_flops,
+    _encoder_flops,
+    _i3d_flops,
     count_forward,
     count_step,
     estimate,
+    estimate_jobs,
     exchanged_bytes,
     recommended,
     state_bytes,
+    video_flops,
 )
 from ardiff.train.optim import OptimizerConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
+ROOT = Path(__file__).parents[3]
 DIT = DiTConfig(num_frames=4, num_tokens=8, width=64, depth=5, num_heads=4)
 VAE = AutoencoderConfig(resolution=32, patch_size=8, num_tokens=4, width=64, depth=4, num_heads=4, temporal_window=4)
 SMALL = EstimateConfig(dit=DIT, vae=VAE, num_frames=4, micro_batch_size=8, precision="fp32")
@@ -100,14 +110,79 @@ def test_the_choice_is_the_fastest_that_fits() -> None:
     assert recommended(dataclasses.replace(paper, gpu_memory_gib=1e-9), stages) is None
 
 
+def test_a_generated_video_is_evaluations_of_frames_and_their_decoding() -> None:
+    """The parts against whole forward passes: of the AR-VAE, both halves; of the AR-DiT, a frame's share of a clip."""
+    of_the_dit, _ = count_forward(DiT(DIT), 1, 4)
+    of_the_vae, _ = count_forward(ARAutoencoder(VAE), 1, 4)
+    assert 4 * (_encoder_flops(VAE) + _decoder_flops(VAE)) == of_the_vae
+    for frames, steps, ar_step, evaluations in ((4, 10, 3, 4 * 10 + 3), (1, 7, 0, 7)):
+        work = WorkConfig(num_frames=frames, num_inference_steps=steps, ar_step=ar_step)
+        plain, guided = (
+            video_flops(dataclasses.replace(SMALL, work=dataclasses.replace(work, guided=guided)))
+            for guided in (False, True)
+        )
+        assert guided - plain == pytest.approx(evaluations * of_the_dit / 4)
+        assert plain - (guided - plain) == pytest.approx(frames * _decoder_flops(VAE))
+
+
+def test_a_clip_through_i3d_takes_what_is_published_of_it() -> None:
+    """108 G multiplications and additions for 64 frames (Carreira and Zisserman's network at 224 x 224)."""
+    assert _i3d_flops() == pytest.approx(2 * 108e9 / 4, rel=0.05)
+
+
+def test_gpu_hours_of_the_jobs_by_hand() -> None:
+    work = WorkConfig(
+        num_updates=1000, num_clips=50, num_videos=20, num_frames=4, num_scored=30, replicas=3, endpoint_hours=7
+    )
+    config = dataclasses.replace(SMALL, work=work, num_gpus=2, peak_tflops=1e-6, utilisation=0.5, gpu_memory_gib=100)
+    rate = 0.5e6
+    found = {job.name: job for job in estimate_jobs(config)}
+    stage = recommended(config, estimate(config))
+    assert stage is not None
+    update = stage.compute_seconds + stage.exchange_seconds
+    assert stage.compute_seconds == 3 * count_step(config).flops * 8 / rate
+    assert found["train-dit"].gpu_hours == pytest.approx(2 * 1000 * update / 3600)
+    assert found["encode"].gpu_hours == pytest.approx(50 * 4 * _encoder_flops(VAE) / rate / 3600)
+    assert found["sweep"].gpu_hours == pytest.approx(20 * video_flops(config) / rate / 3600)
+    assert found["evaluate"].gpu_hours == pytest.approx(30 * _i3d_flops() / (0.5 * 19.5e12) / 3600)
+    assert found["endpoint"].gpu_hours == 21
+    assert [job.name for job in estimate_jobs(dataclasses.replace(config, model="vae"))] == ["train-vae"]
+    assert "train-dit" not in {job.name for job in estimate_jobs(dataclasses.replace(config, gpu_memory_gib=1e-9))}
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [f"dit.{name}={getattr(DIT, name)}" for name in ("num_frames", "num_tokens", "width", "depth", "num_heads")]
     assert main(["estimate", *sizes, "num_frames=4"]) == 0
     out = capsys.readouterr().out
     assert "<- choose" in out
-    assert len(out.splitlines()) == 6
+    assert [line.split()[0] for line in out.splitlines()[6:]] == [
+        "job", "train-dit", "encode", "sweep", "evaluate", "endpoint"
+    ]  # fmt: skip
     assert main(["estimate", *sizes, "num_frames=4", "gpu_memory_gib=1e-9"]) == 0
     assert "No stage fits" in capsys.readouterr().out
+
+
+def test_the_documented_costs_are_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every block of docs/scaling.md that shows a command and what it prints, and the runbook's table."""
+    shown = re.findall(r"```\n\$ ardiff (estimate.*)\n((?:.+\n)+?)```", (ROOT / "docs" / "scaling.md").read_text())
+    assert shown
+    for command, output in shown:
+        assert main(shlex.split(command)) == 0
+        assert output in capsys.readouterr().out
+    runbook = (ROOT / "cluster" / "README.md").read_text()
+    commands = [shlex.split(line) for line in re.findall(r"^ardiff (estimate.*)$", runbook, re.MULTILINE)]
+    printed: list[str] = []
+    for arguments in commands:
+        assert main(arguments) == 0
+        lines = capsys.readouterr().out.splitlines()
+        printed += lines[[line.split()[0] for line in lines].index("job") + 1 :]
+    expected = [[float(number) for number in line.split()[-2:]] for line in printed]
+    table = re.search(r"\| job \|.*\| GPU hours \| dollars \|\n\|.*\n((?:\|.*\n)+)", runbook)
+    assert table is not None
+    rows = [line.split("|")[-3:-1] for line in table[1].splitlines()]
+    assert [[float(cell.split()[0].replace(",", "")) for cell in row] for row in rows] == [
+        [pytest.approx(value, rel=0.03, abs=0.06) for value in values] for values in expected
+    ]
 
 
 @pytest.mark.parametrize("changes", [{"num_gpus": 0}, {"utilisation": 0.0}, {"bandwidth_gb": 0.0}])
