@@ -47,9 +47,16 @@ class Workers:
 
 
 def make_videos(
-    rows: Sequence[VideoRow], complete: dict[str, Record], workers: Workers, what: str
+    rows: Sequence[VideoRow], complete: dict[str, Record], workers: Workers, what: str, refused: int = 0
 ) -> dict[str, Record]:
     """Makes every row whose record place is not in ``complete``. Returns the records of all rows by that place.
+
+    Args:
+        rows: Of any cells.
+        complete: Records of rows that are there.
+        workers: What to make them with.
+        what: Name of the progress bar.
+        refused: Videos beside ``rows`` that cannot be made, which progress counts as failed.
 
     Raises:
         ArdiffError: There are not the CPUs or GPUs for the actors, a checkpoint changed, or storage failed for good.
@@ -66,7 +73,7 @@ def make_videos(
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     frames = sum(row.num_frames for row in missing)
     records = dict(complete)
-    counts = (len(rows), len(rows) - len(missing), len(packs))
+    counts = (len(rows) + refused, len(rows) - len(missing), refused, len(packs))
     with (
         ray.data.DataContext.current(context),
         remote_progress(what, frames, "frame", VideoMonitor, *counts) as monitor,

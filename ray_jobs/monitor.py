@@ -86,12 +86,13 @@ VIDEO_GAUGES = {
 class VideoMonitor(Monitor):
     """A monitor of videos in the making, which outlives the workers: it also knows what they had begun."""
 
-    def __init__(self, total: int, done: int, packs: int) -> None:
-        """``total`` videos in all, of which ``done`` were complete before; the others are in so many ``packs``."""
+    def __init__(self, total: int, done: int, failed: int, packs: int) -> None:
+        """``total`` videos in all, of which ``done`` were complete before, ``failed`` are not tried, and the others are
+        in so many ``packs``."""
         from ray.util.metrics import Gauge
 
         super().__init__()
-        self.total, self.done, self.failed, self.frames = total, done, 0, 0
+        self.total, self.done, self.failed, self.frames = total, done, failed, 0
         self.in_work: dict[int, tuple[int, int]] = {}  # by pack: videos, and frames of all of them that are final
         self.packs, self.dealt = packs, 0
         self.hands: dict[int, list[int]] = {}  # packs dealt to each task

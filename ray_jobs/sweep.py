@@ -205,7 +205,7 @@ def _make(
         attempts=config.attempts,
     )
     there = {row.record: complete[row.id] for row in possible if row.id in complete}
-    made = make_videos(possible, there, workers, "sweep")
+    made = make_videos(possible, there, workers, "sweep", len(impossible))
     return {r.id: r for r in failures} | {row.id: made[row.record] for row in possible}
 
 
