@@ -92,6 +92,32 @@ def test_frames_are_sent_while_others_are_still_generated(serve: Serve) -> None:
         assert b"moof" in received
 
 
+def test_the_first_frame_is_sent_after_as_many_iterations_as_it_has_steps(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    engine, calls, go_on = served.service.runners["tiny"].engine, iter(range(10**6)), threading.Event()
+    step = engine.step
+
+    def held() -> Any:
+        if next(calls) == 12:
+            assert go_on.wait(60)
+        return step()
+
+    monkeypatch.setattr(engine, "step", held)
+    fields = {"num_frames": 8, "num_inference_steps": 12, "ar_step": 5}
+    with served.client.stream("POST", "/v1/videos:stream", json=fields) as answer:
+        parts = answer.iter_raw()
+        received = next(parts)
+        assert len(frames_of(received)) == 1
+        running = served.look({"id": answer.headers["x-video-id"]})
+        assert (running["frames_done"], running["iterations_done"]) == (1, 12)
+        assert running["first_frame_at"] is not None
+        go_on.set()
+        received += b"".join(parts)
+    assert len(frames_of(received)) == 8
+
+
 def test_a_client_that_leaves_stops_the_generation(serve: Serve) -> None:
     served = serve()
     with served.client.stream("POST", "/v1/videos:stream", json=LONG) as answer:
