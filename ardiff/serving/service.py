@@ -72,6 +72,8 @@ class VideoService:
         self._drain_ends = math.inf
         self._stopping = stopping
         self._marked = False
+        self._quiet = False
+        """Whether a job whose replica has died waits until nothing else runs here."""
         self._rates = RateLimiter()
         self._seen: dict[str, tuple[Lease, float]] = {}
         self._looked = -math.inf
@@ -161,7 +163,7 @@ class VideoService:
         settings = settle(asked, model, self.config, 0)  # cheap, so before the upload is looked at
         given = None
         if upload is not None:
-            await self._check_room(owner)  # before the work as well
+            await self._check_room(owner, model.name if streaming else None)  # before the work as well
             given = await self._decode(upload, model)
             settings = {**settle(asked, model, self.config, len(given)), "seed": settings["seed"]}
         record = JobRecord(
@@ -174,7 +176,7 @@ class VideoService:
             created_at=time.time(),
         )
         async with self._admission:  # so that the count holds until the job is in the queue
-            await self._check_room(owner)
+            await self._check_room(owner, model.name if streaming else None)
             try:
                 await self.storage(self.store.create, record, given)
             except RequestError:
@@ -341,8 +343,11 @@ class VideoService:
         finally:
             self._decoding -= 1
 
-    async def _check_room(self, owner: str) -> None:
-        """Raises RequestError if the queue is full or the owner has too many jobs."""
+    async def _check_room(self, owner: str, stream_of: str | None) -> None:
+        """Raises RequestError if the queue is full, the owner has too many jobs, or a stream cannot start at once.
+
+        The last free place is for a job that waits: streams, which do not wait, could keep it from its turn for ever.
+        """
         open_jobs = await self.storage(self.store.open_jobs)
         leases = await self.storage(self.store.leases)
         if sum(1 for other in open_jobs.values() if other == owner) >= self.limits_of(owner)[1]:
@@ -352,6 +357,8 @@ class VideoService:
         room = sum(runner.room for runner in self.runners.values())
         if self.waiting + waiting_here >= self.config.max_waiting + room:
             raise self._busy(f"{self.waiting} videos wait already: try again later.", 5)
+        if stream_of is not None and (self._quiet or self.runners[stream_of].room <= bool(self.waiting)):
+            raise self._busy("No place is free now: try again, or ask for a job, which waits for one.", 2)
 
     def _begin(self, record: JobRecord, given: np.ndarray | None) -> Job:
         job = Job(record, given)
@@ -383,11 +390,13 @@ class VideoService:
         if self.draining:
             return
         await self._take_over(open_jobs, leases)
+        quiet = False
         for job_id in waiting:
             if self.draining or not any(runner.room for runner in self.runners.values()):
                 break
-            if not await self._claim(open_jobs[job_id], job_id):
+            if quiet := not await self._claim(open_jobs[job_id], job_id):
                 break
+        self._quiet = quiet
 
     async def _claim(self, owner: str, job_id: str) -> bool:
         """Takes a waiting job if it can be taken. False if it has to wait until nothing else runs, and others for it.

@@ -346,6 +346,32 @@ def test_fifty_clients_get_a_video_or_an_honest_refusal(serve: Serve) -> None:
     assert sorted(v["id"] for v in listed) == sorted(ids)
 
 
+def test_streams_leave_a_place_to_a_job_that_waits(serve: Serve) -> None:
+    served = serve(engine={"max_requests": 1})
+    body = {"num_frames": 24, "num_inference_steps": 12, "ar_step": 6}
+    done, statuses = threading.Event(), []
+
+    def ask() -> None:
+        with httpx.Client(base_url=served.url, timeout=60) as client:
+            while not done.is_set():
+                answer = client.post("/v1/videos:stream", json=body)
+                statuses.append(answer.status_code)
+                assert answer.status_code == 200 or int(answer.headers["retry-after"]) >= 1
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        while 200 not in statuses:
+            time.sleep(0.01)
+        served.wait(served.ask(**body), patience=20)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert set(statuses) == {200, 503}
+
+
 def test_a_list_goes_on_where_it_ended(serve: Serve) -> None:
     served = serve()
     ids = [served.ask(num_frames=2, num_inference_steps=2)["id"] for _ in range(5)]

@@ -105,6 +105,23 @@ def test_jobs_of_a_dead_replica_are_repeated_one_at_a_time(serve: Serve) -> None
     assert [second.service.store.read("anonymous", v["id"]).deaths for v in videos] == [1, 1, 1]
 
 
+def test_no_stream_starts_while_a_dead_replicas_job_waits_for_quiet(serve: Serve) -> None:
+    first = serve("a")
+    video = first.ask(**JOB)
+    while first.look(video)["frames_done"] == 0:
+        time.sleep(0.02)
+    second = serve("b")
+    with second.client.stream("POST", "/v1/videos:stream", json={**LONG, "num_frames": 1000}) as answer:
+        next(answer.iter_raw())
+        first.die()
+        while second.service.store.read("anonymous", video["id"]).deaths == 0:
+            time.sleep(0.02)
+        time.sleep(0.3)  # several looks at the queue
+        refused = httpx.post(f"{second.url}/v1/videos:stream", json=LONG, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "overloaded")
+    assert second.wait(video)["status"] == "completed"
+
+
 def test_replicas_outlive_an_outage_longer_than_a_lease(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody could give a sign of life meanwhile, so nobody is taken for dead at once when storage is back."""
     first, second = serve("a"), serve("b")
