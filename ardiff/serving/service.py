@@ -9,7 +9,8 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -75,6 +76,7 @@ class VideoService:
         self._quiet = False
         """Whether a job whose replica has died waits until nothing else runs here."""
         self._rates = RateLimiter()
+        self._open_streams: Counter[str] = Counter()
         self._seen: dict[str, tuple[Lease, float]] = {}
         self._looked = -math.inf
         self._decoders, self._decoding = asyncio.Semaphore(DECODERS), 0
@@ -140,12 +142,25 @@ class VideoService:
         """Jobs of this replica, in work or about to be."""
         return len(self.jobs)
 
-    def limits_of(self, owner: str) -> tuple[int, int]:
-        """Requests a minute and unfinished jobs that a key may have."""
-        entry = self.keys.get(owner)
-        rate = entry.requests_per_minute if entry else None
-        jobs = entry.jobs if entry else None
-        return rate or self.config.requests_per_minute, jobs or self.config.jobs_per_key
+    def limits_of(self, owner: str) -> tuple[int, int, int]:
+        """Requests a minute, unfinished jobs and open streams that a key may have."""
+        entry, config = self.keys.get(owner), self.config
+        return (
+            (entry and entry.requests_per_minute) or config.requests_per_minute,
+            (entry and entry.jobs) or config.jobs_per_key,
+            (entry and entry.streams) or config.streams_per_key,
+        )
+
+    @contextlib.contextmanager
+    def reading(self, owner: str) -> Iterator[None]:
+        """Counts an open stream. Raises RequestError 429 if the owner has too many at this replica."""
+        if self._open_streams[owner] >= self.limits_of(owner)[2]:
+            raise RequestError(429, "too_many_streams", "Too many open streams: close one.", retry_after=5)
+        self._open_streams[owner] += 1
+        try:
+            yield
+        finally:
+            self._open_streams[owner] -= 1
 
     async def create(
         self, owner: str, asked: VideoRequest, upload: bytes | None, streaming: bool

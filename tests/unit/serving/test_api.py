@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import threading
 import time
 from pathlib import Path
@@ -314,6 +315,33 @@ def test_keys_keep_owners_apart_and_have_limits(serve: Serve, tmp_path: Path) ->
     assert [a.status_code for a in answers] == [202, 202, 429]
     assert answers[2].json()["error"]["type"] == "rate_limit"
     assert int(answers[2].headers["retry-after"]) >= 1
+
+
+def test_a_key_has_so_many_streams_open_and_no_more(serve: Serve, tmp_path: Path) -> None:
+    lines = [f"alice: {{sha256: {digest('ka')}}}", f"bob: {{sha256: {digest('kb')}, streams: 1}}"]
+    (tmp_path / "keys.yaml").write_text("\n".join(lines))
+    served = serve(keys=str(tmp_path / "keys.yaml"), streams_per_key=2)
+    alice, bob = ({"authorization": f"Bearer {key}"} for key in ("ka", "kb"))
+
+    def listen(headers: dict[str, str], method: str = "POST", path: str = "/v1/videos:stream") -> Any:
+        body = {"json": LONG} if method == "POST" else {}
+        return served.client.stream(method, path, headers=headers, **body)
+
+    with listen(alice) as first:
+        path = f"/v1/videos/{first.headers['x-video-id']}/stream"
+        with listen(alice, "GET", path) as second, listen(bob) as other:
+            assert (second.status_code, other.status_code) == (200, 200)
+            for refused in (listen(alice), listen(alice, "GET", path), listen(bob)):
+                with refused as answer:
+                    assert answer.status_code == 429
+                    assert int(answer.headers["retry-after"]) >= 1
+                    assert json.loads(answer.read())["error"]["type"] == "too_many_streams"
+        deadline = time.monotonic() + 20
+        while served.service._open_streams != {"alice": 1, "bob": 0}:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert served.client.get("/v1/videos/video_x/stream", headers=alice).status_code == 404
+        assert served.service._open_streams["alice"] == 1
 
 
 def test_fifty_clients_get_a_video_or_an_honest_refusal(serve: Serve) -> None:
