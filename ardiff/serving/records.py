@@ -217,7 +217,7 @@ class JobStore:
         """Gives the job back to the queue; the caller holds its lease."""
         waiting = replace(record, status="queued", frames_done=0, iterations_done=0, started_at=None)
         self.write(waiting)
-        self._drop_leases(record)
+        self.drop_leases(record)
 
     def request_cancel(self, record: JobRecord) -> None:
         """Asks the lease's holder, whichever replica that is, to stop the job."""
@@ -236,7 +236,7 @@ class JobStore:
 
     def close(self, record: JobRecord) -> None:
         """Removes what an ended job does not need any more."""
-        self._drop_leases(record)
+        self.drop_leases(record)
         storage.delete_file(self._input(record))
         storage.delete_file(self._place("cancels", record.id))
         storage.delete_file(self._place("open", f"{record.id}.{record.owner}"))
@@ -289,8 +289,8 @@ class JobStore:
                 self.delete(record)
         return touched
 
-    def _drop_leases(self, record: JobRecord) -> None:
-        """Those of the dead first: while any is left, nobody takes the job."""
+    def drop_leases(self, record: JobRecord) -> None:
+        """Removes the record's lease and earlier ones; those first, for while any is left, nobody takes the job."""
         for name in sorted(changed_at(self._place("leases"))):
             job_id, _, number = name.partition(".")
             if job_id == record.id and int(number) <= record.lease:

@@ -92,6 +92,8 @@ class Job:
         """Its place in the engine, once it has one."""
         self.writing = asyncio.Lock()
         """Held while the record or a part of the video is written, so that the last word is the last."""
+        self.beat: asyncio.Task[None] | None = None
+        """Its last sign of life, which may still be on its way to storage."""
         self.told: JobRecord | None = None
         """The record as other replicas know it."""
         self.told_parts, self.segments = 0, 0

@@ -83,6 +83,7 @@ class VideoService:
         self._look = asyncio.Event()
         self._admission = asyncio.Lock()
         self._storage = ThreadPoolExecutor(8, "storage")
+        self._beats = ThreadPoolExecutor(len(pipelines) * config.engine.max_requests, "beats")
         self._tasks: list[asyncio.Task[None]] = []
         self._endings: set[asyncio.Task[None]] = set()
 
@@ -117,6 +118,7 @@ class VideoService:
         for runner in self.runners.values():
             runner.close()
         self._storage.shutdown(wait=False)
+        self._beats.shutdown(wait=False)
 
     async def _drain(self) -> None:
         logger.info("Draining: %d jobs in work, for %g s at most.", len(self.jobs), self.config.drain_seconds)
@@ -301,8 +303,11 @@ class VideoService:
 
     async def patient(self, operation: Callable[..., ResultT], *arguments: Any) -> ResultT:
         """Runs a method of the store in a thread, however long that takes. Raises RequestError when storage is away."""
+        return await self._ask(self._storage, operation, *arguments)
+
+    async def _ask(self, threads: ThreadPoolExecutor, operation: Callable[..., ResultT], *arguments: Any) -> ResultT:
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._storage, operation, *arguments)
+            result = await asyncio.get_running_loop().run_in_executor(threads, operation, *arguments)
         except DataError as error:
             raise self._away(error) from error
         self._storage_is(True)
@@ -557,6 +562,10 @@ class VideoService:
             seconds = (record.ended_at or record.created_at) - record.created_at
             self.metrics.record("ardiff_job_seconds", seconds, model=record.settings["model"])
         self._look.set()
+        if job.beat is not None and not job.beat.done():  # it writes a lease that nobody holds any more
+            await job.beat
+            with contextlib.suppress(RequestError):
+                await self.patient(self.store.drop_leases, record)
 
     async def _write_end(self, job: Job, record: JobRecord, video: bytes | None) -> None:
         give_up = time.monotonic() + self.config.keep_seconds
@@ -579,9 +588,15 @@ class VideoService:
         return record
 
     async def _beat(self) -> None:
-        for job in list(self.jobs.values()):
-            with contextlib.suppress(RequestError):  # told by the poll
-                await self.patient(self.store.beat, job.record)
+        """Signs of life for all jobs at once, so that none is late because storage is slow."""
+        jobs = list(self.jobs.values())
+        for job in jobs:
+            job.beat = asyncio.ensure_future(self._beat_for(job))
+        await asyncio.gather(*(job.beat for job in jobs if job.beat))
+
+    async def _beat_for(self, job: Job) -> None:
+        with contextlib.suppress(RequestError):  # told by the poll
+            await self._ask(self._beats, self.store.beat, job.record)
 
     async def _write_progress(self) -> None:
         """Tells other replicas how far the jobs here are, and gives them the new parts of the videos."""

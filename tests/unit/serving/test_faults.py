@@ -144,6 +144,40 @@ def test_replicas_outlive_an_outage_longer_than_a_lease(serve: Serve, monkeypatc
         assert (record.lease, record.deaths) == (1, 0)
 
 
+def slow_beats(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    beat = JobStore.beat
+
+    def slow(store: JobStore, record: Any) -> None:
+        time.sleep(seconds)
+        beat(store, record)
+
+    monkeypatch.setattr(JobStore, "beat", slow)
+
+
+def test_slow_storage_makes_no_sign_of_life_late(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after another, the signs of life of eight jobs would take longer than a lease lasts."""
+    first = serve("a", lease_seconds=2.5)
+    slow = {"num_frames": 64, "num_inference_steps": 250, "ar_step": 250}
+    videos = [first.ask(**slow, seed=seed) for seed in range(8)]
+    while any(first.look(video)["status"] == "queued" for video in videos):
+        time.sleep(0.02)
+    slow_beats(monkeypatch, 0.5)
+    second = serve("b", lease_seconds=2.5)
+    while len(second.service._seen) < 8:
+        time.sleep(0.02)
+    time.sleep(5.0)  # two leases
+    records = [first.service.store.read("anonymous", video["id"]) for video in videos]
+    assert [(record.lease, record.deaths) for record in records] == [(1, 0)] * 8
+
+
+def test_a_late_sign_of_life_leaves_no_lease_behind(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_beats(monkeypatch, 0.5)
+    served = serve(heartbeat_seconds=0.05)
+    served.wait(served.ask(**JOB))
+    time.sleep(1.0)
+    assert served.service.store.leases() == {}
+
+
 def test_a_video_that_cannot_be_made_a_file_fails(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(data: bytes) -> bytes:
         raise OSError("No space left on device")
