@@ -48,6 +48,8 @@ class ServiceConfig:
     keys: str | None = None
     """File of API keys, local or s3:// (``ardiff api-key`` writes its entries); without one, only this machine is
     served, and needs none."""
+    keys_seconds: float = 5.0
+    """Between two looks at the file of keys: a key that is removed works no longer than that."""
     allow_anonymous: bool = False
     """Without keys, answer under names other than this machine's own too. Anyone who reaches the service may use it."""
     requests_per_minute: int = 600
@@ -92,7 +94,7 @@ class ServiceConfig:
         if min(*per_key, self.max_attempts) < 1 or self.max_waiting < 0:
             raise ValueError("limits of a key and max_attempts must be at least 1, max_waiting at least 0")
         periods = (self.poll_seconds, self.heartbeat_seconds, self.segment_seconds, self.storage_seconds)
-        if min(*periods, self.job_seconds, self.keep_seconds) <= 0 or self.drain_seconds < 0:
+        if min(*periods, self.keys_seconds, self.job_seconds, self.keep_seconds) <= 0 or self.drain_seconds < 0:
             raise ValueError("seconds must be positive")
         if self.lease_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("lease_seconds must be at least twice heartbeat_seconds")

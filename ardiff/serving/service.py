@@ -98,6 +98,7 @@ class VideoService:
             self._every(self.config.heartbeat_seconds, self._beat),
             self._every(self.config.segment_seconds, self._write_progress),
             self._every(min(60.0, self.config.keep_seconds), self._sweep),
+            self._every(self.config.keys_seconds, self._read_keys),
         ]
         self._tasks = [asyncio.ensure_future(loop) for loop in loops]
 
@@ -619,6 +620,8 @@ class VideoService:
 
     async def _sweep(self) -> None:
         await self.patient(self.store.sweep, self.config.keep_seconds)
+
+    async def _read_keys(self) -> None:
         if self.config.keys:
             try:
                 self.keys = await asyncio.to_thread(read_keys, self.config.keys)

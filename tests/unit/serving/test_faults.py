@@ -15,6 +15,7 @@ from ardiff.data.s3 import StorageConfig
 from ardiff.errors import DataError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling import SamplingEngine
+from ardiff.serving.keys import digest
 from ardiff.serving.records import JobStore
 
 from .conftest import Serve
@@ -142,6 +143,26 @@ def test_replicas_outlive_an_outage_longer_than_a_lease(serve: Serve, monkeypatc
         assert video_id in first.service.jobs
         record = second.service.store.read("anonymous", video_id)
         assert (record.lease, record.deaths) == (1, 0)
+
+
+def test_a_key_that_is_removed_stops_working_while_a_sweep_hangs(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+    monkeypatch.setattr(JobStore, "sweep", lambda store, seconds: let_go.wait(60))
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f"alice: {{sha256: {digest('ka')}}}\nbob: {{sha256: {digest('kb')}}}")
+    served = serve(keys=str(keys), keys_seconds=0.2)
+    header = {"authorization": "Bearer ka"}
+    try:
+        assert served.client.get("/v1/models", headers=header).status_code == 200
+        keys.write_text(f"bob: {{sha256: {digest('kb')}}}")
+        deadline = time.monotonic() + 5
+        while served.client.get("/v1/models", headers=header).status_code != 401:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        let_go.set()
 
 
 def slow_beats(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import threading
 import time
 from dataclasses import replace
@@ -186,7 +187,9 @@ def check_store(store: JobStore, at_once: int) -> None:
     assert store.read("alice", job.id).now().status == "expired"
     assert store.claim("alice", job.id) is None
     assert store.newest("alice", 5)[0].id == job.id
-    assert store.sweep(keep_seconds=0.0) == 1
+    store.sweep(keep_seconds=60.0)
+    assert store.video(ended) == b"video"  # which would not have been looked at yet
+    store.sweep(keep_seconds=0.0)
     assert store.read("alice", job.id) is None
     with pytest.raises(DataError):
         store.video(ended)
@@ -197,6 +200,29 @@ def test_records_in_a_local_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not the folder"):
         store.open_jobs()
     check_store(store, at_once=6)
+
+
+def test_a_sweep_reads_only_what_may_have_expired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = JobStore(str(tmp_path))
+    store.mark()
+    now, keep = time.time(), 1000.0
+    ages = {"fresh": 10, "expired": 1500, "gone": 2500}
+    jobs = {}
+    for name, age in ages.items():
+        jobs[name] = record(status="completed", media_type="video/mp4", expires_at=now - age + keep)
+        store.finish(jobs[name], b"video")
+        for kind, ending in (("jobs", "json"), ("videos", "mp4")):
+            os.utime(tmp_path / kind / "alice" / f"{jobs[name].id}.{ending}", (now - age, now - age))
+    read: list[str] = []
+    plain = JobStore.read
+    monkeypatch.setattr(JobStore, "read", lambda store, owner, job: (read.append(job), plain(store, owner, job))[1])
+    store.sweep(keep)
+    assert set(read) == {jobs["expired"].id, jobs["gone"].id}
+    assert {file.stem for file in (tmp_path / "videos" / "alice").iterdir()} == {jobs["fresh"].id}
+    assert {file.stem for file in (tmp_path / "jobs" / "alice").iterdir()} == {jobs["fresh"].id, jobs["expired"].id}
+    read.clear()
+    store.sweep(keep)
+    assert read == []
 
 
 def test_records_on_s3(s3_bucket: str) -> None:
