@@ -82,6 +82,8 @@ class VideoService:
         self._decoders, self._decoding = asyncio.Semaphore(DECODERS), 0
         self._look = asyncio.Event()
         self._admission = asyncio.Lock()
+        self._asked = 0
+        """Calls of storage without an answer yet."""
         self._storage = ThreadPoolExecutor(8, "storage")
         self._beats = ThreadPoolExecutor(len(pipelines) * config.engine.max_requests, "beats")
         self._tasks: list[asyncio.Task[None]] = []
@@ -307,10 +309,13 @@ class VideoService:
         return await self._ask(self._storage, operation, *arguments)
 
     async def _ask(self, threads: ThreadPoolExecutor, operation: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        self._asked += 1
         try:
             result = await asyncio.get_running_loop().run_in_executor(threads, operation, *arguments)
         except DataError as error:
             raise self._away(error) from error
+        finally:
+            self._asked -= 1
         self._storage_is(True)
         return result
 
@@ -324,6 +329,9 @@ class VideoService:
     def _away(self, error: Exception) -> RequestError:
         self._storage_is(False)
         logger.warning("Storage: %s", error or "no answer")
+        return self._unavailable()
+
+    def _unavailable(self) -> RequestError:
         message = "The storage of jobs cannot be reached: try again."
         return RequestError(503, "storage_unavailable", message, retry_after=5)
 
@@ -368,7 +376,10 @@ class VideoService:
         """Raises RequestError if the queue is full, the owner has too many jobs, or a stream cannot start at once.
 
         The last free place is for a job that waits: streams, which do not wait, could keep it from its turn for ever.
+        While storage is away and others wait for its answer, nobody else is kept waiting.
         """
+        if self._asked and not self.storage_up:
+            raise self._unavailable()
         open_jobs = await self.storage(self.store.open_jobs)
         leases = await self.storage(self.store.leases)
         if sum(1 for other in open_jobs.values() if other == owner) >= self.limits_of(owner)[1]:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,29 @@ def test_storage_away(serve: Serve, tmp_path: Path) -> None:
         assert served.wait({"id": answer.headers["x-video-id"]})["frames_done"] == 400
     assert served.look(done)["status"] == "completed"
     assert served.client.get("/healthz").json()["status"] == "ok"
+
+
+def test_requests_do_not_line_up_for_storage_that_hangs(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(storage_seconds=1.5)
+    let_go = threading.Event()
+    with monkeypatch.context() as outage:
+        outage.setattr(JobStore, "open_jobs", lambda store: let_go.wait(60) and {})
+        answers: list[httpx.Response] = []
+        ask = partial(httpx.post, f"{served.url}/v1/videos", json={}, timeout=60)
+        threads = [threading.Thread(target=lambda: answers.append(ask())) for _ in range(8)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            let_go.set()
+    assert {(a.status_code, a.json()["error"]["type"]) for a in answers} == {(503, "storage_unavailable")}
+    assert all(int(a.headers["retry-after"]) >= 1 for a in answers)
+    assert max(a.elapsed.total_seconds() for a in answers) < 4.0
+    while served.client.get("/healthz").json()["storage"] != "ok":
+        time.sleep(0.02)
+    served.wait(served.ask(num_frames=2, num_inference_steps=2))
 
 
 def test_a_job_for_a_model_that_is_gone_fails(serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline]) -> None:
