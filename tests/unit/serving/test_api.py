@@ -65,6 +65,44 @@ def test_packed_with_others_a_video_stays_what_it_is(serve: Serve) -> None:
         assert np.abs(decoded.astype(int) - reference).mean() < 8
 
 
+def test_streams_packed_together_have_the_frames_of_the_pipeline_alone(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    runner, packed = served.service.runners["tiny"], []
+    step = runner.engine.step
+
+    def together() -> Any:
+        while runner.here < 5 and not packed:  # until all are there
+            time.sleep(0.01)
+        packed.append(len(runner.engine.in_work))
+        return step()
+
+    monkeypatch.setattr(runner.engine, "step", together)
+    settings: list[dict[str, Any]] = [
+        {"class_label": 0, "num_frames": 12, "num_inference_steps": 6, "ar_step": 2, "seed": 1},
+        {"class_label": 1, "num_frames": 30, "num_inference_steps": 9, "ar_step": 3, "seed": 2, "guidance_scale": 2.5},
+        {"class_label": None, "num_frames": 5, "num_inference_steps": 20, "ar_step": 0, "seed": 3},
+        {"class_label": 2, "num_frames": 7, "num_inference_steps": 5, "ar_step": 5, "seed": 4, "guidance_scale": 4.0},
+        {"class_label": 1, "num_frames": 1, "num_inference_steps": 14, "ar_step": 1, "seed": 5},
+    ]
+    answers: dict[int, httpx.Response] = {}
+
+    def ask(index: int) -> None:
+        answers[index] = httpx.post(f"{served.url}/v1/videos:stream", json=settings[index], timeout=60)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(settings))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(packed) >= 4
+    for index, fields in enumerate(settings):
+        assert len(frames_of(answers[index].content)) == fields["num_frames"]
+        done = served.wait({"id": answers[index].headers["x-video-id"]})
+        assert done["frames_sha256"] == sha256(served.pipeline(**fields)[0])
+
+
 @pytest.mark.parametrize("codec", ["h264", "vp9", "av1"])
 def test_a_stream_can_be_decoded_and_its_record_is_kept(serve: Serve, codec: str) -> None:
     served = serve(codec=codec)
