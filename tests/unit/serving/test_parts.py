@@ -25,6 +25,7 @@ from ardiff.serving.metrics import PrometheusRecorder
 from ardiff.serving.records import JobRecord, JobStore, new_id
 from ardiff.serving.service import VideoService
 from ardiff.serving.uploads import decode_upload
+from ray_jobs.serve import application
 from ray_jobs.serve_lint import lint
 
 LIMITS: dict[str, Any] = {
@@ -228,6 +229,13 @@ def test_a_sweep_reads_only_what_may_have_expired(tmp_path: Path, monkeypatch: p
 def test_records_on_s3(s3_bucket: str) -> None:
     # Swift looks whether there is an object and then writes: only AWS and its like do both at once.
     check_store(JobStore(f"{s3_bucket}/serve"), at_once=1)
+
+
+def test_what_serve_itself_refuses_says_when_to_come_back(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    app = application({"checkpoint": str(tmp_path), "device": "cpu"})
+    backpressure = app._bound_deployment.backpressure_config
+    assert (backpressure.status_code, backpressure.retry_after_s) == (503, 5)
 
 
 CONFIGURATION = Path(__file__).parents[3] / "cluster" / "serve_config.yaml"
