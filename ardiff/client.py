@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -88,7 +89,11 @@ class Client:
 
     def stream(self, reference: str | Path | None = None, **settings: Any) -> Iterator[bytes]:
         """Asks for a video and yields its parts while it is generated; stop reading and it is cancelled."""
-        with self._checked("POST", "/v1/videos:stream", **self._body(reference, settings)) as answer:
+        body = self._body(reference, settings)
+        with contextlib.ExitStack() as opened:
+            answer = self._retry(
+                lambda: opened.enter_context(self._checked("POST", "/v1/videos:stream", **body)), once=True
+            )
             yield from answer.iter_raw()
 
     def close(self) -> None:

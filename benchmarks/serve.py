@@ -96,6 +96,12 @@ def stream(url: str, **fields: Any) -> tuple[float, float]:
     return first, time.perf_counter() - started
 
 
+def watch(url: str, **fields: Any) -> None:
+    """Asks for a video, which may wait for its turn, and reads it while it is generated."""
+    asked = httpx.post(f"{url}/v1/videos", json=fields, timeout=600).raise_for_status().json()
+    httpx.get(f"{url}/v1/videos/{asked['id']}/stream", timeout=600).raise_for_status()
+
+
 def load(url: str, clients: int, videos: int, **fields: Any) -> float:
     """Seconds that ``clients`` clients need for ``videos`` videos, each asking for the next when it has one."""
     numbers = iter(range(videos))
@@ -109,7 +115,7 @@ def load(url: str, clients: int, videos: int, **fields: Any) -> float:
             if number is None:
                 return
             try:
-                stream(url, seed=number, **fields)
+                watch(url, seed=number, **fields)
             except (httpx.HTTPError, RuntimeError) as error:
                 failures.append(error)
 

@@ -28,7 +28,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Deployment
 from ray.serve import metrics as ray_metrics
-from ray.serve.config import HTTPOptions
+from ray.serve.config import BackpressureConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from ardiff import logs
@@ -129,6 +129,7 @@ class ServeConfig(ReplicaConfig):
     name=DEPLOYMENT,
     max_ongoing_requests=MAX_REQUESTS,
     max_queued_requests=MAX_REQUESTS,
+    backpressure_config=BackpressureConfig(retry_after_s=5),
     health_check_period_s=5,
     health_check_timeout_s=30,
 )

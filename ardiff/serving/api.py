@@ -61,7 +61,7 @@ _MEANINGS = {
     415: "The body is of another type.",
     416: "The range is outside the video.",
     422: "A value cannot be accepted.",
-    429: "Too many requests, or too many unfinished videos; see Retry-After.",
+    429: "Too many requests, unfinished videos or open streams; see Retry-After.",
     500: "The generation failed.",
     503: "The service is busy or its storage is away; see Retry-After.",
     504: "The video was not ready before its deadline.",
@@ -208,15 +208,14 @@ def _add_videos(app: FastAPI, service: VideoService) -> None:
     async def create_and_stream(request: Request, owner: Owner) -> Response:
         """Asks for a video and sends it while it is generated; closing the connection cancels it."""
         asked, upload = await _read(request)
-        _, job = await service.create(owner, asked, upload, streaming=True)
-        assert job is not None
-        try:
+        with contextlib.ExitStack() as until_closed:
+            until_closed.enter_context(service.reading(owner))
+            _, job = await service.create(owner, asked, upload, streaming=True)
+            assert job is not None
+            until_closed.callback(_close, service, job)
             parts, first = await _first_part(request, job.log.follow())
-        except BaseException:
-            service.stop_stream(job)
-            raise
-        headers = {"X-Video-Id": job.record.id, "Location": f"/v1/videos/{job.record.id}"}
-        return _stream(parts, first, job.record, headers, lambda: _close(service, job))
+            headers = {"X-Video-Id": job.record.id, "Location": f"/v1/videos/{job.record.id}"}
+            return _stream(parts, first, job.record, headers, until_closed.pop_all())
 
     @app.get("/v1/videos", responses=_answers())
     async def list_videos(
@@ -252,13 +251,15 @@ def _add_videos(app: FastAPI, service: VideoService) -> None:
     @app.get(
         "/v1/videos/{video_id}/stream",
         response_class=StreamingResponse,
-        responses=_answers(404, 409, 410, 500, 504) | _VIDEO_ANSWER,
+        responses=_answers(404, 409, 410, 429, 500, 504) | _VIDEO_ANSWER,
     )
     async def stream(video_id: str, request: Request, owner: Owner) -> Response:
         """The video from its beginning while it is generated; closing the connection leaves the job alone."""
-        await service.find(owner, video_id)
-        parts, first = await _first_part(request, service.follow(owner, video_id))
-        return _stream(parts, first, await service.find(owner, video_id), {}, lambda: None)
+        with contextlib.ExitStack() as until_closed:
+            until_closed.enter_context(service.reading(owner))
+            await service.find(owner, video_id)
+            parts, first = await _first_part(request, service.follow(owner, video_id))
+            return _stream(parts, first, await service.find(owner, video_id), {}, until_closed.pop_all())
 
 
 _VIDEO_ANSWER: dict[int | str, dict[str, Any]] = {
@@ -358,15 +359,13 @@ async def _disconnect(request: Request) -> None:
 
 
 class _ClosingStream(StreamingResponse):
-    """Says when it is over, however that came about."""
+    """Lets go of what it holds when it is over, however that came about."""
 
-    on_close: Callable[[], None]
+    until_closed: contextlib.ExitStack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        with self.until_closed:
             await super().__call__(scope, receive, send)
-        finally:
-            self.on_close()
 
 
 def _close(service: VideoService, job: Job) -> None:
@@ -375,7 +374,11 @@ def _close(service: VideoService, job: Job) -> None:
 
 
 def _stream(
-    parts: AsyncIterator[bytes], first: bytes, record: JobRecord, headers: dict[str, str], on_close: Callable[[], None]
+    parts: AsyncIterator[bytes],
+    first: bytes,
+    record: JobRecord,
+    headers: dict[str, str],
+    until_closed: contextlib.ExitStack,
 ) -> Response:
     async def body() -> AsyncIterator[bytes]:
         yield first
@@ -384,7 +387,7 @@ def _stream(
 
     media_type = record.media_type or "video/mp4"
     answer = _ClosingStream(body(), 200, {**_HEADERS, **headers, "Cache-Control": "no-store"}, media_type)
-    answer.on_close = on_close
+    answer.until_closed = until_closed
     return answer
 
 

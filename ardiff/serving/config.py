@@ -48,12 +48,16 @@ class ServiceConfig:
     keys: str | None = None
     """File of API keys, local or s3:// (``ardiff api-key`` writes its entries); without one, only this machine is
     served, and needs none."""
+    keys_seconds: float = 5.0
+    """Between two looks at the file of keys: a key that is removed works no longer than that."""
     allow_anonymous: bool = False
     """Without keys, answer under names other than this machine's own too. Anyone who reaches the service may use it."""
     requests_per_minute: int = 600
     """Videos that may be asked for in a minute, by one key at one replica."""
     jobs_per_key: int = 64
     """Unfinished jobs of one key, on all replicas together."""
+    streams_per_key: int = 64
+    """Streams that one key may have open at one replica."""
     max_waiting: int = 64
     """Jobs that may wait for a place, on all replicas together; further ones are refused with 503."""
     job_seconds: float = 3600.0
@@ -86,12 +90,11 @@ class ServiceConfig:
     """Limits and ways of computing of the sampling engine of each model."""
 
     def __post_init__(self) -> None:
-        if min(self.requests_per_minute, self.jobs_per_key, self.max_attempts) < 1 or self.max_waiting < 0:
-            raise ValueError(
-                "requests_per_minute, jobs_per_key and max_attempts must be at least 1, max_waiting at least 0"
-            )
+        per_key = (self.requests_per_minute, self.jobs_per_key, self.streams_per_key)
+        if min(*per_key, self.max_attempts) < 1 or self.max_waiting < 0:
+            raise ValueError("limits of a key and max_attempts must be at least 1, max_waiting at least 0")
         periods = (self.poll_seconds, self.heartbeat_seconds, self.segment_seconds, self.storage_seconds)
-        if min(*periods, self.job_seconds, self.keep_seconds) <= 0 or self.drain_seconds < 0:
+        if min(*periods, self.keys_seconds, self.job_seconds, self.keep_seconds) <= 0 or self.drain_seconds < 0:
             raise ValueError("seconds must be positive")
         if self.lease_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("lease_seconds must be at least twice heartbeat_seconds")

@@ -5,14 +5,21 @@ Shapes: H W pixels. Frames are uint8 RGB.
 
 import io
 import tempfile
+from collections.abc import Iterable
 from fractions import Fraction
 
 import av
 import numpy as np
+from av.container import OutputContainer
 
 from ardiff.data.encode import VideoCodec, own_priority
 
-_FRAGMENTED = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
+_FRAGMENTED = {
+    "movflags": "frag_every_frame+empty_moov+default_base_moof+frag_discont+skip_trailer",
+    "use_editlist": "0",
+    "avoid_negative_ts": "disabled",  # a fragment's time is that of its packet, whatever came before
+    "flush_packets": "1",
+}
 _LIVE = {"live": "1", "cluster_time_limit": "1", "flush_packets": "1"}
 _ENCODERS: dict[VideoCodec, tuple[str, str, dict[str, str]]] = {
     "h264": ("libx264", "mp4", {"preset": "veryfast", "tune": "zerolatency", "bf": "0"}),
@@ -22,24 +29,23 @@ _ENCODERS: dict[VideoCodec, tuple[str, str, dict[str, str]]] = {
 
 
 class FragmentWriter:
-    """Encodes one video. One thread; a frame's bytes come with the next frame, which says how long it lasts.
+    """Encodes one video. One thread; a frame's bytes are there with the frame.
+
+    libavformat keeps a packet until the next one shows how long it lasts, and PyAV has no way to make it let go. The
+    duration is known here, so each packet gets a muxer of its own, which is closed after it.
 
     >>> writer = FragmentWriter(32, 32, fps=8)
     >>> head = writer.start()
-    >>> part = writer.add(frame)  # bytes of the frames before; may be empty
+    >>> part = writer.add(frame)
     >>> tail = writer.finish()
     """
 
     def __init__(self, height: int, width: int, fps: float, codec: VideoCodec = "h264", crf: int = 18) -> None:
         encoder, self.container_format, options = _ENCODERS[codec]
         self.codec = codec
+        self._fragments = 0
         self._sink = _Sink()
-        self._container = av.open(
-            self._sink,
-            "w",
-            format=self.container_format,
-            container_options={**(_LIVE if self.container_format == "webm" else _FRAGMENTED), "fflags": "+bitexact"},
-        )
+        self._container = self._open()
         stream = self._container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))
         assert isinstance(stream, av.VideoStream)
         self._stream = stream
@@ -75,14 +81,32 @@ class FragmentWriter:
         """Takes a frame, uint8 ``(H, W, 3)``; returns what is complete now."""
         frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        self._container.mux(self._stream.encode(picture))
-        return self._sink.take()
+        return self._mux(self._stream.encode(picture))
 
     def finish(self) -> bytes:
-        """The rest of the file."""
-        self._container.mux(self._stream.encode(None))
+        """The rest of the file; empty if the encoder held nothing back."""
+        rest = self._mux(self._stream.encode(None))
         self._container.close()
-        return self._sink.take()
+        return rest
+
+    def _open(self) -> OutputContainer:
+        options = {"fflags": "+bitexact", **_LIVE}
+        if self.container_format == "mp4":
+            options = {"fflags": "+bitexact", **_FRAGMENTED, "fragment_index": str(self._fragments + 1)}
+        return av.open(self._sink, "w", format=self.container_format, container_options=options)
+
+    def _mux(self, packets: Iterable[av.Packet]) -> bytes:
+        data = b""
+        for packet in packets:
+            with self._open() as container:
+                stream = container.add_stream_from_template(self._stream, opaque=True)
+                container.start_encoding()
+                self._sink.take()  # the head, once more
+                packet.stream, packet.duration = stream, 1
+                container.mux(packet)
+            self._fragments += 1
+            data += self._sink.take()
+        return data
 
 
 class _Sink:

@@ -32,12 +32,14 @@ class KeyEntry:
     """Videos that may be asked for in a minute; the service's default without."""
     jobs: int | None = None
     """Unfinished jobs; the service's default without."""
+    streams: int | None = None
+    """Open streams at one replica; the service's default without."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[0-9a-f]{64}", self.sha256):
             raise ValueError("sha256 must be 64 hex digits, as `ardiff api-key NAME` prints them")
-        if any(limit is not None and limit < 1 for limit in (self.requests_per_minute, self.jobs)):
-            raise ValueError("requests_per_minute and jobs must be at least 1")
+        if any(limit is not None and limit < 1 for limit in (self.requests_per_minute, self.jobs, self.streams)):
+            raise ValueError("requests_per_minute, jobs and streams must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -217,7 +217,7 @@ class JobStore:
         """Gives the job back to the queue; the caller holds its lease."""
         waiting = replace(record, status="queued", frames_done=0, iterations_done=0, started_at=None)
         self.write(waiting)
-        self._drop_leases(record)
+        self.drop_leases(record)
 
     def request_cancel(self, record: JobRecord) -> None:
         """Asks the lease's holder, whichever replica that is, to stop the job."""
@@ -236,7 +236,7 @@ class JobStore:
 
     def close(self, record: JobRecord) -> None:
         """Removes what an ended job does not need any more."""
-        self._drop_leases(record)
+        self.drop_leases(record)
         storage.delete_file(self._input(record))
         storage.delete_file(self._place("cancels", record.id))
         storage.delete_file(self._place("open", f"{record.id}.{record.owner}"))
@@ -260,13 +260,12 @@ class JobStore:
         self.close(record)
         storage.delete_file(self._record(record.owner, record.id))
 
-    def sweep(self, keep_seconds: float) -> int:
+    def sweep(self, keep_seconds: float) -> None:
         """Removes videos of expired jobs, a while later their records, and parts that nobody reads any more.
 
-        Returns:
-            How many jobs were expired.
+        Records and videos are written last when their job ends, so only those that were written so long ago are read.
         """
-        touched, open_jobs = 0, self.open_jobs()
+        open_jobs = self.open_jobs()
         written: dict[str, int] = {}
         for name, changed in changed_at(self._place("segments")).items():
             folder = name.partition("/")[0]
@@ -274,23 +273,24 @@ class JobStore:
         for folder, changed in written.items():
             if folder.partition(".")[0] not in open_jobs and time.time() - changed / 1e9 > _SEGMENTS_SECONDS:
                 storage.delete_folder(self._place("segments", folder))
-        for name in changed_at(self._place("jobs")):
-            owner, _, file = name.partition("/")
-            job_id, now = file.removesuffix(".json"), time.time()
-            if not is_id(job_id) or created_ms(job_id) / 1000 + keep_seconds > now:
-                continue
+        for owner, job_id in self._untouched("videos", keep_seconds):
             record = self.read(owner, job_id)
-            if record is None or record.expires_at is None or record.expires_at > now:
-                continue
-            touched += 1
-            if record.expires_at + keep_seconds > now:
+            if record is not None and record.now().status == "expired":
                 storage.delete_file(self._video(record))
-            else:
+        for owner, job_id in self._untouched("jobs", 2 * keep_seconds):
+            record = self.read(owner, job_id)
+            if record is not None and record.expires_at and record.expires_at + keep_seconds <= time.time():
                 self.delete(record)
-        return touched
 
-    def _drop_leases(self, record: JobRecord) -> None:
-        """Those of the dead first: while any is left, nobody takes the job."""
+    def _untouched(self, folder: str, seconds: float) -> list[tuple[str, str]]:
+        """Owners and identifiers of the files in a folder that were last written so many seconds ago."""
+        latest = time.time() - seconds
+        names = [name for name, changed in changed_at(self._place(folder)).items() if changed / 1e9 <= latest]
+        parts = [name.partition("/") for name in names]
+        return [(owner, file.partition(".")[0]) for owner, _, file in parts]
+
+    def drop_leases(self, record: JobRecord) -> None:
+        """Removes the record's lease and earlier ones; those first, for while any is left, nobody takes the job."""
         for name in sorted(changed_at(self._place("leases"))):
             job_id, _, number = name.partition(".")
             if job_id == record.id and int(number) <= record.lease:

@@ -92,6 +92,8 @@ class Job:
         """Its place in the engine, once it has one."""
         self.writing = asyncio.Lock()
         """Held while the record or a part of the video is written, so that the last word is the last."""
+        self.beat: asyncio.Task[None] | None = None
+        """Its last sign of life, which may still be on its way to storage."""
         self.told: JobRecord | None = None
         """The record as other replicas know it."""
         self.told_parts, self.segments = 0, 0
@@ -150,7 +152,7 @@ class ModelRunner:
     async def run(self) -> None:
         """The loop; ends when it is cancelled."""
         loop = asyncio.get_running_loop()
-        delivering: asyncio.Future[list[_Delivery]] | None = None
+        delivering: asyncio.Task[list[_Delivery]] | None = None
         while True:
             self._leave()
             starting = self._admit()
@@ -162,11 +164,14 @@ class ModelRunner:
                 continue
             began = time.monotonic()
             finished, error = await loop.run_in_executor(self._stepper, self._step, starting)
+            for work in self._active.values():
+                record = work.job.record
+                work.job.record = replace(record, iterations_done=min(work.iterations, record.iterations))
             if delivering is not None:
-                self._announce(await delivering)
-            delivering = loop.run_in_executor(self._deliverer, self._deliver, finished) if finished else None
+                self._conclude(await delivering)
+            delivering = asyncio.ensure_future(self._send(finished)) if finished else None
             if delivering is not None and (error is not None or not self.engine.busy):
-                self._announce(await delivering)
+                self._conclude(await delivering)
                 delivering = None
             if error is not None:
                 self._split(error)
@@ -274,28 +279,32 @@ class ModelRunner:
                     work.job.stop = _explain(error)
         return made
 
-    def _announce(self, made: "list[_Delivery]") -> None:
-        """Back in the event loop: tells readers and records."""
+    async def _send(self, finished: "list[_Finished]") -> "list[_Delivery]":
+        """Has frames made video and tells readers and records at once, while the next iteration runs."""
+        made = await asyncio.get_running_loop().run_in_executor(self._deliverer, self._deliver, finished)
         now = time.time()
         for delivery in made:
             job, work = delivery.work.job, delivery.work
             if job.stop is not None:
                 continue
             first = job.record.first_frame_at
-            if first is None and (work.frames > 1 or delivery.done):  # the first frame's bytes come with the second
+            if first is None and delivery.frames:
                 first = now
                 self.metrics.record("ardiff_first_frame_seconds", now - job.record.created_at, model=self.name)
             job.record = replace(job.record, media_type=work.media_type, frames_done=work.frames, first_frame_at=first)
             if delivery.data:
                 job.log.add(delivery.data)
             self._count(delivery.frames)
-            if delivery.done:
+        return made
+
+    def _conclude(self, made: "list[_Delivery]") -> None:
+        """Between two iterations: jobs whose last frame is sent leave."""
+        for delivery in made:
+            job, work = delivery.work.job, delivery.work
+            if delivery.done and job.stop is None:
                 job.record = replace(job.record, iterations_done=job.record.iterations)
                 self._active = {i: other for i, other in self._active.items() if other is not work}
                 self._ended(job, None, work.digest.hexdigest())
-        for work in self._active.values():
-            record = work.job.record
-            work.job.record = replace(record, iterations_done=min(work.iterations, record.iterations))
 
     def _count(self, frames: int) -> None:
         now = time.monotonic()

@@ -9,7 +9,8 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -72,13 +73,19 @@ class VideoService:
         self._drain_ends = math.inf
         self._stopping = stopping
         self._marked = False
+        self._quiet = False
+        """Whether a job whose replica has died waits until nothing else runs here."""
         self._rates = RateLimiter()
+        self._open_streams: Counter[str] = Counter()
         self._seen: dict[str, tuple[Lease, float]] = {}
         self._looked = -math.inf
         self._decoders, self._decoding = asyncio.Semaphore(DECODERS), 0
         self._look = asyncio.Event()
         self._admission = asyncio.Lock()
+        self._asked = 0
+        """Calls of storage without an answer yet."""
         self._storage = ThreadPoolExecutor(8, "storage")
+        self._beats = ThreadPoolExecutor(len(pipelines) * config.engine.max_requests, "beats")
         self._tasks: list[asyncio.Task[None]] = []
         self._endings: set[asyncio.Task[None]] = set()
 
@@ -93,6 +100,7 @@ class VideoService:
             self._every(self.config.heartbeat_seconds, self._beat),
             self._every(self.config.segment_seconds, self._write_progress),
             self._every(min(60.0, self.config.keep_seconds), self._sweep),
+            self._every(self.config.keys_seconds, self._read_keys),
         ]
         self._tasks = [asyncio.ensure_future(loop) for loop in loops]
 
@@ -113,6 +121,7 @@ class VideoService:
         for runner in self.runners.values():
             runner.close()
         self._storage.shutdown(wait=False)
+        self._beats.shutdown(wait=False)
 
     async def _drain(self) -> None:
         logger.info("Draining: %d jobs in work, for %g s at most.", len(self.jobs), self.config.drain_seconds)
@@ -138,12 +147,25 @@ class VideoService:
         """Jobs of this replica, in work or about to be."""
         return len(self.jobs)
 
-    def limits_of(self, owner: str) -> tuple[int, int]:
-        """Requests a minute and unfinished jobs that a key may have."""
-        entry = self.keys.get(owner)
-        rate = entry.requests_per_minute if entry else None
-        jobs = entry.jobs if entry else None
-        return rate or self.config.requests_per_minute, jobs or self.config.jobs_per_key
+    def limits_of(self, owner: str) -> tuple[int, int, int]:
+        """Requests a minute, unfinished jobs and open streams that a key may have."""
+        entry, config = self.keys.get(owner), self.config
+        return (
+            (entry and entry.requests_per_minute) or config.requests_per_minute,
+            (entry and entry.jobs) or config.jobs_per_key,
+            (entry and entry.streams) or config.streams_per_key,
+        )
+
+    @contextlib.contextmanager
+    def reading(self, owner: str) -> Iterator[None]:
+        """Counts an open stream. Raises RequestError 429 if the owner has too many at this replica."""
+        if self._open_streams[owner] >= self.limits_of(owner)[2]:
+            raise RequestError(429, "too_many_streams", "Too many open streams: close one.", retry_after=5)
+        self._open_streams[owner] += 1
+        try:
+            yield
+        finally:
+            self._open_streams[owner] -= 1
 
     async def create(
         self, owner: str, asked: VideoRequest, upload: bytes | None, streaming: bool
@@ -161,7 +183,7 @@ class VideoService:
         settings = settle(asked, model, self.config, 0)  # cheap, so before the upload is looked at
         given = None
         if upload is not None:
-            await self._check_room(owner)  # before the work as well
+            await self._check_room(owner, model.name if streaming else None)  # before the work as well
             given = await self._decode(upload, model)
             settings = {**settle(asked, model, self.config, len(given)), "seed": settings["seed"]}
         record = JobRecord(
@@ -174,7 +196,7 @@ class VideoService:
             created_at=time.time(),
         )
         async with self._admission:  # so that the count holds until the job is in the queue
-            await self._check_room(owner)
+            await self._check_room(owner, model.name if streaming else None)
             try:
                 await self.storage(self.store.create, record, given)
             except RequestError:
@@ -284,10 +306,16 @@ class VideoService:
 
     async def patient(self, operation: Callable[..., ResultT], *arguments: Any) -> ResultT:
         """Runs a method of the store in a thread, however long that takes. Raises RequestError when storage is away."""
+        return await self._ask(self._storage, operation, *arguments)
+
+    async def _ask(self, threads: ThreadPoolExecutor, operation: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        self._asked += 1
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._storage, operation, *arguments)
+            result = await asyncio.get_running_loop().run_in_executor(threads, operation, *arguments)
         except DataError as error:
             raise self._away(error) from error
+        finally:
+            self._asked -= 1
         self._storage_is(True)
         return result
 
@@ -301,6 +329,9 @@ class VideoService:
     def _away(self, error: Exception) -> RequestError:
         self._storage_is(False)
         logger.warning("Storage: %s", error or "no answer")
+        return self._unavailable()
+
+    def _unavailable(self) -> RequestError:
         message = "The storage of jobs cannot be reached: try again."
         return RequestError(503, "storage_unavailable", message, retry_after=5)
 
@@ -341,8 +372,14 @@ class VideoService:
         finally:
             self._decoding -= 1
 
-    async def _check_room(self, owner: str) -> None:
-        """Raises RequestError if the queue is full or the owner has too many jobs."""
+    async def _check_room(self, owner: str, stream_of: str | None) -> None:
+        """Raises RequestError if the queue is full, the owner has too many jobs, or a stream cannot start at once.
+
+        The last free place is for a job that waits: streams, which do not wait, could keep it from its turn for ever.
+        While storage is away and others wait for its answer, nobody else is kept waiting.
+        """
+        if self._asked and not self.storage_up:
+            raise self._unavailable()
         open_jobs = await self.storage(self.store.open_jobs)
         leases = await self.storage(self.store.leases)
         if sum(1 for other in open_jobs.values() if other == owner) >= self.limits_of(owner)[1]:
@@ -352,6 +389,8 @@ class VideoService:
         room = sum(runner.room for runner in self.runners.values())
         if self.waiting + waiting_here >= self.config.max_waiting + room:
             raise self._busy(f"{self.waiting} videos wait already: try again later.", 5)
+        if stream_of is not None and (self._quiet or self.runners[stream_of].room <= bool(self.waiting)):
+            raise self._busy("No place is free now: try again, or ask for a job, which waits for one.", 2)
 
     def _begin(self, record: JobRecord, given: np.ndarray | None) -> Job:
         job = Job(record, given)
@@ -383,11 +422,13 @@ class VideoService:
         if self.draining:
             return
         await self._take_over(open_jobs, leases)
+        quiet = False
         for job_id in waiting:
             if self.draining or not any(runner.room for runner in self.runners.values()):
                 break
-            if not await self._claim(open_jobs[job_id], job_id):
+            if quiet := not await self._claim(open_jobs[job_id], job_id):
                 break
+        self._quiet = quiet
 
     async def _claim(self, owner: str, job_id: str) -> bool:
         """Takes a waiting job if it can be taken. False if it has to wait until nothing else runs, and others for it.
@@ -533,6 +574,10 @@ class VideoService:
             seconds = (record.ended_at or record.created_at) - record.created_at
             self.metrics.record("ardiff_job_seconds", seconds, model=record.settings["model"])
         self._look.set()
+        if job.beat is not None and not job.beat.done():  # it writes a lease that nobody holds any more
+            await job.beat
+            with contextlib.suppress(RequestError):
+                await self.patient(self.store.drop_leases, record)
 
     async def _write_end(self, job: Job, record: JobRecord, video: bytes | None) -> None:
         give_up = time.monotonic() + self.config.keep_seconds
@@ -555,9 +600,15 @@ class VideoService:
         return record
 
     async def _beat(self) -> None:
-        for job in list(self.jobs.values()):
-            with contextlib.suppress(RequestError):  # told by the poll
-                await self.patient(self.store.beat, job.record)
+        """Signs of life for all jobs at once, so that none is late because storage is slow."""
+        jobs = list(self.jobs.values())
+        for job in jobs:
+            job.beat = asyncio.ensure_future(self._beat_for(job))
+        await asyncio.gather(*(job.beat for job in jobs if job.beat))
+
+    async def _beat_for(self, job: Job) -> None:
+        with contextlib.suppress(RequestError):  # told by the poll
+            await self._ask(self._beats, self.store.beat, job.record)
 
     async def _write_progress(self) -> None:
         """Tells other replicas how far the jobs here are, and gives them the new parts of the videos."""
@@ -580,6 +631,8 @@ class VideoService:
 
     async def _sweep(self) -> None:
         await self.patient(self.store.sweep, self.config.keep_seconds)
+
+    async def _read_keys(self) -> None:
         if self.config.keys:
             try:
                 self.keys = await asyncio.to_thread(read_keys, self.config.keys)

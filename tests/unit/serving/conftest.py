@@ -76,6 +76,7 @@ class Served:
             for task in self.service._tasks:
                 task.cancel()
             self.service._storage.shutdown(wait=True)
+            self.service._beats.shutdown(wait=True)
             self.service.jobs.clear()
 
         asyncio.run_coroutine_threadsafe(cut(), self.loop).result(30)

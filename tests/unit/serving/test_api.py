@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import threading
 import time
 from pathlib import Path
@@ -64,6 +65,44 @@ def test_packed_with_others_a_video_stays_what_it_is(serve: Serve) -> None:
         assert np.abs(decoded.astype(int) - reference).mean() < 8
 
 
+def test_streams_packed_together_have_the_frames_of_the_pipeline_alone(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    runner, packed = served.service.runners["tiny"], []
+    step = runner.engine.step
+
+    def together() -> Any:
+        while runner.here < 5 and not packed:  # until all are there
+            time.sleep(0.01)
+        packed.append(len(runner.engine.in_work))
+        return step()
+
+    monkeypatch.setattr(runner.engine, "step", together)
+    settings: list[dict[str, Any]] = [
+        {"class_label": 0, "num_frames": 12, "num_inference_steps": 6, "ar_step": 2, "seed": 1},
+        {"class_label": 1, "num_frames": 30, "num_inference_steps": 9, "ar_step": 3, "seed": 2, "guidance_scale": 2.5},
+        {"class_label": None, "num_frames": 5, "num_inference_steps": 20, "ar_step": 0, "seed": 3},
+        {"class_label": 2, "num_frames": 7, "num_inference_steps": 5, "ar_step": 5, "seed": 4, "guidance_scale": 4.0},
+        {"class_label": 1, "num_frames": 1, "num_inference_steps": 14, "ar_step": 1, "seed": 5},
+    ]
+    answers: dict[int, httpx.Response] = {}
+
+    def ask(index: int) -> None:
+        answers[index] = httpx.post(f"{served.url}/v1/videos:stream", json=settings[index], timeout=60)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(settings))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(packed) >= 4
+    for index, fields in enumerate(settings):
+        assert len(frames_of(answers[index].content)) == fields["num_frames"]
+        done = served.wait({"id": answers[index].headers["x-video-id"]})
+        assert done["frames_sha256"] == sha256(served.pipeline(**fields)[0])
+
+
 @pytest.mark.parametrize("codec", ["h264", "vp9", "av1"])
 def test_a_stream_can_be_decoded_and_its_record_is_kept(serve: Serve, codec: str) -> None:
     served = serve(codec=codec)
@@ -90,6 +129,32 @@ def test_frames_are_sent_while_others_are_still_generated(serve: Serve) -> None:
         assert 0 < running["frames_done"] < 400
         assert 0 < running["iterations_done"] < running["iterations"]
         assert b"moof" in received
+
+
+def test_the_first_frame_is_sent_after_as_many_iterations_as_it_has_steps(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    engine, calls, go_on = served.service.runners["tiny"].engine, iter(range(10**6)), threading.Event()
+    step = engine.step
+
+    def held() -> Any:
+        if next(calls) == 12:
+            assert go_on.wait(60)
+        return step()
+
+    monkeypatch.setattr(engine, "step", held)
+    fields = {"num_frames": 8, "num_inference_steps": 12, "ar_step": 5}
+    with served.client.stream("POST", "/v1/videos:stream", json=fields) as answer:
+        parts = answer.iter_raw()
+        received = next(parts)
+        assert len(frames_of(received)) == 1
+        running = served.look({"id": answer.headers["x-video-id"]})
+        assert (running["frames_done"], running["iterations_done"]) == (1, 12)
+        assert running["first_frame_at"] is not None
+        go_on.set()
+        received += b"".join(parts)
+    assert len(frames_of(received)) == 8
 
 
 def test_a_client_that_leaves_stops_the_generation(serve: Serve) -> None:
@@ -290,6 +355,33 @@ def test_keys_keep_owners_apart_and_have_limits(serve: Serve, tmp_path: Path) ->
     assert int(answers[2].headers["retry-after"]) >= 1
 
 
+def test_a_key_has_so_many_streams_open_and_no_more(serve: Serve, tmp_path: Path) -> None:
+    lines = [f"alice: {{sha256: {digest('ka')}}}", f"bob: {{sha256: {digest('kb')}, streams: 1}}"]
+    (tmp_path / "keys.yaml").write_text("\n".join(lines))
+    served = serve(keys=str(tmp_path / "keys.yaml"), streams_per_key=2)
+    alice, bob = ({"authorization": f"Bearer {key}"} for key in ("ka", "kb"))
+
+    def listen(headers: dict[str, str], method: str = "POST", path: str = "/v1/videos:stream") -> Any:
+        body = {"json": LONG} if method == "POST" else {}
+        return served.client.stream(method, path, headers=headers, **body)
+
+    with listen(alice) as first:
+        path = f"/v1/videos/{first.headers['x-video-id']}/stream"
+        with listen(alice, "GET", path) as second, listen(bob) as other:
+            assert (second.status_code, other.status_code) == (200, 200)
+            for refused in (listen(alice), listen(alice, "GET", path), listen(bob)):
+                with refused as answer:
+                    assert answer.status_code == 429
+                    assert int(answer.headers["retry-after"]) >= 1
+                    assert json.loads(answer.read())["error"]["type"] == "too_many_streams"
+        deadline = time.monotonic() + 20
+        while served.service._open_streams != {"alice": 1, "bob": 0}:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert served.client.get("/v1/videos/video_x/stream", headers=alice).status_code == 404
+        assert served.service._open_streams["alice"] == 1
+
+
 def test_fifty_clients_get_a_video_or_an_honest_refusal(serve: Serve) -> None:
     """A queue of 16 and an engine of 4: nothing is lost, nothing is answered twice."""
     served = serve(max_waiting=16, engine={"max_requests": 4})
@@ -318,6 +410,32 @@ def test_fifty_clients_get_a_video_or_an_honest_refusal(serve: Serve) -> None:
     assert len(set(seeds)) == len(seeds)
     listed = served.client.get("/v1/videos", params={"limit": 100}).json()["data"]
     assert sorted(v["id"] for v in listed) == sorted(ids)
+
+
+def test_streams_leave_a_place_to_a_job_that_waits(serve: Serve) -> None:
+    served = serve(engine={"max_requests": 1})
+    body = {"num_frames": 24, "num_inference_steps": 12, "ar_step": 6}
+    done, statuses = threading.Event(), []
+
+    def ask() -> None:
+        with httpx.Client(base_url=served.url, timeout=60) as client:
+            while not done.is_set():
+                answer = client.post("/v1/videos:stream", json=body)
+                statuses.append(answer.status_code)
+                assert answer.status_code == 200 or int(answer.headers["retry-after"]) >= 1
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        while 200 not in statuses:
+            time.sleep(0.01)
+        served.wait(served.ask(**body), patience=20)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert set(statuses) == {200, 503}
 
 
 def test_a_list_goes_on_where_it_ended(serve: Serve) -> None:

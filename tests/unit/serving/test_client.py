@@ -46,6 +46,14 @@ def test_a_script_asks_waits_and_downloads(serve: Serve, tmp_path: Path) -> None
     client.close()
 
 
+def test_a_stream_waits_for_a_free_place(serve: Serve) -> None:
+    served = serve(engine={"max_requests": 1})
+    first = Client(served.url).stream(num_frames=1000, num_inference_steps=50)
+    next(first)
+    threading.Timer(0.3, first.close).start()
+    assert list(Client(served.url).stream(num_frames=2, num_inference_steps=2))
+
+
 def test_a_broken_connection_is_tried_again_but_not_by_what_asks_for_a_video() -> None:
     heard: list[str] = []
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ardiff.data.s3 import StorageConfig
 from ardiff.errors import DataError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling import SamplingEngine
+from ardiff.serving.keys import digest
 from ardiff.serving.records import JobStore
 
 from .conftest import Serve
@@ -105,6 +107,23 @@ def test_jobs_of_a_dead_replica_are_repeated_one_at_a_time(serve: Serve) -> None
     assert [second.service.store.read("anonymous", v["id"]).deaths for v in videos] == [1, 1, 1]
 
 
+def test_no_stream_starts_while_a_dead_replicas_job_waits_for_quiet(serve: Serve) -> None:
+    first = serve("a")
+    video = first.ask(**JOB)
+    while first.look(video)["frames_done"] == 0:
+        time.sleep(0.02)
+    second = serve("b")
+    with second.client.stream("POST", "/v1/videos:stream", json={**LONG, "num_frames": 1000}) as answer:
+        next(answer.iter_raw())
+        first.die()
+        while second.service.store.read("anonymous", video["id"]).deaths == 0:
+            time.sleep(0.02)
+        time.sleep(0.3)  # several looks at the queue
+        refused = httpx.post(f"{second.url}/v1/videos:stream", json=LONG, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "overloaded")
+    assert second.wait(video)["status"] == "completed"
+
+
 def test_replicas_outlive_an_outage_longer_than_a_lease(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody could give a sign of life meanwhile, so nobody is taken for dead at once when storage is back."""
     first, second = serve("a"), serve("b")
@@ -125,6 +144,60 @@ def test_replicas_outlive_an_outage_longer_than_a_lease(serve: Serve, monkeypatc
         assert video_id in first.service.jobs
         record = second.service.store.read("anonymous", video_id)
         assert (record.lease, record.deaths) == (1, 0)
+
+
+def test_a_key_that_is_removed_stops_working_while_a_sweep_hangs(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+    monkeypatch.setattr(JobStore, "sweep", lambda store, seconds: let_go.wait(60))
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f"alice: {{sha256: {digest('ka')}}}\nbob: {{sha256: {digest('kb')}}}")
+    served = serve(keys=str(keys), keys_seconds=0.2)
+    header = {"authorization": "Bearer ka"}
+    try:
+        assert served.client.get("/v1/models", headers=header).status_code == 200
+        keys.write_text(f"bob: {{sha256: {digest('kb')}}}")
+        deadline = time.monotonic() + 5
+        while served.client.get("/v1/models", headers=header).status_code != 401:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        let_go.set()
+
+
+def slow_beats(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    beat = JobStore.beat
+
+    def slow(store: JobStore, record: Any) -> None:
+        time.sleep(seconds)
+        beat(store, record)
+
+    monkeypatch.setattr(JobStore, "beat", slow)
+
+
+def test_slow_storage_makes_no_sign_of_life_late(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after another, the signs of life of eight jobs would take longer than a lease lasts."""
+    first = serve("a", lease_seconds=2.5)
+    slow = {"num_frames": 64, "num_inference_steps": 250, "ar_step": 250}
+    videos = [first.ask(**slow, seed=seed) for seed in range(8)]
+    while any(first.look(video)["status"] == "queued" for video in videos):
+        time.sleep(0.02)
+    slow_beats(monkeypatch, 0.5)
+    second = serve("b", lease_seconds=2.5)
+    while len(second.service._seen) < 8:
+        time.sleep(0.02)
+    time.sleep(5.0)  # two leases
+    records = [first.service.store.read("anonymous", video["id"]) for video in videos]
+    assert [(record.lease, record.deaths) for record in records] == [(1, 0)] * 8
+
+
+def test_a_late_sign_of_life_leaves_no_lease_behind(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_beats(monkeypatch, 0.5)
+    served = serve(heartbeat_seconds=0.05)
+    served.wait(served.ask(**JOB))
+    time.sleep(1.0)
+    assert served.service.store.leases() == {}
 
 
 def test_a_video_that_cannot_be_made_a_file_fails(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +315,29 @@ def test_storage_away(serve: Serve, tmp_path: Path) -> None:
         assert served.wait({"id": answer.headers["x-video-id"]})["frames_done"] == 400
     assert served.look(done)["status"] == "completed"
     assert served.client.get("/healthz").json()["status"] == "ok"
+
+
+def test_requests_do_not_line_up_for_storage_that_hangs(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(storage_seconds=1.5)
+    let_go = threading.Event()
+    with monkeypatch.context() as outage:
+        outage.setattr(JobStore, "open_jobs", lambda store: let_go.wait(60) and {})
+        answers: list[httpx.Response] = []
+        ask = partial(httpx.post, f"{served.url}/v1/videos", json={}, timeout=60)
+        threads = [threading.Thread(target=lambda: answers.append(ask())) for _ in range(8)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            let_go.set()
+    assert {(a.status_code, a.json()["error"]["type"]) for a in answers} == {(503, "storage_unavailable")}
+    assert all(int(a.headers["retry-after"]) >= 1 for a in answers)
+    assert max(a.elapsed.total_seconds() for a in answers) < 4.0
+    while served.client.get("/healthz").json()["storage"] != "ok":
+        time.sleep(0.02)
+    served.wait(served.ask(num_frames=2, num_inference_steps=2))
 
 
 def test_a_job_for_a_model_that_is_gone_fails(serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline]) -> None:

@@ -67,7 +67,7 @@ def test_the_page_plays_a_video_while_it_is_generated_and_cancels_it(page: Page,
     video = served.client.get("/v1/videos").json()["data"][0]
     assert video["status"] == "in_progress"
     assert 0 < video["frames_done"] < 1000
-    assert int(until(page, "document.querySelector('#schedule').dataset.done")) > 0
+    until(page, "Number(document.querySelector('#schedule').dataset.done) > 0")
     before = page.evaluate("Number(document.querySelector('#schedule').dataset.done)")
     until(page, f"Number(document.querySelector('#schedule').dataset.done) > {before}")  # it fills
     page.click("#cancel")
