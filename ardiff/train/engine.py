@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ardiff.train import workers
 from ardiff.train.ema import EMA
+from ardiff.train.flops import recomputation
 from ardiff.train.optim import OptimizerConfig, build_optimizers
 
 if TYPE_CHECKING:
@@ -144,8 +146,13 @@ def recompute_activations(model: nn.Module) -> None:
         for name, children in module.named_children():
             if name == "blocks" and isinstance(children, nn.ModuleList):
                 for block in children:
-                    again = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-                    block.forward = again
+                    block.forward = functools.partial(
+                        checkpoint,
+                        block.forward,
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                        context_fn=lambda: (contextlib.nullcontext(), recomputation()),
+                    )
 
 
 class TorchEngine:

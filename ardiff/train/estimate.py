@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ardiff.dit import DiT, DiTConfig
+from ardiff.train.flops import FlopCounter
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 STAGES = (0, 1, 2, 3)
@@ -237,11 +237,7 @@ def count_forward(model: nn.Module, batch_size: int, num_frames: int) -> tuple[i
             kept[storage._cdata] = storage
         return tensor
 
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    with (
-        FlopCounterMode(display=False, custom_mapping=attention) as counter,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-    ):
+    with FlopCounter() as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         if isinstance(model, DiT):
             shape = (batch_size, num_frames, model.config.num_tokens, model.config.token_dim)
             timesteps = torch.zeros(batch_size, num_frames, dtype=torch.int64)
@@ -254,10 +250,4 @@ def count_forward(model: nn.Module, batch_size: int, num_frames: int) -> tuple[i
             noise = torch.zeros(batch_size, num_frames, model.config.num_tokens, model.config.token_dim)
             output, _ = model(target, noise, temporal=num_frames > 1)
         nn.functional.mse_loss(output, target)
-    return counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values())
-
-
-def _attention_flops(
-    query: torch.Size, key: torch.Size, value: torch.Size, *arguments: Any, out_shape: Any = None, **options: Any
-) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    return counter.total, sum(storage.nbytes() for storage in kept.values())

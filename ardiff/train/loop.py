@@ -17,7 +17,6 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ardiff.config import to_dict
 from ardiff.errors import ArdiffError, ConfigError, TrainingError
@@ -25,6 +24,7 @@ from ardiff.randomness import Draws, torch_generator
 from ardiff.train import onednn, workers
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import DeepSpeedConfig, Engine, Precision, TorchEngine, deepspeed_settings
+from ardiff.train.flops import FlopCounter
 from ardiff.train.optim import OptimizerConfig, learning_rate_factor
 from ardiff.train.profiling import Tracer
 from ardiff.train.tasks import Batch, Task
@@ -362,14 +362,14 @@ def _accumulate(
         draws = Draws(torch_generator("training", config.seed, step, 0), config.batch_size, part.start)
         divisor = config.batch_size / (len(part) * size)  # engines average over workers, so that samples count alike
         on_device = {k: v.to(engine.device) for k, v in batch.items()}
-        with meter.counting():
+        with meter.counting(len(part), sum(step >= change for change in task.changes)):
             loss, logged = engine.compute(functools.partial(task.loss, on_device, step, draws))
-        engine.backward(loss / divisor)
+            engine.backward(loss / divisor)
+            if critic is not None:
+                critic_loss, critic_logged = critic.compute(task.critic_loss)
+                critic.backward(critic_loss / divisor)
+                logged = {**logged, **critic_logged, "critic_loss": critic_loss}
         mine += float(loss.detach()) / divisor
-        if critic is not None:
-            critic_loss, critic_logged = critic.compute(task.critic_loss)
-            critic.backward(critic_loss / divisor)
-            logged = {**logged, **critic_logged, "critic_loss": critic_loss}
         for name, tensor in logged.items():
             # A mean is a sum over samples with their number.
             pair = [float(tensor.detach()) * len(part), len(part)] if tensor.ndim == 0 else tensor.tolist()
@@ -430,8 +430,8 @@ class _Meter:
 
     def __init__(self, config: TrainConfig, device: torch.device, clock: Callable[[], float]) -> None:
         self.config, self.device, self.clock = config, device, clock
-        self.since, self.waited, self.parts = clock(), 0.0, 0
-        self.flops: int | None = None
+        self.since, self.waited, self.parts, self.flops = clock(), 0.0, 0, 0
+        self.known: dict[tuple[int, ...], int] = {}
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -442,21 +442,21 @@ class _Meter:
         self.parts += 1
 
     @contextlib.contextmanager
-    def counting(self) -> Iterator[None]:
-        """Around the forward pass of a part of a batch: counts the operations of the first."""
-        if self.flops is not None:
+    def counting(self, *kind: int) -> Iterator[None]:
+        """Around the passes, forward and backward, of a part of a batch: the first of each ``kind`` is counted."""
+        if kind in self.known:
             yield
-            return
-        with FlopCounterMode(display=False) as counter:
-            yield
-        self.flops = counter.get_total_flops()
+        else:
+            with FlopCounter() as counter:
+                yield
+            self.known[kind] = counter.total
+        self.flops += self.known[kind]
 
     def read(self) -> dict[str, float]:
         """Throughput since the last call, and the largest of all workers' :data:`LARGEST`; all of them call it."""
         now = self.clock()
         seconds, parts = max(now - self.since, 1e-9), self.parts
-        # Backward takes twice the operations of forward; recomputed activations are not useful work.
-        flops = 3.0 * (self.flops or 0) * parts / seconds
+        flops = self.flops / seconds
         values = {
             "samples_per_second": parts / len(self.config.parts(0, workers.size())) * self.config.batch_size / seconds,
             "data_wait_share": min(self.waited / seconds, 1.0),
@@ -465,7 +465,7 @@ class _Meter:
         }
         if self.config.peak_tflops:
             values["mfu"] = flops / 1e12 / self.config.peak_tflops
-        self.since, self.waited, self.parts = now, 0.0, 0
+        self.since, self.waited, self.parts, self.flops = now, 0.0, 0, 0
         # The worker that waits longest holds up all others, and the one with least room decides what fits.
         largest = workers.max_over([values[name] for name in LARGEST], self.device)
         return values | dict(zip(LARGEST, largest, strict=True))

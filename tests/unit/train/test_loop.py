@@ -16,6 +16,7 @@ from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.errors import TrainingError
 from ardiff.randomness import Draws, torch_generator
+from ardiff.train import loop
 from ardiff.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, averaged_model, train
@@ -195,9 +196,13 @@ def test_a_finished_run_is_left_as_it_is() -> None:
     assert all(torch.equal(p, b) for p, b in zip(task.model.parameters(), before, strict=True))
 
 
-def gan(make_vae: Any, from_step: int = 2, seed: int = 0) -> AutoencoderTask:
-    sizes = DiscriminatorConfig(width=4, depth=1)
-    config = AutoencoderTaskConfig(adversarial_weight=0.5, adversarial_from_step=from_step, discriminator=sizes)
+def gan(make_vae: Any, from_step: int = 2, seed: int = 0, temporal_from_step: int = 0) -> AutoencoderTask:
+    config = AutoencoderTaskConfig(
+        adversarial_weight=0.5,
+        adversarial_from_step=from_step,
+        temporal_from_step=temporal_from_step,
+        discriminator=DiscriminatorConfig(width=4, depth=1),
+    )
     task = AutoencoderTask(make_vae(seed=seed), config)
     assert task.critic is not None
     generator = torch.Generator().manual_seed(seed)
@@ -487,8 +492,51 @@ def test_what_is_measured() -> None:
     assert logged["memory_gib"] > 0.01
     assert logged["tflops_per_worker"] == pytest.approx(1e-6 * logged["mfu"])
     forward = 2 * 4 * 3  # multiplications and additions of 4 samples, 3 inputs each
-    seconds = 4 / logged["samples_per_second"]
-    assert logged["tflops_per_worker"] == pytest.approx(3 * forward / seconds / 1e12)
+    seconds = 4 / logged["samples_per_second"]  # the inputs need no gradient, the weights do
+    assert logged["tflops_per_worker"] == pytest.approx(2 * forward / seconds / 1e12)
+
+
+def operations(task: Task, kind: str = "dit", **arguments: Any) -> list[int]:
+    """The operations of each step, as they are logged."""
+    ticks, config = itertools.count(), settings(log_every=1, **arguments.pop("settings", {}))
+    engine = loop.make_engine(task.model, config, torch.device("cpu"))
+    _, recorder = run(task, config, kind, engine=engine, clock=lambda: float(next(ticks)), **arguments)
+    return [round(logged["tflops_per_worker"] * 1e12) for logged in recorder.logged.values()]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"onednn": True}, {"activation_checkpointing": True}, {"gradient_accumulation": 2}]
+)
+def test_operations_are_six_for_every_weight_and_token_and_attention(make_dit: Any, changes: dict[str, Any]) -> None:
+    width, depth, batch, frames, tokens, dim = 16, 2, 4, 4, 2, 4
+    rows, entries = batch * frames * tokens, batch * frames
+    inner = depth * (rows * 12 * width**2 + entries * 6 * width**2) + entries * 3 * width**2 + rows * width * dim
+    attention = depth * 2 * batch * (frames * tokens) ** 2 * width
+    first = rows * dim * width + entries * 256 * width  # latents and features of timesteps need no gradient
+    task = make_task("dit", make_dit, None)
+    assert operations(task, settings=changes) == [6 * (inner + attention) + 4 * first] * 6
+
+
+def test_a_frozen_encoder_counts_with_the_pass_that_it_makes(make_dit: Any) -> None:
+    task, encoder = make_task("dit", make_dit, None), nn.Linear(4, 4)
+    assert isinstance(task, DiTTask)
+    [plain] = set(operations(task))
+    task.encode = torch.no_grad()(encoder)
+    batches = ({"video": batch["latents"], "label": batch["label"]} for batch in memory_stream("dit", 0, 4))
+    assert set(operations(task, batches=batches)) == {plain + 2 * (4 * 4 * 2) * 4 * 4}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_operations_follow_the_critic_and_the_temporal_decoder(make_vae: Any, parts: int) -> None:
+    def of_steps(adversarial: int, temporal: int) -> list[int]:
+        task, changes = gan(make_vae, adversarial, temporal_from_step=temporal), {"gradient_accumulation": parts}
+        return operations(task, "vae", critic=make_engine(task, settings(**changes), task.critic), settings=changes)
+
+    bare, both = set(of_steps(9, 9)), set(of_steps(0, 0))
+    adversarial = set(of_steps(0, 9))
+    assert [len(found) for found in (bare, adversarial, both)] == [1, 1, 1]
+    assert max(bare) < max(adversarial) < max(both)
+    assert of_steps(2, 4) == [*bare] * 2 + [*adversarial] * 2 + [*both] * 2
 
 
 def test_fp16_skips_what_overflows_until_its_scale_fits(tmp_path: Path) -> None:
