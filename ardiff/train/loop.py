@@ -100,9 +100,10 @@ class TrainConfig:
     """Checkpoints kept: the last ones, beside the best one."""
     save_patience: int = 3
     """Checkpoints in a row that may fail to be stored before training stops."""
-    max_loss_ratio: float = 0.0
-    """Stop before a step whose loss is this many times the median of the last hundred; 0 never does. A
-    median that is not positive, as adversarial training may have, is no measure: then no step stops."""
+    max_loss_ratio: float = 20.0
+    """Stop before a step whose loss is this many times the median of the last hundred; 0 never does. The hundred begin
+    anew when training starts and where a stage begins. A loss that an adaptive weight scales, in the adversarial stage,
+    is no measure, nor is a median that is not positive: then no step stops."""
     wandb_project: str = ""
     """Project of Weights & Biases to log to as well, with the wandb package and its own settings; empty for none."""
     profile: int = 0
@@ -281,6 +282,8 @@ def train(
         with readable_failures(f"at step {step}"):
             losses, logged = _accumulate(task, engine, rival, batches, config, step, meter)
         loss = sum(losses) / workers.size()
+        if step in task.changes or rival is not None:
+            recent.clear()
         _check_loss(losses, step, config, recent)
         if not math.isfinite(logged.get("critic_loss", 0.0)):
             raise TrainingError(
