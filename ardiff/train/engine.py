@@ -47,6 +47,9 @@ class Engine(Protocol):
         Returns the norm before clipping; if it is not finite, everything but the loss scale of fp16 stays as it was.
         """
 
+    def learning_rates(self) -> dict[str, float]:
+        """Those of the last update, by the names of their settings: ``lr`` and, with Muon, ``muon_lr``."""
+
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """All that a checkpoint holds: part, name and whole tensor, in the same order on every worker.
 
@@ -202,6 +205,10 @@ class TorchEngine:
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         return norm
+
+    def learning_rates(self) -> dict[str, float]:
+        names = ["muon_lr" if isinstance(optimizer, torch.optim.Muon) else "lr" for optimizer in self.optimizers]
+        return {name: o.param_groups[0]["lr"] for name, o in zip(names, self.optimizers, strict=True)}
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         for name, parameter in self.model.named_parameters():

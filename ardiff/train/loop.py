@@ -304,7 +304,10 @@ def train(
         tracer.step()
         observer.progress(step, loss)
         if step % config.log_every == 0 or step == config.num_steps:
-            observer.metrics(step, {"loss": loss, "grad_norm": norm, "lr_factor": factor, **meter.read(), **logged})
+            rates = {"lr_factor": factor, **engine.learning_rates()}
+            if rival is not None:
+                rates |= {f"critic_{name}": rate for name, rate in rival.learning_rates().items()}
+            observer.metrics(step, {"loss": loss, "grad_norm": norm, **rates, **meter.read(), **logged})
         due = config.sample_every and (step % config.sample_every == 0 or step == config.num_steps)
         if due:
             with readable_failures(f"when it made the samples of step {step}", "set train.sample_every=0"):

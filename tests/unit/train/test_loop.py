@@ -233,6 +233,17 @@ def test_adversarial_training_goes_on_to_the_last_bit(make_vae: Any, tmp_path: P
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(resumed, unbroken, strict=True))
 
 
+def test_the_learning_rate_of_every_optimizer_is_logged(make_dit: Any, make_vae: Any) -> None:
+    law = OptimizerConfig(name="muon", lr=1e-3, muon_lr=1e-2, schedule="drop", drop_step=3, drop_factor=0.1)
+    config = settings(optimizer=law, log_every=1)
+    _, recorder = run(make_task("dit", make_dit, make_vae), config, "dit")
+    rates = [(logged["lr"], logged["muon_lr"]) for logged in recorder.logged.values()]
+    assert rates == [pytest.approx((1e-3 * f, 1e-2 * f)) for f in [1.0] * 3 + [0.1] * 3]
+    _, recorder = run_gan(gan(make_vae, from_step=4), settings(log_every=1))
+    assert ["critic_lr" in recorder.logged[step] for step in range(1, 7)] == [False] * 4 + [True] * 2
+    assert recorder.logged[6]["critic_lr"] == recorder.logged[6]["lr"] == 1e-2 * recorder.logged[6]["lr_factor"]
+
+
 def test_the_critic_waits_for_its_step_and_then_learns(make_vae: Any) -> None:
     task, config = gan(make_vae, from_step=4), settings(log_every=1)
     assert task.critic is not None
