@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -154,14 +154,21 @@ class TrainConfig:
 
     @property
     def recipe(self) -> dict[str, object]:
-        """What must not change when training goes on from a checkpoint: all that shapes the updates beyond rounding.
+        """What must not change when training goes on from a checkpoint.
 
-        Number of workers, engine and parts of a batch may change. The number of
-        steps belongs to it only under a schedule that depends on it.
+        Number of workers, engine and parts of a batch may change.
         """
-        names = ("batch_size", "max_grad_norm", "ema_decay", "precision", "seed")
-        steps = self.num_steps if self.optimizer.schedule == "cosine" else None
-        return {**{n: getattr(self, n) for n in names}, "optimizer": to_dict(self.optimizer), "num_steps": steps}
+        return {**{n: getattr(self, n) for n in ("batch_size", "precision", "seed")}, "optimizer": self.optimizer.name}
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The numbers, and the schedule, that shape the updates; they may change where ``resume`` names a checkpoint.
+
+        The number of steps is one only under a schedule that depends on it.
+        """
+        optimizer = {f"optimizer.{name}": value for name, value in to_dict(self.optimizer).items() if name != "name"}
+        steps = {"num_steps": self.num_steps} if self.optimizer.schedule == "cosine" else {}
+        return {"max_grad_norm": self.max_grad_norm, "ema_decay": self.ema_decay, **optimizer, **steps}
 
     @property
     def micro_batch_size(self) -> int:
@@ -316,9 +323,13 @@ def train(
                     observer.samples(step, videos)
         if step % config.checkpoint_every == 0 or step == config.num_steps:
             with readable_failures(f"when it stored the checkpoint of step {step}", SHARES):
-                observer.checkpoint(TrainState(step, step * config.batch_size, start.fingerprint))
+                observer.checkpoint(_state(step, config, start))
     tracer.close()
-    return TrainState(step, step * config.batch_size, start.fingerprint)
+    return _state(step, config, start)
+
+
+def _state(step: int, config: TrainConfig, start: TrainState) -> TrainState:
+    return TrainState(step, step * config.batch_size, start.fingerprint, config.hyperparameters)
 
 
 def averaged_model(engine: Engine) -> torch.nn.Module | None:

@@ -396,10 +396,32 @@ def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(("schedule", "bound"), [("constant", False), ("drop", False), ("cosine", True)])
-def test_the_number_of_steps_belongs_to_the_recipe_where_the_schedule_needs_it(schedule: str, bound: bool) -> None:
+def test_the_number_of_steps_matters_where_the_schedule_needs_it(schedule: str, bound: bool) -> None:
     law = OptimizerConfig(schedule=schedule)  # type: ignore[arg-type]
-    recipes = [settings(num_steps=steps, optimizer=law).recipe for steps in (6, 7)]
-    assert (recipes[0] != recipes[1]) == bound
+    numbers = [settings(num_steps=steps, optimizer=law).hyperparameters for steps in (6, 7)]
+    assert (numbers[0] != numbers[1]) == bound
+
+
+def test_numbers_of_the_optimizer_may_change_but_not_its_kind() -> None:
+    plain, other = settings(), settings(optimizer=OptimizerConfig(lr=1e-5, beta1=0.8, schedule="drop"))
+    assert plain.recipe == other.recipe
+    assert plain.hyperparameters != other.hyperparameters
+    assert plain.recipe != settings(optimizer=OptimizerConfig(name="muon")).recipe
+    assert plain.recipe != settings(seed=1).recipe
+
+
+def test_a_checkpoint_goes_on_with_another_learning_rate(tmp_path: Path) -> None:
+    """As if the schedule had said so."""
+    drop = OptimizerConfig(lr=1e-2, schedule="drop", drop_step=3, drop_factor=0.05)
+    unbroken, _ = run(regression(), settings(optimizer=drop))
+    first = settings(num_steps=3, optimizer=OptimizerConfig(lr=1e-2))
+    _, recorder = run(regression(), first, folder=tmp_path)
+    assert recorder.states[-1].hyperparameters == first.hyperparameters
+    task, second = Regression(), settings(optimizer=OptimizerConfig(lr=5e-4))
+    engine = make_engine(task, second)
+    _, recorder = run(task, second, engine=engine, start=load_checkpoint(tmp_path / "3", engine, "key"))
+    assert recorder.states[-1].hyperparameters == second.hyperparameters
+    assert torch.allclose(engine.model.weight, unbroken.model.weight, rtol=0, atol=1e-7)
 
 
 def test_micro_batches() -> None:
