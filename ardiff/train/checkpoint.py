@@ -73,8 +73,8 @@ def load_checkpoint(
         )
     if hyperparameters is not None and (changes := changed_settings(state.hyperparameters, hyperparameters)):
         raise CheckpointError(
-            f"The checkpoint in this run's folder was made with other settings: {changes}. To go on with these, give "
-            "another output folder, and resume=PLACE with the place of the checkpoint."
+            f"The checkpoint in this run's folder was made with other settings: {changes}. To go on from it with "
+            "these, give another output folder and its place as resume=PLACE; resume=none starts again."
         )
     engine.restore(Shards(folder))
     if critic is not None:
