@@ -1,16 +1,24 @@
 """What training costs: plain torch beside ZeRO, and batches from memory beside those that Ray Data feeds.
 
     python benchmarks/training.py [--quick] [--workers 2]
+    python benchmarks/training.py --part formula [--rounds 5]
 
 One Ray Train job runs all combinations one after the other on the same workers, so that the ratios are of one run. The
 model and the data are made here; the steps before the measured ones warm up.
+
+``formula`` compares the time of a step with what `ardiff estimate` says, for small models on one thread. The operations
+per second come from the first of them, so the other ratios say whether the formula holds. Steps take turns; the time is
+CPU time, which other work on the machine disturbs less.
 """
 
 import argparse
 import itertools
 import json
+import statistics
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +35,13 @@ from ardiff.data.latents import LatentStatistics, latent_table
 from ardiff.data.streams import LatentStream
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
+from ardiff.randomness import Draws, torch_generator
 from ardiff.train import workers
 from ardiff.train.checkpoint import TrainState
+from ardiff.train.estimate import EstimateConfig, count_step, estimate
 from ardiff.train.loop import TrainConfig, make_engine, train
-from ardiff.train.tasks import Batch, DiTTask, DiTTaskConfig
+from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, Batch, DiTTask, DiTTaskConfig, Task
+from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ray_jobs.batches import PacedExecution, ray_batches
 from ray_jobs.common import ray_cluster, remote_progress
 
@@ -60,9 +71,14 @@ class Last:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["engines", "formula"], default="engines")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a smaller model and fewer steps")
+    parser.add_argument("--rounds", type=int, default=5, help="of formula: turns of each model; the median counts")
     options = parser.parse_args()
+    if options.part == "formula":
+        print_formula(options.rounds)
+        return
     with tempfile.TemporaryDirectory() as folder, ray_cluster(2 * options.workers + 2):
         settings = {"folder": folder, "quick": options.quick, "workers": options.workers}
         stream = write_latents(Path(folder))
@@ -112,8 +128,7 @@ def run(changes: dict[str, Any], feed: str, job: dict[str, Any]) -> dict[str, fl
     width, depth = (64, 2) if job["quick"] else (192, 6)
     sizes = {"num_frames": FRAMES, "num_tokens": TOKENS, "token_dim": DIM, "num_heads": 4}
     model = DiT(build(DiTConfig, {**sizes, "width": width, "depth": depth}))
-    statistics = LatentStatistics([[0.0] * DIM] * TOKENS, 1.0)
-    task = DiTTask(model, DiTTaskConfig(), DiffusionConfig(), statistics)
+    task = DiTTask(model, DiTTaskConfig(), DiffusionConfig(), LatentStatistics([[0.0] * DIM] * TOKENS, 1.0))
     engine = make_engine(model, config, torch.device("cpu"))
     if feed == "memory":
         batches = from_memory(job["stream"], config)
@@ -141,6 +156,78 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         print(
             f"| {row['engine']} | {row['feed']} | {rate:.1f} | **{rate / base:.2f}** | {row['data_wait_share']:.1%} |"
         )
+
+
+def formula_cases() -> dict[str, EstimateConfig]:
+    """Steps of small models; that by which the others are measured comes first."""
+
+    def dit(width: int, depth: int, **changes: Any) -> EstimateConfig:
+        model = DiTConfig(num_frames=FRAMES, num_tokens=16, width=width, depth=depth, num_heads=width // 32)
+        return replace(base, dit=model, **changes)
+
+    base = EstimateConfig(num_frames=FRAMES, micro_batch_size=4, gradient_accumulation=1, num_gpus=1, precision="fp32")
+    vae = AutoencoderConfig(resolution=64, patch_size=8, num_tokens=16, token_dim=4, width=192, depth=4, num_heads=6)
+    return {
+        "AR-DiT, width 256, depth 6": dit(256, 6),
+        "AR-DiT, width 128, depth 4": dit(128, 4),
+        "AR-DiT, width 192, depth 6": dit(192, 6),
+        "AR-DiT, width 384, depth 8": dit(384, 8),
+        "AR-DiT, width 256, depth 6, in 4 passes": dit(256, 6, micro_batch_size=1, gradient_accumulation=4),
+        "AR-DiT, width 256, depth 6, checkpointed": dit(256, 6, activation_checkpointing=True),
+        "AR-VAE, frames": replace(base, model="vae", vae=vae, num_frames=1, micro_batch_size=16),
+        "AR-VAE, clips of 8 frames": replace(base, model="vae", vae=vae, num_frames=8, micro_batch_size=2),
+    }
+
+
+def stepper(case: EstimateConfig) -> Callable[[], None]:
+    """One update of a model of ``case``, to be called again and again."""
+    size, passes = case.micro_batch_size, case.gradient_accumulation
+    task: Task
+    if case.model == "dit":
+        tokens, dim = case.dit.num_tokens, case.dit.token_dim
+        neutral = LatentStatistics.neutral(tokens, dim)
+        task = DiTTask(DiT(case.dit), DiTTaskConfig(), DiffusionConfig(), neutral)
+        latents = torch.randn(size, case.num_frames, tokens, dim)
+        batch = {"latents": latents, "label": torch.zeros(size, dtype=torch.int64)}
+    else:
+        settings = AutoencoderTaskConfig(temporal_from_step=int(case.num_frames == 1))
+        task = AutoencoderTask(ARAutoencoder(case.vae), settings)
+        shape = (size, case.num_frames, case.vae.resolution, case.vae.resolution, 3)
+        batch = {"video": torch.randint(256, shape, dtype=torch.uint8)}
+    config = TrainConfig(batch_size=size * passes, activation_checkpointing=case.activation_checkpointing)
+    engine = make_engine(task.model, config, torch.device("cpu"))
+    draws = Draws(torch_generator("benchmark"), size, 0)
+
+    def step() -> None:
+        for _ in range(passes):
+            loss, _ = engine.compute(lambda: task.loss(batch, 0, draws))
+            engine.backward(loss / passes)
+        engine.step(0, 1.0)
+
+    return step
+
+
+def print_formula(rounds: int) -> None:
+    torch.set_num_threads(1)
+    cases = formula_cases()
+    steps = {name: stepper(case) for name, case in cases.items()}
+    spent: dict[str, list[float]] = {name: [] for name in cases}
+    for turn, (name, step) in itertools.product(range(rounds + 1), steps.items()):
+        before = time.process_time()
+        step()
+        if turn:  # the first warms up
+            spent[name].append(time.process_time() - before)
+    measured = {name: statistics.median(seconds) for name, seconds in spent.items()}
+    first = next(iter(cases))
+    unit = replace(cases[first], peak_tflops=1.0, utilisation=1.0)
+    rate = estimate(unit)[0].compute_seconds / measured[first]  # 10^12 operations per second
+    print(f"{1000 * rate:.1f} GFLOP/s, from the first row\n\n| step | parameters | s | formula s | ratio |")
+    print("|---|---|---|---|---|")
+    for name, case in cases.items():
+        predicted = estimate(replace(case, peak_tflops=rate, utilisation=1.0))[0].compute_seconds
+        parameters = count_step(case).parameters / 1e6
+        ratio = measured[name] / predicted
+        print(f"| {name} | {parameters:.1f} M | {measured[name]:.3f} | {predicted:.3f} | **{ratio:.2f}** |")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from ardiff.data import storage
 from ardiff.data.streams import Stream
 from ardiff.errors import ArdiffError, CheckpointError, ConfigError, DataError, TrainingError
 from ardiff.train import workers
-from ardiff.train.checkpoint import STATE, TrainState, load_checkpoint
+from ardiff.train.checkpoint import STATE, TrainState, changed_settings, load_checkpoint
 from ardiff.train.export import write_trained
 from ardiff.train.loop import SHARES, TrainConfig, make_critic_engine, make_engine, readable_failures, train
 from ardiff.train.tasks import Task
@@ -298,9 +298,13 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
         engine = make_engine(task.model, job.config, device)
         critic = None if task.critic is None else make_critic_engine(task.critic, job.config, device)
     start = TrainState(0, 0, job.fingerprint)
-    with readable_failures("when it read the checkpoint", SHARES), _checkpoint_to_resume(job) as folder:
+    ours = job.config.hyperparameters
+    with readable_failures("when it read the checkpoint", SHARES), _checkpoint_to_resume(job) as (folder, named):
         if folder is not None:
-            start = load_checkpoint(folder, engine, job.fingerprint, critic)
+            start = load_checkpoint(folder, engine, job.fingerprint, critic, None if named else ours)
+            changes = changed_settings(start.hyperparameters, ours)
+            if changes and workers.rank() == 0:
+                monitor.say.remote(f"{job.name}: going on with {changes}")
     if workers.rank() == 0:
         job.record()
         _tidy(job)
@@ -316,19 +320,22 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
 
 
 @contextlib.contextmanager
-def _checkpoint_to_resume(job: TrainJob) -> Iterator[Path | None]:
-    """A local copy of the checkpoint to begin at: the run's last one, or else the one that the configuration names."""
+def _checkpoint_to_resume(job: TrainJob) -> Iterator[tuple[Path | None, bool]]:
+    """A local copy of the checkpoint to begin at, the run's last one or else the one that the configuration names; and
+    whether it is the latter, of another run."""
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
-            yield Path(folder)
+            yield Path(folder), False
     elif job.resume in ("auto", "latest", "none"):
-        yield None
-    elif storage.is_remote(job.resume):
-        with tempfile.TemporaryDirectory() as copy:
-            storage.download_folder(job.resume, Path(copy))
-            yield Path(copy)
+        yield None, False
     else:
-        yield Path(job.resume)
+        named = not job.resume.startswith(job.checkpoints)
+        if storage.is_remote(job.resume):
+            with tempfile.TemporaryDirectory() as copy:
+                storage.download_folder(job.resume, Path(copy))
+                yield Path(copy), named
+        else:
+            yield Path(job.resume), named
 
 
 def _tidy(job: TrainJob) -> None:

@@ -94,7 +94,8 @@ class TrainDiTConfig:
     resume: str = "auto"
     """Where to begin. ``auto``: at the last checkpoint in the output folder, or afresh if there is none. ``latest``: at
     the last checkpoint, which must be there. ``none``: afresh; earlier checkpoints of the output folder are deleted.
-    Else the place of a checkpoint, used as long as the output folder has none of its own."""
+    Else the place of a checkpoint of another run, used as long as the output folder has none of its own; learning
+    rates, schedule and other numbers of the optimisation may differ from that run's, the rest may not."""
 
     def __post_init__(self) -> None:
         if self.files_per_chunk < 1:

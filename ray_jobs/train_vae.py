@@ -47,7 +47,8 @@ class TrainVAEConfig:
     resume: str = "auto"
     """Where to begin. ``auto``: at the last checkpoint in the output folder, or afresh if there is none. ``latest``: at
     the last checkpoint, which must be there. ``none``: afresh; earlier checkpoints of the output folder are deleted.
-    Else the place of a checkpoint, used as long as the output folder has none of its own."""
+    Else the place of a checkpoint of another run, used as long as the output folder has none of its own; learning
+    rates, schedule and other numbers of the optimisation may differ from that run's, the rest may not."""
 
     @property
     def model(self) -> str:

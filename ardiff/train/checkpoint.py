@@ -10,8 +10,9 @@ critic's engine has a folder ``critic`` in it. There is no random state to keep:
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,7 +38,9 @@ class TrainState:
     samples: int
     """Samples consumed: the position in the data stream."""
     fingerprint: str
-    """Names the configuration of model, task, data and optimizer."""
+    """Names the configuration of model, task and data, and the kind of optimizer."""
+    hyperparameters: dict[str, Any] = field(default_factory=dict, compare=False)
+    """The numbers of the optimisation, by the names of their settings."""
 
 
 def save_checkpoint(folder: Path, engine: Engine, state: TrainState, critic: Engine | None = None) -> None:
@@ -47,8 +50,17 @@ def save_checkpoint(folder: Path, engine: Engine, state: TrainState, critic: Eng
         write_state(str(folder), state)
 
 
-def load_checkpoint(folder: Path, engine: Engine, fingerprint: str, critic: Engine | None = None) -> TrainState:
+def load_checkpoint(
+    folder: Path,
+    engine: Engine,
+    fingerprint: str,
+    critic: Engine | None = None,
+    hyperparameters: dict[str, Any] | None = None,
+) -> TrainState:
     """Restores ``engine``, and ``critic`` if there is one, and says where training is; every worker has to call it.
+
+    Args:
+        hyperparameters: What those of the checkpoint must be; any if not given.
 
     Raises:
         CheckpointError: The folder is not a complete checkpoint, or one of a run with another configuration.
@@ -59,10 +71,21 @@ def load_checkpoint(folder: Path, engine: Engine, fingerprint: str, critic: Engi
             "The checkpoint in this run's folder was made with another configuration or other data (model, videos or "
             "latents, optimizer or seed): give another output folder, or delete this one to start again."
         )
+    if hyperparameters is not None and (changes := changed_settings(state.hyperparameters, hyperparameters)):
+        raise CheckpointError(
+            f"The checkpoint in this run's folder was made with other settings: {changes}. To go on from it with "
+            "these, give another output folder and its place as resume=PLACE; resume=none starts again."
+        )
     engine.restore(Shards(folder))
     if critic is not None:
         critic.restore(Shards(folder / CRITIC))
     return state
+
+
+def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Names the settings of training that differ, with both values; empty if none does."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"train.{name} from {old.get(name)} to {new.get(name)}" for name in names)
 
 
 def write_state(place: str, state: TrainState) -> None:

@@ -123,6 +123,9 @@ class DeepSpeedEngine:
         self.ds.step()
         return float(self.ds.get_global_grad_norm())
 
+    def learning_rates(self) -> dict[str, float]:
+        return {"lr": self.adamw.param_groups[0]["lr"]}
+
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         step = self.adamw.state[self._masters()[0]]["step"]
         for name, parameter in self.model.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ardiff.train import workers
 from ardiff.train.ema import EMA
+from ardiff.train.flops import recomputation
 from ardiff.train.optim import OptimizerConfig, build_optimizers
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ class Engine(Protocol):
 
         Returns the norm before clipping; if it is not finite, everything but the loss scale of fp16 stays as it was.
         """
+
+    def learning_rates(self) -> dict[str, float]:
+        """Those of the last update, by the names of their settings: ``lr`` and, with Muon, ``muon_lr``."""
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """All that a checkpoint holds: part, name and whole tensor, in the same order on every worker.
@@ -144,8 +149,13 @@ def recompute_activations(model: nn.Module) -> None:
         for name, children in module.named_children():
             if name == "blocks" and isinstance(children, nn.ModuleList):
                 for block in children:
-                    again = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-                    block.forward = again
+                    block.forward = functools.partial(
+                        checkpoint,
+                        block.forward,
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                        context_fn=lambda: (contextlib.nullcontext(), recomputation()),
+                    )
 
 
 class TorchEngine:
@@ -195,6 +205,10 @@ class TorchEngine:
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         return norm
+
+    def learning_rates(self) -> dict[str, float]:
+        names = ["muon_lr" if isinstance(optimizer, torch.optim.Muon) else "lr" for optimizer in self.optimizers]
+        return {name: o.param_groups[0]["lr"] for name, o in zip(names, self.optimizers, strict=True)}
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         for name, parameter in self.model.named_parameters():

@@ -17,12 +17,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ardiff.diffusion.ad import check_ar_step
 from ardiff.dit import DiT, DiTConfig
 from ardiff.metrics.networks.i3d import I3D
 from ardiff.sampling.cost import frame_evaluations
+from ardiff.train.flops import FlopCounter
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 STAGES = (0, 1, 2, 3)
@@ -351,9 +351,9 @@ def _i3d_flops() -> float:
 
 
 def _operations(call: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+    with FlopCounter() as counter:
         call()
-    return float(counter.get_total_flops())
+    return float(counter.total)
 
 
 def _count(config: EstimateConfig, sizes: AutoencoderConfig | DiTConfig) -> tuple[float, float, float]:
@@ -375,10 +375,7 @@ def count_forward(model: nn.Module, batch_size: int, num_frames: int) -> tuple[i
             kept[storage._cdata] = storage
         return tensor
 
-    with (
-        FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-    ):
+    with FlopCounter() as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         if isinstance(model, DiT):
             shape = (batch_size, num_frames, model.config.num_tokens, model.config.token_dim)
             timesteps = torch.zeros(batch_size, num_frames, dtype=torch.int64)
@@ -391,14 +388,4 @@ def count_forward(model: nn.Module, batch_size: int, num_frames: int) -> tuple[i
             noise = torch.zeros(batch_size, num_frames, model.config.num_tokens, model.config.token_dim)
             output, _ = model(target, noise, temporal=num_frames > 1)
         nn.functional.mse_loss(output, target)
-    return counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values())
-
-
-def _attention_flops(
-    query: torch.Size, key: torch.Size, value: torch.Size, *arguments: Any, out_shape: Any = None, **options: Any
-) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-"""What torch's counter does not know."""
+    return counter.total, sum(storage.nbytes() for storage in kept.values())

@@ -13,11 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ardiff.config import to_dict
 from ardiff.errors import ArdiffError, ConfigError, TrainingError
@@ -25,6 +24,7 @@ from ardiff.randomness import Draws, torch_generator
 from ardiff.train import onednn, workers
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import DeepSpeedConfig, Engine, Precision, TorchEngine, deepspeed_settings
+from ardiff.train.flops import FlopCounter
 from ardiff.train.optim import OptimizerConfig, learning_rate_factor
 from ardiff.train.profiling import Tracer
 from ardiff.train.tasks import Batch, Task
@@ -100,9 +100,10 @@ class TrainConfig:
     """Checkpoints kept: the last ones, beside the best one."""
     save_patience: int = 3
     """Checkpoints in a row that may fail to be stored before training stops."""
-    max_loss_ratio: float = 0.0
-    """Stop before a step whose loss is this many times the median of the last hundred; 0 never does. A
-    median that is not positive, as adversarial training may have, is no measure: then no step stops."""
+    max_loss_ratio: float = 20.0
+    """Stop before a step whose loss is this many times the median of the last hundred; 0 never does. The hundred begin
+    anew when training starts and where a stage begins. A loss that an adaptive weight scales, in the adversarial stage,
+    is no measure, nor is a median that is not positive: then no step stops."""
     wandb_project: str = ""
     """Project of Weights & Biases to log to as well, with the wandb package and its own settings; empty for none."""
     profile: int = 0
@@ -153,14 +154,21 @@ class TrainConfig:
 
     @property
     def recipe(self) -> dict[str, object]:
-        """What must not change when training goes on from a checkpoint: all that shapes the updates beyond rounding.
+        """What must not change when training goes on from a checkpoint.
 
-        Number of workers, engine and parts of a batch may change. The number of
-        steps belongs to it only under a schedule that depends on it.
+        Number of workers, engine and parts of a batch may change.
         """
-        names = ("batch_size", "max_grad_norm", "ema_decay", "precision", "seed")
-        steps = self.num_steps if self.optimizer.schedule == "cosine" else None
-        return {**{n: getattr(self, n) for n in names}, "optimizer": to_dict(self.optimizer), "num_steps": steps}
+        return {**{n: getattr(self, n) for n in ("batch_size", "precision", "seed")}, "optimizer": self.optimizer.name}
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The numbers, and the schedule, that shape the updates; they may change where ``resume`` names a checkpoint.
+
+        The number of steps is one only under a schedule that depends on it.
+        """
+        optimizer = {f"optimizer.{name}": value for name, value in to_dict(self.optimizer).items() if name != "name"}
+        steps = {"num_steps": self.num_steps} if self.optimizer.schedule == "cosine" else {}
+        return {"max_grad_norm": self.max_grad_norm, "ema_decay": self.ema_decay, **optimizer, **steps}
 
     @property
     def micro_batch_size(self) -> int:
@@ -281,6 +289,8 @@ def train(
         with readable_failures(f"at step {step}"):
             losses, logged = _accumulate(task, engine, rival, batches, config, step, meter)
         loss = sum(losses) / workers.size()
+        if step in task.changes or rival is not None:
+            recent.clear()
         _check_loss(losses, step, config, recent)
         if not math.isfinite(logged.get("critic_loss", 0.0)):
             raise TrainingError(
@@ -301,7 +311,10 @@ def train(
         tracer.step()
         observer.progress(step, loss)
         if step % config.log_every == 0 or step == config.num_steps:
-            observer.metrics(step, {"loss": loss, "grad_norm": norm, "lr_factor": factor, **meter.read(), **logged})
+            rates = {"lr_factor": factor, **engine.learning_rates()}
+            if rival is not None:
+                rates |= {f"critic_{name}": rate for name, rate in rival.learning_rates().items()}
+            observer.metrics(step, {"loss": loss, "grad_norm": norm, **rates, **meter.read(), **logged})
         due = config.sample_every and (step % config.sample_every == 0 or step == config.num_steps)
         if due:
             with readable_failures(f"when it made the samples of step {step}", "set train.sample_every=0"):
@@ -310,9 +323,13 @@ def train(
                     observer.samples(step, videos)
         if step % config.checkpoint_every == 0 or step == config.num_steps:
             with readable_failures(f"when it stored the checkpoint of step {step}", SHARES):
-                observer.checkpoint(TrainState(step, step * config.batch_size, start.fingerprint))
+                observer.checkpoint(_state(step, config, start))
     tracer.close()
-    return TrainState(step, step * config.batch_size, start.fingerprint)
+    return _state(step, config, start)
+
+
+def _state(step: int, config: TrainConfig, start: TrainState) -> TrainState:
+    return TrainState(step, step * config.batch_size, start.fingerprint, config.hyperparameters)
 
 
 def averaged_model(engine: Engine) -> torch.nn.Module | None:
@@ -362,14 +379,14 @@ def _accumulate(
         draws = Draws(torch_generator("training", config.seed, step, 0), config.batch_size, part.start)
         divisor = config.batch_size / (len(part) * size)  # engines average over workers, so that samples count alike
         on_device = {k: v.to(engine.device) for k, v in batch.items()}
-        with meter.counting():
+        with meter.counting(len(part), sum(step >= change for change in task.changes)):
             loss, logged = engine.compute(functools.partial(task.loss, on_device, step, draws))
-        engine.backward(loss / divisor)
+            engine.backward(loss / divisor)
+            if critic is not None:
+                critic_loss, critic_logged = critic.compute(task.critic_loss)
+                critic.backward(critic_loss / divisor)
+                logged = {**logged, **critic_logged, "critic_loss": critic_loss}
         mine += float(loss.detach()) / divisor
-        if critic is not None:
-            critic_loss, critic_logged = critic.compute(task.critic_loss)
-            critic.backward(critic_loss / divisor)
-            logged = {**logged, **critic_logged, "critic_loss": critic_loss}
         for name, tensor in logged.items():
             # A mean is a sum over samples with their number.
             pair = [float(tensor.detach()) * len(part), len(part)] if tensor.ndim == 0 else tensor.tolist()
@@ -430,8 +447,8 @@ class _Meter:
 
     def __init__(self, config: TrainConfig, device: torch.device, clock: Callable[[], float]) -> None:
         self.config, self.device, self.clock = config, device, clock
-        self.since, self.waited, self.parts = clock(), 0.0, 0
-        self.flops: int | None = None
+        self.since, self.waited, self.parts, self.flops = clock(), 0.0, 0, 0
+        self.known: dict[tuple[int, ...], int] = {}
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -442,21 +459,21 @@ class _Meter:
         self.parts += 1
 
     @contextlib.contextmanager
-    def counting(self) -> Iterator[None]:
-        """Around the forward pass of a part of a batch: counts the operations of the first."""
-        if self.flops is not None:
+    def counting(self, *kind: int) -> Iterator[None]:
+        """Around the passes, forward and backward, of a part of a batch: the first of each ``kind`` is counted."""
+        if kind in self.known:
             yield
-            return
-        with FlopCounterMode(display=False) as counter:
-            yield
-        self.flops = counter.get_total_flops()
+        else:
+            with FlopCounter() as counter:
+                yield
+            self.known[kind] = counter.total
+        self.flops += self.known[kind]
 
     def read(self) -> dict[str, float]:
         """Throughput since the last call, and the largest of all workers' :data:`LARGEST`; all of them call it."""
         now = self.clock()
         seconds, parts = max(now - self.since, 1e-9), self.parts
-        # Backward takes twice the operations of forward; recomputed activations are not useful work.
-        flops = 3.0 * (self.flops or 0) * parts / seconds
+        flops = self.flops / seconds
         values = {
             "samples_per_second": parts / len(self.config.parts(0, workers.size())) * self.config.batch_size / seconds,
             "data_wait_share": min(self.waited / seconds, 1.0),
@@ -465,7 +482,7 @@ class _Meter:
         }
         if self.config.peak_tflops:
             values["mfu"] = flops / 1e12 / self.config.peak_tflops
-        self.since, self.waited, self.parts = now, 0.0, 0
+        self.since, self.waited, self.parts, self.flops = now, 0.0, 0, 0
         # The worker that waits longest holds up all others, and the one with least room decides what fits.
         largest = workers.max_over([values[name] for name in LARGEST], self.device)
         return values | dict(zip(LARGEST, largest, strict=True))

@@ -40,6 +40,8 @@ class Task(ABC):
     """The second network, trained by an engine of its own; None without."""
     critic_from_step: int = 0
     """First step (0-based) at which the critic is trained."""
+    changes: tuple[int, ...] = ()
+    """Steps (0-based) from which on batches take other operations than before."""
 
     @abstractmethod
     def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
@@ -114,6 +116,7 @@ class AutoencoderTask(Task):
         self.examples = examples
         self.critic = PatchDiscriminator(config.discriminator) if config.adversarial_weight else None
         self.critic_from_step = config.adversarial_from_step
+        self.changes = (config.temporal_from_step, config.adversarial_from_step)
         self.perceptual = load_lpips(config.perceptual_weights) if config.perceptual_weight else None
         self._pair: tuple[Tensor, Tensor] | None = None
 

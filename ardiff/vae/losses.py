@@ -73,13 +73,28 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: LayerReco
     pieces (ZeRO stage 3), and nothing is accumulated. All workers get the same factor, that of the samples which they
     hold together; parts of a batch (``gradient_accumulation``) have one each.
 
+    Gradients are those of the losses themselves, before fp16's loss scale, and norms are float32 in every precision.
+
     Returns:
         A scalar without graph, in ``[0, limit]``.
     """
     norms = []
-    for loss in (reconstruction, adversarial):
-        (slope,) = torch.autograd.grad(loss, last.output, retain_graph=True)
-        gradient = last.weight_gradient(slope)
-        workers.average_([gradient])
-        norms.append(gradient.norm())
+    with torch.autocast(last.output.device.type, enabled=False):
+        for loss in (reconstruction, adversarial):
+            gradient = last.weight_gradient(_slope(loss, last.output))
+            workers.average_([gradient])
+            norms.append(gradient.norm())
     return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, limit)
+
+
+def _slope(loss: Tensor, output: Tensor) -> Tensor:
+    """The gradient of ``loss`` with respect to ``output``, float32.
+
+    That of a mean is too small for fp16: it is taken of the sum, or of the largest part of it that does not overflow.
+    """
+    scale = float(output.numel()) if output.dtype == torch.float16 else 1.0
+    while True:
+        (slope,) = torch.autograd.grad(loss * scale, output, retain_graph=True)
+        if scale == 1.0 or slope.isfinite().all():
+            return slope.float() / scale
+        scale = max(1.0, scale / 16)

@@ -44,6 +44,14 @@ def test_dit_training_survives_sigkill(jobs: Any, latents: Path, tmp_path: Path)
     assert "another configuration" in result.complaint
     assert _files(tmp_path / "whole") == before
 
+    # With another learning rate it goes on from a checkpoint that is named, in a folder of its own.
+    start = min((tmp_path / "whole" / "ray").glob("checkpoint-*"))
+    lower = [*settings, "train.optimizer.lr=1e-5"]
+    result = jobs.run("train_dit", "--output", str(tmp_path / "lower"), "--resume", str(start), *lower)
+    assert result.code == 0, result.err
+    assert "going on with train.optimizer.lr from 0.0002 to 1e-05" in result.err
+    assert json.loads((tmp_path / "lower" / "history.json").read_text())["lr"] == [[STEPS, 1e-5]]
+
     # Killed while Ray Train wrote its list of checkpoints, with the last one gone as well.
     whole = tmp_path / "whole"
     shutil.rmtree(last_checkpoint(whole))

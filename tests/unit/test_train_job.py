@@ -34,6 +34,7 @@ from ray_jobs.observer import Observer
 from ray_jobs.train import (
     TrainJob,
     _check_room,
+    _checkpoint_to_resume,
     _interruptible,
     _prepare_resumption,
     _reason,
@@ -276,6 +277,17 @@ def test_where_to_begin(observer: Any, tmp_path: Path) -> None:
     assert not (run / "ray").exists()
     assert not (run / "best").exists()
     assert not (run / "history.json").exists()
+
+
+def test_what_the_configuration_names_may_differ_in_numbers_and_the_runs_own_may_not(
+    observer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_module.ray.train, "get_checkpoint", lambda: None)
+    save(observer, 1, 3.0)
+    own, best = observer.reports[0][1]["checkpoint"].path, "runs/other/best/step-00000001"
+    for resume, expected in ((own, (Path(own), False)), (best, (Path(best), True)), ("auto", (None, False))):
+        with _checkpoint_to_resume(replace(observer.job, resume=resume)) as found:
+            assert found == expected
 
 
 def register(run: Path, names: list[str]) -> Path:

@@ -6,8 +6,9 @@ import torch
 
 from ardiff.errors import CheckpointError
 from ardiff.train import checkpoint
-from ardiff.train.checkpoint import STATE, TrainState, load_checkpoint, save_checkpoint
+from ardiff.train.checkpoint import STATE, TrainState, changed_settings, load_checkpoint, save_checkpoint
 from ardiff.train.engine import TorchEngine
+from ardiff.train.loop import TrainConfig
 from ardiff.train.optim import OptimizerConfig
 
 
@@ -69,4 +70,16 @@ def test_another_configuration_is_refused_before_anything_is_loaded(
 
 def test_the_state_is_plain_json(engine: TorchEngine, tmp_path: Path) -> None:
     save_checkpoint(tmp_path, engine, TrainState(3, 48, "abc"))
-    assert json.loads((tmp_path / STATE).read_text()) == {"step": 3, "samples": 48, "fingerprint": "abc"}
+    state = {"step": 3, "samples": 48, "fingerprint": "abc", "hyperparameters": {}}
+    assert json.loads((tmp_path / STATE).read_text()) == state
+
+
+def test_other_numbers_are_named_and_refused_but_where_any_will_do(engine: TorchEngine, tmp_path: Path) -> None:
+    before, after = (TrainConfig(optimizer=OptimizerConfig(lr=lr)).hyperparameters for lr in (2e-4, 1e-5))
+    save_checkpoint(tmp_path, engine, TrainState(3, 48, "abc", before))
+    assert load_checkpoint(tmp_path, engine, "abc", hyperparameters=before).hyperparameters == before
+    with pytest.raises(CheckpointError, match=r"other settings: train\.optimizer\.lr from 0\.0002 to 1e-05\. "):
+        load_checkpoint(tmp_path, engine, "abc", hyperparameters=after)
+    state = load_checkpoint(tmp_path, engine, "abc")
+    assert changed_settings(state.hyperparameters, after) == "train.optimizer.lr from 0.0002 to 1e-05"
+    assert changed_settings(after, after) == ""

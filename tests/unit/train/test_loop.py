@@ -16,6 +16,7 @@ from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.errors import TrainingError
 from ardiff.randomness import Draws, torch_generator
+from ardiff.train import loop
 from ardiff.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, averaged_model, train
@@ -195,9 +196,13 @@ def test_a_finished_run_is_left_as_it_is() -> None:
     assert all(torch.equal(p, b) for p, b in zip(task.model.parameters(), before, strict=True))
 
 
-def gan(make_vae: Any, from_step: int = 2, seed: int = 0) -> AutoencoderTask:
-    sizes = DiscriminatorConfig(width=4, depth=1)
-    config = AutoencoderTaskConfig(adversarial_weight=0.5, adversarial_from_step=from_step, discriminator=sizes)
+def gan(make_vae: Any, from_step: int = 2, seed: int = 0, temporal_from_step: int = 0) -> AutoencoderTask:
+    config = AutoencoderTaskConfig(
+        adversarial_weight=0.5,
+        adversarial_from_step=from_step,
+        temporal_from_step=temporal_from_step,
+        discriminator=DiscriminatorConfig(width=4, depth=1),
+    )
     task = AutoencoderTask(make_vae(seed=seed), config)
     assert task.critic is not None
     generator = torch.Generator().manual_seed(seed)
@@ -226,6 +231,17 @@ def test_adversarial_training_goes_on_to_the_last_bit(make_vae: Any, tmp_path: P
     same = {name for name in first.logged[6] if name not in measured}
     assert {n: first.logged[6][n] for n in same} == {n: second.logged[6][n] for n in same}
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(resumed, unbroken, strict=True))
+
+
+def test_the_learning_rate_of_every_optimizer_is_logged(make_dit: Any, make_vae: Any) -> None:
+    law = OptimizerConfig(name="muon", lr=1e-3, muon_lr=1e-2, schedule="drop", drop_step=3, drop_factor=0.1)
+    config = settings(optimizer=law, log_every=1)
+    _, recorder = run(make_task("dit", make_dit, make_vae), config, "dit")
+    rates = [(logged["lr"], logged["muon_lr"]) for logged in recorder.logged.values()]
+    assert rates == [pytest.approx((1e-3 * f, 1e-2 * f)) for f in [1.0] * 3 + [0.1] * 3]
+    _, recorder = run_gan(gan(make_vae, from_step=4), settings(log_every=1))
+    assert ["critic_lr" in recorder.logged[step] for step in range(1, 7)] == [False] * 4 + [True] * 2
+    assert recorder.logged[6]["critic_lr"] == recorder.logged[6]["lr"] == 1e-2 * recorder.logged[6]["lr_factor"]
 
 
 def test_the_critic_waits_for_its_step_and_then_learns(make_vae: Any) -> None:
@@ -380,10 +396,32 @@ def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(("schedule", "bound"), [("constant", False), ("drop", False), ("cosine", True)])
-def test_the_number_of_steps_belongs_to_the_recipe_where_the_schedule_needs_it(schedule: str, bound: bool) -> None:
+def test_the_number_of_steps_matters_where_the_schedule_needs_it(schedule: str, bound: bool) -> None:
     law = OptimizerConfig(schedule=schedule)  # type: ignore[arg-type]
-    recipes = [settings(num_steps=steps, optimizer=law).recipe for steps in (6, 7)]
-    assert (recipes[0] != recipes[1]) == bound
+    numbers = [settings(num_steps=steps, optimizer=law).hyperparameters for steps in (6, 7)]
+    assert (numbers[0] != numbers[1]) == bound
+
+
+def test_numbers_of_the_optimizer_may_change_but_not_its_kind() -> None:
+    plain, other = settings(), settings(optimizer=OptimizerConfig(lr=1e-5, beta1=0.8, schedule="drop"))
+    assert plain.recipe == other.recipe
+    assert plain.hyperparameters != other.hyperparameters
+    assert plain.recipe != settings(optimizer=OptimizerConfig(name="muon")).recipe
+    assert plain.recipe != settings(seed=1).recipe
+
+
+def test_a_checkpoint_goes_on_with_another_learning_rate(tmp_path: Path) -> None:
+    """As if the schedule had said so."""
+    drop = OptimizerConfig(lr=1e-2, schedule="drop", drop_step=3, drop_factor=0.05)
+    unbroken, _ = run(regression(), settings(optimizer=drop))
+    first = settings(num_steps=3, optimizer=OptimizerConfig(lr=1e-2))
+    _, recorder = run(regression(), first, folder=tmp_path)
+    assert recorder.states[-1].hyperparameters == first.hyperparameters
+    task, second = Regression(), settings(optimizer=OptimizerConfig(lr=5e-4))
+    engine = make_engine(task, second)
+    _, recorder = run(task, second, engine=engine, start=load_checkpoint(tmp_path / "3", engine, "key"))
+    assert recorder.states[-1].hyperparameters == second.hyperparameters
+    assert torch.allclose(engine.model.weight, unbroken.model.weight, rtol=0, atol=1e-7)
 
 
 def test_micro_batches() -> None:
@@ -446,18 +484,35 @@ def test_memory_that_runs_out_elsewhere_is_told_too(part: str, message: str, mon
 
 
 class Jumping(Regression):
-    """Its loss is 1, and 10 at one step."""
+    """Its loss is 1, and another from one step on."""
+
+    def __init__(self, height: float, changes: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.height, self.changes = height, changes
 
     def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.model.weight.sum() * 0 + (10.0 if step == 130 else 1.0), {}
+        return self.model.weight.sum() * 0 + (self.height if step >= 130 else 1.0), {}
 
 
 def test_a_spike_stops_before_its_update() -> None:
     config = settings(num_steps=140, max_loss_ratio=5.0)
     with pytest.raises(TrainingError, match=r"jumped to 10 at step 130, from a median of 1 .* samples 520 to 523"):
-        run(Jumping(), config)
-    run(Jumping(), settings(num_steps=140, max_loss_ratio=20.0))
-    run(Jumping(), settings(num_steps=140))
+        run(Jumping(10.0), config)
+    run(Jumping(10.0), settings(num_steps=140))
+    with pytest.raises(TrainingError, match="jumped to 30 at step 130"):
+        run(Jumping(30.0), settings(num_steps=140))
+    run(Jumping(30.0), settings(num_steps=140, max_loss_ratio=0.0))
+
+
+def test_a_stage_that_begins_is_no_spike() -> None:
+    run(Jumping(30.0, changes=(130,)), settings(num_steps=140))
+
+
+def test_a_loss_with_an_adaptive_weight_measures_no_spike() -> None:
+    task = Jumping(30.0)
+    task.critic = nn.Linear(1, 1)
+    task.critic_loss = lambda: (task.critic.weight.sum(), {})  # type: ignore[method-assign, union-attr]
+    run(task, settings(num_steps=140), critic=make_engine(task, settings(), task.critic))
 
 
 class Negative(Regression):
@@ -468,7 +523,7 @@ class Negative(Regression):
 
 
 def test_a_median_that_is_not_positive_measures_no_spike() -> None:
-    run(Negative(), settings(num_steps=110, max_loss_ratio=5.0))
+    run(Negative(), settings(num_steps=110))
 
 
 def test_losses_by_frame_and_timestep_are_means_of_their_kind(make_dit: Any, make_vae: Any) -> None:
@@ -487,8 +542,51 @@ def test_what_is_measured() -> None:
     assert logged["memory_gib"] > 0.01
     assert logged["tflops_per_worker"] == pytest.approx(1e-6 * logged["mfu"])
     forward = 2 * 4 * 3  # multiplications and additions of 4 samples, 3 inputs each
-    seconds = 4 / logged["samples_per_second"]
-    assert logged["tflops_per_worker"] == pytest.approx(3 * forward / seconds / 1e12)
+    seconds = 4 / logged["samples_per_second"]  # the inputs need no gradient, the weights do
+    assert logged["tflops_per_worker"] == pytest.approx(2 * forward / seconds / 1e12)
+
+
+def operations(task: Task, kind: str = "dit", **arguments: Any) -> list[int]:
+    """The operations of each step, as they are logged."""
+    ticks, config = itertools.count(), settings(log_every=1, **arguments.pop("settings", {}))
+    engine = loop.make_engine(task.model, config, torch.device("cpu"))
+    _, recorder = run(task, config, kind, engine=engine, clock=lambda: float(next(ticks)), **arguments)
+    return [round(logged["tflops_per_worker"] * 1e12) for logged in recorder.logged.values()]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"onednn": True}, {"activation_checkpointing": True}, {"gradient_accumulation": 2}]
+)
+def test_operations_are_six_for_every_weight_and_token_and_attention(make_dit: Any, changes: dict[str, Any]) -> None:
+    width, depth, batch, frames, tokens, dim = 16, 2, 4, 4, 2, 4
+    rows, entries = batch * frames * tokens, batch * frames
+    inner = depth * (rows * 12 * width**2 + entries * 6 * width**2) + entries * 3 * width**2 + rows * width * dim
+    attention = depth * 2 * batch * (frames * tokens) ** 2 * width
+    first = rows * dim * width + entries * 256 * width  # latents and features of timesteps need no gradient
+    task = make_task("dit", make_dit, None)
+    assert operations(task, settings=changes) == [6 * (inner + attention) + 4 * first] * 6
+
+
+def test_a_frozen_encoder_counts_with_the_pass_that_it_makes(make_dit: Any) -> None:
+    task, encoder = make_task("dit", make_dit, None), nn.Linear(4, 4)
+    assert isinstance(task, DiTTask)
+    [plain] = set(operations(task))
+    task.encode = torch.no_grad()(encoder)
+    batches = ({"video": batch["latents"], "label": batch["label"]} for batch in memory_stream("dit", 0, 4))
+    assert set(operations(task, batches=batches)) == {plain + 2 * (4 * 4 * 2) * 4 * 4}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_operations_follow_the_critic_and_the_temporal_decoder(make_vae: Any, parts: int) -> None:
+    def of_steps(adversarial: int, temporal: int) -> list[int]:
+        task, changes = gan(make_vae, adversarial, temporal_from_step=temporal), {"gradient_accumulation": parts}
+        return operations(task, "vae", critic=make_engine(task, settings(**changes), task.critic), settings=changes)
+
+    bare, both = set(of_steps(9, 9)), set(of_steps(0, 0))
+    adversarial = set(of_steps(0, 9))
+    assert [len(found) for found in (bare, adversarial, both)] == [1, 1, 1]
+    assert max(bare) < max(adversarial) < max(both)
+    assert of_steps(2, 4) == [*bare] * 2 + [*adversarial] * 2 + [*both] * 2
 
 
 def test_fp16_skips_what_overflows_until_its_scale_fits(tmp_path: Path) -> None:

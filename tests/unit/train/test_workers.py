@@ -170,7 +170,7 @@ def test_two_workers_equal_one_with_plain_adamw(runs: Path, kind: str) -> None:
     ours, theirs = values(runs / kind), values(runs / "alone")
     assert ours.keys() == theirs.keys()
     for step in theirs:
-        for name in ("loss", "grad_norm", "mean_timestep"):
+        for name in ("loss", "grad_norm", "mean_timestep", "lr"):
             assert ours[step][name] == pytest.approx(theirs[step][name], rel=1e-5)
 
 

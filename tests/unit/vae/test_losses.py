@@ -44,6 +44,24 @@ def test_the_adaptive_weight_of_a_convolution() -> None:
     assert float(adaptive_weight(reconstruction, adversarial, record)) == expected
 
 
+@pytest.mark.parametrize("steepness", [1e-5, 1.0, 1e6])
+def test_the_adaptive_weight_keeps_small_and_large_gradients_in_fp16(steepness: float) -> None:
+    """The frames are almost right, and the mean over their pixels makes slopes that fp16 rounds to zero."""
+    last = nn.Linear(8, 48)
+    last.weight.data, last.bias.data = normal(48, 8), normal(48, seed=1)
+    inputs, error = normal(8, 64, 8, seed=2), 1e-3 * normal(8, 64, 48, seed=3)
+    found = []
+    for dtype in (torch.float16, torch.float32):
+        with torch.autocast("cpu", dtype=torch.float16, enabled=dtype == torch.float16), recorded(last) as record:
+            output = last(inputs)
+            assert output.dtype == dtype
+            reconstruction = (output.float() - (output.detach().float() - error)).square().mean()
+            adversarial = -steepness * (output * output.detach()).float().mean()
+            found.append(float(adaptive_weight(reconstruction, adversarial, record)))
+    assert found[0] == pytest.approx(found[1], rel=0.01)
+    assert 0 < found[1] < 1e4
+
+
 def test_recording_ends_with_its_context() -> None:
     layer = nn.Linear(2, 2)
     with recorded(layer) as record:

@@ -1,0 +1,76 @@
+"""Counts operations as model FLOPs are defined: what forward and backward passes need, a multiplication and an addition
+being two.
+
+Activations that are computed again in the backward pass are not counted (Chowdhery et al., 2022, App. B), in attention
+neither; nor are the optimizer and what is not a matrix product or convolution. Masked attention counts as if it were
+whole. A network that is only evaluated, as an encoder of clips, counts with the one pass that it makes.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
+
+from ardiff.train import onednn
+
+aten = torch.ops.aten
+
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *others: Any, **options: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(gradient: torch.Size, *inputs: Any, **options: Any) -> int:
+    return 2 * _attention(*inputs)
+
+
+def _linear(x: torch.Size, weight: torch.Size, *others: Any, **options: Any) -> int:
+    return 2 * x.numel() * weight[0]
+
+
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
+    **{
+        kernel: shape_wrapper(_attention_backward)
+        for kernel in (
+            aten._scaled_dot_product_flash_attention_for_cpu_backward,
+            aten._scaled_dot_product_flash_attention_backward,
+            aten._scaled_dot_product_efficient_attention_backward,
+            aten._scaled_dot_product_cudnn_attention_backward,
+        )
+    },
+    **({torch.ops.mkldnn._linear_pointwise: shape_wrapper(_linear)} if onednn.available() else {}),
+}
+"""Operations of a call, by the operator."""
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts within its context; the backward pass of what is called in it has to be in it too."""
+
+    recomputing = False
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        formula = FORMULAS.get(func.overloadpacket)
+        if formula is not None and not FlopCounter.recomputing:
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
+
+
+@contextlib.contextmanager
+def recomputation() -> Iterator[None]:
+    """Around what was computed before and is computed again to save memory: it is not counted."""
+    FlopCounter.recomputing = True
+    try:
+        yield
+    finally:
+        FlopCounter.recomputing = False
