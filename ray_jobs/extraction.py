@@ -12,7 +12,8 @@ import torch
 from ardiff.data.clips import read_clip
 from ardiff.data.manifest import VideoRecord
 from ardiff.errors import DataError
-from ardiff.metrics.store import ClipFeatures, FeatureStore
+from ardiff.metrics.store import ClipFeatures, FeatureStore, StoredClip
+from ardiff.metrics.uncertainty import Videos
 from ray_jobs.common import remote_progress, telling
 
 PART = 64
@@ -55,8 +56,8 @@ class ClipSet:
     store: FeatureStore
 
 
-Extracted = tuple[np.ndarray, list[ClipFeatures]]
-"""Features of a set's clips in their order, float32 ``(V, k, D)``, and their rows."""
+Extracted = tuple[Videos, list[StoredClip]]
+"""Features of a set's clips in their order, float32 ``(k, D)`` each, and the clips; :meth:`FeatureStore.read`."""
 
 
 def extract(

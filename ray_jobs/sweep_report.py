@@ -156,7 +156,7 @@ def _real_statistics(config: SweepConfig, length: int) -> list[Statistics]:
     [(values, _)] = extract(
         "real statistics", [ClipSet(clips, store)], measure_statistics, length, how.resolution, workers(how)
     )
-    return [{name: [float(v[0, i])] for i, name in enumerate(STATISTICS)} for v in values]
+    return [{name: [float(v[0, i])] for i, name in enumerate(STATISTICS)} for v in values.array()]
 
 
 # What was measured

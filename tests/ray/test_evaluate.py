@@ -121,8 +121,8 @@ def test_styleganv_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[st
     assert code == 0, said
     scores = by_metric(tmp_path / "a")
     fvd, kvd = scores["other", "fvd"], scores["other", "kvd"]
-    real = FeatureStore(str(next((tmp_path / "cache" / "features").iterdir()))).read(8)[0][:, 0]
-    fake = FeatureStore(str(next((tmp_path / "a" / "features").iterdir()))).read(4)[0][:, 0]
+    real = FeatureStore(str(next((tmp_path / "cache" / "features").iterdir()))).read(8)[0].array()[:, 0]
+    fake = FeatureStore(str(next((tmp_path / "a" / "features").iterdir()))).read(4)[0].array()[:, 0]
     assert fvd.score == pytest.approx(frechet_distance(real[:4], fake, ddof=0), rel=1e-12)
     assert kvd.score == pytest.approx(kernel_distance(real[:4], fake), rel=1e-12)
     assert (fvd.floor, fvd.floor_num) == (pytest.approx(frechet_distance(real[:4], real[4:], ddof=0)), 4)
@@ -168,8 +168,8 @@ def test_ardiff_release_end_to_end(evaluate: Evaluate, videos: Path, weights: di
     assert vid.protocol.resize == "bicubic-antialias to 112x112"
     assert (vid.low, vid.high, vid.infinity) == (None, None, None)
     stores = {f.name.split("-")[0]: FeatureStore(str(f)) for f in (tmp_path / "cache" / "features").iterdir()}
-    assert stores["inception"].read(4)[0].shape == (4, 16, 2048)
-    assert stores["resnet3d"].read(4)[0].shape == (4, 1, 2048)
+    assert stores["inception"].read(4)[0].array().shape == (4, 16, 2048)
+    assert stores["resnet3d"].read(4)[0].array().shape == (4, 1, 2048)
     rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
     assert len(rows) == 4
 
@@ -326,7 +326,7 @@ def extracted(videos: Path, folder: Path, actors: int, marker: str = "", batch_s
     workers = Workers(device=torch.device("cpu"), batch_size=batch_size, max_actors=actors, cpus=0.5, gpus=1)
     sets = [ClipSet(clips, FeatureStore(str(folder)))]
     ((features, _),) = extract("means", sets, functools.partial(Means, marker=marker), 16, None, workers)
-    return features
+    return features.array()
 
 
 def direct(videos: Path) -> np.ndarray:
