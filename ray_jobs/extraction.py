@@ -46,6 +46,8 @@ class Clip:
     stride: int
     original: VideoRecord | None = None
     """Video that this one is compared with, frame by frame."""
+    fps: float = 0.0
+    """Frame rate at which start and stride count; 0 for the video's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,8 @@ def _decode(batch: dict[str, Any], num_frames: int, resolution: int | None) -> d
     videos, hashes = [], []
     for clip in batch["clips"]:
         records = [VideoRecord(**side) for side in (clip["original"], clip["video"]) if side is not None]
-        sides = [read_clip(r, int(clip["start"]), num_frames, int(clip["stride"]), resolution) for r in records]
+        start, stride, fps = int(clip["start"]), int(clip["stride"]), float(clip["fps"])
+        sides = [read_clip(r, start, num_frames, stride, resolution, fps) for r in records]
         hashes.append(":".join(hashlib.sha256(side.tobytes()).hexdigest() for side in sides))
         videos.append(sides[0] if len(sides) == 1 else _stack(sides, " and ".join(r.uri for r in records)))
     return {**batch, "sha256": hashes, "videos": _stack(videos, "The videos of a batch")}

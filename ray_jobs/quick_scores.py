@@ -69,8 +69,8 @@ def _sets(config: EvaluateConfig, places: list[Listed]) -> dict[str, list[Clip]]
     """The clips of every set: the reference, as many real clips again, whole and damaged, and the generated ones."""
     real, *fakes = places
     count = config.num_clips
-    records = open_videos(real, config.split, config.span)
-    clips = real_clips(records, 2 * count, config.span, config.stride, config.seed)
+    records = open_videos(real, config.split, config.span, config.fps)
+    clips = real_clips(records, 2 * count, config.span, config.stride, config.seed, config.fps)
     derived = [REAL, *([RECONSTRUCTION] if config.vae else []), *(stats.CONTROLS if config.controls else ())]
     sets = {REFERENCE: clips[:count], **dict.fromkeys(derived, clips[count:])}
     for fake in fakes:
@@ -152,8 +152,8 @@ class _Scorer:
         return rows
 
     def _decode(self, clip: dict[str, Any]) -> np.ndarray:
-        start, stride, config = int(clip["start"]), int(clip["stride"]), self.config
-        return read_clip(VideoRecord(**clip["video"]), start, config.num_frames, stride, config.resolution)
+        start, stride, fps, config = int(clip["start"]), int(clip["stride"]), float(clip["fps"]), self.config
+        return read_clip(VideoRecord(**clip["video"]), start, config.num_frames, stride, config.resolution, fps)
 
     def _prepare(self, name: str, videos: np.ndarray, first: int) -> np.ndarray:
         if name == RECONSTRUCTION:
@@ -188,6 +188,7 @@ def _reduce(config: EvaluateConfig, frame: pd.DataFrame) -> dict[str, Any]:
         feature="112 pooled",
         num_frames=config.num_frames,
         stride=config.stride,
+        fps=config.fps,
         resolution="as stored" if config.resolution is None else f"{config.resolution}x{config.resolution}",
         resize="none",
         value_range="[-1, 1]",

@@ -113,8 +113,8 @@ def _sheet(config: GenerateConfig) -> Sheet:
 
 def _real_clips(config: EvaluateConfig, count: int) -> tuple[np.ndarray, list[str]]:
     """The first clips of held-out videos, uint8 ``(B, F, H, W, 3)``, and their classes."""
-    records = usable(read_manifest(config.real), "test", config.num_frames)[:count]
-    clips = [read_clip(r, 0, config.num_frames, 1, config.resolution) for r in records]
+    records = usable(read_manifest(config.real), "test", config.num_frames, config.fps)[:count]
+    clips = [read_clip(r, 0, config.num_frames, 1, config.resolution, config.fps) for r in records]
     return np.stack(clips), [r.class_name for r in records]
 
 

@@ -74,6 +74,7 @@ def score_sets(
             feature=how.feature,
             num_frames=config.num_frames,
             stride=config.stride,
+            fps=config.fps,
             resolution=resolution,
             resize=f"{how.resize} to {how.size}x{how.size}",
             value_range=how.value_range,
@@ -143,7 +144,7 @@ def workers(config: EvaluateConfig) -> Workers:
 
 
 def stamps(clips: list[Clip]) -> list[list[Any]]:
-    """What names the data of clips without reading it: place, start, stride, and the videos' sizes and changes.
+    """What names the data of clips without reading it: place, start, stride, rate, and the videos' sizes and changes.
 
     What the records say of that counts; files of which they do not say it are looked at. Raises DataError if one of
     them is gone.
@@ -161,7 +162,8 @@ def stamps(clips: list[Clip]) -> list[list[Any]]:
                     raise DataError(f"There is no video {uri} any more: list the videos again.")
                 known[uri] = [info.size, info.mtime_ns or 0]
     sides = [[None if side is None else [side.uri, *known[side.uri]] for side in (c.video, c.original)] for c in clips]
-    return [[clip.start, clip.stride, *names] for clip, names in zip(clips, sides, strict=True)]
+    rates = [[clip.fps] if clip.fps else [] for clip in clips]
+    return [[c.start, c.stride, *rate, *names] for c, rate, names in zip(clips, rates, sides, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ class Reference:
 def reference_clips(config: EvaluateConfig, originals: list[VideoRecord]) -> list[Clip]:
     """The real clips, and as many again of other videos for the floor, if there are enough."""
     count = config.num_clips * (2 if len(originals) >= 2 * config.num_clips else 1)
-    return real_clips(originals, count, config.span, config.stride, config.seed)
+    return real_clips(originals, count, config.span, config.stride, config.seed, config.fps)
 
 
 @dataclass(frozen=True, slots=True)

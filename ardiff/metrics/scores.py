@@ -78,7 +78,8 @@ def describe_protocol(protocol: Protocol) -> str:
     """The protocol on one line."""
     p = protocol
     network = f"{p.network} {p.weights[:12]}" if p.network != "none" else p.feature
-    frames = f"{p.num_frames} frames, stride {p.stride}, {p.resolution}"
+    rate = f" at {p.fps:g} frames/s" if p.fps else ""
+    frames = f"{p.num_frames} frames, stride {p.stride}{rate}, {p.resolution}"
     if p.name == "paired":
         return f"{network}, {frames}, {p.num_real} pairs"
     clips = f"{p.num_real} real ({p.real_split}) and {p.num_fake} generated clips"
