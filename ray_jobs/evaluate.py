@@ -26,7 +26,7 @@ from ray_jobs.scored_sets import Listed, codecs, locate, open_videos
 ALIASES = {"num_frames": "frames"}
 QUICK_ALONE = ("vae", "controls", "shapes", "extractor_seed", "i3d_clips")
 """Settings that protocol ``quick`` alone uses."""
-NOT_QUICK = ("metrics", "weights", "bootstrap", "drift", "device", "cache", "cpus_per_actor", "gpus_per_actor")
+NOT_QUICK = ("metrics", "weights", "drift", "device", "cache", "cpus_per_actor", "gpus_per_actor")
 """Settings that it does not use."""
 
 

@@ -273,11 +273,14 @@ def test_the_quickstarts_score_has_fvd_if_the_weights_are_in_the_cache(
     except ArdiffError as error:
         pytest.skip(f"THE REAL WEIGHTS ARE NOT TESTED: {error}")
     capfd.readouterr()
-    assert main([*command, "controls=false", "--output", str(tmp_path / "with")]) == 0
-    assert "FVD with i3d, Kinetics-400, 2 clips a set" in capfd.readouterr().err
+    assert main([*command, "--output", str(tmp_path / "with")]) == 0
+    said = capfd.readouterr().err
+    assert "fvd (quick: i3d d8922d739a2a" in said
+    assert "2 real (test) and 2 generated clips)" in said
     scores = json.loads((tmp_path / "with" / "scores.json").read_text())
-    assert scores["sets"]["other"]["fvd"] > 0
-    assert scores["sets"]["real"]["fvd"] > 0
+    assert scores["extractors"]["fvd"] == "i3d, Kinetics-400, 2 clips a set"
+    assert {name for name, values in scores["sets"].items() if "fvd" in values} == {"real", "other", "shuffled frames"}
+    assert all(values["fvd"] > 0 for values in scores["sets"].values() if "fvd" in values)
 
 
 # The extraction itself, with a measure that costs nothing.
