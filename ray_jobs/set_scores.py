@@ -202,20 +202,14 @@ def reference_clips(config: EvaluateConfig, originals: list[VideoRecord]) -> lis
     return real_clips(originals, count, config.span, config.stride, config.seed, config.fps)
 
 
-@dataclass(frozen=True, slots=True)
-class _Fetched:
-    """Blocks of features in Ray's object store, which moves to disk what it has no room for."""
-
-    blocks: list[Any]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for block in self.blocks:
-            yield ray.get(block)
-
-
 def _shared(videos: Videos) -> Videos:
-    """The same videos for every process of the cluster, of which each holds a block at a time."""
-    return Videos.of(_Fetched([ray.put(block) for block in videos]), len(videos))
+    """The same videos in Ray's object store, which moves to disk what it has no room for, block by block."""
+    return Videos.of(functools.partial(_fetched, [ray.put(block) for block in videos]), len(videos))
+
+
+def _fetched(blocks: list[Any]) -> Iterator[np.ndarray]:
+    for block in blocks:
+        yield ray.get(block)
 
 
 def _uncertainty(

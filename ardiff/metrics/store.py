@@ -5,7 +5,7 @@ Shapes: V clips, k rows of D features each.
 
 import functools
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,7 +115,7 @@ class FeatureStore:
             DataError: A clip is missing.
         """
         clips = self.clips(count)
-        return Videos.of(_Blocks(functools.partial(self._blocks, clips)), count), clips
+        return Videos.of(functools.partial(self._blocks, clips), count), clips
 
     def _blocks(self, clips: Sequence[StoredClip]) -> Iterator[np.ndarray]:
         shapes = set()
@@ -143,13 +143,3 @@ class FeatureStore:
             return pq.read_table(io.BytesIO(storage.read_bytes(part)), columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"A part of {self.folder} is damaged: delete the folder and run again.") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Blocks:
-    """Goes through what a function yields, as often as asked."""
-
-    begin: Callable[[], Iterator[np.ndarray]]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self.begin()

@@ -6,7 +6,7 @@ what is drawn; the rows of a video stay together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,13 +24,13 @@ CHUNK = 4096
 class Videos:
     """Features of videos in blocks, of which one at a time need be in memory."""
 
-    blocks: Iterable[np.ndarray]
-    """Floating point ``(v, k, D)`` each; gone through again and again."""
+    blocks: Callable[[], Iterable[np.ndarray]]
+    """Begins to go through them, floating point ``(v, k, D)`` each."""
     places: np.ndarray
     """Which of the blocks' videos these are, int ``(V,)``; one may come several times."""
 
     @classmethod
-    def of(cls, blocks: Iterable[np.ndarray], count: int) -> Videos:
+    def of(cls, blocks: Callable[[], Iterable[np.ndarray]], count: int) -> Videos:
         """All ``count`` videos of the blocks."""
         return cls(blocks, np.arange(count))
 
@@ -45,7 +45,7 @@ class Videos:
         """Their features block by block, ``(v, k, D)``, in the order of the blocks and not of ``places``."""
         times = np.bincount(self.places) if len(self.places) else np.zeros(0, int)  # how often each video comes
         first = 0
-        for block in self.blocks:
+        for block in self.blocks():
             if first >= len(times):
                 return
             mine = times[first : first + len(block)]
@@ -161,7 +161,7 @@ def floor_halves(videos: Sequence[str]) -> tuple[list[int], list[int]]:
 
 
 def _videos(features: Videos | np.ndarray) -> Videos:
-    return Videos.of([features], len(features)) if isinstance(features, np.ndarray) else features
+    return Videos.of(lambda: [features], len(features)) if isinstance(features, np.ndarray) else features
 
 
 def _moments(videos: Videos) -> Moments:
