@@ -1,5 +1,6 @@
 """The feature networks with rule-filled weights against the outputs of the public implementations."""
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -117,9 +118,16 @@ def test_another_epsilon_is_what_sets_cdfvd_apart(i3d: I3D, length: str) -> None
     assert float((logits - original).abs().max()) == pytest.approx(run["max_abs_cdfvd_minus_tfhub_style"], abs=1e-4)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_rounding_is_that_of_float32(i3d: I3D) -> None:
+    run = EXPECTED["i3d"]["runs"]["T16"]
+    exact = copy.deepcopy(i3d).double()(clip(run).double())
+    assert float((i3d(clip(run)) - exact).abs().max()) < 3 * run["max_abs_f32_minus_f64"]
+
+
 @torch.no_grad()
 def test_every_layer_of_i3d_is_that_of_the_public_port(i3d: I3D) -> None:
-    """And its features are those of its layers."""
     run = EXPECTED["i3d"]["runs"]["T16"]
     seen: dict[str, Tensor] = {}
     names = {module: name for name, module in i3d.named_children()}
