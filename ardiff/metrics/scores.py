@@ -81,7 +81,7 @@ def read_scores(place: str) -> list[SetScore]:
 def describe_protocol(protocol: Protocol) -> str:
     """The protocol on one line."""
     p = protocol
-    network = f"{p.network} {p.weights[:12]}" if p.network != "none" else p.feature
+    network = f"{p.network} {p.weights.removeprefix(f'{p.network}-')[:12]}" if p.network != "none" else p.feature
     rate = f" at {p.fps:g} frames/s" if p.fps else ""
     frames = f"{p.num_frames} frames, stride {p.stride}{rate}, {p.resolution}"
     if p.name == "paired":
