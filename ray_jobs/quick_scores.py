@@ -253,7 +253,6 @@ def _of_metric(
             draws = range(config.bootstrap)
             resampled = [resampled_distance(reference, mine, "frechet", ddof, config.seed, i) for i in draws]
             low, high = centred_interval(value, resampled)
-        codec = codecs([clip.video for clip in sets[name]])
         scores.append(
             SetScore(
                 set=name,
@@ -268,7 +267,7 @@ def _of_metric(
                 fake_data=_data(parts[name][: len(mine)]),
                 protocol=replace(
                     protocol,
-                    codec_fake=codec if name == REAL or name in uris else f"{codec}, then {name}",
+                    codec_fake=codecs([clip.video for clip in sets[name]]),
                     num_real=count,
                     num_fake=len(mine),
                     real_data=_data(parts[REFERENCE][:count]),
