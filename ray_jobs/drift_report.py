@@ -71,7 +71,7 @@ def _means(config: EvaluateConfig, sets: list[list[Clip]]) -> list[dict[str, flo
         key = fingerprint(["statistics", config.resolution], stamps(clips))
         stored.append(ClipSet(clips, FeatureStore(storage.join(config.output, "features", f"statistics-{key}"))))
     extracted = extract("statistics", stored, measure_statistics, config.num_frames, config.resolution, workers(config))
-    means = [values[:, 0].mean(axis=0, dtype=np.float64).tolist() for values, _ in extracted]
+    means = [values.array()[:, 0].mean(axis=0, dtype=np.float64).tolist() for values, _ in extracted]
     return [dict(zip(STATISTICS, values, strict=True)) for values in means]
 
 

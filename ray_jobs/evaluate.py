@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rich.markup import escape
 
 from ardiff.cli import main
+from ardiff.config import later
 from ardiff.data.manifest import Split, VideoRecord, usable
 from ardiff.errors import ConfigError
 from ardiff.metrics.extractors import check_frames
@@ -25,7 +26,7 @@ from ray_jobs.scored_sets import Listed, codecs, locate, open_videos
 ALIASES = {"num_frames": "frames"}
 QUICK_ALONE = ("vae", "controls", "shapes", "extractor_seed", "i3d_clips")
 """Settings that protocol ``quick`` alone uses."""
-NOT_QUICK = ("metrics", "weights", "bootstrap", "drift", "device", "cache", "cpus_per_actor", "gpus_per_actor")
+NOT_QUICK = ("metrics", "weights", "drift", "device", "cache", "cpus_per_actor", "gpus_per_actor")
 """Settings that it does not use."""
 
 
@@ -50,6 +51,9 @@ class EvaluateConfig:
     """Frames of a clip."""
     stride: int = 1
     """Distance between two frames of a real clip."""
+    fps: float = later(0.0)
+    """Frame rate at which real videos are seen, whatever their own is; ``stride`` counts frames at this rate. 0 takes
+    frames as they come. Give the rate that the model was trained at: generated videos are taken frame by frame."""
     split: Split = "test"
     """Split of the real manifest: test or train. Folders have none."""
     resolution: int | None = None
@@ -90,6 +94,8 @@ class EvaluateConfig:
             raise ValueError("num_clips and num_frames must be at least 2; stride, batch_size and max_actors 1")
         if self.protocol == "quick" and (self.batch_size < 2 or self.num_clips % self.batch_size == 1):
             raise ValueError("batch_size must be at least 2 and must not leave a last batch of one clip")
+        if self.fps < 0:
+            raise ValueError("fps must not be negative")
         if self.resolution is not None and self.resolution < 16:
             raise ValueError(f"resolution must be at least 16, got {self.resolution}")
         if self.bootstrap == 1 or self.bootstrap < 0:
@@ -107,7 +113,7 @@ class EvaluateConfig:
 
     @property
     def span(self) -> int:
-        """Frames of a real video that a clip reaches over."""
+        """Frames of a real video, at ``fps``, that a clip reaches over."""
         return (self.num_frames - 1) * self.stride + 1
 
 
@@ -126,7 +132,7 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
     weights = _weights(config)
     with ray_cluster(), stage("evaluate", config.output, key) as record:
         record_run(config.output, config)
-        originals = open_videos(real, config.split, config.span)
+        originals = open_videos(real, config.split, config.span, config.fps)
         opened = [(fake, _opened(fake, config)) for fake in fakes]
         for fake, records in opened:
             _warn_of_codecs(config, originals, fake, records)
@@ -154,7 +160,7 @@ def check(config: EvaluateConfig) -> None:
 def _real(config: EvaluateConfig) -> Listed:
     real = locate(config.real)
     if real.records is not None:
-        usable(real.records, config.split, config.span)
+        usable(real.records, config.split, config.span, config.fps)
     return real
 
 

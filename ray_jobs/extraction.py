@@ -12,7 +12,8 @@ import torch
 from ardiff.data.clips import read_clip
 from ardiff.data.manifest import VideoRecord
 from ardiff.errors import DataError
-from ardiff.metrics.store import ClipFeatures, FeatureStore
+from ardiff.metrics.store import ClipFeatures, FeatureStore, StoredClip
+from ardiff.metrics.uncertainty import Videos
 from ray_jobs.common import remote_progress, telling
 
 PART = 64
@@ -45,6 +46,8 @@ class Clip:
     stride: int
     original: VideoRecord | None = None
     """Video that this one is compared with, frame by frame."""
+    fps: float = 0.0
+    """Frame rate at which start and stride count; 0 for the video's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,8 @@ class ClipSet:
     store: FeatureStore
 
 
-Extracted = tuple[np.ndarray, list[ClipFeatures]]
-"""Features of a set's clips in their order, float32 ``(V, k, D)``, and their rows."""
+Extracted = tuple[Videos, list[StoredClip]]
+"""Features of a set's clips in their order, float32 ``(k, D)`` each, and the clips; :meth:`FeatureStore.read`."""
 
 
 def extract(
@@ -143,7 +146,8 @@ def _decode(batch: dict[str, Any], num_frames: int, resolution: int | None) -> d
     videos, hashes = [], []
     for clip in batch["clips"]:
         records = [VideoRecord(**side) for side in (clip["original"], clip["video"]) if side is not None]
-        sides = [read_clip(r, int(clip["start"]), num_frames, int(clip["stride"]), resolution) for r in records]
+        start, stride, fps = int(clip["start"]), int(clip["stride"]), float(clip["fps"])
+        sides = [read_clip(r, start, num_frames, stride, resolution, fps) for r in records]
         hashes.append(":".join(hashlib.sha256(side.tobytes()).hexdigest() for side in sides))
         videos.append(sides[0] if len(sides) == 1 else _stack(sides, " and ".join(r.uri for r in records)))
     return {**batch, "sha256": hashes, "videos": _stack(videos, "The videos of a batch")}

@@ -2,14 +2,15 @@
 
 The distance is on features of a seeded random network: it ranks sets of this data among each other and is not
 comparable with published FVD numbers. What makes it readable are the controls: the same number of real clips, and real
-clips that were damaged on purpose. If the weights of I3D are in the cache, FVD is computed beside it, on fewer clips.
+clips that were damaged on purpose. If the weights of I3D are in the cache, FVD is computed beside it, on fewer clips,
+with shuffled frames as its control.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pandas as pd
 import ray
 import ray.data
 import torch
+from rich.markup import escape
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
@@ -27,62 +29,75 @@ from ardiff.errors import ConfigError
 from ardiff.metrics import stats
 from ardiff.metrics.extractors import Extractor
 from ardiff.metrics.features import RandomVideoFeatures, scale_features
-from ardiff.metrics.frechet import frechet_distance
 from ardiff.metrics.networks.i3d import MIN_FRAMES
 from ardiff.metrics.protocol import Protocol, recipe
+from ardiff.metrics.scores import SetScore, table, write_scores
+from ardiff.metrics.uncertainty import centred_interval, resampled_distance, set_distance
 from ardiff.metrics.weights import State, cached, find_state
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import numpy_generator
-from ray_jobs.common import ray_cluster, record_run, remote_progress, say, stage, telling
+from ray_jobs.common import ray_cluster, record_run, remote_progress, say, stage, telling, versions
 from ray_jobs.extraction import Clip
-from ray_jobs.scored_sets import Listed, fake_clips, locate, open_videos, real_clips
+from ray_jobs.scored_sets import Listed, codecs, common_size, fake_clips, locate, open_videos, real_clips
 
 if TYPE_CHECKING:
     from ray_jobs.evaluate import EvaluateConfig
 
 FVD = recipe("styleganv", "fvd")
 REFERENCE, REAL, RECONSTRUCTION = "reference", "real", "reconstruction"
+FVD_CONTROL = "shuffled frames"
+"""The one of the controls that FVD is computed of too: I3D takes seconds a clip."""
 
 
 def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
-    """Writes and returns the scores: ``{"protocol": ..., "sets": {name: {"distance": ..., ...}}}``.
+    """Writes and returns the scores as every protocol has them, and by set with what else was measured:
+    ``{"scores": [...], "sets": {name: {"distance": ..., ...}}, ...}``.
 
     Raises:
         ArdiffError: There are no held-out real clips, or a set has fewer videos than clips are asked for.
     """
-    state, places = _i3d(config), [locate(uri) for uri in (config.real, *config.fake)]
+    i3d, places = _i3d(config), [locate(uri) for uri in (config.real, *config.fake)]
     # Before anything starts, where it can be; the videos of a folder are looked at on Ray.
     listed = _sets(config, places) if all(place.records is not None for place in places) else None
     with ray_cluster(), stage("evaluate", config.output, key) as record:
         record_run(config.output, config)
         sets = listed or _sets(config, places)
-        frame = _measure(config, sets, state)
-        scores = _reduce(config, frame)
+        frame = _measure(config, sets, None if i3d is None else i3d[0])
+        scores = _scores(config, frame, sets, places, "" if i3d is None else i3d[1])
         storage.write_bytes(storage.join(config.output, "features.parquet"), _parquet(frame))
-        storage.write_bytes(storage.join(config.output, "scores.json"), json.dumps(scores, indent=1).encode())
-        record.results = scores
-        _print(scores)
-    return scores
+        content = write_scores(config.output, scores, versions(), _summary(frame, scores))
+        record.results = content
+        say(escape(table([(score.set, score) for score in scores])))
+        for name, values in content["sets"].items():
+            if words := describe(values):
+                say(f"  {escape(name)}: {words}")
+    return content
 
 
 def _sets(config: EvaluateConfig, places: list[Listed]) -> dict[str, list[Clip]]:
     """The clips of every set: the reference, as many real clips again, whole and damaged, and the generated ones."""
     real, *fakes = places
     count = config.num_clips
-    records = open_videos(real, config.split, config.span)
-    clips = real_clips(records, 2 * count, config.span, config.stride, config.seed)
+    records = open_videos(real, config.split, config.span, config.fps)
+    clips = real_clips(records, 2 * count, config.span, config.stride, config.seed, config.fps)
     derived = [REAL, *([RECONSTRUCTION] if config.vae else []), *(stats.CONTROLS if config.controls else ())]
     sets = {REFERENCE: clips[:count], **dict.fromkeys(derived, clips[count:])}
     for fake in fakes:
         if (name := fake.name) in sets:
             raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")
         sets[name] = fake_clips(fake, open_videos(fake, "test", config.num_frames), count, config.num_frames)
+    _size(config, sets)
     return sets
 
 
-def _i3d(config: EvaluateConfig) -> State | None:
-    """The weights of I3D, if they are in the cache and FVD can be computed."""
-    return find_state("i3d")[0] if _has_i3d(config) else None
+def _size(config: EvaluateConfig, sets: dict[str, list[Clip]]) -> str:
+    """Height x width of all videos. Raises ConfigError if they differ and are not brought to one."""
+    return common_size([clip.video for clips in sets.values() for clip in clips], config.resolution)
+
+
+def _i3d(config: EvaluateConfig) -> tuple[State, str] | None:
+    """The weights of I3D and their hash, if they are in the cache and FVD can be computed."""
+    return find_state("i3d") if _has_i3d(config) else None
 
 
 def _has_i3d(config: EvaluateConfig) -> bool:
@@ -139,8 +154,9 @@ class _Scorer:
         rows = []
         for i, clip in enumerate(task["clips"]):
             uri, index = clip["video"]["uri"], int(task["first"]) + i
-            row = {"set": name, "index": index, "uri": uri, "features": features[i].tolist()}
-            if self.i3d is not None and name not in stats.CONTROLS and row["index"] < config.i3d_clips:
+            row = {"set": name, "index": index, "uri": uri, "start": int(clip["start"])}
+            row |= {"sha256": hashlib.sha256(videos[i].tobytes()).hexdigest(), "features": features[i].tolist()}
+            if self.i3d is not None and _has_fvd(name) and index < config.i3d_clips:
                 row["i3d"] = self.i3d(videos[i : i + 1])[0, 0].tolist()
             if name == RECONSTRUCTION:
                 row["psnr"] = stats.psnr(original[i], videos[i])
@@ -152,8 +168,8 @@ class _Scorer:
         return rows
 
     def _decode(self, clip: dict[str, Any]) -> np.ndarray:
-        start, stride, config = int(clip["start"]), int(clip["stride"]), self.config
-        return read_clip(VideoRecord(**clip["video"]), start, config.num_frames, stride, config.resolution)
+        start, stride, fps, config = int(clip["start"]), int(clip["stride"]), float(clip["fps"]), self.config
+        return read_clip(VideoRecord(**clip["video"]), start, config.num_frames, stride, config.resolution, fps)
 
     def _prepare(self, name: str, videos: np.ndarray, first: int) -> np.ndarray:
         if name == RECONSTRUCTION:
@@ -164,22 +180,17 @@ class _Scorer:
         return videos
 
 
-def _reduce(config: EvaluateConfig, frame: pd.DataFrame) -> dict[str, Any]:
-    """Distances of every set to the reference, and the means of what else was measured."""
-    features = {str(name): torch.from_numpy(np.stack(part["features"].tolist())) for name, part in frame.groupby("set")}
-    reference = scale_features(features[REFERENCE], features[REFERENCE])
-    sets: dict[str, dict[str, float]] = {}
-    for name in features:
-        if name == REFERENCE:
-            continue
-        rows = frame[frame["set"] == name]
-        scaled = scale_features(features[REFERENCE], features[name])
-        sets[name] = {"distance": frechet_distance(reference.numpy(), scaled.numpy())}
-        if "i3d" in rows and rows["i3d"].notna().any():
-            sets[name]["fvd"] = frechet_distance(_logits(frame, REFERENCE), _logits(frame, name), FVD.ddof)
-        for column in ("psnr", "motion", "recognised"):
-            if column in rows and rows[column].notna().all():
-                sets[name][column] = float(rows[column].astype(float).mean())
+def _has_fvd(name: str) -> bool:
+    return name not in stats.CONTROLS or name == FVD_CONTROL
+
+
+def _scores(
+    config: EvaluateConfig, frame: pd.DataFrame, sets: dict[str, list[Clip]], places: list[Listed], i3d_sha256: str
+) -> list[SetScore]:
+    """The distance of every set to the reference, and FVD of those that have I3D's logits."""
+    parts = {str(name): part for name, part in frame.groupby("set")}
+    features = {name: torch.from_numpy(np.stack(part["features"].tolist())) for name, part in parts.items()}
+    scaled = {name: scale_features(features[REFERENCE], mine).numpy()[:, None] for name, mine in features.items()}
     protocol = Protocol(
         name="quick",
         metric="distance",
@@ -188,26 +199,104 @@ def _reduce(config: EvaluateConfig, frame: pd.DataFrame) -> dict[str, Any]:
         feature="112 pooled",
         num_frames=config.num_frames,
         stride=config.stride,
-        resolution="as stored" if config.resolution is None else f"{config.resolution}x{config.resolution}",
+        fps=config.fps,
+        resolution=_size(config, sets),
         resize="none",
         value_range="[-1, 1]",
         num_real=config.num_clips,
         num_fake=config.num_clips,
         ddof=1,
-        real_split=config.split,
-        codec_real="as stored",
-        codec_fake="as stored",
-        real_data=fingerprint(frame[frame["set"] == REFERENCE]["uri"].tolist()),
+        real_split=places[0].split(config.split),
+        codec_real=codecs([clip.video for clip in sets[REFERENCE]]),
+        codec_fake="",
+        real_data="",
     )
-    extractors = {"distance": protocol.weights}
-    if "fvd" in sets[REAL]:
-        extractors["fvd"] = f"i3d, Kinetics-400, {len(_logits(frame, REAL))} clips a set"
-    return {"protocol": asdict(protocol), "extractors": extractors, "sets": sets}
+    scores = _of_metric(config, protocol, scaled, parts, sets, places)
+    if "i3d" in frame:
+        known = {name: part["i3d"].dropna().tolist() for name, part in parts.items()}
+        logits = {name: np.stack(values)[:, None] for name, values in known.items() if values}
+        protocol = replace(
+            protocol,
+            metric="fvd",
+            network="i3d",
+            weights=i3d_sha256,
+            feature=FVD.feature,
+            resize=f"{FVD.resize} to {FVD.size}x{FVD.size}",
+            ddof=FVD.ddof,
+        )
+        scores += _of_metric(config, protocol, logits, parts, sets, places)
+    return scores
 
 
-def _logits(frame: pd.DataFrame, name: str) -> np.ndarray:
-    """I3D's logits of the clips of a set that have them, ``(n, 400)``."""
-    return np.stack(frame[(frame["set"] == name) & frame["i3d"].notna()]["i3d"].tolist())
+def _of_metric(
+    config: EvaluateConfig,
+    protocol: Protocol,
+    features: dict[str, np.ndarray],
+    parts: dict[str, pd.DataFrame],
+    sets: dict[str, list[Clip]],
+    places: list[Listed],
+) -> list[SetScore]:
+    """A score for each set of features ``(V, 1, D)``; its floor is the distance of the set ``real``.
+
+    There is no floor where that shares videos with the reference, and no interval of what was damaged on purpose.
+    """
+    real, uris, ddof = places[0], {fake.name: fake.uri for fake in places[1:]}, protocol.ddof
+    reference, count = features[REFERENCE], len(features[REFERENCE])
+    seen = [{clip.video.uri for clip in sets[name][:count]} for name in (REFERENCE, REAL)]
+    floor = set_distance(reference, features[REAL], "frechet", ddof) if seen[0].isdisjoint(seen[1]) else None
+    scores = []
+    for name, mine in features.items():
+        if name == REFERENCE:
+            continue
+        value, low, high = set_distance(reference, mine, "frechet", ddof), None, None
+        if config.bootstrap and name not in stats.CONTROLS:
+            draws = range(config.bootstrap)
+            resampled = [resampled_distance(reference, mine, "frechet", ddof, config.seed, i) for i in draws]
+            low, high = centred_interval(value, resampled)
+        scores.append(
+            SetScore(
+                set=name,
+                metric=protocol.metric,
+                score=value,
+                floor=floor,
+                floor_num=None if floor is None else count,
+                low=low,
+                high=high,
+                infinity=None,
+                fake=uris.get(name, real.uri),
+                fake_data=_data(parts[name][: len(mine)]),
+                protocol=replace(
+                    protocol,
+                    codec_fake=codecs([clip.video for clip in sets[name]]),
+                    num_real=count,
+                    num_fake=len(mine),
+                    real_data=_data(parts[REFERENCE][:count]),
+                ),
+            )
+        )
+    return scores
+
+
+def _data(part: pd.DataFrame) -> str:
+    """Names clips by their pixels and where they start."""
+    return fingerprint([[sha256, int(start)] for sha256, start in zip(part["sha256"], part["start"], strict=True)])
+
+
+def _summary(frame: pd.DataFrame, scores: list[SetScore]) -> dict[str, Any]:
+    """The scores and the means of what else was measured, by set, and what the scores are made with."""
+    sets: dict[str, dict[str, float]] = {}
+    for score in scores:
+        sets.setdefault(score.set, {})[score.metric] = score.score
+    for name, values in sets.items():
+        rows = frame[frame["set"] == name]
+        for column in ("psnr", "motion", "recognised"):
+            if column in rows and rows[column].notna().all():
+                values[column] = float(rows[column].astype(float).mean())
+    extractors = {score.metric: score.protocol.weights for score in scores if score.set == REAL}
+    if "fvd" in extractors:
+        clips = next(score.protocol.num_fake for score in scores if score.metric == "fvd")
+        extractors["fvd"] = f"i3d, Kinetics-400, {clips} clips a set"
+    return {"extractors": extractors, "sets": sets}
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:
@@ -217,18 +306,8 @@ def _parquet(frame: pd.DataFrame) -> bytes:
 
 
 def describe(values: dict[str, float]) -> str:
-    """What was measured of a set beside its distance, as words."""
-    parts = [f"FVD {values['fvd']:.1f}"] if "fvd" in values else []
-    parts += [f"PSNR {values['psnr']:.1f} dB"] if "psnr" in values else []
+    """What was measured of a set beside its distances, as words."""
+    parts = [f"PSNR {values['psnr']:.1f} dB"] if "psnr" in values else []
     parts += [f"class recognised {100 * values['recognised']:.0f} %"] if "recognised" in values else []
     parts += [f"motion plausible {100 * values['motion']:.0f} %"] if "motion" in values else []
     return ", ".join(parts)
-
-
-def _print(scores: dict[str, Any]) -> None:
-    """A table on the terminal, best first."""
-    say(f"distance to {scores['protocol']['num_real']} real clips, {scores['extractors']['distance']}:")
-    if "fvd" in scores["extractors"]:
-        say(f"FVD with {scores['extractors']['fvd']}; its floor is that of the set 'real'.")
-    for name, values in sorted(scores["sets"].items(), key=lambda item: item[1]["distance"]):
-        say(f"  {name:<18} {values['distance']:10.2f}   {describe(values)}")

@@ -163,9 +163,9 @@ def encode_data(config: QuickstartConfig, root: str, data: PrepareConfig, stages
 
     Raises DataError before anything is trained if no video is long enough to be encoded, or to be scored against.
     """
-    videos, scores = read_manifest(data.manifest), replace(config.evaluate, num_frames=config.encode.num_frames)
+    videos, scores = read_manifest(data.manifest), _as_encoded(config)
     usable(videos, "train", config.encode.span, config.encode.fps)
-    usable(videos, "test", scores.span)
+    usable(videos, "test", scores.span, scores.fps)
     clips = replace(config.train_vae.clips, manifest=data.manifest)
     vae = replace(config.train_vae, output=f"{root}/vae", clips=clips)
     stages.do(train_vae.run, vae)
@@ -204,15 +204,20 @@ def long_set(config: QuickstartConfig, root: str, pipeline: str) -> GenerateConf
 def scoring(config: QuickstartConfig, root: str, inputs: Inputs, sets: Sequence[GenerateConfig]) -> EvaluateConfig:
     """How the sets are scored against held-out clips."""
     return replace(
-        config.evaluate,
+        _as_encoded(config),
         real=inputs.manifest,
         fake=tuple(s.manifest for s in sets),
         protocol="quick",
         vae=inputs.vae,
         output=f"{root}/scores",
-        num_frames=config.encode.num_frames,
         shapes=config.evaluate.shapes and inputs.synthetic,
     )
+
+
+def _as_encoded(config: QuickstartConfig) -> EvaluateConfig:
+    """Scores of clips of the length and frame rate that the AR-DiT is trained on."""
+    encode, scores = config.encode, config.evaluate
+    return replace(scores, num_frames=encode.num_frames, fps=scores.fps or encode.fps)
 
 
 def _done(config: Any, key: str) -> StageRecord | None:

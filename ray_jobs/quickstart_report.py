@@ -54,7 +54,7 @@ def write_quickstart_report(
             curves=curves,
             sheets=[_real_sheet(evaluated), *(_sheet(g) for g in generated)],
             videos=[_real_video(evaluated, generated[0].fps), *(_video(g) for g in generated)],
-            scores=[_score(name, values) for name, values in scores["sets"].items()],
+            scores=[_score(score, scores["sets"][score["set"]]) for score in scores["scores"]],
             config_yaml=to_yaml(config),
             versions=versions(),
             caveats=[*CAVEATS, _extractor_caveat(scores)],
@@ -77,7 +77,9 @@ def _summary(scores: dict[str, Any], total: float, peak: float) -> list[str]:
     if "fvd" in sets["real"]:
         fvd = min(sets[name]["fvd"] for name in models)
         extractor = scores["extractors"]["fvd"]
-        lines.insert(0, f"Best FVD: {fvd:.1f}; real clips reach {sets['real']['fvd']:.1f}. Extractor: {extractor}.")
+        control = f", shuffled frames {shuffled['fvd']:.1f}" if shuffled is not None and "fvd" in shuffled else ""
+        real = f"{sets['real']['fvd']:.1f}"
+        lines.insert(0, f"Best FVD: {fvd:.1f}; real clips reach {real}{control}. Extractor: {extractor}.")
     return lines
 
 
@@ -113,8 +115,8 @@ def _sheet(config: GenerateConfig) -> Sheet:
 
 def _real_clips(config: EvaluateConfig, count: int) -> tuple[np.ndarray, list[str]]:
     """The first clips of held-out videos, uint8 ``(B, F, H, W, 3)``, and their classes."""
-    records = usable(read_manifest(config.real), "test", config.num_frames)[:count]
-    clips = [read_clip(r, 0, config.num_frames, 1, config.resolution) for r in records]
+    records = usable(read_manifest(config.real), "test", config.num_frames, config.fps)[:count]
+    clips = [read_clip(r, 0, config.num_frames, 1, config.resolution, config.fps) for r in records]
     return np.stack(clips), [r.class_name for r in records]
 
 
@@ -136,5 +138,10 @@ def _playing(title: str, videos: np.ndarray, fps: float) -> Video:
     return Video(title, "", encode_video(tiled, fps, crf=16), "video/mp4")
 
 
-def _score(name: str, values: dict[str, float]) -> Score:
-    return Score(name, values["distance"], "distance", describe(values), highlight=name.startswith("ar-step-"))
+def _score(score: dict[str, Any], values: dict[str, float]) -> Score:
+    """A row of the table of its metric, with its interval; what else was measured of the set stands at its distance."""
+    notes = [] if score["low"] is None else [f"95 % interval {score['low']:.1f} to {score['high']:.1f}"]
+    if score["metric"] == "distance" and (words := describe(values)):
+        notes.append(words)
+    unit, name = {"fvd": "FVD"}.get(score["metric"], score["metric"]), score["set"]
+    return Score(name, score["score"], unit, ", ".join(notes), highlight=name.startswith("ar-step-"))

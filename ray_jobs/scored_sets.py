@@ -53,14 +53,16 @@ def locate(uri: str) -> Listed:
     return Listed(uri, None, videos)
 
 
-def open_videos(listed: Listed, split: Split, min_frames: int) -> list[VideoRecord]:
+def open_videos(listed: Listed, split: Split, min_frames: int, fps: float = 0.0) -> list[VideoRecord]:
     """The usable videos: those of the manifest's split, or all of the folder, which are probed on Ray.
+
+    With ``fps`` they have ``min_frames`` frames at that rate.
 
     Raises:
         DataError: None is left.
     """
     if listed.records is not None:
-        return usable(listed.records, split, min_frames)
+        return usable(listed.records, split, min_frames, fps)
     rows = [asdict(unprobed(video, ("video", 0, split))) for video in listed.videos]
     blocks = min(max(len(rows) // 4, 1), 512)
     records: list[VideoRecord] = []
@@ -74,20 +76,22 @@ def open_videos(listed: Listed, split: Split, min_frames: int) -> list[VideoReco
             f"{len(bad)} of {len(records)} videos in {listed.uri} cannot be decoded, the first is {bad[0].uri} "
             f"({bad[0].reason}): remove or mend them, they would be missing from the score."
         )
-    return usable(records, split, min_frames)
+    return usable(records, split, min_frames, fps)
 
 
 def _probe(row: dict[str, Any]) -> dict[str, Any]:
     return asdict(probed(VideoRecord(**row), frame_fps=0.0))
 
 
-def real_clips(records: list[VideoRecord], count: int, span: int, stride: int, seed: int) -> list[Clip]:
+def real_clips(
+    records: list[VideoRecord], count: int, span: int, stride: int, seed: int, fps: float = 0.0
+) -> list[Clip]:
     """``count`` clips at random places: every video once, then, if there are too few, other places of the same ones."""
     clips = []
     for index in range(count):
         record = records[index % len(records)]
-        start = numpy_generator("evaluation clip", seed, index).integers(record.num_frames - span + 1)
-        clips.append(Clip(record, int(start), stride))
+        start = numpy_generator("evaluation clip", seed, index).integers(record.length_at(fps) - span + 1)
+        clips.append(Clip(record, int(start), stride, fps=fps))
     return clips
 
 

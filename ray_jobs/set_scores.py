@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from ardiff.metrics.extractors import Extractor
 from ardiff.metrics.pairs import PairMeasure, resampled_mean
 from ardiff.metrics.protocol import VERSION, MetricName, Protocol, Recipe, recipe
 from ardiff.metrics.scores import SetScore
-from ardiff.metrics.store import ClipFeatures, FeatureStore
+from ardiff.metrics.store import FeatureStore, StoredClip
 from ardiff.metrics.uncertainty import (
+    Videos,
     centred_interval,
     distance_at_infinity,
     floor_halves,
@@ -61,8 +62,10 @@ def score_sets(
     clips = reference_clips(config, originals)
     real_side, *fake_sides = extraction(clips, sides)
     base = Reference.of(config, how, clips, real_side)
+    reference = _shared(base.features)
     scores = []
-    for (fake, records), (features, found) in zip(fakes, fake_sides, strict=True):
+    for (fake, records), (stored, found) in zip(fakes, fake_sides, strict=True):
+        features = _shared(stored)
         protocol = Protocol(
             name=config.protocol,
             metric=metric,
@@ -71,6 +74,7 @@ def score_sets(
             feature=how.feature,
             num_frames=config.num_frames,
             stride=config.stride,
+            fps=config.fps,
             resolution=resolution,
             resize=f"{how.resize} to {how.size}x{how.size}",
             value_range=how.value_range,
@@ -82,8 +86,8 @@ def score_sets(
             real_split=real.split(config.split),
             real_data=_data(base.rows),
         )
-        value = set_distance(base.features, features, how.distance, how.ddof)
-        low, high, infinity = _uncertainty(config, f"{metric} of {fake.name}", base.features, features, how, value)
+        value = set_distance(reference, features, how.distance, how.ddof)
+        low, high, infinity = _uncertainty(config, f"{metric} of {fake.name}", reference, features, how, value)
         scores.append(
             SetScore(
                 set=fake.name,
@@ -140,7 +144,7 @@ def workers(config: EvaluateConfig) -> Workers:
 
 
 def stamps(clips: list[Clip]) -> list[list[Any]]:
-    """What names the data of clips without reading it: place, start, stride, and the videos' sizes and changes.
+    """What names the data of clips without reading it: place, start, stride, rate, and the videos' sizes and changes.
 
     What the records say of that counts; files of which they do not say it are looked at. Raises DataError if one of
     them is gone.
@@ -158,7 +162,8 @@ def stamps(clips: list[Clip]) -> list[list[Any]]:
                     raise DataError(f"There is no video {uri} any more: list the videos again.")
                 known[uri] = [info.size, info.mtime_ns or 0]
     sides = [[None if side is None else [side.uri, *known[side.uri]] for side in (c.video, c.original)] for c in clips]
-    return [[clip.start, clip.stride, *names] for clip, names in zip(clips, sides, strict=True)]
+    rates = [[clip.fps] if clip.fps else [] for clip in clips]
+    return [[c.start, c.stride, *rate, *names] for c, rate, names in zip(clips, rates, sides, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +171,8 @@ class Reference:
     """The real clips that sets are compared with."""
 
     clips: list[Clip]
-    features: np.ndarray
-    """``(V, k, D)``."""
-    rows: list[ClipFeatures]
+    features: Videos
+    rows: list[StoredClip]
     floor: float | None
     """The distance between two sets of real clips; None if there are fewer than four real videos."""
     floor_num: int | None
@@ -195,11 +199,21 @@ class Reference:
 def reference_clips(config: EvaluateConfig, originals: list[VideoRecord]) -> list[Clip]:
     """The real clips, and as many again of other videos for the floor, if there are enough."""
     count = config.num_clips * (2 if len(originals) >= 2 * config.num_clips else 1)
-    return real_clips(originals, count, config.span, config.stride, config.seed)
+    return real_clips(originals, count, config.span, config.stride, config.seed, config.fps)
+
+
+def _shared(videos: Videos) -> Videos:
+    """The same videos in Ray's object store, which moves to disk what it has no room for, block by block."""
+    return Videos.of(functools.partial(_fetched, [ray.put(block) for block in videos]), len(videos))
+
+
+def _fetched(blocks: list[Any]) -> Iterator[np.ndarray]:
+    for block in blocks:
+        yield ray.get(block)
 
 
 def _uncertainty(
-    config: EvaluateConfig, what: str, real: np.ndarray, fake: np.ndarray, how: Recipe, value: float
+    config: EvaluateConfig, what: str, real: Videos, fake: Videos, how: Recipe, value: float
 ) -> tuple[float | None, float | None, float | None]:
     """The interval's ends and the distance at infinity, each None where it is not asked for or cannot be had."""
     kind, sides = (how.distance, how.ddof, config.seed), (ray.put(real), ray.put(fake))
@@ -251,7 +265,8 @@ def score_pairs(
     build = functools.partial(_pair_measure, shared)
     extracted = extract("pairs", sets, build, config.num_frames, config.resolution, workers(config))
     scores = []
-    for (fake, records), resolution, (values, rows) in zip(fakes, resolutions, extracted, strict=True):
+    for (fake, records), resolution, (stored, rows) in zip(fakes, resolutions, extracted, strict=True):
+        values = stored.array()
         for metric in metrics:
             of_clips = values[:, 0, PairMeasure.COLUMNS.index(metric)]  # (V,)
             value = float(of_clips.mean(dtype=np.float64))
@@ -298,7 +313,7 @@ def _pair_measure(state: Any, device: torch.device) -> Measure:
     return PairMeasure(ray.get(state), device)
 
 
-def _data(rows: list[ClipFeatures], side: int = -1) -> str:
+def _data(rows: list[StoredClip], side: int = -1) -> str:
     """Names clips by their pixels and where they start; of pairs, one side of them."""
     return fingerprint([[row.sha256.split(":")[side], row.start] for row in rows])
 

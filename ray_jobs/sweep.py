@@ -254,19 +254,13 @@ def _scoring(config: SweepConfig) -> EvaluateConfig:
 
 
 def _flat(content: dict[str, Any]) -> list[CellScore]:
-    """What `ardiff evaluate` returned, in either of its forms."""
-    if "sets" in content:
-        return [
-            CellScore(set=name, metric=metric, value=values[metric], low=None, high=None)
-            for metric in ("distance", "fvd")
-            for name, values in content["sets"].items()
-            if metric in values
-        ]
+    """What `ardiff evaluate` returned, and its floors as scores of real clips."""
     found = [
         CellScore(set=s["set"], metric=s["metric"], value=s["score"], low=s["low"], high=s["high"])
         for s in content["scores"]
     ]
-    floors = {s["metric"]: s["floor"] for s in content["scores"] if s["floor"] is not None}
+    there = {s.metric for s in found if s.set == "real"}
+    floors = {s["metric"]: s["floor"] for s in content["scores"] if s["floor"] is not None and s["metric"] not in there}
     return found + [CellScore(set="real", metric=m, value=v, low=None, high=None) for m, v in floors.items()]
 
 

@@ -149,14 +149,15 @@ def _real_statistics(config: SweepConfig, length: int) -> list[Statistics]:
     assert config.real is not None
     how = config.scores
     listed = locate(config.real)
-    records = open_videos(listed, how.split, (length - 1) * how.stride + 1)
-    clips = real_clips(records, REAL_CLIPS, (length - 1) * how.stride + 1, how.stride, how.seed)
+    span = (length - 1) * how.stride + 1
+    records = open_videos(listed, how.split, span, how.fps)
+    clips = real_clips(records, REAL_CLIPS, span, how.stride, how.seed, how.fps)
     key = fingerprint(["statistics", length, how.resolution], stamps(clips))
     store = FeatureStore(storage.join(config.output, "scores", "features", f"statistics-{key}"))
     [(values, _)] = extract(
         "real statistics", [ClipSet(clips, store)], measure_statistics, length, how.resolution, workers(how)
     )
-    return [{name: [float(v[0, i])] for i, name in enumerate(STATISTICS)} for v in values]
+    return [{name: [float(v[0, i])] for i, name in enumerate(STATISTICS)} for v in values.array()]
 
 
 # What was measured

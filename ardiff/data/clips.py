@@ -91,13 +91,16 @@ def probe_video(file: storage.StoredFile) -> Probe:
     return Probe("png" if suffix == "png" else "jpeg", width, height, 0.0, len(pictures), 0, Timing())
 
 
-def read_clip(video: VideoRecord, start: int, num_frames: int, stride: int, resolution: int | None) -> np.ndarray:
+def read_clip(
+    video: VideoRecord, start: int, num_frames: int, stride: int, resolution: int | None, fps: float = 0.0
+) -> np.ndarray:
     """``num_frames`` frames from frame ``start`` on, every ``stride``-th, uint8 ``(F, H, W, 3)``.
 
-    With ``resolution``, scaled and cropped to the central square. Raises DataError, which names the video.
+    With ``fps``, frames are numbered at that rate. With ``resolution``, scaled and cropped to the central square.
+    Raises DataError, which names the video.
     """
     try:
-        [clip] = read_clips(video, [range(start, start + num_frames * stride, stride)], 0.0, resolution)
+        [clip] = read_clips(video, [range(start, start + num_frames * stride, stride)], fps, resolution)
     except DataError as error:
         raise DataError(f"{video.uri} cannot be decoded ({error}).") from error
     return crop_square(clip, resolution)

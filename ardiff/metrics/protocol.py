@@ -127,6 +127,8 @@ class Protocol:
     """Which part of the real data the clips are from, such as ``test``."""
     real_data: str
     """Fingerprint of the real clips: the bytes of their files and where the clips start."""
+    fps: float = 0.0
+    """Frame rate at which the real clips' frames are counted; 0 for that of their videos."""
     version: int = VERSION
     """Version of the computation."""
 
@@ -135,6 +137,8 @@ class Protocol:
             raise ValueError("num_real, num_fake and num_frames must be at least 2")
         if min(self.stride, self.version) < 1:
             raise ValueError("stride and version must be at least 1")
+        if self.fps < 0:
+            raise ValueError("fps must not be negative")
         if self.ddof not in (0, 1):
             raise ValueError(f"ddof must be 0 or 1, not {self.ddof}")
 

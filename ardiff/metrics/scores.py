@@ -43,9 +43,14 @@ class SetScore:
     protocol: Protocol
 
 
-def write_scores(folder: str, scores: Sequence[SetScore], versions: dict[str, str]) -> dict[str, Any]:
-    """Writes ``scores.json`` and ``scores.parquet``, one row a score, and returns what the former holds."""
-    content: dict[str, Any] = {"scores": [asdict(score) for score in scores], "versions": versions}
+def write_scores(
+    folder: str, scores: Sequence[SetScore], versions: dict[str, str], beside: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Writes ``scores.json`` and ``scores.parquet``, one row a score, and returns what the former holds.
+
+    ``beside`` is what else it shall hold.
+    """
+    content: dict[str, Any] = {"scores": [asdict(s) for s in scores], "versions": versions, **(beside or {})}
     storage.write_bytes(storage.join(folder, "scores.json"), json.dumps(content, indent=1).encode())
     flat = []
     for score in content["scores"]:
@@ -69,16 +74,16 @@ def read_scores(place: str) -> list[SetScore]:
         return [SetScore(**{**entry, "protocol": build(Protocol, entry["protocol"])}) for entry in entries]
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise DataError(
-            f"{file} holds no scores that carry a whole protocol (the quickstart's do not): score the videos with "
-            "--protocol styleganv or ardiff-release."
+            f"{file} holds no scores that carry a whole protocol: score the videos again with `ardiff evaluate`."
         ) from error
 
 
 def describe_protocol(protocol: Protocol) -> str:
     """The protocol on one line."""
     p = protocol
-    network = f"{p.network} {p.weights[:12]}" if p.network != "none" else p.feature
-    frames = f"{p.num_frames} frames, stride {p.stride}, {p.resolution}"
+    network = f"{p.network} {p.weights.removeprefix(f'{p.network}-')[:12]}" if p.network != "none" else p.feature
+    rate = f" at {p.fps:g} frames/s" if p.fps else ""
+    frames = f"{p.num_frames} frames, stride {p.stride}{rate}, {p.resolution}"
     if p.name == "paired":
         return f"{network}, {frames}, {p.num_real} pairs"
     clips = f"{p.num_real} real ({p.real_split}) and {p.num_fake} generated clips"

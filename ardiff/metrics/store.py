@@ -3,8 +3,9 @@
 Shapes: V clips, k rows of D features each.
 """
 
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,10 @@ import pyarrow.parquet as pq
 
 from ardiff.data import storage
 from ardiff.errors import DataError
+from ardiff.metrics.uncertainty import Videos
 
+BLOCK = 64
+"""Clips whose features are read at once."""
 SCHEMA = pa.schema(
     [
         ("id", pa.int64()),
@@ -39,6 +43,20 @@ class ClipFeatures:
     """Of the clip's pixels; of a pair, the original's and the other's with a colon between."""
     features: np.ndarray
     """float32 ``(k, D)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredClip:
+    """A clip whose features are stored, see :class:`ClipFeatures`."""
+
+    id: int
+    uri: str
+    start: int
+    sha256: str
+    part: str
+    """File that holds its features."""
+    row: int
+    """Place in that file."""
 
 
 class FeatureStore:
@@ -74,35 +92,54 @@ class FeatureStore:
 
     def ids(self) -> set[int]:
         """Ids of the clips that are there."""
-        return {int(i) for table in self._tables(["id"]) for i in table["id"].to_numpy()}
+        return {int(i) for part in self._parts() for i in self._table(part, ["id"])["id"].to_numpy()}
 
-    def read(self, count: int) -> tuple[np.ndarray, list[ClipFeatures]]:
-        """Features of the clips 0 to ``count - 1`` in the order of their ids, float32 ``(V, k, D)``, and their rows.
-
-        Raises:
-            DataError: A clip is missing, or their features have different shapes.
-        """
-        rows: dict[int, ClipFeatures] = {}
-        for table in self._tables(None):
-            for row in table.to_pylist():
-                features = np.asarray(row["features"], dtype=np.float32).reshape(-1, row["width"])
-                clip = ClipFeatures(row["id"], row["uri"], row["start"], row["sha256"], features)
-                rows.setdefault(clip.id, clip)
+    def clips(self, count: int) -> list[StoredClip]:
+        """The clips 0 to ``count - 1``, without their features. Raises DataError if one is missing."""
+        rows: dict[int, StoredClip] = {}
+        for part in self._parts():
+            for number, row in enumerate(self._table(part, ["id", "uri", "start", "sha256"]).to_pylist()):
+                rows.setdefault(row["id"], StoredClip(**row, part=part, row=number))
         missing = [i for i in range(count) if i not in rows]
         if missing:
             raise DataError(f"{self.folder} lacks the features of clip {missing[0]}: run the evaluation again.")
-        clips = [rows[i] for i in range(count)]
-        if len({clip.features.shape for clip in clips}) > 1:
-            raise DataError(
-                f"{self.folder} holds features of different shapes: delete it and run the evaluation again."
-            )
-        return np.stack([clip.features for clip in clips]), clips
+        return [rows[i] for i in range(count)]
 
-    def _tables(self, columns: list[str] | None) -> list[pa.Table]:
-        if not storage.exists(self.folder):
-            return []
-        files = storage.list_files(self.folder, (".parquet",))
+    def read(self, count: int) -> tuple[Videos, list[StoredClip]]:
+        """Features of the clips 0 to ``count - 1`` in the order of their ids, and the clips.
+
+        The features, blocks of float32 ``(v, k, D)``, are read anew whenever they are gone through: a block is in
+        memory at a time. That raises DataError if they have different shapes.
+
+        Raises:
+            DataError: A clip is missing.
+        """
+        clips = self.clips(count)
+        return Videos.of(functools.partial(self._blocks, clips), count), clips
+
+    def _blocks(self, clips: Sequence[StoredClip]) -> Iterator[np.ndarray]:
+        shapes = set()
+        for first in range(0, len(clips), BLOCK):
+            features: dict[int, np.ndarray] = {}
+            block = clips[first : first + BLOCK]
+            for part in sorted({clip.part for clip in block}):
+                table = self._table(part, ["features", "width"])
+                values, widths = table["features"].combine_chunks(), table["width"].to_pylist()
+                for clip in block:
+                    if clip.part == part:
+                        features[clip.id] = values[clip.row].values.to_numpy().reshape(-1, widths[clip.row])
+            shapes |= {array.shape for array in features.values()}
+            if len(shapes) > 1:
+                raise DataError(
+                    f"{self.folder} holds features of different shapes: delete it and run the evaluation again."
+                )
+            yield np.stack([features[clip.id] for clip in block])
+
+    def _parts(self) -> list[str]:
+        return storage.list_files(self.folder, (".parquet",)) if storage.exists(self.folder) else []
+
+    def _table(self, part: str, columns: list[str]) -> pa.Table:
         try:
-            return [pq.read_table(io.BytesIO(storage.read_bytes(f)), columns=columns) for f in files]
+            return pq.read_table(io.BytesIO(storage.read_bytes(part)), columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"A part of {self.folder} is damaged: delete the folder and run again.") from error

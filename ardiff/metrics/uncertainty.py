@@ -4,7 +4,10 @@ Shapes: V videos of k rows each (1 for a feature per video, the frames for a fea
 what is drawn; the rows of a video stay together.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,8 +20,56 @@ CHUNK = 4096
 """Rows whose moments are taken at once."""
 
 
-def set_distance(real: np.ndarray, fake: np.ndarray, distance: Distance, ddof: int = 1) -> float:
+@dataclass(frozen=True, slots=True)
+class Videos:
+    """Features of videos in blocks, of which one at a time need be in memory."""
+
+    blocks: Callable[[], Iterable[np.ndarray]]
+    """Begins to go through them, floating point ``(v, k, D)`` each."""
+    places: np.ndarray
+    """Which of the blocks' videos these are, int ``(V,)``; one may come several times."""
+
+    @classmethod
+    def of(cls, blocks: Callable[[], Iterable[np.ndarray]], count: int) -> Videos:
+        """All ``count`` videos of the blocks."""
+        return cls(blocks, np.arange(count))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, chosen: Sequence[int] | np.ndarray | slice) -> Videos:
+        """Some of the videos."""
+        return Videos(self.blocks, self.places[chosen])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Their features block by block, ``(v, k, D)``, in the order of the blocks and not of ``places``."""
+        times = np.bincount(self.places) if len(self.places) else np.zeros(0, int)  # how often each video comes
+        first = 0
+        for block in self.blocks():
+            if first >= len(times):
+                return
+            mine = times[first : first + len(block)]
+            first += len(block)
+            if mine.any():
+                yield block[: len(mine)].repeat(mine, axis=0)
+
+    def array(self) -> np.ndarray:
+        """All of them, ``(V, k, D)``, for features that are few."""
+        return np.concatenate(list(self))
+
+    @property
+    def depth(self) -> int:
+        """Rows of a video, k. Raises ValueError if there is none."""
+        for block in self:
+            return block.shape[1]
+        raise ValueError("there are no videos")
+
+
+def set_distance(real: Videos | np.ndarray, fake: Videos | np.ndarray, distance: Distance, ddof: int = 1) -> float:
     """The distance between two sets of videos.
+
+    From ``CHUNK`` rows on, a Frechet distance is of moments, which are merged block by block: memory does not grow with
+    the number of videos.
 
     Args:
         real: floating point ``(V, k, D)``. fake: ``(V', k, D)``.
@@ -28,24 +79,22 @@ def set_distance(real: np.ndarray, fake: np.ndarray, distance: Distance, ddof: i
     Raises:
         ValueError: The features are not finite, too few, or of different widths.
     """
-    x, y = (features.reshape(-1, features.shape[-1]) for features in (real, fake))
-    match distance:
-        case "kernel":
-            return kernel_distance(x, y)
-        case "frechet" if max(len(x), len(y)) <= CHUNK:
-            return frechet_distance(x, y, ddof)
-        case "frechet":
-            return frechet_from_moments(_moments(x), _moments(y), ddof)
-        case _:
-            raise ValueError(f"unknown distance {distance!r}")
+    x, y = _videos(real), _videos(fake)
+    if distance not in ("frechet", "kernel"):
+        raise ValueError(f"unknown distance {distance!r}")
+    if distance == "frechet" and max(len(x) * x.depth, len(y) * y.depth) > CHUNK:
+        return frechet_from_moments(_moments(x), _moments(y), ddof)
+    rows = [side.array() for side in (x, y)]
+    flat = [features.reshape(-1, features.shape[-1]) for features in rows]
+    return frechet_distance(flat[0], flat[1], ddof) if distance == "frechet" else kernel_distance(flat[0], flat[1])
 
 
 def resampled_distance(
-    real: np.ndarray, fake: np.ndarray, distance: Distance, ddof: int, seed: int, index: int
+    real: Videos | np.ndarray, fake: Videos | np.ndarray, distance: Distance, ddof: int, seed: int, index: int
 ) -> float:
     """The distance of bootstrap resample ``index``: both sides drawn anew with replacement, video by video."""
     generator = numpy_generator("bootstrap", seed, index)
-    drawn = [features[generator.integers(len(features), size=len(features))] for features in (real, fake)]
+    drawn = [side[generator.integers(len(side), size=len(side))] for side in (_videos(real), _videos(fake))]
     return set_distance(drawn[0], drawn[1], distance, ddof)
 
 
@@ -72,11 +121,17 @@ def subset_sizes(count: int, sizes: int = 8) -> list[int]:
 
 
 def subset_distance(
-    real: np.ndarray, fake: np.ndarray, distance: Distance, ddof: int, seed: int, size: int, index: int
+    real: Videos | np.ndarray,
+    fake: Videos | np.ndarray,
+    distance: Distance,
+    ddof: int,
+    seed: int,
+    size: int,
+    index: int,
 ) -> float:
     """The distance between ``size`` videos of each side, drawn without replacement."""
     generator = numpy_generator("subset", seed, size, index)
-    drawn = [features[np.sort(generator.permutation(len(features))[:size])] for features in (real, fake)]
+    drawn = [side[generator.permutation(len(side))[:size]] for side in (_videos(real), _videos(fake))]
     return set_distance(drawn[0], drawn[1], distance, ddof)
 
 
@@ -105,5 +160,10 @@ def floor_halves(videos: Sequence[str]) -> tuple[list[int], list[int]]:
     return sides[0][:size], sides[1][:size]
 
 
-def _moments(rows: np.ndarray) -> Moments:
-    return Moments.of_all(rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK))
+def _videos(features: Videos | np.ndarray) -> Videos:
+    return Videos.of(lambda: [features], len(features)) if isinstance(features, np.ndarray) else features
+
+
+def _moments(videos: Videos) -> Moments:
+    rows = (block.reshape(-1, block.shape[-1]) for block in videos)
+    return Moments.of_all(part[i : i + CHUNK] for part in rows for i in range(0, len(part), CHUNK))

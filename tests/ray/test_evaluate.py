@@ -121,8 +121,8 @@ def test_styleganv_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[st
     assert code == 0, said
     scores = by_metric(tmp_path / "a")
     fvd, kvd = scores["other", "fvd"], scores["other", "kvd"]
-    real = FeatureStore(str(next((tmp_path / "cache" / "features").iterdir()))).read(8)[0][:, 0]
-    fake = FeatureStore(str(next((tmp_path / "a" / "features").iterdir()))).read(4)[0][:, 0]
+    real = FeatureStore(str(next((tmp_path / "cache" / "features").iterdir()))).read(8)[0].array()[:, 0]
+    fake = FeatureStore(str(next((tmp_path / "a" / "features").iterdir()))).read(4)[0].array()[:, 0]
     assert fvd.score == pytest.approx(frechet_distance(real[:4], fake, ddof=0), rel=1e-12)
     assert kvd.score == pytest.approx(kernel_distance(real[:4], fake), rel=1e-12)
     assert (fvd.floor, fvd.floor_num) == (pytest.approx(frechet_distance(real[:4], real[4:], ddof=0)), 4)
@@ -168,8 +168,8 @@ def test_ardiff_release_end_to_end(evaluate: Evaluate, videos: Path, weights: di
     assert vid.protocol.resize == "bicubic-antialias to 112x112"
     assert (vid.low, vid.high, vid.infinity) == (None, None, None)
     stores = {f.name.split("-")[0]: FeatureStore(str(f)) for f in (tmp_path / "cache" / "features").iterdir()}
-    assert stores["inception"].read(4)[0].shape == (4, 16, 2048)
-    assert stores["resnet3d"].read(4)[0].shape == (4, 1, 2048)
+    assert stores["inception"].read(4)[0].array().shape == (4, 16, 2048)
+    assert stores["resnet3d"].read(4)[0].array().shape == (4, 1, 2048)
     rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
     assert len(rows) == 4
 
@@ -273,11 +273,14 @@ def test_the_quickstarts_score_has_fvd_if_the_weights_are_in_the_cache(
     except ArdiffError as error:
         pytest.skip(f"THE REAL WEIGHTS ARE NOT TESTED: {error}")
     capfd.readouterr()
-    assert main([*command, "controls=false", "--output", str(tmp_path / "with")]) == 0
-    assert "FVD with i3d, Kinetics-400, 2 clips a set" in capfd.readouterr().err
+    assert main([*command, "--output", str(tmp_path / "with")]) == 0
+    said = capfd.readouterr().err
+    assert "fvd (quick: i3d d8922d739a2a" in said
+    assert "2 real (test) and 2 generated clips)" in said
     scores = json.loads((tmp_path / "with" / "scores.json").read_text())
-    assert scores["sets"]["other"]["fvd"] > 0
-    assert scores["sets"]["real"]["fvd"] > 0
+    assert scores["extractors"]["fvd"] == "i3d, Kinetics-400, 2 clips a set"
+    assert {name for name, values in scores["sets"].items() if "fvd" in values} == {"real", "other", "shuffled frames"}
+    assert all(values["fvd"] > 0 for values in scores["sets"].values() if "fvd" in values)
 
 
 # The extraction itself, with a measure that costs nothing.
@@ -326,7 +329,7 @@ def extracted(videos: Path, folder: Path, actors: int, marker: str = "", batch_s
     workers = Workers(device=torch.device("cpu"), batch_size=batch_size, max_actors=actors, cpus=0.5, gpus=1)
     sets = [ClipSet(clips, FeatureStore(str(folder)))]
     ((features, _),) = extract("means", sets, functools.partial(Means, marker=marker), 16, None, workers)
-    return features
+    return features.array()
 
 
 def direct(videos: Path) -> np.ndarray:

@@ -144,7 +144,13 @@ def test_scores_hold_every_set(finished: tuple[Path, Any]) -> None:
     assert all(np.isfinite(values["distance"]) for values in sets.values())
     assert sets["real"]["distance"] < sets["shuffled frames"]["distance"] < sets["noise"]["distance"]
     assert sets["real"]["recognised"] == 1.0
-    assert scores["protocol"]["num_real"] == scores["protocol"]["num_fake"] == 4
+    rows = {score["set"]: score for score in scores["scores"]}
+    assert rows.keys() == sets.keys()
+    assert rows["ar-step-2"]["protocol"]["num_real"] == rows["ar-step-2"]["protocol"]["num_fake"] == 4
+    assert rows["ar-step-2"]["floor"] == sets["real"]["distance"]
+    assert rows["ar-step-2"]["low"] < sets["ar-step-2"]["distance"] < rows["ar-step-2"]["high"]
+    assert (finished[0] / "scores" / "scores.parquet").exists()
+    assert "95 % interval" in (finished[0] / "report.html").read_text()
 
 
 def test_report_is_self_contained(finished: tuple[Path, Any]) -> None:

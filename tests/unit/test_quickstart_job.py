@@ -1,6 +1,6 @@
 """Which stages of the quickstart are run again, and what its report shows. No Ray is started."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,10 @@ from PIL import Image
 from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.metrics.weights import cached
 from ray_jobs.common import stage
+from ray_jobs.encode_latents import EncodeConfig
 from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.quick_scores import lacks_fvd
-from ray_jobs.quickstart import Stages
+from ray_jobs.quickstart import Inputs, QuickstartConfig, Stages, scoring
 from ray_jobs.quickstart_report import _real_clips
 
 
@@ -50,6 +51,15 @@ def test_scores_lack_fvd_once_the_weights_are_there(tmp_path: Path, monkeypatch:
     assert lacks_fvd(config, without)
     assert not lacks_fvd(config, with_fvd)
     assert not lacks_fvd(EvaluateConfig(protocol="quick", i3d_clips=0), without)
+
+
+def test_real_clips_are_scored_at_the_rate_that_was_trained_on() -> None:
+    scores = EvaluateConfig(num_clips=2)
+    config = QuickstartConfig(encode=EncodeConfig(fps=8.0), evaluate=scores)
+    inputs = Inputs("manifest.parquet", "vae", "latents", synthetic=False)
+    assert scoring(config, "runs", inputs, []).fps == 8.0
+    other = replace(config, evaluate=replace(scores, fps=4.0))
+    assert scoring(other, "runs", inputs, []).fps == 4.0
 
 
 def test_the_report_shows_folders_of_pictures(tmp_path: Path) -> None:

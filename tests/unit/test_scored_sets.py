@@ -1,15 +1,17 @@
 """Which clips an evaluation takes, and how their data is named. No Ray is started."""
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.errors import ConfigError, DataError
-from ray_jobs.extraction import Clip
-from ray_jobs.scored_sets import Listed, common_size, fake_clips, locate, paired_clips, real_clips
+from ray_jobs.extraction import Clip, _decode
+from ray_jobs.scored_sets import Listed, common_size, fake_clips, locate, open_videos, paired_clips, real_clips
 from ray_jobs.set_scores import stamps
 
 NAMES = ("y/1", "y/2", "x/1", "x/2")
@@ -42,6 +44,28 @@ def test_every_video_comes_once_before_any_comes_twice() -> None:
     assert len({clip.start for clip in clips}) > 1
     assert real_clips(records, 7, 16, 3, seed=0) == clips
     assert real_clips(records, 7, 16, 3, seed=1) != clips
+
+
+def test_clips_at_a_frame_rate(tmp_path: Path) -> None:
+    """Of 100 frames at 25 a second there are 32 at 8 a second, wherever clips start and are counted."""
+    record_25 = replace(record("a.mp4", frames=100), fps=25.0)
+    clips = real_clips([record_25], 80, span=16, stride=1, seed=0, fps=8.0)
+    assert {clip.fps for clip in clips} == {8.0}
+    assert max(clip.start for clip in clips) == 16
+    (tmp_path / "a.mp4").touch()
+    write_manifest(str(tmp_path / "manifest.parquet"), [record_25])
+    listed = locate(str(tmp_path / "manifest.parquet"))
+    assert len(open_videos(listed, "test", 32, 8.0)) == 1
+    with pytest.raises(DataError, match="the shortest has 32"):
+        open_videos(listed, "test", 33, 8.0)
+    seen = replace(record_25, size=1, etag="e")
+    assert stamps([Clip(seen, 0, 1)]) != stamps([Clip(seen, 0, 1, fps=8.0)])
+
+    frames = np.arange(24, dtype=np.uint8)[:, None, None, None].repeat(32, 1).repeat(32, 2).repeat(3, 3) * 8
+    (tmp_path / "b.mp4").write_bytes(encode_video(frames, 8.0, crf=1))
+    clip = Clip(record(f"{tmp_path}/b.mp4", frames=24, size=32), start=1, stride=2, fps=4.0)
+    [video] = _decode({"clips": [asdict(clip)]}, 4, None)["videos"]
+    assert np.abs(video.mean(axis=(1, 2, 3)) / 8 - [2, 6, 10, 14]).max() < 0.5
 
 
 def test_pairs_are_of_one_name_below_their_folders(tmp_path: Path) -> None:

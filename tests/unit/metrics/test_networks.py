@@ -1,5 +1,6 @@
 """The feature networks with rule-filled weights against the outputs of the public implementations."""
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -41,6 +42,9 @@ def slow(value: str) -> Any:
 def filled(model: nn.Module, name: str) -> nn.Module:
     """The model with the weights that the rule gives; they must be all of its own, and no others."""
     expected = EXPECTED[name]
+    assert len(model.state_dict()) == expected["n_keys"]
+    if "n_params" in expected:
+        assert sum(parameter.numel() for parameter in model.parameters()) == expected["n_params"]
     arrays = RULES.fill(expected["state_shapes"], expected["seed"])
     digest = hashlib.sha256()
     for key in sorted(arrays):
@@ -63,35 +67,92 @@ def i3d() -> I3D:
     return model
 
 
-@pytest.mark.parametrize("length", ["T10", "T16", "T17", slow("T32"), slow("T64")])
+LENGTHS = ["T10", "T16", "T17", slow("T32"), slow("T64")]
+
+
+def stored(name: str) -> Tensor:
+    return torch.from_numpy(OUTPUTS[name])
+
+
+@pytest.mark.parametrize("length", LENGTHS)
 @torch.no_grad()
 def test_i3d_is_that_of_the_public_port(i3d: I3D, length: str) -> None:
-    video = clip(EXPECTED["i3d"]["runs"][length])
-    logits = i3d.logits_in_time(video)
-    assert torch.allclose(logits[0], torch.from_numpy(OUTPUTS[f"i3d_{length}_piergiaj_logits_time"]), rtol=0, atol=1e-4)
-    # The mean over time is what forward gives, and the original graph, but not a port with another epsilon.
-    mean = logits.mean(dim=2)[0]
-    assert torch.allclose(mean, torch.from_numpy(OUTPUTS[f"i3d_{length}_tfhub_style_logits400"]), rtol=0, atol=1e-4)
-    assert (mean - torch.from_numpy(OUTPUTS[f"i3d_{length}_cdfvd_logits400"])).abs().max() > 0.05
+    run = EXPECTED["i3d"]["runs"][length]
+    pooled = i3d._pooled(clip(run))
+    logits = i3d.logits(pooled)[0, :, :, 0, 0]
+    assert logits.shape[1] == run["logits_time_steps"]
+    assert torch.allclose(logits, stored(f"i3d_{length}_piergiaj_logits_time"), rtol=0, atol=1e-4)
+    assert torch.allclose(pooled[0, :, :, 0, 0], stored(f"i3d_{length}_piergiaj_pool1024_time"), rtol=0, atol=1e-4)
+    # The mean over time is what forward gives, and the original graph.
+    mean = logits.mean(dim=1)
+    assert torch.allclose(mean, stored(f"i3d_{length}_tfhub_style_logits400"), rtol=0, atol=1e-4)
+    assert float(mean.square().mean().sqrt()) == pytest.approx(run["rms_logit"], abs=1e-5)
 
 
-@pytest.mark.parametrize("length", ["T16", "T17", slow("T64")])
+@pytest.mark.parametrize("length", LENGTHS)
 @torch.no_grad()
 def test_i3d_of_the_authors_pools_each_time_step(i3d: I3D, length: str) -> None:
     model = I3D(pool_frames=1).eval()
     model.load_state_dict(i3d.state_dict())
-    video = clip(EXPECTED["i3d"]["runs"][length])
-    expected = torch.from_numpy(OUTPUTS[f"i3d_{length}_authors_logits400"])
-    assert torch.allclose(model(video)[0], expected, rtol=0, atol=1e-4)
-    original = torch.from_numpy(OUTPUTS[f"i3d_{length}_tfhub_style_logits400"])
-    assert torch.allclose(expected, original, atol=1e-4) == (length == "T16")
+    run = EXPECTED["i3d"]["runs"][length]
+    expected, original = stored(f"i3d_{length}_authors_logits400"), stored(f"i3d_{length}_tfhub_style_logits400")
+    logits = model(clip(run))[0]
+    assert torch.allclose(logits, expected, rtol=0, atol=1e-4)
+    assert float((logits - original).abs().max()) == pytest.approx(
+        run["max_abs_authors_minus_tfhub_style"], rel=1e-3, abs=1e-4
+    )
+    assert torch.allclose(expected, original, atol=1e-4) == (length in ("T10", "T16"))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@torch.no_grad()
+def test_another_epsilon_is_what_sets_cdfvd_apart(i3d: I3D, length: str) -> None:
+    model = I3D().eval()
+    model.load_state_dict(i3d.state_dict())
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = 1e-5
+    run = EXPECTED["i3d"]["runs"][length]
+    logits, original = model(clip(run))[0], stored(f"i3d_{length}_tfhub_style_logits400")
+    assert torch.allclose(logits, stored(f"i3d_{length}_cdfvd_logits400"), rtol=0, atol=1e-4)
+    assert float((logits - original).abs().max()) == pytest.approx(run["max_abs_cdfvd_minus_tfhub_style"], abs=1e-4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_rounding_is_that_of_float32(i3d: I3D) -> None:
+    run = EXPECTED["i3d"]["runs"]["T16"]
+    exact = copy.deepcopy(i3d).double()(clip(run).double())
+    assert float((i3d(clip(run)) - exact).abs().max()) < 3 * run["max_abs_f32_minus_f64"]
 
 
 @torch.no_grad()
-def test_i3d_gives_its_pooled_features_too(i3d: I3D) -> None:
-    run = EXPECTED["i3d"]["runs"]["T10"]
-    expected = torch.from_numpy(OUTPUTS["i3d_T10_piergiaj_pool1024_time"])
-    assert torch.allclose(i3d.pooled_in_time(clip(run))[0], expected, rtol=0, atol=1e-4)
+def test_every_layer_of_i3d_is_that_of_the_public_port(i3d: I3D) -> None:
+    run = EXPECTED["i3d"]["runs"]["T16"]
+    seen: dict[str, Tensor] = {}
+    names = {module: name for name, module in i3d.named_children()}
+    hooks = [m.register_forward_hook(lambda module, _, out: seen.update({names[module]: out})) for m in names]
+    video = clip(run)
+    pooled = i3d.pooled_in_time(video)[0]
+    for hook in hooks:
+        hook.remove()
+    assert torch.allclose(pooled, stored("i3d_T16_piergiaj_pool1024_time"), rtol=0, atol=1e-4)
+    assert set(run["endpoints"]) == set(seen)
+    for name, layer in run["endpoints"].items():
+        check_summary(seen[name], layer, 1e-4)
+
+
+def check_summary(output: Tensor, expected: dict[str, Any], tolerance: float) -> None:
+    """A tensor by its shape, mean, deviation, first eight and last four values."""
+    assert list(output.shape) == expected["shape"]
+    values = output.double().flatten()
+    for found, wanted in (
+        (values.mean(), expected["mean"]),
+        (values.std(), expected["std"]),
+        (values[:8], expected["first8"]),
+        (values[-4:], expected["last4"]),
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("length", ["T16", "T32"])
@@ -101,6 +162,7 @@ def test_resnet3d(length: str) -> None:
     features = filled(ResNet3D50(), "resnet3d50")(clip(run) * run["clip_scale"])
     expected = torch.from_numpy(OUTPUTS[f"resnet3d50_{length}_pool2048"])  # of mean 14691 and 32571, some are 0
     assert torch.allclose(features[0], expected, rtol=1e-4, atol=0.1)
+    check_summary(features, run["out"], 1e-4)
 
 
 @pytest.mark.parametrize(("size", "seed"), [(64, 31), (256, 32), (299, 33)])
@@ -113,8 +175,9 @@ def test_inception(size: int, seed: int) -> None:
     pixels = resize_frames(torch.from_numpy(images.transpose(0, 2, 3, 1).copy()), 299, "tf-bilinear")
     inputs = scale_range(pixels, "(x - 128) / 128")
     expected = {width: torch.from_numpy(OUTPUTS[f"inception_{size}_{width}"]) for width in (64, 2048)}
-    assert torch.allclose(model(inputs), expected[2048], rtol=1e-4, atol=1e-5)
-    assert torch.allclose(model.first_pool(inputs), expected[64], rtol=1e-4, atol=1e-5)
+    for width, features in ((2048, model(inputs)), (64, model.first_pool(inputs))):
+        assert torch.allclose(features, expected[width], rtol=1e-4, atol=1e-5)
+        check_summary(features, EXPECTED["inception_v3_fid"]["runs"][str(size)][f"out{width}"], 1e-4)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ def test_any_number_of_shards_in_any_order_gives_the_same(shards: int, tmp_path:
     store, all_rows = FeatureStore(str(tmp_path)), rows(20)
     for part in list(np.array_split(np.arange(20), shards))[::-1]:
         store.append([all_rows[i] for i in part])
-    features, clips = store.read(20)
+    stored, clips = store.read(20)
+    features = stored.array()
     assert np.array_equal(features, np.stack([r.features for r in all_rows]))
     assert [c.uri for c in clips] == [r.uri for r in all_rows]
     assert store.ids() == set(range(20))
@@ -35,9 +36,21 @@ def test_what_is_written_twice_counts_once(tmp_path: Path) -> None:
     store.append(rows(4))
     store.append(rows(4))  # the same part again
     store.append(rows(3, first=2))  # another part that overlaps
-    features, _ = store.read(5)
-    assert np.array_equal(features, np.stack([r.features for r in rows(5)]))
+    assert np.array_equal(store.read(5)[0].array(), np.stack([r.features for r in rows(5)]))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_features_are_read_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever lies in which part, and as often as they are gone through."""
+    monkeypatch.setattr("ardiff.metrics.store.BLOCK", 4)
+    store, all_rows = FeatureStore(str(tmp_path)), rows(10)
+    for ids in ((0, 5, 9), (1, 2, 8), (3, 4, 6, 7)):
+        store.append([all_rows[i] for i in ids])
+    features, clips = store.read(10)
+    assert [len(block) for block in features] == [4, 4, 2]
+    assert np.array_equal(features.array(), np.stack([r.features for r in all_rows]))
+    assert np.array_equal(features[5:7].array(), np.stack([r.features for r in all_rows[5:7]]))
+    assert [(c.id, c.uri, c.start, c.sha256) for c in clips] == [(r.id, r.uri, r.start, r.sha256) for r in all_rows]
 
 
 def test_what_is_missing_or_bad_is_named(tmp_path: Path) -> None:
@@ -53,7 +66,7 @@ def test_what_is_missing_or_bad_is_named(tmp_path: Path) -> None:
     store.append(rows(2))
     store.append(rows(1, first=2, width=4))
     with pytest.raises(DataError, match="different shapes"):
-        store.read(3)
+        store.read(3)[0].array()
     with pytest.raises(DataError, match="lacks the features of clip 3"):
         store.read(4)
     next((tmp_path / "features").iterdir()).write_bytes(b"no parquet")

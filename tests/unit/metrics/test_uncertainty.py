@@ -1,10 +1,15 @@
 """Spread and bias of distances, on Gaussians whose distance is known."""
 
+import tracemalloc
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 import pytest
 
 from ardiff.metrics.frechet import frechet_distance, kernel_distance
 from ardiff.metrics.uncertainty import (
+    Videos,
     centred_interval,
     distance_at_infinity,
     floor_halves,
@@ -36,6 +41,55 @@ def test_many_rows_go_through_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     direct = set_distance(real, fake, "frechet", 1)
     monkeypatch.setattr("ardiff.metrics.uncertainty.CHUNK", 128)
     assert set_distance(real, fake, "frechet", 1) == pytest.approx(direct, rel=1e-9)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 7])
+@pytest.mark.parametrize("chunk", [16, 4096])
+def test_blocks_of_videos_give_what_all_at_once_gives(shards: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also resampled, in subsets and of chosen videos; by moments, and of all rows where they are few."""
+    real, fake = features(0, 60, rows=3), features(1, 50, 0.5, 3)
+    direct = (
+        set_distance(real, fake, "frechet"),
+        resampled_distance(real, fake, "frechet", 1, 0, 3),
+        subset_distance(real, fake, "frechet", 1, 0, 30, 2),
+        set_distance(real[20:], fake[::2], "frechet"),
+        set_distance(real, fake, "kernel"),
+    )
+    monkeypatch.setattr("ardiff.metrics.uncertainty.CHUNK", chunk)
+    x, y = (Videos.of(partial(np.array_split, side, shards), len(side)) for side in (real, fake))
+    assert (len(x), x.depth) == (60, 3)
+    assert direct == pytest.approx(
+        (
+            set_distance(x, y, "frechet"),
+            resampled_distance(x, y, "frechet", 1, 0, 3),
+            subset_distance(x, y, "frechet", 1, 0, 30, 2),
+            set_distance(x[20:], y[np.arange(0, 50, 2)], "frechet"),
+            set_distance(x, y, "kernel"),
+        ),
+        rel=1e-9,
+    )
+
+
+def drawn(count: int) -> Iterator[np.ndarray]:
+    """Blocks of 8 videos of 64 frames, made as they are gone through."""
+    for number in range(count // 8):
+        yield np.random.default_rng(number).normal(size=(8, 64, 32)).astype(np.float32)
+
+
+@pytest.mark.parametrize("resampled", [False, True])
+def test_memory_does_not_grow_with_the_number_of_videos(resampled: bool) -> None:
+    peaks = []
+    for count in (128, 1024):
+        real, fake = (Videos.of(partial(drawn, count), count) for _ in range(2))
+        tracemalloc.start()
+        if resampled:
+            resampled_distance(real, fake, "frechet", 1, 0, 0)
+        else:
+            set_distance(real, fake, "frechet")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+    assert peaks[1] < 1024 * 64 * 32 * 4 / 2  # the features of a side are twice as much
 
 
 def test_the_interval_is_as_wide_as_repetitions_spread() -> None:
