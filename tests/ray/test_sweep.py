@@ -270,6 +270,17 @@ def test_killed_actors_and_drivers_cost_what_was_in_flight(
 
 
 @pytest.mark.slow
+def test_actors_are_added_while_there_are_packs(
+    jobs: Any, checkpoint: str, expected: dict[str, str], tmp_path: Path
+) -> None:
+    result = jobs.run("sweep", *arguments(checkpoint, tmp_path / "out", "batch_size=1", "max_actors=2"))
+    assert result.code == 0, result.err
+    lines = lines_of(tmp_path / "out")
+    assert frames(lines) == expected
+    assert len({line["worker"] for line in lines}) == 2
+
+
+@pytest.mark.slow
 def test_two_jobs_at_once_on_s3_share_the_work(
     jobs: Any, checkpoint: str, expected: dict[str, str], s3_server: S3Server, tmp_path: Path
 ) -> None:

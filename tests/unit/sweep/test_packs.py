@@ -55,6 +55,12 @@ def test_nor_for_the_ways_to_compute(make_pipeline: Any, tmp_path: Path, attenti
     assert frames_of(pipeline, rows, 1) == frames_of(pipeline, rows, 3) == frames_of(pipeline, rows, 5)
 
 
+def test_nor_for_bfloat16_weights(make_pipeline: Any, tmp_path: Path) -> None:
+    pipeline = make_pipeline(width=48, num_heads=3).to("cpu", torch.bfloat16)
+    rows = rows_in(tmp_path, 5)
+    assert frames_of(pipeline, rows, 1) == frames_of(pipeline, rows, 3) == frames_of(pipeline, rows, 5)
+
+
 def test_what_is_stored_is_what_the_pipeline_makes(make_pipeline: Any, tmp_path: Path) -> None:
     pipeline = make_pipeline()
     row = make_row(str(tmp_path), 3, latents=True, num_frames=20, ar_step=1)
