@@ -111,7 +111,7 @@ def run(config: AblateConfig) -> None:
             results += _results(config, unit)
             _write(config, units, results)
     failed = sorted({(r.variant, r.seed) for r in results if r.reason})
-    say(f"[bold]{_table_places(config)[-1]}[/]")
+    say(f"[bold]{_table_places(config)[0]}[/]")
     if failed:
         names = ", ".join(f"{variant} with seed {seed}" for variant, seed in failed)
         raise ArdiffError(

@@ -21,7 +21,7 @@ from ardiff.metrics.uncertainty import set_distance
 from ray_jobs.common import versions
 from ray_jobs.extraction import Clip, ClipSet, Measure, extract
 from ray_jobs.scored_sets import fake_clips
-from ray_jobs.set_scores import Extraction, Opened, Reference, Weights, reference_clips, stamps, workers
+from ray_jobs.set_scores import Extraction, Opened, Reference, Weights, reference_clips, shared, stamps, workers
 
 if TYPE_CHECKING:
     from ray_jobs.evaluate import EvaluateConfig
@@ -43,7 +43,7 @@ def write(config: EvaluateConfig, weights: Weights, originals: list[VideoRecord]
     clips = reference_clips(short, originals)
     segments = [fake_clips(f, records, config.num_clips, config.num_frames, s) for f, records in fakes for s in starts]
     extracted = Extraction(short, how, *weights[how.network])(clips, segments)
-    real = Reference.of(short, how, clips, extracted[0])
+    real = Reference.of(short, how, clips, (shared(extracted[0][0]), extracted[0][1]))
     distances = [set_distance(real.features, features, how.distance, how.ddof) for features, _ in extracted[1:]]
     real_means, *means = _means(short, [real.clips, *segments])
     sets = []

@@ -106,6 +106,8 @@ class EvaluateConfig:
             raise ValueError("i3d_clips must be 0 or at least 2")
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise ValueError("metrics must name at least one score, and none of them twice")
+        if set(PAIRED) & set(self.metrics) and (self.fps or self.stride != 1):
+            raise ValueError("psnr, ssim and lpips are of all frames as they come: leave out fps and stride")
         idle = NOT_QUICK if self.protocol == "quick" else QUICK_ALONE
         for field in fields(self):
             if field.name in idle and getattr(self, field.name) != field.default:

@@ -22,7 +22,7 @@ from ardiff.pretrained import local_folder
 from ardiff.sampling import EngineConfig
 from ardiff.sweep.models import fingerprint_of
 from ardiff.sweep.packs import Tries, in_order, make_pack, make_rows, pack_rows
-from ardiff.sweep.rows import Record, VideoRow, in_parallel, read_complete
+from ardiff.sweep.rows import Record, VideoRow, in_parallel, read_complete, read_record
 from ray_jobs.common import await_resource, remote_progress, resolve_device, telling
 from ray_jobs.monitor import VideoMonitor
 
@@ -78,7 +78,8 @@ def make_videos(
         ray.data.DataContext.current(context),
         remote_progress(what, frames, "frame", VideoMonitor, *counts) as monitor,
     ):
-        done = ray.data.range(actors, override_num_blocks=actors).flat_map(
+        # Items, since a range is read by tasks, which would wait for CPUs that the actors have.
+        done = ray.data.from_items([{"task": n} for n in range(actors)], override_num_blocks=actors).flat_map(
             _Maker,
             fn_constructor_args=(workers, device.type, monitor, ray.put(packs)),
             compute=ray.data.ActorPoolStrategy(
@@ -107,7 +108,8 @@ def _check_room(workers: Workers, device: torch.device) -> None:
 class _Maker:
     """An actor that holds a pipeline and makes pack after pack, as the monitor deals them.
 
-    A task that is repeated, since its actor died, is dealt the same packs again, and finds in storage what was made.
+    A task that is repeated, since its actor died, is dealt the same packs again: of those that had ended it reads the
+    records, of the one in work it makes what is missing.
     """
 
     def __init__(self, workers: Workers, device: str, monitor: Any, packs: Any) -> None:
@@ -119,9 +121,15 @@ class _Maker:
 
     def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         turn = 0
-        while (number := ray.get(self.monitor.deal.remote(int(task["id"]), turn))) is not None:
+        while (dealt := ray.get(self.monitor.deal.remote(int(task["task"]), turn))) is not None:
+            number, ended = dealt
+            rows = [VideoRow(**row) for row in self.packs[number]]
             with telling(self.monitor):
-                made = list(self._make(number, [VideoRow(**row) for row in self.packs[number]]))
+                records = in_parallel(read_record, rows) if ended else []
+                if ended and None not in records:
+                    made = list(zip(rows, records, strict=True))
+                else:
+                    made = list(self._make(number, rows))
             self.monitor.end.remote(number)
             yield from ({"place": row.record, "record": json.dumps(asdict(record))} for row, record in made)
             turn += 1
@@ -153,7 +161,7 @@ class _Maker:
             self.monitor.advance.remote(number, frames)
 
     def _tell(self, number: int, row: VideoRow, record: Record) -> tuple[VideoRow, Record]:
-        self.monitor.finish.remote(number, record.status == "ok", row.num_frames)
+        self.monitor.finish.remote(number, row.record, record.status == "ok", row.num_frames)
         return row, record
 
     def _pipeline(self, row: VideoRow) -> ARDiffusionPipeline:

@@ -96,17 +96,22 @@ class VideoMonitor(Monitor):
         self.in_work: dict[int, tuple[int, int]] = {}  # by pack: videos, and frames of all of them that are final
         self.packs, self.dealt = packs, 0
         self.hands: dict[int, list[int]] = {}  # packs dealt to each task
+        self.ended: set[int] = set()  # packs
+        self.finished: set[str] = set()  # rows, which a pack whose worker dies may finish again
         self.tries: dict[str, list[int]] = {}  # by row: how often begun, and how often alone
         self.started: float | None = None
         self.gauges = {name: Gauge(name, meaning) for name, meaning in VIDEO_GAUGES.items()}
 
-    def deal(self, task: int, turn: int) -> int | None:
-        """The pack that is a task's in its turn, the same again if it is asked for again; None when there is none."""
+    def deal(self, task: int, turn: int) -> tuple[int, bool] | None:
+        """The pack that is a task's in its turn, the same again if it is asked for again, and whether it has ended.
+
+        None when there is none left.
+        """
         hand = self.hands.setdefault(task, [])
         if turn == len(hand) and self.dealt < self.packs:
             hand.append(self.dealt)
             self.dealt += 1
-        return hand[turn] if turn < len(hand) else None
+        return (hand[turn], hand[turn] in self.ended) if turn < len(hand) else None
 
     def tried(self, ids: list[str]) -> dict[str, list[int]]:
         """How often rows have been begun, and how often alone, those that have been."""
@@ -125,8 +130,11 @@ class VideoMonitor(Monitor):
         videos, _ = self.in_work.get(pack, (0, 0))
         self.in_work[pack] = (videos, frames)
 
-    def finish(self, pack: int, ok: bool, frames: int) -> None:
+    def finish(self, pack: int, row: str, ok: bool, frames: int) -> None:
         """A video is stored, or has failed for good."""
+        if row in self.finished:
+            return
+        self.finished.add(row)
         videos, final = self.in_work.get(pack, (0, 0))
         self.in_work[pack] = (max(videos - 1, 0), final)
         self.done, self.failed, self.frames = self.done + ok, self.failed + (not ok), self.frames + frames
@@ -134,6 +142,7 @@ class VideoMonitor(Monitor):
     def end(self, pack: int) -> None:
         """No row of a pack is in work any more."""
         self.in_work.pop(pack, None)
+        self.ended.add(pack)
 
     def read(self) -> tuple[int, str, list[str]]:
         in_flight = sum(videos for videos, _ in self.in_work.values())

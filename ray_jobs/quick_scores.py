@@ -191,6 +191,7 @@ def _scores(
     parts = {str(name): part for name, part in frame.groupby("set")}
     features = {name: torch.from_numpy(np.stack(part["features"].tolist())) for name, part in parts.items()}
     scaled = {name: scale_features(features[REFERENCE], mine).numpy()[:, None] for name, mine in features.items()}
+    real = [clip.video for clip in sets[REFERENCE]]
     protocol = Protocol(
         name="quick",
         metric="distance",
@@ -207,8 +208,8 @@ def _scores(
         num_fake=config.num_clips,
         ddof=1,
         real_split=places[0].split(config.split),
-        codec_real=codecs([clip.video for clip in sets[REFERENCE]]),
-        codec_fake="",
+        codec_real=codecs(real),
+        codec_fake=codecs([clip.video for fake in places[1:] for clip in sets[fake.name]] or real),
         real_data="",
     )
     scores = _of_metric(config, protocol, scaled, parts, sets, places)
@@ -267,7 +268,6 @@ def _of_metric(
                 fake_data=_data(parts[name][: len(mine)]),
                 protocol=replace(
                     protocol,
-                    codec_fake=codecs([clip.video for clip in sets[name]]),
                     num_real=count,
                     num_fake=len(mine),
                     real_data=_data(parts[REFERENCE][:count]),

@@ -92,7 +92,8 @@ class ServeConfig(ReplicaConfig):
     max_replicas: int = 1
     """Replicas at most."""
     jobs_per_replica: float = 8.0
-    """Jobs, waiting or in work, for which there is to be one replica."""
+    """Jobs, waiting or in work, for which there is to be one replica. Keep it below ``service.engine.max_requests``:
+    streams do not wait, so of those that find no place nothing is seen."""
     upscale_delay_s: float = 5.0
     """Seconds that more replicas must be needed before they are started."""
     downscale_delay_s: float = 60.0

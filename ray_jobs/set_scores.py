@@ -61,11 +61,11 @@ def score_sets(
     extraction = Extraction(config, how, *weights[how.network])
     clips = reference_clips(config, originals)
     real_side, *fake_sides = extraction(clips, sides)
-    base = Reference.of(config, how, clips, real_side)
-    reference = _shared(base.features)
+    base = Reference.of(config, how, clips, (shared(real_side[0]), real_side[1]))
+    reference = base.features
     scores = []
     for (fake, records), (stored, found) in zip(fakes, fake_sides, strict=True):
-        features = _shared(stored)
+        features = shared(stored)
         protocol = Protocol(
             name=config.protocol,
             metric=metric,
@@ -202,7 +202,7 @@ def reference_clips(config: EvaluateConfig, originals: list[VideoRecord]) -> lis
     return real_clips(originals, count, config.span, config.stride, config.seed, config.fps)
 
 
-def _shared(videos: Videos) -> Videos:
+def shared(videos: Videos) -> Videos:
     """The same videos in Ray's object store, which moves to disk what it has no room for, block by block."""
     return Videos.of(functools.partial(_fetched, [ray.put(block) for block in videos]), len(videos))
 

@@ -302,6 +302,11 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
     with readable_failures("when it read the checkpoint", SHARES), _checkpoint_to_resume(job) as (folder, named):
         if folder is not None:
             start = load_checkpoint(folder, engine, job.fingerprint, critic, None if named else ours)
+            if named and start.step >= job.config.num_steps:
+                raise CheckpointError(
+                    f"{job.resume} is at step {start.step}, and steps are counted on: train.num_steps="
+                    f"{job.config.num_steps} leaves nothing to do."
+                )
             changes = changed_settings(start.hyperparameters, ours)
             if changes and workers.rank() == 0:
                 monitor.say.remote(f"{job.name}: going on with {changes}")

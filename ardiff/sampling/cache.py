@@ -14,7 +14,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ardiff.dit import DiTConfig
-from ardiff.dit.attention import block_causal_mask
 
 AttentionMode = Literal["ragged", "masked", "flex"]
 
@@ -56,8 +55,7 @@ class FrameCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.mode = mode
-        if mode == "masked":
-            self.mask = _causal_mask(room, config.num_tokens, config.attention_window, device)
+        self.key_frames = torch.arange(room, device=device).repeat_interleave(config.num_tokens)  # (R L,)
         self.block_masks: dict[tuple[int, int], object] = {}  # of FlexAttention
 
     @staticmethod
@@ -87,7 +85,8 @@ class FrameCache:
             case "ragged":
                 mask: object = None
             case "masked":
-                mask = self.mask.index_select(0, rows)
+                lag = self.key_frames[rows][:, None] - self.key_frames
+                mask = (lag >= 0) & (lag < (self.band or self.room))
             case "flex":
                 if (place, len(rows)) not in self.block_masks:
                     self.block_masks[place, len(rows)] = self._block_mask(place, len(rows))
@@ -138,13 +137,6 @@ class FrameCache:
             return (lag >= 0) & (lag < band)
 
         return create_block_mask(visible, None, None, queries, self.room * tokens, device=str(self.keys.device))
-
-
-@lru_cache(maxsize=8)
-def _causal_mask(room: int, tokens: int, band: int | None, device: torch.device) -> Tensor:
-    """A mask that all caches of a size share; nobody writes into it."""
-    with torch.inference_mode(False):
-        return block_causal_mask(room, tokens, band).to(device)
 
 
 @lru_cache(maxsize=2)

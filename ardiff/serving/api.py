@@ -270,7 +270,7 @@ _VIDEO_ANSWER: dict[int | str, dict[str, Any]] = {
 def _owner_of(service: VideoService) -> Callable[[Request], Awaitable[str]]:
     async def owner(request: Request) -> str:
         """Whose key the request carries. Raises RequestError 401."""
-        if not service.keys:
+        if not service.config.keys:
             return ANONYMOUS
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         found = find_owner(service.keys, key.strip()) if scheme.lower() == "bearer" else None
@@ -457,7 +457,7 @@ class _Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > self.service.config.limits.body_bytes:
             return self._too_large()
-        if self.service.keys or self.service.config.allow_anonymous or scope["path"] == "/healthz":
+        if self.service.config.keys or self.service.config.allow_anonymous or scope["path"] == "/healthz":
             return None
         host = headers.get("host", "")
         if not _is_loopback(host):

@@ -49,7 +49,8 @@ class ServiceConfig:
     """File of API keys, local or s3:// (``ardiff api-key`` writes its entries); without one, only this machine is
     served, and needs none."""
     keys_seconds: float = 5.0
-    """Between two looks at the file of keys: a key that is removed works no longer than that."""
+    """Between two looks at the file of keys: a key that is removed works no longer than that. A file that cannot be
+    read, or has an entry that is not valid, changes nothing, and the log says so."""
     allow_anonymous: bool = False
     """Without keys, answer under names other than this machine's own too. Anyone who reaches the service may use it."""
     requests_per_minute: int = 600

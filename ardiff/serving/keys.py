@@ -65,13 +65,15 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def read_keys(place: str) -> dict[str, KeyEntry]:
+def read_keys(place: str, may_be_empty: bool = False) -> dict[str, KeyEntry]:
     """The file of keys, YAML: a name, then its entry. Raises ConfigError or DataError."""
     try:
         tree: Any = yaml.safe_load(storage.read_bytes(place))
     except yaml.YAMLError as error:
         raise ConfigError(f"The file of keys {place} is not valid YAML.") from error
-    if not isinstance(tree, dict) or not tree:
+    if tree is None and may_be_empty:
+        return {}
+    if not isinstance(tree, dict) or not (tree or may_be_empty):
         raise ConfigError(f"The file of keys {place} must map names to entries: see `ardiff api-key --help`.")
     for name, entry in tree.items():
         _check_name(name)

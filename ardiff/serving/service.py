@@ -574,7 +574,7 @@ class VideoService:
             seconds = (record.ended_at or record.created_at) - record.created_at
             self.metrics.record("ardiff_job_seconds", seconds, model=record.settings["model"])
         self._look.set()
-        if job.beat is not None and not job.beat.done():  # it writes a lease that nobody holds any more
+        if job.beat is not None:  # the last one may have written a lease that nobody holds any more
             await job.beat
             with contextlib.suppress(RequestError):
                 await self.patient(self.store.drop_leases, record)
@@ -635,7 +635,7 @@ class VideoService:
     async def _read_keys(self) -> None:
         if self.config.keys:
             try:
-                self.keys = await asyncio.to_thread(read_keys, self.config.keys)
+                self.keys = await asyncio.to_thread(read_keys, self.config.keys, may_be_empty=True)
             except ArdiffError as error:
                 logger.error("The file of keys is not read again: %s", error)
 

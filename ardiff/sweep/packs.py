@@ -23,7 +23,7 @@ from ardiff.data.encode import encode_video
 from ardiff.errors import CheckpointError, StorageError
 from ardiff.pipeline import ARDiffusionPipeline, Executor
 from ardiff.sampling.cost import frame_evaluations, sequential_passes
-from ardiff.sweep.rows import Record, VideoRow, read_complete, write_record
+from ardiff.sweep.rows import Record, VideoRow, read_complete, read_record, write_record
 from ardiff.sweep.statistics import video_statistics
 from ardiff.vae import DecoderCache
 
@@ -102,7 +102,12 @@ def make_rows(
         pack = waiting.popleft()
         row, alone = pack[0], len(pack) == 1
         if alone and tries[row.id].alone >= attempts:
-            error = errors.get(row.id) or RuntimeError("the process that made it died each time, perhaps of its memory")
+            error = errors.get(row.id)
+            before = read_record(row) if error is None else None
+            if before is not None and before.status == "failed" and before.attempts >= tries[row.id].total:
+                yield before  # it had failed for good before the process died, of another row
+                continue
+            error = error or RuntimeError("the process that made it died each time, perhaps of its memory")
             yield record_failure(row, type(error).__name__, str(error), tries[row.id].total)
             continue
         begin(pack)

@@ -273,10 +273,11 @@ def test_killed_actors_and_drivers_cost_what_was_in_flight(
 def test_actors_are_added_while_there_are_packs(
     jobs: Any, checkpoint: str, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    result = jobs.run("sweep", *arguments(checkpoint, tmp_path / "out", "batch_size=1", "max_actors=2"))
+    settings = ("batch_size=1", "max_actors=2", "grid.seeds=8")
+    result = jobs.run("sweep", *arguments(checkpoint, tmp_path / "out", *settings))
     assert result.code == 0, result.err
     lines = lines_of(tmp_path / "out")
-    assert frames(lines) == expected
+    assert frames(lines).items() >= expected.items()
     assert len({line["worker"] for line in lines}) == 2
 
 

@@ -22,15 +22,15 @@ COUNT, WITH_I3D = 12, 4
 SHIFTS = {"reference": 0.0, "real": 0.0, "ar-step-5": 0.5, "noise": 4.0, "shuffled frames": 2.0}
 
 
-def record(uri: str, size: int = 32) -> VideoRecord:
-    return VideoRecord(uri, 1, "h264", size, size, 8.0, 20, 0, "video", "test", "ok", "")
+def record(uri: str, size: int = 32, codec: str = "vp9") -> VideoRecord:
+    return VideoRecord(uri, 1, codec, size, size, 8.0, 20, 0, "video", "test", "ok", "")
 
 
 def sets(num_videos: int) -> dict[str, list[Clip]]:
     """Of real videos the first half are the reference, others are taken again where there are too few."""
     real = [Clip(record(f"{i % num_videos}.mp4"), i, 1) for i in range(2 * COUNT)]
     found = dict.fromkeys(SHIFTS, real[COUNT:]) | {"reference": real[:COUNT]}
-    return found | {"ar-step-5": [Clip(record(f"g/{i}.mp4"), 0, 1) for i in range(COUNT)]}
+    return found | {"ar-step-5": [Clip(record(f"g/{i}.mp4", codec="h264"), 0, 1) for i in range(COUNT)]}
 
 
 def scored(num_videos: int = 2 * COUNT, **settings: Any) -> tuple[list[SetScore], dict[str, Any]]:

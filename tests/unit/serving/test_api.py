@@ -423,6 +423,7 @@ def test_streams_leave_a_place_to_a_job_that_waits(serve: Serve) -> None:
                 answer = client.post("/v1/videos:stream", json=body)
                 statuses.append(answer.status_code)
                 assert answer.status_code == 200 or int(answer.headers["retry-after"]) >= 1
+                time.sleep(0.02)
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -430,7 +431,7 @@ def test_streams_leave_a_place_to_a_job_that_waits(serve: Serve) -> None:
     try:
         while 200 not in statuses:
             time.sleep(0.01)
-        served.wait(served.ask(**body), patience=20)
+        served.wait(served.ask(**body))
     finally:
         done.set()
         for thread in threads:

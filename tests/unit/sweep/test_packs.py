@@ -203,3 +203,10 @@ def test_a_failure_does_not_hide_what_another_job_has_made(make_pipeline: Any, t
     [record] = make_pack(make_pipeline(), [row], [1])
     assert record_failure(row, "ValueError", "x", 1) == record
     assert read_record(row) == record
+
+
+def test_what_had_failed_for_good_keeps_its_reason_when_the_process_dies_later(tmp_path: Path) -> None:
+    rows = rows_in(tmp_path, 2)
+    failed = made(rows, Maker(bad=(0,), error=ValueError("no such class")))["id0"]
+    again = made(rows, Maker(), id0=Tries(failed.attempts, 2), id1=Tries(2, 1))["id0"]
+    assert again == failed == read_record(rows[0])

@@ -179,10 +179,11 @@ def test_the_documented_costs_are_what_the_command_prints(capsys: pytest.Capture
     expected = [[float(number) for number in line.split()[-2:]] for line in printed]
     table = re.search(r"\| job \|.*\| GPU hours \| dollars \|\n\|.*\n((?:\|.*\n)+)", runbook)
     assert table is not None
-    rows = [line.split("|")[-3:-1] for line in table[1].splitlines()]
-    assert [[float(cell.split()[0].replace(",", "")) for cell in row] for row in rows] == [
-        [pytest.approx(value, rel=0.03, abs=0.06) for value in values] for values in expected
-    ]
+    rows = [[cell.split()[0].replace(",", "") for cell in line.split("|")[-3:-1]] for line in table[1].splitlines()]
+    for row, values in zip(rows, expected, strict=True):
+        for shown, value in zip(row, values, strict=True):
+            digit = 10.0 ** -len(shown.partition(".")[2])
+            assert float(shown) == pytest.approx(value, rel=0.001, abs=0.51 * digit)
 
 
 @pytest.mark.parametrize("changes", [{"num_gpus": 0}, {"utilisation": 0.0}, {"bandwidth_gb": 0.0}])
