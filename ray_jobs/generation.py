@@ -73,15 +73,15 @@ def make_videos(
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     frames = sum(row.num_frames for row in missing)
     records = dict(complete)
-    counts = (len(rows) + refused, len(rows) - len(missing), refused, len(packs))
+    counts = (len(rows) + refused, len(rows) - len(missing), refused)
     with (
         ray.data.DataContext.current(context),
-        remote_progress(what, frames, "frame", VideoMonitor, *counts) as monitor,
+        remote_progress(what, frames, "frame", VideoMonitor, *counts, packs) as monitor,
     ):
         # Items, since a range is read by tasks, which would wait for CPUs that the actors have.
         done = ray.data.from_items([{"task": n} for n in range(actors)], override_num_blocks=actors).flat_map(
             _Maker,
-            fn_constructor_args=(workers, device.type, monitor, ray.put(packs)),
+            fn_constructor_args=(workers, device.type, monitor),
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(workers.min_actors, actors), max_size=actors, max_tasks_in_flight_per_actor=1
             ),
@@ -112,18 +112,17 @@ class _Maker:
     records, of the one in work it makes what is missing.
     """
 
-    def __init__(self, workers: Workers, device: str, monitor: Any, packs: Any) -> None:
+    def __init__(self, workers: Workers, device: str, monitor: Any) -> None:
         torch.set_num_threads(workers.cpu_threads)
         self.workers, self.device, self.monitor, self.told = workers, device, monitor, 0.0
-        self.packs: list[list[dict[str, Any]]] = ray.get(packs)
         self.loaded: tuple[str, str] | None = None
         self.pipeline: ARDiffusionPipeline | None = None
 
     def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         turn = 0
         while (dealt := ray.get(self.monitor.deal.remote(int(task["task"]), turn))) is not None:
-            number, ended = dealt
-            rows = [VideoRow(**row) for row in self.packs[number]]
+            number, pack, ended = dealt
+            rows = [VideoRow(**row) for row in pack]
             with telling(self.monitor):
                 records = in_parallel(read_record, rows) if ended else []
                 if ended and None not in records:

@@ -1,6 +1,7 @@
 """The actor behind :func:`ray_jobs.common.remote_progress`. It imports next to nothing: every stage starts one."""
 
 import time
+from typing import Any
 
 from ardiff.errors import ArdiffError, TrainingError
 
@@ -86,9 +87,9 @@ VIDEO_GAUGES = {
 class VideoMonitor(Monitor):
     """A monitor of videos in the making, which outlives the workers: it also knows what they had begun."""
 
-    def __init__(self, total: int, done: int, failed: int, packs: int) -> None:
+    def __init__(self, total: int, done: int, failed: int, packs: list[list[dict[str, Any]]]) -> None:
         """``total`` videos in all, of which ``done`` were complete before, ``failed`` are not tried, and the others are
-        in so many ``packs``."""
+        the rows in ``packs``."""
         from ray.util.metrics import Gauge
 
         super().__init__()
@@ -102,16 +103,17 @@ class VideoMonitor(Monitor):
         self.started: float | None = None
         self.gauges = {name: Gauge(name, meaning) for name, meaning in VIDEO_GAUGES.items()}
 
-    def deal(self, task: int, turn: int) -> tuple[int, bool] | None:
-        """The pack that is a task's in its turn, the same again if it is asked for again, and whether it has ended.
-
-        None when there is none left.
-        """
+    def deal(self, task: int, turn: int) -> tuple[int, list[dict[str, Any]], bool] | None:
+        """The pack that is a task's in its turn, the same again if it is asked for again: its number, its rows, and
+        whether it has ended. None when there is none left."""
         hand = self.hands.setdefault(task, [])
-        if turn == len(hand) and self.dealt < self.packs:
+        if turn == len(hand) and self.dealt < len(self.packs):
             hand.append(self.dealt)
             self.dealt += 1
-        return (hand[turn], hand[turn] in self.ended) if turn < len(hand) else None
+        if turn == len(hand):
+            return None
+        number = hand[turn]
+        return number, self.packs[number], number in self.ended
 
     def tried(self, ids: list[str]) -> dict[str, list[int]]:
         """How often rows have been begun, and how often alone, those that have been."""
