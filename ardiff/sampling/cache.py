@@ -56,6 +56,8 @@ class FrameCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.mode = mode
         self.key_frames = torch.arange(room, device=device).repeat_interleave(config.num_tokens)  # (R L,)
+        self.last_span: tuple[int, int] | None = None
+        self.last_places: Places
         self.block_masks: dict[tuple[int, int], object] = {}  # of FlexAttention
 
     @staticmethod
@@ -80,6 +82,8 @@ class FrameCache:
     def places(self, first: int, end: int) -> Places:
         """Where frames ``first .. end - 1`` are; all frames from ``base`` to ``first`` must have been stored before."""
         place = first - self.base
+        if (place, end - self.base) == self.last_span:  # as long as no frame starts or ends
+            return self.last_places
         rows = torch.arange(place * self.tokens, (end - self.base) * self.tokens, device=self.keys.device)
         match self.mode:
             case "ragged":
@@ -91,7 +95,8 @@ class FrameCache:
                 if (place, len(rows)) not in self.block_masks:
                     self.block_masks[place, len(rows)] = self._block_mask(place, len(rows))
                 mask = self.block_masks[place, len(rows)]
-        return Places(place, rows, mask)
+        self.last_span, self.last_places = (place, end - self.base), Places(place, rows, mask)
+        return self.last_places
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, places: Places) -> Tensor:
         """Stores keys and values of the frames of an iteration, and mixes what each of them may see.
