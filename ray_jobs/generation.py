@@ -124,11 +124,8 @@ class _Maker:
             number, pack, ended = dealt
             rows = [VideoRow(**row) for row in pack]
             with telling(self.monitor):
-                records = in_parallel(read_record, rows) if ended else []
-                if ended and None not in records:
-                    made = list(zip(rows, records, strict=True))
-                else:
-                    made = list(self._make(number, rows))
+                records = in_parallel(read_record, rows) if ended else [None]
+                made = list(self._make(number, rows) if None in records else zip(rows, records, strict=True))
             self.monitor.end.remote(number)
             yield from ({"place": row.record, "record": json.dumps(asdict(record))} for row, record in made)
             turn += 1

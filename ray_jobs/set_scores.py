@@ -253,7 +253,7 @@ def score_pairs(
 ) -> list[SetScore]:
     """One score per metric for each set of videos, compared with their originals frame by frame. Raises ArdiffError."""
     state, sha256 = weights.get("lpips-alex", (None, ""))
-    shared = ray.put(state)
+    lpips = ray.put(state)
     sets, resolutions = [], []
     for fake, records in fakes:
         clips = fake_clips(fake, records, config.num_clips, config.num_frames)
@@ -262,7 +262,7 @@ def score_pairs(
         resolutions.append(common_size([*records, *used.values()], config.resolution))
         key = fingerprint([sha256, config.num_frames, config.resolution, VERSION], stamps(pairs))
         sets.append(ClipSet(pairs, FeatureStore(storage.join(config.output, "features", f"pairs-{key}"))))
-    build = functools.partial(_pair_measure, shared)
+    build = functools.partial(_pair_measure, lpips)
     extracted = extract("pairs", sets, build, config.num_frames, config.resolution, workers(config))
     scores = []
     for (fake, records), resolution, (stored, rows) in zip(fakes, resolutions, extracted, strict=True):

@@ -334,7 +334,7 @@ def _checkpoint_to_resume(job: TrainJob) -> Iterator[tuple[Path | None, bool]]:
     elif job.resume in ("auto", "latest", "none"):
         yield None, False
     else:
-        named = not job.resume.startswith(job.checkpoints)
+        named = not job.resume.startswith(f"{job.checkpoints}/")
         if storage.is_remote(job.resume):
             with tempfile.TemporaryDirectory() as copy:
                 storage.download_folder(job.resume, Path(copy))

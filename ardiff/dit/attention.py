@@ -23,9 +23,14 @@ def block_causal_mask(num_frames: int, num_tokens: int, window: int | None = Non
         bool ``(F L, F L)``, query by key.
     """
     frame = torch.arange(num_frames)
-    lag = frame[:, None] - frame[None, :]
-    seen = (lag >= 0) if window is None else (lag >= 0) & (lag < window)
-    return seen.repeat_interleave(num_tokens, 0).repeat_interleave(num_tokens, 1)
+    return (
+        seen(frame[:, None] - frame[None, :], window).repeat_interleave(num_tokens, 0).repeat_interleave(num_tokens, 1)
+    )
+
+
+def seen(lag: Tensor, window: int | None) -> Tensor:
+    """Whether a frame sees the one that is ``lag`` frames before it: never a later one, of a band only the last."""
+    return (lag >= 0) if window is None else (lag >= 0) & (lag < window)
 
 
 def after_condition(mask: Tensor, num_condition: int, condition_attention: Literal["self", "all"]) -> Tensor:

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ardiff.dit import DiTConfig
+from ardiff.dit.attention import seen
 
 AttentionMode = Literal["ragged", "masked", "flex"]
 
@@ -56,8 +57,7 @@ class FrameCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.mode = mode
         self.key_frames = torch.arange(room, device=device).repeat_interleave(config.num_tokens)  # (R L,)
-        self.last_span: tuple[int, int] | None = None
-        self.last_places: Places
+        self.last_places: Places | None = None
         self.block_masks: dict[tuple[int, int], object] = {}  # of FlexAttention
 
     @staticmethod
@@ -81,21 +81,20 @@ class FrameCache:
 
     def places(self, first: int, end: int) -> Places:
         """Where frames ``first .. end - 1`` are; all frames from ``base`` to ``first`` must have been stored before."""
-        place = first - self.base
-        if (place, end - self.base) == self.last_span:  # as long as no frame starts or ends
-            return self.last_places
+        place, last = first - self.base, self.last_places
+        if last is not None and (last.first, len(last.rows)) == (place, (end - first) * self.tokens):
+            return last  # no frame has started or ended
         rows = torch.arange(place * self.tokens, (end - self.base) * self.tokens, device=self.keys.device)
         match self.mode:
             case "ragged":
                 mask: object = None
             case "masked":
-                lag = self.key_frames[rows][:, None] - self.key_frames
-                mask = (lag >= 0) & (lag < (self.band or self.room))
+                mask = seen(self.key_frames[rows][:, None] - self.key_frames, self.band)
             case "flex":
                 if (place, len(rows)) not in self.block_masks:
                     self.block_masks[place, len(rows)] = self._block_mask(place, len(rows))
                 mask = self.block_masks[place, len(rows)]
-        self.last_span, self.last_places = (place, end - self.base), Places(place, rows, mask)
+        self.last_places = Places(place, rows, mask)
         return self.last_places
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, places: Places) -> Tensor:
@@ -134,12 +133,11 @@ class FrameCache:
     def _block_mask(self, place: int, queries: int) -> object:
         from torch.nn.attention.flex_attention import create_block_mask
 
-        tokens, band = self.tokens, self.band or self.room
+        tokens, band = self.tokens, self.band
         offset = torch.tensor(place, device=self.keys.device)  # a number here would be compiled in
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            lag = offset + query // tokens - key // tokens
-            return (lag >= 0) & (lag < band)
+            return seen(offset + query // tokens - key // tokens, band)
 
         return create_block_mask(visible, None, None, queries, self.room * tokens, device=str(self.keys.device))
 

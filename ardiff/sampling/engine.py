@@ -262,8 +262,11 @@ class SamplingEngine:
             FrameCache.num_bytes(self.model.config, _sequences(r), _room(r, self.model), self.weights_dtype)
             for r in requests
         )
-        rows = sum(num_steps for num_steps, _ in self._tables_of(requests))
-        return sum(caches) + rows * self.model.modulation_width * self.weights_dtype.itemsize
+        return sum(caches) + self._table_bytes(self._tables_of(requests))
+
+    def _table_bytes(self, tables: Iterable[tuple[int, int]]) -> int:
+        rows = sum(num_steps for num_steps, _ in tables)
+        return rows * self.model.modulation_width * self.weights_dtype.itemsize
 
     def _tables_of(self, requests: Iterable[SampleRequest]) -> set[tuple[int, int]]:
         return {(request.num_inference_steps, label) for request in requests for label in self.branches(request)}
@@ -288,9 +291,8 @@ class SamplingEngine:
         """Drops tables that nobody uses now, where there are many, or no room for them."""
         needed = self._tables_of(in_work)
         idle = [key for key in self._tables if key not in needed]
-        row = self.model.modulation_width * self.weights_dtype.itemsize
         spare = self.config.max_cache_bytes - self._bytes(in_work)
-        while idle and (len(idle) > MAX_IDLE_TABLES or sum(steps for steps, _ in idle) * row > spare):
+        while idle and (len(idle) > MAX_IDLE_TABLES or self._table_bytes(idle) > spare):
             del self._tables[idle.pop(0)]
 
     def _evaluate(self, lanes: list[_Lane], spans: list[_Span]) -> list[Tensor]:

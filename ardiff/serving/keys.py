@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -42,6 +42,16 @@ class KeyEntry:
             raise ValueError("requests_per_minute, jobs and streams must be at least 1")
 
 
+class KeyLimits(NamedTuple):
+    """What one key may have."""
+
+    requests_per_minute: int
+    jobs: int
+    """Unfinished ones, on all replicas together."""
+    streams: int
+    """Open ones, at one replica."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKeyConfig:
     """A new key."""
@@ -71,9 +81,9 @@ def read_keys(place: str, may_be_empty: bool = False) -> dict[str, KeyEntry]:
         tree: Any = yaml.safe_load(storage.read_bytes(place))
     except yaml.YAMLError as error:
         raise ConfigError(f"The file of keys {place} is not valid YAML.") from error
-    if tree is None and may_be_empty:
+    if may_be_empty and tree in (None, {}):
         return {}
-    if not isinstance(tree, dict) or not (tree or may_be_empty):
+    if not isinstance(tree, dict) or not tree:
         raise ConfigError(f"The file of keys {place} must map names to entries: see `ardiff api-key --help`.")
     for name, entry in tree.items():
         _check_name(name)

@@ -22,7 +22,7 @@ from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling import why_not_cached
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.fragments import as_file, as_fragments
-from ardiff.serving.keys import KeyEntry, RateLimiter, read_keys
+from ardiff.serving.keys import KeyEntry, KeyLimits, RateLimiter, read_keys
 from ardiff.serving.metrics import Recorder
 from ardiff.serving.records import JobRecord, JobStore, Lease, Status, new_id
 from ardiff.serving.requests import Described, RequestError, VideoRequest, invalid, iterations, settle
@@ -147,10 +147,10 @@ class VideoService:
         """Jobs of this replica, in work or about to be."""
         return len(self.jobs)
 
-    def limits_of(self, owner: str) -> tuple[int, int, int]:
-        """Requests a minute, unfinished jobs and open streams that a key may have."""
+    def limits_of(self, owner: str) -> KeyLimits:
+        """What a key may have: limits of its own, or else the service's."""
         entry, config = self.keys.get(owner), self.config
-        return (
+        return KeyLimits(
             (entry and entry.requests_per_minute) or config.requests_per_minute,
             (entry and entry.jobs) or config.jobs_per_key,
             (entry and entry.streams) or config.streams_per_key,
@@ -159,7 +159,7 @@ class VideoService:
     @contextlib.contextmanager
     def reading(self, owner: str) -> Iterator[None]:
         """Counts an open stream. Raises RequestError 429 if the owner has too many at this replica."""
-        if self._open_streams[owner] >= self.limits_of(owner)[2]:
+        if self._open_streams[owner] >= self.limits_of(owner).streams:
             raise RequestError(429, "too_many_streams", "Too many open streams: close one.", retry_after=5)
         self._open_streams[owner] += 1
         try:
@@ -177,7 +177,7 @@ class VideoService:
         """
         if self.draining:
             raise self._busy("This replica is stopping: try again.", 1)
-        if wait := self._rates.wait(owner, self.limits_of(owner)[0]):
+        if wait := self._rates.wait(owner, self.limits_of(owner).requests_per_minute):
             raise RequestError(429, "rate_limit", "Too many requests in a minute: wait.", retry_after=wait)
         model = self._model(asked.model)
         settings = settle(asked, model, self.config, 0)  # cheap, so before the upload is looked at
@@ -382,7 +382,7 @@ class VideoService:
             raise self._unavailable()
         open_jobs = await self.storage(self.store.open_jobs)
         leases = await self.storage(self.store.leases)
-        if sum(1 for other in open_jobs.values() if other == owner) >= self.limits_of(owner)[1]:
+        if sum(1 for other in open_jobs.values() if other == owner) >= self.limits_of(owner).jobs:
             raise RequestError(429, "too_many_jobs", "Too many unfinished videos: wait for one.", retry_after=5)
         self.waiting = sum(1 for job_id in open_jobs if job_id not in leases)
         waiting_here = sum(1 for job in self.jobs.values() if job.record.status == "queued")
