@@ -70,7 +70,8 @@ def test_a_dead_replicas_job_is_repeated_by_another_with_the_same_frames(serve: 
 def test_a_dead_replicas_stream_has_failed_and_is_not_repeated(serve: Serve) -> None:
     first = serve("a")
     with first.client.stream("POST", "/v1/videos:stream", json=LONG) as answer:
-        next(answer.iter_raw())
+        parts = answer.iter_raw()  # kept: a client that drops it has left
+        next(parts)
         first.die()
         second = serve("b")
         failed = second.wait({"id": answer.headers["x-video-id"]}, "failed")
@@ -114,7 +115,8 @@ def test_no_stream_starts_while_a_dead_replicas_job_waits_for_quiet(serve: Serve
         time.sleep(0.02)
     second = serve("b")
     with second.client.stream("POST", "/v1/videos:stream", json={**LONG, "num_frames": 1000}) as answer:
-        next(answer.iter_raw())
+        parts = answer.iter_raw()
+        next(parts)
         first.die()
         while second.service.store.read("anonymous", video["id"]).deaths == 0:
             time.sleep(0.02)
