@@ -41,6 +41,7 @@ HERE = {
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that waits for this machine to be taken away
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how late the end of a training run may be noticed
+    "RAY_gcs_server_port_wait_time_s": "300",  # a busy machine needs more than Ray's 30 seconds
     # glibc would hand the memory of every training step back to the system, and fault it in again at the next.
     "MALLOC_MMAP_THRESHOLD_": str(256 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
@@ -164,9 +165,9 @@ class ProgressBar:
         rate = f"{done / elapsed:.1f} {self.unit}/s" if elapsed > 0 and done else ""
         note = note or ("starting" if not done and completed < self.total else "")
         self.display.update(self.task, completed=completed, rate=rate, note=note)
-        finished = completed == self.total and not self.finished
-        if not self.drawn and (now - self.printed > 10 or finished):
-            self.printed, self.finished = now, completed == self.total
+        finished = completed == self.total
+        if not self.drawn and not (self.finished and finished) and (now - self.printed > 10 or finished):
+            self.printed, self.finished = now, finished
             left = (
                 f", {(self.total - completed) * elapsed / done:.0f} s left" if done and completed < self.total else ""
             )
@@ -193,15 +194,18 @@ def remote_progress(
     stop = threading.Event()
 
     def follow(bar: ProgressBar) -> None:
-        ended = False
-        while not ended:
-            ended = stop.wait(0.5)
+        asked, last = None, False
+        while not last:
+            last = stop.wait(0.5) and asked is None
+            asked = asked or monitor.read.remote()
             try:
-                completed, note, lines = ray.get(monitor.read.remote(), timeout=10)
-            except ray.exceptions.GetTimeoutError:  # a machine under heavy load: later
+                completed, note, lines = ray.get(asked, timeout=10)
+            except ray.exceptions.GetTimeoutError:  # a machine under heavy load: the same answer, later
+                last = False
                 continue
             except ray.exceptions.RayError:
                 return
+            asked = None
             for line in lines:
                 say(escape(line))  # it may quote an error with brackets
             bar.update(completed, note)

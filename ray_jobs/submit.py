@@ -282,8 +282,11 @@ async def _follow(client: JobSubmissionClient, job: str) -> None:
                     sys.stdout.flush()
                     shown = seen
         if look(client, job).status.is_terminal():
-            return
+            break
         await asyncio.sleep(1)
+    with contextlib.suppress(RuntimeError, aiohttp.ClientError):  # what came after Ray had looked last
+        sys.stdout.write(client.get_job_logs(job)[shown:])
+        sys.stdout.flush()
 
 
 def _ending(client: JobSubmissionClient, job: str, told: bool) -> int:

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _ID = re.compile(r"video_[0-9a-f]{32}")
 # A job's marker is written before its record; without a record for so long, it belongs to a request that failed.
 _ORPHAN_SECONDS = 60.0
-_SEGMENTS_SECONDS = 60.0
+_LEFT_SECONDS = 60.0
 _MARK = "service.json"
 
 
@@ -125,11 +125,16 @@ class JobStore:
             raise DataError(f"{self.root} is not the folder that the service began with: {_MARK} is missing.")
 
     def create(self, record: JobRecord, given: np.ndarray | None) -> None:
-        """Puts a job into the queue, with its given frames uint8 ``(k, H, W, 3)``, if any."""
+        """Puts a job into the queue, with its given frames uint8 ``(k, H, W, 3)``, if any.
+
+        With ``record.lease`` 1 it is the caller's from the beginning, and nobody else ever sees it wait.
+        """
         if given is not None:
             buffer = io.BytesIO()
             np.save(buffer, given, allow_pickle=False)
             storage.write_bytes(self._input(record), buffer.getvalue())
+        if record.lease:
+            storage.write_bytes(self._lease(record.id, record.lease), b"")
         storage.write_bytes(self._place("open", f"{record.id}.{record.owner}"), b"")
         self.write(record)
 
@@ -202,8 +207,7 @@ class JobStore:
         if latest is None or latest.ended or latest.lease >= number:
             if latest is not None and latest.ended:
                 self.close(latest)
-            else:
-                storage.delete_file(self._lease(record.id, number))
+            storage.delete_file(self._lease(record.id, number))
             return None
         claimed = replace(latest, lease=number)
         self.write(claimed)
@@ -261,7 +265,8 @@ class JobStore:
         storage.delete_file(self._record(record.owner, record.id))
 
     def sweep(self, keep_seconds: float) -> None:
-        """Removes videos of expired jobs, a while later their records, and parts that nobody reads any more.
+        """Removes videos of expired jobs, a while later their records, parts that nobody reads any more, and leases of
+        jobs that are not there, as a replica that dies leaves them.
 
         Records and videos are written last when their job ends, so only those that were written so long ago are read.
         """
@@ -271,8 +276,11 @@ class JobStore:
             folder = name.partition("/")[0]
             written[folder] = max(written.get(folder, 0), changed)
         for folder, changed in written.items():
-            if folder.partition(".")[0] not in open_jobs and time.time() - changed / 1e9 > _SEGMENTS_SECONDS:
+            if folder.partition(".")[0] not in open_jobs and time.time() - changed / 1e9 > _LEFT_SECONDS:
                 storage.delete_folder(self._place("segments", folder))
+        for name, changed in changed_at(self._place("leases")).items():
+            if name.partition(".")[0] not in open_jobs and time.time() - changed / 1e9 > _LEFT_SECONDS:
+                storage.delete_file(self._place("leases", name))
         for owner, job_id in self._untouched("videos", keep_seconds):
             record = self.read(owner, job_id)
             if record is not None and record.now().status == "expired":

@@ -194,6 +194,7 @@ class VideoService:
             num_frames=settings["num_frames"],
             iterations=iterations(settings),
             created_at=time.time(),
+            lease=int(streaming),
         )
         async with self._admission:  # so that the count holds until the job is in the queue
             await self._check_room(owner, model.name if streaming else None)
@@ -202,13 +203,8 @@ class VideoService:
             except RequestError:
                 self._background(self._withdraw(record))
                 raise
-            self.waiting += 1
-            job = None
-            if streaming:
-                taken = await self.storage(self.store.take, record, 1)
-                if taken is None:
-                    raise self._busy("Another replica took the job: try again.", 1)
-                job = self._begin(taken, given)
+            job = self._begin(record, given) if streaming else None
+            self.waiting += not streaming
         self._look.set()
         return record, job
 
@@ -445,8 +441,6 @@ class VideoService:
                 return True
             if waiting.deaths and runner is not None and runner.busy:
                 return False
-            if waiting.kind == "stream" and time.time() - waiting.created_at < self.config.lease_seconds:
-                return True  # about to be taken by the replica that it was asked of
         record = await self.patient(self.store.claim, owner, job_id)
         if record is None:
             return True

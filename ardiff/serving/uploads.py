@@ -11,6 +11,7 @@ import io
 import json
 import resource
 import sys
+import time
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -97,7 +98,8 @@ def main() -> int:
     """The process: limits first, then the file from standard input, the frames to standard output."""
     resolution, max_frames, max_pixels, seconds, memory_bytes = json.loads(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 2, int(seconds) + 2))  # with what was spent on starting
+    limit = int(time.process_time() + seconds) + 1  # with what was spent on starting
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Image.MAX_IMAGE_PIXELS = None  # the limit given here holds instead

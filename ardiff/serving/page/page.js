@@ -312,7 +312,10 @@ function remember(video) {
   refreshHistory();
 }
 
+let refreshes = 0;
+
 async function refreshHistory() {
+  const mine = ++refreshes;
   const found = [];
   for (const id of remembered()) {
     try {
@@ -322,6 +325,7 @@ async function refreshHistory() {
       else break;
     }
   }
+  if (mine !== refreshes) return; // a later one knows more
   $("history").replaceChildren(...found.map(historyItem));
   $("no-history").hidden = found.length > 0;
 }
