@@ -22,6 +22,11 @@ s3-server: .venv-s3/.ready ## make .venv-s3 with the S3 server that the tests st
 	.venv-s3/bin/pip install --quiet --progress-bar off -c tests/s3/constraints.txt swift
 	@touch $@
 
+.venv/torch_extensions/.ready: .venv/.ready # DeepSpeed's operator, which it would compile at its first use
+	-DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$(CURDIR)/.venv/torch_extensions \
+		$(BIN)/python -c "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load()" >/dev/null
+	@touch $@
+
 chromium: ## install Debian's Chromium, which the tests of the page drive, where there is none
 	@test -x /usr/bin/chromium || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null
 
@@ -34,11 +39,11 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 test: export OMP_NUM_THREADS = 1
-test: lint s3-server chromium ## lint, then every test that is not marked slow
+test: lint s3-server chromium .venv/torch_extensions/.ready ## lint, then every test that is not marked slow
 	$(BIN)/pytest -n 2 --dist loadscope -m 'not slow' $(ARGS)
 
 test-slow: export OMP_NUM_THREADS = 1
-test-slow: setup s3-server chromium ## the proofs that take minutes
+test-slow: setup s3-server chromium .venv/torch_extensions/.ready ## the proofs that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
 
 constraints: ## write constraints.txt from what .venv holds

@@ -10,15 +10,16 @@ import re
 import secrets
 import select
 import shutil
-import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.config import Config
+from ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".venv-s3" / "bin" / "python"
@@ -97,7 +98,7 @@ class S3Server:
     def start(self, patience: float = 90.0) -> None:
         """Starts the server, on the port that it had before, if any, and waits until it answers."""
         for attempt in range(3):
-            port = self.port or _free_ports(4)
+            port = self.port or free_ports(4)
             self.process = subprocess.Popen(
                 [str(PYTHON), str(LAUNCHER), str(self.root), str(port), self.secret],
                 stdin=subprocess.PIPE,
@@ -109,8 +110,9 @@ class S3Server:
                 self.port = port
                 return
             self.stop()
-            if self.port or attempt == 2:
+            if attempt == 2:
                 raise RuntimeError(f"The S3 server did not start: {line or 'no answer'}")
+            time.sleep(1)  # so that whoever has the port for a moment lets go of it
 
     def stop(self) -> None:
         """Stops the server and what it started; what is stored stays."""
@@ -145,21 +147,6 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _free_ports(count: int) -> int:
-    """The first of ``count`` neighbouring ports that nobody listens on."""
-    while True:
-        with contextlib.ExitStack() as stack:
-            first = stack.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                for number in range(1, count):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
-            except OSError:
-                continue
-            return port
 
 
 def _read_line(process: "subprocess.Popen[bytes]", patience: float) -> str:

@@ -3,20 +3,13 @@
 import contextlib
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from conftest import Jobs
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+from conftest import PATIENCE, Jobs
+from ports import free_ports
 
 
 class Cluster(Jobs):
@@ -45,29 +38,40 @@ class Cluster(Jobs):
                 self.metrics_ports.clear()
 
     def _start_head(self, cpus: int) -> None:
-        self.address, self.dashboard = f"127.0.0.2:{free_port()}", f"127.0.0.1:{free_port()}"
+        self.address, self.dashboard = f"127.0.0.2:{free_ports()}", f"127.0.0.1:{free_ports()}"
         self.environment.pop("RAY_ADDRESS", None)
         host, _, port = self.dashboard.partition(":")
         self._start("--head", f"--port={self.address.partition(':')[2]}", f"--num-cpus={cpus}",
                     f"--dashboard-host={host}", f"--dashboard-port={port}", "--include-dashboard=true",
-                    f"--ray-client-server-port={free_port()}", "--node-ip-address=127.0.0.2")  # fmt: skip
+                    f"--ray-client-server-port={free_ports()}", "--node-ip-address=127.0.0.2")  # fmt: skip
         self.environment["RAY_ADDRESS"] = self.address
         self.wait_for_nodes(1)
 
     def add_node(self, cpus: int, gpus: int = 0) -> subprocess.Popen[bytes]:
         """Starts one more node, and waits until the head knows it. Its GPUs are a number that Ray counts with."""
-        place = [f"--address={self.address}", f"--node-ip-address=127.0.0.{len(self.nodes) + 2}"]
-        node = self._start(*place, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
-        self.wait_for_nodes(sum(n.poll() is None for n in self.nodes))
-        return node
+        for attempt in range(3):  # as for the head
+            place = [f"--address={self.address}", f"--node-ip-address=127.0.0.{len(self.nodes) + 2}"]
+            node = self._start(*place, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
+            try:
+                self.wait_for_nodes(sum(n.poll() is None for n in self.nodes))
+            except AssertionError:
+                if attempt == 2:
+                    raise
+                self.kill_node(node)
+                self.nodes.remove(node)
+                self.metrics_ports.pop()
+            else:
+                return node
+        raise AssertionError
 
     def wait_for_nodes(self, count: int) -> None:
-        """Waits until ``count`` nodes are alive."""
+        """Waits until ``count`` nodes are alive. Raises AssertionError if the head or the newest has ended."""
         probe = "import ray, sys; ray.init(logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + PATIENCE
         said = ""
         while time.monotonic() < deadline:
-            assert self.nodes[0].poll() is None, f"the head ended with {self.nodes[0].returncode}: {said}"
+            for node in (self.nodes[0], self.nodes[-1]):
+                assert node.poll() is None, f"a node ended with {node.returncode}: {said}"
             environment = {**self.environment, "RAY_ADDRESS": self.address}
             with contextlib.suppress(subprocess.TimeoutExpired):
                 done = subprocess.run(
@@ -78,7 +82,7 @@ class Cluster(Jobs):
                     return
                 said = done.stdout + done.stderr
             time.sleep(0.5)
-        raise AssertionError(f"not {count} nodes in 240 seconds: {said}")
+        raise AssertionError(f"not {count} nodes in {PATIENCE} seconds: {said}")
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         """SIGKILL to a node: its raylet and everything that runs on it."""
@@ -92,12 +96,13 @@ class Cluster(Jobs):
         for node in reversed(self.nodes):
             if node.poll() is None:
                 node.send_signal(signal.SIGTERM)
-                node.wait(60)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    node.wait(PATIENCE)
         super().close()
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        self.metrics_ports.append(free_port())
-        ports = [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={self.metrics_ports[-1]}"]
+        self.metrics_ports.append(free_ports())
+        ports = [f"--dashboard-agent-listen-port={free_ports()}", f"--metrics-export-port={self.metrics_ports[-1]}"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *ports]
         node = subprocess.Popen(
             [*command, "--block", "--object-store-memory=150000000", "--disable-usage-stats"],

@@ -26,6 +26,8 @@ from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ray_jobs.common import ray_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 800.0
+"""Seconds after which something hangs. What is slow on a busy machine is not wrong."""
 # A shell that runs the tests in the background has them ignore it, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -56,11 +58,14 @@ class Jobs:
         self.ray_folder = tempfile.mkdtemp(prefix="rt-", dir="/tmp")  # sockets inside need a short path
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self.environment |= {"RAY_TMPDIR": self.ray_folder, "RAY_USAGE_STATS_ENABLED": "0"}
+        # Ray's own patience with its processes is meant for machines that do nothing else.
+        self.environment |= {"RAY_gcs_server_port_wait_time_s": "300", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300"}
+        self.started: list[subprocess.Popen[str]] = []
 
     def start(self, module: str, *arguments: str, log: Path | None = None) -> subprocess.Popen[str]:
         """``python -m ray_jobs.<module> arguments`` in a process group of its own. What it says goes to ``log``."""
         stream = subprocess.PIPE if log is None else log.open("w")
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", f"ray_jobs.{module}", *arguments],
             cwd=ROOT,
             env=self.environment,
@@ -69,8 +74,10 @@ class Jobs:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
-    def run(self, module: str, *arguments: str, timeout: float = 400.0) -> Result:
+    def run(self, module: str, *arguments: str, timeout: float = PATIENCE) -> Result:
         """Runs a job to its end."""
         started, process = time.monotonic(), self.start(module, *arguments)
         try:
@@ -83,21 +90,21 @@ class Jobs:
     def kill(self, process: "subprocess.Popen[str]") -> Result:
         """SIGKILL to the job's whole process group."""
         os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
         return Result(process.returncode, out, err, 0.0)
 
     def alive(self) -> list[psutil.Process]:
         """Processes of all jobs started here."""
         found = []
         for process in psutil.process_iter():
-            try:
-                if process.environ().get("RAY_TMPDIR") == self.ray_folder and process.pid != os.getpid():
+            with contextlib.suppress(psutil.Error):  # it ends while it is looked at
+                started_here = process.environ().get("RAY_TMPDIR") == self.ray_folder and process.pid != os.getpid()
+                if started_here and process.status() != psutil.STATUS_ZOMBIE:
+                    process.name()  # which psutil keeps
                     found.append(process)
-            except psutil.Error:
-                continue
-        return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return found
 
-    def left_over(self, patience: float = 30.0) -> list[str]:
+    def left_over(self, patience: float = 120.0) -> list[str]:
         """What is still alive after ``patience`` seconds; empty as soon as all is gone."""
         deadline = time.monotonic() + patience
         while (left := self.alive()) and time.monotonic() < deadline:
@@ -106,9 +113,13 @@ class Jobs:
 
     def close(self) -> None:
         """Ends what is left, by process id, and removes Ray's files."""
+        for started in self.started:
+            if started.poll() is None:  # the test that waited for it has failed
+                self.kill(started)
         left = self.left_over()
         for process in self.alive():
-            process.kill()
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         shutil.rmtree(self.ray_folder, ignore_errors=True)
         assert not left, f"processes left behind: {left}"
 

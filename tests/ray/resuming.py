@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import PATIENCE
 from safetensors.torch import load_file
 
 from ardiff.train.checkpoint import PARTS
@@ -14,17 +15,17 @@ from ardiff.train.checkpoint import PARTS
 
 def wait_for_checkpoint(process: Any, folder: Path) -> int:
     """Waits until Ray has registered a checkpoint of the running job, and says of which step."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         try:
             return int(snapshot(folder)["metrics"]["step"])
         except (OSError, ValueError, TypeError):  # none yet, or half of one
             time.sleep(0.02)
-    raise AssertionError("no checkpoint in two minutes")
+    raise AssertionError(f"no checkpoint in {PATIENCE} seconds")
 
 
-def wait_for_line(log: Path, pattern: str, seconds: float = 180) -> None:
+def wait_for_line(log: Path, pattern: str, seconds: float = PATIENCE) -> None:
     """Waits until a line of the job's log matches."""
     deadline = time.monotonic() + seconds
     while not re.search(pattern, log.read_text()):

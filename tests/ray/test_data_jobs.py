@@ -3,7 +3,9 @@
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,8 +159,7 @@ def test_a_job_waits_for_a_server_that_went_away(
     def stopping(*arguments: Any) -> Iterator[Any]:
         if not restarts:
             server.stop()
-            restarts.append(threading.Timer(4.0, server.start))
-            restarts[0].start()
+            restarts.append(ThreadPoolExecutor(1).submit(lambda: (time.sleep(4.0), server.start())))
         with original(*arguments) as monitor:
             yield monitor
 
@@ -166,7 +167,7 @@ def test_a_job_waits_for_a_server_that_went_away(
     try:
         ardiff(0, "prepare", corpus, f"{bucket}/patient", "max_bad_fraction=0.6")
     finally:
-        restarts[0].join()
+        restarts[0].result()
     names = [(r.uri, r.status, r.error, r.num_frames) for r in read_manifest(f"{bucket}/patient/manifest.parquet")]
     assert len(names) == 16
     assert sum(status == "ok" for _, status, _, _ in names) == 8

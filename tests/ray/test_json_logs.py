@@ -59,7 +59,8 @@ def test_driver_and_workers_log_run_rank_and_step(jobs: Jobs, latents: Path, tmp
     assert reason["run"] == "second"
     lines = [line for line in worker_lines(jobs) if line["run"] == "second"]
     failed = [line for line in lines if line["level"] == "ERROR" and "TrainingError" in line.get("exception", "")]
-    assert {line["rank"] for line in failed} == {0, 1}
+    assert failed
+    assert {line["rank"] for line in failed} <= {0, 1}  # as soon as one has failed, the other is ended
     assert {line["step"] for line in failed} == {int(found[2])}
 
 

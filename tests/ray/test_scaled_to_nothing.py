@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from clusters import Cluster
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from test_submit import SET, Laptop
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -52,7 +52,7 @@ def test_jobs_wait_for_the_nodes_that_they_ask_for(cluster: Cluster, tmp_path: P
     try:
         wait_for(cluster, "{'CPU': 1.0}")
         cluster.add_node(cpus=3)
-        out, err = process.communicate(timeout=400)
+        out, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 0, out + err
@@ -66,7 +66,7 @@ def test_jobs_wait_for_the_nodes_that_they_ask_for(cluster: Cluster, tmp_path: P
     try:
         wait_for(cluster, "{'GPU': 1.0}")
         cluster.add_node(cpus=1, gpus=1)
-        out, err = process.communicate(timeout=400)
+        out, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert out == "cpu cuda\n", err

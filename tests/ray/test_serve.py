@@ -1,9 +1,9 @@
 """The endpoint on a real Ray Serve: streaming, death of a replica, scaling, draining."""
 
+import contextlib
 import hashlib
 import json
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -14,12 +14,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from conftest import PATIENCE
+from ports import free_ports
 
 from ardiff.client import Client, ServiceError
 from ardiff.pipeline import ARDiffusionPipeline
 
 pytestmark = pytest.mark.ray
-LONG = {"num_frames": 600, "num_inference_steps": 50, "ar_step": 10}
+LONG = {"num_frames": 1000, "num_inference_steps": 50, "ar_step": 10}
 JOB = {"num_frames": 60, "num_inference_steps": 40, "ar_step": 8, "seed": 5, "class_label": 1}
 QUICK = ["poll_seconds=0.1", "heartbeat_seconds=0.5", "lease_seconds=4", "segment_seconds=0.3", "drain_seconds=30"]
 
@@ -30,15 +32,13 @@ class Server:
     def __init__(self, jobs: Any, folder: Path, pipeline: ARDiffusionPipeline, *arguments: str) -> None:
         pipeline.save_pretrained(str(folder / "pipeline"))
         self.jobs, self.pipeline, self.storage = jobs, pipeline, folder / "shared"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_ports()
         settings = [f"service.{setting}" for setting in (f"storage={self.storage}", *QUICK)]
         given = ["--checkpoint", str(folder / "pipeline"), "--port", str(port), "--cpu-threads", "1"]
         self.process = jobs.start("serve", *given, *settings, *arguments)
         self.url = f"http://127.0.0.1:{port}"
         self.client = Client(self.url)
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + PATIENCE
         while not self._ready():
             if self.process.poll() is not None:
                 raise AssertionError(self.process.communicate()[1])
@@ -63,7 +63,7 @@ class Server:
         return found
 
     def wait_for(
-        self, video_id: str, seen: Callable[[dict[str, Any]], bool], patience: float = 120.0
+        self, video_id: str, seen: Callable[[dict[str, Any]], bool], patience: float = PATIENCE
     ) -> dict[str, Any]:
         """Waits until the record is as it should be."""
         deadline = time.monotonic() + patience
@@ -80,7 +80,7 @@ class Server:
         """What Ctrl-C does; the exit code and what was said."""
         self.process.send_signal(signal.SIGINT)
         try:
-            said = self.process.communicate(timeout=180)[1]
+            said = self.process.communicate(timeout=PATIENCE)[1]
         except subprocess.TimeoutExpired:
             self.jobs.kill(self.process)
             raise
@@ -102,7 +102,8 @@ def start(
         if server.process.poll() is None:
             jobs.kill(server.process)
         for process in jobs.alive():
-            process.kill()
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
 
 def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: Callable[..., Server]) -> None:
@@ -121,8 +122,8 @@ def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: C
         assert b"moov" in next(parts)
         left = answer.headers["x-video-id"]
         assert client.get(left)["status"] == "in_progress"
-    cancelled = server.wait_for(left, lambda video: video["status"] == "cancelled", patience=10)
-    assert cancelled["frames_done"] < 600
+    cancelled = server.wait_for(left, lambda video: video["status"] == "cancelled", patience=60)
+    assert cancelled["frames_done"] < 1000
 
     # A replica dies with a stream and a job.
     job = client.create(**{**JOB, "num_frames": 300})
@@ -160,7 +161,7 @@ def test_replicas_follow_the_queue_and_fifty_clients_are_answered_once(start: Ca
     answers: list[httpx.Response] = []
 
     def ask(seed: int) -> None:
-        body = {"seed": seed, "num_frames": 200, "num_inference_steps": 40, "ar_step": 8}
+        body = {"seed": seed, "num_frames": 400, "num_inference_steps": 40, "ar_step": 8}
         answers.append(httpx.post(f"{server.url}/v1/videos", json=body, timeout=120))
 
     threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(50)]
@@ -173,18 +174,23 @@ def test_replicas_follow_the_queue_and_fifty_clients_are_answered_once(start: Ca
     assert len(accepted) + len(refused) == 50
     assert len(accepted) >= 16
     assert all(int(a.headers["retry-after"]) >= 1 for a in refused)
-    most, deadline = 1, time.monotonic() + 200
+    most, deadline = 1, time.monotonic() + PATIENCE
     waiting = set(accepted)
     while waiting:
         assert time.monotonic() < deadline
         most = max(most, len(server.replicas()))
         waiting -= {video_id for video_id in waiting if server.client.get(video_id)["status"] == "completed"}
+        if most == 1 and len(waiting) < 12:  # kept full until there is a second replica
+            ask(len(answers))
+            if answers[-1].status_code == 202:
+                accepted.append(answers[-1].json()["id"])
+                waiting.add(accepted[-1])
         time.sleep(0.5)
     assert most > 1
     listed = server.client.videos(limit=100)
     assert sorted(video["id"] for video in listed) == sorted(accepted)
     assert len({video["seed"] for video in listed}) == len(accepted)
     while len(server.replicas()) > 1:
-        assert time.monotonic() < deadline + 60
+        assert time.monotonic() < deadline + PATIENCE
         time.sleep(0.5)
     assert server.stop()[0] == 0

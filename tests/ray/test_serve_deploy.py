@@ -15,8 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
-from clusters import Cluster, free_port
+from clusters import Cluster
 from conftest import ROOT
+from ports import free_ports
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_names import exported
 
@@ -56,7 +57,7 @@ class Endpoint:
     """The application on the cluster, deployed as an operator does it."""
 
     def __init__(self, cluster: Cluster, folder: Path, **values: Any) -> None:
-        self.cluster, self.folder, self.values = cluster, folder, {"host": "127.0.0.1", "port": free_port(), **values}
+        self.cluster, self.folder, self.values = cluster, folder, {"host": "127.0.0.1", "port": free_ports(), **values}
         self.url = f"http://127.0.0.1:{self.values['port']}"
         self.client = Client(self.url, KEY)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from clusters import Cluster
-from conftest import ROOT, Result
+from conftest import PATIENCE, ROOT, Result
 
 pytestmark = pytest.mark.ray
 
@@ -52,7 +52,7 @@ class Laptop:
             text=True,
         )
 
-    def run(self, *arguments: str, token: str | None = None, timeout: float = 400) -> Result:
+    def run(self, *arguments: str, token: str | None = None, timeout: float = PATIENCE) -> Result:
         started, process = time.monotonic(), self.start(*arguments, token=token)
         try:
             out, err = process.communicate(timeout=timeout)
@@ -74,7 +74,7 @@ class Laptop:
             },
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=PATIENCE,
             check=False,
         )
         return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
@@ -193,7 +193,7 @@ def test_ctrl_c_stops_the_job_and_says_how_to_go_on(cluster: Cluster, latents: P
         again = laptop.run("submit", "train-dit", *settings)
         assert f"{name} is at work on {tmp_path} already" in again.complaint
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=200)
+        _, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 130, err

@@ -29,6 +29,10 @@ def configure(root: Path, port: int, secret: str) -> None:
     (root / "devices" / "disk").mkdir(parents=True, exist_ok=True)
     common = f"bind_ip = 127.0.0.1\nswift_dir = {root}\nuser = {getpass.getuser()}\nworkers = 0\nlog_level = WARNING\n"
     common += f"log_address = {root}/no-log\n"
+    # Each server waits for the others as long as a busy machine takes: what is given up here would be done later by
+    # daemons that do not run, so a file would be missing from listings.
+    common += "conn_timeout = 60\nnode_timeout = 120\ncontainer_update_timeout = 120\n"
+    common += "error_suppression_limit = 1000000\n"
     (root / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = tests\n\n[storage-policy:0]\nname = one\n")
     for number, kind in enumerate(KINDS, 1):
         device = {"region": 1, "zone": 1, "ip": "127.0.0.1", "port": port + number, "device": "disk", "weight": 1}

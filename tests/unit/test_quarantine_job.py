@@ -1,6 +1,6 @@
 """The quarantine of a job: rows are stored soon, and what ends the job is what it says."""
 
-import time
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,15 +34,25 @@ def keepers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
-def test_a_row_is_stored_within_the_pause_without_another_to_follow(tmp_path: Path) -> None:
-    place = str(tmp_path / "errors.parquet")
+def test_a_row_is_stored_within_the_pause_without_another_to_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, elapsed, waits = str(tmp_path / "errors.parquet"), threading.Event(), list[float]()
+
+    def timer(wait: float, function: Any) -> threading.Thread:
+        waits.append(wait)
+        return threading.Thread(target=lambda: (elapsed.wait(), function()))
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    monkeypatch.setattr(module, "threading", SimpleNamespace(Lock=threading.Lock, Timer=timer))
     keeper = module._Keeper(place, Quarantine(10, 1.0, "video"), pause=0.3)
     for uri in "abc":
         assert keeper.add(bad(uri)) is None
     assert [row.uri for row in read_errors(place)] == ["a"]
-    deadline = time.monotonic() + 20
-    while len(read_errors(place)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    assert waits == [pytest.approx(0.3)]
+    late = keeper.later
+    elapsed.set()
+    late.join()
     assert [row.uri for row in read_errors(place)] == ["a", "b", "c"]
 
 

@@ -3,8 +3,9 @@
 import http.server
 import pickle
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,13 +35,23 @@ def test_names_are_literal(s3_bucket: str) -> None:
 
 def test_etags_follow_the_content(s3_bucket: str, tmp_path: Path) -> None:
     for root in (s3_bucket, str(tmp_path)):
-        etags = []
+        etags: list[str] = []
         for content in (b"one", b"two", b"three"):
+            if etags and root == str(tmp_path):
+                _await_tick(tmp_path / "x" / "file")
             storage.write_bytes(f"{root}/x/file", content)
             [found] = storage.list_objects(f"{root}/x")
             assert (found.uri, found.size) == (f"{root}/x/file", len(content))
             etags.append(found.etag)
         assert len(set(etags)) == 3
+
+
+def _await_tick(file: Path) -> None:
+    """Waits until what is written gets another time than ``file``: kernels count in milliseconds."""
+    other = file.with_name("tick")
+    while other.write_bytes(b"") or other.stat().st_mtime_ns <= file.stat().st_mtime_ns:
+        pass
+    other.unlink()
 
 
 def test_folders_go_there_and_back(s3_bucket: str, tmp_path: Path) -> None:
@@ -131,11 +142,10 @@ def test_a_patient_file_system_waits_in_another_process_too() -> None:
         filesystem, path = storage.open_filesystem(f"s3://{server.make_bucket()}/file", patient=True)
         sent = pickle.loads(pickle.dumps(filesystem))  # noqa: S301
         server.stop()
-        timer = threading.Timer(2.0, server.start)  # the seconds of three attempts, as many as it has otherwise
-        timer.start()
+        back = _start_after(2.0, server)  # the seconds of three attempts, as many as it has otherwise
         with sent.open_output_stream(path) as stream:
             stream.write(b"content")
-        timer.join()
+        back.result()
         assert storage.read_bytes(f"s3://{path}") == b"content"
 
 
@@ -143,8 +153,9 @@ def test_a_server_that_is_away_is_waited_for() -> None:
     with S3Server() as server, environment(server.environment()):
         place = f"s3://{server.make_bucket()}/file"
         storage.write_bytes(place, b"content")
-        server.stop()
         s3.configure(StorageConfig(retry_seconds=8.0))
+        assert storage.read_bytes(place) == b"content"  # with these settings: making a client takes a while
+        server.stop()
         with pytest.raises(StorageError, match=r"tried \d+ times") as info:
             storage.read_bytes(place)
         assert info.value.transient
@@ -152,12 +163,19 @@ def test_a_server_that_is_away_is_waited_for() -> None:
         copy = pickle.loads(pickle.dumps(info.value))  # noqa: S301 - as it comes from a worker
         assert (str(copy), copy.attempts, copy.transient) == (str(info.value), info.value.attempts, True)
         s3.configure(StorageConfig(retry_seconds=90.0))
-        back = threading.Timer(1.0, server.start)
-        back.start()
+        back = _start_after(1.0, server)
         try:
             assert storage.read_bytes(place) == b"content"
         finally:
-            back.join()
+            back.result()
+
+
+def _start_after(seconds: float, server: S3Server) -> Future[None]:
+    def start() -> None:
+        time.sleep(seconds)
+        server.start()
+
+    return ThreadPoolExecutor(1).submit(start)
 
 
 class Public(http.server.BaseHTTPRequestHandler):

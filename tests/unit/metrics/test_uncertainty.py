@@ -1,5 +1,6 @@
 """Spread and bias of distances, on Gaussians whose distance is known."""
 
+import gc
 import tracemalloc
 from collections.abc import Iterator
 from functools import partial
@@ -81,6 +82,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(resampled: bool) -> None
     peaks = []
     for count in (128, 1024):
         real, fake = (Videos.of(partial(drawn, count), count) for _ in range(2))
+        gc.collect()
         tracemalloc.start()
         if resampled:
             resampled_distance(real, fake, "frechet", 1, 0, 0)

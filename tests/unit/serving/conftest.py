@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import socket
 import threading
 import time
@@ -24,10 +25,22 @@ from ardiff.serving.service import VideoService
 QUICK = {
     "poll_seconds": 0.05,
     "heartbeat_seconds": 0.2,
-    "lease_seconds": 1.5,
+    "lease_seconds": 15.0,  # a busy machine keeps a replica from showing signs of life for seconds
     "segment_seconds": 0.1,
     "drain_seconds": 0.0,
 }
+
+
+SHORT_LEASE = 1.5
+"""Seconds of a lease, for a replica that is to notice that another has died."""
+
+
+def eventually(happened: Callable[[], Any], patience: float = 240.0) -> None:
+    """Waits until it is so."""
+    deadline = time.monotonic() + patience
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @dataclass
@@ -41,6 +54,29 @@ class Served:
     server: uvicorn.Server
     thread: threading.Thread
     pipeline: ARDiffusionPipeline = field(repr=False)
+    lets: list[Callable[[float], None]] = field(default_factory=list, repr=False)
+
+    def hold(self) -> Callable[[float], None]:
+        """From now on no iteration begins. Returns what lets so many more begin, ``math.inf`` for all that follow."""
+        engine, allowed, changed = next(iter(self.service.runners.values())).engine, 0.0, threading.Condition()
+        step = engine.step
+
+        def held() -> Any:
+            nonlocal allowed
+            with changed:
+                changed.wait_for(lambda: allowed > 0)
+                allowed -= 1
+            return step()
+
+        def let(count: float) -> None:
+            nonlocal allowed
+            with changed:
+                allowed += count
+                changed.notify_all()
+
+        engine.step = held  # type: ignore[method-assign]
+        self.lets.append(let)
+        return let
 
     def ask(self, **fields: Any) -> dict[str, Any]:
         """``POST /v1/videos``; asserts that it is accepted."""
@@ -54,7 +90,7 @@ class Served:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def wait(self, video: dict[str, Any], status: str = "completed", patience: float = 60.0) -> dict[str, Any]:
+    def wait(self, video: dict[str, Any], status: str = "completed", patience: float = 240.0) -> dict[str, Any]:
         """Waits until the video has this status."""
         deadline = time.monotonic() + patience
         while (found := self.look(video))["status"] != status:
@@ -66,7 +102,9 @@ class Served:
     def stop(self) -> None:
         """Stops it as SIGTERM would."""
         self.server.should_exit = True
-        self.thread.join(timeout=60)
+        for let in self.lets:
+            let(math.inf)
+        self.thread.join(timeout=240)
         assert not self.thread.is_alive()
 
     def die(self) -> None:
@@ -106,20 +144,19 @@ def serve(make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path) -> 
 def _start(
     replica: str, pipelines: dict[str, ARDiffusionPipeline], config: ServiceConfig, stopping: threading.Event
 ) -> Served:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    made: list[Any] = []
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    port, made = listener.getsockname()[1], list[Any]()
 
     async def main() -> None:
         recorder = PrometheusRecorder()
         service = VideoService(pipelines, config, recorder, replica, stopping.is_set)
         options = uvicorn.Config(
-            build_app(service, recorder), port=port, log_level="error", timeout_graceful_shutdown=1
+            build_app(service, recorder), log_level="error", timeout_graceful_shutdown=1, timeout_keep_alive=600
         )
         server = uvicorn.Server(options)
         made.extend([service, asyncio.get_running_loop(), server])
-        await server.serve()
+        await server.serve(sockets=[listener])
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
@@ -130,5 +167,5 @@ def _start(
         time.sleep(0.01)
     service, loop, server = made
     url = f"http://127.0.0.1:{port}"
-    client = httpx.Client(base_url=url, timeout=60)
+    client = httpx.Client(base_url=url, timeout=240)
     return Served(service, url, client, loop, server, thread, next(iter(pipelines.values())))

@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
+import math
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -18,7 +20,7 @@ from PIL import Image
 from ardiff.data.encode import encode_video
 from ardiff.serving.keys import digest
 
-from .conftest import Serve, Served
+from .conftest import Serve, Served, eventually
 
 LONG = {"num_frames": 400, "num_inference_steps": 50, "ar_step": 10}
 
@@ -73,8 +75,8 @@ def test_streams_packed_together_have_the_frames_of_the_pipeline_alone(
     step = runner.engine.step
 
     def together() -> Any:
-        while runner.here < 5 and not packed:  # until all are there
-            time.sleep(0.01)
+        if not packed:
+            eventually(lambda: runner.here == 5)
         packed.append(len(runner.engine.in_work))
         return step()
 
@@ -172,11 +174,13 @@ def test_a_client_that_leaves_stops_the_generation(serve: Serve) -> None:
 
 def test_a_client_that_leaves_before_the_first_frame_stops_the_generation(serve: Serve) -> None:
     served = serve()
-    slow = {"num_frames": 64, "num_inference_steps": 250, "ar_step": 250}
+    let = served.hold()
     with pytest.raises(httpx.ReadTimeout):
-        served.client.post("/v1/videos:stream", json=slow, timeout=0.15)
-    listed = served.client.get("/v1/videos").json()["data"]
-    served.wait(listed[0], "cancelled")
+        served.client.post("/v1/videos:stream", json=LONG, timeout=0.15)
+    eventually(lambda: any(job.stop for job in list(served.service.jobs.values())))
+    let(math.inf)
+    [video] = served.client.get("/v1/videos").json()["data"]
+    assert served.wait(video, "cancelled")["frames_done"] == 0
 
 
 def test_delete_cancels_before_the_next_iteration_and_then_removes(serve: Serve) -> None:
@@ -362,7 +366,7 @@ def test_a_key_has_so_many_streams_open_and_no_more(serve: Serve, tmp_path: Path
     alice, bob = ({"authorization": f"Bearer {key}"} for key in ("ka", "kb"))
 
     def listen(headers: dict[str, str], method: str = "POST", path: str = "/v1/videos:stream") -> Any:
-        body = {"json": LONG} if method == "POST" else {}
+        body = {"json": {**LONG, "num_frames": 1000}} if method == "POST" else {}
         return served.client.stream(method, path, headers=headers, **body)
 
     with listen(alice) as first:
@@ -374,10 +378,7 @@ def test_a_key_has_so_many_streams_open_and_no_more(serve: Serve, tmp_path: Path
                     assert answer.status_code == 429
                     assert int(answer.headers["retry-after"]) >= 1
                     assert json.loads(answer.read())["error"]["type"] == "too_many_streams"
-        deadline = time.monotonic() + 20
-        while served.service._open_streams != {"alice": 1, "bob": 0}:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(lambda: served.service._open_streams == {"alice": 1, "bob": 0})
         assert served.client.get("/v1/videos/video_x/stream", headers=alice).status_code == 404
         assert served.service._open_streams["alice"] == 1
 
@@ -413,7 +414,7 @@ def test_fifty_clients_get_a_video_or_an_honest_refusal(serve: Serve) -> None:
 
 
 def test_streams_leave_a_place_to_a_job_that_waits(serve: Serve) -> None:
-    served = serve(engine={"max_requests": 1})
+    served = serve(engine={"max_requests": 1}, requests_per_minute=100_000)
     body = {"num_frames": 24, "num_inference_steps": 12, "ar_step": 6}
     done, statuses = threading.Event(), []
 
@@ -429,8 +430,7 @@ def test_streams_leave_a_place_to_a_job_that_waits(serve: Serve) -> None:
     for thread in threads:
         thread.start()
     try:
-        while 200 not in statuses:
-            time.sleep(0.01)
+        eventually(lambda: 200 in statuses)
         served.wait(served.ask(**body))
     finally:
         done.set()
@@ -464,22 +464,23 @@ def test_ranges_of_bytes(serve: Serve) -> None:
         assert served.client.get(path, headers={"range": odd}).content == whole
 
 
-def test_a_record_and_its_video_expire_together(serve: Serve, tmp_path: Path) -> None:
-    served = serve(keep_seconds=1.0)
+def test_a_record_and_its_video_expire_together(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served, now = serve(keep_seconds=1.0), time.time()
+    monkeypatch.setattr("ardiff.serving.records.time", SimpleNamespace(time=lambda: now))
     video = served.wait(served.ask(num_frames=2, num_inference_steps=2))
     assert served.client.get(f"/v1/videos/{video['id']}/content").status_code == 200
     file = next((tmp_path / "shared" / "videos" / "anonymous").iterdir())
-    time.sleep(max(0.0, video["expires_at"] - time.time()) + 0.05)
+    now = max(video["expires_at"], file.stat().st_mtime + 1.0) + 0.01
     assert served.look(video)["status"] == "expired"
     assert served.client.get(f"/v1/videos/{video['id']}/content").status_code == 410
-    deadline = time.monotonic() + 20
-    while file.exists() or served.client.get(f"/v1/videos/{video['id']}").status_code != 404:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    eventually(lambda: not file.exists())
+    assert served.look(video)["status"] == "expired"  # which can still be asked about for a while
+    now += 1000
+    eventually(lambda: served.client.get(f"/v1/videos/{video['id']}").status_code == 404)
 
 
 def test_deadline(serve: Serve) -> None:
-    served = serve(job_seconds=0.05)
+    served = serve(job_seconds=0.001)
     slow = {"num_frames": 400, "num_inference_steps": 250, "ar_step": 250, "guidance_scale": 2}
     failed = served.wait(served.ask(**slow), "failed")
     assert failed["error"]["type"] == "deadline"
@@ -509,6 +510,7 @@ def test_metrics_and_health(serve: Serve) -> None:
     assert 'ardiff_jobs_ended_total{status="completed"} 1.0' in text
     assert 'ardiff_errors_total{kind="invalid_request"} 1.0' in text
     assert 'ardiff_first_frame_seconds_count{model="tiny"} 1.0' in text
+    eventually(lambda: served.client.get("/healthz").json()["waiting"] == 0)
     health = served.client.get("/healthz").json()
     assert health == {"status": "ok", "storage": "ok", "replica": "a", "running": 0, "waiting": 0}
 

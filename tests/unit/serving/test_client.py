@@ -12,7 +12,7 @@ import pytest
 from ardiff.cli import main
 from ardiff.client import Client, ServiceError
 
-from .conftest import Serve
+from .conftest import Serve, eventually
 
 
 def frames_in(file: Path) -> int:
@@ -99,8 +99,12 @@ def test_the_command(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out)["class_label"] == 2
     assert main(["client", "--url", url, "stream", *settings, "--output", str(tmp_path / "b.mp4")]) == 0
     assert frames_in(tmp_path / "b.mp4") == 5
-    assert main(["client", "--url", url, "list"]) == 0
-    assert capsys.readouterr().out.count("completed") == 2
+
+    def listed() -> bool:  # a stream's end is told before its record is written
+        assert main(["client", "--url", url, "list"]) == 0
+        return capsys.readouterr().out.count("completed") == 2
+
+    eventually(listed)
     assert main(["client", "--url", url, "wait", video_id]) == 0
     assert main(["client", "--url", url, "download", video_id, "--output", str(tmp_path / "c.mp4")]) == 0
     assert main(["client", "--url", url, "models"]) == 0

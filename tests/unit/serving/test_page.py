@@ -1,5 +1,6 @@
 """The page in a real Chromium: it plays a stream that is not finished, cancels, and says what is wrong."""
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ FLAGS = [
 def browser() -> Iterator[Any]:
     assert CHROMIUM.exists(), "run `make chromium`"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS, timeout=180_000)
         yield browser
         browser.close()
 
@@ -35,6 +36,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Page]:
     """A page on which no script has failed when the test ends."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
+    context.set_default_timeout(120_000)
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -43,7 +45,7 @@ def page(browser: Any) -> Iterator[Page]:
     assert errors == []
 
 
-def until(page: Page, expression: str, patience: float = 60.0) -> Any:
+def until(page: Page, expression: str, patience: float = 240.0) -> Any:
     """Waits until the expression is true in the page, whose security policy forbids it to evaluate text itself."""
     deadline = time.monotonic() + patience
     while not (value := page.evaluate(expression)):
@@ -62,6 +64,8 @@ def begin(page: Page, served: Served, **fields: str) -> None:
 
 def test_the_page_plays_a_video_while_it_is_generated_and_cancels_it(page: Page, serve: Serve) -> None:
     served = serve()
+    let = served.hold()
+    let(600)  # 79 frames, ten seconds of video
     begin(page, served, num_frames="1000", num_inference_steps="50", seed="3")
     until(page, "document.querySelector('#video').currentTime > 0.2")
     video = served.client.get("/v1/videos").json()["data"][0]
@@ -69,8 +73,10 @@ def test_the_page_plays_a_video_while_it_is_generated_and_cancels_it(page: Page,
     assert 0 < video["frames_done"] < 1000
     until(page, "Number(document.querySelector('#schedule').dataset.done) > 0")
     before = page.evaluate("Number(document.querySelector('#schedule').dataset.done)")
+    let(400)
     until(page, f"Number(document.querySelector('#schedule').dataset.done) > {before}")  # it fills
     page.click("#cancel")
+    let(math.inf)
     until(page, "document.querySelector('#status').dataset.state == 'cancelled'")
     served.wait(video, "cancelled")
     until(page, "document.querySelector('#history').innerText.includes('Cancelled')")
@@ -107,6 +113,7 @@ def test_bad_input_is_explained_at_its_field(page: Page, serve: Serve) -> None:
 def test_the_keyboard_alone_and_a_phone_are_enough(browser: Any, serve: Serve) -> None:
     served = serve()
     context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    context.set_default_timeout(120_000)
     page = context.new_page()
     page.goto(served.url)
     until(page, "document.querySelectorAll('#class_label option').length == 4")

@@ -1,21 +1,18 @@
 """Runs a function in several processes that form a gloo group, without Ray."""
 
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ports import free_ports
 
 
 def run_workers(count: int, function: Callable[..., None], *arguments: Any) -> None:
     """Calls ``function(*arguments)`` in ``count`` processes; raises if one fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_enter, (count, port, function, arguments), nprocs=count)  # type: ignore[no-untyped-call]
+    mp.spawn(_enter, (count, free_ports(), function, arguments), nprocs=count)  # type: ignore[no-untyped-call]
 
 
 def _enter(rank: int, count: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -1,5 +1,6 @@
 """Several workers do what one does: on the same global batch the same losses and weights, whatever the engine."""
 
+import itertools
 import json
 import shutil
 import time
@@ -259,9 +260,10 @@ def test_a_missing_share_is_noticed(runs: Path, tmp_path: Path) -> None:
 
 def measure_and_store(folder: Path) -> None:
     """Measures where the second worker has waited for data."""
-    meter = _Meter(settings(num_workers=2), CPU, time.monotonic)
+    ticks = itertools.count()
+    meter = _Meter(settings(num_workers=2), CPU, lambda: float(next(ticks)))  # a second between two looks at it
     with meter.waiting():
-        time.sleep(0.2 * workers.rank())
+        time.sleep(0.6 * workers.rank())
     (folder / f"{workers.rank()}.json").write_text(json.dumps(meter.read()))
 
 
