@@ -1,4 +1,4 @@
-"""What a training step of the quickstart's models costs on one thread, with linear layers by torch and by oneDNN.
+"""What the quickstart's models cost on one thread, with linear layers by torch and by oneDNN: training and encoding.
 
     python benchmarks/linear.py
 
@@ -13,14 +13,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ardiff.config import find_config, load_config
 from ardiff.data.latents import LatentStatistics
 from ardiff.dit import DiT
+from ardiff.onednn import pack_linear
 from ardiff.randomness import Draws, torch_generator
 from ardiff.train.loop import TrainConfig, make_engine
 from ardiff.train.tasks import AutoencoderTask, Batch, DiTTask, Task
 from ardiff.vae import ARAutoencoder
+from ray_jobs.encode_latents import EncodeConfig
 from ray_jobs.train_dit import TrainDiTConfig
 from ray_jobs.train_vae import TrainVAEConfig
 
@@ -33,9 +36,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps per turn")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("| model | torch ms/step | oneDNN ms/step | ratio |\n|---|---|---|---|")
-    for name, make in (("AR-VAE", autoencoder), ("AR-DiT", dit)):
-        steps = {variant: stepper(*make(), onednn=flag) for variant, flag in VARIANTS.items()}
+    print("| step | torch ms | oneDNN ms | ratio |\n|---|---|---|---|")
+    for name, make in (
+        ("AR-VAE, training", lambda flag: stepper(*autoencoder(), onednn=flag)),
+        ("AR-DiT, training", lambda flag: stepper(*dit(), onednn=flag)),
+        ("AR-VAE, encoding 64 clips", encoder),
+    ):
+        steps = {variant: make(flag) for variant, flag in VARIANTS.items()}
         spent: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         for turn in range(arguments.rounds + 1):
             for variant, step in steps.items():
@@ -77,6 +84,22 @@ def stepper(task: Task, batch: Batch, config: TrainConfig, onednn: bool) -> Call
         engine.step(0, 1.0)
 
     return step
+
+
+def encoder(packed: bool) -> Callable[[], None]:
+    """The latents of a batch of clips, as ``ardiff encode`` computes them, or by torch alone."""
+    config = load_config(EncodeConfig, [find_config("quickstart") / "encode.yaml"], [])
+    sizes = load_config(TrainVAEConfig, [find_config("quickstart") / "train_vae.yaml"], []).vae
+    video = torch.rand(config.batch_size, config.num_frames, 3, sizes.resolution, sizes.resolution)
+    model = ARAutoencoder(sizes)
+    if packed:
+        pack_linear(model)
+    return lambda: _encode(model, video)
+
+
+@torch.no_grad()
+def _encode(model: ARAutoencoder, video: Tensor) -> None:
+    model.latents(video)
 
 
 if __name__ == "__main__":

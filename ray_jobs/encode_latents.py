@@ -17,6 +17,7 @@ import ray.data
 import torch
 from rich.markup import escape
 
+from ardiff import onednn
 from ardiff.cli import main
 from ardiff.config import fingerprint, to_yaml
 from ardiff.data import storage
@@ -347,6 +348,8 @@ class _Encoder:
 
     def __init__(self, vae: str, device: str) -> None:
         self.model = load_autoencoder(vae).to(device)
+        if onednn.packable(self.model):
+            onednn.pack_linear(self.model)
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

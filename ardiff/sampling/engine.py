@@ -20,6 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ardiff import onednn
 from ardiff.diffusion.ad import check_ar_step, inference_timesteps
 from ardiff.diffusion.guidance import guide
 from ardiff.diffusion.noise import ddim_coefficients
@@ -29,7 +30,7 @@ from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import ArdiffError
 from ardiff.layers import Attend
 from ardiff.sampling.cache import AttentionMode, FrameCache
-from ardiff.sampling.network import Execution, network, packable
+from ardiff.sampling.network import Execution, network
 
 CachedExecutor = Literal["window", "rolling"]
 
@@ -145,7 +146,7 @@ class SamplingEngine:
         self.attention: AttentionMode = "ragged" if self.device.type == "cpu" and many_tokens else "masked"
         if self.config.attention != "auto":
             self.attention = self.config.attention
-        execution: Execution = "packed" if packable(model) else "plain"
+        execution: Execution = "packed" if onednn.packable(model) else "plain"
         self._network = network(model, execution if self.config.execution == "auto" else self.config.execution)
         self.alphas_cumprod = diffusion.alphas_cumprod().to(self.device)
         self.frame_evaluations = 0

@@ -1,37 +1,20 @@
 """The model as the engine runs it: as it is, packed for a CPU, or compiled. The parameters are shared, never changed.
 
-Packed: a matrix product of few rows, one frame's tokens, spends a third of its time on rearranging the weights. oneDNN
-lets the rearranged weights be kept; the operators are those that torch.compile emits for a frozen model.
+Packed: the weights of linear layers are kept as oneDNN arranges them (:mod:`ardiff.onednn`).
 
 Compiled: what a block does before and after its attention, as two graphs that all blocks share; the attention between
 them reads the cache and stays what it is. Compilation takes about a minute at the first iterations.
 """
 
 import copy
-from functools import cached_property
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
+from ardiff import onednn
 from ardiff.dit import DiT, DiTBlock
 
 Execution = Literal["plain", "packed", "compiled"]
-
-
-class PackedLinear(nn.Module):
-    """``nn.Linear`` for inference on a CPU, equal to it up to rounding. Packs at the first call; keeps both forms."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-
-    @cached_property
-    def weight(self) -> Tensor:
-        return torch.ops.mkldnn._reorder_linear_weight(self.linear.weight.detach(), None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.linear.bias, "none", [], "")
 
 
 def network(model: DiT, execution: Execution) -> DiT:
@@ -44,13 +27,10 @@ def network(model: DiT, execution: Execution) -> DiT:
         case "plain":
             return model
         case "packed":
-            if not packable(model):
+            if not onednn.packable(model):
                 raise ValueError("only float32 weights, and bfloat16 where oneDNN has it, on a CPU can be packed")
             twin = _twin(model)
-            for module in list(twin.modules()):
-                for name, child in module.named_children():
-                    if isinstance(child, nn.Linear):
-                        setattr(module, name, PackedLinear(child))
+            onednn.pack_linear(twin)
             return twin
         case "compiled":
             twin = _twin(model)
@@ -61,16 +41,6 @@ def network(model: DiT, execution: Execution) -> DiT:
             return twin
         case _:
             raise ValueError(f"unknown execution {execution!r}")
-
-
-def packable(model: nn.Module) -> bool:
-    """Whether oneDNN has a layout for the model's weights where they are."""
-    parameter = next(model.parameters())
-    if parameter.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if parameter.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return parameter.dtype == torch.float32
 
 
 def _twin(model: DiT) -> DiT:

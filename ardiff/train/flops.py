@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
 
-from ardiff.train import onednn
+from ardiff import onednn
 
 aten = torch.ops.aten
 

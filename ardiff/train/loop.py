@@ -18,10 +18,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from ardiff import onednn
 from ardiff.config import to_dict
 from ardiff.errors import ArdiffError, ConfigError, TrainingError
 from ardiff.randomness import Draws, torch_generator
-from ardiff.train import onednn, workers
+from ardiff.train import workers
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import DeepSpeedConfig, Engine, Precision, TorchEngine, deepspeed_settings
 from ardiff.train.flops import FlopCounter

@@ -1,11 +1,13 @@
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ardiff import onednn
 from ardiff.dit import DiT, DiTConfig
-from ardiff.train import onednn
 from ardiff.train.loop import TrainConfig, make_engine
 
 CPU = torch.device("cpu")
@@ -63,6 +65,19 @@ def test_other_types_and_autocast_take_the_usual_way() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer(x), expected[0])
     assert torch.equal(wide(x.double()), expected[1])
+
+
+@pytest.mark.skipif(not onednn.available(), reason="this torch is built without oneDNN")
+def test_packed_for_inference_the_autoencoder_is_the_same_but_for_rounding(make_vae: Callable[..., Any]) -> None:
+    plain, video = make_vae(), torch.rand(3, 8, 3, 16, 16)
+    packed = copy.deepcopy(plain)
+    assert onednn.packable(packed)
+    onednn.pack_linear(packed)
+    assert any(isinstance(module, onednn.PackedLinear) for module in packed.modules())
+    with torch.no_grad():
+        latents = plain.latents(video)
+        torch.testing.assert_close(packed.latents(video), latents, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(packed.decode(latents), plain.decode(latents), rtol=1e-4, atol=1e-5)
 
 
 def test_training_repeats_bit_for_bit_and_leaves_the_evaluation_model_alone() -> None:
