@@ -40,7 +40,7 @@ lint: setup ## ruff and mypy
 
 test: export OMP_NUM_THREADS = 1
 test: lint s3-server chromium .venv/torch_extensions/.ready ## lint, then every test that is not marked slow
-	$(BIN)/pytest -n 2 --dist loadscope -m 'not slow' $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow' $(ARGS)
 
 test-slow: export OMP_NUM_THREADS = 1
 test-slow: setup s3-server chromium .venv/torch_extensions/.ready ## the proofs that take minutes
