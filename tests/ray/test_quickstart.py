@@ -50,6 +50,7 @@ evaluate.max_actors=1 evaluate.controls=false evaluate.i3d_clips=0
 @pytest.fixture(scope="module")
 def finished(jobs: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("quickstart") / "run"
+    jobs.environment["RAY_DATA_STARVATION_WARNING_DELAY_S"] = "3600"  # a busy machine is no reason to warn
     result = jobs.run("quickstart", "--output", str(folder), *TINY)
     assert result.code == 0, result.err
     return folder, result
