@@ -86,7 +86,7 @@ def stepper(task: Task, batch: Batch, config: TrainConfig, onednn: bool) -> Call
     return step
 
 
-def encoder(packed: bool) -> Callable[[], None]:
+def encoder(packed: bool) -> Callable[[], Tensor]:
     """The latents of a batch of clips, as ``ardiff encode`` computes them, or by torch alone."""
     config = load_config(EncodeConfig, [find_config("quickstart") / "encode.yaml"], [])
     sizes = load_config(TrainVAEConfig, [find_config("quickstart") / "train_vae.yaml"], []).vae
@@ -94,12 +94,7 @@ def encoder(packed: bool) -> Callable[[], None]:
     model = ARAutoencoder(sizes)
     if packed:
         pack_linear(model)
-    return lambda: _encode(model, video)
-
-
-@torch.no_grad()
-def _encode(model: ARAutoencoder, video: Tensor) -> None:
-    model.latents(video)
+    return torch.no_grad()(lambda: model.latents(video))
 
 
 if __name__ == "__main__":

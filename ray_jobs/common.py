@@ -166,7 +166,8 @@ class ProgressBar:
         note = note or ("starting" if not done and completed < self.total else "")
         self.display.update(self.task, completed=completed, rate=rate, note=note)
         finished = completed == self.total
-        if not self.drawn and not (self.finished and finished) and (now - self.printed > 10 or finished):
+        due = not self.finished if finished else now - self.printed > 10
+        if due and not self.drawn:
             self.printed, self.finished = now, finished
             left = (
                 f", {(self.total - completed) * elapsed / done:.0f} s left" if done and completed < self.total else ""

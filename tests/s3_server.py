@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,15 @@ class S3Server:
             if attempt == 2:
                 raise RuntimeError(f"The S3 server did not start: {line or 'no answer'}")
             time.sleep(1)  # so that whoever has the port for a moment lets go of it
+
+    def start_after(self, seconds: float) -> Future[None]:
+        """Starts it after a while, in a thread; the result says whether it did."""
+
+        def start() -> None:
+            time.sleep(seconds)
+            self.start()
+
+        return ThreadPoolExecutor(1).submit(start)
 
     def stop(self) -> None:
         """Stops the server and what it started; what is stored stays."""

@@ -23,9 +23,8 @@ def block_causal_mask(num_frames: int, num_tokens: int, window: int | None = Non
         bool ``(F L, F L)``, query by key.
     """
     frame = torch.arange(num_frames)
-    return (
-        seen(frame[:, None] - frame[None, :], window).repeat_interleave(num_tokens, 0).repeat_interleave(num_tokens, 1)
-    )
+    mask = seen(frame[:, None] - frame[None, :], window)
+    return mask.repeat_interleave(num_tokens, 0).repeat_interleave(num_tokens, 1)
 
 
 def seen(lag: Tensor, window: int | None) -> Tensor:

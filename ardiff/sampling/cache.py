@@ -126,8 +126,8 @@ class FrameCache:
         mixed = []
         for i, query in enumerate(q.split(keys.shape[0])):
             oldest = 0 if self.band is None else max(0, place + i - self.band + 1)
-            seen = slice(oldest * self.tokens, (place + i + 1) * self.tokens)
-            mixed.append(nn.functional.scaled_dot_product_attention(query, keys[:, :, seen], values[:, :, seen]))
+            span = slice(oldest * self.tokens, (place + i + 1) * self.tokens)
+            mixed.append(nn.functional.scaled_dot_product_attention(query, keys[:, :, span], values[:, :, span]))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
     def _block_mask(self, place: int, queries: int) -> object:

@@ -134,7 +134,7 @@ class JobStore:
             np.save(buffer, given, allow_pickle=False)
             storage.write_bytes(self._input(record), buffer.getvalue())
         if record.lease:
-            storage.write_bytes(self._lease(record.id, record.lease), b"")
+            self.beat(record)
         storage.write_bytes(self._place("open", f"{record.id}.{record.owner}"), b"")
         self.write(record)
 

@@ -17,6 +17,8 @@ class Cluster(Jobs):
 
     def __init__(self, head_cpus: int = 4, **environment: str) -> None:
         super().__init__()
+        # Ray's own patience with its processes is meant for machines that do nothing else.
+        self.environment |= {"RAY_gcs_server_port_wait_time_s": "300", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300"}
         self.environment |= environment
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.metrics_ports: list[int] = []

@@ -58,8 +58,6 @@ class Jobs:
         self.ray_folder = tempfile.mkdtemp(prefix="rt-", dir="/tmp")  # sockets inside need a short path
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self.environment |= {"RAY_TMPDIR": self.ray_folder, "RAY_USAGE_STATS_ENABLED": "0"}
-        # Ray's own patience with its processes is meant for machines that do nothing else.
-        self.environment |= {"RAY_gcs_server_port_wait_time_s": "300", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300"}
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, module: str, *arguments: str, log: Path | None = None) -> subprocess.Popen[str]:

@@ -3,9 +3,7 @@
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,7 +157,7 @@ def test_a_job_waits_for_a_server_that_went_away(
     def stopping(*arguments: Any) -> Iterator[Any]:
         if not restarts:
             server.stop()
-            restarts.append(ThreadPoolExecutor(1).submit(lambda: (time.sleep(4.0), server.start())))
+            restarts.append(server.start_after(4.0))
         with original(*arguments) as monitor:
             yield monitor
 

@@ -3,9 +3,8 @@
 import http.server
 import pickle
 import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,7 +141,7 @@ def test_a_patient_file_system_waits_in_another_process_too() -> None:
         filesystem, path = storage.open_filesystem(f"s3://{server.make_bucket()}/file", patient=True)
         sent = pickle.loads(pickle.dumps(filesystem))  # noqa: S301
         server.stop()
-        back = _start_after(2.0, server)  # the seconds of three attempts, as many as it has otherwise
+        back = server.start_after(2.0)  # the seconds of three attempts, as many as it has otherwise
         with sent.open_output_stream(path) as stream:
             stream.write(b"content")
         back.result()
@@ -163,19 +162,11 @@ def test_a_server_that_is_away_is_waited_for() -> None:
         copy = pickle.loads(pickle.dumps(info.value))  # noqa: S301 - as it comes from a worker
         assert (str(copy), copy.attempts, copy.transient) == (str(info.value), info.value.attempts, True)
         s3.configure(StorageConfig(retry_seconds=90.0))
-        back = _start_after(1.0, server)
+        back = server.start_after(1.0)
         try:
             assert storage.read_bytes(place) == b"content"
         finally:
             back.result()
-
-
-def _start_after(seconds: float, server: S3Server) -> Future[None]:
-    def start() -> None:
-        time.sleep(seconds)
-        server.start()
-
-    return ThreadPoolExecutor(1).submit(start)
 
 
 class Public(http.server.BaseHTTPRequestHandler):
