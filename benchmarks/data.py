@@ -157,7 +157,7 @@ def other_core_busy(records: list[VideoRecord]) -> Iterator[None]:
 
 
 def measure_decode(records: list[VideoRecord], repeats: int, clips: int) -> None:
-    from ray_jobs.common import ray_cluster
+    from ray_jobs.runtime.cluster import ray_cluster
 
     frames = clips * CLIPS.num_frames
     stream = ClipStream(manifest_table(records), CLIPS, RESOLUTION, seed=0)
@@ -207,7 +207,7 @@ def feed(stream: ClipStream, clips: int, pause: float = 0.0) -> tuple[float, flo
     import ray
 
     from ardiff.train.loop import TrainConfig
-    from ray_jobs.batches import ray_batches
+    from ray_jobs.training.batches import ray_batches
 
     config = TrainConfig(num_steps=clips // 16, batch_size=16, loading_tasks=1)
     meter = Meter(stream)
@@ -359,7 +359,7 @@ def memory_of(times: int, clips: int) -> None:
     import ray
     from ray._private.internal_api import memory_summary
 
-    from ray_jobs.common import ray_cluster
+    from ray_jobs.runtime.cluster import ray_cluster
 
     lines = [line.split("\t") for line in sys.stdin.read().splitlines()]
     records = [

@@ -23,7 +23,7 @@ from ardiff.randomness import Draws, torch_generator
 from ardiff.train.loop import TrainConfig, make_engine
 from ardiff.train.tasks import AutoencoderTask, Batch, DiTTask, Task
 from ardiff.vae import ARAutoencoder
-from ray_jobs.encode_latents import EncodeConfig
+from ray_jobs.encode import EncodeConfig
 from ray_jobs.train_dit import TrainDiTConfig
 from ray_jobs.train_vae import TrainVAEConfig
 

@@ -217,8 +217,8 @@ def workers(quick: bool, repeats: int) -> None:
     from ardiff.metrics.networks.i3d import I3D
     from ardiff.metrics.protocol import RECIPES
     from ardiff.metrics.store import FeatureStore
-    from ray_jobs.common import ray_cluster
-    from ray_jobs.extraction import Clip, ClipSet, Workers, extract
+    from ray_jobs.evaluation.features import Clip, ClipSet, Workers, extract
+    from ray_jobs.runtime.cluster import ray_cluster
 
     torch.manual_seed(0)
     state = I3D().state_dict()

@@ -20,7 +20,7 @@ from ardiff.sweep.models import SweptModel
 from ardiff.sweep.rows import Record, VideoRow, find_complete
 from ardiff.sweep.summary import summarise
 from ray_jobs import sweep
-from ray_jobs.common import ray_cluster
+from ray_jobs.runtime.cluster import ray_cluster
 
 
 def measure(config: sweep.SweepConfig) -> tuple[list[VideoRow], dict[str, Record]]:

@@ -30,20 +30,21 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from ardiff import distributed
 from ardiff.config import build
 from ardiff.data.latents import LatentStatistics, latent_table
 from ardiff.data.streams import LatentStream
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.randomness import Draws, torch_generator
-from ardiff.train import workers
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.estimate import EstimateConfig, count_step, estimate
 from ardiff.train.loop import TrainConfig, make_engine, train
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, Batch, DiTTask, DiTTaskConfig, Task
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
-from ray_jobs.batches import PacedExecution, ray_batches
-from ray_jobs.common import ray_cluster, remote_progress
+from ray_jobs.runtime.cluster import ray_cluster
+from ray_jobs.runtime.progress import remote_progress
+from ray_jobs.training.batches import PacedExecution, ray_batches
 
 FRAMES, TOKENS, DIM, CLIPS, FILES = 16, 4, 4, 64, 16
 WARM_UP = 5
@@ -115,7 +116,7 @@ def measure(job: dict[str, Any]) -> None:
     rows = []
     for (name, changes), feed in itertools.product(ENGINES.items(), ("memory", "Ray Data")):
         rows.append({"engine": name, "feed": feed, **run(changes, feed, job)})
-    if workers.rank() == 0:
+    if distributed.rank() == 0:
         (Path(job["folder"]) / "rows.json").write_text(json.dumps(rows))
 
 
@@ -133,7 +134,7 @@ def run(changes: dict[str, Any], feed: str, job: dict[str, Any]) -> dict[str, fl
     if feed == "memory":
         batches = from_memory(job["stream"], config)
     else:
-        batches = ray_batches(job["stream"], 0, config, workers.rank(), job["monitor"])
+        batches = ray_batches(job["stream"], 0, config, distributed.rank(), job["monitor"])
     observer = Last()
     state = train(task, engine, batches, warm_up, TrainState(0, 0, ""), observer)
     train(task, engine, batches, config, state, observer)

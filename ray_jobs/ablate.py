@@ -19,14 +19,12 @@ from typing import Any
 
 from rich.markup import escape
 
-from ardiff.ablation import Result, Variant, place_tables, tables, write_results
 from ardiff.cli import main
 from ardiff.config import find_config, fingerprint, load_config
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, ConfigError
 from ardiff.sampling.cost import frame_evaluations
 from ray_jobs import evaluate, generate, prepare
-from ray_jobs.common import StageRecord, ray_cluster, read_stage, record_run, say, versions
 from ray_jobs.generate import GenerateConfig, VideoSets
 from ray_jobs.quickstart import (
     Inputs,
@@ -39,6 +37,10 @@ from ray_jobs.quickstart import (
     short_sets,
     train_pipeline,
 )
+from ray_jobs.reports.ablation import Result, Variant, place_tables, tables, write_results
+from ray_jobs.runtime.cluster import ray_cluster
+from ray_jobs.runtime.console import say
+from ray_jobs.runtime.stages import StageRecord, read_stage, record_run, versions
 
 CONFIG_FIRST = True
 

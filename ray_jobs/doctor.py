@@ -28,7 +28,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from ardiff.data import storage
 from ardiff.doctor import examine, tell
 from ardiff.errors import ArdiffError
-from ray_jobs.common import await_resource, ray_cluster, versions
+from ray_jobs.runtime.cluster import await_resource, ray_cluster
+from ray_jobs.runtime.stages import versions
 from ray_jobs.submit import Submission, add_connection, connection, package, run
 
 Finding = tuple[str, bool, str]

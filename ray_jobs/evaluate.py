@@ -19,9 +19,11 @@ from ardiff.metrics.extractors import check_frames
 from ardiff.metrics.protocol import PAIRED, RECIPES, MetricName, ProtocolName, recipe
 from ardiff.metrics.scores import SetScore, table, write_scores
 from ardiff.metrics.weights import NetworkName, State, find_state
-from ray_jobs import drift_report, quick_scores, set_scores
-from ray_jobs.common import ray_cluster, record_run, say, stage, versions
-from ray_jobs.scored_sets import Listed, codecs, locate, open_videos
+from ray_jobs.evaluation import drift, metrics, quick
+from ray_jobs.evaluation.datasets import Listed, codecs, locate, open_videos
+from ray_jobs.runtime.cluster import ray_cluster
+from ray_jobs.runtime.console import say
+from ray_jobs.runtime.stages import record_run, stage, versions
 
 ALIASES = {"num_frames": "frames"}
 QUICK_ALONE = ("vae", "controls", "shapes", "extractor_seed", "i3d_clips")
@@ -127,7 +129,7 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
             missing. What can be checked without opening videos is checked before anything starts.
     """
     if config.protocol == "quick":
-        return quick_scores.run(config, key)
+        return quick.run(config, key)
     real = _real(config)
     fakes = [locate(uri) for uri in config.fake]
     _check_names(fakes)
@@ -141,12 +143,12 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         scores: list[SetScore] = []
         for metric in config.metrics:
             if metric not in PAIRED:
-                scores += set_scores.score_sets(config, metric, weights, real, originals, opened)
+                scores += metrics.score_sets(config, metric, weights, real, originals, opened)
         if paired := [m for m in config.metrics if m in PAIRED]:
-            scores += set_scores.score_pairs(config, paired, weights, real, originals, opened)
+            scores += metrics.score_pairs(config, paired, weights, real, originals, opened)
         content = write_scores(config.output, scores, versions())
         if config.drift:
-            drift_report.write(config, weights, originals, opened)
+            drift.write(config, weights, originals, opened)
         record.results, record.note = content, f"{len(scores)} scores of {len(fakes)} sets"
         say(escape(table([(score.set, score) for score in scores])))
     return content
@@ -178,7 +180,7 @@ def _check_names(fakes: list[Listed]) -> None:
 def _weights(config: EvaluateConfig) -> dict[str, tuple[State, str]]:
     """Weights and their hash of every network that the metrics need."""
     if config.drift:
-        drift_report.check(config)
+        drift.check(config)
     networks: set[NetworkName] = set()
     for metric in config.metrics:
         if metric not in PAIRED:

@@ -23,8 +23,9 @@ from ardiff.sampling import EngineConfig
 from ardiff.sweep.grid import row_id
 from ardiff.sweep.models import SweptModel
 from ardiff.sweep.rows import SUFFIXES, Record, VideoRow, find_complete, video_record
-from ray_jobs.common import ray_cluster, record_run, stage
-from ray_jobs.generation import Workers, make_videos
+from ray_jobs.generation.actors import Workers, make_videos
+from ray_jobs.runtime.cluster import ray_cluster
+from ray_jobs.runtime.stages import record_run, stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

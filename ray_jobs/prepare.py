@@ -21,6 +21,8 @@ from ardiff.data import storage
 from ardiff.data.clips import probe_video, read_clips
 from ardiff.data.decode import crop_square
 from ardiff.data.encode import contact_sheet
+from ardiff.data.error_log import ERRORS, BadClip, Quarantine, bad_clip, crashed, write_errors
+from ardiff.data.layouts import Recipe, arrange, numbered, says_splits, split_by_lists, videos_of
 from ardiff.data.manifest import (
     VIDEO_SUFFIXES,
     Split,
@@ -29,23 +31,14 @@ from ardiff.data.manifest import (
     usable,
     write_manifest,
 )
-from ardiff.data.quarantine import ERRORS, BadClip, Quarantine, bad_clip, crashed, write_errors
-from ardiff.data.recipes import Recipe, arrange, numbered, says_splits, split_by_lists, videos_of
 from ardiff.data.storage import StoredFile
 from ardiff.data.synthetic import SyntheticConfig, write_video
 from ardiff.errors import DataError
 from ardiff.randomness import numpy_generator
-from ray_jobs.common import (
-    MAX_DEATHS,
-    TASK_RETRIES,
-    attempting,
-    progress_bar,
-    ray_cluster,
-    remote_progress,
-    say,
-    stage,
-    telling,
-)
+from ray_jobs.runtime.cluster import ray_cluster
+from ray_jobs.runtime.console import say
+from ray_jobs.runtime.progress import MAX_DEATHS, TASK_RETRIES, attempting, progress_bar, remote_progress, telling
+from ray_jobs.runtime.stages import stage
 
 POSITIONALS = ("source", "output")
 SAVE_EVERY = 30.0

@@ -19,13 +19,16 @@ from ardiff.data import storage
 from ardiff.data.manifest import class_names, read_manifest, usable
 from ardiff.diffusion.ad import check_ar_step
 from ardiff.errors import ConfigError
-from ray_jobs import encode_latents, evaluate, generate, prepare, quick_scores, train_dit, train_vae
-from ray_jobs.common import StageRecord, ray_cluster, read_stage, record_run, say
-from ray_jobs.encode_latents import EncodeConfig
+from ray_jobs import encode, evaluate, generate, prepare, train_dit, train_vae
+from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluate import EvaluateConfig
+from ray_jobs.evaluation import quick
 from ray_jobs.generate import GenerateConfig, VideoSets
 from ray_jobs.prepare import PrepareConfig
-from ray_jobs.quickstart_report import write_quickstart_report
+from ray_jobs.reports.quickstart import write_quickstart_report
+from ray_jobs.runtime.cluster import ray_cluster
+from ray_jobs.runtime.console import say
+from ray_jobs.runtime.stages import StageRecord, read_stage, record_run
 from ray_jobs.train_dit import TrainDiTConfig
 from ray_jobs.train_vae import TrainVAEConfig
 
@@ -103,7 +106,7 @@ def run(config: QuickstartConfig) -> None:
         long = long_set(config, root, pipeline)
         stages.do(generate.run_sets, VideoSets(output=f"{root}/samples", sets=(*short, long)))
         scores = scoring(config, root, inputs, short)
-        stages.do(evaluate.run, scores, lambda record: quick_scores.lacks_fvd(scores, record.results))
+        stages.do(evaluate.run, scores, lambda record: quick.lacks_fvd(scores, record.results))
     report = Path(root) / "report.html"
     write_quickstart_report(report, config, stages.records, [*short, long], scores)
     say(f"[bold]{report}[/]")
@@ -169,8 +172,8 @@ def encode_data(config: QuickstartConfig, root: str, data: PrepareConfig, stages
     clips = replace(config.train_vae.clips, manifest=data.manifest)
     vae = replace(config.train_vae, output=f"{root}/vae", clips=clips)
     stages.do(train_vae.run, vae)
-    encode = replace(config.encode, manifest=data.manifest, vae=vae.model, output=f"{root}/latents")
-    latents = stages.do(encode_latents.run, encode).results["folder"]
+    latent_set = replace(config.encode, manifest=data.manifest, vae=vae.model, output=f"{root}/latents")
+    latents = stages.do(encode.run, latent_set).results["folder"]
     return Inputs(data.manifest, vae.model, latents, data.source is None)
 
 
@@ -216,8 +219,8 @@ def scoring(config: QuickstartConfig, root: str, inputs: Inputs, sets: Sequence[
 
 def _as_encoded(config: QuickstartConfig) -> EvaluateConfig:
     """Scores of clips of the length and frame rate that the AR-DiT is trained on."""
-    encode, scores = config.encode, config.evaluate
-    return replace(scores, num_frames=encode.num_frames, fps=scores.fps or encode.fps)
+    scores = config.evaluate
+    return replace(scores, num_frames=config.encode.num_frames, fps=scores.fps or config.encode.fps)
 
 
 def _done(config: Any, key: str) -> StageRecord | None:

@@ -43,7 +43,8 @@ from ardiff.serving.config import ServiceConfig
 from ardiff.serving.keys import read_keys
 from ardiff.serving.metrics import MEASURES, PrometheusRecorder, Recorders
 from ardiff.serving.service import GIVING_BACK, VideoService
-from ray_jobs.common import ray_cluster, resolve_device, say
+from ray_jobs.runtime.cluster import ray_cluster, resolve_device
+from ray_jobs.runtime.console import say
 
 APP = "ardiff"
 DEPLOYMENT = "VideoServer"
@@ -163,7 +164,7 @@ class VideoServer:
             raise RuntimeError("a loop of the service has ended: see the replica's log")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What :func:`ray_jobs.autoscaling.replicas_for_jobs` reads."""
+        """What :func:`ray_jobs.serving.autoscaling.replicas_for_jobs` reads."""
         return {"working": float(self.service.load), "waiting": float(self.service.waiting)}
 
 
@@ -272,7 +273,7 @@ def _scaling(config: ServeConfig) -> dict[str, Any]:
         "downscale_delay_s": config.downscale_delay_s,
         "metrics_interval_s": 1.0,
         "look_back_period_s": 2.0,
-        "policy": {"policy_function": "ray_jobs.autoscaling:replicas_for_jobs"},
+        "policy": {"policy_function": "ray_jobs.serving.autoscaling:replicas_for_jobs"},
     }
 
 

@@ -31,7 +31,8 @@ from ardiff.cli import VERBS, Call, read_arguments
 from ardiff.config import fingerprint, to_dict
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, ConfigError
-from ray_jobs.common import COMMIT, say, versions
+from ray_jobs.runtime.console import say
+from ray_jobs.runtime.stages import COMMIT, versions
 
 AnswerT = TypeVar("AnswerT")
 ADDRESS = "http://127.0.0.1:8265"

@@ -27,10 +27,12 @@ from ardiff.sweep.packs import record_failure
 from ardiff.sweep.rows import Record, VideoRow, find_complete, in_parallel, video_record, write_rows
 from ardiff.sweep.summary import CellScore, CellSummary, aligned, failure_table, label, summarise
 from ray_jobs import evaluate
-from ray_jobs.common import ray_cluster, record_run, say, stage
 from ray_jobs.evaluate import EvaluateConfig
-from ray_jobs.generation import Workers, make_videos
-from ray_jobs.sweep_report import write_sweep_report
+from ray_jobs.generation.actors import Workers, make_videos
+from ray_jobs.reports.sweep import write_sweep_report
+from ray_jobs.runtime.cluster import ray_cluster
+from ray_jobs.runtime.console import say
+from ray_jobs.runtime.stages import record_run, stage
 
 CONFIG_FIRST = True
 

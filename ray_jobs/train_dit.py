@@ -41,10 +41,12 @@ from ardiff.train.export import describe_dit
 from ardiff.train.initial import initialise_dit
 from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
-from ray_jobs.batches import load_chunk
-from ray_jobs.common import ray_cluster, record_run, remote_progress, stage, telling
-from ray_jobs.quarantine import Reporter, of_training
-from ray_jobs.train import TrainJob, loss_note, run_training
+from ray_jobs.runtime.cluster import ray_cluster
+from ray_jobs.runtime.error_log import Reporter, of_training
+from ray_jobs.runtime.progress import remote_progress, telling
+from ray_jobs.runtime.stages import record_run, stage
+from ray_jobs.training.batches import load_chunk
+from ray_jobs.training.job import TrainJob, loss_note, run_training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

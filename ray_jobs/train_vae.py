@@ -21,9 +21,10 @@ from ardiff.train.initial import initialise_autoencoder
 from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
-from ray_jobs.common import ray_cluster, record_run, stage
-from ray_jobs.quarantine import of_training
-from ray_jobs.train import TrainJob, loss_note, run_training
+from ray_jobs.runtime.cluster import ray_cluster
+from ray_jobs.runtime.error_log import of_training
+from ray_jobs.runtime.stages import record_run, stage
+from ray_jobs.training.job import TrainJob, loss_note, run_training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

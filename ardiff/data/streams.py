@@ -18,9 +18,9 @@ import pyarrow as pa
 from ardiff.data import storage
 from ardiff.data.clips import ClipConfig, read_frames
 from ardiff.data.decode import crop_square
+from ardiff.data.error_log import ERRORS, BadClip, bad_clip
 from ardiff.data.latents import read_latents
 from ardiff.data.manifest import VideoRecord, lengths_at, record_at
-from ardiff.data.quarantine import ERRORS, BadClip, bad_clip
 from ardiff.errors import ClipTooShortError, DataError, DecodeError, StorageError
 from ardiff.randomness import numpy_generator
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ardiff.diffusion import noise
-from ardiff.diffusion.fopp import TimestepLaw
+from ardiff.diffusion.timestep_sampling import TimestepLaw
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """Takes noisy latents ``(B, F, L, D)`` and timesteps ``(B, F)``, returns predicted clean latents ``(B, F, L, D)``."""

@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ardiff import distributed
 from ardiff.data import storage
 from ardiff.errors import CheckpointError
-from ardiff.train import workers
 from ardiff.train.engine import Engine
 
 STATE = "state.json"
@@ -46,7 +46,7 @@ class TrainState:
 def save_checkpoint(folder: Path, engine: Engine, state: TrainState, critic: Engine | None = None) -> None:
     """Writes this worker's share of a complete checkpoint into ``folder``; every worker has to call it."""
     write_shards(folder, engine, critic)
-    if workers.rank() == 0:
+    if distributed.rank() == 0:
         write_state(str(folder), state)
 
 
@@ -110,14 +110,14 @@ def write_shards(folder: Path, engine: Engine, critic: Engine | None = None) -> 
     for place, parts in shares.items():
         place.mkdir(parents=True, exist_ok=True)
         for part, tensors in parts.items():
-            save_file(tensors, place / f"{part}-{workers.rank()}-of-{workers.size()}.safetensors")
+            save_file(tensors, place / f"{part}-{distributed.rank()}-of-{distributed.size()}.safetensors")
 
 
 def _share(engine: Engine) -> dict[str, dict[str, Tensor]]:
     """The tensors that this worker writes, by part and name."""
     share: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     for part, name, tensor in engine.tensors():
-        if _turn(name, workers.size()) == workers.rank():
+        if _turn(name, distributed.size()) == distributed.rank():
             share[part][name] = tensor.detach().cpu().contiguous()
     return share
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
+from ardiff import distributed
 from ardiff.errors import ConfigError
-from ardiff.train import workers
 from ardiff.train.engine import (
     SCALE,
     Precision,
@@ -172,7 +172,7 @@ class DeepSpeedEngine:
         found = {}
         for name, parameter in self.model.named_parameters():
             whole = self._whole(parameter, "average")
-            if workers.rank() == 0:
+            if distributed.rank() == 0:
                 found[name] = whole.cpu().clone()
         return found
 
@@ -194,8 +194,8 @@ class DeepSpeedEngine:
                 parameter.set_full_hp_param(value, key)
             case _:
                 size = parameter.ds_tensor.ds_numel  # the same on every worker, the last one's is padded
-                flat = F.pad(value.flatten(), (0, size * workers.size() - value.numel()))
-                share = flat.narrow(0, size * workers.rank(), size)
+                flat = F.pad(value.flatten(), (0, size * distributed.size() - value.numel()))
+                share = flat.narrow(0, size * distributed.rank(), size)
                 parameter._z3_optimizer.set_local_hp_param(share, parameter, key)
 
     def _refresh(self, parameter: nn.Parameter, value: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ardiff.train import workers
+from ardiff import distributed
 from ardiff.train.ema import EMA
 from ardiff.train.flops import recomputation
 from ardiff.train.optim import OptimizerConfig, build_optimizers
@@ -191,7 +191,7 @@ class TorchEngine:
         self.scaler.scale(loss).backward()
 
     def step(self, step: int, lr_factor: float) -> float:
-        workers.average_([p.grad for p in self.model.parameters() if p.grad is not None])
+        distributed.average_([p.grad for p in self.model.parameters() if p.grad is not None])
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
@@ -239,7 +239,7 @@ class TorchEngine:
             self.scaler.load_state_dict(scaler)
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        return {n: a.cpu().clone() for n, a in self.ema.state_dict().items()} if workers.rank() == 0 else {}
+        return {n: a.cpu().clone() for n, a in self.ema.state_dict().items()} if distributed.rank() == 0 else {}
 
 
 SCALE = "scale/"

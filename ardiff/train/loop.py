@@ -18,11 +18,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from ardiff import onednn
+from ardiff import distributed, onednn
 from ardiff.config import to_dict
 from ardiff.errors import ArdiffError, ConfigError, TrainingError
 from ardiff.randomness import Draws, torch_generator
-from ardiff.train import workers
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import DeepSpeedConfig, Engine, Precision, TorchEngine, deepspeed_settings
 from ardiff.train.flops import FlopCounter
@@ -222,7 +221,7 @@ def make_engine(
                 from ardiff.train.deepspeed_engine import DeepSpeedEngine
             except ModuleNotFoundError as error:
                 raise ConfigError("train.engine=deepspeed needs DeepSpeed: pip install 'ardiff[deepspeed]'.") from error
-            settings = config.deepspeed_settings(workers.size())
+            settings = config.deepspeed_settings(distributed.size())
             return DeepSpeedEngine(
                 model, optimizer, device, *shared, settings, activation_checkpointing=config.activation_checkpointing
             )
@@ -289,7 +288,7 @@ def train(
         rival = critic if step >= task.critic_from_step else None
         with readable_failures(f"at step {step}"):
             losses, logged = _accumulate(task, engine, rival, batches, config, step, meter)
-        loss = sum(losses) / workers.size()
+        loss = sum(losses) / distributed.size()
         if step in task.changes or rival is not None:
             recent.clear()
         _check_loss(losses, step, config, recent)
@@ -339,7 +338,7 @@ def averaged_model(engine: Engine) -> torch.nn.Module | None:
     Every worker has to call it.
     """
     weights = engine.averaged_weights()
-    if workers.rank() > 0:
+    if distributed.rank() > 0:
         return None
     model = copy.deepcopy(engine.skeleton)
     model.load_state_dict(
@@ -370,9 +369,9 @@ def _accumulate(
     Returns what each worker's share adds to the loss (their mean is the batch's), and the means over the batch of the
     logged parts.
     """
-    size, sums = workers.size(), dict[str, list[float]]()
+    size, sums = distributed.size(), dict[str, list[float]]()
     mine = 0.0
-    for part in config.parts(workers.rank(), size):
+    for part in config.parts(distributed.rank(), size):
         with meter.waiting():
             batch = next(batches, None)
         if batch is None:
@@ -392,8 +391,8 @@ def _accumulate(
             # A mean is a sum over samples with their number.
             pair = [float(tensor.detach()) * len(part), len(part)] if tensor.ndim == 0 else tensor.tolist()
             sums[name] = [a + b for a, b in zip(sums.get(name, [0.0, 0.0]), pair, strict=True)]
-    own_place = [mine if rank == workers.rank() else 0.0 for rank in range(size)]
-    total = workers.sum_over([*own_place, *itertools.chain(*sums.values())], engine.device)
+    own_place = [mine if rank == distributed.rank() else 0.0 for rank in range(size)]
+    total = distributed.sum_over([*own_place, *itertools.chain(*sums.values())], engine.device)
     pairs = zip(sums, total[size::2], total[size + 1 :: 2], strict=True)
     return total[:size], {name: amount / count for name, amount, count in pairs if count}
 
@@ -421,7 +420,7 @@ def _batch(step: int, config: TrainConfig, rank: int | None = None) -> str:
     """Names the samples of a step by their places in the order of the data."""
     places = range(config.batch_size)
     if rank is not None:
-        parts = config.parts(rank, workers.size())
+        parts = config.parts(rank, distributed.size())
         places = range(parts[0].start, parts[-1].stop)
     first = step * config.batch_size
     return f"samples {first + places.start} to {first + places.stop - 1}"
@@ -437,9 +436,9 @@ def readable_failures(when: str, remedy: str = "") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             raise TrainingError(
-                f"Worker {workers.rank()} ran out of memory {when}: {remedy or SMALLER_PARTS}."
+                f"Worker {distributed.rank()} ran out of memory {when}: {remedy or SMALLER_PARTS}."
             ) from error
-        error.add_note(f"worker {workers.rank()} {when}")
+        error.add_note(f"worker {distributed.rank()} {when}")
         raise
 
 
@@ -476,7 +475,10 @@ class _Meter:
         seconds, parts = max(now - self.since, 1e-9), self.parts
         flops = self.flops / seconds
         values = {
-            "samples_per_second": parts / len(self.config.parts(0, workers.size())) * self.config.batch_size / seconds,
+            "samples_per_second": parts
+            / len(self.config.parts(0, distributed.size()))
+            * self.config.batch_size
+            / seconds,
             "data_wait_share": min(self.waited / seconds, 1.0),
             "tflops_per_worker": flops / 1e12,
             "memory_gib": _peak_memory(self.device) / 2**30,
@@ -485,7 +487,7 @@ class _Meter:
             values["mfu"] = flops / 1e12 / self.config.peak_tflops
         self.since, self.waited, self.parts, self.flops = now, 0.0, 0, 0
         # The worker that waits longest holds up all others, and the one with least room decides what fits.
-        largest = workers.max_over([values[name] for name in LARGEST], self.device)
+        largest = distributed.max_over([values[name] for name in LARGEST], self.device)
         return values | dict(zip(LARGEST, largest, strict=True))
 
 

@@ -16,11 +16,11 @@ from ardiff.config import later
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.ad import ad_schedule
-from ardiff.diffusion.fopp import sample_timesteps
 from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.noise import q_sample
 from ardiff.diffusion.process import DiffusionConfig, diffusion_loss, loss_breakdown, prediction_target
 from ardiff.diffusion.sampler import initial_noise, sample_full
+from ardiff.diffusion.timestep_sampling import sample_timesteps
 from ardiff.dit import DiT
 from ardiff.metrics.lpips import load_lpips
 from ardiff.randomness import Draws

@@ -11,7 +11,7 @@ from einops import einsum
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from ardiff.train import workers
+from ardiff import distributed
 
 
 def hinge_critic_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: LayerReco
     with torch.autocast(last.output.device.type, enabled=False):
         for loss in (reconstruction, adversarial):
             gradient = last.weight_gradient(_slope(loss, last.output))
-            workers.average_([gradient])
+            distributed.average_([gradient])
             norms.append(gradient.norm())
     return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, limit)
 

@@ -23,7 +23,7 @@ from ardiff.data.manifest import write_manifest
 from ardiff.data.synthetic import SyntheticConfig, write_video
 from ardiff.pretrained import save_autoencoder
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
-from ray_jobs.common import ray_cluster
+from ray_jobs.runtime.cluster import ray_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 800.0

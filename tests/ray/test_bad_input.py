@@ -20,6 +20,7 @@ from ardiff.cli import main
 from ardiff.config import find_config, load_config
 from ardiff.data.clips import ClipConfig
 from ardiff.data.encode import encode_video
+from ardiff.data.error_log import read_errors
 from ardiff.data.latents import (
     LatentSet,
     LatentStatistics,
@@ -29,7 +30,6 @@ from ardiff.data.latents import (
     write_description,
 )
 from ardiff.data.manifest import VideoRecord, read_manifest, write_manifest
-from ardiff.data.quarantine import read_errors
 from ardiff.errors import DataError
 from ardiff.pipeline import ARDiffusionPipeline
 from ray_jobs.prepare import PrepareConfig
@@ -473,7 +473,7 @@ def test_videos_that_end_their_process_become_rows(
 ) -> None:
     """Two of the six videos of a task die of a segmentation fault whenever they are read, and the others stay."""
     from ardiff.pretrained import save_autoencoder
-    from ray_jobs import encode_latents, prepare
+    from ray_jobs import encode, prepare
 
     def deadly(function: Any, position: int) -> Any:
         def call(*arguments: Any) -> Any:
@@ -500,7 +500,7 @@ def test_videos_that_end_their_process_become_rows(
     command = ["encode", f"manifest={tmp_path}/data/manifest.parquet", f"vae={tmp_path}/vae"]
     command += [f"output={tmp_path}/latents", "max_bad_fraction=0.5"]
     with monkeypatch.context() as patch:
-        patch.setattr(encode_latents, "_decode", deadly(encode_latents._decode, 2))
+        patch.setattr(encode, "_decode", deadly(encode._decode, 2))
         outcome = ardiff(*command, "num_frames=4", "clip_step=4")
     assert outcome.code == 0, outcome.err
     errors = read_errors(str(tmp_path / "latents" / "errors.parquet"))

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ardiff import distributed
 from ardiff.data.clips import ClipConfig
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream
-from ardiff.train import workers
 from ardiff.train.loop import TrainConfig
-from ray_jobs.batches import ray_batches
+from ray_jobs.training.batches import ray_batches
 
 pytestmark = pytest.mark.ray
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "clip_order.json"
@@ -69,7 +69,7 @@ def test_the_clip_list_is_the_stored_one(
     num_workers: int,
     first_step: int,
 ) -> None:
-    monkeypatch.setattr(workers, "size", lambda: num_workers)
+    monkeypatch.setattr(distributed, "size", lambda: num_workers)
     stream = ClipStream(manifest_table(records), CLIPS[uniform], 16, seed=5, chunk_size=4)
     config = TrainConfig(num_steps=STEPS, batch_size=BATCH, num_workers=num_workers, loading_tasks=1)
     shares = []

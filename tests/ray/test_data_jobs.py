@@ -19,9 +19,9 @@ from s3_server import S3Server, environment
 from ardiff.cli import main
 from ardiff.data import storage
 from ardiff.data.decode import decode_clip
+from ardiff.data.error_log import read_errors
 from ardiff.data.latents import LatentStatistics, read_description, read_keys, read_latents, vae_fingerprint
 from ardiff.data.manifest import read_manifest, write_manifest
-from ardiff.data.quarantine import read_errors
 from ardiff.data.transforms import to_unit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import save_autoencoder
@@ -277,7 +277,7 @@ def test_a_kill_loses_no_more_than_the_files_in_flight(
     command = [f"manifest={tmp_path}/data/manifest.parquet", f"vae={tmp_path}/vae", "num_frames=16", "clip_step=1"]
     command += ["batch_size=2", "clips_per_file=16"]
     total = 24 * 49
-    process = jobs.start("encode_latents", *command, f"output={bucket}/killed")
+    process = jobs.start("encode", *command, f"output={bucket}/killed")
     deadline = threading.Event()
     threading.Timer(180.0, deadline.set).start()
     while not deadline.wait(0.2):
@@ -291,9 +291,9 @@ def test_a_kill_loses_no_more_than_the_files_in_flight(
     assert 0 < kept < total
     assert not [f for f in storage.list_files(f"{bucket}/killed") if f.endswith("latents.json")]
 
-    result = jobs.run("encode_latents", *command, f"output={bucket}/killed")
+    result = jobs.run("encode", *command, f"output={bucket}/killed")
     assert f"{total - kept} clips encoded, {kept} were there" in result.err
-    assert jobs.run("encode_latents", *command, f"output={tmp_path}/whole").code == 0
+    assert jobs.run("encode", *command, f"output={tmp_path}/whole").code == 0
     sets = []
     for root in (f"{bucket}/killed", f"{tmp_path}/whole"):
         [place] = [f for f in storage.list_files(root) if f.endswith("latents.json")]

@@ -30,7 +30,7 @@ from ardiff.metrics.lpips import LPIPS
 from ardiff.metrics.scores import SetScore, read_scores
 from ardiff.metrics.store import ClipFeatures, FeatureStore
 from ardiff.metrics.weights import fetch
-from ray_jobs.extraction import Clip, ClipSet, Workers, extract
+from ray_jobs.evaluation.features import Clip, ClipSet, Workers, extract
 
 pytestmark = pytest.mark.ray
 

@@ -66,7 +66,7 @@ def test_driver_and_workers_log_run_rank_and_step(jobs: Jobs, latents: Path, tmp
 
 def test_encoding_names_the_folder_that_it_made(jobs: Jobs, latents: Path, manifest: Path, tmp_path: Path) -> None:
     settings = [f"manifest={manifest}", f"vae={latents}/vae", f"output={tmp_path}", "num_frames=8"]
-    result = jobs.run("encode_latents", "--log", "json", *settings)
+    result = jobs.run("encode", "--log", "json", *settings)
     assert result.code == 0, result.err
     [description] = tmp_path.glob("*/latents.json")
     assert [line["folder"] for line in objects(result.err) if "folder" in line] == [str(description.parent)]

@@ -22,7 +22,7 @@ from ardiff.data.streams import LatentStream
 from ardiff.errors import TrainingError
 from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import Task
-from ray_jobs.train import TrainJob, run_training
+from ray_jobs.training.job import TrainJob, run_training
 
 pytestmark = pytest.mark.ray
 

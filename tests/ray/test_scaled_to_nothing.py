@@ -14,7 +14,7 @@ from test_submit import SET, Laptop
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 DEVICE = """
-from ray_jobs.common import ray_cluster, resolve_device
+from ray_jobs.runtime.cluster import ray_cluster, resolve_device
 with ray_cluster():
     print(resolve_device("auto").type, resolve_device("cuda").type, flush=True)
 """

@@ -15,8 +15,8 @@ import pytest
 from s3_server import S3Server
 
 from ardiff.data import storage
+from ardiff.data.error_log import read_errors
 from ardiff.data.manifest import read_manifest
-from ardiff.data.quarantine import read_errors
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -150,7 +150,7 @@ def test_rays_own_command_submits_a_checkout_without_its_data(cluster: Cluster, 
 
 
 def test_rays_own_command_ends_as_a_failing_job_does(cluster: Cluster, checkout: Path, tmp_path: Path) -> None:
-    job = ["ray_jobs.encode_latents", f"manifest={tmp_path}/none.parquet", f"output={tmp_path}/z"]
+    job = ["ray_jobs.encode", f"manifest={tmp_path}/none.parquet", f"output={tmp_path}/z"]
     result = Laptop(cluster).submit_plainly(checkout, *job)
     assert result.code == 1
     assert "none.parquet" in result.out

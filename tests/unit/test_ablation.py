@@ -12,7 +12,13 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from ardiff.ablation import (
+from ardiff.cli import main
+from ardiff.config import load_config, to_yaml
+from ardiff.data import s3, storage
+from ardiff.errors import ConfigError
+from ray_jobs.ablate import AblateConfig, describe_plan, make_plan
+from ray_jobs.quickstart import QuickstartConfig
+from ray_jobs.reports.ablation import (
     BEGIN,
     END,
     Result,
@@ -24,13 +30,7 @@ from ardiff.ablation import (
     tables,
     write_results,
 )
-from ardiff.cli import main
-from ardiff.config import load_config, to_yaml
-from ardiff.data import s3, storage
-from ardiff.errors import ConfigError
-from ray_jobs.ablate import AblateConfig, describe_plan, make_plan
-from ray_jobs.common import StageRecord
-from ray_jobs.quickstart import QuickstartConfig
+from ray_jobs.runtime.stages import StageRecord
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "quickstart" / "ablation.yaml"
 VARIANTS = (Variant(name="base", question="recipe"), Variant(name="other", question="law", settings=("a=1",)))

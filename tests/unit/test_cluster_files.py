@@ -39,10 +39,10 @@ from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, train
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
-from ray_jobs.common import COMMIT
-from ray_jobs.monitor import VIDEO_GAUGES
+from ray_jobs.runtime.progress_actor import VIDEO_GAUGES
+from ray_jobs.runtime.stages import COMMIT
 from ray_jobs.serve import grace
-from ray_jobs.serve_lint import lint
+from ray_jobs.serving.lint import lint
 from ray_jobs.submit import jobs
 
 ROOT = Path(__file__).parents[2]

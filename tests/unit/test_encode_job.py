@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ardiff.data.manifest import VideoRecord
-from ray_jobs.encode_latents import Current
+from ray_jobs.encode import Current
 
 CAT = VideoRecord("cat.mp4", 1, "h264", 50, 38, 8.0, 12, 1, "cats", "train", "ok", "", etag="e")
 APE = replace(CAT, uri="ape.mp4", label=0, class_name="apes")

@@ -15,7 +15,7 @@ from ardiff.train.engine import DeepSpeedConfig, TorchEngine
 from ardiff.train.loop import TrainConfig, train
 from ardiff.train.tasks import AutoencoderTask, DiTTask, Task
 from ardiff.vae import ARAutoencoder
-from ray_jobs.encode_latents import EncodeConfig
+from ray_jobs.encode import EncodeConfig
 from ray_jobs.generate import GenerateConfig
 from ray_jobs.prepare import PrepareConfig
 from ray_jobs.train_dit import TrainDiTConfig

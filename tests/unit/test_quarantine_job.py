@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-import ray_jobs.quarantine as module
-from ardiff.data.quarantine import BadClip, Quarantine, read_errors, write_errors
+import ray_jobs.runtime.error_log as module
+from ardiff.data.error_log import BadClip, Quarantine, read_errors, write_errors
 from ardiff.errors import DataError, StorageError
 
 

@@ -13,10 +13,10 @@ from ardiff.errors import ConfigError
 from ardiff.metrics.compare import comparable
 from ardiff.metrics.scores import SetScore, read_scores, table, write_scores
 from ray_jobs.evaluate import EvaluateConfig
-from ray_jobs.extraction import Clip
-from ray_jobs.quick_scores import _has_fvd, _scores, _size, _summary
-from ray_jobs.quickstart_report import _score
-from ray_jobs.scored_sets import Listed
+from ray_jobs.evaluation.datasets import Listed
+from ray_jobs.evaluation.features import Clip
+from ray_jobs.evaluation.quick import _has_fvd, _scores, _size, _summary
+from ray_jobs.reports.quickstart import _score
 
 COUNT, WITH_I3D = 12, 4
 SHIFTS = {"reference": 0.0, "real": 0.0, "ar-step-5": 0.5, "noise": 4.0, "shuffled frames": 2.0}

@@ -8,12 +8,12 @@ from PIL import Image
 
 from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.metrics.weights import cached
-from ray_jobs.common import stage
-from ray_jobs.encode_latents import EncodeConfig
+from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluate import EvaluateConfig
-from ray_jobs.quick_scores import lacks_fvd
+from ray_jobs.evaluation.quick import lacks_fvd
 from ray_jobs.quickstart import Inputs, QuickstartConfig, Stages, scoring
-from ray_jobs.quickstart_report import _real_clips
+from ray_jobs.reports.quickstart import _real_clips
+from ray_jobs.runtime.stages import stage
 
 
 @dataclass(frozen=True)

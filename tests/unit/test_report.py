@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from ardiff.report import Curve, Report, Score, Sheet, Stage, Table, Video, render_report, write_report
+from ray_jobs.reports.html import Curve, Report, Score, Sheet, Stage, Table, Video, render_report, write_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "source"}
 

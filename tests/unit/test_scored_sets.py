@@ -10,9 +10,9 @@ import pytest
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.errors import ConfigError, DataError
-from ray_jobs.extraction import Clip, _decode
-from ray_jobs.scored_sets import Listed, common_size, fake_clips, locate, open_videos, paired_clips, real_clips
-from ray_jobs.set_scores import stamps
+from ray_jobs.evaluation.datasets import Listed, common_size, fake_clips, locate, open_videos, paired_clips, real_clips
+from ray_jobs.evaluation.features import Clip, _decode
+from ray_jobs.evaluation.metrics import stamps
 
 NAMES = ("y/1", "y/2", "x/1", "x/2")
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs import common
-from ray_jobs.common import read_stage, stage, versions
+from ray_jobs.runtime import stages
+from ray_jobs.runtime.stages import read_stage, stage, versions
 
 
 def test_an_interruption_counts_once(tmp_path: Path) -> None:
@@ -24,6 +24,6 @@ def test_an_interruption_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_machine_without_git_does_not_know_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(common.COMMIT, raising=False)
+    monkeypatch.delenv(stages.COMMIT, raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
     assert versions()["git"] == "unknown"

@@ -24,7 +24,7 @@ def carried(folder: Path, excludes: list[str]) -> set[str]:
 
 
 def test_a_job_gets_code_and_configurations_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = ["ardiff/data/storage.py", "ray_jobs/train.py", "configs/sky/prepare.yaml", "mine/own.yaml"]
+    kept = ["ardiff/data/storage.py", "ray_jobs/training/job.py", "configs/sky/prepare.yaml", "mine/own.yaml"]
     left = [".env", ".git/config", ".venv/lib/x.py", "runs/dit/model", "data/a.mp4", "ardiff/__pycache__/x.pyc"]
     left += ["mine/video.mp4", "notes.txt"]
     for name in [*kept, *left]:
@@ -44,7 +44,7 @@ def test_a_job_gets_code_and_configurations_and_nothing_else(tmp_path: Path, mon
 def test_a_plain_submission_leaves_data_and_runs_behind(tmp_path: Path) -> None:
     """`ray job submit --working-dir .` of a checkout."""
     shutil.copy(ROOT / ".rayignore", tmp_path)
-    kept = ["ardiff/data/storage.py", "ray_jobs/train.py", "configs/sky/prepare.yaml", "README.md"]
+    kept = ["ardiff/data/storage.py", "ray_jobs/training/job.py", "configs/sky/prepare.yaml", "README.md"]
     for name in [*kept, "data/train/a.mp4", "runs/dit/model", "docs/images/a.png", "tests/a.py", "benchmarks/a.py"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

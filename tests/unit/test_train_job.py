@@ -1,4 +1,4 @@
-"""ray_jobs.train without a cluster: who gets which samples, and storing checkpoints where that fails."""
+"""ray_jobs.training.job without a cluster: who gets which samples, and storing checkpoints where that fails."""
 
 import contextlib
 import json
@@ -26,12 +26,12 @@ from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig
 from ardiff.train.optim import OptimizerConfig
-from ray_jobs import common, monitor, quarantine
-from ray_jobs import train as job_module
-from ray_jobs.batches import load_chunk, shared_rows
-from ray_jobs.monitor import Monitor as RealMonitor
-from ray_jobs.observer import Observer
-from ray_jobs.train import (
+from ray_jobs.runtime import cluster, error_log, progress, progress_actor
+from ray_jobs.runtime.progress_actor import Monitor as RealMonitor
+from ray_jobs.training import job as job_module
+from ray_jobs.training.batches import load_chunk, shared_rows
+from ray_jobs.training.callbacks import Observer
+from ray_jobs.training.job import (
     TrainJob,
     _check_room,
     _checkpoint_to_resume,
@@ -217,7 +217,7 @@ def test_a_failure_of_ray_train_itself_is_told_as_such(observer: Any) -> None:
 
 
 def test_attempts_that_fail_alike_end() -> None:
-    told = monitor.Monitor()
+    told = progress_actor.Monitor()
     told.end_attempt("lost")
     told.end_attempt("lost")
     told.end_attempt("lost")
@@ -362,7 +362,7 @@ def test_a_chunk_that_ends_processes_is_loaded_clip_by_clip_and_the_video_named(
     handle = SimpleNamespace(
         attempt=SimpleNamespace(remote=monitor.attempt), survived=SimpleNamespace(remote=monitor.survived)
     )
-    monkeypatch.setattr(common.ray, "get", lambda value: value)
+    monkeypatch.setattr(progress.ray, "get", lambda value: value)
     records = []
     for i in range(4):
         place = tmp_path / f"{i}.mp4"
@@ -412,8 +412,8 @@ def test_the_quarantine_lives_on_the_drivers_node(monkeypatch: pytest.MonkeyPatc
     remote = SimpleNamespace(options=lambda **options: asked.update(options) or handle)
     context = SimpleNamespace(get_node_id=lambda: "a" * 56)
     fake = SimpleNamespace(remote=lambda kind: remote, get=lambda value: value, get_runtime_context=lambda: context)
-    monkeypatch.setattr(quarantine, "ray", fake)
-    monkeypatch.setattr(common, "ray", fake)
-    with quarantine.quarantine("folder", 8, 0.1, "video"):
+    monkeypatch.setattr(error_log, "ray", fake)
+    monkeypatch.setattr(cluster, "ray", fake)
+    with error_log.quarantine("folder", 8, 0.1, "video"):
         strategy = asked["scheduling_strategy"]
     assert (strategy.node_id, strategy.soft) == ("a" * 56, False)

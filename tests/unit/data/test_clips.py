@@ -13,8 +13,8 @@ from ardiff.data import clips as clips_module
 from ardiff.data import storage
 from ardiff.data.clips import ClipConfig, natural_order, probe_video, read_clips
 from ardiff.data.decode import crop_square, decode_clip, decode_frames, frame_times, probe
+from ardiff.data.error_log import BadClip
 from ardiff.data.manifest import VideoRecord, manifest_table
-from ardiff.data.quarantine import BadClip
 from ardiff.data.storage import StoredFile
 from ardiff.data.streams import ClipStream
 from ardiff.errors import DataError, DecodeError

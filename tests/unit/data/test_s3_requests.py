@@ -14,7 +14,7 @@ from ardiff.data import storage
 from ardiff.data.streams import LatentStream, Stream
 from ardiff.train.loop import TrainConfig
 from ardiff.train.scaling import clip_reads, latent_reads
-from ray_jobs.batches import shared_rows
+from ray_jobs.training.batches import shared_rows
 
 
 def copied(paths: list[str], bucket: str) -> list[str]:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ardiff.metrics.drift import STATISTICS, Drift, DriftReport, clip_statistics, curves, draw, page
+from ardiff.metrics.drift import STATISTICS, Drift, DriftReport, clip_statistics
+from ray_jobs.reports.drift import curves, draw, page
 
 
 def test_statistics_of_known_clips() -> None:

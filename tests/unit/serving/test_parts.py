@@ -26,7 +26,7 @@ from ardiff.serving.records import JobRecord, JobStore, new_id
 from ardiff.serving.service import VideoService
 from ardiff.serving.uploads import decode_upload
 from ray_jobs.serve import application
-from ray_jobs.serve_lint import lint
+from ray_jobs.serving.lint import lint
 
 LIMITS: dict[str, Any] = {
     "resolution": 16,

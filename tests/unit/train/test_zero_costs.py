@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from processes import run_workers
 
+from ardiff import distributed
 from ardiff.config import build
 from ardiff.dit import DiT, DiTConfig
-from ardiff.train import workers
 from ardiff.train.estimate import bucket_bytes, exchanged_bytes, state_bytes
 from ardiff.train.loop import TrainConfig, make_engine
 
@@ -81,7 +81,7 @@ def measure(folder: Path) -> None:
             engine.step(step, 1.0)
         found[f"{stage} {precision}"] = {"parameters": parameters, "held": held, "payloads": dict(payloads)}
         del model, engine
-    if workers.rank() == 0:
+    if distributed.rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))
 
 

@@ -1,0 +1,1 @@
+"""Video generation on Ray Data actors."""

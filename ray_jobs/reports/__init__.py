@@ -1,0 +1,1 @@
+"""Report pages: HTML and PNG files written at the end of a job."""

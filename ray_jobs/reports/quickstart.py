@@ -1,0 +1,147 @@
+"""The quickstart's page: what was run, what it looks like and how it scores."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ardiff.config import to_yaml
+from ardiff.data.clips import read_clip
+from ardiff.data.encode import contact_sheet, encode_video, tile
+from ardiff.data.manifest import read_manifest, usable
+from ray_jobs.evaluate import EvaluateConfig
+from ray_jobs.evaluation.quick import describe
+from ray_jobs.generate import GenerateConfig
+from ray_jobs.reports.html import Curve, Report, Score, Sheet, Stage, Video, write_report
+from ray_jobs.runtime.stages import StageRecord, versions
+
+CAVEATS = [
+    "This run shows that the system works, from files to scores. It does not show the paper's claims, which need the "
+    "paper's data and sizes: docs/ablation.md says what its variants do at this scale.",
+    "Which ar_step scores best changes with the seed: compare several before preferring one.",
+]
+
+
+def write_quickstart_report(
+    path: Path,
+    config: object,
+    records: list[StageRecord],
+    generated: list[GenerateConfig],
+    evaluated: EvaluateConfig,
+) -> None:
+    """Writes the self-contained page from the stages' records and the generated videos."""
+    by_name = {record.name: record for record in records}
+    curves = [
+        Curve(
+            title=title,
+            x_label="step",
+            y_label="loss",
+            series={"training": _series(by_name[name].results["history"]["loss"])},
+            log_y=True,
+        )
+        for name, title in (("train-vae", "AR-VAE loss"), ("train-dit", "AR-DiT loss"))
+    ]
+    scores = by_name["evaluate"].results
+    total = sum(record.seconds for record in records)
+    peak = max(record.peak_mib for record in records)
+    write_report(
+        path,
+        Report(
+            title="AR-Diffusion quickstart",
+            subtitle="From H.264 files to a trained model, generated videos and a score",
+            summary=_summary(scores, total, peak),
+            stages=[Stage(r.name, r.seconds, r.peak_mib, "done", r.note) for r in records],
+            curves=curves,
+            sheets=[_real_sheet(evaluated), *(_sheet(g) for g in generated)],
+            videos=[_real_video(evaluated, generated[0].fps), *(_video(g) for g in generated)],
+            scores=[_score(score, scores["sets"][score["set"]]) for score in scores["scores"]],
+            config_yaml=to_yaml(config),
+            versions=versions(),
+            caveats=[*CAVEATS, _extractor_caveat(scores)],
+        ),
+    )
+
+
+def _summary(scores: dict[str, Any], total: float, peak: float) -> list[str]:
+    sets = scores["sets"]
+    models = {name: values["distance"] for name, values in sets.items() if name.startswith("ar-step-")}
+    best = min(models, key=models.__getitem__)
+    shuffled = sets.get("shuffled frames")  # one of the controls, which can be left out
+    control = "" if shuffled is None else f", shuffled frames {shuffled['distance']:.1f}"
+    lines = [
+        f"All stages took {total / 60:.1f} minutes; the largest used {peak / 1024:.1f} GiB.",
+        f"Held-out clips are reconstructed at {sets['reconstruction']['psnr']:.1f} dB.",
+        f"Best distance to real clips: {models[best]:.1f} ({best}); real clips themselves reach "
+        f"{sets['real']['distance']:.1f}{control}.",
+    ]
+    if "fvd" in sets["real"]:
+        fvd = min(sets[name]["fvd"] for name in models)
+        extractor = scores["extractors"]["fvd"]
+        control = f", shuffled frames {shuffled['fvd']:.1f}" if shuffled is not None and "fvd" in shuffled else ""
+        real = f"{sets['real']['fvd']:.1f}"
+        lines.insert(0, f"Best FVD: {fvd:.1f}; real clips reach {real}{control}. Extractor: {extractor}.")
+    return lines
+
+
+def _extractor_caveat(scores: dict[str, Any]) -> str:
+    random = (
+        f"The distance uses a seeded random network ({scores['extractors']['distance']}), not I3D: read it against the "
+        "controls of this table, never against published FVD numbers."
+    )
+    if "fvd" not in scores["extractors"]:
+        return f"{random} `ardiff weights fetch i3d` adds FVD to the next run."
+    return f"{random} FVD is of the real I3D ({scores['extractors']['fvd']}); so few clips raise it."
+
+
+def _series(points: list[list[float]]) -> tuple[list[float], list[float]]:
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _frames(config: GenerateConfig, count: int) -> np.ndarray:
+    records = read_manifest(config.manifest)[:count]
+    return np.stack([read_clip(r, 0, config.num_frames, 1, None) for r in records])
+
+
+def _describe(config: GenerateConfig) -> str:
+    kind = {0: "synchronous", config.num_inference_steps: "auto-regressive"}.get(config.ar_step, "asynchronous")
+    return f"{config.num_frames} frames, ar_step {config.ar_step} ({kind})"
+
+
+def _sheet(config: GenerateConfig) -> Sheet:
+    records = read_manifest(config.manifest)[:8]
+    png = contact_sheet(_frames(config, len(records)), [r.class_name for r in records])
+    return Sheet(f"Generated: {_describe(config)}", "A row is a video, time runs to the right.", png)
+
+
+def _real_clips(config: EvaluateConfig, count: int) -> tuple[np.ndarray, list[str]]:
+    """The first clips of held-out videos, uint8 ``(B, F, H, W, 3)``, and their classes."""
+    records = usable(read_manifest(config.real), "test", config.num_frames, config.fps)[:count]
+    clips = [read_clip(r, 0, config.num_frames, 1, config.resolution, config.fps) for r in records]
+    return np.stack(clips), [r.class_name for r in records]
+
+
+def _real_sheet(config: EvaluateConfig) -> Sheet:
+    png = contact_sheet(*_real_clips(config, 8))
+    return Sheet("Real, held out", "What the model has not seen, for comparison.", png)
+
+
+def _real_video(config: EvaluateConfig, fps: float) -> Video:
+    return _playing("Real, held out", _real_clips(config, 16)[0], fps)
+
+
+def _video(config: GenerateConfig) -> Video:
+    return _playing(f"Generated: {_describe(config)}", _frames(config, 16), config.fps)
+
+
+def _playing(title: str, videos: np.ndarray, fps: float) -> Video:
+    tiled = tile(videos, columns=4, scale=2)
+    return Video(title, "", encode_video(tiled, fps, crf=16), "video/mp4")
+
+
+def _score(score: dict[str, Any], values: dict[str, float]) -> Score:
+    """A row of the table of its metric, with its interval; what else was measured of the set stands at its distance."""
+    notes = [] if score["low"] is None else [f"95 % interval {score['low']:.1f} to {score['high']:.1f}"]
+    if score["metric"] == "distance" and (words := describe(values)):
+        notes.append(words)
+    unit, name = {"fvd": "FVD"}.get(score["metric"], score["metric"]), score["set"]
+    return Score(name, score["score"], unit, ", ".join(notes), highlight=name.startswith("ar-step-"))

@@ -1,0 +1,1 @@
+"""Parts of the Ray Serve deployment: autoscaling and configuration checks."""

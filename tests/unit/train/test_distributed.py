@@ -1,0 +1,325 @@
+"""Several workers do what one does: on the same global batch the same losses and weights, whatever the engine."""
+
+import itertools
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import run_workers
+from safetensors.torch import load_file
+
+from ardiff import distributed
+from ardiff.config import build
+from ardiff.data.latents import LatentStatistics
+from ardiff.diffusion.process import DiffusionConfig
+from ardiff.dit import DiT, DiTConfig
+from ardiff.errors import CheckpointError, ConfigError
+from ardiff.randomness import Draws, torch_generator
+from ardiff.train.checkpoint import PARTS, Shards, TrainState, load_checkpoint, save_checkpoint
+from ardiff.train.loop import TrainConfig, _Meter, make_critic_engine, make_engine, train
+from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig
+from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ardiff.vae.discriminator import DiscriminatorConfig
+
+CPU = torch.device("cpu")
+# An odd width of the class embedding and three classes: tensors that two workers cannot share out evenly.
+SIZES = {"num_frames": 4, "num_tokens": 3, "token_dim": 3, "width": 20, "depth": 2, "num_heads": 2, "num_classes": 4}
+STEPS = 6
+
+
+def settings(**changes: Any) -> TrainConfig:
+    optimizer = {"lr": 1e-2, "schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.01}
+    tree = {"num_steps": STEPS, "batch_size": 8, "ema_decay": 0.9, "checkpoint_every": 3, "log_every": 1}
+    return build(TrainConfig, {**tree, "optimizer": optimizer, **changes})
+
+
+class Recorder:
+    """Keeps losses, and checkpoints in ``folder``."""
+
+    def __init__(self, folder: Path, engine: Any, critic: Any = None) -> None:
+        self.folder, self.engine, self.critic = folder, engine, critic
+        self.values: dict[int, dict[str, float]] = {}
+
+    def progress(self, step: int, loss: float) -> None: ...
+
+    def samples(self, step: int, videos: torch.Tensor) -> None: ...
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.values[step] = values
+
+    def checkpoint(self, state: TrainState) -> None:
+        save_checkpoint(self.folder / str(state.step), self.engine, state, self.critic)
+
+
+def samples(first: int, count: int) -> dict[str, torch.Tensor]:
+    generators = [torch_generator("sample", number) for number in range(first, first + count)]
+    latents = torch.stack([torch.randn(4, 3, 3, generator=g) for g in generators])
+    return {"latents": latents, "label": torch.arange(first, first + count) % 4}
+
+
+def work(changes: dict[str, Any], folder: Path, start: Path | None = None) -> None:
+    """One worker's part of a run; the first one writes the logged values."""
+    config = settings(**{"num_workers": distributed.size(), **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = DiT(DiTConfig(**SIZES))
+        for parameter in model.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    statistics = LatentStatistics([[0.0] * 3] * 3, 1.0)
+    task = DiTTask(model, DiTTaskConfig(class_dropout=0.3), DiffusionConfig(), statistics)
+    engine = make_engine(model, config, CPU)
+    state = load_checkpoint(start, engine, "key") if start else TrainState(0, 0, "key")
+
+    def batches() -> Any:
+        for step in range(state.step, STEPS):
+            for part in config.parts(distributed.rank(), distributed.size()):
+                yield samples(step * 8 + part.start, len(part))
+
+    recorder = Recorder(folder, engine)
+    train(task, engine, batches(), config, state, recorder)
+    if distributed.rank() == 0:
+        (folder / "values.json").write_text(json.dumps(recorder.values))
+
+
+def work_adversarially(changes: dict[str, Any], folder: Path, start: Path | None = None) -> None:
+    """One worker's part of an AR-VAE's adversarial training, which begins at its third step."""
+    config = settings(num_workers=distributed.size(), gradient_accumulation=2, **changes)
+    sizes = {"resolution": 16, "patch_size": 8, "num_tokens": 2, "width": 16, "depth": 1, "num_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        small = DiscriminatorConfig(width=4, depth=2)
+        recipe = AutoencoderTaskConfig(adversarial_weight=0.5, adversarial_from_step=2, discriminator=small)
+        task = AutoencoderTask(ARAutoencoder(build(AutoencoderConfig, sizes)), recipe)
+    assert task.critic is not None
+    engine, critic = make_engine(task.model, config, CPU), make_critic_engine(task.critic, config, CPU)
+    state = load_checkpoint(start, engine, "key", critic) if start else TrainState(0, 0, "key")
+
+    def batches() -> Any:
+        for part in range(state.step * 2, STEPS * 2):
+            generator = torch_generator("clips", part, distributed.rank())
+            yield {"video": torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8, generator=generator)}
+
+    train(task, engine, batches(), config, state, Recorder(folder, engine, critic), critic=critic)
+
+
+def weights(folder: Path, part: str = "model") -> dict[str, torch.Tensor]:
+    shards = Shards(folder)
+    return {name: shards.read(part, name) for name in sorted(shards.names(part))}
+
+
+def values(folder: Path) -> dict[str, dict[str, float]]:
+    return json.loads((folder / "values.json").read_text())
+
+
+def assert_close(ours: Path, theirs: Path, atol: float, parts: tuple[str, ...] = ("model", "ema", "optimizer")) -> None:
+    for part in parts:
+        one, other = weights(ours, part), weights(theirs, part)
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            # The bias of the keys has no gradient but rounding errors, which Adam scales up to its learning rate.
+            limit = 1e-2 if name.endswith("qkv.bias") else atol
+            assert torch.allclose(tensor, other[name], rtol=0, atol=limit), f"{part} {name}"
+
+
+def assert_same(ours: Path, theirs: Path) -> None:
+    for part in ("model", "ema", "optimizer"):
+        one, other = weights(ours, part), weights(theirs, part)
+        assert one.keys() == other.keys()
+        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def zero(stage: int, **changes: Any) -> dict[str, Any]:
+    return {"engine": "deepspeed", "deepspeed": {"stage": stage, **changes}}
+
+
+KINDS = {"torch": {}, **{f"zero{stage}": zero(stage) for stage in range(4)}}
+
+
+def work_all(folder: Path) -> None:
+    """Every kind of engine: the whole run, and one that goes on from its third step; ZeRO 3 also from ZeRO 2."""
+    for kind, changes in KINDS.items():
+        settings = {"gradient_accumulation": 2, **changes}
+        work(settings, folder / kind)
+        work(settings, folder / f"{kind} resumed", folder / kind / "3")
+    work(KINDS["zero3"], folder / "zero3 from zero2", folder / "zero2" / "3")
+    work({**zero(2, offload_optimizer=True), "activation_checkpointing": True}, folder / "offloaded")
+    work({**zero(3, offload_optimizer=True, offload_parameters=True)}, folder / "offloaded 3")
+    for kind in ("torch", "zero2", "zero3"):
+        work_adversarially(KINDS[kind], folder / f"{kind} critic")
+        work_adversarially(KINDS[kind], folder / f"{kind} critic resumed", folder / f"{kind} critic" / "3")
+    work({**zero(2), "precision": "bf16"}, folder / "bf16")
+    work({**zero(2), "precision": "bf16"}, folder / "bf16 resumed", folder / "bf16" / "3")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs on two workers, and ``alone``, on one worker with the plain engine."""
+    folder = tmp_path_factory.mktemp("runs")
+    work({}, folder / "alone")
+    run_workers(2, work_all, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_workers_equal_one_with_plain_adamw(runs: Path, kind: str) -> None:
+    """To 5e-6 in every weight, average and moment after six steps with a learning rate of 1e-2, in float32."""
+    assert_close(runs / kind / "6", runs / "alone" / "6", 5e-6)
+    ours, theirs = values(runs / kind), values(runs / "alone")
+    assert ours.keys() == theirs.keys()
+    for step in theirs:
+        for name in ("loss", "grad_norm", "mean_timestep", "lr"):
+            assert ours[step][name] == pytest.approx(theirs[step][name], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bf16"])
+def test_going_on_is_exact(runs: Path, kind: str) -> None:
+    assert_same(runs / f"{kind} resumed" / "6", runs / kind / "6")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_going_on_with_another_number_of_workers(runs: Path, kind: str) -> None:
+    """Two workers' checkpoint of any ZeRO stage, on one worker without DeepSpeed: the same losses to rounding."""
+    folder = runs / f"{kind} alone"
+    work({}, folder, runs / kind / "3")
+    assert_close(folder / "6", runs / "alone" / "6", 5e-6)
+    for step in ("4", "5", "6"):
+        assert values(folder)[step]["loss"] == pytest.approx(values(runs / "alone")[step]["loss"], rel=1e-5)
+
+
+UNEVEN = {kind: {**KINDS[kind], "num_workers": 4, "min_workers": 1} for kind in ("torch", "zero2", "zero3")}
+
+
+def work_unevenly(folder: Path) -> None:
+    """Three of at most four workers, with 2, 3 and 3 of 8 samples in two parts each, from scratch and going on."""
+    for kind, changes in UNEVEN.items():
+        work(changes, folder / f"{kind} uneven")
+        work(changes, folder / f"{kind} from two", folder / kind / "3")
+
+
+def test_workers_with_unequal_shares_equal_one(runs: Path) -> None:
+    run_workers(3, work_unevenly, runs)
+    for kind in UNEVEN:
+        for name in (f"{kind} uneven", f"{kind} from two"):
+            assert_close(runs / name / "6", runs / "alone" / "6", 5e-6)
+            for step in ("4", "5", "6"):
+                for logged in ("loss", "mean_timestep"):
+                    expected = values(runs / "alone")[step][logged]
+                    assert values(runs / name)[step][logged] == pytest.approx(expected, rel=1e-5)
+
+
+def test_going_on_at_another_stage(runs: Path) -> None:
+    assert_close(runs / "zero3 from zero2" / "6", runs / "alone" / "6", 5e-6)
+
+
+@pytest.mark.parametrize("kind", ["offloaded", "offloaded 3"])
+def test_offloading_and_recomputation_change_nothing(runs: Path, kind: str) -> None:
+    assert_close(runs / kind / "6", runs / "alone" / "6", 5e-6)
+
+
+def test_bf16_keeps_weights_in_float32(runs: Path) -> None:
+    ours, theirs = weights(runs / "bf16" / "6"), weights(runs / "alone" / "6")
+    rounded = [torch.equal(tensor, tensor.bfloat16().float()) for tensor in ours.values()]
+    assert not all(rounded)
+    for step, logged in values(runs / "bf16").items():
+        assert logged["loss"] == pytest.approx(values(runs / "alone")[step]["loss"], rel=0.05)
+    assert all((ours[name] - theirs[name]).abs().max() < 0.1 for name in ours)
+
+
+def test_each_worker_writes_whole_tensors(runs: Path) -> None:
+    for part in PARTS:
+        files = sorted((runs / "zero3" / "6").glob(f"{part}-*"))
+        assert [f.name for f in files] == [f"{part}-{rank}-of-2.safetensors" for rank in (0, 1)]
+        names = [set(load_file(file)) for file in files]
+        assert names[0]
+        assert names[1]
+        assert not names[0] & names[1]
+    model = DiT(DiTConfig(**SIZES))
+    assert {n: t.shape for n, t in weights(runs / "zero3" / "6").items()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("kind", ["torch", "zero2", "zero3"])
+def test_adversarial_training(runs: Path, kind: str) -> None:
+    """Both networks equal those of the plain engine on two workers, and go on exactly."""
+    for place in ("6", "6/critic"):
+        assert_close(runs / f"{kind} critic" / place, runs / "torch critic" / place, 1e-5, ("model", "ema"))
+        assert_same(runs / f"{kind} critic resumed" / place, runs / f"{kind} critic" / place)
+
+
+def test_a_missing_share_is_noticed(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "zero2" / "6", tmp_path / "copy")
+    next((tmp_path / "copy").glob("ema-1-of-2*")).unlink()
+    with pytest.raises(CheckpointError, match="files of 'ema' are missing"):
+        Shards(tmp_path / "copy")
+
+
+def measure_and_store(folder: Path) -> None:
+    """Measures where the second worker has waited for data."""
+    ticks = itertools.count()
+    meter = _Meter(settings(num_workers=2), CPU, lambda: float(next(ticks)))  # a second between two looks at it
+    with meter.waiting():
+        time.sleep(0.6 * distributed.rank())
+    (folder / f"{distributed.rank()}.json").write_text(json.dumps(meter.read()))
+
+
+def test_the_longest_wait_is_logged(tmp_path: Path) -> None:
+    run_workers(2, measure_and_store, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["data_wait_share"] == second["data_wait_share"] > 0.5
+    assert first["memory_gib"] == second["memory_gib"]
+
+
+def draw_and_store(folder: Path) -> None:
+    """The noise that a worker's samples get in six steps."""
+    [part] = settings(num_workers=distributed.size()).parts(distributed.rank(), distributed.size())
+    rows = []
+    for step in range(STEPS):
+        draws = Draws(torch_generator("training", 0, step, 0), 8, part.start)
+        rows.append(draws(len(part), lambda n, g: torch.randn(n, 4, generator=g)))
+    torch.save(torch.cat(rows), folder / f"{distributed.rank()}.pt")
+
+
+def test_no_two_workers_ever_share_a_draw(tmp_path: Path) -> None:
+    run_workers(2, draw_and_store, tmp_path)
+    rows = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)])
+    assert len(torch.unique(rows, dim=0)) == len(rows) == STEPS * 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_workers": 3}, "multiple of gradient_accumulation"),
+        ({"num_workers": 3, "min_workers": 4}, "0 to num_workers"),
+        ({"num_workers": 9, "min_workers": 1}, "at least gradient_accumulation"),
+        ({"max_failures": -2}, "max_failures -1 or more"),
+        ({"resize_interval": -1.0}, "resize_interval 0 or more"),
+        ({**zero(2), "optimizer": {"name": "muon"}}, "adamw only"),
+        (zero(0, offload_optimizer=True), "stage 1, 2 or 3"),
+        (zero(2, offload_parameters=True), "needs stage 3"),
+        ({**zero(0), "precision": "fp16"}, "needs stage"),
+        ({"deepspeed": {"stage": 2}}, "for engine=deepspeed"),
+        (zero(2, raw={"optimizer": {"type": "Adam"}}), "set train.optimizer"),
+        (zero(2, raw={"gradient_clipping": 3.0}), "gradient_clipping = 3.0"),
+        (zero(2, raw={"zero_optimization": {"stage": 3}}), "zero_optimization.stage = 3"),
+        (zero(2, raw={"bf16": {"enabled": True}}), "bf16.enabled = True"),
+        ({**zero(2, raw={"fp16": {"enabled": True}}), "precision": "bf16"}, "fp16.enabled = True"),
+        (zero(2, raw={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}), "offload_optimizer.device"),
+        (zero(3, raw={"zero_optimization": {"offload_param": {"device": "nvme"}}}), "offload_param.device = 'nvme'"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings(**changes)
+
+
+def test_the_raw_section_is_passed_on() -> None:
+    raw = {"zero_optimization": {"reduce_bucket_size": 1000, "stage": 2}, "wall_clock_breakdown": True}
+    merged = settings(num_workers=2, **zero(2, raw=raw)).deepspeed_settings(2)
+    assert merged["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
+    assert merged["wall_clock_breakdown"] is True
+    assert merged["train_micro_batch_size_per_gpu"] == 4
