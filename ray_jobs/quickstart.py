@@ -17,7 +17,7 @@ from ardiff.cli import main
 from ardiff.config import find_config, fingerprint
 from ardiff.data import storage
 from ardiff.data.manifest import class_names, read_manifest, usable
-from ardiff.diffusion.ad import check_ar_step
+from ardiff.diffusion.ar_step import check_ar_step
 from ardiff.errors import ConfigError
 from ray_jobs import encode, evaluate, generate, prepare, train_dit, train_vae
 from ray_jobs.encode import EncodeConfig

@@ -1,6 +1,6 @@
 """What a video costs before it is made: evaluations of frames, and passes of the model one after the other."""
 
-from ardiff.diffusion.ad import smallest_ar_step
+from ardiff.diffusion.ar_step import smallest_ar_step
 
 
 def sequential_passes(num_frames: int, num_inference_steps: int, ar_step: int) -> int:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ardiff import onednn
-from ardiff.diffusion.ad import check_ar_step, inference_timesteps
+from ardiff.diffusion.ad import inference_timesteps
+from ardiff.diffusion.ar_step import check_ar_step
 from ardiff.diffusion.guidance import guide
 from ardiff.diffusion.noise import ddim_coefficients
 from ardiff.diffusion.process import DiffusionConfig, predicted_x0

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from ardiff.diffusion.ad import smallest_ar_step
+from ardiff.diffusion.ar_step import smallest_ar_step
 from ardiff.errors import ArdiffError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling import SampleRequest

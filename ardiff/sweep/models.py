@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ardiff.data import storage
-from ardiff.diffusion.ad import check_ar_step
+from ardiff.diffusion.ar_step import check_ar_step
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.dit import DiTConfig
 from ardiff.pipeline import ARDiffusionPipeline

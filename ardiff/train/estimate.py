@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ardiff.diffusion.ad import check_ar_step
+from ardiff.diffusion.ar_step import check_ar_step
 from ardiff.dit import DiT, DiTConfig
 from ardiff.metrics.networks.i3d import I3D
 from ardiff.sampling.cost import frame_evaluations

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from ardiff.diffusion.ad import ADSchedule, ad_schedule, check_ar_step, inference_timesteps, smallest_ar_step
+from ardiff.diffusion.ad import ADSchedule, ad_schedule, inference_timesteps
+from ardiff.diffusion.ar_step import check_ar_step, smallest_ar_step
 
 WINDOWED = [
     (frames, steps, window, ar_step)

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from ardiff.diffusion.ad import ad_schedule, smallest_ar_step
+from ardiff.diffusion.ad import ad_schedule
+from ardiff.diffusion.ar_step import smallest_ar_step
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.sampling import SampleRequest, SamplingEngine
 from ardiff.sampling.cost import frame_evaluations, sequential_passes

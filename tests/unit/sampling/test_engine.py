@@ -11,7 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ardiff.diffusion.ad import ad_schedule, smallest_ar_step
+from ardiff.diffusion.ad import ad_schedule
+from ardiff.diffusion.ar_step import smallest_ar_step
 from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.process import DiffusionConfig
 from ardiff.diffusion.sampler import initial_noise, sample_full

@@ -1,0 +1,25 @@
+"""The valid values of ``ar_step``, the timestep difference of the AD scheduler (Sec. 3.4)."""
+
+
+def check_ar_step(num_frames: int, num_inference_steps: int, ar_step: int, window: int | None = None) -> None:
+    """Raises ValueError unless the combination is one that finishes every frame."""
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1 frame, got {window}")
+    smallest = smallest_ar_step(num_frames, num_inference_steps, window)
+    if not smallest <= ar_step <= num_inference_steps:
+        why = "" if smallest == 0 else f", because a frame must be clean before it leaves the window of {window} frames"
+        raise ValueError(
+            f"ar_step must be between {smallest} and num_inference_steps ({num_inference_steps}) "
+            f"for {num_frames} frames{why}; got {ar_step}. The smallest valid ar_step is {smallest}."
+        )
+
+
+def smallest_ar_step(num_frames: int, num_inference_steps: int, window: int | None = None) -> int:
+    """The smallest ``ar_step`` with which every frame finishes: 0, or ``ceil(S / window)`` for longer videos."""
+    if window is None or num_frames <= window:
+        return 0
+    return -(-num_inference_steps // window)

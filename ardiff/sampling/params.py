@@ -1,0 +1,195 @@
+"""What a video is to be: :class:`SamplingParams`, and :func:`validate`, which checks them against a model.
+
+The pipeline, the sampling engine, ``ardiff generate``, sweeps, the HTTP API and its client all use this class. No other
+layer declares a sampling parameter: each reads ``dataclasses.fields(SamplingParams)``. To add a parameter, add a field
+here, use it in the code that computes with it, and describe it in ``docs/sampling.md``.
+
+This module does not import torch, so that a client starts fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from ardiff.diffusion.ar_step import check_ar_step, smallest_ar_step
+
+SamplingMode = Literal["window", "rolling", "full"]
+DEFAULT_AR_STEP = 5
+
+
+class InvalidParamError(ValueError):
+    """A sampling parameter is out of range, or the model cannot do what it asks for."""
+
+    def __init__(self, param: str, message: str) -> None:
+        """``param`` names the field of :class:`SamplingParams`; ``message`` says what is valid."""
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """What one video is to be. Equal parameters and equal weights give equal frames."""
+
+    num_frames: int = field(default=16, metadata={"tag": "f"})
+    """Frames of the video, given ones included. It may be longer than the model sees at once."""
+    num_inference_steps: int = field(default=50, metadata={"tag": "s"})
+    """Sampling steps per frame, S in the paper."""
+    ar_step: int | None = field(default=None, metadata={"tag": "ar"})
+    """Difference of timesteps between neighbouring frames, in sampling steps: 0 denoises all frames together,
+    num_inference_steps one frame after another. None is 5, or the nearest valid value."""
+    guidance_scale: float = field(default=1.0, metadata={"tag": "g"})
+    """Strength of classifier-free guidance; 1 turns it off and halves the cost."""
+    mode: SamplingMode = field(default="window", metadata={"tag": "mode-"})
+    """What a frame of a long video sees. window: the last frames, as many as the model was trained on. rolling: the
+    cached keys and values of earlier frames; needs a model trained with dit.attention_window. full: the result of
+    window without any cache, slowly."""
+    class_label: int | None = field(default=None, metadata={"per_video": True, "tag": "class-"})
+    """Class index; None generates without a class."""
+    seed: int = field(default=0, metadata={"per_video": True, "tag": "seed-"})
+    """Seed of the noise."""
+    given_frames: int = field(default=0, metadata={"tag": "given-"})
+    """First frames that are given by the caller instead of generated."""
+
+    def shared(self) -> SamplingParams:
+        """The parameters without class and seed. Videos whose shared parameters are equal can be one batch."""
+        return replace(self, class_label=None, seed=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelInfo:
+    """What a model can sample, without its weights. The fields are named as in its configuration."""
+
+    num_frames: int
+    """Frames that the model sees at once."""
+    num_classes: int
+    num_timesteps: int
+    """Training timesteps, T in the paper."""
+    resolution: int
+    """Height and width of a frame in pixels."""
+    class_names: tuple[str, ...] = ()
+    attention: str = "causal"
+    attention_window: int | None = None
+    positions: str = "rotary"
+    condition: str = "modulation"
+    condition_attention: str = "self"
+
+    @classmethod
+    def from_configs(cls, dit: Any, diffusion: Any, resolution: int, class_names: Sequence[str]) -> ModelInfo:
+        """Reads a ``DiTConfig`` and a ``DiffusionConfig``."""
+        return cls(
+            num_frames=dit.num_frames,
+            num_classes=dit.num_classes,
+            num_timesteps=diffusion.num_timesteps,
+            resolution=resolution,
+            class_names=tuple(class_names),
+            attention=dit.attention,
+            attention_window=dit.attention_window,
+            positions=dit.positions,
+            condition=dit.condition,
+            condition_attention=dit.condition_attention,
+        )
+
+    @property
+    def modes(self) -> tuple[SamplingMode, ...]:
+        """The sampling modes of videos longer than ``num_frames``."""
+        return tuple(mode for mode in get_args(SamplingMode) if self.mode_error(mode, self.num_frames + 1) is None)
+
+    def mode_error(self, mode: SamplingMode, num_frames: int) -> str | None:
+        """Why the model cannot sample a video of ``num_frames`` in this mode, and what to do; None if it can."""
+        if mode == "full":
+            return None
+        if (reason := self._cache_error()) is not None:
+            return f"{reason}: sample it with mode=full"
+        if mode == "rolling" and num_frames > self.num_frames:
+            if self.attention_window is None:
+                return "mode=rolling needs a model trained with dit.attention_window (the band mask)"
+            if self.positions != "rotary":
+                return "mode=rolling needs shift-invariant positions: dit.positions must be rotary"
+        return None
+
+    def _cache_error(self) -> str | None:
+        """Why keys and values of finished frames of this model cannot be cached; None if they can."""
+        exact = "mode=window and mode=rolling cache finished frames, which is exact only if no frame sees a later one"
+        if self.attention != "causal":
+            return f"{exact}, but this model was trained with dit.attention=bidirectional"
+        if self.condition == "tokens" and self.condition_attention == "all":
+            return (
+                f"{exact}, but the condition tokens of this model see all frames and carry later ones to earlier ones "
+                "(dit.condition_attention=all)"
+            )
+        if self.condition == "tokens":
+            return (
+                "mode=window and mode=rolling pass the class by modulation only, but this model has condition tokens "
+                "(dit.condition=tokens)"
+            )
+        return None
+
+    def class_name(self, class_label: int | None) -> str:
+        """The name of a class, or ``class N``; empty without a class."""
+        if class_label is None:
+            return ""
+        names = self.class_names
+        return names[class_label] if class_label < len(names) else f"class {class_label}"
+
+    def smallest_ar_step(self, params: SamplingParams) -> int:
+        """The smallest valid ``ar_step`` for the other parameters."""
+        return smallest_ar_step(params.num_frames, params.num_inference_steps, self._window(params))
+
+    def _window(self, params: SamplingParams) -> int | None:
+        """Frames of the moving window; None where a frame sees all earlier ones."""
+        return None if params.mode == "rolling" else self.num_frames
+
+
+def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
+    """Checks parameters against a model, before anything is computed.
+
+    Returns:
+        The parameters with ``ar_step`` filled in.
+
+    Raises:
+        InvalidParamError: A parameter is out of range, or the model cannot do what it asks for.
+    """
+
+    def require(condition: bool, param: str, message: str) -> None:
+        if not condition:
+            raise InvalidParamError(param, message)
+
+    require(params.num_frames >= 1, "num_frames", f"num_frames must be at least 1, got {params.num_frames}")
+    steps = params.num_inference_steps
+    require(
+        1 <= steps <= model.num_timesteps,
+        "num_inference_steps",
+        f"num_inference_steps must be between 1 and {model.num_timesteps}, got {steps}",
+    )
+    require(
+        0 <= params.guidance_scale < float("inf"),
+        "guidance_scale",
+        f"guidance_scale must be a finite number of at least 0, got {params.guidance_scale}",
+    )
+    modes = get_args(SamplingMode)
+    require(params.mode in modes, "mode", f"mode must be one of {', '.join(modes)}, got {params.mode!r}")
+    if (reason := model.mode_error(params.mode, params.num_frames)) is not None:
+        raise InvalidParamError("mode", reason)
+    if params.class_label is not None:
+        classes = model.num_classes
+        valid = f"has classes 0..{classes - 1}" if classes else "has no classes"
+        require(
+            0 <= params.class_label < classes,
+            "class_label",
+            f"class_label {params.class_label} is out of range: the model {valid}",
+        )
+    require(
+        0 <= params.given_frames < params.num_frames,
+        "given_frames",
+        f"{params.given_frames} given frames leave nothing to generate of {params.num_frames}",
+    )
+    if params.ar_step is None:
+        params = replace(params, ar_step=min(max(DEFAULT_AR_STEP, model.smallest_ar_step(params)), steps))
+    assert params.ar_step is not None
+    try:
+        check_ar_step(params.num_frames, steps, params.ar_step, model._window(params))
+    except ValueError as error:
+        raise InvalidParamError("ar_step", str(error)) from error
+    return params
