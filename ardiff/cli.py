@@ -40,7 +40,7 @@ VERBS = {
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
     "sweep": ("ray_jobs.sweep", "SweepConfig", "generate a grid of videos, score every cell, and report"),
     "export": ("ardiff.train.export", "ExportConfig", "make a usable model of a training checkpoint"),
-    "import-released": ("ardiff.upstream.command", "ImportConfig", "make a pipeline of the authors' checkpoints"),
+    "import-upstream": ("ardiff.upstream.command", "ImportConfig", "make a pipeline of the authors' checkpoints"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
     "compare": ("ardiff.metrics.compare", "CompareConfig", "put scores of one protocol side by side"),
     "weights": ("ardiff.metrics.weights", "WeightsConfig", "list or fetch the weights of feature networks"),

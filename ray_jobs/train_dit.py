@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ardiff.cli import main
-from ardiff.config import fingerprint, later
+from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.clips import ClipConfig
 from ardiff.data.latents import (
@@ -32,7 +32,7 @@ from ardiff.data.latents import (
 from ardiff.data.manifest import VideoRecord, class_names, content_of, manifest_table, read_manifest, usable
 from ardiff.data.streams import ClipStream, LatentStream, Stream
 from ardiff.data.transforms import to_unit
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import ConfigError
 from ardiff.pretrained import load_autoencoder
@@ -81,7 +81,7 @@ class TrainDiTConfig:
     """Folder of latents: what ``ardiff encode`` printed, the one that holds ``latents.json``."""
     files_per_chunk: int = 16
     """Parquet files loaded and shuffled together."""
-    init_from: str = later("")
+    init_from: str = ""
     """Pipeline folder whose AR-DiT training begins with, local or ``s3://``. Empty starts from random weights."""
     data: DiTDataConfig = field(default_factory=DiTDataConfig)
     """Stored latents or videos."""
@@ -132,7 +132,7 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
                 config.task,
                 config.train.recipe,
                 source,
-                *([config.init_from] if config.init_from else []),
+                config.init_from,
             ),
             config=config.train,
             stream=stream,

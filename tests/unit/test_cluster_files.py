@@ -31,7 +31,7 @@ import ardiff.data.storage
 from ardiff.cli import VERBS, main
 from ardiff.config import CONFIGS
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.metrics import MEASURES
