@@ -83,10 +83,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ray_cluster(2 * options.workers + 2):
         settings = {"folder": folder, "quick": options.quick, "workers": options.workers}
         stream = write_latents(Path(folder))
-        with remote_progress("benchmark", 1, "job") as monitor:
+        with remote_progress("benchmark", 1, "job") as progress:
             trainer = TorchTrainer(
                 measure,
-                train_loop_config={**settings, "stream": stream, "monitor": monitor},
+                train_loop_config={**settings, "stream": stream, "progress": progress},
                 torch_config=TorchConfig(backend="gloo"),
                 scaling_config=ray.train.ScalingConfig(num_workers=options.workers, resources_per_worker={"CPU": 1}),
                 run_config=ray.train.RunConfig(name="benchmark", storage_path=folder),
@@ -134,7 +134,7 @@ def run(changes: dict[str, Any], feed: str, job: dict[str, Any]) -> dict[str, fl
     if feed == "memory":
         batches = from_memory(job["stream"], config)
     else:
-        batches = ray_batches(job["stream"], 0, config, distributed.rank(), job["monitor"])
+        batches = ray_batches(job["stream"], 0, config, distributed.rank(), job["progress"])
     observer = Last()
     state = train(task, engine, batches, warm_up, TrainState(0, 0, ""), observer)
     train(task, engine, batches, config, state, observer)

@@ -22,7 +22,7 @@ from ardiff.metrics.weights import NetworkName, State, find_state
 from ray_jobs.evaluation import drift, metrics, quick
 from ray_jobs.evaluation.datasets import Listed, codecs, locate, open_videos
 from ray_jobs.runtime.cluster import ray_cluster
-from ray_jobs.runtime.console import say
+from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.stages import record_run, stage, versions
 
 ALIASES = {"num_frames": "frames"}
@@ -150,7 +150,7 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         if config.drift:
             drift.write(config, weights, originals, opened)
         record.results, record.note = content, f"{len(scores)} scores of {len(fakes)} sets"
-        say(escape(table([(score.set, score) for score in scores])))
+        print_line(escape(table([(score.set, score) for score in scores])))
     return content
 
 
@@ -204,7 +204,7 @@ def _warn_of_codecs(
     """A codec on one side alone moves a distance more than most models differ."""
     recoded = all(m not in PAIRED and RECIPES[config.protocol, m].reencode for m in config.metrics)
     if codecs(originals) != codecs(records) and not recoded:
-        say(
+        print_line(
             f"[yellow]note[/] real videos are {codecs(originals)}, those of {escape(fake.name)} {codecs(records)}: "
             "compression of one side alone raises distances. Store both in the same way."
         )

@@ -43,7 +43,7 @@ from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.error_log import Reporter, of_training
-from ray_jobs.runtime.progress import remote_progress, telling
+from ray_jobs.runtime.progress import remote_progress, report_errors
 from ray_jobs.runtime.stages import record_run, stage
 from ray_jobs.training.batches import load_chunk
 from ray_jobs.training.job import TrainJob, loss_note, run_training
@@ -193,15 +193,15 @@ def _statistics_of(config: TrainDiTConfig, stream: Stream, source: str) -> Laten
         if kept.pop("source", "") == key:
             return LatentStatistics(**kept)
     chunks = range(stream.locate(config.data.statistics_clips - 1)[0] + 1)
-    with remote_progress("statistics", len(chunks), "chunk") as monitor:
+    with remote_progress("statistics", len(chunks), "chunk") as progress:
 
         def encode(row: dict[str, Any]) -> dict[str, Any]:
             chunk = int(row["id"])
             places = np.arange(stream.start(chunk + 1) - stream.start(chunk))
-            with telling(monitor):
-                samples = load_chunk(stream, chunk, places, monitor, f"chunk {chunk}")
+            with report_errors(progress):
+                samples = load_chunk(stream, chunk, places, progress, f"chunk {chunk}")
                 latents = _encoder(config.data.vae)(torch.from_numpy(samples["video"]))
-            monitor.add.remote(1)
+            progress.add.remote(1)
             return {"sums": latent_sums(latents.double().numpy())}
 
         rows = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map(encode).take_all()
