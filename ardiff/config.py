@@ -7,11 +7,14 @@ must be a field and every value of the field's type; an error names the key's pa
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import os
+import textwrap
 import types
 import typing
 from collections.abc import Sequence
@@ -106,6 +109,21 @@ def to_dict(config: Any) -> dict[str, Any]:
 def to_yaml(config: Any) -> str:
     """The configuration as YAML text, in the order of the fields."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, width=110)
+
+
+def field_documentation(config_class: type[Any]) -> dict[str, str]:
+    """The docstring of each field of a dataclass and its bases, on one line: what ``--help`` and the HTTP API show."""
+    documentation: dict[str, str] = {}
+    for part in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                text = ""
+                if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                    text = " ".join(str(following.value.value).split()).replace("``", "")
+                documentation[statement.target.id] = text
+    return documentation
 
 
 def fingerprint(*parts: Any) -> str:
