@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ardiff import onednn
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT
 from ardiff.errors import ArdiffError
 from ardiff.layers import Attend

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ardiff.diffusion.ad import inference_timesteps
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT
 from ardiff.sampling.request import SampleRequest
 

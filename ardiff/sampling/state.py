@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ardiff.diffusion.ad import inference_timesteps
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guide
 from ardiff.diffusion.noise import ddim_coefficients
-from ardiff.diffusion.process import DiffusionConfig, predicted_x0
+from ardiff.diffusion.prediction import predicted_x0
 from ardiff.diffusion.sampler import frame_noise
 from ardiff.dit import DiT
 from ardiff.sampling.cache import FrameCache

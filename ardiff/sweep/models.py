@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ardiff.data import storage
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import build_config, local_folder

@@ -7,7 +7,7 @@ import torch
 
 from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.ar_step import smallest_ar_step
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.sampling.cost import frame_evaluations, sequential_passes
 from ardiff.sampling.engine import SamplingEngine
 from ardiff.sampling.params import SamplingMode, SamplingParams, expand_params
