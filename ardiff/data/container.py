@@ -51,9 +51,7 @@ def decode_error(error: Exception, source: Source, decoded: int) -> DecodeError:
         return DecodeError("it is empty", "empty")
     if isinstance(error, av.FFmpegError):
         after = f" after {decoded} frames" if decoded else ""
-        return DecodeError(
-            f"it cannot be decoded{after} ({error.strerror})", "corrupt" if decoded else "undecodable"
-        )
+        return DecodeError(f"it cannot be decoded{after} ({error.strerror})", "corrupt" if decoded else "undecodable")
     text = str(error) or "it is no video"
     kinds = {"no video stream": "no video stream", "too large": "too large", "frames, not": "changed"}
     return DecodeError(text, next((kind for part, kind in kinds.items() if part in text), "undecodable"))

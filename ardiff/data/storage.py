@@ -298,4 +298,3 @@ def _is_s3(uri: str) -> bool:
 def _bucket_and_key(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
-

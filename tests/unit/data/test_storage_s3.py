@@ -1,6 +1,5 @@
 """Files on a real S3 server: names, sizes, rights; and retries with a server that fails for a while."""
 
-import contextlib
 import http.server
 import os
 import pickle
@@ -158,7 +157,8 @@ class Public(http.server.BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(b"content")
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -184,12 +184,11 @@ def reader(public: str) -> Iterator[None]:
 
 @pytest.mark.usefixtures("reader")
 def test_a_retrying_file_system_retries_in_another_process_too() -> None:
-    for retry in (True, False):
-        filesystem, path = storage.open_filesystem("s3://bucket/file", retry=retry)
-        copy = pickle.loads(pickle.dumps(filesystem))  # noqa: S301
-        Public.failures = s3.SDK_ATTEMPTS + 1
-        with contextlib.nullcontext() if retry else pytest.raises(OSError, match="503"):
-            assert copy.open_input_stream(path).read() == b"content"
+    filesystem, path = storage.open_filesystem("s3://bucket/file", retry=True)
+    copy = pickle.loads(pickle.dumps(filesystem))  # noqa: S301
+    Public.failures = s3.SDK_ATTEMPTS + 1
+    assert copy.open_input_stream(path).read() == b"content"
+    assert Public.failures == 0
 
 
 @pytest.mark.usefixtures("reader")
@@ -198,7 +197,7 @@ def test_reading_waits_for_a_server_that_fails() -> None:
     Public.failures = s3.SDK_ATTEMPTS + 1
     assert storage.read_bytes("s3://bucket/file") == b"content"
     assert Public.failures == 0
-    s3.configure(StorageConfig(retry_seconds=1.0))
+    s3.configure(StorageConfig(retry_seconds=4.0))
     Public.failures = 1000
     with pytest.raises(StorageError, match=r"tried \d+ times") as info:
         storage.read_bytes("s3://bucket/file")
