@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ardiff import distributed
 from ardiff.errors import TrainingError
-from ardiff.randomness import Draws, torch_generator
+from ardiff.randomness import BatchGenerator, torch_generator
 from ardiff.train.callbacks import CallbackList, TrainingCallback
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.checks import SHARD_MORE, StepChecks, explain_failures
@@ -112,7 +112,7 @@ def _accumulate_gradients(
             batch = next(batches, None)
         if batch is None:
             raise TrainingError(f"The data ended at step {step} of {config.num_steps}.")
-        draws = Draws(torch_generator("training", config.seed, step, 0), config.batch_size, indices.start)
+        draws = BatchGenerator(torch_generator("training", config.seed, step, 0), config.batch_size, indices.start)
         # Engines average gradients over ranks, which may hold unequal numbers of samples: every sample weighs the same.
         divisor = config.batch_size / (len(indices) * size)
         on_device = {name: tensor.to(engine.device) for name, tensor in batch.items()}

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from ardiff.randomness import Draws
+from ardiff.randomness import BatchGenerator
 
 Batch = dict[str, Tensor]
 
@@ -21,7 +21,7 @@ class Task(ABC):
     """Steps (0-based) from which the loss uses other operations than before."""
 
     @abstractmethod
-    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of a micro-batch on the model's device, and values to log.
 
         A value is either a scalar, which is averaged over micro-batches and ranks, or a sum and a count ``(2,)``, which

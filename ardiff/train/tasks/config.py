@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ardiff.vae.discriminator import DiscriminatorConfig
+from ardiff.vae.config import DiscriminatorConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

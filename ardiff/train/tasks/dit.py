@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8
 from ardiff.diffusion.ad import ad_schedule
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guided_denoiser
+from ardiff.diffusion.loss import diffusion_loss, loss_breakdown
 from ardiff.diffusion.noise import q_sample
-from ardiff.diffusion.process import DiffusionConfig, diffusion_loss, loss_breakdown, prediction_target
+from ardiff.diffusion.prediction import prediction_target
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.diffusion.timestep_sampling import sample_timesteps
 from ardiff.dit import DiT
-from ardiff.randomness import Draws
+from ardiff.randomness import BatchGenerator
 from ardiff.train.tasks.base import Batch, Task
 from ardiff.train.tasks.config import DiTTaskConfig
 
@@ -46,12 +48,12 @@ class DiTTask(Task):
         self.decode = decode
         self.encode = encode
 
-    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         latents = batch["latents"] if self.encode is None else self.encode(batch["video"])
         x0 = self.statistics.normalise(latents)  # (B, F, L, D)
         size, frames = x0.shape[:2]
-        law, count = self.diffusion.timestep_law, self.diffusion.num_timesteps
-        timesteps = draws(size, lambda n, g: sample_timesteps(law, n, frames, count, g)).to(x0.device)  # (B, F)
+        kind, count = self.diffusion.timestep_sampling, self.diffusion.num_timesteps
+        timesteps = draws(size, lambda n, g: sample_timesteps(kind, n, frames, count, g)).to(x0.device)  # (B, F)
         eps = draws(size, lambda n, g: torch.randn((n, *x0.shape[1:]), generator=g)).to(x0.device)  # (B, F, L, D)
         if self.config.noise_clip:
             eps = eps.clamp(-self.config.noise_clip, self.config.noise_clip)

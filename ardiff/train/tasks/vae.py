@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.metrics.lpips import load_lpips
-from ardiff.randomness import Draws
+from ardiff.randomness import BatchGenerator
 from ardiff.train.tasks.base import Batch, Task
 from ardiff.train.tasks.config import AutoencoderTaskConfig
 from ardiff.vae import ARAutoencoder
 from ardiff.vae.discriminator import PatchDiscriminator
-from ardiff.vae.losses import adaptive_weight, hinge_critic_loss, hinge_generator_loss, recorded
+from ardiff.vae.losses import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss, recorded
 
 TO_FRAMES = "b f c h w -> (b f) c h w"
 
@@ -39,7 +39,7 @@ class AutoencoderTask(Task):
         self.lpips = load_lpips(config.perceptual_weights) if config.perceptual_weight else None
         self._real_and_fake: tuple[Tensor, Tensor] | None = None
 
-    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         video = to_unit(batch["video"])  # (B, F, 3, H, W)
         shape = (video.shape[1], self.model.config.num_tokens, self.model.config.token_dim)
         noise = draws(len(video), lambda n, g: torch.randn((n, *shape), generator=g)).to(video.device)  # (B, F, L, D)
@@ -83,7 +83,7 @@ class AutoencoderTask(Task):
         assert self._real_and_fake is not None
         (real, fake), self._real_and_fake = self._real_and_fake, None  # (N, 3, H, W)
         real_scores, fake_scores = (self.discriminator(frames).float() for frames in (real, fake))
-        loss = hinge_critic_loss(real_scores, fake_scores)
+        loss = hinge_discriminator_loss(real_scores, fake_scores)
         return loss, {"discriminator_real": real_scores.mean(), "discriminator_fake": fake_scores.mean()}
 
     @torch.no_grad()
