@@ -58,6 +58,9 @@ OTHERS = {
 }
 """Verbs that are not configured but have options of their own."""
 
+EXTRAS = {"ardiff.client": "serve", "ray_jobs.serve": "serve", "ray_jobs.serving.lint": "serve"}
+"""The extra that brings the packages of a command's module, where it is not ``ray``."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command. Returns 0, or 1 for a job that failed, 2 for a wrong call, 130 for an interruption."""
@@ -92,7 +95,7 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
 
         return examine()
     if verb in OTHERS:
-        code: int = importlib.import_module(OTHERS[verb][0]).main(arguments[1:])
+        code: int = _load(OTHERS[verb][0]).main(arguments[1:])
         return code
     if verb not in VERBS:
         _top_parser().parse_args(arguments)
@@ -133,7 +136,7 @@ class Call:
 def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
     """Reads what follows one of the ``VERBS``. Raises ConfigError; exits with 2 for an unknown option."""
     module_name, class_name, summary = VERBS[verb]
-    module = importlib.import_module(module_name)
+    module = _load(module_name)
     config_class = getattr(module, class_name)
     config_first = getattr(module, "CONFIG_FIRST", False)
     parser = _verb_parser(verb, summary, config_class, getattr(module, "ALIASES", {}), config_first)
@@ -158,6 +161,19 @@ def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
         raise ConfigError(f"{', '.join(files)} is the configuration of another verb than {verb}.")
     reach = take_section(StorageConfig, settings, "storage")
     return Call(module, build(config_class, settings), reach, files, options.dry_run, options.log)
+
+
+def _load(name: str) -> ModuleType:
+    """Imports the module of a command. Raises ArdiffError naming the extra to install if a package is missing."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("ardiff", "ray_jobs"):
+            raise
+        extra = EXTRAS.get(name, "ray")
+        message = f"This command needs the package {package}, which is not installed: pip install 'ardiff[{extra}]'."
+        raise ArdiffError(message) from error
 
 
 def _top_parser() -> argparse.ArgumentParser:

@@ -220,7 +220,7 @@ def make_engine(
             try:
                 from ardiff.train.deepspeed_engine import DeepSpeedEngine
             except ModuleNotFoundError as error:
-                raise ConfigError("train.engine=deepspeed needs DeepSpeed: pip install 'ardiff[deepspeed]'.") from error
+                raise ConfigError("train.engine=deepspeed needs DeepSpeed: pip install 'ardiff[train]'.") from error
             settings = config.deepspeed_settings(distributed.size())
             return DeepSpeedEngine(
                 model, optimizer, device, *shared, settings, activation_checkpointing=config.activation_checkpointing
