@@ -48,16 +48,16 @@ video = pipeline(class_label=1, num_frames=8, ar_step=2, num_inference_steps=4, 
 Path(sys.argv[2]).write_bytes(encode_video(video.numpy().reshape(8, 16, 16, 3), fps=8))
 """
 RUN_COMMANDS = """
-from ardiff.cli import OTHERS, VERBS, main
+from ardiff.cli import TOOLS, COMMANDS, main
 
-for command in [*VERBS, *OTHERS]:
+for command in [*COMMANDS, *TOOLS]:
     try:
         code = main([command, "--help"])
     except SystemExit as error:
         code = error.code
     print("exit", command, code)
 """
-BARE_COMMANDS = {"export", "import-released", "compare", "weights", "api-key", "estimate"}
+BARE_COMMANDS = {"export", "import-upstream", "compare", "weights", "api-key", "estimate"}
 SERVE_COMMANDS = {"serve", "lint-serve", "client"}
 
 
