@@ -34,7 +34,7 @@ import importlib, pkgutil
 import ardiff
 
 for module in pkgutil.walk_packages(ardiff.__path__, "ardiff."):
-    if not module.name.startswith(("ardiff.serving", "ardiff.client", "ardiff.train.deepspeed_engine")):
+    if not module.name.startswith(("ardiff.serving", "ardiff.client", "ardiff.train.engines.deepspeed_engine")):
         importlib.import_module(module.name)
 """
 GENERATE = """
