@@ -23,7 +23,7 @@ from ardiff.diffusion.prediction import prediction_target
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.diffusion.timestep_sampling import sample_timesteps
 from ardiff.dit import DiT
-from ardiff.metrics.lpips import load_lpips
+from ardiff.metrics.networks.lpips import load_lpips
 from ardiff.randomness import BatchGenerator
 from ardiff.vae import ARAutoencoder
 from ardiff.vae.config import DiscriminatorConfig
