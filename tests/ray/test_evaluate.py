@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from conftest import Jobs
+from jobs import Jobs
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from clusters import Cluster
-from conftest import PATIENCE, ROOT
+from jobs import PATIENCE, ROOT
 from test_submit import SET, Laptop
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from conftest import PATIENCE
+from jobs import PATIENCE
 from ports import free_ports
 
 from ardiff.client import Client, ServiceError

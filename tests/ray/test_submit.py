@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 from clusters import Cluster
-from conftest import PATIENCE, ROOT, Result
+from jobs import PATIENCE, ROOT, Result
 
 pytestmark = pytest.mark.ray
 
@@ -53,16 +52,15 @@ class Laptop:
         )
 
     def run(self, *arguments: str, token: str | None = None, timeout: float = PATIENCE) -> Result:
-        started, process = time.monotonic(), self.start(*arguments, token=token)
+        process = self.start(*arguments, token=token)
         try:
             out, err = process.communicate(timeout=timeout)
         finally:
             process.kill()
-        return Result(process.returncode, out, err, time.monotonic() - started)
+        return Result(process.returncode, out, err)
 
     def submit_plainly(self, folder: Path, *job: str) -> Result:
         """``ray job submit --working-dir . -- python -m job`` in the folder, by Ray's own command."""
-        started = time.monotonic()
         done = subprocess.run(
             [Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", ".", "--", "python", "-m", *job],
             cwd=folder,
@@ -77,7 +75,7 @@ class Laptop:
             timeout=PATIENCE,
             check=False,
         )
-        return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+        return Result(done.returncode, done.stdout, done.stderr)
 
     def jobs(self) -> list[dict[str, Any]]:
         """What the cluster knows of all jobs, by Ray's own interface."""
