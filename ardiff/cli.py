@@ -6,10 +6,8 @@ A section ``storage`` beside the verb's own settings says how ``s3://`` places a
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import importlib
-import inspect
 import json
 import logging
 import os
@@ -25,7 +23,7 @@ from typing import Any
 import yaml
 
 from ardiff import logs
-from ardiff.config import VERB, build, read_settings, take_section, to_dict, to_yaml
+from ardiff.config import VERB, build, field_documentation, read_settings, take_section, to_dict, to_yaml
 from ardiff.data import s3
 from ardiff.data.s3 import StorageConfig
 from ardiff.errors import ArdiffError, ConfigError
@@ -40,7 +38,7 @@ VERBS = {
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
     "sweep": ("ray_jobs.sweep", "SweepConfig", "generate a grid of videos, score every cell, and report"),
     "export": ("ardiff.train.export", "ExportConfig", "make a usable model of a training checkpoint"),
-    "import-released": ("ardiff.upstream.command", "ImportConfig", "make a pipeline of the authors' checkpoints"),
+    "import-upstream": ("ardiff.upstream.command", "ImportConfig", "make a pipeline of the authors' checkpoints"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
     "compare": ("ardiff.metrics.compare", "CompareConfig", "put scores of one protocol side by side"),
     "weights": ("ardiff.metrics.weights", "WeightsConfig", "list or fetch the weights of feature networks"),
@@ -193,7 +191,7 @@ def _verb_parser(
     parser.add_argument("--debug", action="store_true", help="show tracebacks and the workers' output")
     text = f"how to log, a JSON object a line for what collects logs (default: ${logs.FORMAT}, or text)"
     parser.add_argument("--log", choices=("text", "json"), help=text)
-    documentation = _field_documentation(config_class)
+    documentation = field_documentation(config_class)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(hints[field.name]):
@@ -221,7 +219,7 @@ def _describe_section(config_class: type[Any], key: str, documentation: str) -> 
 def _describe_sections(config_class: type[Any], prefix: str) -> list[str]:
     lines: list[str] = []
     hints = typing.get_type_hints(config_class)
-    documentation = _field_documentation(config_class)
+    documentation = field_documentation(config_class)
     for field in dataclasses.fields(config_class):
         hint, key = hints[field.name], f"{prefix}{field.name}"
         if dataclasses.is_dataclass(hint):
@@ -230,21 +228,6 @@ def _describe_sections(config_class: type[Any], prefix: str) -> list[str]:
             text = f"{documentation[field.name]} Default: {_default(field)}."
             lines += textwrap.wrap(f"{key}: {text}", 110, initial_indent="    ", subsequent_indent="        ")
     return lines
-
-
-def _field_documentation(config_class: type[Any]) -> dict[str, str]:
-    """The string below each field of a configuration class and those it is made of, on one line."""
-    documentation: dict[str, str] = {}
-    for part in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
-        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
-        assert isinstance(tree, ast.ClassDef)
-        for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                text = ""
-                if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                    text = " ".join(str(following.value.value).split()).replace("``", "")
-                documentation[statement.target.id] = text
-    return documentation
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

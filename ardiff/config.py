@@ -7,11 +7,14 @@ must be a field and every value of the field's type; an error names the key's pa
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import os
+import textwrap
 import types
 import typing
 from collections.abc import Sequence
@@ -108,28 +111,25 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, width=110)
 
 
-def later(default: Any) -> Any:
-    """The default of a field that a configuration got later: while it has this value, fingerprints leave it out.
-
-    So what was named by a fingerprint before the field existed keeps its name.
-    """
-    return dataclasses.field(default=default, metadata={"later": True})
+def field_documentation(config_class: type[Any]) -> dict[str, str]:
+    """The docstring of each field of a dataclass and its bases, on one line: what ``--help`` and the HTTP API show."""
+    documentation: dict[str, str] = {}
+    for part in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                text = ""
+                if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                    text = " ".join(str(following.value.value).split()).replace("``", "")
+                documentation[statement.target.id] = text
+    return documentation
 
 
 def fingerprint(*parts: Any) -> str:
     """16 hex digits that name the values of ``parts`` (dataclasses or JSON values): equal values, equal name."""
-    plain = [_named(p) for p in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _named(value: Any) -> Any:
-    """``value`` as a fingerprint sees it: plain, and without later fields that have their default."""
-    if dataclasses.is_dataclass(value):
-        fields = {f.name: (f, getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {k: _named(v) for k, (f, v) in fields.items() if not ("later" in f.metadata and v == f.default)}
-    if isinstance(value, dict):
-        return {k: _named(v) for k, v in value.items()}
-    return [_named(v) for v in value] if isinstance(value, list | tuple) else value
+    text = json.dumps(parts, default=to_dict, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def find_config(name: str) -> Path:

@@ -17,8 +17,8 @@ from ardiff.config import to_dict
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.ad import ad_schedule
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guided_denoiser
-from ardiff.diffusion.process import DiffusionConfig
 from ardiff.diffusion.sampler import initial_noise, stream_full
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import CheckpointError

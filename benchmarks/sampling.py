@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from ardiff.diffusion.ad import ADSchedule, ad_schedule
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guided_denoiser
-from ardiff.diffusion.process import DiffusionConfig
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.dit import DiT, DiTConfig
 from ardiff.sampling import EngineConfig, SampleRequest, SamplingEngine

@@ -34,9 +34,9 @@ from ardiff import distributed
 from ardiff.config import build
 from ardiff.data.latents import LatentStatistics, latent_table
 from ardiff.data.streams import LatentStream
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
-from ardiff.randomness import Draws, torch_generator
+from ardiff.randomness import BatchGenerator, torch_generator
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.estimate import EstimateConfig, count_step, estimate
 from ardiff.train.loop import TrainConfig, make_engine, train
@@ -83,10 +83,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ray_cluster(2 * options.workers + 2):
         settings = {"folder": folder, "quick": options.quick, "workers": options.workers}
         stream = write_latents(Path(folder))
-        with remote_progress("benchmark", 1, "job") as monitor:
+        with remote_progress("benchmark", 1, "job") as progress:
             trainer = TorchTrainer(
                 measure,
-                train_loop_config={**settings, "stream": stream, "monitor": monitor},
+                train_loop_config={**settings, "stream": stream, "progress": progress},
                 torch_config=TorchConfig(backend="gloo"),
                 scaling_config=ray.train.ScalingConfig(num_workers=options.workers, resources_per_worker={"CPU": 1}),
                 run_config=ray.train.RunConfig(name="benchmark", storage_path=folder),
@@ -134,7 +134,7 @@ def run(changes: dict[str, Any], feed: str, job: dict[str, Any]) -> dict[str, fl
     if feed == "memory":
         batches = from_memory(job["stream"], config)
     else:
-        batches = ray_batches(job["stream"], 0, config, distributed.rank(), job["monitor"])
+        batches = ray_batches(job["stream"], 0, config, distributed.rank(), job["progress"])
     observer = Last()
     state = train(task, engine, batches, warm_up, TrainState(0, 0, ""), observer)
     train(task, engine, batches, config, state, observer)
@@ -197,7 +197,7 @@ def stepper(case: EstimateConfig) -> Callable[[], None]:
         batch = {"video": torch.randint(256, shape, dtype=torch.uint8)}
     config = TrainConfig(batch_size=size * passes, activation_checkpointing=case.activation_checkpointing)
     engine = make_engine(task.model, config, torch.device("cpu"))
-    draws = Draws(torch_generator("benchmark"), size, 0)
+    draws = BatchGenerator(torch_generator("benchmark"), size, 0)
 
     def step() -> None:
         for _ in range(passes):

@@ -39,7 +39,7 @@ from ray_jobs.quickstart import (
 )
 from ray_jobs.reports.ablation import Result, Variant, place_tables, tables, write_results
 from ray_jobs.runtime.cluster import ray_cluster
-from ray_jobs.runtime.console import say
+from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.stages import StageRecord, read_stage, record_run, versions
 
 CONFIG_FIRST = True
@@ -109,11 +109,11 @@ def run(config: AblateConfig) -> None:
     results: list[Result] = []
     with ray_cluster():
         for number, unit in enumerate(units):
-            say(f"[bold]{unit.variant}, seed {unit.seed}[/] ({number + 1} of {len(units)})")
+            print_line(f"[bold]{unit.variant}, seed {unit.seed}[/] ({number + 1} of {len(units)})")
             results += _results(config, unit)
             _write(config, units, results)
     failed = sorted({(r.variant, r.seed) for r in results if r.reason})
-    say(f"[bold]{_table_places(config)[0]}[/]")
+    print_line(f"[bold]{_table_places(config)[0]}[/]")
     if failed:
         names = ", ".join(f"{variant} with seed {seed}" for variant, seed in failed)
         raise ArdiffError(
@@ -197,7 +197,7 @@ def _results(config: AblateConfig, unit: Unit) -> list[Result]:
     except Exception as error:  # whatever it is, the other variants can do without this one
         reason = " ".join(str(error).split()) if isinstance(error, ArdiffError) else f"{type(error).__name__}: {error}"
         reason = reason.splitlines()[0] if reason else type(error).__name__
-        say(f"[red]✗[/] {unit.variant}, seed {unit.seed}: {escape(reason)}")
+        print_line(f"[red]✗[/] {unit.variant}, seed {unit.seed}: {escape(reason)}")
         return [Result(variant=unit.variant, seed=unit.seed, ar_step=s, reason=reason) for s in config.ar_steps]
 
 

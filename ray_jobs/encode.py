@@ -45,9 +45,10 @@ from ardiff.errors import ConfigError, DataError, DecodeError, StorageError
 from ardiff.pretrained import load_autoencoder
 from ardiff.vae import AutoencoderConfig
 from ray_jobs.runtime.cluster import await_resource, ray_cluster, resolve_device
-from ray_jobs.runtime.console import say
+from ray_jobs.runtime.console import print_line
+from ray_jobs.runtime.crash_guard import MAX_CRASHES, TASK_RETRIES, crash_guard
 from ray_jobs.runtime.error_log import Reporter, quarantine
-from ray_jobs.runtime.progress import MAX_DEATHS, TASK_RETRIES, attempting, remote_progress, telling
+from ray_jobs.runtime.progress import remote_progress, report_errors
 from ray_jobs.runtime.stages import stage
 
 
@@ -139,12 +140,14 @@ def run(config: EncodeConfig, key: str = "") -> str:
             )
         description = read_description(folder)
         if others := len(np.setdiff1d(present, wanted)):
-            say(f"{others} clips of the set are of other offsets, mirrored, or of videos that the manifest lacks now")
+            print_line(
+                f"{others} clips of the set are of other offsets, mirrored, or of videos that the manifest lacks now"
+            )
         count = sum(description.rows)
         record.note = f"{len(missing)} clips encoded, {len(wanted) - len(missing)} were there; "
         record.note += f"{count} clips, latent std {description.statistics.std:.3f}"
         record.results = {"folder": folder}
-    say(f"Latents: [bold]{escape(folder)}[/]", folder=folder)
+    print_line(f"Latents: [bold]{escape(folder)}[/]", folder=folder)
     return folder
 
 
@@ -216,7 +219,7 @@ def _present(folder: str, records: list[VideoRecord], current: Current) -> np.nd
     kept = np.zeros(sum(len(part) for _, part in found), dtype=bool)
     kept[first[numbers >= 0]] = True
     if stale := len(kept) - int(kept.sum()):
-        say(f"{stale} clips of the set are taken out: their videos have another content, label or split now")
+        print_line(f"{stale} clips of the set are taken out: their videos have another content, label or split now")
     for (file, part), begin in zip(found, np.cumsum([0, *[len(part) for _, part in found[:-1]]]), strict=True):
         keep = kept[begin : begin + len(part)]
         if keep.all():
@@ -243,24 +246,24 @@ def _encode(
     bounds = _readings(missing)
     readings = len(bounds) - 1
     shared = ray.put((missing, bounds, manifest_table(records)))
-    with remote_progress("encoding", len(missing), "clip") as monitor:
+    with remote_progress("encoding", len(missing), "clip") as progress:
 
         def decode(row: dict[str, Any]) -> list[dict[str, Any]]:
             missing, bounds, videos = ray.get(shared)
             numbers = missing[bounds[row["id"]] : bounds[row["id"] + 1]]
             record = record_at(videos, int(numbers[0] >> (START_BITS + 1)))
             starts, mirrored = (numbers >> 1) & ((1 << START_BITS) - 1), numbers & 1
-            with telling(monitor), attempting(monitor, f"reading {row['id']}") as deaths:
-                if deaths >= MAX_DEATHS:
+            with report_errors(progress), crash_guard(progress, f"reading {row['id']}") as crashes:
+                if crashes >= MAX_CRASHES:
                     for start in sorted(set(starts.tolist())):
-                        report(crashed(record.uri, start, deaths))
+                        report(crashed(record.uri, start, crashes))
                     return []
                 return _decode(config, model.resolution, record, starts.tolist(), mirrored.tolist(), report)
 
         def write(batch: Any) -> Any:
-            with telling(monitor):
+            with report_errors(progress):
                 name = write_shard(folder, batch)
-            monitor.add.remote(len(batch["start"]))
+            progress.add.remote(len(batch["start"]))
             return {"file": [name]}
 
         files = (

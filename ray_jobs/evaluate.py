@@ -12,7 +12,6 @@ from typing import Any, Literal
 from rich.markup import escape
 
 from ardiff.cli import main
-from ardiff.config import later
 from ardiff.data.manifest import Split, VideoRecord, usable
 from ardiff.errors import ConfigError
 from ardiff.metrics.extractors import check_frames
@@ -22,7 +21,7 @@ from ardiff.metrics.weights import NetworkName, State, find_state
 from ray_jobs.evaluation import drift, metrics, quick
 from ray_jobs.evaluation.datasets import Listed, codecs, locate, open_videos
 from ray_jobs.runtime.cluster import ray_cluster
-from ray_jobs.runtime.console import say
+from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.stages import record_run, stage, versions
 
 ALIASES = {"num_frames": "frames"}
@@ -53,7 +52,7 @@ class EvaluateConfig:
     """Frames of a clip."""
     stride: int = 1
     """Distance between two frames of a real clip."""
-    fps: float = later(0.0)
+    fps: float = 0.0
     """Frame rate at which real videos are seen, whatever their own is; ``stride`` counts frames at this rate. 0 takes
     frames as they come. Give the rate that the model was trained at: generated videos are taken frame by frame."""
     split: Split = "test"
@@ -150,7 +149,7 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         if config.drift:
             drift.write(config, weights, originals, opened)
         record.results, record.note = content, f"{len(scores)} scores of {len(fakes)} sets"
-        say(escape(table([(score.set, score) for score in scores])))
+        print_line(escape(table([(score.set, score) for score in scores])))
     return content
 
 
@@ -204,7 +203,7 @@ def _warn_of_codecs(
     """A codec on one side alone moves a distance more than most models differ."""
     recoded = all(m not in PAIRED and RECIPES[config.protocol, m].reencode for m in config.metrics)
     if codecs(originals) != codecs(records) and not recoded:
-        say(
+        print_line(
             f"[yellow]note[/] real videos are {codecs(originals)}, those of {escape(fake.name)} {codecs(records)}: "
             "compression of one side alone raises distances. Store both in the same way."
         )

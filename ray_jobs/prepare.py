@@ -36,8 +36,9 @@ from ardiff.data.synthetic import SyntheticConfig, write_video
 from ardiff.errors import DataError
 from ardiff.randomness import numpy_generator
 from ray_jobs.runtime.cluster import ray_cluster
-from ray_jobs.runtime.console import say
-from ray_jobs.runtime.progress import MAX_DEATHS, TASK_RETRIES, attempting, progress_bar, remote_progress, telling
+from ray_jobs.runtime.console import print_line
+from ray_jobs.runtime.crash_guard import MAX_CRASHES, TASK_RETRIES, crash_guard
+from ray_jobs.runtime.progress import progress_bar, remote_progress, report_errors
 from ray_jobs.runtime.stages import stage
 
 POSITIONALS = ("source", "output")
@@ -94,7 +95,7 @@ def run(config: PrepareConfig, key: str = "") -> None:
         records = _draw(config) if found is None else _probe(config, found)
         bad = [r for r in records if r.status == "error"]
         for r in bad[:5]:
-            say(f"[yellow]bad[/] {r.uri}: {r.reason}")
+            print_line(f"[yellow]bad[/] {r.uri}: {r.reason}")
         write_manifest(config.manifest, records)
         quarantine = Quarantine(len(records), config.max_bad_fraction, "video", map(_bad_row, bad))
         write_errors(storage.join(config.output, ERRORS), quarantine.rows.values())
@@ -103,7 +104,7 @@ def run(config: PrepareConfig, key: str = "") -> None:
         if config.sheet_clips:
             _write_sheet(config, records)
         if found is not None:
-            say(_summary(records))
+            print_line(_summary(records))
         good = [r for r in records if r.status == "ok"]
         classes = len({r.label for r in good})
         record.note = f"{len(good)} videos, {sum(r.num_frames for r in good)} frames, {classes} classes, {len(bad)} bad"
@@ -139,7 +140,7 @@ def _find(config: PrepareConfig, source: str) -> list[VideoRecord]:
         listed, unknown = split_by_lists(names, *lines)
         if unknown:
             some = "; ".join(unknown[:3])
-            say(f"[yellow]{len(unknown)} lines of the lists[/] name no video of {source}, as {some}")
+            print_line(f"[yellow]{len(unknown)} lines of the lists[/] name no video of {source}, as {some}")
         places = numbered([p and s and (p[0], s) for p, s in zip(places, listed, strict=True)])
     if config.recipe == "folders" and config.train_list is None and len({p[2] for p in places if p}) == 1:
         places = _hold_out(places)
@@ -170,18 +171,18 @@ def _probe(config: PrepareConfig, found: list[VideoRecord]) -> list[VideoRecord]
     todo = [r for r in records.values() if not r.status]
     if len(todo) < len(found):
         gone = len(known.keys() - records.keys())
-        say(f"{len(todo)} videos are new or changed, {len(found) - len(todo)} are known, {gone} are gone")
+        print_line(f"{len(todo)} videos are new or changed, {len(found) - len(todo)} are known, {gone} are gone")
     if todo:
-        with remote_progress("probing", len(todo), "video") as monitor:
+        with remote_progress("probing", len(todo), "video") as progress:
 
             def probe_row(row: dict[str, Any]) -> dict[str, Any]:
                 record = VideoRecord(**row)
-                with telling(monitor), attempting(monitor, record.uri) as deaths:
-                    if deaths < MAX_DEATHS:
+                with report_errors(progress), crash_guard(progress, record.uri) as crashes:
+                    if crashes < MAX_CRASHES:
                         record = probed(record, config.frame_fps)  # an error only if storage is away
                     else:
-                        record = _with_error(record, crashed(record.uri, -1, deaths))
-                monitor.add.remote(1)
+                        record = _with_error(record, crashed(record.uri, -1, crashes))
+                progress.add.remote(1)
                 return asdict(record)
 
             blocks = min(max(len(todo) // 4, 1), 512)
@@ -204,7 +205,7 @@ def _known(manifest: str) -> dict[str, VideoRecord]:
     try:
         return {r.uri: r for r in read_manifest(manifest)}
     except DataError as error:
-        say(f"[yellow]all videos are probed again:[/] {error}")
+        print_line(f"[yellow]all videos are probed again:[/] {error}")
         return {}
 
 
@@ -262,7 +263,9 @@ def _write_sheet(config: PrepareConfig, records: list[VideoRecord]) -> None:
 
     rows = ray.data.from_items([asdict(good[i]) for i in chosen]).flat_map(draw).take_all()
     if len(rows) < len(chosen):
-        say(f"[yellow]{len(chosen) - len(rows)} videos are missing on the sheet:[/] they cannot be read any more")
+        print_line(
+            f"[yellow]{len(chosen) - len(rows)} videos are missing on the sheet:[/] they cannot be read any more"
+        )
     if rows:
         sheet = contact_sheet(np.stack([row["clip"] for row in rows]), [row["label"] for row in rows], scale=1)
         storage.write_bytes(storage.join(config.output, "sheet.png"), sheet)

@@ -27,7 +27,7 @@ from ray_jobs.generate import GenerateConfig, VideoSets
 from ray_jobs.prepare import PrepareConfig
 from ray_jobs.reports.quickstart import write_quickstart_report
 from ray_jobs.runtime.cluster import ray_cluster
-from ray_jobs.runtime.console import say
+from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.stages import StageRecord, read_stage, record_run
 from ray_jobs.train_dit import TrainDiTConfig
 from ray_jobs.train_vae import TrainVAEConfig
@@ -109,7 +109,7 @@ def run(config: QuickstartConfig) -> None:
         stages.do(evaluate.run, scores, lambda record: quick.lacks_fvd(scores, record.results))
     report = Path(root) / "report.html"
     write_quickstart_report(report, config, stages.records, [*short, long], scores)
-    say(f"[bold]{report}[/]")
+    print_line(f"[bold]{report}[/]")
 
 
 class Stages:
@@ -133,7 +133,7 @@ class Stages:
         key = fingerprint(config, self.records[-1].fingerprint if self.records else "")
         record = _done(config, key)
         if record is not None and not again(record):
-            say(f"[green]✓[/] {record.name}: done before. {record.note}")
+            print_line(f"[green]✓[/] {record.name}: done before. {record.note}")
         else:
             self.record()  # not before: a run that is refused leaves the folder as it was
             job(config, key)

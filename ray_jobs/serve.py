@@ -44,7 +44,7 @@ from ardiff.serving.keys import read_keys
 from ardiff.serving.metrics import MEASURES, PrometheusRecorder, Recorders
 from ardiff.serving.service import GIVING_BACK, VideoService
 from ray_jobs.runtime.cluster import ray_cluster, resolve_device
-from ray_jobs.runtime.console import say
+from ray_jobs.runtime.console import print_line
 
 APP = "ardiff"
 DEPLOYMENT = "VideoServer"
@@ -257,10 +257,14 @@ def run(config: ServeConfig) -> None:
             serve.run(_application(config.replica, {"autoscaling_config": _scaling(config)}), name=APP)
         except RuntimeError as error:
             raise ArdiffError(f"The replicas do not start: {error} --debug shows their output.") from error
-        say(f"Serving {', '.join(config.replica.places)} at http://{config.host}:{config.port} (the page is at /).")
-        say(f"Records and videos: {config.replica.service.storage}. Ctrl-C drains and stops.")
+        print_line(
+            f"Serving {', '.join(config.replica.places)} at http://{config.host}:{config.port} (the page is at /)."
+        )
+        print_line(f"Records and videos: {config.replica.service.storage}. Ctrl-C drains and stops.")
         stop.wait()
-        say(f"Draining for at most {config.service.drain_seconds:g} s; what is left then goes back to the queue.")
+        print_line(
+            f"Draining for at most {config.service.drain_seconds:g} s; what is left then goes back to the queue."
+        )
         _drain(grace(config.service) + 5)
 
 

@@ -31,7 +31,7 @@ from ardiff.cli import VERBS, Call, read_arguments
 from ardiff.config import fingerprint, to_dict
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, ConfigError
-from ray_jobs.runtime.console import say
+from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.stages import COMMIT, versions
 
 AnswerT = TypeVar("AnswerT")
@@ -230,13 +230,13 @@ def run(client: JobSubmissionClient, submission: Submission, detach: bool = Fals
     """
     _check_alone(client, submission)
     job = _submit(client, submission)
-    say(f"{job}: {client.get_address()}/#/jobs/{job}")
+    print_line(f"{job}: {client.get_address()}/#/jobs/{job}")
     if detach:
         return 0
     try:
         asyncio.run(_follow(client, job))
     except KeyboardInterrupt:
-        say(f"Stopping {job}; once more Ctrl-C leaves at once.")
+        print_line(f"Stopping {job}; once more Ctrl-C leaves at once.")
         _patiently(lambda: client.stop_job(job), job)
     return _ending(client, job, told)
 
@@ -298,7 +298,7 @@ def _ending(client: JobSubmissionClient, job: str, told: bool) -> int:
         case JobStatus.SUCCEEDED:
             return 0
         case JobStatus.STOPPED:
-            say("Stopped. The same command goes on where this one stopped.")
+            print_line("Stopped. The same command goes on where this one stopped.")
             return 130
         case _:
             return _failure(job, details, told)
@@ -339,5 +339,5 @@ def _failure(job: str, details: JobDetails, told: bool) -> int:
     if not code:  # it did not end by itself: the log has no reason
         raise ArdiffError(f"{job} was lost: {(details.message or 'no reason is known').strip()}")
     if not told:
-        say(f"{job} failed with exit code {code}. Mend what its last line says; the same command goes on.")
+        print_line(f"{job} failed with exit code {code}. Mend what its last line says; the same command goes on.")
     return code if code > 0 else 128 - code

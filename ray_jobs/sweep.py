@@ -31,7 +31,7 @@ from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.generation.actors import Workers, make_videos
 from ray_jobs.reports.sweep import write_sweep_report
 from ray_jobs.runtime.cluster import ray_cluster
-from ray_jobs.runtime.console import say
+from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.stages import record_run, stage
 
 CONFIG_FIRST = True
@@ -159,10 +159,10 @@ def run(config: SweepConfig, key: str = "") -> None:
         record.note = f"{made} videos generated, {before} were there, {len(failed)} failed"
         record.results = {"videos": len(rows), "made": made, "report": report}
         _print(summaries, scores, notes)
-        say(f"[bold]{escape(report)}[/]")
+        print_line(f"[bold]{escape(report)}[/]")
         if failed:
             for line in failure_table(rows, records):
-                say(f"[red]failed[/] {escape(line)}")
+                print_line(f"[red]failed[/] {escape(line)}")
             raise ArdiffError(
                 f"{len(failed)} of {len(rows)} videos could not be made; all others are there. The manifest has the "
                 "reasons, and the same command tries them again."
@@ -193,7 +193,9 @@ def _make(
     """Records of all rows by id."""
     impossible = [row for row in rows if row.id in refused]
     for reason in dict.fromkeys(refused.values()):
-        say(f"[yellow]note[/] {sum(r == reason for r in refused.values())} videos cannot be made: {escape(reason)}")
+        print_line(
+            f"[yellow]note[/] {sum(r == reason for r in refused.values())} videos cannot be made: {escape(reason)}"
+        )
     failures = in_parallel(lambda row: record_failure(row, "ConfigError", refused[row.id], 0), impossible)
     possible = [row for row in rows if row.id not in refused]
     workers = Workers(
@@ -277,9 +279,9 @@ def _print(summaries: Sequence[CellSummary], scores: Sequence[CellScore], notes:
         for s in summaries
     ]
     for line in aligned(["cell", "videos", "failed", "s/video", "frames/s", *metrics], lines):
-        say(escape(line))
+        print_line(escape(line))
     for note in notes:
-        say(f"[yellow]note[/] {escape(note)}")
+        print_line(f"[yellow]note[/] {escape(note)}")
 
 
 if __name__ == "__main__":

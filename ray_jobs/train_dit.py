@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ardiff.cli import main
-from ardiff.config import fingerprint, later
+from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.clips import ClipConfig
 from ardiff.data.latents import (
@@ -32,7 +32,7 @@ from ardiff.data.latents import (
 from ardiff.data.manifest import VideoRecord, class_names, content_of, manifest_table, read_manifest, usable
 from ardiff.data.streams import ClipStream, LatentStream, Stream
 from ardiff.data.transforms import to_unit
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import ConfigError
 from ardiff.pretrained import load_autoencoder
@@ -43,7 +43,7 @@ from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.error_log import Reporter, of_training
-from ray_jobs.runtime.progress import remote_progress, telling
+from ray_jobs.runtime.progress import remote_progress, report_errors
 from ray_jobs.runtime.stages import record_run, stage
 from ray_jobs.training.batches import load_chunk
 from ray_jobs.training.job import TrainJob, loss_note, run_training
@@ -81,7 +81,7 @@ class TrainDiTConfig:
     """Folder of latents: what ``ardiff encode`` printed, the one that holds ``latents.json``."""
     files_per_chunk: int = 16
     """Parquet files loaded and shuffled together."""
-    init_from: str = later("")
+    init_from: str = ""
     """Pipeline folder whose AR-DiT training begins with, local or ``s3://``. Empty starts from random weights."""
     data: DiTDataConfig = field(default_factory=DiTDataConfig)
     """Stored latents or videos."""
@@ -132,7 +132,7 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
                 config.task,
                 config.train.recipe,
                 source,
-                *([config.init_from] if config.init_from else []),
+                config.init_from,
             ),
             config=config.train,
             stream=stream,
@@ -193,15 +193,15 @@ def _statistics_of(config: TrainDiTConfig, stream: Stream, source: str) -> Laten
         if kept.pop("source", "") == key:
             return LatentStatistics(**kept)
     chunks = range(stream.locate(config.data.statistics_clips - 1)[0] + 1)
-    with remote_progress("statistics", len(chunks), "chunk") as monitor:
+    with remote_progress("statistics", len(chunks), "chunk") as progress:
 
         def encode(row: dict[str, Any]) -> dict[str, Any]:
             chunk = int(row["id"])
             places = np.arange(stream.start(chunk + 1) - stream.start(chunk))
-            with telling(monitor):
-                samples = load_chunk(stream, chunk, places, monitor, f"chunk {chunk}")
+            with report_errors(progress):
+                samples = load_chunk(stream, chunk, places, progress, f"chunk {chunk}")
                 latents = _encoder(config.data.vae)(torch.from_numpy(samples["video"]))
-            monitor.add.remote(1)
+            progress.add.remote(1)
             return {"sums": latent_sums(latents.double().numpy())}
 
         rows = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map(encode).take_all()

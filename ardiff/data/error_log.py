@@ -46,9 +46,9 @@ def bad_clip(uri: str, clip: int, error: DataError) -> BadClip:
     return BadClip(uri, clip, "unusable", str(error), 1)
 
 
-def crashed(uri: str, clip: int, deaths: int) -> BadClip:
+def crashed(uri: str, clip: int, crashes: int) -> BadClip:
     """The row for what ended every process that worked on it."""
-    return BadClip(uri, clip, "crashed", "the process that decodes it dies, by a fault or for lack of memory", deaths)
+    return BadClip(uri, clip, "crashed", "the process that decodes it dies, by a fault or for lack of memory", crashes)
 
 
 class Quarantine:

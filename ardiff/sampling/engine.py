@@ -23,9 +23,10 @@ from torch import Tensor
 from ardiff import onednn
 from ardiff.diffusion.ad import inference_timesteps
 from ardiff.diffusion.ar_step import check_ar_step
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guide
 from ardiff.diffusion.noise import ddim_coefficients
-from ardiff.diffusion.process import DiffusionConfig, predicted_x0
+from ardiff.diffusion.prediction import predicted_x0
 from ardiff.diffusion.sampler import frame_noise
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import ArdiffError

@@ -8,7 +8,7 @@ from typing import Any
 
 from ardiff.data import storage
 from ardiff.diffusion.ar_step import check_ar_step
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import build_config, local_folder

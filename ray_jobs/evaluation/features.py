@@ -14,7 +14,7 @@ from ardiff.data.manifest import VideoRecord
 from ardiff.errors import DataError
 from ardiff.metrics.store import ClipFeatures, FeatureStore, StoredClip
 from ardiff.metrics.uncertainty import Videos
-from ray_jobs.runtime.progress import remote_progress, telling
+from ray_jobs.runtime.progress import remote_progress, report_errors
 
 PART = 64
 """Clips that are kept at once; what an interruption loses."""
@@ -95,9 +95,9 @@ def extract(
                 batches.append({"set": number, "first": first, "clips": [asdict(clip) for clip in clips]})
                 left += len(clips)
     if batches:
-        with remote_progress(what, total, "clip") as monitor:
-            monitor.add.remote(total - left)
-            _run(batches, [s.store for s in sets], build, num_frames, resolution, workers, monitor)
+        with remote_progress(what, total, "clip") as progress:
+            progress.add.remote(total - left)
+            _run(batches, [s.store for s in sets], build, num_frames, resolution, workers, progress)
     return [s.store.read(len(s.clips)) for s in sets]
 
 
@@ -108,10 +108,10 @@ def _run(
     num_frames: int,
     resolution: int | None,
     workers: Workers,
-    monitor: Any,
+    progress: Any,
 ) -> None:
     def decode(batch: dict[str, Any]) -> dict[str, Any]:
-        with telling(monitor):
+        with report_errors(progress):
             return _decode(batch, num_frames, resolution)
 
     rows = (
@@ -119,7 +119,7 @@ def _run(
         .map(decode, num_cpus=0.5)
         .flat_map(
             _Actor,
-            fn_constructor_args=(build, workers, monitor),
+            fn_constructor_args=(build, workers, progress),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers.max_actors),
             num_cpus=workers.cpus,
             num_gpus=workers.gpus if workers.device.type == "cuda" else 0,
@@ -163,14 +163,14 @@ def _stack(videos: list[np.ndarray], names: str) -> np.ndarray:
 class _Actor:
     """Holds a network and measures batch after batch."""
 
-    def __init__(self, build: Callable[[torch.device], Measure], workers: Workers, monitor: Any) -> None:
+    def __init__(self, build: Callable[[torch.device], Measure], workers: Workers, progress: Any) -> None:
         torch.set_num_threads(max(1, int(workers.cpus)))
-        self.monitor, self.measure = monitor, build(workers.device)
+        self.progress, self.measure = progress, build(workers.device)
 
     def __call__(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        with telling(self.monitor):
+        with report_errors(self.progress):
             features = self.measure(np.asarray(batch["videos"]))  # (n, k, D)
-        self.monitor.add.remote(len(features))
+        self.progress.add.remote(len(features))
         return [
             {
                 "set": int(batch["set"]),

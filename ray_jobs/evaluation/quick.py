@@ -39,8 +39,8 @@ from ardiff.randomness import numpy_generator
 from ray_jobs.evaluation.datasets import Listed, codecs, common_size, fake_clips, locate, open_videos, real_clips
 from ray_jobs.evaluation.features import Clip
 from ray_jobs.runtime.cluster import ray_cluster
-from ray_jobs.runtime.console import say
-from ray_jobs.runtime.progress import remote_progress, telling
+from ray_jobs.runtime.console import print_line
+from ray_jobs.runtime.progress import remote_progress, report_errors
 from ray_jobs.runtime.stages import record_run, stage, versions
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         storage.write_bytes(storage.join(config.output, "features.parquet"), _parquet(frame))
         content = write_scores(config.output, scores, versions(), _summary(frame, scores))
         record.results = content
-        say(escape(table([(score.set, score) for score in scores])))
+        print_line(escape(table([(score.set, score) for score in scores])))
         for name, values in content["sets"].items():
             if words := describe(values):
-                say(f"  {escape(name)}: {words}")
+                print_line(f"  {escape(name)}: {words}")
     return content
 
 
@@ -121,12 +121,12 @@ def _measure(config: EvaluateConfig, sets: dict[str, list[Clip]], state: State |
         for first in range(0, len(clips), size)
     ]
     total = sum(len(clips) for clips in sets.values())
-    with remote_progress("scoring", total, "clip") as monitor:
+    with remote_progress("scoring", total, "clip") as progress:
         rows = (
             ray.data.from_items(tasks, override_num_blocks=len(tasks))
             .flat_map(
                 _Scorer,
-                fn_constructor_args=(config, None if state is None else ray.put(state), monitor),
+                fn_constructor_args=(config, None if state is None else ray.put(state), progress),
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.max_actors),
                 num_cpus=1,
             )
@@ -139,9 +139,9 @@ def _measure(config: EvaluateConfig, sets: dict[str, list[Clip]], state: State |
 class _Scorer:
     """An actor that decodes clips, damages or reconstructs them if their set asks for it, and measures them."""
 
-    def __init__(self, config: EvaluateConfig, state: Any, monitor: Any) -> None:
+    def __init__(self, config: EvaluateConfig, state: Any, progress: Any) -> None:
         torch.set_num_threads(1)
-        self.config, self.monitor = config, monitor
+        self.config, self.progress = config, progress
         self.features = RandomVideoFeatures(config.extractor_seed)
         self.vae = load_autoencoder(config.vae) if config.vae else None
         self.i3d = None if state is None else Extractor(FVD, ray.get(state), torch.device("cpu"))
@@ -149,7 +149,7 @@ class _Scorer:
     @torch.no_grad()
     def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
         config, name = self.config, task["set"]
-        with telling(self.monitor):
+        with report_errors(self.progress):
             clips = [self._decode(clip) for clip in task["clips"]]
         original = np.stack(clips)  # (n, F, H, W, 3)
         videos = self._prepare(name, original, int(task["first"]))
@@ -167,7 +167,7 @@ class _Scorer:
                 row["motion"] = all(stats.motion_checks(stats.track(videos[i])).values())
                 row["recognised"] = stats.recognise(videos[i]) == clip["video"]["label"]
             rows.append(row)
-        self.monitor.add.remote(len(rows))
+        self.progress.add.remote(len(rows))
         return rows
 
     def _decode(self, clip: dict[str, Any]) -> np.ndarray:

@@ -23,9 +23,9 @@ from ardiff.sampling import EngineConfig
 from ardiff.sweep.models import fingerprint_of
 from ardiff.sweep.packs import Tries, in_order, make_pack, make_rows, pack_rows
 from ardiff.sweep.rows import Record, VideoRow, in_parallel, read_complete, read_record
+from ray_jobs.generation.queue import VideoQueue
 from ray_jobs.runtime.cluster import await_resource, resolve_device
-from ray_jobs.runtime.progress import remote_progress, telling
-from ray_jobs.runtime.progress_actor import VideoMonitor
+from ray_jobs.runtime.progress import remote_progress, report_errors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,12 +77,12 @@ def make_videos(
     counts = (len(rows) + refused, len(rows) - len(missing), refused)
     with (
         ray.data.DataContext.current(context),
-        remote_progress(what, frames, "frame", VideoMonitor, *counts, packs) as monitor,
+        remote_progress(what, frames, "frame", VideoQueue, *counts, packs) as progress,
     ):
         # Items, since a range is read by tasks, which would wait for CPUs that the actors have.
         done = ray.data.from_items([{"task": n} for n in range(actors)], override_num_blocks=actors).flat_map(
             _Maker,
-            fn_constructor_args=(workers, device.type, monitor),
+            fn_constructor_args=(workers, device.type, progress),
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(workers.min_actors, actors), max_size=actors, max_tasks_in_flight_per_actor=1
             ),
@@ -107,27 +107,27 @@ def _check_room(workers: Workers, device: torch.device) -> None:
 
 
 class _Maker:
-    """An actor that holds a pipeline and makes pack after pack, as the monitor deals them.
+    """An actor that holds a pipeline and makes pack after pack, as the queue deals them.
 
     A task that is repeated, since its actor died, is dealt the same packs again: of those that had ended it reads the
     records, of the one in work it makes what is missing.
     """
 
-    def __init__(self, workers: Workers, device: str, monitor: Any) -> None:
+    def __init__(self, workers: Workers, device: str, progress: Any) -> None:
         torch.set_num_threads(workers.cpu_threads)
-        self.workers, self.device, self.monitor, self.told = workers, device, monitor, 0.0
+        self.workers, self.device, self.progress, self.told = workers, device, progress, 0.0
         self.loaded: tuple[str, str] | None = None
         self.pipeline: ARDiffusionPipeline | None = None
 
     def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         turn = 0
-        while (dealt := ray.get(self.monitor.deal.remote(int(task["task"]), turn))) is not None:
+        while (dealt := ray.get(self.progress.deal.remote(int(task["task"]), turn))) is not None:
             number, pack, ended = dealt
             rows = [VideoRow(**row) for row in pack]
-            with telling(self.monitor):
+            with report_errors(self.progress):
                 records = in_parallel(read_record, rows) if ended else [None]
                 made = list(self._make(number, rows) if None in records else zip(rows, records, strict=True))
-            self.monitor.end.remote(number)
+            self.progress.end.remote(number)
             yield from ({"place": row.record, "record": json.dumps(asdict(record))} for row, record in made)
             turn += 1
 
@@ -140,13 +140,13 @@ class _Maker:
         left = {row.id: row for row, record in meanwhile if record is None}
         if not left:
             return
-        tried = ray.get(self.monitor.tried.remote([row.record for row in left.values()]))
+        tried = ray.get(self.progress.tried.remote([row.record for row in left.values()]))
         for record in make_rows(
             list(left.values()),
             lambda pack, tries: make_pack(
                 self._pipeline(rows[0]), pack, tries, lambda frames: self._advance(number, frames)
             ),
-            lambda pack: ray.get(self.monitor.begin.remote(number, [row.record for row in pack])),
+            lambda pack: ray.get(self.progress.begin.remote(number, [row.record for row in pack])),
             {i: Tries(*tried[row.record]) for i, row in left.items() if row.record in tried},
             self.workers.attempts,
         ):
@@ -155,10 +155,10 @@ class _Maker:
     def _advance(self, number: int, frames: int) -> None:
         if time.monotonic() - self.told > 0.25:
             self.told = time.monotonic()
-            self.monitor.advance.remote(number, frames)
+            self.progress.advance.remote(number, frames)
 
     def _tell(self, number: int, row: VideoRow, record: Record) -> tuple[VideoRow, Record]:
-        self.monitor.finish.remote(number, row.record, record.status == "ok", row.num_frames)
+        self.progress.finish.remote(number, row.record, record.status == "ok", row.num_frames)
         return row, record
 
     def _pipeline(self, row: VideoRow) -> ARDiffusionPipeline:

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ardiff import logs
 from ardiff.data import s3
 from ardiff.errors import ArdiffError
-from ray_jobs.runtime.console import say
+from ray_jobs.runtime.console import print_line
 
 HERE = {
     # Without a dashboard, Ray Train's state actor would look for one without end.
@@ -122,7 +122,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not has_gpu:
         raise ArdiffError("device=cuda, but the Ray cluster has no GPU: give device=cpu or auto.")
     if not has_gpu and os.environ.get("RAY_ADDRESS"):
-        say("device=auto: the cluster has no GPU now, so CPUs compute. device=cuda waits for nodes with GPUs.")
+        print_line("device=auto: the cluster has no GPU now, so CPUs compute. device=cuda waits for nodes with GPUs.")
     return torch.device("cuda" if has_gpu else "cpu")
 
 
@@ -135,7 +135,7 @@ def await_resource(kind: Literal["CPU", "GPU"], count: int) -> int:
 
     if have() >= count or not os.environ.get("RAY_ADDRESS"):
         return have()
-    say(f"Waiting for nodes with {count} {kind}s; the cluster has {have()}.")
+    print_line(f"Waiting for nodes with {count} {kind}s; the cluster has {have()}.")
     demand = placement_group([{kind: 1}] * count)  # what cannot be placed is what the autoscaler starts nodes for
     deadline = time.monotonic() + NODE_PATIENCE
     try:

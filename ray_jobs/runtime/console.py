@@ -14,7 +14,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 logger = logging.getLogger(__name__)
 
 
-def say(message: str, **fields: Any) -> None:
+def print_line(message: str, **fields: Any) -> None:
     """One line to the user, on standard error; where lines are JSON, with ``fields`` for programs."""
     if logs.structured():
         logger.info("%s", Text.from_markup(message).plain, extra={"fields": fields})

@@ -15,7 +15,7 @@ from ardiff.data.error_log import ERRORS, BadClip, Quarantine, Unit, read_errors
 from ardiff.data.manifest import VideoRecord
 from ardiff.errors import ArdiffError
 from ray_jobs.runtime.cluster import on_this_node
-from ray_jobs.runtime.console import say
+from ray_jobs.runtime.console import print_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,9 @@ def quarantine(
     before = [row for row in read_errors(place) if row.uri in tried] if tried else []
     accounts = Quarantine(total, max_bad_fraction, unit, before, aside)
     if aside:
-        say(f"{len(aside)} videos are too short for a clip: rows of {storage.join(folder, ERRORS)}, not counted as bad")
+        print_line(
+            f"{len(aside)} videos are too short for a clip: rows of {storage.join(folder, ERRORS)}, not counted as bad"
+        )
         write_errors(place, accounts.all_rows)
     kept = ray.remote(_Keeper).options(num_cpus=0, scheduling_strategy=on_this_node())
     keeper: Any = kept.remote(place, accounts)
@@ -79,7 +81,7 @@ def of_training(
 def _flush(keeper: Any, folder: str, unit: Unit, ended: bool) -> None:
     count, summary = ray.get(keeper.flush.remote(ended))
     if count:
-        say(f"[yellow]{count} bad {unit}{'s' * (count > 1)}[/] in {storage.join(folder, ERRORS)}: {summary}")
+        print_line(f"[yellow]{count} bad {unit}{'s' * (count > 1)}[/] in {storage.join(folder, ERRORS)}: {summary}")
 
 
 class _Keeper:

@@ -15,13 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ardiff import logs
 from ardiff.errors import ArdiffError
 from ray_jobs.runtime.cluster import on_this_node
-from ray_jobs.runtime.console import console, say
-from ray_jobs.runtime.progress_actor import Monitor
-
-MAX_DEATHS = 2
-"""Processes that may die of an input, as of a fault in FFmpeg or for lack of memory, before it is not tried again."""
-TASK_RETRIES = 50
-"""How often a task of Ray Data is begun again when its process has died. Ray's own default is for ever."""
+from ray_jobs.runtime.console import console, print_line
+from ray_jobs.runtime.progress_actor import ProgressActor
 
 
 @contextlib.contextmanager
@@ -69,27 +64,26 @@ class ProgressBar:
                 f", {(self.total - completed) * elapsed / done:.0f} s left" if done and completed < self.total else ""
             )
             line = f"{self.description}: {completed}/{self.total} {self.unit}s {rate}{left} {note}".rstrip()
-            say(line, completed=completed, total=self.total, unit=self.unit)
+            print_line(line, completed=completed, total=self.total, unit=self.unit)
 
 
 @contextlib.contextmanager
 def remote_progress(
-    description: str, total: int, unit: str, kind: type[Monitor] = Monitor, *arguments: Any
+    description: str, total: int, unit: str, kind: type[ProgressActor] = ProgressActor, *arguments: Any
 ) -> Iterator[Any]:
-    """A progress bar that is fed from the cluster.
+    """A progress bar that processes of the cluster update.
 
-    Yields the handle of an actor with ``set(completed, note)``, ``add(count)``, ``say(line)`` and ``fail(error)``; of
-    another ``kind`` if one is given, made with ``arguments``. A failure that was told to it is raised here when the
-    block ends.
+    Yields the handle of a :class:`ProgressActor`, or of a subclass ``kind``, constructed with ``arguments``. An error
+    that was reported to it by ``fail`` is raised when the block ends.
     """
-    monitor: Any = ray.remote(kind).options(num_cpus=0, scheduling_strategy=on_this_node()).remote(*arguments)
+    progress: Any = ray.remote(kind).options(num_cpus=0, scheduling_strategy=on_this_node()).remote(*arguments)
     stop = threading.Event()
 
     def follow(bar: ProgressBar) -> None:
         asked, last = None, False
         while not last:
             last = stop.wait(0.5) and asked is None
-            asked = asked or monitor.read.remote()
+            asked = asked or progress.read.remote()
             try:
                 completed, note, lines = ray.get(asked, timeout=10)
             except ray.exceptions.GetTimeoutError:  # a machine under heavy load: the same answer, later
@@ -99,7 +93,7 @@ def remote_progress(
                 return
             asked = None
             for line in lines:
-                say(escape(line))  # it may quote an error with brackets
+                print_line(escape(line))  # it may quote an error with brackets
             bar.update(completed, note)
 
     interruption: Exception | None = None
@@ -107,13 +101,13 @@ def remote_progress(
         follower = threading.Thread(target=follow, args=(bar,), daemon=True)
         follower.start()
         try:
-            yield monitor
+            yield progress
         except Exception as error:
             interruption = error
         finally:
             stop.set()
             follower.join()
-    failure: ArdiffError | None = ray.get(monitor.failure.remote())
+    failure: ArdiffError | None = ray.get(progress.failure.remote())
     if failure is not None:
         raise failure from interruption
     if interruption is not None:
@@ -121,22 +115,10 @@ def remote_progress(
 
 
 @contextlib.contextmanager
-def telling(monitor: Any) -> Iterator[None]:
-    """Tells a :func:`remote_progress` of an ArdiffError, which would lose its type on its way through Ray Data."""
+def report_errors(progress: Any) -> Iterator[None]:
+    """Reports an ArdiffError to the progress actor, since Ray Data would lose the type of the exception."""
     try:
         yield
     except ArdiffError as error:
-        ray.get(monitor.fail.remote(error))
+        ray.get(progress.fail.remote(error))
         raise
-
-
-@contextlib.contextmanager
-def attempting(monitor: Any, what: str) -> Iterator[int]:
-    """Around the work on an input that may end this process: yields how many processes it has ended already.
-
-    From ``MAX_DEATHS`` on it must not be tried again. Ray tries a task again as a whole, so its other inputs are safe.
-    """
-    deaths = min(ray.get(monitor.attempt.remote(what)), MAX_DEATHS)
-    yield deaths
-    if deaths < MAX_DEATHS:
-        monitor.survived.remote(what)

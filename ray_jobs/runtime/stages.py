@@ -20,7 +20,7 @@ import psutil
 from ardiff.config import to_yaml
 from ardiff.data import s3, storage
 from ardiff.errors import ArdiffError
-from ray_jobs.runtime.console import say
+from ray_jobs.runtime.console import print_line
 
 STAGE = "stage.json"
 COMMIT = "ARDIFF_COMMIT"
@@ -78,7 +78,7 @@ def stage(name: str, folder: str, key: str) -> Iterator[StageRun]:
     storage.write_bytes(storage.join(folder, STAGE), json.dumps(asdict(record), indent=1).encode())
     storage.delete_file(attempts)  # they count once
     line = f"[green]✓[/] {name}: {seconds:.1f} s, {record.peak_mib:.0f} MiB. {run.note}"
-    say(line, stage=name, seconds=record.seconds, peak_mib=record.peak_mib)
+    print_line(line, stage=name, seconds=record.seconds, peak_mib=record.peak_mib)
 
 
 class _MemoryWatch:

@@ -19,7 +19,8 @@ from ardiff.data.streams import ClipStream, Columns, Stream
 from ardiff.errors import DataError
 from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import Batch
-from ray_jobs.runtime.progress import MAX_DEATHS, attempting, telling
+from ray_jobs.runtime.crash_guard import MAX_CRASHES, crash_guard
+from ray_jobs.runtime.progress import report_errors
 
 CHUNKS_AT_ONCE = 8192
 """Chunks of a stream that one Ray Data pipeline loads: it lists them all beforehand."""
@@ -39,24 +40,24 @@ class PacedExecution(ExecutionCallback):
         time.sleep(0.01)
 
 
-def ray_batches(stream: Stream, position: int, config: TrainConfig, rank: int, monitor: Any) -> Iterator[Batch]:
+def ray_batches(stream: Stream, position: int, config: TrainConfig, rank: int, progress: Any) -> Iterator[Batch]:
     """The micro-batches of one worker from ``position`` of the stream to the end of training, loaded ahead.
 
     Every batch is the next ``batch_size`` samples of the stream, and a worker's share the ``rank``-th part of them,
     whatever Ray Data does: it is told to preserve the order, and each worker loads its own samples. An ArdiffError of
-    the stream is told to the ``monitor``.
+    the stream is reported to the ``progress`` actor.
     """
     total = config.num_steps * config.batch_size
     while position < total:
         chunk, _ = stream.locate(position)
         end = stream.start(chunk + CHUNKS_AT_ONCE) // config.batch_size * config.batch_size
         end = min(total, max(end, position + config.batch_size))
-        yield from _ray_batches(stream, position, end, config, rank, monitor)
+        yield from _ray_batches(stream, position, end, config, rank, progress)
         position = end
 
 
 def _ray_batches(
-    stream: Stream, position: int, end: int, config: TrainConfig, rank: int, monitor: Any
+    stream: Stream, position: int, end: int, config: TrainConfig, rank: int, progress: Any
 ) -> Iterator[Batch]:
     chunks = range(stream.locate(position)[0], stream.locate(end - 1)[0] + 1)
     parts = config.parts(rank, distributed.size())
@@ -65,8 +66,8 @@ def _ray_batches(
 
     def load(row: Any) -> Any:
         chunk = mine[int(row["id"][0])]
-        with telling(monitor):
-            return load_chunk(stream, chunk, places[chunk], monitor, f"worker {rank}, chunk {chunk}")
+        with report_errors(progress):
+            return load_chunk(stream, chunk, places[chunk], progress, f"worker {rank}, chunk {chunk}")
 
     # Every chunk becomes a block as soon as it is loaded: Ray Data closes a block once it holds more than this.
     share = sum(len(part) for part in parts) / config.batch_size
@@ -85,20 +86,20 @@ def _ray_batches(
             yield dict(zip(tensors, values, strict=True))
 
 
-def load_chunk(stream: Stream, chunk: int, rows: np.ndarray, monitor: Any, name: str) -> Columns:
+def load_chunk(stream: Stream, chunk: int, rows: np.ndarray, progress: Any, name: str) -> Columns:
     """The samples of a chunk at ``rows``; clips one after the other if processes died over them, to learn of which.
 
-    Without a ``monitor`` nobody learns. Raises DataError naming the video that ends the processes that read it.
+    Without ``progress`` no crashes are counted. Raises DataError naming the video that ends the processes that read it.
     """
-    if monitor is None:
+    if progress is None:
         return stream.load(chunk, rows)
-    with attempting(monitor, name) as deaths:
-        if deaths < MAX_DEATHS or not isinstance(stream, ClipStream):
+    with crash_guard(progress, name) as crashes:
+        if crashes < MAX_CRASHES or not isinstance(stream, ClipStream):
             return stream.load(chunk, rows)
         parts = []
         for row in rows.tolist():
-            with attempting(monitor, f"{name}, clip {row}") as over_it:
-                if over_it >= MAX_DEATHS:
+            with crash_guard(progress, f"{name}, clip {row}") as clip_crashes:
+                if clip_crashes >= MAX_CRASHES:
                     raise DataError(
                         f"{stream.names(chunk)[row]} ends the process that reads it, by a fault or for lack of memory: "
                         "take it out of the data set and run `ardiff prepare` again."

@@ -50,8 +50,8 @@ class Observer:
     Every worker has one; it is the first worker's that talks, and all of them store checkpoints together.
     """
 
-    def __init__(self, job: TrainJob, engine: Engine, critic: Engine | None, start: int, monitor: Any) -> None:
-        self.job, self.engine, self.critic, self.monitor = job, engine, critic, monitor
+    def __init__(self, job: TrainJob, engine: Engine, critic: Engine | None, start: int, progress_actor: Any) -> None:
+        self.job, self.engine, self.critic, self.progress_actor = job, engine, critic, progress_actor
         self.leads = distributed.rank() == 0
         self.losses: list[float] = []
         self.failed_saves = 0
@@ -72,12 +72,12 @@ class Observer:
         self.gauges: dict[str, Gauge] = {}
         self.wandb = _wandb_run(job) if job.config.wandb_project else None
         self.next_tick = 0.0
-        monitor.forgive.remote()
-        monitor.set.remote(start)
+        progress_actor.begin_attempt.remote()
+        progress_actor.set.remote(start)
         team = f"with {distributed.size()} of {job.config.num_workers} workers" if job.config.min_workers else ""
         if start or team:
             beginning = f"going on from the checkpoint of step {start}" if start else "starting"
-            monitor.say.remote(f"{job.name}: {beginning} {team}".rstrip())
+            progress_actor.log.remote(f"{job.name}: {beginning} {team}".rstrip())
 
     def progress(self, step: int, loss: float) -> None:
         logs.place(step=step)
@@ -85,7 +85,7 @@ class Observer:
         now = os.times().elapsed
         if self.leads and (now >= self.next_tick or step == self.job.config.num_steps):
             self.next_tick = now + 0.5
-            self.monitor.set.remote(step, f"loss {loss:.4f}")
+            self.progress_actor.set.remote(step, f"loss {loss:.4f}")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         if not self.leads:
@@ -106,7 +106,7 @@ class Observer:
         try:
             storage.write_bytes(storage.join(self.job.folder, "samples", f"step-{step:06d}.png"), png)
         except DataError as error:
-            self.monitor.say.remote(f"{self.job.name}: the samples of step {step} were not stored: {error}")
+            self.progress_actor.log.remote(f"{self.job.name}: the samples of step {step} were not stored: {error}")
 
     def trace(self, content: bytes) -> None:
         """Stores a worker's trace; one that cannot be stored is not worth the run."""
@@ -114,7 +114,7 @@ class Observer:
         try:
             storage.write_bytes(storage.join(self.job.folder, "profile", name), content)
         except DataError as error:
-            self.monitor.say.remote(f"{self.job.name}: the trace was not stored: {error}")
+            self.progress_actor.log.remote(f"{self.job.name}: the trace was not stored: {error}")
 
     def checkpoint(self, state: TrainState) -> None:
         """Stores a checkpoint, or says why it could not and lets training go on, as often as is configured.
@@ -144,7 +144,7 @@ class Observer:
                 best = storage.join(self.job.folder, "best", f"step-{state.step:08d}-{self.token}")
                 failure = self._store(Path(folder), best, state) or self._point_to_best(state.step, loss, best)
         if failure and self.leads:
-            self.monitor.say.remote(
+            self.progress_actor.log.remote(
                 f"{self.job.name}: step {state.step} is the best one, but could not be kept as such: {failure}"
             )
 
@@ -184,7 +184,7 @@ class Observer:
                 "The last stored checkpoint is good: the same command goes on from it."
             )
         if self.leads:
-            self.monitor.say.remote(
+            self.progress_actor.log.remote(
                 f"{self.job.name}: the checkpoint of step {step} could not be stored "
                 f"({self.failed_saves} of {patience} failures borne): {failure}"
             )

@@ -36,8 +36,9 @@ from ardiff.train.export import write_trained
 from ardiff.train.loop import SHARES, TrainConfig, make_critic_engine, make_engine, readable_failures, train
 from ardiff.train.tasks import Task
 from ray_jobs.runtime.cluster import await_resource, resolve_device
-from ray_jobs.runtime.console import say
-from ray_jobs.runtime.progress import remote_progress, telling
+from ray_jobs.runtime.console import print_line
+from ray_jobs.runtime.progress import remote_progress, report_errors
+from ray_jobs.training.attempts import TrainingProgress
 from ray_jobs.training.batches import PacedExecution, ray_batches
 from ray_jobs.training.callbacks import BEST, HISTORY, Observer
 
@@ -92,11 +93,11 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
     filesystem, path = storage.open_filesystem(job.folder, patient=True)
     if isinstance(filesystem, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
-    with remote_progress(job.name, config.num_steps, "step") as monitor:
-        callbacks: Any = [_FailedAttempts(monitor)] if config.max_failures else None
+    with remote_progress(job.name, config.num_steps, "step", TrainingProgress) as progress:
+        callbacks: Any = [_FailedAttempts(progress)] if config.max_failures else None
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={"job": job, "monitor": monitor},
+            train_loop_config={"job": job, "progress": progress},
             torch_config=TorchConfig(backend="nccl" if device.type == "cuda" else "gloo"),
             scaling_config=ray.train.ScalingConfig(**_scaling(device, config)),
             run_config=ray.train.RunConfig(
@@ -112,20 +113,20 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
             with _interruptible():
                 trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _reason(error, job, ray.get(monitor.blame.remote())) from error
+            raise _reason(error, job, ray.get(progress.last_failure.remote())) from error
     history: dict[str, list[list[float]]] = json.loads(storage.read_bytes(storage.join(job.folder, HISTORY)))
     return history
 
 
 class _FailedAttempts(ray.train.UserCallback):
-    """Tells the monitor of every attempt that fails; Ray Train's controller calls it."""
+    """Reports every failed attempt to the progress actor; Ray Train's controller calls it."""
 
-    def __init__(self, monitor: Any) -> None:
-        self.monitor = monitor
+    def __init__(self, progress: Any) -> None:
+        self.progress = progress
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train before it tries again, or gives up."""
-        self.monitor.end_attempt.remote(LOST)
+        self.progress.end_attempt.remote(LOST)
 
 
 def _reason(error: ray.train.TrainingFailedError, job: TrainJob, blame: str) -> TrainingError:
@@ -192,10 +193,10 @@ def _prepare_resumption(job: TrainJob) -> TrainJob:
         place = storage.join(job.checkpoints, SNAPSHOT)
         storage.write_bytes(f"{place}.damaged", storage.read_bytes(place))
         storage.delete_file(place)
-        say(f"[yellow]{escape(str(error))}[/] It was put aside as {SNAPSHOT}.damaged.")
+        print_line(f"[yellow]{escape(str(error))}[/] It was put aside as {SNAPSHOT}.damaged.")
     folders = _checkpoint_folders(job.checkpoints)
     if complete := [name for name in folders if storage.exists(storage.join(job.checkpoints, name, STATE))]:
-        say(f"{job.name}: beginning at the newest complete checkpoint, {complete[-1]}")
+        print_line(f"{job.name}: beginning at the newest complete checkpoint, {complete[-1]}")
         return replace(job, resume=storage.join(job.checkpoints, complete[-1]))
     if job.resume == "latest":
         raise CheckpointError(f"There is no checkpoint in {job.folder} to go on from: resume=auto starts afresh.")
@@ -240,25 +241,25 @@ def _scaling(device: torch.device, config: TrainConfig) -> dict[str, Any]:
 
 def _train_worker(arguments: dict[str, Any]) -> None:
     """Runs on every worker. Errors that a retry cannot mend go to the driver; all others Ray Train retries."""
-    job, monitor = arguments["job"], arguments["monitor"]
-    if ray.get(monitor.failure.remote()) is not None:
+    job, progress = arguments["job"], arguments["progress"]
+    if ray.get(progress.failure.remote()) is not None:
         return  # Ray Train tries again, but it was told that this is of no use
     logs.set_up()  # Ray Train has set up its own since the process began
     logs.place(rank=distributed.rank(), world_size=distributed.size())
     try:
-        with telling(monitor):
+        with report_errors(progress):
             try:
-                _train_task(job, monitor)
+                _train_task(job, progress)
             except ArdiffError as error:
                 raise _with_names(error, job.stream) from error
     except Exception as error:
         logger.exception("This worker's training has failed.")
-        told = ray.get(monitor.failure.remote()) is not None
+        told = ray.get(progress.failure.remote()) is not None
         if not told:
             who = f"worker {distributed.rank()}"
             notes = [note.removeprefix(f"{who} ") for note in getattr(error, "__notes__", [])]
             when = ", ".join(notes) or "before the first step"
-            ray.get(monitor.accuse.remote(who, f"{when}: {_told(error)}"))
+            ray.get(progress.report_failure.remote(who, f"{when}: {_told(error)}"))
         if not told or distributed.size() > 1:  # the others wait for this worker, until Ray Train ends them
             raise
 
@@ -281,7 +282,7 @@ def _with_names(error: ArdiffError, stream: Stream) -> ArdiffError:
     return error
 
 
-def _train_task(job: TrainJob, monitor: Any) -> None:
+def _train_task(job: TrainJob, progress: Any) -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -304,13 +305,13 @@ def _train_task(job: TrainJob, monitor: Any) -> None:
                 )
             changes = changed_settings(start.hyperparameters, ours)
             if changes and distributed.rank() == 0:
-                monitor.say.remote(f"{job.name}: going on with {changes}")
+                progress.log.remote(f"{job.name}: going on with {changes}")
     if distributed.rank() == 0:
         job.record()
         _tidy(job)
-    observer = Observer(job, engine, critic, start.step, monitor)
+    observer = Observer(job, engine, critic, start.step, progress)
     if start.step < job.config.num_steps:
-        batches = ray_batches(job.stream, start.samples, job.config, distributed.rank(), monitor)
+        batches = ray_batches(job.stream, start.samples, job.config, distributed.rank(), progress)
         train(task, engine, batches, job.config, start, observer, critic=critic)
     with readable_failures("when it wrote the trained model", SHARES):
         weights = engine.averaged_weights()

@@ -140,8 +140,8 @@ def test_a_job_waits_for_a_server_that_went_away(
         if not restarts:
             server.stop()
             restarts.append(server.start_after(4.0))
-        with original(*arguments) as monitor:
-            yield monitor
+        with original(*arguments) as progress:
+            yield progress
 
     monkeypatch.setattr(prepare, "remote_progress", stopping)
     try:

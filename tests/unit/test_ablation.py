@@ -136,7 +136,7 @@ def test_the_shipped_plan_is_table_3() -> None:
     assert len(units) == len(config.variants) * len(config.seeds)
     assert [u.variant for u in units[: len(config.variants)]] == list(config.names)
     of = {u.variant: u.config for u in units if u.seed == 1}
-    laws = {c.train_dit.diffusion.timestep_law for c in of.values()}
+    laws = {c.train_dit.diffusion.timestep_sampling for c in of.values()}
     assert laws == {"fopp", "uniform_from_first", "independent", "synchronous"}
     assert {c.train_dit.diffusion.prediction for c in of.values()} == {"x0", "eps", "v"}
     assert {c.train_dit.dit.attention for c in of.values()} == {"causal", "bidirectional"}

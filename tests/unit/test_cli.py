@@ -72,7 +72,7 @@ def test_help_of_a_verb_lists_every_setting(verb: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_dry_run_prints_what_loads_back_equal(verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     named = {"estimate": "precision", "serve": "checkpoint", "lint-serve": "file", "api-key": "name"}
-    name = {**named, "import-released": "out", "weights": "cache"}.get(verb, "output")
+    name = {**named, "import-upstream": "out", "weights": "cache"}.get(verb, "output")
     value = "fp32" if verb == "estimate" else "elsewhere"
     assert main([verb, "--dry-run", f"--{name}", value]) == 0
     captured = capsys.readouterr()

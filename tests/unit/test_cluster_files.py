@@ -31,7 +31,7 @@ import ardiff.data.storage
 from ardiff.cli import VERBS, main
 from ardiff.config import CONFIGS
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.metrics import MEASURES
@@ -39,7 +39,7 @@ from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, train
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
-from ray_jobs.runtime.progress_actor import VIDEO_GAUGES
+from ray_jobs.generation.queue import VIDEO_GAUGES
 from ray_jobs.runtime.stages import COMMIT
 from ray_jobs.serve import grace
 from ray_jobs.serving.lint import lint

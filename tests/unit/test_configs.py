@@ -13,8 +13,8 @@ import pytest
 
 import ardiff
 import ray_jobs
-from ardiff.cli import VERBS, _field_documentation
-from ardiff.config import VERB, build, load_config, read_settings
+from ardiff.cli import VERBS
+from ardiff.config import VERB, build, field_documentation, load_config, read_settings
 from ardiff.data.s3 import StorageConfig
 from ray_jobs.quickstart import QuickstartConfig
 from ray_jobs.serve import ReplicaConfig
@@ -151,7 +151,7 @@ def test_every_setting_is_read(cls: type[Any], reads: dict[str, set[str]]) -> No
 
 @pytest.mark.parametrize("cls", ALL_CLASSES, ids=lambda c: c.__qualname__)
 def test_every_setting_is_documented_typed_and_frozen(cls: type[Any]) -> None:
-    documentation = _field_documentation(cls)
+    documentation = field_documentation(cls)
     assert all(documentation[f.name] for f in dataclasses.fields(cls))
     assert cls.__dataclass_params__.frozen
     assert all(f.kw_only for f in dataclasses.fields(cls))

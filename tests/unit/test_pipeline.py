@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.errors import CheckpointError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling import SampleRequest

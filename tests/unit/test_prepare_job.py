@@ -18,7 +18,7 @@ def test_the_output_folder_is_no_part_of_the_set(tmp_path: Path) -> None:
 
 def test_lines_that_name_no_video_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(prepare, "say", said.append)
+    monkeypatch.setattr(prepare, "print_line", said.append)
     for name in ("videos/ape/a.mp4", "videos/bat/b.mp4", "videos/cat/c.mp4", "videos/cat/d.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")

@@ -12,7 +12,7 @@ import pytest
 from ardiff.data.clips import ClipConfig
 from ardiff.data.latents import LatentSet, LatentStatistics, vae_fingerprint, write_description
 from ardiff.data.manifest import VideoRecord, write_manifest
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import save_autoencoder

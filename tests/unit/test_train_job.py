@@ -26,9 +26,9 @@ from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig
 from ardiff.train.optim import OptimizerConfig
-from ray_jobs.runtime import cluster, error_log, progress, progress_actor
-from ray_jobs.runtime.progress_actor import Monitor as RealMonitor
+from ray_jobs.runtime import cluster, crash_guard, error_log
 from ray_jobs.training import job as job_module
+from ray_jobs.training.attempts import TrainingProgress
 from ray_jobs.training.batches import load_chunk, shared_rows
 from ray_jobs.training.callbacks import Observer
 from ray_jobs.training.job import (
@@ -80,13 +80,13 @@ def test_errors_name_the_samples() -> None:
     assert many.endswith(", ...)")
 
 
-class Monitor:
+class FakeProgress:
     """Stands for the actor that the driver follows."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.say = SimpleNamespace(remote=self.lines.append)
-        self.set = self.forgive = SimpleNamespace(remote=lambda *arguments: None)
+        self.log = SimpleNamespace(remote=self.lines.append)
+        self.set = self.begin_attempt = SimpleNamespace(remote=lambda *arguments: None)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def observer(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> 
         result="",
     )
     engine = TorchEngine(make_dit(), OptimizerConfig(), torch.device("cpu"))
-    made = Observer(job, engine, None, 0, Monitor())
+    made = Observer(job, engine, None, 0, FakeProgress())
     made.reports = reports  # type: ignore[attr-defined]
     return made
 
@@ -132,7 +132,7 @@ def test_storage_that_fails_is_borne_for_a_while(observer: Any, make_dit: Any, m
     save(observer, 2, 2.0)
     save(observer, 3, 2.0)
     assert len(observer.reports) == 1
-    assert ["2 could not be stored (1 of 2" in line for line in observer.monitor.lines] == [True, False]
+    assert ["2 could not be stored (1 of 2" in line for line in observer.progress_actor.lines] == [True, False]
     with pytest.raises(TrainingError, match=r"step 4 could not be stored, 3 in a row: .* No space left"):
         save(observer, 4, 2.0)
     assert [p.name for p in good.parent.iterdir()] == [good.name]  # the half-written ones are gone
@@ -152,7 +152,7 @@ def test_a_full_local_disk_is_borne_too(observer: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(checkpoint, "save_file", fail)
     save(observer, 1, 3.0)
     assert not observer.reports
-    assert "No space left on device" in observer.monitor.lines[-1]
+    assert "No space left on device" in observer.progress_actor.lines[-1]
 
 
 def test_the_best_checkpoint_is_kept_apart(observer: Any) -> None:
@@ -180,7 +180,7 @@ def test_a_checkpoint_counts_although_the_best_one_cannot_be_kept(
     save(observer, 1, 3.0)
     assert [metrics["step"] for metrics, _ in observer.reports] == [1]
     assert observer.failed_saves == 0
-    assert re.search(r"step 1 is the best one, but .* No space left", observer.monitor.lines[-1])
+    assert re.search(r"step 1 is the best one, but .* No space left", observer.progress_actor.lines[-1])
 
 
 def test_checkpoints_on_no_list_are_deleted_at_the_start(observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,27 +217,27 @@ def test_a_failure_of_ray_train_itself_is_told_as_such(observer: Any) -> None:
 
 
 def test_attempts_that_fail_alike_end() -> None:
-    told = progress_actor.Monitor()
+    told = TrainingProgress()
     told.end_attempt("lost")
     told.end_attempt("lost")
     told.end_attempt("lost")
     assert told.failure() is None
     for step in (5, 6, 6):
-        told.accuse("worker 1", f"at step {step}: ValueError: no")
-        told.accuse("worker 0", "at step 7: RuntimeError: the other one is gone")
-        assert told.blame() == f"worker 1 at step {step}: ValueError: no"
+        told.report_failure("worker 1", f"at step {step}: ValueError: no")
+        told.report_failure("worker 0", "at step 7: RuntimeError: the other one is gone")
+        assert told.last_failure() == f"worker 1 at step {step}: ValueError: no"
         told.end_attempt("lost")
     assert told.failure() is None
-    told.accuse("worker 0", "at step 6: ValueError: no")  # the third time, whoever it was first
+    told.report_failure("worker 0", "at step 6: ValueError: no")  # the third time, whoever it was first
     told.end_attempt("lost")
     assert re.search(r"3 times in the same way.*: worker 0 at step 6: ValueError: no\.", str(told.failure()))
-    assert told.blame() == "worker 0 at step 6: ValueError: no"
+    assert told.last_failure() == "worker 0 at step 6: ValueError: no"
     lines = told.read()[2]
     assert [line.removeprefix("An attempt failed: ")[:8] for line in lines] == ["lost"] * 3 + ["worker 1"] * 3 + [
         "worker 0"
     ]
     told.end_attempt("lost")
-    assert told.blame() == ""
+    assert told.last_failure() == ""
 
 
 @pytest.mark.parametrize(
@@ -340,14 +340,14 @@ def test_wandb_hears_the_metrics_if_asked_to(observer: Any, monkeypatch: pytest.
     job = replace(observer.job, config=config)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
-        Observer(job, observer.engine, None, 0, Monitor())
+        Observer(job, observer.engine, None, 0, FakeProgress())
     logged: list[Any] = []
     started: list[dict[str, Any]] = []
     run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("end"))
     fake = SimpleNamespace(init=lambda **settings: started.append(settings) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
-        made = Observer(job, observer.engine, None, 0, Monitor())
+        made = Observer(job, observer.engine, None, 0, FakeProgress())
     made.metrics(10, {"loss": 1.0})
     made.close()
     assert logged == [(10, {"loss": 1.0}), "end"]
@@ -358,11 +358,11 @@ def test_wandb_hears_the_metrics_if_asked_to(observer: Any, monkeypatch: pytest.
 def test_a_chunk_that_ends_processes_is_loaded_clip_by_clip_and_the_video_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monitor = RealMonitor()
+    progress = TrainingProgress()
     handle = SimpleNamespace(
-        attempt=SimpleNamespace(remote=monitor.attempt), survived=SimpleNamespace(remote=monitor.survived)
+        begin_input=SimpleNamespace(remote=progress.begin_input), end_input=SimpleNamespace(remote=progress.end_input)
     )
-    monkeypatch.setattr(progress.ray, "get", lambda value: value)
+    monkeypatch.setattr(crash_guard.ray, "get", lambda value: value)
     records = []
     for i in range(4):
         place = tmp_path / f"{i}.mp4"
@@ -388,8 +388,8 @@ def test_a_chunk_that_ends_processes_is_loaded_clip_by_clip_and_the_video_named(
                 load_chunk(stream, 0, rows, handle, "chunk 0")
         with pytest.raises(DataError, match=rf"{deadly}\.mp4 ends the process that reads it"):
             load_chunk(stream, 0, rows, handle, "chunk 0")
-    monitor.forgive()  # with the attempt that ended, its loading tasks ended
-    assert monitor.attempts == {}
+    progress.begin_attempt()  # with the attempt that ended, its loading tasks ended
+    assert progress.unfinished == {}
     again = load_chunk(stream, 0, rows[[0, 2]], handle, "chunk 0")
     assert all(np.array_equal(values, whole[name][[0, 2]]) for name, values in again.items())
     assert load_chunk(stream, 0, rows, None, "chunk 0")["label"].tolist() == whole["label"].tolist()

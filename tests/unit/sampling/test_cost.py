@@ -6,7 +6,7 @@ import pytest
 
 from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.ar_step import smallest_ar_step
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.sampling import SampleRequest, SamplingEngine
 from ardiff.sampling.cost import frame_evaluations, sequential_passes
 

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.ar_step import smallest_ar_step
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guided_denoiser
-from ardiff.diffusion.process import DiffusionConfig
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.dit import DiT, DiTConfig
 from ardiff.sampling import EngineConfig, SampleRequest, SamplingEngine

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
@@ -96,7 +96,7 @@ def test_4096_frames_in_constant_memory(executor: str) -> None:
     script = f"""
 import psutil, torch
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.vae import ARAutoencoder, AutoencoderConfig

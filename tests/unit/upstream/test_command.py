@@ -1,4 +1,4 @@
-"""``ardiff import-released`` end to end: files in, a pipeline out that samples what the authors' code samples."""
+"""``ardiff import-upstream`` end to end: files in, a pipeline out that samples what the authors' code samples."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from ardiff.cli import main
 from ardiff.config import load_config
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_unit
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import load_autoencoder
 from ardiff.upstream import load_vae
@@ -36,7 +36,7 @@ def files(tmp_path: Path, weights, numbers) -> Callable[..., list[str]]:
         )
         save_file(weights(vae), tmp_path / "v.safetensors")
         paths = ["--dit", str(tmp_path / "d.bin"), "--vae", str(tmp_path / "v.safetensors")]
-        return ["import-released", *paths, "--out", str(tmp_path / "out"), *SMALL]
+        return ["import-upstream", *paths, "--out", str(tmp_path / "out"), *SMALL]
 
     return make
 
@@ -101,7 +101,7 @@ def test_what_the_authors_trainer_kept(files, weights, numbers, tmp_path, capsys
         **{f"module.{name}": tensor for name, tensor in tables.items()},
         **{f"module.vae.{name}": tensor for name, tensor in weights("vae_img").items()},
     }
-    call = ["import-released", "--dit", str(tmp_path / "all.bin"), "--out", str(tmp_path / "other"), *SMALL]
+    call = ["import-upstream", "--dit", str(tmp_path / "all.bin"), "--out", str(tmp_path / "other"), *SMALL]
     torch.save(state, tmp_path / "all.bin")
     assert main(call) == 0
     made = ARDiffusionPipeline.from_pretrained(str(tmp_path / "other"))
@@ -183,7 +183,7 @@ def test_an_autoencoder_alone(files, weights, numbers, tmp_path, capsys):
     ],
 )
 def test_wrong_calls(capsys, arguments, message):
-    assert main(["import-released", *arguments]) == 2
+    assert main(["import-upstream", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
