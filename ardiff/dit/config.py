@@ -30,10 +30,10 @@ class DiTConfig:
     at the start, but among the weights, where the authors' checkpoints have them."""
     attention: Literal["causal", "bidirectional"] = "causal"
     """``causal``: a frame never sees a later one, which fast sampling, streaming and continuation rest on.
-    ``bidirectional``: every frame sees every other; for ablations, sampled by the plain executor ``full`` alone."""
+    ``bidirectional``: every frame sees every other; for ablations, sampled in mode ``full`` only."""
     attention_window: int | None = None
     """If set, a frame attends to itself and the ``attention_window - 1`` frames before it only: the band mask that the
-    rolling executor needs."""
+    sampling mode ``rolling`` needs."""
     condition: Literal["modulation", "tokens"] = "modulation"
     """``modulation``: the class is added to the timestep's embedding, which shifts, scales and gates. ``tokens``: it
     is a row of condition tokens before the first frame, which every frame reads, as in the authors' checkpoints."""

@@ -124,7 +124,7 @@ def run(config: ImportConfig) -> None:
     ARDiffusionPipeline(vae, dit, DiffusionConfig(), statistics).save_pretrained(config.out)
     start = storage.join(config.out, "train_dit.yaml")
     storage.write_bytes(start, to_yaml(DiTStart(init_from=storage.absolute(config.out), dit=sizes)).encode())
-    print(f"{config.out}: a pipeline; sample it with `ardiff generate pipeline={config.out} executor=full`")
+    print(f"{config.out}: a pipeline; sample it with `ardiff generate pipeline={config.out} mode=full`")
     print(f"fine-tune it with `ardiff train-dit --config YOURS --config {start}`")
     if config.strict_causal:
         print(
