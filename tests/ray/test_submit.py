@@ -147,14 +147,6 @@ def test_rays_own_command_submits_a_checkout_without_its_data(cluster: Cluster, 
     assert (sent / "ardiff" / "data" / "storage.py").exists()
 
 
-def test_rays_own_command_ends_as_a_failing_job_does(cluster: Cluster, checkout: Path, tmp_path: Path) -> None:
-    job = ["ray_jobs.encode", f"manifest={tmp_path}/none.parquet", f"output={tmp_path}/z"]
-    result = Laptop(cluster).submit_plainly(checkout, *job)
-    assert result.code == 1
-    assert "none.parquet" in result.out
-    assert "Traceback" not in result.out
-
-
 def test_doctor_looks_at_every_node(cluster: Cluster, tmp_path: Path) -> None:
     result = Laptop(cluster).run("doctor", "--storage", str(tmp_path), "--megabytes", "8")
     assert result.code == 0, result.out + result.err
