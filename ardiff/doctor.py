@@ -13,6 +13,9 @@ import psutil
 import torch
 from av.codec import Codec
 
+EXTRAS = {"ray": "ray", "deepspeed": "train"}
+"""The extra of ``pip install 'ardiff[...]'`` that brings a package."""
+
 
 class Finding(NamedTuple):
     """The result of a check."""
@@ -58,7 +61,7 @@ def _devices() -> str:
 def _package(name: str, needed: bool) -> Finding:
     if _installed(name):
         return Finding(name, True, metadata.version(name))
-    return Finding(name, not needed, "not installed" if needed else f"not installed: pip install 'ardiff[{name}]'")
+    return Finding(name, not needed, f"not installed: pip install 'ardiff[{EXTRAS[name]}]'")
 
 
 def _installed(name: str) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ardiff.arguments import Call
 from ardiff.cli import COMMANDS, read_arguments
-from ardiff.config import fingerprint, to_dict
+from ardiff.config import base_files, fingerprint, to_dict
 from ardiff.data import storage
 from ardiff.errors import ConfigError
 from ray_jobs.runtime.job_client import ADDRESS, Submission, add_connection_options, connection, run, runtime_env
@@ -104,7 +104,7 @@ def _config_files(call: Call, folder: Path) -> list[str]:
             raise ConfigError(f"--config {file}: give a path relative to {folder} and inside it, as only it is sent.")
         if not (folder / path).exists():
             raise ConfigError(f"--config {file}: there is no such file in {folder}.")
-        names.append(os.path.normpath(path))
+        names += [os.path.normpath(name) for name in (path, *base_files(path))]
     return names
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from random import Random
 from typing import TypeVar
 
 from botocore.exceptions import (
@@ -19,7 +20,6 @@ from botocore.exceptions import ConnectionError as AWSConnectionError
 
 from ardiff.data import s3
 from ardiff.errors import StorageError
-from ardiff.randomness import numpy_generator
 
 logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
@@ -46,7 +46,7 @@ def with_retries(description: str, operation: Callable[[], ResultT]) -> ResultT:
         except (OSError, BotoCoreError, ClientError) as error:
             transient = is_transient(error)
             # Pauses are random so that many processes that failed together do not retry together.
-            jitter = numpy_generator("pause", description, os.getpid(), attempt).uniform(0.5, 1)
+            jitter = Random(f"{description} {os.getpid()} {attempt}").uniform(0.5, 1)
             pause = min(0.25 * 2**attempt, 15.0) * jitter
             if not transient or time.monotonic() + pause > deadline:
                 raise _storage_error(description, error, attempt, transient) from error

@@ -15,7 +15,6 @@ import ray
 import ray.data
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ardiff import logs
 from ardiff.data import s3
@@ -104,11 +103,6 @@ def _silence_ray() -> None:
     # These log errors that are also raised as exceptions.
     for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def on_this_node() -> NodeAffinitySchedulingStrategy:
-    """Schedules an actor on the driver's node, so that it survives the loss of any other node."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def resolve_device(name: str) -> torch.device:
