@@ -23,7 +23,7 @@ from ray_jobs import encode, evaluate, generate, prepare, train_dit, train_vae
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.evaluation import quick
-from ray_jobs.generate import GenerateConfig, VideoSets
+from ray_jobs.generation.config import GenerateConfig, VideoSets
 from ray_jobs.prepare import PrepareConfig
 from ray_jobs.reports.quickstart import write_quickstart_report
 from ray_jobs.runtime.cluster import ray_cluster
