@@ -12,17 +12,17 @@ import torch
 from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.data import storage
-from ardiff.data.clips import ClipConfig
+from ardiff.data.config import ClipConfig
 from ardiff.data.manifest import content_of, manifest_table, read_manifest, usable
 from ardiff.data.streams import ClipStream
 from ardiff.randomness import derive_seed
+from ardiff.train.config import TrainConfig
 from ardiff.train.export import describe_autoencoder
 from ardiff.train.initial import initialise_autoencoder
-from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ray_jobs.runtime.cluster import ray_cluster
-from ray_jobs.runtime.error_log import of_training
+from ray_jobs.runtime.error_log import training_error_log
 from ray_jobs.runtime.stages import record_run, stage
 from ray_jobs.training.job import TrainJob, loss_note, run_training
 
@@ -63,7 +63,7 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
     records = usable(manifest, "train", clips.span, clips.fps)
     with (
         ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
-        of_training(config.output, clips, manifest, records, config.resume) as bad,
+        training_error_log(config.output, clips, manifest, records, config.resume) as bad,
     ):
         videos, seed = manifest_table(records), config.train.seed
         stream = ClipStream(videos, config.clips, config.vae.resolution, seed, report=bad)
@@ -73,10 +73,10 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
             fingerprint=fingerprint(
                 config.vae,
                 config.task,
-                config.clips.recipe,
+                config.clips.resume_key,
                 content_of(records),
                 config.init_from,
-                config.train.recipe,
+                config.train.resume_key,
             ),
             config=config.train,
             stream=stream,
@@ -97,7 +97,7 @@ def _make_task(config: TrainVAEConfig, stream: ClipStream) -> AutoencoderTask:
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
         task = AutoencoderTask(ARAutoencoder(config.vae), config.task)
     if config.init_from:
-        initialise_autoencoder(config.init_from, task.model, task.critic)
+        initialise_autoencoder(config.init_from, task.model, task.discriminator)
     if config.train.sample_every:
         task.examples = torch.from_numpy(stream.load(0)["video"][:4])
     return task

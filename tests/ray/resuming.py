@@ -10,7 +10,7 @@ import torch
 from conftest import PATIENCE
 from safetensors.torch import load_file
 
-from ardiff.train.checkpoint import PARTS
+from ardiff.train.shards import GROUPS
 
 
 def wait_for_checkpoint(process: Any, folder: Path) -> int:
@@ -56,7 +56,7 @@ def last_checkpoint(folder: Path) -> Path:
 def assert_equal_checkpoints(one: Path, other: Path) -> None:
     """The last checkpoints of two runs hold the same bits."""
     ends = [last_checkpoint(run) for run in (one, other)]
-    files = sorted(file.name for part in PARTS for file in ends[0].glob(f"{part}-*.safetensors"))
+    files = sorted(file.name for part in GROUPS for file in ends[0].glob(f"{part}-*.safetensors"))
     assert files
     for name in files:
         assert_equal_files(ends[0] / name, ends[1] / name)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from ardiff import distributed
-from ardiff.data.clips import ClipConfig
+from ardiff.data.config import ClipConfig
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream
-from ardiff.train.loop import TrainConfig
+from ardiff.train.config import TrainConfig
 from ray_jobs.training.batches import ray_batches
 
 pytestmark = pytest.mark.ray

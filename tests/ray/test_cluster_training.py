@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from ardiff.cli import main
 from ardiff.pipeline import ARDiffusionPipeline
-from ardiff.train.checkpoint import Shards
+from ardiff.train.shards import ShardReader
 
 pytestmark = pytest.mark.ray
 
@@ -98,7 +98,7 @@ def test_zero_survives_a_killed_worker_and_goes_on_alone(jobs: Any, latents: Pat
     for kind, part in (("ema", "ema"), ("raw", "model")):
         end, out = last_checkpoint(whole), tmp_path / kind
         assert main(["export", str(end), str(out), "--weights", kind]) == 0
-        shards, exported = Shards(end), load_file(out / "dit.safetensors")
+        shards, exported = ShardReader(end), load_file(out / "dit.safetensors")
         assert all(torch.equal(exported[name], shards.read(part, name)) for name in shards.names(part))
         ARDiffusionPipeline.from_pretrained(str(out))
     assert (tmp_path / "ema" / "dit.safetensors").read_bytes() == (whole / "pipeline" / "dit.safetensors").read_bytes()
@@ -126,7 +126,7 @@ def test_the_adversarial_stage_follows_on_the_first_and_survives_a_killed_worker
     second += [f"task.adversarial_from_step={STEPS // 2}", "task.discriminator.width=8", f"train.num_steps={STEPS}"]
     check_killed_worker(jobs, tmp_path, "train_vae", [*common, *second], "model/vae.safetensors")
     logged = json.loads((tmp_path / "broken" / "history.json").read_text())
-    assert [step for step, _ in logged["critic_loss"]] == list(range(STEPS // 2 + 10, STEPS + 1, 10))
+    assert [step for step, _ in logged["discriminator_loss"]] == list(range(STEPS // 2 + 10, STEPS + 1, 10))
     assert logged["loss"][0][1] < json.loads((first / "history.json").read_text())["loss"][0][1]
 
 

@@ -20,7 +20,7 @@ from resuming import (
 
 from ardiff.data.streams import LatentStream
 from ardiff.errors import TrainingError
-from ardiff.train.loop import TrainConfig
+from ardiff.train.config import TrainConfig
 from ardiff.train.tasks import Task
 from ray_jobs.training.job import TrainJob, run_training
 
@@ -96,7 +96,7 @@ def test_attempts_that_fail_alike_end_although_any_number_may_fail(
         description={},
         result="",
     )
-    told = "worker 0 when it built the model: ValueError: [/no] such layer"
+    told = "worker 0 while building the model: ValueError: [/no] such layer"
     with ray_session(), pytest.raises(TrainingError, match=f"3 times in the same way, .*: {re.escape(told)}"):
         run_training(job)
     assert capsys.readouterr().err.count(f"An attempt failed: {told}") == 3
