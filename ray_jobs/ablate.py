@@ -24,7 +24,7 @@ from ardiff.config import find_config, fingerprint, load_config
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, ConfigError
 from ardiff.sampling.cost import frame_evaluations
-from ray_jobs import evaluate, generate, prepare
+from ray_jobs import evaluate_quick, generate, prepare
 from ray_jobs.generation.config import GenerateConfig, VideoSets
 from ray_jobs.quickstart import (
     Inputs,
@@ -210,7 +210,7 @@ def _run_unit(config: AblateConfig, unit: Unit) -> list[Result]:
     stages.do(generate.run_sets, VideoSets(output=f"{root}/samples", sets=tuple(sets)))
     # The controls are the same for all.
     scoring_config = replace(scoring(unit.config, root, inputs, sets), controls=False)
-    scores = stages.do(evaluate.run, scoring_config).results["sets"]
+    scores = stages.do(evaluate_quick.run, scoring_config).results["sets"]
     seconds = stages.records[-3].seconds
     return list(_read_scores(unit, scores, seconds))
 

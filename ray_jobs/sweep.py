@@ -3,14 +3,14 @@
 A video depends only on its spec: the number of actors, the batches and restarts do not change a bit of it. The same
 command generates what is missing and leaves complete videos alone.
 
-    python -m ray_jobs.sweep configs/quickstart/sweep.yaml --evaluate
+    python -m ray_jobs.sweep configs/quickstart/sweep.yaml --evaluate quick
 """
 
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.markup import escape
 
@@ -25,8 +25,8 @@ from ardiff.sweep.manifest import video_record, write_manifest
 from ardiff.sweep.models import SweptModel
 from ardiff.sweep.specs import Record, VideoSpec, find_complete, in_parallel
 from ardiff.sweep.summary import PointScore, PointSummary, aligned, failure_table, label, summarise
-from ray_jobs import evaluate
-from ray_jobs.evaluate import EvaluateConfig
+from ray_jobs import evaluate, evaluate_quick
+from ray_jobs.evaluation.config import EvaluateConfig, QuickConfig
 from ray_jobs.generation.actors import generate_videos
 from ray_jobs.generation.config import SweepConfig
 from ray_jobs.reports.sweep import write_sweep_report
@@ -35,6 +35,7 @@ from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.stages import record_run, stage
 
 CONFIG_FIRST = True
+ScoringT = TypeVar("ScoringT", EvaluateConfig, QuickConfig)
 
 
 def describe_plan(config: SweepConfig) -> str:
@@ -75,8 +76,8 @@ def run(config: SweepConfig, key: str = "") -> None:
     invalid = _invalid_specs(points, specs)
     if len(invalid) == len(specs):
         raise ConfigError(f"No video of the grid can be generated: {invalid[specs[0].id]}")
-    if config.evaluate:
-        evaluate.check(_score_config(config))
+    if config.evaluate == "published":
+        evaluate.check(_in_sweep(config, config.scores))
     with ray_cluster(config.max_actors * config.cpu_threads), stage("sweep", config.output, key) as record:
         _claim_output(config)
         record_run(config.output, config)
@@ -92,7 +93,7 @@ def run(config: SweepConfig, key: str = "") -> None:
             scores, notes = _score(config, summaries)
         except Exception as error:
             scores, notes, score_error = [], [f"Nothing is scored: {error}"], error
-            report_config = replace(config, evaluate=False, real=None)  # the real videos may be the cause
+            report_config = replace(config, evaluate="none", real=None)  # the real videos may be the cause
         report = write_sweep_report(report_config, summaries, specs, records, scores, notes)
         generated = len(specs) - num_complete - len(failed)
         record.note = f"{generated} videos generated, {num_complete} were complete, {len(failed)} failed"
@@ -166,39 +167,43 @@ def _write_point_manifests(
 
 def _score(config: SweepConfig, summaries: Sequence[PointSummary]) -> tuple[list[PointScore], list[str]]:
     """Scores of all points that can be scored, and why the others cannot."""
-    if not config.evaluate:
+    if config.evaluate == "none":
         return [], []
     notes, scorable = [], []
     for summary in summaries:
-        point, scores = summary.point, config.scores
-        if point.params.num_frames < scores.num_frames:
-            notes.append(f"{point.name} is not scored: its videos are shorter than {scores.num_frames} frames.")
-        elif summary.generated < scores.num_clips:
+        point, scoring = summary.point, config.scoring
+        if point.params.num_frames < scoring.num_frames:
+            notes.append(f"{point.name} is not scored: its videos are shorter than {scoring.num_frames} frames.")
+        elif summary.generated < scoring.num_clips:
             notes.append(
-                f"{point.name} is not scored: it has {summary.generated} videos, and scores.num_clips is "
-                f"{scores.num_clips}."
+                f"{point.name} is not scored: it has {summary.generated} videos, and num_clips is {scoring.num_clips}."
             )
         else:
             scorable.append(point)
     if not scorable:
         return [], notes
     manifests = tuple(_point_manifest(config, point) for point in scorable)
-    return _point_scores(evaluate.run(replace(_score_config(config), fake=manifests))), notes
+    if config.evaluate == "quick":
+        results = evaluate_quick.run(replace(_in_sweep(config, config.quick), fake=manifests))
+    else:
+        results = evaluate.run(replace(_in_sweep(config, config.scores), fake=manifests))
+    return _point_scores(results), notes
 
 
-def _score_config(config: SweepConfig) -> EvaluateConfig:
+def _in_sweep(config: SweepConfig, scoring: ScoringT) -> ScoringT:
+    """The scoring of this sweep's points."""
     assert config.real is not None
-    return replace(config.scores, real=config.real, output=storage.join(config.output, "scores"))
+    return replace(scoring, real=config.real, output=storage.join(config.output, "scores"))
 
 
 def _point_scores(results: dict[str, Any]) -> list[PointScore]:
-    """The results of `ardiff evaluate`, with its real-vs-real baselines as scores of the set ``real``."""
+    """The scores, with their real-vs-real baselines as scores of the set ``real``."""
     scores = [
         PointScore(set=s["set"], metric=s["metric"], value=s["score"], low=s["low"], high=s["high"])
         for s in results["scores"]
     ]
     have_real = {score.metric for score in scores if score.set == "real"}
-    baselines = {s["metric"]: s["floor"] for s in results["scores"] if s["floor"] is not None}
+    baselines = {s["metric"]: s["baseline"] for s in results["scores"] if s["baseline"] is not None}
     return scores + [
         PointScore(set="real", metric=metric, value=value, low=None, high=None)
         for metric, value in baselines.items()

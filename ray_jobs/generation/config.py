@@ -9,7 +9,7 @@ from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.params import SamplingParams
 from ardiff.sweep.grid import GridConfig
 from ardiff.sweep.specs import OutputConfig
-from ray_jobs.evaluate import EvaluateConfig
+from ray_jobs.evaluation.config import EvaluateConfig, QuickConfig
 from ray_jobs.generation.actors import WorkerConfig
 
 
@@ -99,12 +99,15 @@ class SweepConfig:
     """Type of the weights and of the arithmetic in the models."""
     keep_latents: bool = False
     """Also store the latents of each video, as safetensors."""
-    evaluate: bool = False
-    """Score every sweep point that has enough videos against ``real``."""
+    evaluate: Literal["none", "published", "quick"] = "none"
+    """Score every sweep point that has enough videos against ``real``: ``published`` by a published protocol as
+    ``scores`` says, ``quick`` by the quick evaluation as ``quick`` says."""
     real: str | None = None
     """Real videos: a manifest, a folder or an ``s3://`` prefix."""
     scores: EvaluateConfig = field(default_factory=EvaluateConfig)
-    """How sweep points are scored; the sweep sets ``real``, ``fake`` and ``output``."""
+    """How ``evaluate=published`` scores sweep points. The sweep sets ``real``, ``fake`` and ``output``."""
+    quick: QuickConfig = field(default_factory=QuickConfig)
+    """How ``evaluate=quick`` scores sweep points. The sweep sets ``real``, ``fake`` and ``output``."""
     fps: float = 8.0
     """Frames per second of the files."""
     codec: VideoCodec = "h264"
@@ -133,8 +136,13 @@ class SweepConfig:
             raise ValueError("batch_size, min_actors, cpu_threads and attempts must be at least 1")
         if self.max_actors < self.min_actors or not self.gpus_per_actor > 0 or not self.fps > 0:
             raise ValueError("max_actors must be at least min_actors, gpus_per_actor and fps positive")
-        if self.evaluate and self.real is None:
+        if self.evaluate != "none" and self.real is None:
             raise ValueError("evaluate needs real videos: give real=MANIFEST_OR_FOLDER")
+
+    @property
+    def scoring(self) -> EvaluateConfig | QuickConfig:
+        """The configuration that scores sweep points."""
+        return self.quick if self.evaluate == "quick" else self.scores
 
     @property
     def files(self) -> OutputConfig:

@@ -128,15 +128,16 @@ def _score(score: PointScore, labels: dict[str, str]) -> Score:
 
 
 def _score_caveats(config: SweepConfig) -> list[str]:
-    if not config.evaluate:
+    if config.evaluate == "none":
         return []
-    scores = config.scores
+    scoring = config.scoring
+    protocol = "quick" if config.evaluate == "quick" else config.scores.protocol
     lines = [
-        f"Scores: protocol {scores.protocol}, the first {scores.num_frames} frames of {scores.num_clips} videos per "
-        f"point against as many real clips of {config.real} ({scores.split}); scores/ has everything they depend on."
+        f"Scores: protocol {protocol}, the first {scoring.num_frames} frames of {scoring.num_clips} videos per "
+        f"point against as many real clips of {config.real} ({scoring.split}); scores/ has everything they depend on."
     ]
-    if scores.num_clips < UNBIASED_CLIPS:
-        lines.append(f"Distances of {scores.num_clips} clips are biased upwards: compare points of this page only.")
+    if scoring.num_clips < UNBIASED_CLIPS:
+        lines.append(f"Distances of {scoring.num_clips} clips are biased upwards: compare points of this page only.")
     return lines
 
 

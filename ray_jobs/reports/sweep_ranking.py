@@ -12,10 +12,9 @@ from ardiff.metrics.drift import STATISTICS
 from ardiff.metrics.store import FeatureStore
 from ardiff.sweep.specs import Record, VideoSpec
 from ardiff.sweep.statistics import Statistics, deviation, drift, segment_length
-from ray_jobs.evaluation.datasets import locate, open_videos, real_clips
+from ray_jobs.evaluation.datasets import list_videos, open_videos, real_clips
 from ray_jobs.evaluation.drift import measure_statistics
-from ray_jobs.evaluation.features import ClipSet, extract
-from ray_jobs.evaluation.metrics import stamps, workers
+from ray_jobs.evaluation.features import ClipSet, Workers, data_keys, extract
 from ray_jobs.generation.config import SweepConfig
 from ray_jobs.reports.html import Table, Video
 from ray_jobs.reports.sweep_media import play_together
@@ -104,13 +103,12 @@ class Ranking:
 def _real_statistics(config: SweepConfig, length: int) -> list[Statistics]:
     """Statistics of real clips of ``length`` frames, cached in the folder of the scores."""
     assert config.real is not None
-    scores = config.scores
-    span = (length - 1) * scores.stride + 1
-    records = open_videos(locate(config.real), scores.split, span, scores.fps)
-    clips = real_clips(records, REAL_CLIPS, span, scores.stride, scores.seed, scores.fps)
-    key = fingerprint(["statistics", length, scores.resolution], stamps(clips))
+    scoring = config.scoring
+    span = (length - 1) * scoring.stride + 1
+    records = open_videos(list_videos(config.real), scoring.split, span, scoring.fps).records
+    clips = real_clips(records, REAL_CLIPS, scoring, length)
+    key = fingerprint(["statistics", length, scoring.resolution], data_keys(clips))
     store = FeatureStore(storage.join(config.output, "scores", "features", f"statistics-{key}"))
-    [(values, _)] = extract(
-        "real statistics", [ClipSet(clips, store)], measure_statistics, length, scores.resolution, workers(scores)
-    )
+    clip_sets, workers = [ClipSet(clips, store)], Workers.on_cpus(scoring)
+    [(values, _)] = extract("real statistics", clip_sets, measure_statistics, length, scoring.resolution, workers)
     return [{name: [float(v[0, i])] for i, name in enumerate(STATISTICS)} for v in values.array()]
