@@ -23,7 +23,17 @@ from typing import Any
 import yaml
 
 from ardiff import logs
-from ardiff.config import VERB, build, field_documentation, read_settings, take_section, to_dict, to_yaml
+from ardiff.config import (
+    VERB,
+    build,
+    field_documentation,
+    kind_of,
+    read_settings,
+    section_classes,
+    take_section,
+    to_dict,
+    to_yaml,
+)
 from ardiff.data import s3
 from ardiff.data.s3 import StorageConfig
 from ardiff.errors import ArdiffError, ConfigError
@@ -38,7 +48,7 @@ VERBS = {
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
     "sweep": ("ray_jobs.sweep", "SweepConfig", "generate a grid of videos, score every cell, and report"),
     "export": ("ardiff.train.export", "ExportConfig", "make a usable model of a training checkpoint"),
-    "import-upstream": ("ardiff.upstream.command", "ImportConfig", "make a pipeline of the authors' checkpoints"),
+    "import-upstream": ("ardiff.import_upstream", "ImportConfig", "make a pipeline of the authors' checkpoints"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
     "compare": ("ardiff.metrics.compare", "CompareConfig", "put scores of one protocol side by side"),
     "weights": ("ardiff.metrics.weights", "WeightsConfig", "list or fetch the weights of feature networks"),
@@ -194,7 +204,7 @@ def _verb_parser(
     documentation = field_documentation(config_class)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        if dataclasses.is_dataclass(hints[field.name]):
+        if section_classes(hints[field.name]):
             continue
         flag = f"--{field.name.replace('_', '-')}"
         text = f"{documentation[field.name]} Default: {_default(field)}.".replace("%", "%%")
@@ -212,18 +222,25 @@ def _sections_help(config_class: type[Any]) -> str:
     return "\n".join(["sections (set as key=value, for example storage.region=eu-west-1):", *lines])
 
 
-def _describe_section(config_class: type[Any], key: str, documentation: str) -> list[str]:
-    return ["", f"  {key}: {documentation}", *_describe_sections(config_class, f"{key}.")]
+def _describe_section(hint: Any, key: str, documentation: str) -> list[str]:
+    """The settings of a section; if it is one of several classes, what the others add to the first or change in it."""
+    first, *others = section_classes(hint)
+    lines = ["", f"  {key}: {documentation}", *_describe_sections(first, f"{key}.")]
+    for other in others:
+        lines += ["", f"  {key}, with {key}.kind={kind_of(other)}:", *_describe_sections(other, f"{key}.", first)]
+    return lines
 
 
-def _describe_sections(config_class: type[Any], prefix: str) -> list[str]:
+def _describe_sections(config_class: type[Any], prefix: str, base: type[Any] | None = None) -> list[str]:
+    """A line or more for each field, except those that ``base`` has too."""
     lines: list[str] = []
     hints = typing.get_type_hints(config_class)
     documentation = field_documentation(config_class)
-    for field in dataclasses.fields(config_class):
+    inherited = () if base is None else dataclasses.fields(base)
+    for field in (f for f in dataclasses.fields(config_class) if f not in inherited):
         hint, key = hints[field.name], f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(hint):
-            lines += _describe_section(typing.cast(type, hint), key, documentation[field.name])
+        if section_classes(hint):
+            lines += _describe_section(hint, key, documentation[field.name])
         elif prefix:
             text = f"{documentation[field.name]} Default: {_default(field)}."
             lines += textwrap.wrap(f"{key}: {text}", 110, initial_indent="    ", subsequent_indent="        ")

@@ -20,11 +20,12 @@ from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.sampler import initial_noise, stream_full
-from ardiff.dit import DiT, DiTConfig
+from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
+from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.pretrained import build_config, load_weights, local_folder, read_config, write_model
 from ardiff.sampling import EngineConfig, SampleRequest, SamplingEngine
-from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache
+from ardiff.vae import ARAutoencoder, DecoderCache
 
 Executor = Literal["window", "rolling", "full"]
 
@@ -74,8 +75,8 @@ class ARDiffusionPipeline:
         """
         with local_folder(uri) as folder:
             config = read_config(folder, "ar-diffusion-pipeline")
-            vae = ARAutoencoder(build_config(AutoencoderConfig, config["vae"]))
-            dit = DiT(build_config(DiTConfig, config["dit"]))
+            vae = make_autoencoder(build_config(AnyAutoencoderConfig, config["vae"]))
+            dit = make_dit(build_config(AnyDiTConfig, config["dit"]))
             return cls(
                 load_weights(vae, folder / "vae.safetensors"),
                 load_weights(dit, folder / "dit.safetensors"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ardiff.data import storage
-from ardiff.pretrained import fill, read_tensors
+from ardiff.tensors import fill, read_tensors
 
 Backbone = Literal["vgg", "alex"]
 

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ardiff.dit import DiTConfig
-from ardiff.dit.attention import seen
+from ardiff.dit.attention import is_visible
 
 AttentionMode = Literal["ragged", "masked", "flex"]
 
@@ -89,7 +89,7 @@ class FrameCache:
             case "ragged":
                 mask: object = None
             case "masked":
-                mask = seen(self.key_frames[rows][:, None] - self.key_frames, self.band)
+                mask = is_visible(self.key_frames[rows][:, None] - self.key_frames, self.band)
             case "flex":
                 if (place, len(rows)) not in self.block_masks:
                     self.block_masks[place, len(rows)] = self._block_mask(place, len(rows))
@@ -137,7 +137,7 @@ class FrameCache:
         offset = torch.tensor(place, device=self.keys.device)  # a number here would be compiled in
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return seen(offset + query // tokens - key // tokens, band)
+            return is_visible(offset + query // tokens - key // tokens, band)
 
         return create_block_mask(visible, None, None, queries, self.room * tokens, device=str(self.keys.device))
 

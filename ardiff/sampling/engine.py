@@ -106,16 +106,10 @@ class FinishedFrames:
 
 def why_not_cached(config: DiTConfig) -> str | None:
     """Why the fast executors cannot sample a model of this configuration, and what can; None if they can."""
-    if config.attention != "causal":
+    if not config.causal:
         return (
-            "the fast executors remember finished frames, which is exact only where a frame never sees a later "
-            "one, but this model was trained with dit.attention=bidirectional: sample it with executor=full"
-        )
-    if config.condition == "tokens" and config.condition_attention == "all":
-        return (
-            "the fast executors remember finished frames, which is exact only where a frame never sees a later "
-            "one, but in this model condition tokens see all frames and carry later ones to earlier ones "
-            "(dit.condition_attention=all): sample it with executor=full"
+            "the fast executors cache finished frames, which is exact only if no frame sees a later one, but frames of "
+            "this model do (dit.attention=bidirectional or dit.condition_attention=all): sample it with executor=full"
         )
     if config.condition == "tokens":
         return (

@@ -10,6 +10,7 @@ from ardiff.data import storage
 from ardiff.diffusion.ar_step import check_ar_step
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiTConfig
+from ardiff.models import AnyDiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import build_config, local_folder
 from ardiff.sampling import why_not_cached
@@ -45,7 +46,8 @@ class SweptModel:
             return None
         try:
             config: dict[str, Any] = json.loads(storage.read_bytes(place))
-            dit, diffusion = build_config(DiTConfig, config["dit"]), build_config(DiffusionConfig, config["diffusion"])
+            dit = build_config(AnyDiTConfig, config["dit"])
+            diffusion = build_config(DiffusionConfig, config["diffusion"])
             side = int(config["vae"]["resolution"])
             return cls(uri, "", dit, diffusion.num_timesteps, side, tuple(config["class_names"]))
         except (ValueError, KeyError, TypeError):

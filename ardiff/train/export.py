@@ -18,12 +18,13 @@ from ardiff.config import to_dict
 from ardiff.data import storage
 from ardiff.data.latents import LatentSet, LatentStatistics, vae_fingerprint
 from ardiff.diffusion.config import DiffusionConfig
-from ardiff.dit import DiT, DiTConfig
+from ardiff.dit import DiTConfig
 from ardiff.errors import CheckpointError, ConfigError
+from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import build_config, load_autoencoder, save_autoencoder
 from ardiff.train.checkpoint import Shards, read_state
-from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ardiff.vae import AutoencoderConfig
 
 MODEL = "model.json"
 POSITIONALS = ("checkpoint", "output")
@@ -98,10 +99,10 @@ def write_trained(description: dict[str, Any], weights: dict[str, Tensor], outpu
         CheckpointError: The weights are not the model's, or in the place of its AR-VAE is none or another.
     """
     if description["kind"] == "ar-vae":
-        vae = ARAutoencoder(build_config(AutoencoderConfig, description["vae"]))
+        vae = make_autoencoder(build_config(AnyAutoencoderConfig, description["vae"]))
         save_autoencoder(output, _fill(vae, weights))
         return
-    dit = DiT(build_config(DiTConfig, description["dit"]))
+    dit = make_dit(build_config(AnyDiTConfig, description["dit"]))
     diffusion = build_config(DiffusionConfig, description["diffusion"])
     statistics = LatentStatistics(**description["latent_statistics"])
     place, known = description["vae"], description.get("vae_fingerprint")

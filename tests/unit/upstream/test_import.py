@@ -15,10 +15,10 @@ from ardiff.config import load_config
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_unit
 from ardiff.diffusion.config import DiffusionConfig
+from ardiff.import_upstream import SCHEDULE
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import load_autoencoder
-from ardiff.upstream import load_vae
-from ardiff.upstream.command import SCHEDULE
+from ardiff.upstream.checkpoints import load_vae
 from ray_jobs.train_vae import TrainVAEConfig
 
 SMALL = ["--dit-heads", "4", "--vae-heads", "2", "--image-size", "64", "--num-frames", "4"]
