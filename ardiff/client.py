@@ -229,7 +229,7 @@ _SETTINGS: dict[str, type] = {
     "guidance_scale": float,
     "seed": int,
     "fps": float,
-    "executor": str,
+    "mode": str,
 }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ardiff.data.encode import VideoCodec
-from ardiff.sampling import EngineConfig
+from ardiff.sampling.config import EngineConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

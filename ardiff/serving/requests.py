@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ardiff.diffusion.ar_step import smallest_ar_step
 from ardiff.errors import ArdiffError
 from ardiff.pipeline import ARDiffusionPipeline
-from ardiff.sampling import SampleRequest
 from ardiff.sampling.cost import sequential_passes
-from ardiff.sampling.engine import CachedExecutor
+from ardiff.sampling.params import InvalidParamError, SamplingParams
+from ardiff.sampling.request import SampleRequest
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.records import JobRecord, Status
 
@@ -51,7 +51,7 @@ class VideoRequest(BaseModel):
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Equal seeds give equal videos; drawn without.")
     fps: float | None = Field(None, gt=0, allow_inf_nan=False, description="Frames per second of the file.")
     size: str | None = Field(None, max_length=32, description="WIDTHxHEIGHT: that of the model, if given.")
-    executor: CachedExecutor = Field(
+    mode: Literal["window", "rolling"] = Field(
         "window", description="What a frame of a long video sees: a moving window, or all that is remembered."
     )
 
@@ -89,7 +89,7 @@ class Video(BaseModel):
     seed: int
     fps: float
     size: str
-    executor: str
+    mode: str
     given_frames: int
     created_at: float
     started_at: float | None
@@ -127,7 +127,7 @@ class Model(BaseModel):
     num_classes: int
     class_names: list[str]
     window_frames: int = Field(description="Frames that the model sees at once.")
-    executors: list[str]
+    modes: list[str]
     max_frames: int
     max_inference_steps: int
     max_guidance_scale: float
@@ -157,7 +157,7 @@ class Described:
 
     name: str
     pipeline: ARDiffusionPipeline
-    check: Callable[[SampleRequest], None]
+    check: Callable[[SampleRequest], SampleRequest]
     """Raises what the engine would refuse a request with."""
 
     @property
@@ -175,7 +175,7 @@ class Described:
             num_classes=dit.num_classes,
             class_names=self.pipeline.class_names,
             window_frames=dit.num_frames,
-            executors=["window", "rolling"] if rolling else ["window"],
+            modes=["window", "rolling"] if rolling else ["window"],
             max_frames=min(config.limits.num_frames, config.engine.max_frames),
             max_inference_steps=min(config.limits.num_inference_steps, self.pipeline.diffusion.num_timesteps),
             max_guidance_scale=config.limits.guidance_scale,
@@ -202,7 +202,7 @@ def settle(asked: VideoRequest, model: Described, config: ServiceConfig, given: 
         raise invalid("size", f"size is {asked.size[:32]}: the model '{model.name}' makes {model.size} only.")
     if given >= asked.num_frames:
         raise invalid("num_frames", f"{given} given frames leave nothing to generate of {asked.num_frames}.")
-    window = model.pipeline.dit.config.num_frames if asked.executor == "window" else None
+    window = model.pipeline.dit.config.num_frames if asked.mode == "window" else None
     smallest = smallest_ar_step(asked.num_frames, asked.num_inference_steps, window)
     ar_step = asked.ar_step
     if ar_step is None:
@@ -216,41 +216,32 @@ def settle(asked: VideoRequest, model: Described, config: ServiceConfig, given: 
         "guidance_scale": asked.guidance_scale,
         "seed": secrets.randbelow(2**31) if asked.seed is None else asked.seed,
         "fps": config.fps if asked.fps is None else asked.fps,
-        "executor": asked.executor,
+        "mode": asked.mode,
         "size": model.size,
         "given_frames": given,
     }
     latents = model.pipeline.dit.config
     condition = torch.zeros(1, given, latents.num_tokens, latents.token_dim, device="meta") if given else None
     try:
-        model.check(sample_request(settings, model.pipeline, condition))
+        model.check(sample_request(settings, condition))
     except (ValueError, ArdiffError) as error:
-        param = next((name for name in ("ar_step", "num_inference_steps", "executor") if name in str(error)), None)
+        param = error.param if isinstance(error, InvalidParamError) else None
         raise invalid(param, str(error)) from error
     return settings
 
 
 def iterations(settings: dict[str, Any]) -> int:
     """Iterations of the AD schedule."""
-    generated = int(settings["num_frames"]) - int(settings["given_frames"])
-    return sequential_passes(generated, int(settings["num_inference_steps"]), int(settings["ar_step"]))
+    return sequential_passes(_params(settings))
 
 
-def sample_request(
-    settings: dict[str, Any], pipeline: ARDiffusionPipeline, condition: torch.Tensor | None
-) -> SampleRequest:
+def _params(settings: dict[str, Any]) -> SamplingParams:
+    return SamplingParams(**{f.name: settings[f.name] for f in fields(SamplingParams)})
+
+
+def sample_request(settings: dict[str, Any], condition: torch.Tensor | None) -> SampleRequest:
     """The engine's request, with the latents of given frames ``(1, k, L, D)``."""
-    label = settings["class_label"]
-    return SampleRequest(
-        class_labels=(pipeline.dit.null_class if label is None else label,),
-        seeds=(settings["seed"],),
-        num_frames=settings["num_frames"],
-        ar_step=settings["ar_step"],
-        num_inference_steps=settings["num_inference_steps"],
-        guidance_scale=settings["guidance_scale"],
-        executor=settings["executor"],
-        condition=condition,
-    )
+    return SampleRequest(videos=(_params(settings),), condition=condition)
 
 
 def invalid(param: str | None, message: str) -> RequestError:
@@ -266,7 +257,7 @@ def public(record: JobRecord) -> Video:
     error = None
     if record.error is not None:
         error = ErrorBody(type=record.error_type or "internal", message=record.error, param=None)
-    names = ("model", "class_label", "ar_step", "num_inference_steps", "guidance_scale", "seed", "fps", "executor")
+    names = ("model", "class_label", "ar_step", "num_inference_steps", "guidance_scale", "seed", "fps", "mode")
     return Video(
         **{name: settings[name] for name in (*names, "size", "given_frames")},
         id=record.id,

@@ -19,7 +19,7 @@ import torch
 
 from ardiff.errors import ArdiffError
 from ardiff.pipeline import ARDiffusionPipeline
-from ardiff.sampling import FinishedFrames, SampleRequest
+from ardiff.sampling.request import FinishedFrames, SampleRequest
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.fragments import FragmentWriter
 from ardiff.serving.metrics import Recorder
@@ -128,9 +128,9 @@ class ModelRunner:
         """Jobs that could start now: none beside one whose replica has died before."""
         return 0 if self._alone else max(0, self.config.engine.max_requests - self.here)
 
-    def check(self, request: SampleRequest) -> None:
+    def check(self, request: SampleRequest) -> SampleRequest:
         """Raises ValueError or EngineLimitError for what the engine would refuse."""
-        self.engine.check(request)
+        return self.engine.check(request)
 
     @property
     def busy(self) -> bool:
@@ -240,7 +240,7 @@ class ModelRunner:
         except Exception as error:
             return fresh, error
         self.metrics.record("ardiff_frame_evaluations", self.engine.frame_evaluations - before, model=self.name)
-        for request_id in self.engine.in_work & self._active.keys():
+        for request_id in self.engine.running & self._active.keys():
             self._active[request_id].iterations += 1
         return fresh + [(self._active[f.request_id], f) for f in finished], None
 
@@ -340,7 +340,7 @@ class _Work:
         if job.given is not None:
             with torch.inference_mode():
                 given = torch.from_numpy(job.given)
-                self.condition = pipeline.encode_condition(given, None, 1, job.record.num_frames)
+                self.condition = pipeline.encode_condition(given, None, 1)
         self.restart()
 
     def restart(self) -> None:
@@ -350,7 +350,7 @@ class _Work:
 
     def begin(self) -> SampleRequest:
         """The request for the engine."""
-        return sample_request(self.job.record.settings, self.pipeline, self.condition)
+        return sample_request(self.job.record.settings, self.condition)
 
     def deliver(self, finished: FinishedFrames | None) -> _Delivery:
         """Encodes finished frames; None is the start, with the given frames, if any."""

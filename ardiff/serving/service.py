@@ -19,7 +19,6 @@ import numpy as np
 
 from ardiff.errors import ArdiffError, ConfigError, DataError
 from ardiff.pipeline import ARDiffusionPipeline
-from ardiff.sampling import why_not_cached
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.fragments import as_file, as_fragments
 from ardiff.serving.keys import KeyEntry, KeyLimits, RateLimiter, read_keys
@@ -56,7 +55,7 @@ class VideoService:
         if not pipelines:
             raise ConfigError("There is no model to serve: give checkpoint=PLACE, or models.NAME=PLACE.")
         for name, pipeline in pipelines.items():
-            if reason := why_not_cached(pipeline.dit.config):
+            if reason := pipeline.info.mode_error("window", 1):
                 raise ConfigError(f"The model {name} cannot be served: {reason}.")
         self.config, self.metrics, self.replica = config, metrics, replica
         self.keys: dict[str, KeyEntry] = read_keys(config.keys) if config.keys else {}

@@ -140,7 +140,7 @@ def test_the_shipped_plan_is_table_3() -> None:
     assert laws == {"fopp", "uniform_from_first", "independent", "synchronous"}
     assert {c.train_dit.diffusion.prediction for c in of.values()} == {"x0", "eps", "v"}
     assert {c.train_dit.dit.attention for c in of.values()} == {"causal", "bidirectional"}
-    assert of["bidirectional"].generate.executor == "full"
+    assert of["bidirectional"].generate.mode == "full"
     assert of["no_temporal_decoder"].train_vae.vae.temporal == "none"
     assert len({c.train_dit.train.num_steps for c in of.values()}) == 1
     assert {c.samples.ar_steps for c in of.values()} == {config.ar_steps}

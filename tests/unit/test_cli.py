@@ -118,7 +118,7 @@ def test_the_quickstart_reads_its_shipped_configuration(capsys: pytest.CaptureFi
         (["train-vae", "vae.patch_size=7"], "vae: resolution 256 must be a multiple of patch_size 7"),
         (["generate", "num_videos"], "'num_videos' is not an override"),
         (["generate", "--num-videos", "many"], "'num_videos' must be of type int"),
-        (["generate", "--executor", "magic"], "'executor' must be one of"),
+        (["generate", "--mode", "magic"], "'mode' must be one of"),
         (["generate", "--config", "no.yaml"], "Cannot read the configuration no.yaml"),
         (["evaluate", "vae=runs/vae/model"], "protocol=styleganv does not use vae: leave it out"),
         (["evaluate", "protocol=quick", "--metrics", "psnr"], "protocol=quick does not use metrics: leave it out"),

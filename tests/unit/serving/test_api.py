@@ -77,7 +77,7 @@ def test_streams_packed_together_have_the_frames_of_the_pipeline_alone(
     def together() -> Any:
         if not packed:
             eventually(lambda: runner.here == 5)
-        packed.append(len(runner.engine.in_work))
+        packed.append(len(runner.engine.running))
         return step()
 
     monkeypatch.setattr(runner.engine, "step", together)
@@ -260,7 +260,7 @@ def one(serve: Serve) -> Served:
         ({"fps": 61}, "fps", "at most 60"),
         ({"fps": 0}, "fps", "greater than 0"),
         ({"model": "../../etc/passwd"}, "model", "no model"),
-        ({"executor": "rolling", "num_frames": 40}, "executor", "attention_window"),
+        ({"mode": "rolling", "num_frames": 40}, "mode", "attention_window"),
         ({"output": "/tmp/x"}, "output", "not permitted"),
         ([], None, "valid dictionary"),
     ],

@@ -285,5 +285,5 @@ def test_mistakes_that_serve_ignores_are_found(path: str, value: Any, reason: st
 
 def test_a_model_that_the_engine_cannot_sample_is_not_served(make_pipeline: Any, tmp_path: Path) -> None:
     pipelines = {"tiny": make_pipeline(), "both": make_pipeline(attention="bidirectional")}
-    with pytest.raises(ConfigError, match=r"The model both cannot be served: .*executor=full"):
+    with pytest.raises(ConfigError, match=r"The model both cannot be served: .*mode=full"):
         VideoService(pipelines, ServiceConfig(storage=str(tmp_path)), PrometheusRecorder(), "a")
