@@ -35,9 +35,11 @@ from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.metrics import MEASURES
+from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState
-from ardiff.train.engine import TorchEngine
-from ardiff.train.loop import TrainConfig, train
+from ardiff.train.config import TrainConfig
+from ardiff.train.engines.torch_engine import TorchEngine
+from ardiff.train.loop import train
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
 from ray_jobs.generation.queue import VIDEO_GAUGES
 from ray_jobs.runtime.stages import COMMIT
@@ -50,7 +52,12 @@ FILES = ROOT / "cluster"
 INSTALLED = "/opt/ardiff/configs"
 """Where the image has configs/."""
 COMMAND_OF_MODULE = {COMMANDS[command][0]: command for command in jobs()}
-NO_RAYJOB = {"quickstart": "writes to a local folder", "serve": "is the RayService", "lint-serve": "checks a file"}
+NO_RAYJOB = {
+    "quickstart": "writes to a local folder",
+    "evaluate-quick": "scores small synthetic videos",
+    "serve": "is the RayService",
+    "lint-serve": "checks a file",
+}
 """Why a command has no manifest of its own."""
 NAME_LENGTH = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
 
@@ -263,7 +270,7 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     assert configs["evaluate"]["real"] == manifest
     assert configs["evaluate"]["weights"] == configs["sweep"]["scores"]["weights"] == [weights_place()]
     assert configs["sweep"]["grid"]["checkpoints"] == [configs["generate"]["pipeline"]]
-    assert (configs["sweep"]["real"], configs["sweep"]["evaluate"]) == (manifest, True)
+    assert (configs["sweep"]["real"], configs["sweep"]["evaluate"]) == (manifest, "published")
     args = yaml.safe_load(document("RayService")["spec"]["serveConfigV2"])["applications"][0]["args"]
     assert list(args["models"].values()) == [configs["generate"]["pipeline"]]
     workers = {c["train"]["num_workers"] for c in (first, second, third, configs["train-dit"])}
@@ -459,20 +466,14 @@ def test_the_policy_allows_what_storage_asks_for_and_no_more() -> None:
 # What is watched
 
 
-class Names:
+class Names(TrainingCallback):
     """Hears what training logs."""
 
     def __init__(self) -> None:
         self.heard: set[str] = set()
 
-    def progress(self, step: int, loss: float) -> None: ...
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
+    def on_log(self, step: int, values: dict[str, float]) -> None:
         self.heard |= values.keys()
-
-    def samples(self, step: int, videos: torch.Tensor) -> None: ...
-
-    def checkpoint(self, state: TrainState) -> None: ...
 
 
 def logged() -> set[str]:
@@ -483,7 +484,7 @@ def logged() -> set[str]:
     batch = {"latents": torch.zeros(2, 2, 1, 2), "label": torch.zeros(2, dtype=torch.int64)}
     engine = TorchEngine(task.model, config.optimizer, torch.device("cpu"))
     names = Names()
-    train(task, engine, iter([batch]), config, TrainState(0, 0, ""), names)
+    train(task, engine, iter([batch]), config, TrainState(0, 0, ""), [names])
     return names.heard
 
 

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from ardiff.train.optim import OptimizerConfig, build_optimizers, learning_rate_factor
+from ardiff.train.config import OptimizerConfig
+from ardiff.train.optim import build_optimizers, learning_rate_factor
 
 
 @pytest.mark.parametrize("kind", ["dit", "sincos dit", "vae"])
@@ -33,7 +34,7 @@ def test_frozen_parameters_are_left_out(make_dit):
     model.token_in.requires_grad_(False)
     held = {id(p) for o in build_optimizers(model, OptimizerConfig()) for g in o.param_groups for p in g["params"]}
     assert id(model.token_in.weight) not in held
-    assert id(model.token_out.weight) in held
+    assert id(model.final_layer.project.weight) in held
 
 
 def test_moment_decays_are_the_configured_ones(make_dit):
