@@ -119,7 +119,7 @@ def test_a_killed_ablation_ends_with_the_same_numbers(jobs: Any, finished: tuple
     result = jobs.run("ablate", *arguments(folder, VARIANTS[:2]))
     assert result.code == 0, result.err
     assert len(re.findall(r"✓ train-dit: done before", result.err)) == 1
-    assert re.search(r"going on from the checkpoint of step \d+", result.err)
+    assert re.search(r"resuming from the checkpoint of step \d+", result.err)
     columns = ["variant", "seed", "ar_step", "distance", "recognised", "psnr"]
     theirs, ours = (pd.read_parquet(place / "results.parquet")[columns] for place in (whole, folder))
     theirs = theirs[theirs["variant"] != "broken"].reset_index(drop=True)

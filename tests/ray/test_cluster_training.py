@@ -66,7 +66,7 @@ def check_killed_worker(jobs: Any, folder: Path, job: str, settings: list[str], 
     kill_a_worker(jobs)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
-    assert re.search(r"going on from the checkpoint of step \d+", err), "the run ended before the worker was killed"
+    assert re.search(r"resuming from the checkpoint of step \d+", err), "the run ended before the worker was killed"
     assert_equal_checkpoints(whole, broken)
     assert_equal_files(whole / weights, broken / weights)
 
@@ -90,7 +90,7 @@ def test_zero_survives_a_killed_worker_and_goes_on_alone(jobs: Any, latents: Pat
     plain = [s for s in settings(latents, "zero2", 1) if "engine" not in s and "deepspeed" not in s]
     result = jobs.run("train_dit", "--output", str(alone), "--resume", str(start), *plain)
     assert result.code == 0, result.err
-    assert f"going on from the checkpoint of step {STEPS - 10}" in result.err
+    assert f"resuming from the checkpoint of step {STEPS - 10}" in result.err
     ours = json.loads((alone / "history.json").read_text())["loss"]
     assert ours == [[STEPS, pytest.approx(logged["loss"][-1][1], rel=1e-4)]]
 

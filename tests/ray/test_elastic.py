@@ -31,7 +31,7 @@ def test_workers_come_and_go_with_nodes(cluster: Cluster, latents: Path, tmp_pat
     wait_for_line(log, "1 of 2 workers")
     wait_for_checkpoint(process, output)
     node = cluster.add_node(cpus=3)
-    wait_for_line(log, r"going on from the checkpoint of step \d+ with 2 of 2 workers")
+    wait_for_line(log, r"resuming from the checkpoint of step \d+ with 2 of 2 workers")
     reached = wait_for_checkpoint(process, output)
     while wait_for_checkpoint(process, output) == reached:
         time.sleep(0.2)

@@ -22,7 +22,8 @@ from ardiff.data.streams import LatentStream
 from ardiff.errors import TrainingError
 from ardiff.train.config import TrainConfig
 from ardiff.train.tasks import Task
-from ray_jobs.training.job import TrainJob, run_training
+from ray_jobs.training.job import TrainJob
+from ray_jobs.training.trainer import run_training
 
 pytestmark = pytest.mark.ray
 
@@ -49,7 +50,7 @@ def test_dit_training_survives_sigkill(jobs: Any, latents: Path, tmp_path: Path)
     lower = [*settings, "train.optimizer.lr=1e-5"]
     result = jobs.run("train_dit", "--output", str(tmp_path / "lower"), "--resume", str(start), *lower)
     assert result.code == 0, result.err
-    assert "going on with train.optimizer.lr from 0.0002 to 1e-05" in result.err
+    assert "resuming with train.optimizer.lr from 0.0002 to 1e-05" in result.err
     assert json.loads((tmp_path / "lower" / "history.json").read_text())["lr"] == [[STEPS, 1e-5]]
 
     # Killed while Ray Train wrote its list of checkpoints, with the last one gone as well.
@@ -59,8 +60,8 @@ def test_dit_training_survives_sigkill(jobs: Any, latents: Path, tmp_path: Path)
     snapshot_file.write_text(snapshot_file.read_text()[:100])
     result = jobs.run("train_dit", "--output", str(whole), *settings)
     assert result.code == 0, result.err
-    assert re.search(r"is damaged\. It was put aside", result.err)
-    assert f"going on from the checkpoint of step {STEPS - 10}" in result.err
+    assert re.search(r"is damaged\. It was renamed", result.err)
+    assert f"resuming from the checkpoint of step {STEPS - 10}" in result.err
     assert_equal_checkpoints(whole, tmp_path / "broken")
     assert_equal_files(whole / "pipeline" / "dit.safetensors", tmp_path / "broken" / "pipeline" / "dit.safetensors")
     assert len(list((whole / "ray").glob("checkpoint-*"))) == 2
@@ -115,7 +116,7 @@ def _kill_and_compare(jobs: Any, folder: Path, job: str, settings: list[str], we
     whole, broken = folder / "whole", folder / "broken"
     result = jobs.run(job, "--output", str(whole), *settings)
     assert result.code == 0, result.err
-    assert "going on" not in result.err
+    assert "resuming" not in result.err
 
     process = jobs.start(job, "--output", str(broken), *settings)
     seen = wait_for_checkpoint(process, broken)
@@ -133,7 +134,7 @@ def _kill_and_compare(jobs: Any, folder: Path, job: str, settings: list[str], we
     assert seen <= registered < STEPS
     result = jobs.run(job, "--output", str(broken), *settings)
     assert result.code == 0, result.err
-    (said,) = re.findall(r"going on from the checkpoint of step (\d+)", result.err)
+    (said,) = re.findall(r"resuming from the checkpoint of step (\d+)", result.err)
     assert int(said) == registered
 
     assert_equal_files(whole / weights, broken / weights)

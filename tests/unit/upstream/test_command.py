@@ -19,7 +19,7 @@ from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import load_autoencoder
 from ardiff.upstream import load_vae
 from ardiff.upstream.command import SCHEDULE
-from ray_jobs.train_vae import TrainVAEConfig
+from ray_jobs.training.config import TrainVAEConfig
 
 SMALL = ["--dit-heads", "4", "--vae-heads", "2", "--image-size", "64", "--num-frames", "4"]
 
