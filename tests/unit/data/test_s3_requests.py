@@ -13,7 +13,7 @@ from test_streams import videos as videos
 from ardiff.data import storage
 from ardiff.data.streams import LatentStream, Stream
 from ardiff.train.config import TrainConfig
-from ardiff.train.scaling import clip_reads, latent_reads
+from ardiff.train.estimate.scaling import clip_reads, latent_reads
 from ray_jobs.training.batches import rows_of_rank
 
 
