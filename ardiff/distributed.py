@@ -34,7 +34,8 @@ def max_over(values: list[float], device: torch.device) -> list[float]:
 
 
 def average_(tensors: list[Tensor], bucket_size: int = 2**24) -> None:
-    """Replaces each tensor by its mean over all ranks, in place. All ranks must pass the same tensors in the same order.
+    """Replaces each tensor by its mean over all ranks, in place. All ranks must pass the same tensors in the same
+    order.
 
     Tensors are exchanged in buckets of at most ``bucket_size`` elements, or of one larger tensor.
     """
