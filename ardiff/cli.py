@@ -32,6 +32,7 @@ COMMANDS = {
     "export": ("ardiff.train.export", "ExportConfig", "export a usable model from a training checkpoint"),
     "import-upstream": ("ardiff.upstream.command", "ImportConfig", "convert upstream checkpoints to a pipeline"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
+    "evaluate-quick": ("ray_jobs.evaluate_quick", "QuickConfig", "score small synthetic videos, with controls"),
     "compare": ("ardiff.metrics.compare", "CompareConfig", "show scores of one protocol side by side"),
     "weights": ("ardiff.metrics.weights", "WeightsConfig", "list or fetch the weights of feature networks"),
     "serve": ("ray_jobs.serve", "ServeConfig", "serve video generation over HTTP, with a web page"),
