@@ -49,7 +49,7 @@ class DeepSpeedConfig:
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": gradient_accumulation,
             "gradient_clipping": max_grad_norm if self.stage else 0.0,  # without ZeRO the engine clips
-            "zero_optimisation": zero,
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**9,
@@ -57,7 +57,7 @@ class DeepSpeedConfig:
             "fp16": {"enabled": True} if precision == "fp16" else OFF,
         }
         merged = _merge_raw(settings, self.raw, "")
-        for section in (merged, merged["zero_optimisation"]):  # disabled entries only serve the comparison with raw
+        for section in (merged, merged["zero_optimization"]):  # disabled entries only serve the comparison with raw
             for name in [name for name, value in section.items() if value in (OFF, NO_OFFLOAD)]:
                 del section[name]
         return merged

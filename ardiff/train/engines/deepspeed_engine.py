@@ -55,7 +55,7 @@ class DeepSpeedEngine:
         if activation_checkpointing:
             checkpoint_activations(model)
         self.model, self.device, self.precision = model, device, precision
-        self.stage = settings["zero_optimisation"]["stage"]
+        self.stage = settings["zero_optimization"]["stage"]
         self.max_grad_norm, self.ema_decay = max_grad_norm, ema_decay
         self.adamw = AdamWWithEMA(
             [p for p in model.parameters() if p.requires_grad],
