@@ -15,7 +15,7 @@ from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.data.latents import LatentSet
 from ardiff.data.manifest import read_manifest
-from ardiff.dit import DiT
+from ardiff.models import make_dit
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import derive_seed
 from ardiff.train.export import describe_dit
@@ -76,7 +76,7 @@ def make_task(config: TrainDiTConfig, latents: LatentSet) -> DiTTask:
     """The task with initial weights from the seed or ``init_from``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
-        model = DiT(config.dit)
+        model = make_dit(config.dit)
     if config.init_from:
         initialise_dit(config.init_from, model)
     decode = None

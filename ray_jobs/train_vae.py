@@ -12,11 +12,11 @@ from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.data.manifest import content_of, manifest_table, read_manifest, usable
 from ardiff.data.streams import ClipStream
+from ardiff.models import make_autoencoder
 from ardiff.randomness import derive_seed
 from ardiff.train.export import describe_autoencoder
 from ardiff.train.initial import initialise_autoencoder
 from ardiff.train.tasks import AutoencoderTask
-from ardiff.vae import ARAutoencoder
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.error_log import training_error_log
 from ray_jobs.runtime.stages import record_run, stage
@@ -63,7 +63,7 @@ def make_task(config: TrainVAEConfig, stream: ClipStream) -> AutoencoderTask:
     """The task with initial weights from the seed or ``init_from``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
-        task = AutoencoderTask(ARAutoencoder(config.vae), config.task)
+        task = AutoencoderTask(make_autoencoder(config.vae), config.task)
     if config.init_from:
         initialise_autoencoder(config.init_from, task.model, task.discriminator)
     if config.train.sample_every:

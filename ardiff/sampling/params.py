@@ -122,11 +122,11 @@ class ModelInfo:
     resolution: int = 0
     """Height and width of a frame in pixels; 0 if only the AR-DiT is known."""
     class_names: tuple[str, ...] = ()
-    attention: str = "causal"
+    causal: bool = True
+    """Whether no frame sees a later one."""
     attention_window: int | None = None
     positions: str = "rotary"
     condition: str = "modulation"
-    condition_attention: str = "self"
 
     @classmethod
     def from_configs(cls, dit: Any, diffusion: Any, resolution: int = 0, class_names: Sequence[str] = ()) -> ModelInfo:
@@ -137,11 +137,10 @@ class ModelInfo:
             num_timesteps=diffusion.num_timesteps,
             resolution=resolution,
             class_names=tuple(class_names),
-            attention=dit.attention,
+            causal=dit.causal,
             attention_window=dit.attention_window,
             positions=dit.positions,
             condition=dit.condition,
-            condition_attention=dit.condition_attention,
         )
 
     @property
@@ -164,13 +163,10 @@ class ModelInfo:
 
     def _cache_error(self) -> str | None:
         """Why keys and values of finished frames of this model cannot be cached; None if they can."""
-        exact = "mode=window and mode=rolling cache finished frames, which is exact only if no frame sees a later one"
-        if self.attention != "causal":
-            return f"{exact}, but this model was trained with dit.attention=bidirectional"
-        if self.condition == "tokens" and self.condition_attention == "all":
+        if not self.causal:
             return (
-                f"{exact}, but the condition tokens of this model see all frames and carry later ones to earlier ones "
-                "(dit.condition_attention=all)"
+                "mode=window and mode=rolling cache finished frames, which is exact only if no frame sees a later one, "
+                "but frames of this model do (dit.attention=bidirectional or dit.condition_attention=all)"
             )
         if self.condition == "tokens":
             return (

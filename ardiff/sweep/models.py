@@ -9,6 +9,7 @@ from typing import Any
 from ardiff.data import storage
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiTConfig
+from ardiff.models import AnyDiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import build_config, local_folder
 from ardiff.sampling.params import ModelInfo, SamplingMode, SamplingParams, validate
@@ -44,7 +45,8 @@ class SweptModel:
             return None
         try:
             config: dict[str, Any] = json.loads(storage.read_bytes(place))
-            dit, diffusion = build_config(DiTConfig, config["dit"]), build_config(DiffusionConfig, config["diffusion"])
+            dit = build_config(AnyDiTConfig, config["dit"])
+            diffusion = build_config(DiffusionConfig, config["diffusion"])
             side = int(config["vae"]["resolution"])
             return cls(uri, "", dit, diffusion.num_timesteps, side, tuple(config["class_names"]))
         except (ValueError, KeyError, TypeError):

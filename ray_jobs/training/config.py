@@ -7,6 +7,7 @@ from ardiff.data import storage
 from ardiff.data.config import ClipConfig
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit.config import DiTConfig
+from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig
 from ardiff.train.config import TrainConfig
 from ardiff.train.tasks.config import AutoencoderTaskConfig, DiTTaskConfig
 from ardiff.vae.config import AutoencoderConfig
@@ -23,7 +24,7 @@ class TrainVAEConfig:
     init_from: str = ""
     """Initial weights: an AR-VAE folder, a pipeline folder or a training checkpoint (which also has the discriminator),
     local or ``s3://``. Wider latents are pruned to ``vae.token_dim``. Empty starts from random weights."""
-    vae: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    vae: AnyAutoencoderConfig = field(default_factory=AutoencoderConfig)
     """The model."""
     task: AutoencoderTaskConfig = field(default_factory=AutoencoderTaskConfig)
     """The losses."""
@@ -78,7 +79,7 @@ class TrainDiTConfig:
     """Initial weights: a pipeline folder, local or ``s3://``. Empty starts from random weights."""
     data: DiTDataConfig = field(default_factory=DiTDataConfig)
     """Stored latents or videos."""
-    dit: DiTConfig = field(default_factory=DiTConfig)
+    dit: AnyDiTConfig = field(default_factory=DiTConfig)
     """The model."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """The diffusion process."""

@@ -5,6 +5,7 @@ from typing import Literal
 
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit.config import DiTConfig
+from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig
 from ardiff.sampling.params import ModelInfo, SamplingParams, validate
 from ardiff.vae.config import AutoencoderConfig
 
@@ -45,9 +46,9 @@ class EstimateConfig:
 
     model: Literal["dit", "vae"] = "dit"
     """The model to train."""
-    dit: DiTConfig = field(default_factory=DiTConfig)
+    dit: AnyDiTConfig = field(default_factory=DiTConfig)
     """Sizes of the AR-DiT."""
-    vae: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    vae: AnyAutoencoderConfig = field(default_factory=AutoencoderConfig)
     """Sizes of the AR-VAE."""
     num_frames: int = 16
     """Frames of a training clip; 1 in the first two stages of the AR-VAE."""

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ardiff.dit import DiT, DiTConfig
 from ardiff.metrics.networks.i3d import I3D
+from ardiff.models import make_autoencoder, make_dit
 from ardiff.sampling.cost import frame_evaluations
 from ardiff.train.estimate.config import EstimateConfig
 from ardiff.train.flops import FlopCounter
@@ -117,7 +118,7 @@ def count_forward(model: nn.Module, batch_size: int, num_frames: int) -> tuple[i
 def _count(sizes: AutoencoderConfig | DiTConfig, batch_size: int, num_frames: int) -> tuple[float, float, float]:
     """Parameters, operations of a forward pass, and elements that it keeps for the backward pass."""
     with FakeTensorMode():
-        model: nn.Module = DiT(sizes) if isinstance(sizes, DiTConfig) else ARAutoencoder(sizes)
+        model: nn.Module = make_dit(sizes) if isinstance(sizes, DiTConfig) else make_autoencoder(sizes)
         flops, kept = count_forward(model, batch_size, num_frames)
     return float(sum(p.numel() for p in model.parameters())), float(flops), kept / 4
 
@@ -125,7 +126,7 @@ def _count(sizes: AutoencoderConfig | DiTConfig, batch_size: int, num_frames: in
 def _at_depth(sizes: AutoencoderConfig, call: Callable[[ARAutoencoder], object]) -> float:
     """Operations of ``call``, extrapolated from models of one and two blocks."""
     with FakeTensorMode():
-        small = [ARAutoencoder(dataclasses.replace(sizes, depth=depth)).eval() for depth in (1, 2)]
+        small = [make_autoencoder(dataclasses.replace(sizes, depth=depth)).eval() for depth in (1, 2)]
         one, two = (_operations(functools.partial(call, model)) for model in small)
     return one + (two - one) * (sizes.depth - 1)
 
