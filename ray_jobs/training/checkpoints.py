@@ -99,7 +99,7 @@ class CheckpointCallback(TrainingCallback):
 
     def _register(self, uri: str, step: int, loss: float) -> None:
         """Registers the checkpoint with Ray Train, which resumes from it after a failure."""
-        filesystem, path = storage.open_filesystem(uri, patient=True)
+        filesystem, path = storage.open_filesystem(uri, retry=True)
         ray.train.report(
             {"step": step, "loss": loss},
             checkpoint=ray.train.Checkpoint(path, filesystem),

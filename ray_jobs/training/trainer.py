@@ -40,7 +40,7 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
     check_cluster_size(config, device)
     job = prepare_resume(job)
     # Ray Train restores the latest registered checkpoint of a run with the same name in the same storage.
-    filesystem, path = storage.open_filesystem(job.folder, patient=True)
+    filesystem, path = storage.open_filesystem(job.folder, retry=True)
     if isinstance(filesystem, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
     with remote_progress(job.name, config.num_steps, "step", TrainingProgress) as progress:

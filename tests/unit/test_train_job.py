@@ -26,7 +26,7 @@ from ardiff.train import shards
 from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.config import OptimizerConfig, TrainConfig
 from ardiff.train.engines.torch_engine import TorchEngine
-from ray_jobs.runtime import cluster, crash_guard, error_log
+from ray_jobs.runtime import crash_guard, error_log, placement
 from ray_jobs.training import trainer
 from ray_jobs.training.attempts import TrainingProgress
 from ray_jobs.training.batches import load_chunk, rows_of_rank
@@ -407,7 +407,7 @@ def test_the_error_log_actor_runs_on_the_drivers_node(monkeypatch: pytest.Monkey
     context = SimpleNamespace(get_node_id=lambda: "a" * 56)
     fake = SimpleNamespace(remote=lambda kind: remote, get=lambda value: value, get_runtime_context=lambda: context)
     monkeypatch.setattr(error_log, "ray", fake)
-    monkeypatch.setattr(cluster, "ray", fake)
+    monkeypatch.setattr(placement, "ray", fake)
     with error_log.error_log("folder", 8, 0.1, "video"):
         strategy = asked["scheduling_strategy"]
     assert (strategy.node_id, strategy.soft) == ("a" * 56, False)
