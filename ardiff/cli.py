@@ -10,6 +10,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 import yaml
 
@@ -30,7 +31,7 @@ COMMANDS = {
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
     "sweep": ("ray_jobs.sweep", "SweepConfig", "generate a grid of videos, score every sweep point, and report"),
     "export": ("ardiff.train.export", "ExportConfig", "export a usable model from a training checkpoint"),
-    "import-upstream": ("ardiff.upstream.command", "ImportConfig", "convert upstream checkpoints to a pipeline"),
+    "import-upstream": ("ardiff.import_upstream", "ImportConfig", "convert upstream checkpoints to a pipeline"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
     "evaluate-quick": ("ray_jobs.evaluate_quick", "QuickConfig", "score small synthetic videos, with controls"),
     "compare": ("ardiff.metrics.compare", "CompareConfig", "show scores of one protocol side by side"),
@@ -39,7 +40,7 @@ COMMANDS = {
     "lint-serve": ("ray_jobs.serving.lint", "LintConfig", "check a Ray Serve configuration before deployment"),
     "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "create an API key for the service"),
     "ablate": ("ray_jobs.ablate", "AblateConfig", "train variants of the quickstart and compare them"),
-    "estimate": ("ardiff.train.estimate", "EstimateConfig", "estimate memory and time per ZeRO stage, and job costs"),
+    "estimate": ("ardiff.train.estimate.command", "EstimateConfig", "estimate memory, time and price of jobs"),
 }
 """Commands with a configuration: module, configuration class and summary. The module has a function ``run(config)``."""
 TOOLS = {
@@ -48,6 +49,8 @@ TOOLS = {
     "doctor": ("ray_jobs.doctor", "check this machine or a cluster"),
 }
 """Commands with options of their own and no configuration: module and summary."""
+EXTRAS = {"ardiff.client": "serve", "ray_jobs.serve": "serve", "ray_jobs.serving.lint": "serve"}
+"""The extra that brings the packages of a command's module, where it is not ``ray``."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,7 +86,7 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
 
         return examine()
     if command in TOOLS:
-        code: int = importlib.import_module(TOOLS[command][0]).main(arguments[1:])
+        code: int = _load(TOOLS[command][0]).main(arguments[1:])
         return code
     if command not in COMMANDS:
         _top_parser().parse_args(arguments)
@@ -108,9 +111,22 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
 def read_arguments(command: str, arguments: Sequence[str]) -> Call:
     """Reads the arguments of one of the ``COMMANDS``. Raises ConfigError; exits with 2 for an unknown option."""
     module_name, class_name, summary = COMMANDS[command]
-    module = importlib.import_module(module_name)
+    module = _load(module_name)
     config_class = getattr(module, class_name)
     return read_call(command, module, config_class, command_parser(command, summary, module, config_class), arguments)
+
+
+def _load(name: str) -> ModuleType:
+    """Imports the module of a command. Raises ArdiffError naming the extra to install if a package is missing."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("ardiff", "ray_jobs"):
+            raise
+        extra = EXTRAS.get(name, "ray")
+        message = f"This command needs the package {package}, which is not installed: pip install 'ardiff[{extra}]'."
+        raise ArdiffError(message) from error
 
 
 def _top_parser() -> argparse.ArgumentParser:

@@ -1,8 +1,9 @@
 """Typed, strict configuration: frozen dataclasses filled from YAML and dotted overrides.
 
 A configuration is one dataclass whose fields are values or further dataclasses. It is read from a YAML file, or from a
-folder with one YAML file per field, and then changed by overrides such as ``train.lr=1e-4``. Every key must be a field
-and every value must have the field's type. An error names the path of the key and the nearest valid name.
+folder with one YAML file per field, and then changed by overrides such as ``train.lr=1e-4``. A file may overlay
+another one: ``base: ../paper/train_dit.yaml`` reads that file first. Every key must be a field and every value must
+have the field's type. An error names the path of the key and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ CONFIGS = "ARDIFF_CONFIGS"
 a cluster's nodes."""
 COMMAND = "command"
 """Key that names the command of a configuration file. Such a file is complete; it is not a part of its folder."""
+BASE = "base"
+"""Key of a file that overlays another file: the path of that file, relative to the folder of this one."""
 
 
 def load_config(
@@ -66,10 +69,39 @@ def take_section(cls: type[ConfigT], tree: dict[str, Any], name: str) -> ConfigT
     return section
 
 
+def section_classes(hint: Any) -> tuple[type[Any], ...]:
+    """The dataclasses that a section of type ``hint`` may be; empty if the type is no section.
+
+    A section may be a union of dataclasses. Its key ``kind`` chooses one by their defaults; the first is the default.
+    """
+    classes = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return classes if all(dataclasses.is_dataclass(cls) for cls in classes) else ()
+
+
+def kind_of(cls: type[Any]) -> str:
+    """The default of the field ``kind``, which tells the dataclasses of a union apart."""
+    return str(next(f.default for f in dataclasses.fields(cls) if f.name == "kind"))
+
+
+def _choose_class(hint: Any, tree: dict[str, Any], prefix: str) -> type[Any]:
+    first, *others = section_classes(hint)
+    if not others:
+        return first
+    kinds = {kind_of(cls): cls for cls in (first, *others)}
+    kind = tree.get("kind", next(iter(kinds)))
+    if kind not in list(kinds):
+        raise ConfigError(f"'{_join(prefix, 'kind')}' must be one of {', '.join(kinds)}, not {kind!r}.")
+    return kinds[kind]
+
+
 def build(cls: type[ConfigT], tree: dict[str, Any], prefix: str = "") -> ConfigT:
-    """Builds the dataclass ``cls`` from nested dicts and checks every key and type. Raises ConfigError."""
+    """Builds the dataclass ``cls``, or one of a union of them, from nested dicts. Raises ConfigError.
+
+    Checks every key and type.
+    """
+    cls = _choose_class(cls, tree, prefix)
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if key not in fields:
@@ -156,6 +188,34 @@ def _read_tree(path: Path) -> dict[str, Any]:
             raise ConfigError(f"The configuration folder {path} has no .yaml file.")
         trees = {file.stem: _read_tree(file) for file in files}
         return {name: tree for name, tree in trees.items() if COMMAND not in tree}
+    return _read_file(path)
+
+
+def _read_file(path: Path, overlays: Sequence[Path] = ()) -> dict[str, Any]:
+    """The settings of a file over those of its base. ``overlays``: the files that this one is the base of."""
+    settings = _load_yaml(path)
+    if BASE not in settings:
+        return settings
+    base = path.parent / str(settings.pop(BASE))
+    if base.resolve() in overlays:
+        raise ConfigError(f"{path} has itself as its base.")
+    tree = _read_file(base, [*overlays, path.resolve()])
+    _merge(tree, settings)
+    return tree
+
+
+def base_files(path: Path) -> list[Path]:
+    """The files that a configuration file, or the files of a folder, overlay, with their own bases."""
+    if path.is_dir():
+        return [base for file in sorted(path.glob("*.yaml")) for base in base_files(file)]
+    settings = _load_yaml(path)
+    if BASE not in settings:
+        return []
+    base = path.parent / str(settings[BASE])
+    return [base, *base_files(base)]
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -199,10 +259,10 @@ def _coerce(hint: Any, value: Any, prefix: str) -> Any:
     A string becomes a float (PyYAML reads ``1e-4`` as a string), or a list of strings, split at commas.
     """
     origin, args = get_origin(hint), get_args(hint)
-    if dataclasses.is_dataclass(hint):
+    if section_classes(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"'{prefix}' is a section with its own keys, not {value!r}.")
-        return build(typing.cast(type, hint), value, prefix)
+        return build(hint, value, prefix)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None

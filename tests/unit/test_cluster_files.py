@@ -69,7 +69,7 @@ DOCUMENTS = [
 ]
 JOBS = [document for _, document in DOCUMENTS if document["kind"] == "RayJob"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-RAY = next(re.search("==(.*)", d)[1] for d in PROJECT["dependencies"] if d.startswith("ray["))  # type: ignore[index]
+RAY = next(re.search("==(.*)", d)[1] for d in PROJECT["optional-dependencies"]["ray"] if d.startswith("ray["))  # type: ignore[index]
 
 
 def document(kind: str) -> dict[str, Any]:
