@@ -21,7 +21,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_workers_come_and_go_with_nodes(cluster: Cluster, latents: Path, tmp_path: Path) -> None:
-    """Each node has room for one worker: training begins on one, takes a second in, and goes on when it is killed."""
+    """Each node has CPUs for one worker. Training starts on one, adds the second, and goes on when it is killed."""
     log, output = tmp_path / "log", tmp_path / "run"
     sizes = ["train.num_steps=1000000", "train.checkpoint_every=100"]
     elastic = ["train.min_workers=1", "train.resize_interval=1", "train.cpu_threads=2", "train.max_failures=5"]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.ray
 
 SMALL = ["grid.ar_steps=[1,4]", "grid.num_frames=[12]", "grid.num_inference_steps=[4]", "grid.seeds=2", "cpu_threads=1"]
 LONG = ["grid.ar_steps=[8]", "grid.num_frames=[100]", "grid.num_inference_steps=[8]", "grid.seeds=4", "batch_size=2"]
-"""Twelve videos that take a second or two each, so that there is time to break something."""
+"""Twelve videos of a second or two each, so that a process can be killed in between."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ Sweep = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def sweep(cluster: None, checkpoint: str, capfd: pytest.CaptureFixture[str]) -> Sweep:
-    """``sweep(output, "key=value", ...)``: exit code and what was said."""
+    """``sweep(output, "key=value", ...)``: the exit code and the error output."""
 
     def run(output: Path, *settings: str) -> tuple[int, str]:
         capfd.readouterr()
@@ -143,7 +143,7 @@ def test_two_actors_change_no_bit_and_again_makes_only_what_is_missing_or_damage
     assert frames(lines_of(output)) == frames(before)
     assert [line["file_sha256"] for line in lines_of(output)] == [line["file_sha256"] for line in before]
     assert {uri: Path(uri).stat().st_mtime_ns for uri in stamps} == stamps
-    # A larger grid takes up what is there.
+    # A larger grid uses the videos that exist.
     code, err = sweep(output, "keep_latents=true", "grid.seeds=3")
     assert "6 videos generated, 12 were there" in err
     assert len(lines_of(output)) == 18
@@ -220,7 +220,7 @@ def test_scores_that_cannot_be_had_are_refused_first_or_leave_a_page(sweep: Swee
     code, err = sweep(tmp_path / "out", *settings)
     assert code == 1
     assert "ardiff weights fetch i3d" in err
-    assert not (tmp_path / "out").exists()  # no video was made for nothing
+    assert not (tmp_path / "out").exists()  # before any video is generated
     Path(record.uri).unlink()
     quick = ("scores.protocol=quick", "scores.batch_size=2", "scores.resolution=16")
     code, err = sweep(tmp_path / "out", *settings, *quick)
@@ -236,7 +236,7 @@ def test_scores_that_cannot_be_had_are_refused_first_or_leave_a_page(sweep: Swee
 
 @pytest.fixture(scope="module")
 def expected(cluster: None, checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Frames of the long grid, by one actor that nothing happens to."""
+    """Frames of the long grid, by one actor without interruption."""
     output = tmp_path_factory.mktemp("expected") / "out"
     assert main(["sweep", *arguments(checkpoint, output), "batch_size=12"]) == 0
     return frames(lines_of(output))
@@ -265,7 +265,7 @@ def test_killed_actors_and_drivers_cost_what_was_in_flight(
     assert frames(lines) == expected
     assert sum(line["attempts"] > 1 for line in lines) <= 2  # of the pack whose actor was killed
 
-    # Nothing but an actor killed: the job goes on by itself.
+    # After the death of an actor the job goes on without help.
     process = jobs.start("sweep", *arguments(checkpoint, tmp_path / "b", "max_actors=1"), log=tmp_path / "log")
     first = wait_for_records(process, tmp_path / "b", 1)[0]
     worker = re.search(r'"worker": ".*:(\d+)"', Path(first).read_text())
