@@ -31,7 +31,7 @@ COMMANDS = {
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
     "sweep": ("ray_jobs.sweep", "SweepConfig", "generate a grid of videos, score every sweep point, and report"),
     "export": ("ardiff.train.export", "ExportConfig", "export a usable model from a training checkpoint"),
-    "import-upstream": ("ardiff.upstream.command", "ImportConfig", "convert upstream checkpoints to a pipeline"),
+    "import-upstream": ("ardiff.import_upstream", "ImportConfig", "convert upstream checkpoints to a pipeline"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
     "evaluate-quick": ("ray_jobs.evaluate_quick", "QuickConfig", "score small synthetic videos, with controls"),
     "compare": ("ardiff.metrics.compare", "CompareConfig", "show scores of one protocol side by side"),

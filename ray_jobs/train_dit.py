@@ -33,8 +33,9 @@ from ardiff.data.manifest import VideoRecord, class_names, content_of, manifest_
 from ardiff.data.streams import ClipStream, LatentStream, Stream
 from ardiff.data.transforms import to_unit
 from ardiff.diffusion.config import DiffusionConfig
-from ardiff.dit import DiT, DiTConfig
+from ardiff.dit import DiTConfig
 from ardiff.errors import ConfigError
+from ardiff.models import AnyDiTConfig, make_dit
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import derive_seed
 from ardiff.train.config import TrainConfig
@@ -85,7 +86,7 @@ class TrainDiTConfig:
     """Pipeline folder whose AR-DiT training begins with, local or ``s3://``. Empty starts from random weights."""
     data: DiTDataConfig = field(default_factory=DiTDataConfig)
     """Stored latents or videos."""
-    dit: DiTConfig = field(default_factory=DiTConfig)
+    dit: AnyDiTConfig = field(default_factory=DiTConfig)
     """The model."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """The process."""
@@ -247,7 +248,7 @@ def _check(config: TrainDiTConfig, latents: LatentSet) -> None:
 def _make_task(config: TrainDiTConfig, latents: LatentSet) -> DiTTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
-        model = DiT(config.dit)
+        model = make_dit(config.dit)
     if config.init_from:
         initialise_dit(config.init_from, model)
     decode = None

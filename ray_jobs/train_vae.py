@@ -15,12 +15,13 @@ from ardiff.data import storage
 from ardiff.data.config import ClipConfig
 from ardiff.data.manifest import content_of, manifest_table, read_manifest, usable
 from ardiff.data.streams import ClipStream
+from ardiff.models import AnyAutoencoderConfig, make_autoencoder
 from ardiff.randomness import derive_seed
 from ardiff.train.config import TrainConfig
 from ardiff.train.export import describe_autoencoder
 from ardiff.train.initial import initialise_autoencoder
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
-from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ardiff.vae import AutoencoderConfig
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.error_log import training_error_log
 from ray_jobs.runtime.stages import record_run, stage
@@ -39,7 +40,7 @@ class TrainVAEConfig:
     """Where the weights of an earlier stage lie: an AR-VAE folder, a pipeline folder or a training checkpoint (which
     also has the discriminator), local or ``s3://``. Wider latents are pruned to ``vae.token_dim``. Empty starts from
     random weights."""
-    vae: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    vae: AnyAutoencoderConfig = field(default_factory=AutoencoderConfig)
     """The model."""
     task: AutoencoderTaskConfig = field(default_factory=AutoencoderTaskConfig)
     """The losses."""
@@ -95,7 +96,7 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
 def _make_task(config: TrainVAEConfig, stream: ClipStream) -> AutoencoderTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
-        task = AutoencoderTask(ARAutoencoder(config.vae), config.task)
+        task = AutoencoderTask(make_autoencoder(config.vae), config.task)
     if config.init_from:
         initialise_autoencoder(config.init_from, task.model, task.discriminator)
     if config.train.sample_every:

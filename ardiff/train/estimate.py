@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ardiff.diffusion.ar_step import check_ar_step
 from ardiff.dit import DiT, DiTConfig
 from ardiff.metrics.networks.i3d import I3D
+from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.sampling.cost import frame_evaluations
 from ardiff.sampling.params import SamplingParams
 from ardiff.train.flops import FlopCounter
@@ -78,9 +79,9 @@ class EstimateConfig:
 
     model: Literal["dit", "vae"] = "dit"
     """Which of the two models is trained."""
-    dit: DiTConfig = field(default_factory=DiTConfig)
+    dit: AnyDiTConfig = field(default_factory=DiTConfig)
     """Sizes of the AR-DiT."""
-    vae: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    vae: AnyAutoencoderConfig = field(default_factory=AutoencoderConfig)
     """Sizes of the AR-VAE."""
     num_frames: int = 16
     """Frames of a clip; 1 in the AR-VAE's first two stages."""
@@ -344,7 +345,7 @@ def _decoder_flops(sizes: AutoencoderConfig) -> float:
 def _at_depth(sizes: AutoencoderConfig, call: Callable[[ARAutoencoder], object]) -> float:
     """Operations of the call, drawn out from models of one and two blocks."""
     with FakeTensorMode():
-        small = [ARAutoencoder(dataclasses.replace(sizes, depth=depth)).eval() for depth in (1, 2)]
+        small = [make_autoencoder(dataclasses.replace(sizes, depth=depth)).eval() for depth in (1, 2)]
         one, two = (_operations(functools.partial(call, model)) for model in small)
     return one + (two - one) * (sizes.depth - 1)
 
@@ -365,7 +366,7 @@ def _operations(call: Callable[[], object]) -> float:
 def _count(config: EstimateConfig, sizes: AutoencoderConfig | DiTConfig) -> tuple[float, float, float]:
     """Parameters, operations of a forward pass, and bytes it keeps, of a model whose tensors have no memory."""
     with FakeTensorMode():
-        model: nn.Module = DiT(sizes) if isinstance(sizes, DiTConfig) else ARAutoencoder(sizes)
+        model: nn.Module = make_dit(sizes) if isinstance(sizes, DiTConfig) else make_autoencoder(sizes)
         flops, kept = count_forward(model, config.micro_batch_size, config.num_frames)
     return float(sum(p.numel() for p in model.parameters())), float(flops), kept * config.element_bytes / 4
 

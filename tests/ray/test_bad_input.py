@@ -346,7 +346,7 @@ def test_generating_into_a_folder_of_other_settings(
     (output / "videos" / "00001.mp4").unlink()
     outcome = ardiff(*command)
     assert outcome.code == 0
-    assert "1 videos generated, 1 were there" in outcome.err
+    assert "1 videos generated, 1 were complete" in outcome.err
     assert (output / "videos" / "00001.mp4").read_bytes() == before[output / "videos" / "00001.mp4"]
 
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from ardiff.cli import COMMANDS, TOOLS, main, read_arguments
-from ardiff.config import build
+from ardiff.config import build, section_classes
 from ardiff.data.config import StorageConfig
 from ardiff.errors import ConfigError
 from ray_jobs.serve import ReplicaConfig
@@ -39,8 +39,8 @@ def settings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting of a configuration class and of its sections: its name in dots, and its type."""
     for name, hint in typing.get_type_hints(cls).items():
         yield prefix + name, hint
-        if dataclasses.is_dataclass(hint):
-            yield from settings(typing.cast(type, hint), f"{prefix}{name}.")
+        for section in section_classes(hint):
+            yield from settings(section, f"{prefix}{name}.")
 
 
 SETTINGS = [

@@ -63,14 +63,14 @@ def test_the_job_starts_from_it(make_vae, tmp_path: Path) -> None:
 
 
 def test_an_ar_dit_from_a_pipeline(make_pipeline, make_dit, tmp_path: Path) -> None:
-    source = make_pipeline(condition="tokens", condition_tokens=3, condition_dim=5, positions="table")
+    source = make_pipeline(kind="upstream", condition_tokens=3, condition_dim=5)
     source.save_pretrained(str(tmp_path))
     latents = LatentSet("x", 8, 2, 4, ["a", "b", "c"], [], [], source.statistics, "")
     config = TrainDiTConfig(init_from=str(tmp_path), dit=source.dit.config)
     assert same(_make_dit_task(config, latents).model, source.dit)
     assert not same(_make_dit_task(replace(config, init_from=""), latents).model, source.dit)
     with pytest.raises(CheckpointError, match=r"class_embedding\.weight is missing in the file"):
-        initialise_dit(str(tmp_path), make_dit(positions="table"))
+        initialise_dit(str(tmp_path), make_dit(positions="sincos"))
     with pytest.raises(CheckpointError, match="There is no trained model"):
         initialise_dit(str(tmp_path / "nothing"), make_dit())
     assert fingerprint(TrainDiTConfig()) == fingerprint(TrainDiTConfig(init_from="")) != fingerprint(config)
