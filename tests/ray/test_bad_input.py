@@ -147,7 +147,7 @@ def test_missing_inputs(ardiff: Command, no_ray: None, tmp_path: Path) -> None:
             ["encode", "--manifest", manifest, "--vae", nowhere],
             ["generate", "--pipeline", nowhere],
         ],
-        "No complete set of latents": [["train-dit", "--latents", nowhere]],
+        "no complete set of latents": [["train-dit", "--latents", nowhere]],
     }
     for message, commands in cases.items():
         for command in commands:
