@@ -87,11 +87,11 @@ def test_from_videos_to_scores_with_a_node_killed(cluster: Cluster, s3_bucket: s
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert "going on from the checkpoint of step" in out
+    assert "resuming from the checkpoint of step" in out
     assert "with 1 of 2 workers" in out
     reached = checkpoints(f"{place}/dit")
     out = submit("train-dit", *dit, f"train.num_steps={reached + 4}")
-    assert f"going on from the checkpoint of step {reached} with 1 of 2 workers" in out
+    assert f"resuming from the checkpoint of step {reached} with 1 of 2 workers" in out
     losses = json.loads(storage.read_bytes(f"{place}/dit/history.json"))["loss"]
     assert [step for step, _ in losses] == list(range(2, reached + 5, 2))
 
