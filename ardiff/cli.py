@@ -1,101 +1,93 @@
-"""The ``ardiff`` command: one verb per job, each configured by a YAML file, options and ``key=value`` overrides.
-
-A section ``storage`` beside the verb's own settings says how ``s3://`` places are reached; every verb has it.
-"""
+"""The ``ardiff`` command: one subcommand per job, configured by YAML files, options and ``key=value`` overrides."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
-import json
 import logging
 import os
 import sys
 import textwrap
 import traceback
-import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
 
 import yaml
 
 from ardiff import logs
-from ardiff.config import VERB, build, field_documentation, read_settings, take_section, to_dict, to_yaml
+from ardiff.arguments import Call, command_parser, read_call
+from ardiff.config import to_dict, to_yaml
 from ardiff.data import s3
-from ardiff.data.s3 import StorageConfig
+from ardiff.data.config import StorageConfig
 from ardiff.errors import ArdiffError, ConfigError
 
 logger = logging.getLogger(__name__)
-VERBS = {
-    "quickstart": ("ray_jobs.quickstart", "QuickstartConfig", "the whole path, from videos to a scored model"),
+COMMANDS = {
+    "quickstart": ("ray_jobs.quickstart", "QuickstartConfig", "run everything, from videos to an evaluated model"),
     "prepare": ("ray_jobs.prepare", "PrepareConfig", "list and probe videos, or draw the synthetic set"),
     "train-vae": ("ray_jobs.train_vae", "TrainVAEConfig", "train the AR-VAE on clips"),
     "encode": ("ray_jobs.encode", "EncodeConfig", "encode clips to latents with a trained AR-VAE"),
     "train-dit": ("ray_jobs.train_dit", "TrainDiTConfig", "train the AR-DiT on latents"),
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
-    "sweep": ("ray_jobs.sweep", "SweepConfig", "generate a grid of videos, score every cell, and report"),
-    "export": ("ardiff.train.export", "ExportConfig", "make a usable model of a training checkpoint"),
-    "import-released": ("ardiff.upstream.command", "ImportConfig", "make a pipeline of the authors' checkpoints"),
+    "sweep": ("ray_jobs.sweep", "SweepConfig", "generate a grid of videos, score every sweep point, and report"),
+    "export": ("ardiff.train.export", "ExportConfig", "export a usable model from a training checkpoint"),
+    "import-upstream": ("ardiff.upstream.command", "ImportConfig", "convert upstream checkpoints to a pipeline"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
-    "compare": ("ardiff.metrics.compare", "CompareConfig", "put scores of one protocol side by side"),
+    "compare": ("ardiff.metrics.compare", "CompareConfig", "show scores of one protocol side by side"),
     "weights": ("ardiff.metrics.weights", "WeightsConfig", "list or fetch the weights of feature networks"),
-    "serve": ("ray_jobs.serve", "ServeConfig", "an HTTP service and a page that generate videos"),
-    "lint-serve": ("ray_jobs.serving.lint", "LintConfig", "check a Ray Serve configuration before it is deployed"),
-    "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "make an API key for the service"),
-    "ablate": ("ray_jobs.ablate", "AblateConfig", "train variants of the quickstart's recipe and compare them"),
-    "estimate": ("ardiff.train.estimate", "EstimateConfig", "memory and time per ZeRO stage, and what the jobs cost"),
+    "serve": ("ray_jobs.serve", "ServeConfig", "serve video generation over HTTP, with a web page"),
+    "lint-serve": ("ray_jobs.serving.lint", "LintConfig", "check a Ray Serve configuration before deployment"),
+    "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "create an API key for the service"),
+    "ablate": ("ray_jobs.ablate", "AblateConfig", "train variants of the quickstart and compare them"),
+    "estimate": ("ardiff.train.estimate", "EstimateConfig", "estimate memory and time per ZeRO stage, and job costs"),
 }
-
-OTHERS = {
-    "submit": ("ray_jobs.submit", "run one of the jobs on a cluster, from here"),
-    "client": ("ardiff.client", "ask a running service for videos"),
-    "doctor": ("ray_jobs.doctor", "say what this machine or a cluster has and what is missing"),
+"""Commands with a configuration: module, configuration class and summary. The module has a function ``run(config)``."""
+TOOLS = {
+    "submit": ("ray_jobs.submit", "run a job on a remote cluster"),
+    "client": ("ardiff.client", "request videos from a running service"),
+    "doctor": ("ray_jobs.doctor", "check this machine or a cluster"),
 }
-"""Verbs that are not configured but have options of their own."""
+"""Commands with options of their own and no configuration: module and summary."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command. Returns 0, or 1 for a job that failed, 2 for a wrong call, 130 for an interruption."""
+    """Runs a command. Returns 0 for success, 1 for a failed job, 2 for a wrong call and 130 for an interruption."""
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
     try:
         return _dispatch([a for a in arguments if a != "--debug"], debug)
     except KeyboardInterrupt:
-        _complain("Interrupted. The same command goes on where this one stopped (without resume=none).", "\n")
+        _print_error("Interrupted. The same command resumes (without resume=none).", "\n")
         return 130
     except ArdiffError as error:
         if debug:
             traceback.print_exc()
-        _complain(str(error), "ardiff: ")
+        _print_error(str(error), "ardiff: ")
         return 2 if isinstance(error, ConfigError) else 1
 
 
-def _complain(message: str, before: str) -> None:
-    """Says why the command ends: a line of the log if it is JSON, else a sentence to the user."""
-    if logs.begun():
+def _print_error(message: str, prefix: str) -> None:
+    """Logs the error as JSON, or prints it to standard error."""
+    if logs.is_set_up():
         logger.error("%s", message)
     else:
-        print(f"{before}{message}", file=sys.stderr)
+        print(f"{prefix}{message}", file=sys.stderr)
 
 
 def _dispatch(arguments: list[str], debug: bool) -> int:
     if debug:
         os.environ["ARDIFF_DEBUG"] = "1"
-    verb = arguments[0] if arguments else ""
+    command = arguments[0] if arguments else ""
     if arguments == ["doctor"]:
         from ardiff.doctor import examine
 
         return examine()
-    if verb in OTHERS:
-        code: int = importlib.import_module(OTHERS[verb][0]).main(arguments[1:])
+    if command in TOOLS:
+        code: int = importlib.import_module(TOOLS[command][0]).main(arguments[1:])
         return code
-    if verb not in VERBS:
+    if command not in COMMANDS:
         _top_parser().parse_args(arguments)
         return 2
-    call = read_arguments(verb, arguments[1:])
+    call = read_arguments(command, arguments[1:])
     if call.dry_run:
         print(to_yaml(call.config), end="")
         if call.storage != StorageConfig():
@@ -106,129 +98,27 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
         return 0
     if call.log:
         os.environ[logs.FORMAT] = call.log
-    logs.begin(verb, to_dict(call.config).get("output"))
+    logs.start_run(command, to_dict(call.config).get("output"))
     s3.configure(call.storage)
     call.module.run(call.config)
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A verb with its arguments read."""
-
-    module: ModuleType
-    config: Any
-    """The verb's configuration, complete."""
-    storage: StorageConfig
-    """How ``s3://`` places are reached."""
-    files: Sequence[str]
-    """What was given as ``--config``."""
-    dry_run: bool
-    log: str | None
-    """``text`` or ``json``, where it was given."""
-
-
-def read_arguments(verb: str, arguments: Sequence[str]) -> Call:
-    """Reads what follows one of the ``VERBS``. Raises ConfigError; exits with 2 for an unknown option."""
-    module_name, class_name, summary = VERBS[verb]
+def read_arguments(command: str, arguments: Sequence[str]) -> Call:
+    """Reads the arguments of one of the ``COMMANDS``. Raises ConfigError; exits with 2 for an unknown option."""
+    module_name, class_name, summary = COMMANDS[command]
     module = importlib.import_module(module_name)
     config_class = getattr(module, class_name)
-    config_first = getattr(module, "CONFIG_FIRST", False)
-    parser = _verb_parser(verb, summary, config_class, getattr(module, "ALIASES", {}), config_first)
-    options, rest = parser.parse_known_intermixed_args(arguments)
-    if rest:
-        parser.error(f"unknown option {rest[0]}")
-    given = {n.removeprefix("set_"): v for n, v in vars(options).items() if n.startswith("set_") and v is not None}
-    named, rest = list(getattr(module, "POSITIONALS", ())), options.overrides
-    while named and rest and "=" not in rest[0]:
-        given[named.pop(0)], *rest = rest
-    files = list(options.config or ())
-    if config_first and rest and "=" not in rest[0]:
-        files.append(rest.pop(0))
-    if hasattr(module, "REMAINING"):  # the field that takes every further argument
-        plain = [a for a in rest if "=" not in a]
-        rest = [a for a in rest if "=" in a]
-        given |= {module.REMAINING: json.dumps(plain)} if plain else {}
-    overrides = [f"{name}={value}" for name, value in given.items()] + rest
-    paths = files or (module.config_paths(given) if hasattr(module, "config_paths") else None)
-    settings = read_settings(paths, overrides)
-    if settings.pop(VERB, verb) != verb:
-        raise ConfigError(f"{', '.join(files)} is the configuration of another verb than {verb}.")
-    reach = take_section(StorageConfig, settings, "storage")
-    return Call(module, build(config_class, settings), reach, files, options.dry_run, options.log)
+    return read_call(command, module, config_class, command_parser(command, summary, module, config_class), arguments)
 
 
 def _top_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ardiff",
-        description="AR-Diffusion: train, sample and score asynchronous auto-regressive video diffusion models on Ray.",
-        epilog="`ardiff VERB --help` lists every setting of a verb. --debug shows tracebacks.",
+        description="AR-Diffusion: train, sample and evaluate asynchronous autoregressive video diffusion on Ray.",
+        epilog="`ardiff COMMAND --help` lists the settings of a command. --debug shows tracebacks.",
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb, (_, _, summary) in VERBS.items():
-        verbs.add_parser(verb, help=summary, add_help=False)
-    for verb, (_, summary) in OTHERS.items():
-        verbs.add_parser(verb, help=summary, add_help=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command, (*_, summary) in (COMMANDS | TOOLS).items():
+        commands.add_parser(command, help=summary, add_help=False)
     return parser
-
-
-def _verb_parser(
-    verb: str, summary: str, config_class: type[Any], aliases: dict[str, str], config_first: bool
-) -> argparse.ArgumentParser:
-    """Every plain setting is an option, some by a second name; settings of sections are ``section.key=value``."""
-    parser = argparse.ArgumentParser(
-        prog=f"ardiff {verb}",
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_sections_help(config_class),
-    )
-    metavar, lead = ("FILE | key=value", "like --config, then ") if config_first else ("key=value", "")
-    parser.add_argument("overrides", nargs="*", metavar=metavar, help=f"{lead}settings that override the file's")
-    parser.add_argument(
-        "--config", metavar="PATH", action="append", help="YAML file, or folder of them; may be repeated"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks and the workers' output")
-    text = f"how to log, a JSON object a line for what collects logs (default: ${logs.FORMAT}, or text)"
-    parser.add_argument("--log", choices=("text", "json"), help=text)
-    documentation = field_documentation(config_class)
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        if dataclasses.is_dataclass(hints[field.name]):
-            continue
-        flag = f"--{field.name.replace('_', '-')}"
-        text = f"{documentation[field.name]} Default: {_default(field)}.".replace("%", "%%")
-        dest = f"set_{field.name}"
-        if hints[field.name] is bool:
-            parser.add_argument(flag, dest=dest, action="store_const", const="true", help=text)
-        else:
-            flags = [flag, f"--{aliases[field.name]}"] if field.name in aliases else [flag]
-            parser.add_argument(*flags, dest=dest, metavar="VALUE", help=text)
-    return parser
-
-
-def _sections_help(config_class: type[Any]) -> str:
-    lines = [*_describe_sections(config_class, ""), *_describe_section(StorageConfig, "storage", "How S3 is reached.")]
-    return "\n".join(["sections (set as key=value, for example storage.region=eu-west-1):", *lines])
-
-
-def _describe_section(config_class: type[Any], key: str, documentation: str) -> list[str]:
-    return ["", f"  {key}: {documentation}", *_describe_sections(config_class, f"{key}.")]
-
-
-def _describe_sections(config_class: type[Any], prefix: str) -> list[str]:
-    lines: list[str] = []
-    hints = typing.get_type_hints(config_class)
-    documentation = field_documentation(config_class)
-    for field in dataclasses.fields(config_class):
-        hint, key = hints[field.name], f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(hint):
-            lines += _describe_section(typing.cast(type, hint), key, documentation[field.name])
-        elif prefix:
-            text = f"{documentation[field.name]} Default: {_default(field)}."
-            lines += textwrap.wrap(f"{key}: {text}", 110, initial_indent="    ", subsequent_indent="        ")
-    return lines
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    return "none" if field.default is None else str(field.default)

@@ -1,8 +1,8 @@
 """Typed, strict configuration: frozen dataclasses filled from YAML and dotted overrides.
 
-A job's configuration is one dataclass whose fields are values or further dataclasses. It is read from a YAML file, or
-from a folder that holds one YAML file per field, and then changed by overrides such as ``train.lr=1e-4``. Every key
-must be a field and every value of the field's type; an error names the key's path and the nearest valid name.
+A configuration is one dataclass whose fields are values or further dataclasses. It is read from a YAML file, or from a
+folder with one YAML file per field, and then changed by overrides such as ``train.lr=1e-4``. Every key must be a field
+and every value must have the field's type. An error names the path of the key and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ardiff.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")
 CONFIGS = "ARDIFF_CONFIGS"
-"""Environment variable: the folder of the shipped configurations where they lie apart from the package, as in the
-image of a cluster's nodes."""
-VERB = "verb"
-"""Key of a file that is the whole configuration of a verb, which it names: a folder does not count it among its own."""
+"""Environment variable: the folder of the shipped configurations, if it is not beside the package, as in the image of
+a cluster's nodes."""
+COMMAND = "command"
+"""Key that names the command of a configuration file. Such a file is complete; it is not a part of its folder."""
 
 
 def load_config(
@@ -39,19 +39,19 @@ def load_config(
     """Reads a configuration of class ``cls``.
 
     Args:
-        cls: A dataclass; every field that has no default must be given.
-        paths: YAML files, or folders with one ``<field>.yaml`` per field; a later one overrides an earlier one key
-            by key. None is the defaults alone.
+        cls: A dataclass. Fields without a default must be given.
+        paths: YAML files, or folders with one ``<field>.yaml`` per field. Later paths override earlier ones, key by
+            key. None means defaults only.
         overrides: ``key.path=value`` strings, applied in order; values are read as YAML.
 
     Raises:
-        ConfigError: An unreadable file, an unknown key, a wrong type, or a value that the dataclass refuses.
+        ConfigError: A file cannot be read, a key is unknown, or a value has the wrong type or is invalid.
     """
     return build(cls, read_settings(paths, overrides))
 
 
 def read_settings(paths: Sequence[str | Path] | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What files and overrides say, as nested dicts that no class has checked; see :func:`load_config`."""
+    """The settings of files and overrides as nested dicts, not validated; see :func:`load_config`."""
     tree: dict[str, Any] = {}
     for path in paths or []:
         _merge(tree, _read_tree(Path(path)))
@@ -61,41 +61,39 @@ def read_settings(paths: Sequence[str | Path] | None = None, overrides: Sequence
 
 
 def take_section(cls: type[ConfigT], tree: dict[str, Any], name: str) -> ConfigT:
-    """Removes the section ``name`` from ``tree`` and makes it the dataclass ``cls``. Raises ConfigError."""
+    """Removes the section ``name`` from ``tree`` and builds the dataclass ``cls`` from it. Raises ConfigError."""
     section: ConfigT = _coerce(cls, tree.pop(name, {}), name)
     return section
 
 
-def build(cls: type[ConfigT], tree: dict[str, Any], where: str = "") -> ConfigT:
-    """Makes the dataclass ``cls`` from nested dicts, checking every key and type. Raises ConfigError."""
+def build(cls: type[ConfigT], tree: dict[str, Any], prefix: str = "") -> ConfigT:
+    """Builds the dataclass ``cls`` from nested dicts and checks every key and type. Raises ConfigError."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if key not in fields:
             near = difflib.get_close_matches(str(key), list(fields), n=1)
-            hint = f"did you mean '{_join(where, near[0])}'?" if near else f"valid keys: {', '.join(fields)}."
-            raise ConfigError(f"Unknown configuration key '{_join(where, str(key))}': {hint}")
-        values[key] = _coerce(hints[key], value, _join(where, key))
+            hint = f"did you mean '{_join(prefix, near[0])}'?" if near else f"valid keys: {', '.join(fields)}."
+            raise ConfigError(f"Unknown configuration key '{_join(prefix, str(key))}': {hint}")
+        values[key] = _coerce(hints[key], value, _join(prefix, key))
     missing = [
-        _join(where, name)
+        _join(prefix, name)
         for name, f in fields.items()
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ConfigError(
-            f"Missing configuration value(s): {', '.join(missing)}. Set them in the file or as key=value."
-        )
+        raise ConfigError(f"Missing configuration value(s): {', '.join(missing)}. Set them in a file or as key=value.")
     try:
         return cls(**values)
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{where or cls.__name__}: {error}") from error
+        raise ConfigError(f"{prefix or cls.__name__}: {error}") from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as nested dicts of plain values, ready for YAML or JSON."""
+    """The configuration as nested dicts of plain values, for YAML or JSON."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -112,10 +110,10 @@ def to_yaml(config: Any) -> str:
 
 
 def field_documentation(config_class: type[Any]) -> dict[str, str]:
-    """The docstring of each field of a dataclass and its bases, on one line: what ``--help`` and the HTTP API show."""
+    """The docstring of each field of a dataclass and its bases, on one line, for ``--help`` and the HTTP API."""
     documentation: dict[str, str] = {}
-    for part in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
-        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+    for cls in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
         assert isinstance(tree, ast.ClassDef)
         for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
@@ -126,54 +124,38 @@ def field_documentation(config_class: type[Any]) -> dict[str, str]:
     return documentation
 
 
-def later(default: Any) -> Any:
-    """The default of a field that a configuration got later: while it has this value, fingerprints leave it out.
-
-    So what was named by a fingerprint before the field existed keeps its name.
-    """
-    return dataclasses.field(default=default, metadata={"later": True})
-
-
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits that name the values of ``parts`` (dataclasses or JSON values): equal values, equal name."""
-    plain = [_named(p) for p in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _named(value: Any) -> Any:
-    """``value`` as a fingerprint sees it: plain, and without later fields that have their default."""
-    if dataclasses.is_dataclass(value):
-        fields = {f.name: (f, getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {k: _named(v) for k, (f, v) in fields.items() if not ("later" in f.metadata and v == f.default)}
-    if isinstance(value, dict):
-        return {k: _named(v) for k, v in value.items()}
-    return [_named(v) for v in value] if isinstance(value, list | tuple) else value
+    """16 hex digits of a hash of ``parts`` (dataclasses or JSON values). Equal values have equal fingerprints."""
+    text = json.dumps(parts, default=to_dict, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def find_config(name: str) -> Path:
     """The path of a shipped configuration such as ``quickstart`` or ``quickstart/vae.yaml``.
 
-    Looks in ``./configs`` first, then where ``ARDIFF_CONFIGS`` says, else beside the installed package's checkout.
-    Raises ConfigError if neither has it.
+    Searches ``./configs``, then ``$ARDIFF_CONFIGS``, or without it the folder beside the package's checkout. Raises
+    ConfigError if there is no such file.
     """
     beside = Path(__file__).resolve().parent.parent / "configs"
     for root in (Path.cwd() / "configs", Path(os.environ.get(CONFIGS, beside))):
         if (candidate := root / name).exists():
             return candidate
-    raise ConfigError(f"No configuration 'configs/{name}' here or beside the package: give its path with --config.")
+    raise ConfigError(
+        f"There is no configuration 'configs/{name}' here or beside the package: give its path with --config."
+    )
 
 
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
+def _join(prefix: str, key: str) -> str:
+    return f"{prefix}.{key}" if prefix else key
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
     if path.is_dir():
         files = sorted(path.glob("*.yaml"))
         if not files:
-            raise ConfigError(f"The configuration folder {path} holds no .yaml file.")
+            raise ConfigError(f"The configuration folder {path} has no .yaml file.")
         trees = {file.stem: _read_tree(file) for file in files}
-        return {name: tree for name, tree in trees.items() if VERB not in tree}
+        return {name: tree for name, tree in trees.items() if COMMAND not in tree}
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -211,34 +193,36 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     tree[last] = value
 
 
-def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """``value`` as the type ``hint``. Numbers written as text (PyYAML reads 1e-4 as text) become floats, and
-    text becomes a list, split at commas, where a list of texts is asked for."""
+def _coerce(hint: Any, value: Any, prefix: str) -> Any:
+    """Converts ``value`` to the type ``hint``.
+
+    A string becomes a float (PyYAML reads ``1e-4`` as a string), or a list of strings, split at commas.
+    """
     origin, args = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise ConfigError(f"'{where}' is a section with keys of its own, not {value!r}.")
-        return build(typing.cast(type, hint), value, where)
+            raise ConfigError(f"'{prefix}' is a section with its own keys, not {value!r}.")
+        return build(typing.cast(type, hint), value, prefix)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
         inner = [a for a in args if a is not type(None)]
         if len(inner) == 1:
-            return _coerce(inner[0], value, where)
-        raise TypeError(f"{where}: configuration fields may be optional but not unions, got {hint}")
+            return _coerce(inner[0], value, prefix)
+        raise TypeError(f"{prefix}: configuration fields may be optional but not unions, got {hint}")
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"'{where}' must be one of {', '.join(map(str, args))}, not {value!r}.")
+            raise ConfigError(f"'{prefix}' must be one of {', '.join(map(str, args))}, not {value!r}.")
         return value
     if origin is tuple:
         if isinstance(value, str) and (args[0] is str or get_origin(args[0]) is Literal):  # as on a command line
             value = [part.strip() for part in value.split(",")]
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"'{where}' must be a list, not {value!r}.")
-        return tuple(_coerce(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+            raise ConfigError(f"'{prefix}' must be a list, not {value!r}.")
+        return tuple(_coerce(args[0], item, f"{prefix}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"'{where}' must be a mapping, not {value!r}.")
+            raise ConfigError(f"'{prefix}' must be a mapping, not {value!r}.")
         return value
     if hint is float and not isinstance(value, bool):
         try:
@@ -249,4 +233,4 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return int(value)
     elif hint in (bool, str) and isinstance(value, hint):
         return value
-    raise ConfigError(f"'{where}' must be of type {getattr(hint, '__name__', hint)}, not {value!r}.")
+    raise ConfigError(f"'{prefix}' must be of type {getattr(hint, '__name__', hint)}, not {value!r}.")

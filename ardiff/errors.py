@@ -1,8 +1,8 @@
-"""Errors that a user can act on: the message says what is wrong and what to do about it, in one or two sentences."""
+"""Errors that a user can act on. A message says what is wrong and what to do, in one or two sentences."""
 
 
 class ArdiffError(Exception):
-    """Base of every error that the command line prints as a sentence, without a traceback."""
+    """Base class of errors that the command line prints without a traceback."""
 
 
 class ConfigError(ArdiffError, ValueError):
@@ -10,34 +10,38 @@ class ConfigError(ArdiffError, ValueError):
 
 
 class DataError(ArdiffError):
-    """The input data cannot be used as it is."""
+    """The input data cannot be used."""
 
 
 class StorageError(DataError):
-    """A place cannot be listed, read or written."""
+    """A path or URI cannot be listed, read or written."""
 
     attempts: int = 1
-    """How often it was tried."""
+    """Number of attempts."""
     transient: bool = False
-    """The reason is one that passes, but did not in the time allowed: throttling, resets, a server that is away."""
+    """Whether the cause may pass, such as throttling or a server that is down, but lasted longer than the retries."""
 
 
 class DecodeError(DataError):
     """A video file cannot be decoded."""
 
     kind: str = "undecodable"
-    """The sort of damage, for counting: ``empty``, ``truncated``, ``corrupt``, ``no video stream`` and so on."""
+    """The kind of damage, such as ``empty``, ``truncated``, ``corrupt`` or ``no video stream``."""
+
+    def __init__(self, message: str, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind or self.kind
 
 
 class ClipTooShortError(DecodeError):
-    """A video has fewer frames than the clip that was asked of it."""
+    """A video has fewer frames than a clip needs."""
 
     kind = "too short"
 
 
 class CheckpointError(ArdiffError):
-    """A checkpoint is missing, incomplete, or was made by a model of other sizes."""
+    """A checkpoint is missing, incomplete, or belongs to a model of another size."""
 
 
 class TrainingError(ArdiffError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""

@@ -1,4 +1,4 @@
-"""What is logged: as people read it, or, with ``ARDIFF_LOG=json``, one JSON object a line for what collects logs.
+"""Logging as text, or, with ``ARDIFF_LOG=json``, as one JSON object per line for log collectors.
 
 ::
 
@@ -6,8 +6,8 @@
      "run": "train-dit-20260131-115500-0a1b", "job": "train-dit", "host": "worker-3", "rank": 5, "world_size": 8,
      "step": 1200, "loss": 0.0312, "samples_per_second": 812.0}
 
-Every line says of which run and job it is, and of which machine; those of training workers also rank, world size and
-the number of updates made. A job hands run and job to the processes that it starts by environment variables.
+Every line names the run, the job and the host. Lines of training workers also have rank, world size and step. A job
+passes its run and job to other processes in environment variables.
 """
 
 import json
@@ -23,14 +23,14 @@ from typing import Any
 from ardiff.errors import ConfigError
 
 FORMAT, RUN, JOB = "ARDIFF_LOG", "ARDIFF_RUN", "ARDIFF_JOB"
-"""Environment variables: ``text`` or ``json``; the run and the job of the lines."""
+"""Environment variables: the format, ``text`` or ``json``; the run and the job of the lines."""
 _RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where Ray tells a submitted job its name."""
-_place: dict[str, int | str] = {}
+"""Variable in which Ray passes its submission ID to a job."""
+_context: dict[str, int | str] = {}
 
 
-def structured() -> bool:
-    """Whether lines are JSON. Raises ConfigError for a value of ``ARDIFF_LOG`` that is not known."""
+def is_json() -> bool:
+    """Whether to log JSON. Raises ConfigError for an unknown value of ``ARDIFF_LOG``."""
     match os.environ.get(FORMAT, "text"):
         case "json":
             return True
@@ -40,12 +40,12 @@ def structured() -> bool:
             raise ConfigError(f"{FORMAT}={other}: give text or json.")
 
 
-def begin(job: str, output: str | None) -> None:
-    """Names the run of this process and of those it will start, and sets logging up, if lines are JSON.
+def start_run(job: str, output: str | None) -> None:
+    """Names the run of this process and of the processes it starts; sets up JSON logging if it is configured.
 
-    The run is Ray's submission of this job, else the name of the ``output`` folder, else the job.
+    The run is Ray's submission ID, else the name of the ``output`` folder, else the job.
     """
-    if not structured():
+    if not is_json():
         return
     submission = json.loads(os.environ.get(_RAY_JOB) or "{}").get("metadata", {}).get("job_submission_id")
     os.environ[RUN] = submission or (output or "").rstrip("/").rpartition("/")[2] or job
@@ -53,24 +53,24 @@ def begin(job: str, output: str | None) -> None:
     set_up()
 
 
-def begun() -> bool:
-    """Whether this process logs JSON lines."""
+def is_set_up() -> bool:
+    """Whether this process logs JSON."""
     return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
 
 
-def place(**where: int | str) -> None:
-    """What else the next lines of this process say of where they come from: rank, world size and step, or replica."""
-    _place.update(where)
+def set_context(**fields: int | str) -> None:
+    """Adds fields to all further lines of this process, such as rank, step or replica."""
+    _context.update(fields)
 
 
 def environment() -> dict[str, str]:
-    """The variables that other processes of the run need, empty for text."""
-    return {name: os.environ[name] for name in (FORMAT, RUN, JOB)} if structured() else {}
+    """The variables that other processes of the run need; none for text."""
+    return {name: os.environ[name] for name in (FORMAT, RUN, JOB)} if is_json() else {}
 
 
 def set_up() -> None:
-    """Has this process log JSON lines to standard error, if that is configured, in place of what it logged there."""
-    if not structured():
+    """Logs JSON to standard error if it is configured, instead of what this process logged there before."""
+    if not is_json():
         return
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
@@ -81,15 +81,15 @@ def set_up() -> None:
             logger.handlers = [*others, handler]
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    sys.excepthook = _report
+    sys.excepthook = _log_exception
 
 
-def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     logging.getLogger(__name__).critical("%s", error, exc_info=(kind, error, trace))
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON; what is given as ``extra={"fields": {...}}`` becomes part of it."""
+    """Formats a record as one line of JSON, including the ``fields`` of ``extra={"fields": {...}}``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -101,7 +101,7 @@ class JsonLines(logging.Formatter):
             "run": os.environ.get(RUN),
             "job": os.environ.get(JOB),
             "host": socket.gethostname(),
-            **_place,
+            **_context,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -110,5 +110,5 @@ class JsonLines(logging.Formatter):
 
 
 def _jsonable(value: Any) -> Any:
-    """JSON knows neither NaN nor infinities."""
+    """JSON has no NaN and no infinities."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -49,14 +49,15 @@ def write_model(uri: str, config: dict[str, Any], modules: Mapping[str, Mapping[
     storage.write_bytes(storage.join(uri, CONFIG), json.dumps({"format": FORMAT, **config}, indent=1).encode())
 
 
-def read_config(folder: Path, kind: str) -> dict[str, Any]:
+def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
     """The content of ``config.json``. Raises CheckpointError if it is of another kind or format."""
+    file = storage.join(str(folder), CONFIG)
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        config: dict[str, Any] = json.loads(storage.read_bytes(file))
     except ValueError as error:
-        raise CheckpointError(f"{folder / CONFIG} is not valid JSON: {error}") from error
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / CONFIG} holds no configuration.")
+        raise CheckpointError(f"{file} holds no configuration.")
     if config.get("kind") != kind or config.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} holds a {config.get('kind', 'model of unknown kind')} of format {config.get('format')}, "

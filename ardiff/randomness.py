@@ -30,7 +30,7 @@ def numpy_generator(*key: int | str) -> np.random.Generator:
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class BatchGenerator:
     """The random numbers of the samples of which this process holds some.
 
     Every draw is made for the whole batch and cut to the samples held, so two workers never share a number, and a

@@ -32,7 +32,7 @@ import psutil
 import torch
 
 from ardiff.data import storage
-from ardiff.data.clips import ClipConfig
+from ardiff.data.config import ClipConfig
 from ardiff.data.decode import Timing, decode_frames, probe
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream

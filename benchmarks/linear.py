@@ -19,7 +19,7 @@ from ardiff.config import find_config, load_config
 from ardiff.data.latents import LatentStatistics
 from ardiff.dit import DiT
 from ardiff.onednn import pack_linear
-from ardiff.randomness import Draws, torch_generator
+from ardiff.randomness import BatchGenerator, torch_generator
 from ardiff.train.loop import TrainConfig, make_engine
 from ardiff.train.tasks import AutoencoderTask, Batch, DiTTask, Task
 from ardiff.vae import ARAutoencoder
@@ -76,7 +76,7 @@ def dit() -> tuple[Task, Batch, TrainConfig]:
 def stepper(task: Task, batch: Batch, config: TrainConfig, onednn: bool) -> Callable[[], None]:
     """One training step, to be called again and again."""
     engine = make_engine(task.model, replace(config, onednn=onednn), torch.device("cpu"))
-    draws = Draws(torch_generator("benchmark"), config.batch_size, 0)
+    draws = BatchGenerator(torch_generator("benchmark"), config.batch_size, 0)
 
     def step() -> None:
         loss, _ = engine.compute(lambda: task.loss(batch, 0, draws))

@@ -1,4 +1,4 @@
-"""Cost of sampling: the plain full sampler against the fast executors, in one run, as ratios.
+"""Cost of sampling: the plain full sampler against the cached modes, in one run, as ratios.
 
     python benchmarks/sampling.py                # the tables of docs/performance.md, more than an hour on one core
     python benchmarks/sampling.py --quick        # fewer settings and repetitions
@@ -18,11 +18,14 @@ from pathlib import Path
 import torch
 
 from ardiff.diffusion.ad import ADSchedule, ad_schedule
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guided_denoiser
-from ardiff.diffusion.process import DiffusionConfig
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.dit import DiT, DiTConfig
-from ardiff.sampling import EngineConfig, SampleRequest, SamplingEngine
+from ardiff.sampling.config import EngineConfig
+from ardiff.sampling.engine import SamplingEngine
+from ardiff.sampling.params import SamplingMode, SamplingParams
+from ardiff.sampling.request import SampleRequest
 from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache
 
 STEPS = 50
@@ -43,15 +46,11 @@ def build(width: int, depth: int, tokens: int) -> DiT:
     return model.eval()
 
 
-def make_request(frames: int, ar_step: int, executor: str, seed: int = 0) -> SampleRequest:
-    return SampleRequest(
-        class_labels=(0,),
-        seeds=(seed,),
-        num_frames=frames,
-        ar_step=ar_step,
-        num_inference_steps=STEPS,
-        executor=executor,  # type: ignore[arg-type]
+def make_request(frames: int, ar_step: int, mode: SamplingMode, seed: int = 0) -> SampleRequest:
+    params = SamplingParams(
+        class_label=0, seed=seed, num_frames=frames, ar_step=ar_step, num_inference_steps=STEPS, mode=mode
     )
+    return SampleRequest(videos=(params,))
 
 
 def run_full(model: DiT, frames: int, ar_step: int, iterations: int | None = None) -> tuple[float, int]:
@@ -68,11 +67,11 @@ def run_full(model: DiT, frames: int, ar_step: int, iterations: int | None = Non
     return seconds, int((spans[:, 1] - spans[:, 0]).sum())
 
 
-def run_fast(model: DiT, frames: int, ar_step: int, executor: str) -> tuple[float, int]:
-    """Seconds and frame evaluations of a fast executor."""
+def run_fast(model: DiT, frames: int, ar_step: int, mode: SamplingMode) -> tuple[float, int]:
+    """Seconds and frame evaluations of a cached mode."""
     started = time.perf_counter()
     engine = SamplingEngine(model, DIFFUSION)
-    engine.run(make_request(frames, ar_step, executor))
+    engine.run(make_request(frames, ar_step, mode))
     return time.perf_counter() - started, engine.frame_evaluations
 
 
@@ -85,14 +84,14 @@ def peak_mib(arguments: list[str]) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def print_peak(model: DiT, executor: str, frames: int, ar_step: int, iterations: int = 150) -> None:
+def print_peak(model: DiT, mode: SamplingMode, frames: int, ar_step: int, iterations: int = 150) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts again at what is resident now
     before = _resident("VmRSS")
-    if executor == "full":
+    if mode == "full":
         run_full(model, frames, ar_step, iterations)
     else:
         engine = SamplingEngine(model, DIFFUSION)
-        engine.submit(make_request(frames, ar_step, executor))
+        engine.submit(make_request(frames, ar_step, mode))
         for _ in range(iterations):
             engine.step()
     print((_resident("VmHWM") - before) / 1024)
@@ -104,37 +103,37 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def compare(model: DiT, frames: int, ar_step: int, executors: list[str], repeats: int, sizes: list[str]) -> None:
-    """Times the full sampler and each fast executor in turn, and prints a row per executor."""
+def compare(model: DiT, frames: int, ar_step: int, modes: list[SamplingMode], repeats: int, sizes: list[str]) -> None:
+    """Times the full sampler and each cached mode in turn, and prints a row per mode."""
     rounds = [
-        (run_full(model, frames, ar_step), [run_fast(model, frames, ar_step, executor) for executor in executors])
+        (run_full(model, frames, ar_step), [run_fast(model, frames, ar_step, mode) for mode in modes])
         for _ in range(repeats)
     ]
     full_memory = peak_mib([*sizes, "--peak", "full", str(frames), str(ar_step)])
-    for i, executor in enumerate(executors):
+    for i, mode in enumerate(modes):
         ratio = statistics.median(full[0] / fast[i][0] for full, fast in rounds)
         full_time = statistics.median(full[0] for full, _ in rounds)
         fast_time = statistics.median(fast[i][0] for _, fast in rounds)
         full_count, fast_count = rounds[0][0][1], rounds[0][1][i][1]
-        memory = peak_mib([*sizes, "--peak", executor, str(frames), str(ar_step)])
+        memory = peak_mib([*sizes, "--peak", mode, str(frames), str(ar_step)])
         print(
-            f"| {frames} | {ar_step} | {executor} | {full_count} | {fast_count} | {full_count / fast_count:.2f} "
+            f"| {frames} | {ar_step} | {mode} | {full_count} | {fast_count} | {full_count / fast_count:.2f} "
             f"| {full_time:.2f} | {fast_time:.2f} | **{ratio:.2f}** | {full_memory:.0f} | {memory:.0f} |",
             flush=True,
         )
 
 
 def compare_all(
-    model: DiT, frames: int, ar_steps: tuple[int, ...], executors: list[str], repeats: int, sizes: list[str]
+    model: DiT, frames: int, ar_steps: tuple[int, ...], modes: list[SamplingMode], repeats: int, sizes: list[str]
 ) -> None:
-    """The table of the full sampler against the fast executors."""
+    """The table of the full sampler against the cached modes."""
     print(
-        "\n| F | ar_step | executor | evaluations full | fast | ratio | full s | fast s | time ratio "
+        "\n| F | ar_step | mode | evaluations full | fast | ratio | full s | fast s | time ratio "
         "| full MiB | fast MiB |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for ar_step in ar_steps:
-        compare(model, frames, ar_step, executors, repeats, sizes)
+        compare(model, frames, ar_step, modes, repeats, sizes)
 
 
 def stream_figures(model: DiT, tokens: int) -> None:
@@ -191,7 +190,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="pairs per setting")
     parser.add_argument("--part", choices=PARTS, help="this table only; default: all")
     parser.add_argument("--quick", action="store_true", help="one pair of each; without --part, F=16 only")
-    parser.add_argument("--peak", nargs=3, metavar=("EXECUTOR", "FRAMES", "AR_STEP"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=3, metavar=("MODE", "FRAMES", "AR_STEP"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = build(options.width, options.depth, options.tokens)

@@ -31,7 +31,7 @@ import torch
 
 from ardiff.client import Client
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.vae import ARAutoencoder, AutoencoderConfig

@@ -1,4 +1,4 @@
-"""Cost of a sweep: the fast executor against the plain one, and one actor against two, as ratios of one run.
+"""Cost of a sweep: the fast mode against the plain one, and one actor against two, as ratios of one run.
 
     python benchmarks/sweep.py                 # 64 videos of 128 frames, four times: the table of docs/performance.md
     python benchmarks/sweep.py --seeds 1       # 16 videos each
@@ -27,7 +27,7 @@ def measure(config: sweep.SweepConfig) -> tuple[list[VideoRow], dict[str, Record
     """Makes a sweep and returns its rows and records."""
     sweep.run(config)
     models = [SweptModel.load(uri) for uri in config.grid.checkpoints]
-    cells = cells_of(config.grid, models, config.executor, config.precision)
+    cells = cells_of(config.grid, models, config.mode, config.precision)
     rows = [row for cell in cells for row in rows_of(config.grid, cell, config.storing)]
     return rows, find_complete(rows, storage.absolute(config.output))
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--ar-steps", type=int, nargs="+", default=[2, 5, 10, 20])
-    parser.add_argument("--no-full", action="store_true", help="leave the plain executor out")
+    parser.add_argument("--no-full", action="store_true", help="leave the plain mode out")
     options = parser.parse_args()
     grid = GridConfig(
         checkpoints=(options.pipeline,),
@@ -59,11 +59,11 @@ def main() -> None:
     by_cell: dict[str, dict[int, float]] = {}
     sums: dict[str, dict[tuple[int, int, int], str]] = {}
     with tempfile.TemporaryDirectory() as folder, ray_cluster():
-        for name, (executor, actors) in runs.items():
+        for name, (mode, actors) in runs.items():
             config = sweep.SweepConfig(
                 grid=grid,
-                output=f"{folder}/{executor}-{actors}",
-                executor=executor,  # type: ignore[arg-type]
+                output=f"{folder}/{mode}-{actors}",
+                mode=mode,  # type: ignore[arg-type]
                 batch_size=options.batch_size,
                 min_actors=actors,
                 max_actors=actors,
@@ -71,7 +71,7 @@ def main() -> None:
             rows, records = measure(config)
             found[name] = list(records.values())
             sums[name] = {(r.ar_step, r.label, r.seed): records[r.id].frames_sha256 for r in rows}
-            cells = cells_of(grid, [SweptModel.load(options.pipeline)], config.executor, config.precision)
+            cells = cells_of(grid, [SweptModel.load(options.pipeline)], config.mode, config.precision)
             by_cell[name] = {s.cell.ar_step: s.cpu_seconds for s in summarise(cells, rows, records)}
     print(f"\nload of the machine over 15 minutes: {os.getloadavg()[2]:.1f} on {os.cpu_count()} cores\n")
     print("| sweep | videos | evaluations | wall s | CPU s | frames/s |\n|---|---|---|---|---|---|")

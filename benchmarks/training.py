@@ -34,9 +34,9 @@ from ardiff import distributed
 from ardiff.config import build
 from ardiff.data.latents import LatentStatistics, latent_table
 from ardiff.data.streams import LatentStream
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
-from ardiff.randomness import Draws, torch_generator
+from ardiff.randomness import BatchGenerator, torch_generator
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.estimate import EstimateConfig, count_step, estimate
 from ardiff.train.loop import TrainConfig, make_engine, train
@@ -197,7 +197,7 @@ def stepper(case: EstimateConfig) -> Callable[[], None]:
         batch = {"video": torch.randint(256, shape, dtype=torch.uint8)}
     config = TrainConfig(batch_size=size * passes, activation_checkpointing=case.activation_checkpointing)
     engine = make_engine(task.model, config, torch.device("cpu"))
-    draws = Draws(torch_generator("benchmark"), size, 0)
+    draws = BatchGenerator(torch_generator("benchmark"), size, 0)
 
     def step() -> None:
         for _ in range(passes):

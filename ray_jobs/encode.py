@@ -23,7 +23,7 @@ from ardiff.config import fingerprint, to_yaml
 from ardiff.data import storage
 from ardiff.data.clips import read_clips
 from ardiff.data.decode import crop_square
-from ardiff.data.error_log import ERRORS, bad_clip, crashed, too_short
+from ardiff.data.error_log import ERRORS, bad_sample, crashed_sample, too_short
 from ardiff.data.latents import (
     DESCRIPTION,
     LatentSet,
@@ -47,7 +47,7 @@ from ardiff.vae import AutoencoderConfig
 from ray_jobs.runtime.cluster import await_resource, ray_cluster, resolve_device
 from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.crash_guard import MAX_CRASHES, TASK_RETRIES, crash_guard
-from ray_jobs.runtime.error_log import Reporter, quarantine
+from ray_jobs.runtime.error_log import Reporter, error_log
 from ray_jobs.runtime.progress import remote_progress, report_errors
 from ray_jobs.runtime.stages import stage
 
@@ -125,7 +125,7 @@ def run(config: EncodeConfig, key: str = "") -> str:
         present = _present(folder, records, Current.of(manifest, before))
         missing = np.setdiff1d(wanted, present)
         short = too_short(manifest, "train", config.span, config.fps)
-        with quarantine(config.output, len(wanted), config.max_bad_fraction, "clip", aside=short) as bad:
+        with error_log(config.output, len(wanted), config.max_bad_fraction, "clip", excluded=short) as bad:
             if len(missing):
                 _encode(config, model, folder, missing, records, bad)
         if len(missing) or names != before or not storage.exists(storage.join(folder, DESCRIPTION)):
@@ -256,7 +256,7 @@ def _encode(
             with report_errors(progress), crash_guard(progress, f"reading {row['id']}") as crashes:
                 if crashes >= MAX_CRASHES:
                     for start in sorted(set(starts.tolist())):
-                        report(crashed(record.uri, start, crashes))
+                        report(crashed_sample(record.uri, start, crashes))
                     return []
                 return _decode(config, model.resolution, record, starts.tolist(), mirrored.tolist(), report)
 
@@ -322,7 +322,7 @@ def _decode(
             if len(portion) > 1:  # find out which of them it is
                 portions += [[start] for start in portion]
             else:
-                report(bad_clip(record.uri, portion[0], error))
+                report(bad_sample(record.uri, portion[0], error))
             continue
         clips |= {start: crop_square(clip, resolution) for start, clip in zip(portion, found, strict=True)}
     known = {"uri": record.uri, "etag": record.etag, "label": record.label}

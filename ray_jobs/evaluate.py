@@ -12,7 +12,6 @@ from typing import Any, Literal
 from rich.markup import escape
 
 from ardiff.cli import main
-from ardiff.config import later
 from ardiff.data.manifest import Split, VideoRecord, usable
 from ardiff.errors import ConfigError
 from ardiff.metrics.extractors import check_frames
@@ -53,7 +52,7 @@ class EvaluateConfig:
     """Frames of a clip."""
     stride: int = 1
     """Distance between two frames of a real clip."""
-    fps: float = later(0.0)
+    fps: float = 0.0
     """Frame rate at which real videos are seen, whatever their own is; ``stride`` counts frames at this rate. 0 takes
     frames as they come. Give the rate that the model was trained at: generated videos are taken frame by frame."""
     split: Split = "test"

@@ -18,8 +18,8 @@ from ardiff.data.decode import decode_clip
 from ardiff.data.encode import VideoCodec, contact_sheet
 from ardiff.data.manifest import write_manifest
 from ardiff.errors import ArdiffError, ConfigError
-from ardiff.pipeline import Executor
-from ardiff.sampling import EngineConfig
+from ardiff.sampling.config import EngineConfig
+from ardiff.sampling.params import SamplingMode
 from ardiff.sweep.grid import row_id
 from ardiff.sweep.models import SweptModel
 from ardiff.sweep.rows import SUFFIXES, Record, VideoRow, find_complete, video_record
@@ -46,7 +46,7 @@ class GenerateConfig:
     """Sampling steps per frame."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 is none."""
-    executor: Executor = "window"
+    mode: SamplingMode = "window"
     """``window``, ``full`` (the same videos, slowly), or ``rolling`` (for models trained with a band mask)."""
     class_label: int | None = None
     """Class of all videos; without one the classes take turns."""
@@ -149,7 +149,7 @@ def _describe_set(config: GenerateConfig, model: SweptModel, rows: list[VideoRow
 
 def _refusal(config: GenerateConfig, model: SweptModel) -> str | None:
     shape = (config.num_frames, config.num_inference_steps, config.ar_step)
-    return model.refusal(config.executor, *shape, config.class_label)
+    return model.refusal(config.mode, *shape, config.class_label)
 
 
 def _claim(config: GenerateConfig, model: SweptModel) -> None:
@@ -158,7 +158,7 @@ def _claim(config: GenerateConfig, model: SweptModel) -> None:
         model.weights,
         [
             config.num_frames,
-            config.executor,
+            config.mode,
             config.ar_step,
             config.num_inference_steps,
             config.guidance_scale,
@@ -186,7 +186,7 @@ def _row(config: GenerateConfig, model: SweptModel, index: int) -> VideoRow:
         ar_step=config.ar_step,
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
-        executor=config.executor,
+        mode=config.mode,
         precision=config.precision,
         label=label,
         class_name=model.class_name(label) if model.class_names else "",

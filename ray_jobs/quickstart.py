@@ -1,7 +1,7 @@
 """The main job: data, AR-VAE, latents, AR-DiT, videos, scores and a report, in minutes on two CPU cores.
 
-Every stage is the job of its own verb, with its part of one configuration. A stage that is complete is not run again;
-one that was interrupted goes on where it stopped.
+Every stage is the job of one command, with its part of one configuration. A complete stage is not run again; an
+interrupted stage resumes.
 
     python -m ray_jobs.quickstart --fast
 """
@@ -95,7 +95,7 @@ def run(config: QuickstartConfig) -> None:
     """Runs what is not done yet and writes the report. Raises ArdiffError."""
     root = config.folder
     if storage.is_remote(root):
-        raise ConfigError("The quickstart writes to a local folder; the single verbs write to s3:// too.")
+        raise ConfigError("The quickstart writes to a local folder; the single commands write to s3:// too.")
     with ray_cluster():
         stages = Stages(functools.partial(record_run, root, config))
         data = data_stage(config, f"{root}/data")

@@ -152,8 +152,8 @@ class VideoServer:
         s3.configure(replace(s3.current(), retry_seconds=0.0, timeout=min(s3.current().timeout, 10.0)))
         self.recorder = PrometheusRecorder()
         context = serve.get_replica_context()
-        logs.begin("serve", context.app_name)
-        logs.place(replica=context.replica_tag)
+        logs.start_run("serve", context.app_name)
+        logs.set_context(replica=context.replica_tag)
         recorders = Recorders(self.recorder, RayRecorder())
         self.replica = Replica(pipelines, settings.service, recorders, context.replica_tag, _stop_requested)
 
@@ -253,7 +253,7 @@ def run(config: ServeConfig) -> None:
                 "as in cluster/README.md, or unset RAY_ADDRESS."
             )
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        encoding = LoggingConfig(encoding="JSON") if logs.structured() else None
+        encoding = LoggingConfig(encoding="JSON") if logs.is_json() else None
         serve.start(http_options=HTTPOptions(host=config.host, port=config.port), logging_config=encoding)
         try:
             serve.run(_application(config.replica, {"autoscaling_config": _scaling(config)}), name=APP)

@@ -27,7 +27,8 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from ardiff.cli import VERBS, Call, read_arguments
+from ardiff.arguments import Call
+from ardiff.cli import COMMANDS, read_arguments
 from ardiff.config import fingerprint, to_dict
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, ConfigError
@@ -89,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--detach", action="store_true", help="return as soon as the job is accepted")
     parser.add_argument("--dry-run", action="store_true", help="print what would be sent and stop")
-    parser.add_argument("job", metavar="JOB", help="a verb of `ardiff`")
-    parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER, help="what follows the verb")
+    parser.add_argument("job", metavar="JOB", help="a command of `ardiff`")
+    parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER, help="arguments of the command")
     return parser
 
 
@@ -104,8 +105,8 @@ def add_connection(parser: argparse.ArgumentParser, default: str | None) -> None
 
 
 def jobs() -> list[str]:
-    """The verbs that can be submitted."""
-    return [verb for verb, (module, _, _) in VERBS.items() if module.startswith("ray_jobs.")]
+    """The commands that can be submitted."""
+    return [command for command, (module, _, _) in COMMANDS.items() if module.startswith("ray_jobs.")]
 
 
 def plan(job: str, arguments: Sequence[str], call: Call, folder: Path, environment: Sequence[str]) -> Submission:
@@ -122,7 +123,7 @@ def plan(job: str, arguments: Sequence[str], call: Call, folder: Path, environme
     metadata = {"job": job, "fingerprint": fingerprint(call.config), "commit": runtime_env["env_vars"][COMMIT]}
     return Submission(
         f"{job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}",
-        shlex.join(["python", "-m", VERBS[job][0], *arguments]),
+        shlex.join(["python", "-m", COMMANDS[job][0], *arguments]),
         runtime_env,
         metadata | ({} if output is None else {"output": output}),
     )

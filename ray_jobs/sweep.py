@@ -19,8 +19,8 @@ from ardiff.data import storage
 from ardiff.data.encode import VideoCodec
 from ardiff.data.manifest import write_manifest
 from ardiff.errors import ArdiffError, ConfigError
-from ardiff.pipeline import Executor
-from ardiff.sampling import EngineConfig
+from ardiff.sampling.config import EngineConfig
+from ardiff.sampling.params import SamplingMode
 from ardiff.sweep.grid import Cell, GridConfig, Storing, cells_of, labels_of, rows_of
 from ardiff.sweep.models import SweptModel
 from ardiff.sweep.packs import record_failure
@@ -45,7 +45,7 @@ class SweepConfig:
     """Every combination of its values is a video."""
     output: str = "runs/sweep"
     """Folder of the videos, their records and manifest, the scores and the report, local or s3://."""
-    executor: Executor = "window"
+    mode: SamplingMode = "window"
     """``window``, ``full`` (the same videos, slowly), or ``rolling`` (for models trained with a band mask)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of the weights, and of the arithmetic in the models."""
@@ -105,7 +105,7 @@ def describe_plan(config: SweepConfig) -> str:
         if model is None:
             unknown.append(uri)
             continue
-        for cell in cells_of(config.grid, [model], config.executor, config.precision):
+        for cell in cells_of(config.grid, [model], config.mode, config.precision):
             count = len(labels_of(config.grid, model)) * config.grid.seeds
             settings = [str(cell.num_frames), str(cell.num_inference_steps), f"{cell.guidance_scale:g}"]
             if (reason := cell.refusal()) is not None:
@@ -131,7 +131,7 @@ def run(config: SweepConfig, key: str = "") -> None:
             storage failed for good; or some rows could not be made, or not scored, after all others have been.
     """
     models = [SweptModel.load(uri) for uri in config.grid.checkpoints]
-    cells = cells_of(config.grid, models, config.executor, config.precision)
+    cells = cells_of(config.grid, models, config.mode, config.precision)
     rows = [row for cell in cells for row in rows_of(config.grid, cell, config.storing)]
     refused = _refused(cells, rows)
     if len(refused) == len(rows):

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ardiff.cli import main
-from ardiff.config import fingerprint, later
+from ardiff.config import fingerprint
 from ardiff.data import storage
-from ardiff.data.clips import ClipConfig
+from ardiff.data.config import ClipConfig
 from ardiff.data.latents import (
     LatentSet,
     LatentStatistics,
@@ -32,7 +32,7 @@ from ardiff.data.latents import (
 from ardiff.data.manifest import VideoRecord, class_names, content_of, manifest_table, read_manifest, usable
 from ardiff.data.streams import ClipStream, LatentStream, Stream
 from ardiff.data.transforms import to_unit
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import ConfigError
 from ardiff.pretrained import load_autoencoder
@@ -42,7 +42,7 @@ from ardiff.train.initial import initialise_dit
 from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
 from ray_jobs.runtime.cluster import ray_cluster
-from ray_jobs.runtime.error_log import Reporter, of_training
+from ray_jobs.runtime.error_log import Reporter, training_error_log
 from ray_jobs.runtime.progress import remote_progress, report_errors
 from ray_jobs.runtime.stages import record_run, stage
 from ray_jobs.training.batches import load_chunk
@@ -81,7 +81,7 @@ class TrainDiTConfig:
     """Folder of latents: what ``ardiff encode`` printed, the one that holds ``latents.json``."""
     files_per_chunk: int = 16
     """Parquet files loaded and shuffled together."""
-    init_from: str = later("")
+    init_from: str = ""
     """Pipeline folder whose AR-DiT training begins with, local or ``s3://``. Empty starts from random weights."""
     data: DiTDataConfig = field(default_factory=DiTDataConfig)
     """Stored latents or videos."""
@@ -114,7 +114,7 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
     manifest = read_manifest(config.data.clips.manifest) if config.data.source == "clips" else []
     latents, records = _of_clips(config, manifest) if config.data.source == "clips" else (_stored(config), [])
     _check(config, latents)
-    accounts = of_training(config.output, config.data.clips, manifest, records, config.resume)
+    accounts = training_error_log(config.output, config.data.clips, manifest, records, config.resume)
     with (
         ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
         accounts if records else nullcontext() as bad,
@@ -132,7 +132,7 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
                 config.task,
                 config.train.recipe,
                 source,
-                *([config.init_from] if config.init_from else []),
+                config.init_from,
             ),
             config=config.train,
             stream=stream,
@@ -174,7 +174,7 @@ def _stream(
     seed, clips = config.train.seed, config.data.clips
     if records:
         resolution = load_autoencoder(config.data.vae).config.resolution
-        name = fingerprint(clips.recipe, content_of(records), config.data.statistics_clips, latents.fingerprint)
+        name = fingerprint(clips.resume_key, content_of(records), config.data.statistics_clips, latents.fingerprint)
         return ClipStream(manifest_table(records), clips, resolution, seed, report=bad), name
     files = [storage.join(config.latents, file) for file in latents.files]
     shape = (latents.num_frames, latents.num_tokens, latents.token_dim)

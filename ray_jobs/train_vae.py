@@ -12,7 +12,7 @@ import torch
 from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.data import storage
-from ardiff.data.clips import ClipConfig
+from ardiff.data.config import ClipConfig
 from ardiff.data.manifest import content_of, manifest_table, read_manifest, usable
 from ardiff.data.streams import ClipStream
 from ardiff.randomness import derive_seed
@@ -22,7 +22,7 @@ from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ray_jobs.runtime.cluster import ray_cluster
-from ray_jobs.runtime.error_log import of_training
+from ray_jobs.runtime.error_log import training_error_log
 from ray_jobs.runtime.stages import record_run, stage
 from ray_jobs.training.job import TrainJob, loss_note, run_training
 
@@ -63,7 +63,7 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
     records = usable(manifest, "train", clips.span, clips.fps)
     with (
         ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
-        of_training(config.output, clips, manifest, records, config.resume) as bad,
+        training_error_log(config.output, clips, manifest, records, config.resume) as bad,
     ):
         videos, seed = manifest_table(records), config.train.seed
         stream = ClipStream(videos, config.clips, config.vae.resolution, seed, report=bad)
@@ -73,7 +73,7 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
             fingerprint=fingerprint(
                 config.vae,
                 config.task,
-                config.clips.recipe,
+                config.clips.resume_key,
                 content_of(records),
                 config.init_from,
                 config.train.recipe,

@@ -17,7 +17,7 @@ from s3_server import S3Server, environment
 from torch import nn
 
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.vae import ARAutoencoder, AutoencoderConfig

@@ -3,8 +3,6 @@
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import numpy as np
 
@@ -28,54 +26,6 @@ RANGE_BYTES = 20 * 2**20
 costs less than the six or so that the ranges of a clip take (``benchmarks/data.py --part ranges``)."""
 RANGE_SHARE = 0.25
 """The part of a video that is small in this sense."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipConfig:
-    """Which clips training sees. The resolution is the model's."""
-
-    manifest: str = "runs/data/manifest.parquet"
-    """Written by ``ardiff prepare``."""
-    num_frames: int = 16
-    """Frames of a clip."""
-    stride: int = 1
-    """Distance between two frames of a clip in the video."""
-    fps: float = 0.0
-    """Frame rate at which videos are seen, whatever their own is; ``stride`` counts frames at this rate. 0 takes frames
-    as they come."""
-    uniform: Literal["videos", "clips"] = "videos"
-    """``videos``: every epoch visits each video once. ``clips``: as often as clips fit into it one after the other,
-    each time in another part of it."""
-    crop: Literal["center", "random"] = "center"
-    """Where the square is cut from a video that is not square."""
-    clips_per_visit: int = 1
-    """Clips taken of a video whenever it is read; more cost less decoding and mix less. Must divide 64."""
-    horizontal_flip: bool = False
-    """Mirror half of the clips."""
-    max_bad_fraction: float = 0.05
-    """Share of the videos that may turn out bad while training reads them; each becomes a row of ``errors.parquet`` and
-    is replaced by another."""
-
-    def __post_init__(self) -> None:
-        if min(self.num_frames, self.stride) < 1:
-            raise ValueError("num_frames and stride must be at least 1")
-        if self.clips_per_visit < 1 or 64 % self.clips_per_visit:
-            raise ValueError(f"clips_per_visit must divide 64, got {self.clips_per_visit}")
-        if self.fps < 0 or not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError("fps must not be negative, and max_bad_fraction between 0 and 1")
-
-    @property
-    def span(self) -> int:
-        """Video frames that a clip reaches over."""
-        return (self.num_frames - 1) * self.stride + 1
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What must not change when training goes on: all that decides which pixels of the videos come in which order.
-
-        The videos are named by :func:`ardiff.data.manifest.content_of`, wherever their manifest lies.
-        """
-        return {name: value for name, value in asdict(self).items() if name not in ("manifest", "max_bad_fraction")}
 
 
 def probe_video(file: storage.StoredFile) -> Probe:

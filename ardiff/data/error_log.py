@@ -1,4 +1,4 @@
-"""Accounts of what could not be used: one row per bad file or clip, and the share at which a job has to stop."""
+"""The error log: one row per bad sample, and the share of bad samples at which a job stops."""
 
 import io
 from collections import Counter
@@ -21,45 +21,46 @@ Unit = Literal["video", "clip"]
 
 
 @dataclass(frozen=True, slots=True)
-class BadClip:
-    """Something that could not be used, and why."""
+class BadSample:
+    """A video or a clip that cannot be used, and the reason."""
 
     uri: str
     clip: int
-    """The clip's first frame; -1 for the whole file."""
+    """First frame of the clip; -1 for the whole video."""
     error: str
-    """The kind of error, for counting."""
+    """The kind of error, such as ``corrupt``."""
     message: str
     attempts: int
-    """How often it was tried."""
+    """Number of times it was read."""
 
 
-def bad_clip(uri: str, clip: int, error: DataError) -> BadClip:
-    """The row for an error. Raises it again if it says that the storage is away: that is no fault of the clip."""
+def bad_sample(uri: str, clip: int, error: DataError) -> BadSample:
+    """The row for an error. Raises ``error`` again if storage is unavailable, which is not the sample's fault."""
     match error:
         case StorageError():
             if error.transient:
                 raise error
-            return BadClip(uri, clip, "unreadable", str(error), error.attempts)
+            return BadSample(uri, clip, "unreadable", str(error), error.attempts)
         case DecodeError():
-            return BadClip(uri, clip, error.kind, str(error), 1)
-    return BadClip(uri, clip, "unusable", str(error), 1)
+            return BadSample(uri, clip, error.kind, str(error), 1)
+    return BadSample(uri, clip, "unusable", str(error), 1)
 
 
-def crashed(uri: str, clip: int, crashes: int) -> BadClip:
-    """The row for what ended every process that worked on it."""
-    return BadClip(uri, clip, "crashed", "the process that decodes it dies, by a fault or for lack of memory", crashes)
+def crashed_sample(uri: str, clip: int, crashes: int) -> BadSample:
+    """The row for a sample that crashed every process that read it."""
+    message = "the process that decodes it crashes, by a fault or for lack of memory"
+    return BadSample(uri, clip, "crashed", message, crashes)
 
 
-class Quarantine:
-    """Counts bad clips, each once, and refuses more than a share of them.
+class ErrorLog:
+    """Bad samples, each recorded once, with a limit on their share.
 
     Args:
         total: Videos or clips in all.
         max_bad_fraction: Share of them that may be bad.
-        unit: What is counted: videos of which something was bad, or clips.
-        rows: What was found bad before.
-        aside: What is left out on purpose, which has rows too but does not count.
+        unit: What the limit counts: videos with any bad sample, or clips.
+        rows: Bad samples of an earlier run.
+        excluded: Samples that are left out on purpose. They are written to the file but do not count.
     """
 
     def __init__(
@@ -67,31 +68,31 @@ class Quarantine:
         total: int,
         max_bad_fraction: float,
         unit: Unit,
-        rows: Iterable[BadClip] = (),
-        aside: Iterable[BadClip] = (),
+        rows: Iterable[BadSample] = (),
+        excluded: Iterable[BadSample] = (),
     ) -> None:
         self.total, self.max_bad_fraction, self.unit = total, max_bad_fraction, unit
         self.rows = {(row.uri, row.clip): row for row in rows}
-        self.aside = list(aside)
+        self.excluded = list(excluded)
 
-    def add(self, bad: BadClip) -> bool:
-        """Whether ``bad`` was not known yet."""
-        new = (bad.uri, bad.clip) not in self.rows
-        self.rows[bad.uri, bad.clip] = bad
+    def add(self, sample: BadSample) -> bool:
+        """Records a bad sample. Returns whether it is new."""
+        new = (sample.uri, sample.clip) not in self.rows
+        self.rows[sample.uri, sample.clip] = sample
         return new
 
     @property
-    def all_rows(self) -> list[BadClip]:
-        """What belongs into the file of errors."""
-        return [*self.rows.values(), *self.aside]
+    def all_rows(self) -> list[BadSample]:
+        """The rows of ``errors.parquet``."""
+        return [*self.rows.values(), *self.excluded]
 
     @property
     def count(self) -> int:
-        """Bad videos or clips."""
+        """Number of bad videos or clips."""
         return len({row.uri for row in self.rows.values()}) if self.unit == "video" else len(self.rows)
 
     def check(self) -> None:
-        """Raises DataError if too many are bad; says which errors dominate."""
+        """Raises DataError if too many samples are bad; the message names the most frequent errors."""
         if self.count > self.max_bad_fraction * self.total:
             raise DataError(
                 f"{self.count} of {self.total} {self.unit}s are bad ({self.count / max(self.total, 1):.1%}), more than "
@@ -105,33 +106,33 @@ class Quarantine:
         return "; ".join(f"{n} {kind} ({_example(examples[kind])})" for kind, n in kinds)
 
 
-def too_short(records: Iterable[VideoRecord], split: Split, min_frames: int, fps: float = 0.0) -> list[BadClip]:
-    """A row for every video that :func:`ardiff.data.manifest.usable` leaves out for its length."""
-    mine = ((r.uri, r.length_at(fps)) for r in records if r.status == "ok" and r.split == split)
+def too_short(records: Iterable[VideoRecord], split: Split, min_frames: int, fps: float = 0.0) -> list[BadSample]:
+    """A row for every video that :func:`ardiff.data.manifest.usable` drops because of its length."""
+    lengths = ((r.uri, r.length_at(fps)) for r in records if r.status == "ok" and r.split == split)
     need = f"frames{f' at {fps:g} frames/s' if fps else ''}, a clip needs {min_frames}"
     kind = ClipTooShortError.kind
-    return [BadClip(uri, -1, kind, f"it has {length} {need}", 1) for uri, length in mine if length < min_frames]
+    return [BadSample(uri, -1, kind, f"it has {length} {need}", 1) for uri, length in lengths if length < min_frames]
 
 
-def _example(row: BadClip) -> str:
+def _example(row: BadSample) -> str:
     message = row.message.rstrip(".")
     return message if row.uri in message else f"{row.uri}: {message}"
 
 
-def write_errors(uri: str, rows: Iterable[BadClip]) -> None:
-    """Writes the rows, sorted, as one Parquet file; an empty one says that nothing was bad."""
+def write_errors(uri: str, rows: Iterable[BadSample]) -> None:
+    """Writes the rows, sorted, as one Parquet file. A file without rows means that no sample was bad."""
     ordered = sorted(rows, key=lambda row: (row.uri, row.clip))
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in ordered], schema=SCHEMA), buffer)
     storage.write_bytes(uri, buffer.getvalue())
 
 
-def read_errors(uri: str) -> list[BadClip]:
-    """The rows of a file of errors; none if there is no file. Raises DataError if it is damaged."""
+def read_errors(uri: str) -> list[BadSample]:
+    """The rows of an error log; none if the file does not exist. Raises DataError if it is damaged."""
     if not storage.exists(uri):
         return []
     try:
         table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), schema=SCHEMA)
     except pa.ArrowException as error:
-        raise DataError(f"{uri} is not a file of errors ({error}): delete it.") from error
-    return [BadClip(**row) for row in table.to_pylist()]
+        raise DataError(f"{uri} is not an error log ({error}): delete it.") from error
+    return [BadSample(**row) for row in table.to_pylist()]

@@ -5,7 +5,6 @@ A video is a file, or a folder of pictures; the name of a folder ends with a sla
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,15 +20,6 @@ from ardiff.errors import DataError
 
 Split = Literal["train", "test"]
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
-SPLIT_FOLDERS: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "val": "test",
-    "valid": "test",
-    "validation": "test",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,36 +118,6 @@ def read_manifest(uri: str) -> list[VideoRecord]:
     return [VideoRecord(**row) for row in table.to_pylist()]
 
 
-def class_and_split(relative: Sequence[str], test_fraction: float) -> list[tuple[str, int, Split]]:
-    """Class name, class index and split of every video, from its path below the data folder.
-
-    A first folder called train, test or val names the split; without one, ``test_fraction`` of the videos, chosen by a
-    hash of their path, are for testing. The next folder names the class; without one, all are of one class, ``video``.
-    Classes are numbered in the order of their names.
-
-    Raises:
-        DataError: Some videos lie in folders that name a split or class, and others beside them; names one of these.
-    """
-    parts = [path.split("/") for path in relative]
-    in_split = [len(p) > 1 and p[0].lower() in SPLIT_FOLDERS for p in parts]
-    has_split = bool(parts) and all(in_split)
-    named = {SPLIT_FOLDERS[p[0].lower()] for p, inside in zip(parts, in_split, strict=True) if inside}
-    if not has_split and len(named) == 2:
-        odd = relative[in_split.index(False)]
-        raise DataError(f"{odd} lies beside folders for training and testing: move it into one of them, or out.")
-    inner = [p[1:] for p in parts] if has_split else parts
-    in_class = [len(p) > 1 for p in inner]
-    if any(in_class) and not all(in_class):
-        odd, other = relative[in_class.index(False)], relative[in_class.index(True)]
-        raise DataError(
-            f"{odd} lies in no class folder, but {other} does: move the one into a class folder or the other out of it."
-        )
-    names = [p[0] for p in inner] if all(in_class) else ["video"] * len(inner)
-    index = {name: i for i, name in enumerate(sorted(set(names)))}
-    splits = [SPLIT_FOLDERS[p[0].lower()] if has_split else _hashed_split("/".join(p), test_fraction) for p in parts]
-    return [(name, index[name], split) for name, split in zip(names, splits, strict=True)]
-
-
 def usable(records: Sequence[VideoRecord], split: Split, min_frames: int, fps: float = 0.0) -> list[VideoRecord]:
     """The records of ``split`` that decode and have at least ``min_frames`` frames, in their order.
 
@@ -193,8 +153,3 @@ def class_names(records: Sequence[VideoRecord]) -> list[str]:
     """The names of the classes, by index; videos of no split have none."""
     named = {r.label: r.class_name for r in records if r.status != "skipped"}
     return [named[i] for i in sorted(named)]
-
-
-def _hashed_split(path: str, test_fraction: float) -> Split:
-    draw = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "little") / 2**64
-    return "test" if draw < test_fraction else "train"

@@ -10,7 +10,6 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +26,8 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
 
-VARIABLE = "ARDIFF_STORAGE"
+from ardiff.data.config import STORAGE_VARIABLE, StorageConfig
+
 SDK_ATTEMPTS = 3
 """Attempts that the AWS libraries make by themselves, within about a second."""
 CHECKSUMS = ("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
@@ -42,46 +42,6 @@ _TRANSIENT_TEXT = re.compile(
 _TRANSIENT_ERRNO = {errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN, errno.ESTALE}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StorageConfig:
-    """How ``s3://`` places are reached. Credentials are never part of a configuration: AWS variables, profiles or roles
-    hold them."""
-
-    endpoint: str = ""
-    """URL of an S3 server that is not AWS. Empty: ``AWS_ENDPOINT_URL``, or AWS."""
-    region: str = ""
-    """Region. Empty: ``AWS_REGION``, or that of the bucket."""
-    profile: str = ""
-    """Profile of the AWS configuration files that holds the credentials. Empty: ``AWS_PROFILE``."""
-    anonymous: bool = False
-    """Send requests without a signature, for public buckets."""
-    path_style: bool = True
-    """Address buckets at an endpoint by path rather than by host name, as most servers that are not AWS expect."""
-    timeout: float = 60.0
-    """Seconds without an answer after which a request counts as failed."""
-    retry_seconds: float = 120.0
-    """Seconds for which a request that failed for a passing reason is tried again, with growing pauses: throttling,
-    resets, time-outs, errors of the server."""
-
-    def __post_init__(self) -> None:
-        if self.endpoint and not re.fullmatch(r"https?://[^/\s]+/?", self.endpoint):
-            raise ValueError(f"endpoint must be a URL such as http://host:9000, got {self.endpoint!r}")
-        if self.timeout <= 0 or self.retry_seconds < 0:
-            raise ValueError("timeout must be above 0 and retry_seconds 0 or more")
-
-    def environment(self) -> dict[str, str]:
-        """The variables that make these settings those of a process; none if all are the defaults."""
-        if self == StorageConfig():
-            return {}
-        standard = {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_REGION": self.region,
-            "AWS_DEFAULT_REGION": self.region,
-            "AWS_PROFILE": self.profile,
-        }
-        return {VARIABLE: json.dumps(asdict(self)), **{name: value for name, value in standard.items() if value}}
-
-
 def configure(config: StorageConfig) -> None:
     """Makes ``config`` the settings of this process and of those that it starts."""
     os.environ.update(config.environment())
@@ -89,7 +49,7 @@ def configure(config: StorageConfig) -> None:
 
 def current() -> StorageConfig:
     """The settings of this process."""
-    return StorageConfig(**json.loads(os.environ.get(VARIABLE, "{}")))
+    return StorageConfig(**json.loads(os.environ.get(STORAGE_VARIABLE, "{}")))
 
 
 def filesystem(bucket: str, patient: bool = False) -> pafs.S3FileSystem:

@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from ardiff.data import storage
-from ardiff.data.clips import ClipConfig, read_frames
+from ardiff.data.clips import read_frames
+from ardiff.data.config import ClipConfig
 from ardiff.data.decode import crop_square
-from ardiff.data.error_log import ERRORS, BadClip, bad_clip
+from ardiff.data.error_log import ERRORS, BadSample, bad_sample
 from ardiff.data.latents import read_latents
 from ardiff.data.manifest import VideoRecord, lengths_at, record_at
 from ardiff.errors import ClipTooShortError, DataError, DecodeError, StorageError
@@ -68,7 +69,7 @@ class ClipStream:
     clips: ClipConfig
     resolution: int
     seed: int
-    report: Callable[[BadClip], None] | None = None
+    report: Callable[[BadSample], None] | None = None
     """Takes note of a bad clip; raises DataError if there are too many."""
     chunk_size: int = 0
     """Clips loaded at once; 0: as many as fit into 32 MiB, 64 at most."""
@@ -157,7 +158,7 @@ class ClipStream:
                     raise DataError(
                         f"{record.uri} cannot be used any more ({error}): run `ardiff prepare` again."
                     ) from error
-                self.report(bad_clip(record.uri, min(starts), error))
+                self.report(bad_sample(record.uri, min(starts), error))
         raise DataError(f"{MAX_REPLACEMENTS} videos in a row could not be used: see {ERRORS}.")
 
     def _starts(self, index: int, part: int, record: VideoRecord, generator: np.random.Generator) -> list[int]:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ardiff.diffusion.process import Denoiser, DiffusionConfig, predicted_x0
+from ardiff.diffusion.config import DiffusionConfig
+from ardiff.diffusion.prediction import Denoiser, predicted_x0
 from ardiff.dit import DiT
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ardiff.diffusion.ad import ADSchedule, inference_timesteps
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.noise import ddim_coefficients, ddim_step
-from ardiff.diffusion.process import Denoiser, DiffusionConfig
+from ardiff.diffusion.prediction import Denoiser
 from ardiff.randomness import torch_generator
 
 

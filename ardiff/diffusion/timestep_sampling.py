@@ -8,13 +8,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-TimestepLaw = Literal["fopp", "synchronous", "independent", "uniform_from_first"]
+TimestepSampling = Literal["fopp", "synchronous", "independent", "uniform_from_first"]
 
 
 def sample_timesteps(
-    law: TimestepLaw, batch_size: int, num_frames: int, num_timesteps: int, generator: torch.Generator
+    law: TimestepSampling, batch_size: int, num_frames: int, num_timesteps: int, generator: torch.Generator
 ) -> Tensor:
-    """Draws one timestep per frame for every clip of a batch.
+    """BatchGenerator one timestep per frame for every clip of a batch.
 
     Args:
         law: ``fopp``: an anchor frame and its timestep are uniform, the rest is uniform among the non-decreasing
@@ -43,7 +43,7 @@ def sample_timesteps(
         case "uniform_from_first":
             return _uniform_from_first(batch_size, num_frames, num_timesteps, generator)
         case _:
-            raise ValueError(f"unknown timestep law {law!r}: choose from {', '.join(get_args(TimestepLaw))}")
+            raise ValueError(f"unknown timestep law {law!r}: choose from {', '.join(get_args(TimestepSampling))}")
 
 
 def _fopp(batch_size: int, num_frames: int, num_timesteps: int, generator: torch.Generator) -> Tensor:

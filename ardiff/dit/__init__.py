@@ -1,6 +1,7 @@
 """The causal Diffusion Transformer."""
 
 from ardiff.dit.blocks import DiTBlock
-from ardiff.dit.model import DiT, DiTConfig
+from ardiff.dit.config import DiTConfig
+from ardiff.dit.model import DiT
 
 __all__ = ["DiT", "DiTBlock", "DiTConfig"]

@@ -4,17 +4,11 @@ Shapes: N packed frames (or whole sequences, if modulations differ from token to
 head width.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
+from ardiff.dit.config import DiTConfig
 from ardiff.layers import Attend, Mlp, Rotation, SelfAttention
-
-if TYPE_CHECKING:
-    from ardiff.dit.model import DiTConfig
 
 
 class DiTBlock(nn.Module):

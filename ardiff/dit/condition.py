@@ -3,16 +3,11 @@
 Shapes: B batch, F frames, L tokens a frame, N condition tokens, K their width, C model width.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ardiff.dit.model import DiTConfig
+from ardiff.dit.config import DiTConfig
 
 
 class ConditionTokens(nn.Module):

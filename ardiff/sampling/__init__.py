@@ -1,5 +1,4 @@
-"""Fast exact sampling: only frames that move are evaluated, finished ones are remembered, videos share passes."""
+"""Exact fast sampling: parameters in :mod:`ardiff.sampling.params`, the engine in :mod:`ardiff.sampling.engine`.
 
-from ardiff.sampling.engine import EngineConfig, FinishedFrames, SampleRequest, SamplingEngine, why_not_cached
-
-__all__ = ["EngineConfig", "FinishedFrames", "SampleRequest", "SamplingEngine", "why_not_cached"]
+This package does not import torch, so that a client can read the parameters.
+"""

@@ -1,13 +1,12 @@
 """Keys and values of the frames of one request, and attention over them.
 
-Shapes: B sequences of the request (videos, times two with guidance), F frames evaluated now, H heads, L tokens a frame,
-K head width, R frames that the cache has room for. Frames come packed as ``(F B)``, frame by frame.
+Shapes: B sequences of the request (videos, times two with guidance), F frames evaluated now, H heads, L tokens per
+frame, K head width, R frames of the cache's capacity. Frames are packed as ``(F B)``, frame by frame.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from einops import rearrange
@@ -15,137 +14,137 @@ from torch import Tensor, nn
 
 from ardiff.dit import DiTConfig
 from ardiff.dit.attention import seen
-
-AttentionMode = Literal["ragged", "masked", "flex"]
+from ardiff.sampling.config import AttentionBackend
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Places:
-    """Where the F frames of an iteration are in a cache. The shapes depend on F and on the cache's room alone."""
+class CacheSlots:
+    """Slots of the F frames of an iteration in a cache. The shapes depend only on F and on the cache's capacity."""
 
     first: int
-    """Of the frames, counted from the beginning of the cache."""
-    rows: Tensor
-    """int64 ``(F L,)`` on the cache's device."""
+    """Slot of the first frame."""
+    tokens: Tensor
+    """int64 ``(F L,)`` on the cache's device: the slots of all tokens of the frames."""
     mask: object
-    """What they see of all ``R L`` places: bool ``(F L, R L)`` for ``masked``, a BlockMask for ``flex``."""
+    """Which of the ``R L`` cached tokens they see: bool ``(F L, R L)`` for ``masked``, a BlockMask for ``flex``."""
 
 
 class FrameCache:
-    """Preallocated keys and values for ``room`` consecutive frames, beginning at frame ``base``.
+    """Preallocated keys and values of ``capacity`` consecutive frames; slot 0 holds frame ``base``.
 
-    With strict temporal causality those of a clean frame are final, so they are computed once.
+    With strict temporal causality the keys and values of a clean frame are final, so they are computed once.
     """
 
     def __init__(
         self,
         config: DiTConfig,
         sequences: int,
-        room: int,
-        mode: AttentionMode,
+        capacity: int,
+        attention_backend: AttentionBackend,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """``mode``: ``ragged`` is one attention call per frame without a mask, best on CPUs; ``masked`` is a single
-        call with a block-causal mask, best where launching a kernel is what costs; ``flex`` is FlexAttention,
-        which skips what the mask hides: compiled on GPUs, its plain reference on CPUs."""
-        self.tokens, self.room, self.base = config.num_tokens, room, 0
+        """``attention_backend``: ``ragged`` makes one attention call per frame without a mask, best on CPUs;
+        ``masked`` makes a single call with a block-causal mask, best where kernel launches dominate; ``flex`` is
+        FlexAttention, which skips masked blocks: compiled on GPUs, the plain reference on CPUs."""
+        self.tokens, self.capacity, self.base = config.num_tokens, capacity, 0
         self.band = config.attention_window
-        shape = (config.depth, sequences, config.num_heads, room * config.num_tokens, config.width // config.num_heads)
-        # Zeros, since a mask hides what has not been stored yet by a weight of zero, and not a NaN.
+        heads, width = config.num_heads, config.width // config.num_heads
+        shape = (config.depth, sequences, heads, capacity * config.num_tokens, width)
+        # Zeros: the mask gives slots that are still empty a weight of zero, and zero times NaN would be NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.mode = mode
-        self.key_frames = torch.arange(room, device=device).repeat_interleave(config.num_tokens)  # (R L,)
-        self.last_places: Places | None = None
-        self.block_masks: dict[tuple[int, int], object] = {}  # of FlexAttention
+        self.attention_backend = attention_backend
+        self.slot_of_token = torch.arange(capacity, device=device).repeat_interleave(config.num_tokens)  # (R L,)
+        self.last_slots: CacheSlots | None = None
+        self.block_masks: dict[tuple[int, int], object] = {}  # for FlexAttention, by first slot and number of tokens
 
     @staticmethod
-    def num_bytes(config: DiTConfig, sequences: int, room: int, dtype: torch.dtype) -> int:
-        """Memory that a cache of these sizes takes."""
-        return 2 * config.depth * sequences * room * config.num_tokens * config.width * dtype.itemsize
+    def num_bytes(config: DiTConfig, sequences: int, capacity: int, dtype: torch.dtype) -> int:
+        """Memory of a cache of these sizes."""
+        return 2 * config.depth * sequences * capacity * config.num_tokens * config.width * dtype.itemsize
 
     def restart(self, base: int) -> None:
-        """Forgets everything; the cache now begins at frame ``base``."""
+        """Drops all frames; slot 0 now holds frame ``base``."""
         self.base = base
 
-    def make_room(self, first: int, end: int) -> None:
-        """Makes sure that frames up to ``end`` fit, keeping those from ``first`` on."""
-        if end - self.base <= self.room:
+    def reserve(self, first: int, end: int) -> None:
+        """Makes sure that frames up to ``end`` fit. Keeps the frames from ``first`` on."""
+        if end - self.base <= self.capacity:
             return
         shift = (first - self.base) * self.tokens
-        for layer in (*self.keys, *self.values):  # one by one: a copy of all would be as large as what is kept
-            kept = layer[:, :, shift:].clone()
-            layer[:, :, : kept.shape[2]] = kept
+        for layer in (*self.keys, *self.values):  # one at a time, to copy one layer only
+            remaining = layer[:, :, shift:].clone()
+            layer[:, :, : remaining.shape[2]] = remaining
         self.base = first
 
-    def places(self, first: int, end: int) -> Places:
-        """Where frames ``first .. end - 1`` are; all frames from ``base`` to ``first`` must have been stored before."""
-        place, last = first - self.base, self.last_places
-        if last is not None and (last.first, len(last.rows)) == (place, (end - first) * self.tokens):
-            return last  # no frame has started or ended
-        rows = torch.arange(place * self.tokens, (end - self.base) * self.tokens, device=self.keys.device)
-        match self.mode:
+    def slots(self, first: int, end: int) -> CacheSlots:
+        """Slots of the frames ``first .. end - 1``. All frames from ``base`` to ``first`` must be stored already."""
+        slot, num_tokens, last = first - self.base, (end - first) * self.tokens, self.last_slots
+        if last is not None and (last.first, len(last.tokens)) == (slot, num_tokens):
+            return last  # no frame has started or finished
+        tokens = torch.arange(slot * self.tokens, (end - self.base) * self.tokens, device=self.keys.device)
+        match self.attention_backend:
             case "ragged":
                 mask: object = None
             case "masked":
-                mask = seen(self.key_frames[rows][:, None] - self.key_frames, self.band)
+                mask = seen(self.slot_of_token[tokens][:, None] - self.slot_of_token, self.band)
             case "flex":
-                if (place, len(rows)) not in self.block_masks:
-                    self.block_masks[place, len(rows)] = self._block_mask(place, len(rows))
-                mask = self.block_masks[place, len(rows)]
-        self.last_places = Places(place, rows, mask)
-        return self.last_places
+                if (slot, num_tokens) not in self.block_masks:
+                    self.block_masks[slot, num_tokens] = self._block_mask(slot, num_tokens)
+                mask = self.block_masks[slot, num_tokens]
+        self.last_slots = CacheSlots(slot, tokens, mask)
+        return self.last_slots
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, places: Places) -> Tensor:
-        """Stores keys and values of the frames of an iteration, and mixes what each of them may see.
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, slots: CacheSlots) -> Tensor:
+        """Stores the keys and values of the F frames, then attends to all frames that each of them may see.
 
         Args:
-            layer: Block of the model.
+            layer: Index of the block.
             q, k, v: ``(F B, H, L, K)``.
-            places: Of the F frames.
+            slots: Slots of the F frames.
 
         Returns:
             ``(F B, H, L, K)``.
         """
         keys, values = self.keys[layer], self.values[layer]
         sequences = keys.shape[0]
-        keys.index_copy_(2, places.rows, rearrange(k, "(f b) h l k -> b h (f l) k", b=sequences))
-        values.index_copy_(2, places.rows, rearrange(v, "(f b) h l k -> b h (f l) k", b=sequences))
-        if self.mode == "ragged":
-            return self._mix_ragged(q, keys, values, places.first)
+        keys.index_copy_(2, slots.tokens, rearrange(k, "(f b) h l k -> b h (f l) k", b=sequences))
+        values.index_copy_(2, slots.tokens, rearrange(v, "(f b) h l k -> b h (f l) k", b=sequences))
+        if self.attention_backend == "ragged":
+            return self._attend_ragged(q, keys, values, slots.first)
         q = rearrange(q, "(f b) h l k -> b h (f l) k", b=sequences)
-        if self.mode == "masked":
-            assert isinstance(places.mask, Tensor)
-            mixed = nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=places.mask)
+        if self.attention_backend == "masked":
+            assert isinstance(slots.mask, Tensor)
+            output = nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=slots.mask)
         else:
-            mixed = _flex_attention(q.device.type)(q, keys, values, block_mask=places.mask)
-        return rearrange(mixed, "b h (f l) k -> (f b) h l k", l=self.tokens)
+            output = _flex_attention(q.device.type)(q, keys, values, block_mask=slots.mask)
+        return rearrange(output, "b h (f l) k -> (f b) h l k", l=self.tokens)
 
-    def _mix_ragged(self, q: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
-        mixed = []
-        for i, query in enumerate(q.split(keys.shape[0])):
-            oldest = 0 if self.band is None else max(0, place + i - self.band + 1)
-            span = slice(oldest * self.tokens, (place + i + 1) * self.tokens)
-            mixed.append(nn.functional.scaled_dot_product_attention(query, keys[:, :, span], values[:, :, span]))
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+    def _attend_ragged(self, q: Tensor, keys: Tensor, values: Tensor, first: int) -> Tensor:
+        outputs = []
+        for slot, query in enumerate(q.split(keys.shape[0]), first):
+            oldest = 0 if self.band is None else max(0, slot - self.band + 1)
+            span = slice(oldest * self.tokens, (slot + 1) * self.tokens)
+            outputs.append(nn.functional.scaled_dot_product_attention(query, keys[:, :, span], values[:, :, span]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _block_mask(self, place: int, queries: int) -> object:
+    def _block_mask(self, slot: int, queries: int) -> object:
         from torch.nn.attention.flex_attention import create_block_mask
 
         tokens, band = self.tokens, self.band
-        offset = torch.tensor(place, device=self.keys.device)  # a number here would be compiled in
+        offset = torch.tensor(slot, device=self.keys.device)  # a Python number would be compiled in
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return seen(offset + query // tokens - key // tokens, band)
 
-        return create_block_mask(visible, None, None, queries, self.room * tokens, device=str(self.keys.device))
+        return create_block_mask(visible, None, None, queries, self.capacity * tokens, device=str(self.keys.device))
 
 
 @lru_cache(maxsize=2)
 def _flex_attention(device: str) -> Callable[..., Tensor]:
-    """FlexAttention for a type of device. Imported on use: it brings the whole compiler, seconds at every start."""
+    """FlexAttention for a type of device. Imported on first use: importing the compiler takes seconds."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Compiled for a CPU with changing shapes, it does not build under torch 2.13.
+    # torch 2.13 cannot compile it for a CPU with dynamic shapes.
     return flex_attention if device == "cpu" else torch.compile(flex_attention, dynamic=True)  # type: ignore[return-value]

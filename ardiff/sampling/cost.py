@@ -1,36 +1,39 @@
-"""What a video costs before it is made: evaluations of frames, and passes of the model one after the other."""
+"""Cost of a video before it is sampled: evaluations of frames, and sequential passes of the model.
 
-from ardiff.diffusion.ar_step import smallest_ar_step
+Both take parameters that :func:`ardiff.sampling.params.validate` has returned.
+"""
 
-
-def sequential_passes(num_frames: int, num_inference_steps: int, ar_step: int) -> int:
-    """Iterations ``S + (F - 1) s`` that must follow each other, whatever the executor."""
-    return num_inference_steps + (num_frames - 1) * ar_step
+from ardiff.sampling.params import SamplingParams
 
 
-def frame_evaluations(
-    num_frames: int, num_inference_steps: int, ar_step: int, window: int, executor: str = "window"
-) -> int:
-    """Evaluations of a frame that a video without given frames takes, in one branch of guidance.
+def sequential_passes(params: SamplingParams) -> int:
+    """Passes of the model that must follow each other: ``S + (F - 1) ar_step`` for F frames that are not given."""
+    generated = params.num_frames - params.given_frames
+    return params.num_inference_steps + (generated - 1) * params.resolved_ar_step
 
-    ``F S + F - 1`` for ``rolling``, and for ``window`` within the model's length; when a window moves, the clean frames
-    in it are evaluated again (see :mod:`ardiff.sampling.engine`). ``full`` evaluates every visible frame.
+
+def frame_evaluations(params: SamplingParams, window: int) -> int:
+    """Evaluations of a frame by the model for one video; guidance doubles them.
+
+    Without guidance and given frames: ``F S + F - 1`` in mode ``rolling``, and in mode ``window`` up to ``window``
+    frames. In longer videos, the clean frames are evaluated again whenever the window moves (see
+    :mod:`ardiff.sampling.engine`). Mode ``full`` evaluates every visible frame in every pass.
 
     Args:
-        num_frames: F. num_inference_steps: S. ar_step: s, valid for these (see ``check_ar_step``).
         window: Frames that the model sees at once.
-        executor: ``window``, ``rolling`` or ``full``.
     """
-    passes = sequential_passes(num_frames, num_inference_steps, ar_step)
-    if executor == "full":
-        return passes * min(num_frames, window)
-    moving_window = executor == "window" and num_frames > window
-    assert ar_step >= smallest_ar_step(num_frames, num_inference_steps, window if moving_window else None)
+    branches = 2 if params.guided else 1
+    given, frames = params.given_frames, params.num_frames
+    steps, ar_step, passes = params.num_inference_steps, params.resolved_ar_step, sequential_passes(params)
+    if params.mode == "full":
+        return branches * passes * min(frames, window)
+    moving_window = params.mode == "window" and frames > window
 
     def started(iteration: int) -> int:
+        """Frames that have made a step after ``iteration``, or were given."""
         if iteration < 1:
-            return 0
-        return min(num_frames, (iteration - 1) // ar_step + 1) if ar_step else num_frames
+            return given
+        return min(frames, given + (iteration - 1) // ar_step + 1) if ar_step else frames
 
     total, stored, base = 0, 0, 0
     for iteration in range(1, passes + 1):
@@ -38,5 +41,5 @@ def frame_evaluations(
         if moving_window and end - window > base:
             base = stored = end - window
         total += end - stored
-        stored = max(base, started(iteration - num_inference_steps))
-    return total
+        stored = max(base, started(iteration - steps))
+    return branches * total

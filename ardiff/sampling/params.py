@@ -9,8 +9,9 @@ This module does not import torch, so that a client starts fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from ardiff.diffusion.ar_step import check_ar_step, smallest_ar_step
@@ -56,6 +57,58 @@ class SamplingParams:
         """The parameters without class and seed. Videos whose shared parameters are equal can be one batch."""
         return replace(self, class_label=None, seed=0)
 
+    @property
+    def guided(self) -> bool:
+        """Whether the model is also evaluated without a class, for classifier-free guidance."""
+        return self.guidance_scale != 1.0
+
+    @property
+    def resolved_ar_step(self) -> int:
+        """``ar_step`` of parameters that :func:`validate` has returned. Raises ValueError if it is still None."""
+        if self.ar_step is None:
+            raise ValueError("ar_step is None: call validate(params, model) first, which fills it in")
+        return self.ar_step
+
+
+PER_VIDEO = tuple(f.name for f in fields(SamplingParams) if f.metadata.get("per_video"))
+"""Fields that may differ between the videos of a batch."""
+
+
+def expand_params(
+    params: SamplingParams | Sequence[SamplingParams] | None = None, **changes: Any
+) -> list[SamplingParams]:
+    """Parameters of each video of a batch.
+
+    Args:
+        params: Of one video, or of each; None is the defaults.
+        changes: Values by field name, which replace those of ``params``. ``class_label`` and ``seed`` may also be
+            sequences with a value per video; a sequence of one value is used for all videos.
+
+    Raises:
+        TypeError: A name is not a field of :class:`SamplingParams`; names the nearest one.
+        ValueError: Sequences of different lengths, or no video at all.
+    """
+    names = [f.name for f in fields(SamplingParams)]
+    for name in changes:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"valid names: {', '.join(names)}"
+            raise TypeError(f"unknown sampling parameter {name!r}: {hint}")
+    if params is None or isinstance(params, SamplingParams):
+        params = [params or SamplingParams()]
+    columns: dict[str, list[Any]] = {"params": list(params)}
+    for name in PER_VIDEO:
+        if isinstance(changes.get(name), Iterable):
+            columns[name] = list(changes.pop(name))
+    lengths = {name: len(values) for name, values in columns.items()}
+    count = max(lengths.values())
+    if set(lengths.values()) - {1, count} or 0 in lengths.values():
+        sizes = ", ".join(f"{length} {name}" for name, length in lengths.items() if name != "params" or length != 1)
+        raise ValueError(f"cannot pair {sizes}: give one value per video, or one for all")
+    columns = {name: values * (count // len(values)) for name, values in columns.items()}
+    bases = columns.pop("params")
+    return [replace(bases[i], **changes, **{name: v[i] for name, v in columns.items()}) for i in range(count)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInfo:
@@ -66,8 +119,8 @@ class ModelInfo:
     num_classes: int
     num_timesteps: int
     """Training timesteps, T in the paper."""
-    resolution: int
-    """Height and width of a frame in pixels."""
+    resolution: int = 0
+    """Height and width of a frame in pixels; 0 if only the AR-DiT is known."""
     class_names: tuple[str, ...] = ()
     attention: str = "causal"
     attention_window: int | None = None
@@ -76,7 +129,7 @@ class ModelInfo:
     condition_attention: str = "self"
 
     @classmethod
-    def from_configs(cls, dit: Any, diffusion: Any, resolution: int, class_names: Sequence[str]) -> ModelInfo:
+    def from_configs(cls, dit: Any, diffusion: Any, resolution: int = 0, class_names: Sequence[str] = ()) -> ModelInfo:
         """Reads a ``DiTConfig`` and a ``DiffusionConfig``."""
         return cls(
             num_frames=dit.num_frames,
@@ -126,6 +179,14 @@ class ModelInfo:
             )
         return None
 
+    @property
+    def valid_classes(self) -> str:
+        """The classes as the end of a sentence that begins with "the model"."""
+        if not self.num_classes:
+            return "has no classes"
+        names = f" ({', '.join(self.class_names[:50])})" if self.class_names else ""
+        return f"has classes 0..{self.num_classes - 1}{names}"
+
     def class_name(self, class_label: int | None) -> str:
         """The name of a class, or ``class N``; empty without a class."""
         if class_label is None:
@@ -173,12 +234,10 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
     if (reason := model.mode_error(params.mode, params.num_frames)) is not None:
         raise InvalidParamError("mode", reason)
     if params.class_label is not None:
-        classes = model.num_classes
-        valid = f"has classes 0..{classes - 1}" if classes else "has no classes"
         require(
-            0 <= params.class_label < classes,
+            0 <= params.class_label < model.num_classes,
             "class_label",
-            f"class_label {params.class_label} is out of range: the model {valid}",
+            f"class_label {params.class_label} is out of range: the model {model.valid_classes}",
         )
     require(
         0 <= params.given_frames < params.num_frames,

@@ -10,8 +10,8 @@ from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.encode import VideoCodec
 from ardiff.errors import ConfigError
-from ardiff.pipeline import Executor
 from ardiff.sampling.cost import frame_evaluations, sequential_passes
+from ardiff.sampling.params import SamplingMode, SamplingParams
 from ardiff.sweep.models import SweptModel
 from ardiff.sweep.rows import SUFFIXES, VideoRow
 
@@ -56,28 +56,35 @@ class Cell:
     ar_step: int
     num_inference_steps: int
     guidance_scale: float
-    executor: Executor
+    mode: SamplingMode
     precision: str
 
     @property
     def evaluations(self) -> int:
         """Evaluations of a frame that one of its videos takes, both branches of guidance counted."""
-        branches = 1 if self.guidance_scale == 1.0 else 2
-        return branches * frame_evaluations(
-            self.num_frames, self.num_inference_steps, self.ar_step, self.model.dit.num_frames, self.executor
-        )
+        return frame_evaluations(self.params, self.model.dit.num_frames)
 
     @property
     def passes(self) -> int:
         """Passes of the model that must follow each other."""
-        return sequential_passes(self.num_frames, self.num_inference_steps, self.ar_step)
+        return sequential_passes(self.params)
+
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(
+            num_frames=self.num_frames,
+            num_inference_steps=self.num_inference_steps,
+            ar_step=self.ar_step,
+            guidance_scale=self.guidance_scale,
+            mode=self.mode,
+        )
 
     def refusal(self, label: int | None = None) -> str | None:
         """Why its videos, or those of a class, cannot be made; None if they can."""
-        return self.model.refusal(self.executor, self.num_frames, self.num_inference_steps, self.ar_step, label)
+        return self.model.refusal(self.mode, self.num_frames, self.num_inference_steps, self.ar_step, label)
 
 
-def cells_of(grid: GridConfig, models: Sequence[SweptModel], executor: Executor, precision: str) -> list[Cell]:
+def cells_of(grid: GridConfig, models: Sequence[SweptModel], mode: SamplingMode, precision: str) -> list[Cell]:
     """The cells of a grid, checkpoint by checkpoint. Raises ConfigError if two models, or two cells, are the same."""
     weights = [model.weights for model in models if model.weights]
     if len(set(weights)) < len(weights):
@@ -87,25 +94,23 @@ def cells_of(grid: GridConfig, models: Sequence[SweptModel], executor: Executor,
     settings = itertools.product(grid.num_frames, grid.num_inference_steps, grid.guidance_scales, grid.ar_steps)
     return [
         Cell(
-            name=_cell_name(model.weights, frames, ar_step, steps, guidance, executor, precision),
+            name=_cell_name(model.weights, frames, ar_step, steps, guidance, mode, precision),
             model=model,
             num_frames=frames,
             ar_step=ar_step,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            executor=executor,
+            mode=mode,
             precision=precision,
         )
         for model, (frames, steps, guidance, ar_step) in itertools.product(models, list(settings))
     ]
 
 
-def _cell_name(
-    weights: str, frames: int, ar_step: int, steps: int, guidance: float, executor: str, precision: str
-) -> str:
+def _cell_name(weights: str, frames: int, ar_step: int, steps: int, guidance: float, mode: str, precision: str) -> str:
     """A name that depends on nothing but the cell, so that it stays the same in a larger grid."""
     parts = [f"ar{ar_step}", f"f{frames}", f"s{steps}", f"g{guidance:g}"]
-    parts += [executor] if executor != "window" else []
+    parts += [mode] if mode != "window" else []
     parts += [precision] if precision != "fp32" else []
     return "-".join([*parts, weights[:8]])
 
@@ -143,7 +148,7 @@ def rows_of(grid: GridConfig, cell: Cell, storing: Storing) -> list[VideoRow]:
             ar_step=cell.ar_step,
             num_inference_steps=cell.num_inference_steps,
             guidance_scale=cell.guidance_scale,
-            executor=cell.executor,
+            mode=cell.mode,
             precision=cell.precision,
             label=label,
             class_name=cell.model.class_name(label),
@@ -171,5 +176,5 @@ def rows_of(grid: GridConfig, cell: Cell, storing: Storing) -> list[VideoRow]:
 
 def row_id(row: VideoRow) -> str:
     """16 hex digits that name all that a row's frames depend on, up to the rounding of another kind of device."""
-    sampling = [row.num_frames, row.ar_step, row.num_inference_steps, row.executor, row.precision]
+    sampling = [row.num_frames, row.ar_step, row.num_inference_steps, row.mode, row.precision]
     return fingerprint(row.weights, sampling, float(row.guidance_scale), [row.label, row.seed])

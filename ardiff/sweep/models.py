@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ardiff.data import storage
-from ardiff.diffusion.ar_step import check_ar_step
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import build_config, local_folder
-from ardiff.sampling import why_not_cached
+from ardiff.sampling.params import ModelInfo, SamplingMode, SamplingParams, validate
 
 FILES = ("config.json", "vae.safetensors", "dit.safetensors")
 
@@ -51,26 +50,27 @@ class SweptModel:
         except (ValueError, KeyError, TypeError):
             return None
 
+    @property
+    def info(self) -> ModelInfo:
+        """What the model can sample."""
+        diffusion = DiffusionConfig(num_timesteps=self.num_timesteps)
+        return ModelInfo.from_configs(self.dit, diffusion, self.resolution, self.class_names)
+
     def refusal(
-        self, executor: str, num_frames: int, num_inference_steps: int, ar_step: int, label: int | None = None
+        self, mode: SamplingMode, num_frames: int, num_inference_steps: int, ar_step: int, label: int | None = None
     ) -> str | None:
         """Why the model cannot make such a video, as one sentence; None if it can."""
-        if executor != "full" and (reason := why_not_cached(self.dit)) is not None:
-            return f"executor={executor} cannot sample {self.uri}: {reason}."
-        banded = self.dit.attention_window is not None and self.dit.positions == "rotary"
-        if executor == "rolling" and num_frames > self.dit.num_frames and not banded:
-            return "executor=rolling needs a model trained with dit.attention_window and dit.positions=rotary."
-        window = None if executor == "rolling" else self.dit.num_frames
+        params = SamplingParams(
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            ar_step=ar_step,
+            mode=mode,
+            class_label=label,
+        )
         try:
-            check_ar_step(num_frames, num_inference_steps, ar_step, window)
+            validate(params, self.info)
         except ValueError as error:
-            return f"{error}"
-        if num_inference_steps > self.num_timesteps:
-            return f"num_inference_steps must be at most {self.num_timesteps}."
-        classes = self.dit.num_classes
-        if label is not None and not 0 <= label < classes:
-            valid = f"has classes 0..{classes - 1}" if classes else "has no classes"
-            return f"class_label {label} is out of range: the model {valid}."
+            return f"{self.uri}: {error}."
         return None
 
     def class_name(self, label: int) -> str:

@@ -21,8 +21,9 @@ import torch
 from ardiff.data import storage
 from ardiff.data.encode import encode_video
 from ardiff.errors import CheckpointError, StorageError
-from ardiff.pipeline import ARDiffusionPipeline, Executor
+from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling.cost import frame_evaluations, sequential_passes
+from ardiff.sampling.params import SamplingParams
 from ardiff.sweep.rows import Record, VideoRow, read_complete, read_record, write_record
 from ardiff.sweep.statistics import video_statistics
 from ardiff.vae import DecoderCache
@@ -55,7 +56,7 @@ def in_order(packs: list[list[VideoRow]]) -> list[list[VideoRow]]:
 
     Each part is begun at a random place, so that jobs on the same rows do different ones first.
     """
-    passes = [sequential_passes(p[0].num_frames, p[0].num_inference_steps, p[0].ar_step) for p in packs]
+    passes = [sequential_passes(_params(p[0])) for p in packs]
     limit = sorted(passes)[max(len(packs) // 4 - 1, 0)]
     order: list[list[VideoRow]] = []
     for quick in (False, True):
@@ -69,6 +70,18 @@ def _together(row: VideoRow) -> VideoRow:
     """What rows of a pack share."""
     label = min(row.label, 0)  # classes may differ, but not whether there is one
     return replace(row, id="", label=label, class_name="", seed=0, uri="", latents=str(bool(row.latents)), record="")
+
+
+def _params(row: VideoRow) -> SamplingParams:
+    return SamplingParams(
+        num_frames=row.num_frames,
+        num_inference_steps=row.num_inference_steps,
+        ar_step=row.ar_step,
+        guidance_scale=row.guidance_scale,
+        mode=row.mode,
+        class_label=None if row.label < 0 else row.label,
+        seed=row.seed,
+    )
 
 
 def make_rows(
@@ -172,16 +185,8 @@ def make_pack(
     begun, started, processor = time.time(), time.perf_counter(), time.process_time()
     first = pack[0]
     parts, pictures, cache = [], [], DecoderCache()
-    executor: Executor = first.executor  # type: ignore[assignment]
-    for latents in pipeline.stream_latents(
-        class_label=None if first.label < 0 else [row.label for row in pack],
-        num_frames=first.num_frames,
-        ar_step=first.ar_step,
-        num_inference_steps=first.num_inference_steps,
-        guidance_scale=first.guidance_scale,
-        seed=[row.seed for row in pack],
-        executor=executor,
-    ):
+    params = [_params(row) for row in pack]
+    for latents in pipeline.stream_latents(params):
         if first.latents:
             parts.append(latents.cpu())
         # Twice where it is one: a CPU rounds products of a single video's few rows otherwise than those of several.
@@ -192,10 +197,7 @@ def make_pack(
     videos = np.stack(pictures, axis=1)  # (B, F, H, W, 3)
     kept = torch.cat(parts, dim=1) if parts else None  # (B, F, L, D)
     sampled, used = (time.perf_counter() - started) / len(pack), (time.process_time() - processor) / len(pack)
-    branches = 1 if first.guidance_scale == 1.0 else 2
-    evaluations = branches * frame_evaluations(
-        first.num_frames, first.num_inference_steps, first.ar_step, pipeline.dit.config.num_frames, first.executor
-    )
+    evaluations = frame_evaluations(params[0], pipeline.dit.config.num_frames)
     for index, (row, video, attempts) in enumerate(zip(pack, videos, tries, strict=True)):
         started, processor = time.perf_counter(), time.process_time()
         encoded = encode_video(video, row.fps, row.codec, row.crf)

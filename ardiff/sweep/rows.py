@@ -20,6 +20,7 @@ from ardiff.data import storage
 from ardiff.data.encode import VideoCodec
 from ardiff.data.manifest import VideoRecord
 from ardiff.errors import DataError
+from ardiff.sampling.params import SamplingMode
 
 READERS = 16
 """Records that are read at the same time."""
@@ -42,7 +43,7 @@ class VideoRow:
     ar_step: int
     num_inference_steps: int
     guidance_scale: float
-    executor: str
+    mode: SamplingMode
     precision: str
     label: int
     """Class index; -1 is none."""
@@ -165,6 +166,7 @@ def video_record(row: VideoRow, record: Record, resolution: int) -> VideoRecord:
 TYPES = {
     "str": pa.string(),
     "VideoCodec": pa.string(),
+    "SamplingMode": pa.string(),
     "int": pa.int64(),
     "float": pa.float64(),
     "dict[str, list[float]]": pa.string(),

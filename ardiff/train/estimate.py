@@ -22,6 +22,7 @@ from ardiff.diffusion.ar_step import check_ar_step
 from ardiff.dit import DiT, DiTConfig
 from ardiff.metrics.networks.i3d import I3D
 from ardiff.sampling.cost import frame_evaluations
+from ardiff.sampling.params import SamplingParams
 from ardiff.train.flops import FlopCounter
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
@@ -278,8 +279,13 @@ def video_flops(config: EstimateConfig) -> float:
     work, frames = config.work, config.video_frames
     model = dataclasses.replace(config, model="dit", num_frames=config.dit.num_frames)
     of_a_frame = count_step(model).flops / model.micro_batch_size / model.num_frames
-    evaluations = frame_evaluations(frames, work.num_inference_steps, work.ar_step, model.num_frames)
-    return evaluations * (2 if work.guided else 1) * of_a_frame + frames * _decoder_flops(config.vae)
+    params = SamplingParams(
+        num_frames=frames,
+        num_inference_steps=work.num_inference_steps,
+        ar_step=work.ar_step,
+        guidance_scale=2.0 if work.guided else 1.0,
+    )
+    return frame_evaluations(params, model.num_frames) * of_a_frame + frames * _decoder_flops(config.vae)
 
 
 def estimate_jobs(config: EstimateConfig) -> list[JobEstimate]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ardiff.config import to_dict
 from ardiff.data import storage
 from ardiff.data.latents import LatentSet, LatentStatistics, vae_fingerprint
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ardiff import distributed, onednn
 from ardiff.config import to_dict
 from ardiff.errors import ArdiffError, ConfigError, TrainingError
-from ardiff.randomness import Draws, torch_generator
+from ardiff.randomness import BatchGenerator, torch_generator
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.engine import DeepSpeedConfig, Engine, Precision, TorchEngine, deepspeed_settings
 from ardiff.train.flops import FlopCounter
@@ -376,7 +376,7 @@ def _accumulate(
             batch = next(batches, None)
         if batch is None:
             raise TrainingError(f"The data ended at step {step} of {config.num_steps}.")
-        draws = Draws(torch_generator("training", config.seed, step, 0), config.batch_size, part.start)
+        draws = BatchGenerator(torch_generator("training", config.seed, step, 0), config.batch_size, part.start)
         divisor = config.batch_size / (len(part) * size)  # engines average over workers, so that samples count alike
         on_device = {k: v.to(engine.device) for k, v in batch.items()}
         with meter.counting(len(part), sum(step >= change for change in task.changes)):

@@ -12,21 +12,23 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ardiff.config import later
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.ad import ad_schedule
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guided_denoiser
+from ardiff.diffusion.loss import diffusion_loss, loss_breakdown
 from ardiff.diffusion.noise import q_sample
-from ardiff.diffusion.process import DiffusionConfig, diffusion_loss, loss_breakdown, prediction_target
+from ardiff.diffusion.prediction import prediction_target
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.diffusion.timestep_sampling import sample_timesteps
 from ardiff.dit import DiT
 from ardiff.metrics.lpips import load_lpips
-from ardiff.randomness import Draws
+from ardiff.randomness import BatchGenerator
 from ardiff.vae import ARAutoencoder
-from ardiff.vae.discriminator import DiscriminatorConfig, PatchDiscriminator
-from ardiff.vae.losses import adaptive_weight, hinge_critic_loss, hinge_generator_loss, recorded
+from ardiff.vae.config import DiscriminatorConfig
+from ardiff.vae.discriminator import PatchDiscriminator
+from ardiff.vae.losses import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss, recorded
 
 Batch = dict[str, Tensor]
 PACK = "b f c h w -> (b f) c h w"
@@ -44,7 +46,7 @@ class Task(ABC):
     """Steps (0-based) from which on batches take other operations than before."""
 
     @abstractmethod
-    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of a batch on the model's device, and parts of it worth logging.
 
         A part is a scalar, of which the mean over parts of the batch and workers is logged, or a sum and a count
@@ -75,7 +77,7 @@ class AutoencoderTaskConfig:
     """Weight of the mean squared difference between the latent means of neighbouring frames. Small models whose latents
     jump from frame to frame leave the DiT a hard task; not in the paper, so 0 leaves it out. Clips of one frame have
     no such difference."""
-    kl_warmup_steps: int = later(0)
+    kl_warmup_steps: int = 0
     """Steps over which ``kl_weight`` and ``smoothness_weight`` rise linearly from zero. At their full weight from the
     start, a small model may find it cheaper to leave latents without content (posterior collapse), for good."""
     temporal_from_step: int = 0
@@ -107,7 +109,7 @@ class AutoencoderTask(Task):
     """Reconstructs clips. Batches: ``video`` uint8 ``(B, F, H, W, 3)``."""
 
     def __init__(self, model: ARAutoencoder, config: AutoencoderTaskConfig, examples: Tensor | None = None) -> None:
-        """Draws the weights of the discriminator, if the configuration asks for one, from torch's generator.
+        """BatchGenerator the weights of the discriminator, if the configuration asks for one, from torch's generator.
 
         Raises DataError or CheckpointError if the weights of LPIPS are asked for and cannot be loaded.
         """
@@ -120,7 +122,7 @@ class AutoencoderTask(Task):
         self.perceptual = load_lpips(config.perceptual_weights) if config.perceptual_weight else None
         self._pair: tuple[Tensor, Tensor] | None = None
 
-    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         video = to_unit(batch["video"])  # (B, F, 3, H, W)
         shape = (video.shape[1], self.model.config.num_tokens, self.model.config.token_dim)
         noise = draws(len(video), lambda n, g: torch.randn((n, *shape), generator=g)).to(video.device)
@@ -160,7 +162,7 @@ class AutoencoderTask(Task):
         assert self._pair is not None
         (real, fake), self._pair = self._pair, None
         real_scores, fake_scores = (self.critic(frames).float() for frames in (real, fake))
-        loss = hinge_critic_loss(real_scores, fake_scores)
+        loss = hinge_discriminator_loss(real_scores, fake_scores)
         return loss, {"critic_real": real_scores.mean(), "critic_fake": fake_scores.mean()}
 
     @torch.no_grad()
@@ -214,11 +216,11 @@ class DiTTask(Task):
         self.decode = decode
         self.encode = encode
 
-    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         latents = batch["latents"] if self.encode is None else self.encode(batch["video"])
         x0 = self.statistics.normalise(latents)  # (B, F, L, D)
         size, frames = x0.shape[:2]
-        law, count = self.diffusion.timestep_law, self.diffusion.num_timesteps
+        law, count = self.diffusion.timestep_sampling, self.diffusion.num_timesteps
         timesteps = draws(size, lambda n, g: sample_timesteps(law, n, frames, count, g)).to(x0.device)
         eps = draws(size, lambda n, g: torch.randn((n, *x0.shape[1:]), generator=g)).to(x0.device)
         if self.config.noise_clip:

@@ -1,6 +1,6 @@
-"""``ardiff import-released``: the authors' checkpoints as folders that everything here works with.
+"""``ardiff import-upstream``: the authors' checkpoints as folders that everything here works with.
 
-ardiff import-released --dit ardiff_sky.bin --vae vae_sky.safetensors --out runs/released/sky
+ardiff import-upstream --dit ardiff_sky.bin --vae vae_sky.safetensors --out runs/released/sky
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from ardiff.config import to_yaml
 from ardiff.data import storage
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
@@ -124,7 +124,7 @@ def run(config: ImportConfig) -> None:
     ARDiffusionPipeline(vae, dit, DiffusionConfig(), statistics).save_pretrained(config.out)
     start = storage.join(config.out, "train_dit.yaml")
     storage.write_bytes(start, to_yaml(DiTStart(init_from=storage.absolute(config.out), dit=sizes)).encode())
-    print(f"{config.out}: a pipeline; sample it with `ardiff generate pipeline={config.out} executor=full`")
+    print(f"{config.out}: a pipeline; sample it with `ardiff generate pipeline={config.out} mode=full`")
     print(f"fine-tune it with `ardiff train-dit --config YOURS --config {start}`")
     if config.strict_causal:
         print(

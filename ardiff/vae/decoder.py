@@ -4,21 +4,16 @@ Shapes: B batch, F frames, N = B F packed frames, P patches a frame, L latent to
 W frames of the temporal window, H heads, K head width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from ardiff.vae.config import AutoencoderConfig
 from ardiff.vae.encoder import FrameBlock, Stem, patch_positions
 from ardiff.vae.pixels import ConvolutionalPixels
 from ardiff.vae.temporal import ClipAttention, DecoderCache, Known, TemporalAttention
-
-if TYPE_CHECKING:
-    from ardiff.vae.autoencoder import AutoencoderConfig
 
 
 class Decoder(nn.Module):

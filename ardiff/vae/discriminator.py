@@ -4,23 +4,10 @@ Shapes: N packed frames, H W pixels.
 """
 
 import itertools
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DiscriminatorConfig:
-    """Sizes of the discriminator; the defaults are the usual 70 x 70 patches."""
-
-    width: int = 64
-    """Channels of the first layer; they double with every halving of the frame, up to eightfold."""
-    depth: int = 3
-    """Layers that halve the frame."""
-
-    def __post_init__(self) -> None:
-        if self.width < 1 or self.depth < 1:
-            raise ValueError("width and depth of the discriminator must be at least 1")
+from ardiff.vae.config import DiscriminatorConfig
 
 
 class PatchDiscriminator(nn.Module):

@@ -3,18 +3,12 @@
 Shapes: N packed frames, H W pixels, P patches a frame, L latent tokens, D latent width, C width.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ardiff.layers import Mlp, SelfAttention, attend_within_frame, sincos_grid
-
-if TYPE_CHECKING:
-    from ardiff.vae.autoencoder import AutoencoderConfig
+from ardiff.vae.config import AutoencoderConfig
 
 
 class Encoder(nn.Module):

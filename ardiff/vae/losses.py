@@ -14,7 +14,7 @@ from torch.nn.grad import conv2d_weight
 from ardiff import distributed
 
 
-def hinge_critic_loss(real: Tensor, fake: Tensor) -> Tensor:
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """What the discriminator minimises: scores of real frames should exceed 1, those of decoded ones fall below -1.
 
     ``real`` and ``fake`` are its scores, of any shape (Lim and Ye, 2017); returns a scalar.

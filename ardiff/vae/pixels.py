@@ -5,17 +5,11 @@ Sizes are those of the MaskGIT-VQGAN decoder (Chang et al., 2022) that TiTok bui
 Shapes: N packed frames, P = h w patches a frame, C width, H W pixels.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from einops import rearrange
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ardiff.vae.autoencoder import AutoencoderConfig
+from ardiff.vae.config import AutoencoderConfig
 
-PATCH_SIZE = 16
 NUM_CODES = 1024
 CODE_DIM = 256
 CHANNELS = (512, 256, 256, 128, 128)

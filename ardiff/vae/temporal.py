@@ -4,17 +4,13 @@ Shapes: B batch, F frames, N = B F packed frames, P patches a frame, L latent to
 window, M frames of a clip that are known, H heads, K head width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ardiff.vae.autoencoder import AutoencoderConfig
+from ardiff.vae.config import AutoencoderConfig
 
 Known = tuple[Tensor, Tensor]
 """What a layer remembers of a clip: its patches ``(B, M, P, C)`` and latent tokens ``(B, M, L, C)``."""

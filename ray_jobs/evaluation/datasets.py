@@ -7,13 +7,13 @@ from typing import Any
 import ray.data
 
 from ardiff.data import storage
-from ardiff.data.layouts import videos_of
+from ardiff.data.discovery import group_files, probe_record, unprobed_record
+from ardiff.data.layouts import Assignment
 from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manifest, usable
 from ardiff.data.storage import StoredFile
 from ardiff.errors import ConfigError, DataError
 from ardiff.randomness import numpy_generator
 from ray_jobs.evaluation.features import Clip
-from ray_jobs.prepare import probed, unprobed
 from ray_jobs.runtime.progress import progress_bar
 
 
@@ -45,7 +45,7 @@ def locate(uri: str) -> Listed:
     if not storage.exists(uri):
         raise DataError(f"There is no manifest or folder of videos {uri}: check the path.")
     folder = storage.absolute(uri)
-    videos = videos_of(folder, storage.list_objects(folder))
+    videos = group_files(folder, storage.list_objects(folder))
     if not videos:
         raise DataError(
             f"There is no video in {uri} ({', '.join(VIDEO_SUFFIXES)} and folders of pictures are looked for)."
@@ -63,7 +63,7 @@ def open_videos(listed: Listed, split: Split, min_frames: int, fps: float = 0.0)
     """
     if listed.records is not None:
         return usable(listed.records, split, min_frames, fps)
-    rows = [asdict(unprobed(video, ("video", 0, split))) for video in listed.videos]
+    rows = [asdict(unprobed_record(video, Assignment("video", 0, split))) for video in listed.videos]
     blocks = min(max(len(rows) // 4, 1), 512)
     records: list[VideoRecord] = []
     with progress_bar(f"probing {listed.name}", len(rows), "video") as bar:
@@ -80,7 +80,7 @@ def open_videos(listed: Listed, split: Split, min_frames: int, fps: float = 0.0)
 
 
 def _probe(row: dict[str, Any]) -> dict[str, Any]:
-    return asdict(probed(VideoRecord(**row), frame_fps=0.0))
+    return asdict(probe_record(VideoRecord(**row), frame_fps=0.0))
 
 
 def real_clips(

@@ -19,7 +19,7 @@ import torch
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import local_folder
-from ardiff.sampling import EngineConfig
+from ardiff.sampling.config import EngineConfig
 from ardiff.sweep.models import fingerprint_of
 from ardiff.sweep.packs import Tries, in_order, make_pack, make_rows, pack_rows
 from ardiff.sweep.rows import Record, VideoRow, in_parallel, read_complete, read_record

@@ -174,7 +174,7 @@ def _subtitle(config: SweepConfig, summaries: Sequence[CellSummary]) -> str:
     parts = [f"{name} {', '.join(map(str, found))}" for name, found in values.items()]
     models = len({s.cell.model.uri for s in summaries})
     parts += [f"{models} checkpoints"] if models > 1 else []
-    return f"{'; '.join(parts)}; executor {config.executor}"
+    return f"{'; '.join(parts)}; mode {config.mode}"
 
 
 def _summary(

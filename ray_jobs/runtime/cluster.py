@@ -55,7 +55,7 @@ def ray_cluster(cpus: int = 4) -> Iterator[None]:
     verbose = bool(os.environ.get("ARDIFF_DEBUG"))
     if not verbose:
         _silence()
-    runtime_env: dict[str, Any] = {"worker_process_setup_hook": "ardiff.logs.set_up"} if logs.structured() else {}
+    runtime_env: dict[str, Any] = {"worker_process_setup_hook": "ardiff.logs.set_up"} if logs.is_json() else {}
     if os.environ.get("RAY_ADDRESS"):
         # Nodes of a cluster do not have this process's environment.
         runtime_env["env_vars"] = {**dict([s3.CHECKSUMS]), **s3.current().environment(), **logs.environment()}

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 def print_line(message: str, **fields: Any) -> None:
     """One line to the user, on standard error; where lines are JSON, with ``fields`` for programs."""
-    if logs.structured():
+    if logs.is_json():
         logger.info("%s", Text.from_markup(message).plain, extra={"fields": fields})
     else:
         console.print(message)

@@ -1,4 +1,4 @@
-"""The quarantine of a job: an actor that every task tells of bad clips, and that keeps ``errors.parquet`` current."""
+"""The error log of a job: an actor that collects bad samples from all tasks and keeps ``errors.parquet`` current."""
 
 import contextlib
 import threading
@@ -10,8 +10,8 @@ from typing import Any
 import ray
 
 from ardiff.data import storage
-from ardiff.data.clips import ClipConfig
-from ardiff.data.error_log import ERRORS, BadClip, Quarantine, Unit, read_errors, too_short, write_errors
+from ardiff.data.config import ClipConfig
+from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, Unit, read_errors, too_short, write_errors
 from ardiff.data.manifest import VideoRecord
 from ardiff.errors import ArdiffError
 from ray_jobs.runtime.cluster import on_this_node
@@ -20,111 +20,111 @@ from ray_jobs.runtime.console import print_line
 
 @dataclass(frozen=True, slots=True)
 class Reporter:
-    """Tells the actor of a bad clip, from anywhere in the cluster."""
+    """Reports bad samples to the actor. It can be sent to any process of the cluster."""
 
-    keeper: Any
+    actor: Any
 
-    def __call__(self, bad: BadClip) -> None:
-        """Returns when the row is kept. Raises DataError if there are too many by now."""
-        error: ArdiffError | None = ray.get(self.keeper.add.remote(bad))
+    def __call__(self, sample: BadSample) -> None:
+        """Returns when the actor has recorded the sample. Raises DataError if too many are bad."""
+        error: ArdiffError | None = ray.get(self.actor.add.remote(sample))
         if error is not None:
             raise error
 
 
 @contextlib.contextmanager
-def quarantine(
+def error_log(
     folder: str,
     total: int,
     max_bad_fraction: float,
     unit: Unit,
-    tried: Collection[str] = (),
-    aside: Sequence[BadClip] = (),
+    resumed: Collection[str] = (),
+    excluded: Sequence[BadSample] = (),
 ) -> Iterator[Reporter]:
-    """Keeps ``errors.parquet`` in ``folder`` for as long as the block lasts.
+    """Keeps ``errors.parquet`` in ``folder`` current while the block runs.
 
     Args:
-        folder: Of the job.
+        folder: The job's output folder.
         total: Videos or clips in all.
         max_bad_fraction: Share of them that may be bad.
-        unit: What is counted.
-        tried: Videos whose rows an interrupted run has left for this one; a job that tries all of them again has none.
-        aside: Rows of videos that are left out, see :func:`ardiff.data.error_log.too_short`.
+        unit: What the limit counts.
+        resumed: Videos whose rows are kept from an interrupted run. A job that reads all videos again passes none.
+        excluded: Rows of videos that are left out, see :func:`ardiff.data.error_log.too_short`.
     """
-    place = storage.absolute(storage.join(folder, ERRORS))
-    before = [row for row in read_errors(place) if row.uri in tried] if tried else []
-    accounts = Quarantine(total, max_bad_fraction, unit, before, aside)
-    if aside:
-        print_line(
-            f"{len(aside)} videos are too short for a clip: rows of {storage.join(folder, ERRORS)}, not counted as bad"
-        )
-        write_errors(place, accounts.all_rows)
-    kept = ray.remote(_Keeper).options(num_cpus=0, scheduling_strategy=on_this_node())
-    keeper: Any = kept.remote(place, accounts)
+    uri = storage.absolute(storage.join(folder, ERRORS))
+    rows = [row for row in read_errors(uri) if row.uri in resumed] if resumed else []
+    log = ErrorLog(total, max_bad_fraction, unit, rows, excluded)
+    if excluded:
+        file = storage.join(folder, ERRORS)
+        print_line(f"{len(excluded)} videos are too short for a clip: listed in {file}, not counted as bad")
+        write_errors(uri, log.all_rows)
+    actor: Any = ray.remote(_ErrorLogActor).options(num_cpus=0, scheduling_strategy=on_this_node()).remote(uri, log)
     try:
-        yield Reporter(keeper)
+        yield Reporter(actor)
     except BaseException:
-        with contextlib.suppress(Exception):  # the reason for the end matters more than its record
-            _flush(keeper, folder, unit, ended=False)
+        with contextlib.suppress(Exception):  # keep the original error
+            _flush(actor, folder, unit, ended=False)
         raise
-    _flush(keeper, folder, unit, ended=True)
+    _flush(actor, folder, unit, ended=True)
 
 
-def of_training(
+def training_error_log(
     folder: str, clips: ClipConfig, manifest: Sequence[VideoRecord], records: Sequence[VideoRecord], resume: str
 ) -> contextlib.AbstractContextManager[Reporter]:
-    """The quarantine of a training run on clips of ``records``, the videos of ``manifest`` that are long enough."""
-    tried = set() if resume == "none" else {record.uri for record in records}
+    """The error log of a training run on ``records``, the videos of ``manifest`` that are long enough for a clip."""
+    resumed = set() if resume == "none" else {record.uri for record in records}
     short = too_short(manifest, "train", clips.span, clips.fps)
-    return quarantine(folder, len(records), clips.max_bad_fraction, "video", tried, short)
+    return error_log(folder, len(records), clips.max_bad_fraction, "video", resumed, short)
 
 
-def _flush(keeper: Any, folder: str, unit: Unit, ended: bool) -> None:
-    count, summary = ray.get(keeper.flush.remote(ended))
+def _flush(actor: Any, folder: str, unit: Unit, ended: bool) -> None:
+    count, summary = ray.get(actor.flush.remote(ended))
     if count:
         print_line(f"[yellow]{count} bad {unit}{'s' * (count > 1)}[/] in {storage.join(folder, ERRORS)}: {summary}")
 
 
-class _Keeper:
-    """The actor behind :func:`quarantine`."""
+class _ErrorLogActor:
+    """The actor behind :func:`error_log`."""
 
-    def __init__(self, place: str, accounts: Quarantine, pause: float = 1.0) -> None:
-        """Rows are written ``pause`` seconds after the last ones, or at once: a job may die at any moment."""
-        self.place, self.quarantine, self.pause = place, accounts, pause
-        self.written, self.due = 0.0, False
+    def __init__(self, uri: str, log: ErrorLog, interval: float = 1.0) -> None:
+        """Rows are written at most every ``interval`` seconds, and soon after they arrive: a job may be killed."""
+        self.uri, self.log, self.interval = uri, log, interval
+        self.written, self.changed = 0.0, False
         self.lock = threading.Lock()
-        self.later: threading.Timer | None = None
+        self.timer: threading.Timer | None = None
 
-    def add(self, bad: BadClip) -> ArdiffError | None:
+    def add(self, sample: BadSample) -> ArdiffError | None:
+        """Records a bad sample. Returns the error that stops the job if too many are bad or the write fails."""
         with self.lock:
-            self.due = self.quarantine.add(bad) or self.due
+            self.changed = self.log.add(sample) or self.changed
             try:
                 self._write_soon()
-                self.quarantine.check()
+                self.log.check()
             except ArdiffError as error:
                 return error
         return None
 
+    def flush(self, ended: bool) -> tuple[int, str]:
+        """Writes what is not written yet. Returns the number of bad samples and a summary."""
+        with self.lock:
+            self.changed = self.changed or ended  # a job that succeeds leaves a file, even an empty one
+            self._write()
+            return self.log.count, self.log.summary()
+
     def _write_soon(self) -> None:
-        wait = self.written + self.pause - time.monotonic()
+        wait = self.written + self.interval - time.monotonic()
         if wait <= 0:
             self._write()
-        elif self.due and self.later is None:
-            self.later = threading.Timer(wait, self._write_late)
-            self.later.daemon = True
-            self.later.start()
+        elif self.changed and self.timer is None:
+            self.timer = threading.Timer(wait, self._write_late)
+            self.timer.daemon = True
+            self.timer.start()
 
     def _write_late(self) -> None:
-        with self.lock, contextlib.suppress(ArdiffError):  # what writes next will say so
-            self.later = None
+        with self.lock, contextlib.suppress(ArdiffError):  # the next write reports the error
+            self.timer = None
             self._write()
 
     def _write(self) -> None:
-        if self.due:
-            write_errors(self.place, self.quarantine.all_rows)
-            self.written, self.due = time.monotonic(), False
-
-    def flush(self, ended: bool) -> tuple[int, str]:
-        with self.lock:
-            self.due = self.due or ended  # a job that ends well leaves a file, if only to say that nothing was bad
-            self._write()
-            return self.quarantine.count, self.quarantine.summary()
+        if self.changed:
+            write_errors(self.uri, self.log.all_rows)
+            self.written, self.changed = time.monotonic(), False

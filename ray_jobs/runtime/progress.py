@@ -43,7 +43,7 @@ class ProgressBar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self.drawn = console.is_terminal and not logs.structured()
+        self.drawn = console.is_terminal and not logs.is_json()
         self.display = Progress(*columns, console=console, disable=not self.drawn)
         self.task = self.display.add_task(description, total=total, rate="", note="")
 

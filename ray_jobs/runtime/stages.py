@@ -19,6 +19,7 @@ import psutil
 
 from ardiff.config import to_yaml
 from ardiff.data import s3, storage
+from ardiff.data.config import StorageConfig
 from ardiff.errors import ArdiffError
 from ray_jobs.runtime.console import print_line
 
@@ -115,7 +116,7 @@ def _tree_memory() -> int:
 def record_run(folder: str, config: Any) -> None:
     """Writes what a run is made of to its folder before it starts: resolved configuration, versions, git commit."""
     storage.write_bytes(storage.join(folder, "config.yaml"), to_yaml(config).encode())
-    if (reach := s3.current()) != s3.StorageConfig():
+    if (reach := s3.current()) != StorageConfig():
         storage.write_bytes(storage.join(folder, "storage.yaml"), to_yaml(reach).encode())
     storage.write_bytes(storage.join(folder, "versions.json"), json.dumps(versions(), indent=1).encode())
 

@@ -112,7 +112,7 @@ def _check_deployment(deployment: dict[str, Any], config: ReplicaConfig) -> None
     queued = deployment.get("max_queued_requests", MAX_REQUESTS)
     if 0 <= queued < config.service.max_waiting:
         raise ConfigError(
-            f"max_queued_requests {queued} rejects requests that max_waiting {config.service.max_waiting} accepts: give "
+            f"max_queued_requests {queued} is below max_waiting, so requests are rejected that the queue accepts: give "
             f"at least {config.service.max_waiting}."
         )
     scaling = deployment.get("autoscaling_config")
@@ -127,9 +127,8 @@ def _check_deployment(deployment: dict[str, Any], config: ReplicaConfig) -> None
         if "policy" not in scaling:
             raise ConfigError("autoscaling_config without policy counts requests, not jobs: see docs/serving.md.")
     if replicas != 1 and not storage.is_remote(config.service.storage) and not config.service.storage.startswith("/"):
-        raise ConfigError(
-            f"service.storage {config.service.storage} must be an absolute path or s3:// URI that all replicas share."
-        )
+        uri = config.service.storage
+        raise ConfigError(f"service.storage {uri} must be an absolute path or an s3:// URI that all replicas share.")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class Observer:
         # Checkpoints of different attempts must not mix, and all workers have to agree on their names.
         [token] = distributed.sum_over([secrets.randbits(32) if self.leads else 0.0], engine.device)
         self.token = f"{int(token):08x}"
-        logs.place(step=start)
+        logs.set_context(step=start)
         logger.info("training begins", extra={"fields": {"device": str(engine.device), "folder": job.folder}})
         self.history: dict[str, list[list[float]]] = {}
         if not self.leads:
@@ -80,7 +80,7 @@ class Observer:
             progress_actor.log.remote(f"{job.name}: {beginning} {team}".rstrip())
 
     def progress(self, step: int, loss: float) -> None:
-        logs.place(step=step)
+        logs.set_context(step=step)
         self.losses.append(loss)
         now = os.times().elapsed
         if self.leads and (now >= self.next_tick or step == self.job.config.num_steps):

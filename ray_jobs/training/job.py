@@ -245,7 +245,7 @@ def _train_worker(arguments: dict[str, Any]) -> None:
     if ray.get(progress.failure.remote()) is not None:
         return  # Ray Train tries again, but it was told that this is of no use
     logs.set_up()  # Ray Train has set up its own since the process began
-    logs.place(rank=distributed.rank(), world_size=distributed.size())
+    logs.set_context(rank=distributed.rank(), world_size=distributed.size())
     try:
         with report_errors(progress):
             try:

@@ -32,7 +32,7 @@ VARIANTS = [
     {
         "name": "both",
         "question": "attention",
-        "settings": ["train_dit.dit.attention=bidirectional", "generate.executor=full"],
+        "settings": ["train_dit.dit.attention=bidirectional", "generate.mode=full"],
     },
     {"name": "broken", "question": "tokens", "settings": ["train_dit.dit.num_tokens=3"]},
 ]

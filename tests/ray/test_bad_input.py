@@ -18,7 +18,7 @@ import pytest
 
 from ardiff.cli import main
 from ardiff.config import find_config, load_config
-from ardiff.data.clips import ClipConfig
+from ardiff.data.config import ClipConfig
 from ardiff.data.encode import encode_video
 from ardiff.data.error_log import read_errors
 from ardiff.data.latents import (
@@ -485,7 +485,7 @@ def test_videos_that_end_their_process_become_rows(
 
     source = put(tmp_path / "own", {f"{i}.mp4": video(seed=i) for i in range(6)})
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "probed", deadly(prepare.probed, 0))
+        patch.setattr(prepare, "probe_record", deadly(prepare.probe_record, 0))
         outcome = ardiff("prepare", source, tmp_path / "data")
     assert outcome.code == 0, outcome.err
     bad = [f"{source}/1.mp4", f"{source}/3.mp4"]

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
+from ardiff.data.config import SyntheticConfig
 from ardiff.data.decode import decode_clip, probe
 from ardiff.data.encode import encode_video
 from ardiff.data.latents import read_description, read_latents
 from ardiff.data.manifest import class_names, read_manifest
-from ardiff.data.synthetic import SyntheticConfig, render_video
+from ardiff.data.synthetic import render_video
 from ardiff.metrics.stats import CONTROLS, psnr
 from ardiff.pipeline import ARDiffusionPipeline
 

@@ -14,8 +14,9 @@ from s3_server import S3Server, environment
 
 from ardiff.cli import main
 from ardiff.data import storage
+from ardiff.data.config import SyntheticConfig
 from ardiff.data.manifest import read_manifest, write_manifest
-from ardiff.data.synthetic import SyntheticConfig, write_video
+from ardiff.data.synthetic import write_video
 from ardiff.sweep.rows import read_rows
 
 pytestmark = pytest.mark.ray

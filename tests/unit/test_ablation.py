@@ -15,6 +15,7 @@ from scipy import stats
 from ardiff.cli import main
 from ardiff.config import load_config, to_yaml
 from ardiff.data import s3, storage
+from ardiff.data.config import STORAGE_VARIABLE
 from ardiff.errors import ConfigError
 from ray_jobs.ablate import AblateConfig, describe_plan, make_plan
 from ray_jobs.quickstart import QuickstartConfig
@@ -131,16 +132,16 @@ def test_results_are_files_and_a_picture(tmp_path: Path) -> None:
 
 def test_the_shipped_plan_is_table_3() -> None:
     assert main(["ablate", str(SHIPPED), "--dry-run"]) == 0
-    config = load_config(AblateConfig, [_without_verb(SHIPPED)])
+    config = load_config(AblateConfig, [_without_command(SHIPPED)])
     units = make_plan(config)
     assert len(units) == len(config.variants) * len(config.seeds)
     assert [u.variant for u in units[: len(config.variants)]] == list(config.names)
     of = {u.variant: u.config for u in units if u.seed == 1}
-    laws = {c.train_dit.diffusion.timestep_law for c in of.values()}
+    laws = {c.train_dit.diffusion.timestep_sampling for c in of.values()}
     assert laws == {"fopp", "uniform_from_first", "independent", "synchronous"}
     assert {c.train_dit.diffusion.prediction for c in of.values()} == {"x0", "eps", "v"}
     assert {c.train_dit.dit.attention for c in of.values()} == {"causal", "bidirectional"}
-    assert of["bidirectional"].generate.executor == "full"
+    assert of["bidirectional"].generate.mode == "full"
     assert of["no_temporal_decoder"].train_vae.vae.temporal == "none"
     assert len({c.train_dit.train.num_steps for c in of.values()}) == 1
     assert {c.samples.ar_steps for c in of.values()} == {config.ar_steps}
@@ -155,7 +156,7 @@ def test_the_shipped_plan_is_table_3() -> None:
 
 def test_a_plan_in_a_bucket_is_looked_up_where_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    for name in (s3.VARIABLE, "AWS_ENDPOINT_URL"):
+    for name in (STORAGE_VARIABLE, "AWS_ENDPOINT_URL"):
         monkeypatch.setenv(name, "{}")  # so that what --dry-run sets is undone
 
     def exists(place: str) -> bool:
@@ -168,10 +169,10 @@ def test_a_plan_in_a_bucket_is_looked_up_where_the_settings_say(monkeypatch: pyt
     assert ("s3://runs/ablation/fopp/seed-0/scores/stage.json", "http://host:1") in asked
 
 
-def _without_verb(file: Path) -> Path:
+def _without_command(file: Path) -> Path:
     """The file's settings, as the command sees them."""
     copy = Path(file.name)
-    copy.write_text(file.read_text().replace("verb: ablate\n", ""))
+    copy.write_text(file.read_text().replace("command: ablate\n", ""))
     return copy
 
 
@@ -190,7 +191,7 @@ def test_a_quickstart_gives_its_latents_its_recipe_and_its_pace(tmp_path: Path) 
         (tmp_path / "q" / stage / "stage.json").write_text(json.dumps(asdict(record)))
     (tmp_path / "q" / "config.yaml").write_text(to_yaml(quickstart))
     settings = ["quickstart=q", "settings=[train_dit.train.num_steps=500]", "seeds=[0, 1]"]
-    config = load_config(AblateConfig, [_without_verb(SHIPPED)], settings)
+    config = load_config(AblateConfig, [_without_command(SHIPPED)], settings)
     units = make_plan(config)
     assert {u.variant for u in units if u.shared != "q"} == {"no_temporal_decoder"}
     assert {u.config.train_dit.dit.depth for u in units} == {2}
@@ -223,4 +224,4 @@ def test_impossible_plans(settings: list[str], message: str) -> None:
 
 def test_a_file_of_another_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quickstart", "--config", str(SHIPPED), "--dry-run"]) == 2
-    assert "is the configuration of another verb than quickstart" in capsys.readouterr().err
+    assert "is a configuration of `ardiff ablate`, not of `ardiff quickstart`" in capsys.readouterr().err

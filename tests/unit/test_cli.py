@@ -8,12 +8,12 @@ from typing import Any, get_type_hints
 import pytest
 import yaml
 
-from ardiff.cli import VERBS, main
+from ardiff.cli import COMMANDS, main
 from ardiff.config import load_config, to_dict
 
 
-def config_class(verb: str) -> type[Any]:
-    module, name, _ = VERBS[verb]
+def config_class(command: str) -> type[Any]:
+    module, name, _ = COMMANDS[command]
     return getattr(importlib.import_module(module), name)
 
 
@@ -41,19 +41,19 @@ def test_a_call_without_a_verb_is_wrong(arguments: list[str], capsys: pytest.Cap
     assert "Traceback" not in captured.err
 
 
-def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for verb, (_, _, summary) in VERBS.items():
-        assert f"{verb} {summary}" in text
+    for command, (_, _, summary) in COMMANDS.items():
+        assert f"{command} {summary}" in text
     assert " doctor " in text
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_lists_every_setting(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code([verb, "--help"]) == 0
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_lists_every_setting(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code([command, "--help"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: ardiff {verb}")
+    assert text.startswith(f"usage: ardiff {command}")
 
     def check(cls: Any, prefix: str) -> None:
         hints = get_type_hints(cls)
@@ -66,22 +66,24 @@ def test_help_of_a_verb_lists_every_setting(verb: str, capsys: pytest.CaptureFix
             else:
                 assert f"--{field.name.replace('_', '-')}" in text
 
-    check(config_class(verb), "")
+    check(config_class(command), "")
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_dry_run_prints_what_loads_back_equal(verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_dry_run_prints_what_loads_back_equal(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     named = {"estimate": "precision", "serve": "checkpoint", "lint-serve": "file", "api-key": "name"}
-    name = {**named, "import-released": "out", "weights": "cache"}.get(verb, "output")
-    value = "fp32" if verb == "estimate" else "elsewhere"
-    assert main([verb, "--dry-run", f"--{name}", value]) == 0
+    name = {**named, "import-upstream": "out", "weights": "cache"}.get(command, "output")
+    value = "fp32" if command == "estimate" else "elsewhere"
+    assert main([command, "--dry-run", f"--{name}", value]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     (tmp_path / "resolved.yaml").write_text(captured.out)
-    config = load_config(config_class(verb), [tmp_path / "resolved.yaml"])
+    config = load_config(config_class(command), [tmp_path / "resolved.yaml"])
     assert getattr(config, name) == value
     assert to_dict(config) == yaml.safe_load(captured.out)
-    assert main([verb, "--dry-run", "--config", "resolved.yaml"]) == 0
+    assert main([command, "--dry-run", "--config", "resolved.yaml"]) == 0
     assert capsys.readouterr().out == captured.out
     assert [p.name for p in tmp_path.iterdir()] == ["resolved.yaml"]  # nothing else was written
 
@@ -117,7 +119,7 @@ def test_the_quickstart_reads_its_shipped_configuration(capsys: pytest.CaptureFi
         (["train-vae", "vae.patch_size=7"], "vae: resolution 256 must be a multiple of patch_size 7"),
         (["generate", "num_videos"], "'num_videos' is not an override"),
         (["generate", "--num-videos", "many"], "'num_videos' must be of type int"),
-        (["generate", "--executor", "magic"], "'executor' must be one of"),
+        (["generate", "--mode", "magic"], "'mode' must be one of"),
         (["generate", "--config", "no.yaml"], "Cannot read the configuration no.yaml"),
         (["evaluate", "vae=runs/vae/model"], "protocol=styleganv does not use vae: leave it out"),
         (["evaluate", "protocol=quick", "--metrics", "psnr"], "protocol=quick does not use metrics: leave it out"),
@@ -177,13 +179,15 @@ def test_what_cannot_be_served_is_refused_before_ray_is_started(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_says_how_to_resume(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(config: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ray_jobs.generate.run", interrupted)
     assert main(["generate"]) == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "The same command resumes" in capsys.readouterr().err
 
 
 def test_a_job_gets_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,10 +28,10 @@ from ray.autoscaler._private.util import fillout_defaults, validate_config
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 import ardiff.data.storage
-from ardiff.cli import VERBS, main
+from ardiff.cli import COMMANDS, main
 from ardiff.config import CONFIGS
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.metrics import MEASURES
@@ -49,9 +49,9 @@ ROOT = Path(__file__).parents[2]
 FILES = ROOT / "cluster"
 INSTALLED = "/opt/ardiff/configs"
 """Where the image has configs/."""
-VERB_OF_MODULE = {VERBS[verb][0]: verb for verb in jobs()}
+COMMAND_OF_MODULE = {COMMANDS[command][0]: command for command in jobs()}
 NO_RAYJOB = {"quickstart": "writes to a local folder", "serve": "is the RayService", "lint-serve": "checks a file"}
-"""Why a verb has no manifest of its own."""
+"""Why a command has no manifest of its own."""
 NAME_LENGTH = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
 
 DOCUMENTS = [
@@ -222,22 +222,22 @@ def test_the_dockerfile_has_no_lint() -> None:
 # Against the code
 
 
-def resolves(verb: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """The configuration that the verb makes of the arguments; fails if it refuses them."""
+def resolves(command: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The configuration that the command makes of the arguments; fails if it refuses them."""
     here = [str(ROOT / "configs") + a.removeprefix(INSTALLED) if a.startswith(INSTALLED) else a for a in arguments]
     capsys.readouterr()
-    code = main([verb, *here, "--dry-run"])
+    code = main([command, *here, "--dry-run"])
     out, err = capsys.readouterr()
-    assert code == 0, f"{verb} {shlex.join(arguments)}: {err}"
+    assert code == 0, f"{command} {shlex.join(arguments)}: {err}"
     resolved: dict[str, Any] = yaml.safe_load(out)
     return resolved
 
 
 def entrypoint(job: dict[str, Any]) -> tuple[str, list[str]]:
-    """The verb and the arguments that a RayJob runs."""
+    """The command and the arguments that a RayJob runs."""
     python, dash, module, *arguments = shlex.split(job["spec"]["entrypoint"])
     assert (python, dash) == ("python", "-m")
-    return VERB_OF_MODULE[module], arguments
+    return COMMAND_OF_MODULE[module], arguments
 
 
 def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,8 +245,8 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(ardiff.data.storage, "exists", lambda place: False)  # an ablation's plan looks
     entrypoints = {job["metadata"]["name"].removeprefix("ardiff-"): entrypoint(job) for job in JOBS}
-    configs = {name: resolves(verb, arguments, capsys) for name, (verb, arguments) in entrypoints.items()}
-    assert {verb for verb, _ in entrypoints.values()} == set(jobs()) - NO_RAYJOB.keys()
+    configs = {name: resolves(command, arguments, capsys) for name, (command, arguments) in entrypoints.items()}
+    assert {command for command, _ in entrypoints.values()} == set(jobs()) - NO_RAYJOB.keys()
     places = [config["output"] for config in configs.values()]
     assert all(place.startswith("s3://") for place in places)
     assert len(set(places)) == len(places)
@@ -281,9 +281,9 @@ def weights_place() -> str:
 
 
 def test_a_flag_that_is_gone_is_found(capsys: pytest.CaptureFixture[str]) -> None:
-    verb, arguments = entrypoint(JOBS[0])
+    command, arguments = entrypoint(JOBS[0])
     with pytest.raises(AssertionError, match="outputt"):
-        resolves(verb, [a.replace("output=", "outputt=") for a in arguments], capsys)
+        resolves(command, [a.replace("output=", "outputt=") for a in arguments], capsys)
 
 
 def test_the_commands_of_the_runbook_are_understood(
@@ -295,10 +295,10 @@ def test_the_commands_of_the_runbook_are_understood(
     commands = [line[1:] for line in lines if line and line[0] == "ardiff"]
     assert len(commands) > 5
     for first, *rest in commands:
-        verb, arguments = (rest[0], rest[1:]) if first == "submit" else (first, rest)
-        if verb in VERBS:
-            config = resolves(verb, arguments, capsys)
-            scores = config if verb == "evaluate" else config["scores"] if verb == "sweep" else None
+        command, arguments = (rest[0], rest[1:]) if first == "submit" else (first, rest)
+        if command in COMMANDS:
+            config = resolves(command, arguments, capsys)
+            scores = config if command == "evaluate" else config["scores"] if command == "sweep" else None
             assert scores is None or scores["weights"] == ["$W"], arguments
     assert {"submit", "doctor", "estimate", "api-key", "lint-serve", "weights"} == {first for first, *_ in commands}
     text = " ".join(blocks)
@@ -442,7 +442,7 @@ def test_the_policy_allows_what_storage_asks_for_and_no_more() -> None:
     }
     assert functions <= REQUESTS.keys()
     policy = json.loads((FILES / "iam-policy.json").read_text())
-    [prepare] = [arguments for verb, arguments in map(entrypoint, JOBS) if verb == "prepare"]
+    [prepare] = [arguments for command, arguments in map(entrypoint, JOBS) if command == "prepare"]
     places = dict(argument.split("=s3://") for argument in prepare if "=s3://" in argument)
     runs, videos = (places[name].partition("/")[0] for name in ("output", "source"))
     for bucket, needing in ((runs, REQUESTS.keys()), (videos, READING)):

@@ -90,7 +90,7 @@ def test_unknown_keys_name_the_path_and_the_nearest_valid_one(override: str, mes
         ("train.optimizer.flag='true'", "must be of type bool, not 'true'"),
         ("train.name=5", "must be of type str, not 5"),
         ("train.optimizer.kind=sgd", r"'train\.optimizer\.kind' must be one of adamw, muon, not 'sgd'"),
-        ("train.optimizer=3", r"'train\.optimizer' is a section with keys of its own, not 3"),
+        ("train.optimizer=3", r"'train\.optimizer' is a section with its own keys, not 3"),
         ("sizes=3", "'sizes' must be a list, not 3"),
         ("sizes='3,4'", "'sizes' must be a list, not '3,4'"),
         ("sizes=[1, x]", r"'sizes\[1\]' must be of type int, not 'x'"),
@@ -183,7 +183,7 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str
 def test_places_where_nothing_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Cannot read the configuration .*no\.yaml: No such file"):
         load_config(Outer, [tmp_path / "no.yaml"])
-    with pytest.raises(ConfigError, match=r"holds no \.yaml file"):
+    with pytest.raises(ConfigError, match=r"has no \.yaml file"):
         load_config(Outer, [tmp_path])
 
 

@@ -13,20 +13,20 @@ import pytest
 
 import ardiff
 import ray_jobs
-from ardiff.cli import VERBS
-from ardiff.config import VERB, build, field_documentation, load_config, read_settings
-from ardiff.data.s3 import StorageConfig
+from ardiff.cli import COMMANDS
+from ardiff.config import COMMAND, build, field_documentation, load_config, read_settings
+from ardiff.data.config import StorageConfig
 from ray_jobs.quickstart import QuickstartConfig
 from ray_jobs.serve import ReplicaConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-STEM_OF_VERB = {verb: verb.replace("-", "_") for verb in VERBS}
+STEM_OF_COMMAND = {command: command.replace("-", "_") for command in COMMANDS}
 
 
-def config_class(verb: str) -> type[Any]:
-    module, name, _ = VERBS[verb]
+def config_class(command: str) -> type[Any]:
+    module, name, _ = COMMANDS[command]
     return getattr(importlib.import_module(module), name)
 
 
@@ -38,8 +38,8 @@ def nested(cls: type[Any]) -> Iterator[type[Any]]:
             yield from nested(typing.cast(type, hint))
 
 
-# A ReplicaConfig comes from a Serve configuration, not from a verb; every verb takes the section of StorageConfig.
-ROOTS = [*map(config_class, VERBS), ReplicaConfig, StorageConfig]
+# ReplicaConfig comes from a Serve configuration, not from a command. Every command has the section StorageConfig.
+ROOTS = [*map(config_class, COMMANDS), ReplicaConfig, StorageConfig]
 ALL_CLASSES = sorted({c for root in ROOTS for c in nested(root)}, key=lambda c: c.__qualname__)
 
 
@@ -62,18 +62,18 @@ def test_the_quickstart_models_fit_together() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(CONFIGS)))
 def test_every_file_is_a_configuration(file: Path) -> None:
-    """A file that is named like a verb, ``train_vae`` or ``train_vae_1_frames``, is that verb's, as is one that says
-    so; all others are fields of the quickstart."""
+    """A file is named like its command (``train_vae``, ``train_vae_1_frames``) or names it. All others are fields of
+    the quickstart."""
     settings = read_settings([file])
-    if verb := settings.pop(VERB, None):
-        build(config_class(verb), settings)
+    if command := settings.pop(COMMAND, None):
+        build(config_class(command), settings)
         return
-    for verb, stem in STEM_OF_VERB.items():
+    for command, stem in STEM_OF_COMMAND.items():
         if file.stem == stem or file.stem.startswith(f"{stem}_"):
-            load_config(config_class(verb), [file])
+            load_config(config_class(command), [file])
             return
     hints = typing.get_type_hints(QuickstartConfig)
-    assert file.stem in hints, f"{file} is named like no verb and no part of the quickstart"
+    assert file.stem in hints, f"{file} is named like no command and no part of the quickstart"
     load_config(hints[file.stem], [file])
 
 
@@ -84,9 +84,9 @@ def test_no_folder_of_configurations_is_empty() -> None:
 
 
 def test_every_verb_has_a_configuration_and_a_run() -> None:
-    for verb, (module, _, _) in VERBS.items():
+    for command, (module, _, _) in COMMANDS.items():
         assert callable(importlib.import_module(module).run)
-        assert dataclasses.is_dataclass(config_class(verb))
+        assert dataclasses.is_dataclass(config_class(command))
 
 
 def sources() -> Iterator[str]:
@@ -166,7 +166,7 @@ def test_configurations_are_never_asked_with_a_default_beside_the_class() -> Non
 
 
 def test_the_scan_sees_every_configuration_class() -> None:
-    """Configuration classes that no verb reaches would escape the test above."""
+    """Configuration classes that no command reaches would escape the test above."""
     found = set()
     for package in (ardiff, ray_jobs):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):

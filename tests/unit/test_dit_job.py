@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ardiff.data.clips import ClipConfig
+from ardiff.data.config import ClipConfig
 from ardiff.data.manifest import VideoRecord
 from ardiff.pretrained import save_autoencoder
 from ray_jobs.train_dit import DiTDataConfig, TrainDiTConfig, _of_clips

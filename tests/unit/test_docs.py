@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ardiff.cli import OTHERS, VERBS, main, read_arguments
+from ardiff.cli import COMMANDS, TOOLS, main, read_arguments
 from ardiff.config import build
-from ardiff.data.s3 import StorageConfig
+from ardiff.data.config import StorageConfig
 from ardiff.errors import ConfigError
 from ray_jobs.serve import ReplicaConfig
 from ray_jobs.submit import _parser as submit_parser
@@ -32,7 +32,7 @@ PLACE = re.compile(r"(?:ardiff|ray_jobs|cluster|configs|docs|tests|benchmarks)/[
 FILES = (".yaml", ".json", ".md", ".png", ".html", ".parquet", ".py", ".txt")
 FOREIGN = {"--help", "--local-dir", "--name"}
 """Options of every command, of `hf` and of `eksctl`."""
-CONFIGS = {verb: getattr(importlib.import_module(module), name) for verb, (module, name, _) in VERBS.items()}
+CONFIGS = {name: getattr(importlib.import_module(module), name) for name, (module, name, _) in COMMANDS.items()}
 
 
 def settings(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -83,10 +83,10 @@ def known_options(span: str) -> set[str]:
     """The options that may stand in a span of code: of the command that it is of, or else of any."""
     if benchmark := re.search(r"benchmarks/\w+\.py", span):
         return options_of_benchmarks(benchmark[0])
-    if (command := re.match(r"ardiff ([a-z-]+)", span)) and command[1] in VERBS:
+    if (command := re.match(r"ardiff ([a-z-]+)", span)) and command[1] in COMMANDS:
         return options(command[1])
     benchmarks = options_of_benchmarks(*(str(file.relative_to(ROOT)) for file in ROOT.glob("benchmarks/*.py")))
-    return benchmarks.union(options(), options("client", "create"), *(options(verb) for verb in (*VERBS, *OTHERS)))
+    return benchmarks.union(options(), options("client", "create"), *(options(name) for name in (*COMMANDS, *TOOLS)))
 
 
 def exists(name: str) -> bool:
@@ -155,12 +155,12 @@ def test_the_commands_in_blocks_are_understood(page: Path, monkeypatch: pytest.M
         words = shlex.split(line, comments=True) if re.match(r"(\$ )?ardiff ", line) else []
         if not words:
             continue
-        verb, arguments = words[words.index("ardiff") + 1], words[words.index("ardiff") + 2 :]
-        if verb == "submit":
+        name, arguments = words[words.index("ardiff") + 1], words[words.index("ardiff") + 2 :]
+        if name == "submit":
             sent = submit_parser().parse_args(arguments)
-            verb, arguments = sent.job, sent.arguments
-        if verb in VERBS:
-            read_arguments(verb, arguments)
+            name, arguments = sent.job, sent.arguments
+        if name in COMMANDS:
+            read_arguments(name, arguments)
         else:
-            command = [verb, arguments[0]] if verb == "client" else [verb]
+            command = [name, arguments[0]] if name == "client" else [name]
             assert {word for word in arguments if word.startswith("--")} <= options(*command), line

@@ -127,7 +127,7 @@ def test_the_numbers_of_the_paper() -> None:
         assert law.lr * law.drop_factor == pytest.approx(1e-5)
         assert (dit.train.num_steps, dit.train.batch_size) == (150_000, 16 * 8 * 8)
         assert (diffusion.num_timesteps, diffusion.beta_start, diffusion.beta_end) == (1000, 1e-4, 0.02)
-        assert (diffusion.prediction, diffusion.timestep_law, dit.task.noise_clip > 0) == ("x0", "fopp", True)
+        assert (diffusion.prediction, diffusion.timestep_sampling, dit.task.noise_clip > 0) == ("x0", "fopp", True)
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.errors import CheckpointError
-from ardiff.pipeline import ARDiffusionPipeline
-from ardiff.sampling import SampleRequest
+from ardiff.pipeline import ARDiffusionPipeline, read_info
+from ardiff.sampling.params import SamplingParams, expand_params
+from ardiff.sampling.request import SampleRequest
 
 STEPS = 4
 SHORT = {"num_frames": 6, "ar_step": 2, "num_inference_steps": STEPS}
@@ -27,9 +28,9 @@ def differ(first: torch.Tensor, second: torch.Tensor) -> int:
     return int((first.int() - second.int()).abs().max())
 
 
-def latents(pipeline: ARDiffusionPipeline, labels: tuple[int, ...], seeds: tuple[int, ...], **changes: Any) -> Any:
-    settings = {"num_frames": 6, "ar_step": 2, "num_inference_steps": STEPS, "guidance_scale": 1.5, **changes}
-    return pipeline.engine().run(SampleRequest(class_labels=labels, seeds=seeds, **settings))  # type: ignore[arg-type]
+def latents(pipeline: ARDiffusionPipeline, **changes: Any) -> torch.Tensor:
+    videos = expand_params(**{**SHORT, "guidance_scale": 1.5, **changes})
+    return pipeline.engine().run(SampleRequest(videos=tuple(videos)))
 
 
 def test_shape_and_type(pipeline: ARDiffusionPipeline) -> None:
@@ -106,11 +107,11 @@ def test_the_configuration_is_readable(pipeline: ARDiffusionPipeline, tmp_path: 
 @pytest.mark.parametrize("frames", [6, 14])
 def test_the_same_seed_gives_the_same_video_whatever_the_batch(pipeline: ARDiffusionPipeline, frames: int) -> None:
     labels, seeds = (2, 0, 1, 0), (11, 5, 7, 6)
-    together = latents(pipeline, labels, seeds, num_frames=frames)
+    together = latents(pipeline, class_label=labels, seed=seeds, num_frames=frames)
     settings = {**SHORT, "num_frames": frames, "guidance_scale": 1.5}
     videos = pipeline(class_label=list(labels), seed=list(seeds), **settings)
     for i, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
-        alone = latents(pipeline, (label,), (seed,), num_frames=frames)
+        alone = latents(pipeline, class_label=label, seed=seed, num_frames=frames)
         assert torch.allclose(together[i : i + 1], alone, rtol=1e-5, atol=1e-5)
         assert differ(videos[i], pipeline(class_label=label, seed=seed, **settings)[0]) <= 1
     reverse = pipeline(class_label=list(labels)[::-1], seed=list(seeds)[::-1], **settings)
@@ -127,11 +128,16 @@ def test_repeated_calls_are_equal_and_draw_nothing_global(pipeline: ARDiffusionP
 
 
 def test_seed_class_and_guidance_matter(pipeline: ARDiffusionPipeline) -> None:
-    base = {"labels": (0,), "seeds": (0,)}
-    expected = latents(pipeline, **base)
-    null = pipeline.dit.null_class
-    for change in ({"labels": (1,)}, {"labels": (null,)}, {"seeds": (1,)}, {"guidance_scale": 4.0}, {"ar_step": 0}):
-        result = latents(pipeline, **{**base, **change})  # type: ignore[arg-type]
+    expected = latents(pipeline, class_label=0)
+    changes: list[dict[str, Any]] = [
+        {"class_label": 1},
+        {"class_label": None},
+        {"seed": 1},
+        {"guidance_scale": 4.0},
+        {"ar_step": 0},
+    ]
+    for change in changes:
+        result = latents(pipeline, **{"class_label": 0, **change})
         assert float((result - expected).abs().max()) > 1e-3, change
 
 
@@ -149,8 +155,40 @@ def test_labels_and_seeds_are_paired(pipeline: ARDiffusionPipeline) -> None:
             assert differ(ours, alone[pair]) <= 1
     without = pipeline(seed=[5, 6], **SHORT)
     assert differ(without[1], pipeline(seed=6, **SHORT)[0]) <= 1
-    with pytest.raises(ValueError, match="2 class labels and 3 seeds cannot be paired"):
+    with pytest.raises(ValueError, match="cannot pair 2 class_label, 3 seed"):
         pipeline(class_label=[0, 1], seed=[1, 2, 3], **SHORT)
+
+
+def test_parameters_as_one_object_are_the_same_call(pipeline: ARDiffusionPipeline) -> None:
+    params = SamplingParams(class_label=1, seed=5, **SHORT)
+    expected = pipeline(class_label=1, seed=[5, 6], **SHORT)
+    assert torch.equal(pipeline(params, seed=[5, 6]), expected)
+    assert torch.equal(pipeline(expand_params(params, seed=[5, 6])), expected)
+    [latest] = list(pipeline.stream(params, num_frames=1))
+    assert latest.shape == (1, 16, 16, 3)
+
+
+def test_unknown_parameters_name_the_nearest_one(pipeline: ARDiffusionPipeline) -> None:
+    for call in (pipeline, lambda **changes: next(pipeline.stream(**changes))):
+        with pytest.raises(TypeError, match=r"'num_frame': did you mean num_frames\?"):
+            call(num_frame=3)
+    with pytest.raises(TypeError, match="valid names: num_frames, "):
+        pipeline(xyz=3)
+
+
+def test_ar_step_defaults_to_the_nearest_valid_value(pipeline: ARDiffusionPipeline) -> None:
+    settings = {"class_label": 1, "num_frames": 3, "num_inference_steps": STEPS}
+    assert torch.equal(pipeline(**settings), pipeline(ar_step=STEPS, **settings))
+
+
+def test_info_is_read_without_weights(pipeline: ARDiffusionPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(str(tmp_path))
+    (tmp_path / "dit.safetensors").unlink()
+    assert read_info(str(tmp_path)) == pipeline.info
+    assert (pipeline.info.num_frames, pipeline.info.resolution) == (8, 16)
+    assert (pipeline.info.modes, pipeline.info.class_names) == (("window", "full"), ("disc", "ring", "square"))
+    with pytest.raises(CheckpointError, match="no pipeline"):
+        read_info(str(tmp_path / "missing"))
 
 
 @pytest.mark.parametrize("ar_step", [0, 1, 2, STEPS])
@@ -167,7 +205,7 @@ def test_videos_longer_than_the_model_sees(pipeline: ARDiffusionPipeline) -> Non
     assert video.shape == (1, 21, 16, 16, 3)
     first = pipeline(class_label=1, num_frames=8, ar_step=1, num_inference_steps=STEPS)
     assert differ(video[:, :8], first) <= 1  # nothing before the window first moves has changed
-    plain = pipeline(class_label=1, num_frames=21, ar_step=1, num_inference_steps=STEPS, executor="full")
+    plain = pipeline(class_label=1, num_frames=21, ar_step=1, num_inference_steps=STEPS, mode="full")
     assert differ(video, plain) <= 1
 
 
@@ -179,39 +217,39 @@ def test_videos_longer_than_the_model_sees(pipeline: ARDiffusionPipeline) -> Non
         ({"num_frames": 20, "ar_step": 0}, r"window of 8 frames; got 0\. The smallest valid ar_step is 1"),
         ({"num_frames": 20, "num_inference_steps": 50, "ar_step": 6}, "smallest valid ar_step is 7"),
         ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
-        ({"num_inference_steps": 0, "ar_step": 0}, "num_inference_steps must be at least 1"),
-        ({"num_inference_steps": 1001}, r"num_inference_steps must be in 1\.\.1000"),
-        ({"class_label": 3}, r"class_label 3 is out of range: the model knows 0\.\.2"),
+        ({"num_inference_steps": 0, "ar_step": 0}, "num_inference_steps must be between 1 and 1000, got 0"),
+        ({"num_inference_steps": 1001}, r"num_inference_steps must be between 1 and 1000"),
+        ({"class_label": 3}, r"class_label 3 is out of range: the model has classes 0\.\.2"),
         ({"class_label": [0, -1]}, "class_label -1 is out of range"),
-        ({"seed": []}, "cannot be paired"),
-        ({"class_label": [], "seed": []}, "cannot be paired"),
-        ({"executor": "magic"}, "executor"),
+        ({"seed": []}, "cannot pair"),
+        ({"class_label": [], "seed": []}, "cannot pair"),
+        ({"mode": "magic"}, "mode"),
     ],
 )
-@pytest.mark.parametrize("executor", ["window", "full"])
+@pytest.mark.parametrize("mode", ["window", "full"])
 def test_calls_out_of_range_say_what_is_valid(
-    pipeline: ARDiffusionPipeline, executor: str, changes: dict[str, Any], message: str
+    pipeline: ARDiffusionPipeline, mode: str, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        pipeline(**{**SHORT, "executor": executor, **changes})
+        pipeline(**{**SHORT, "mode": mode, **changes})
 
 
 def test_bidirectional_attention_is_sampled_plainly_only(make_pipeline, tmp_path: Path) -> None:
     pipeline = make_pipeline(attention="bidirectional")
     pipeline.save_pretrained(str(tmp_path))
     loaded, settings = ARDiffusionPipeline.from_pretrained(str(tmp_path)), {**SHORT, "seed": [1, 2], "class_label": 1}
-    videos = loaded(executor="full", **settings)
-    assert torch.equal(videos, pipeline(executor="full", **settings))
+    videos = loaded(mode="full", **settings)
+    assert torch.equal(videos, pipeline(mode="full", **settings))
     assert not torch.equal(videos[0], videos[1])
-    for executor in ("window", "rolling"):
-        with pytest.raises(ValueError, match=r"never sees a later one.*dit\.attention=bidirectional.*executor=full"):
-            pipeline(executor=executor, **settings)
+    for mode in ("window", "rolling"):
+        with pytest.raises(ValueError, match=r"sees a later one.*dit\.attention=bidirectional.*mode=full"):
+            pipeline(mode=mode, **settings)
 
 
 def test_a_model_without_classes_takes_none(make_pipeline) -> None:
     pipeline = make_pipeline(num_classes=0)
     assert pipeline(**SHORT).shape[0] == 1
-    with pytest.raises(ValueError, match="knows no class at all"):
+    with pytest.raises(ValueError, match="has no classes"):
         pipeline(class_label=0, **SHORT)
 
 

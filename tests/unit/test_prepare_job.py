@@ -1,11 +1,11 @@
-"""What ``ardiff prepare`` takes for the videos of a set, before it probes them."""
+"""The videos that ``ardiff prepare`` finds, before it probes them."""
 
 from pathlib import Path
 
 import pytest
 
 from ray_jobs import prepare
-from ray_jobs.prepare import PrepareConfig, _find
+from ray_jobs.prepare import PrepareConfig, find_videos
 
 
 def test_the_output_folder_is_no_part_of_the_set(tmp_path: Path) -> None:
@@ -13,12 +13,12 @@ def test_the_output_folder_is_no_part_of_the_set(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     config = PrepareConfig(source=str(tmp_path), output=f"{tmp_path}/out/")
-    assert [Path(r.uri).name for r in _find(config, str(tmp_path))] == ["a.mp4", "b.mp4", "output.mp4"]
+    assert [Path(r.uri).name for r in find_videos(config, str(tmp_path))] == ["a.mp4", "b.mp4", "output.mp4"]
 
 
 def test_lines_that_name_no_video_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(prepare, "print_line", said.append)
+    printed: list[str] = []
+    monkeypatch.setattr(prepare, "print_line", printed.append)
     for name in ("videos/ape/a.mp4", "videos/bat/b.mp4", "videos/cat/c.mp4", "videos/cat/d.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -26,11 +26,11 @@ def test_lines_that_name_no_video_are_counted(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "test.txt").write_text("cat/c.mp4\n")
     source = str(tmp_path / "videos")
     config = PrepareConfig(source=source, train_list=f"{tmp_path}/train.txt", test_list=f"{tmp_path}/test.txt")
-    found = [(r.class_name, r.label, r.split, r.status) for r in _find(config, source)]
-    assert found == [
+    videos = [(r.class_name, r.label, r.split, r.status) for r in find_videos(config, source)]
+    assert videos == [
         ("", 0, "train", "skipped"),
         ("bat", 0, "train", ""),
         ("cat", 1, "test", ""),
         ("", 0, "train", "skipped"),
     ]
-    assert said == [f"[yellow]1 lines of the lists[/] name no video of {source}, as cat/gone.mp4 2"]
+    assert printed == [f"[yellow]1 lines of the lists[/] match no video of {source}, such as cat/gone.mp4 2"]

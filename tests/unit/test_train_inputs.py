@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ardiff.data.clips import ClipConfig
+from ardiff.data.config import ClipConfig
 from ardiff.data.latents import LatentSet, LatentStatistics, vae_fingerprint, write_description
 from ardiff.data.manifest import VideoRecord, write_manifest
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import save_autoencoder
@@ -32,7 +32,7 @@ def fingerprint_of(manifest: Path, records: list[VideoRecord], monkeypatch: pyte
     write_manifest(str(manifest), records)
     monkeypatch.setattr(train_vae, "run_training", lambda job: jobs.append(job) or {"loss": [[1, 0.5]]})
     nothing = contextlib.nullcontext(SimpleNamespace())
-    for name in ("ray_cluster", "of_training", "stage"):
+    for name in ("ray_cluster", "training_error_log", "stage"):
         monkeypatch.setattr(train_vae, name, lambda *arguments: nothing)
     train_vae.run(TrainVAEConfig(clips=ClipConfig(manifest=str(manifest))))
     return str(jobs[0].fingerprint)

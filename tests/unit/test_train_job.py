@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ardiff.data import storage
-from ardiff.data.clips import ClipConfig
+from ardiff.data.config import ClipConfig
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream, LatentStream
@@ -405,7 +405,7 @@ def test_ctrl_c_is_an_interruption_and_is_heard_again_afterwards() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_quarantine_lives_on_the_drivers_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_log_actor_runs_on_the_drivers_node(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     flush = SimpleNamespace(remote=lambda ended: (0, ""))
     handle = SimpleNamespace(remote=lambda *arguments: SimpleNamespace(flush=flush))
@@ -414,6 +414,6 @@ def test_the_quarantine_lives_on_the_drivers_node(monkeypatch: pytest.MonkeyPatc
     fake = SimpleNamespace(remote=lambda kind: remote, get=lambda value: value, get_runtime_context=lambda: context)
     monkeypatch.setattr(error_log, "ray", fake)
     monkeypatch.setattr(cluster, "ray", fake)
-    with error_log.quarantine("folder", 8, 0.1, "video"):
+    with error_log.error_log("folder", 8, 0.1, "video"):
         strategy = asked["scheduling_strategy"]
     assert (strategy.node_id, strategy.soft) == ("a" * 56, False)

@@ -64,9 +64,7 @@ function chooseModel() {
   const model = chosenModel();
   const classes = Array.from({ length: model.num_classes }, (_, i) => new Option(model.class_names[i] || `class ${i}`, i));
   $("class_label").replaceChildren(...classes, new Option("none", ""));
-  $("num_frames").max = model.max_frames;
-  $("num_inference_steps").max = model.max_inference_steps;
-  $("guidance_scale").max = model.max_guidance_scale;
+  for (const [name, maximum] of Object.entries(model.maximum)) if ($(name)) $(name).max = maximum;
   settingsChanged();
 }
 

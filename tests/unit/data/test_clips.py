@@ -11,9 +11,10 @@ from broken_videos import IRREGULAR, encode, picture
 
 from ardiff.data import clips as clips_module
 from ardiff.data import storage
-from ardiff.data.clips import ClipConfig, natural_order, probe_video, read_clips
+from ardiff.data.clips import natural_order, probe_video, read_clips
+from ardiff.data.config import ClipConfig
 from ardiff.data.decode import crop_square, decode_clip, decode_frames, frame_times, probe
-from ardiff.data.error_log import BadClip
+from ardiff.data.error_log import BadSample
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.storage import StoredFile
 from ardiff.data.streams import ClipStream
@@ -192,7 +193,7 @@ def test_uniform_over_clips_visits_every_part_of_every_video_once(records: list[
 
 def test_a_bad_video_is_reported_and_replaced_alike_everywhere(records: list[VideoRecord]) -> None:
     gone = [replace(r, uri="/nowhere.mp4") if r.label == 3 else r for r in records]
-    reported: list[BadClip] = []
+    reported: list[BadSample] = []
     one = stream(gone, report=reported.append, chunk_size=5)
     first = one.load(0)
     assert 3 not in first["label"]
@@ -228,7 +229,7 @@ def test_without_a_report_a_bad_video_is_an_error(records: list[VideoRecord]) ->
 
 
 def test_a_report_may_refuse(records: list[VideoRecord]) -> None:
-    def refuse(bad: BadClip) -> None:
+    def refuse(bad: BadSample) -> None:
         raise DataError("too many")
 
     with pytest.raises(DataError, match="too many"):

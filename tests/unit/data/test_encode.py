@@ -6,9 +6,10 @@ import pytest
 from numpy.random import default_rng
 from PIL import Image
 
+from ardiff.data.config import SyntheticConfig
 from ardiff.data.decode import decode_clip, probe
 from ardiff.data.encode import VideoCodec, contact_sheet, encode_video, reencode_mpeg4, tile
-from ardiff.data.synthetic import SyntheticConfig, render_video
+from ardiff.data.synthetic import render_video
 from ardiff.serving.fragments import FragmentWriter
 
 CODECS: list[VideoCodec] = ["h264", "vp9", "av1"]

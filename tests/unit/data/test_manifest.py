@@ -8,7 +8,6 @@ import pytest
 from ardiff.data.manifest import (
     SCHEMA,
     VideoRecord,
-    class_and_split,
     class_names,
     manifest_table,
     read_manifest,
@@ -51,47 +50,6 @@ def test_missing_damaged_and_foreign_manifests(tmp_path: Path) -> None:
     pq.write_table(manifest_table([RECORD]).cast(SCHEMA.set(1, pa.field("size", pa.float64()))), place)
     with pytest.raises(DataError, match="size double"):
         read_manifest(str(place))
-
-
-def test_classes_are_first_folders_in_order() -> None:
-    found = class_and_split(["walk/1.mp4", "jump/1.mp4", "jump/deep/2.mp4"], 0.5)
-    assert [(name, label) for name, label, _ in found] == [("walk", 1), ("jump", 0), ("jump", 0)]
-
-
-def test_one_class_without_folders() -> None:
-    assert [x[:2] for x in class_and_split(["1.mp4", "2.mp4"], 0.5)] == [("video", 0)] * 2
-    assert class_and_split([], 0.5) == []
-
-
-def test_split_folders_are_no_classes() -> None:
-    paths = ["train/jump/1.mp4", "Test/walk/1.mp4", "val/jump/2.mp4"]
-    assert class_and_split(paths, 0.0) == [("jump", 0, "train"), ("walk", 1, "test"), ("jump", 0, "test")]
-    assert class_and_split(["train/1.mp4", "validation/2.mp4"], 0.0) == [("video", 0, "train"), ("video", 0, "test")]
-
-
-@pytest.mark.parametrize(
-    ("paths", "odd"),
-    [
-        (["train/run/1.mp4", "test/run/2.mp4", "extras/x.mp4"], "extras/x.mp4 lies beside folders for training"),
-        (["run/1.mp4", "jump/2.mp4", "intro.mp4"], "intro.mp4 lies in no class folder, but run/1.mp4 does"),
-        (["train/run/1.mp4", "train/x.mp4", "val/run/2.mp4"], "train/x.mp4 lies in no class folder, but train/run"),
-    ],
-)
-def test_a_stray_file_is_named(paths: list[str], odd: str) -> None:
-    with pytest.raises(DataError, match=odd):
-        class_and_split(paths, 0.5)
-
-
-def test_a_class_may_be_called_train() -> None:
-    assert [x[0] for x in class_and_split(["train/1.mp4", "bus/1.mp4"], 0.5)] == ["train", "bus"]
-
-
-def test_hashed_split_depends_on_the_path_alone() -> None:
-    paths = [f"c/{i}.mp4" for i in range(2000)]
-    splits = {path: split for path, (_, _, split) in zip(paths, class_and_split(paths, 0.1), strict=True)}
-    assert 150 < sum(split == "test" for split in splits.values()) < 250
-    some = paths[1000:10:-7]
-    assert [x[2] for x in class_and_split(some, 0.1)] == [splits[path] for path in some]
 
 
 def test_usable_keeps_order_split_and_length() -> None:

@@ -15,8 +15,8 @@ from broken_videos import encode
 from s3_server import S3Server, environment
 
 from ardiff.data import s3, storage
+from ardiff.data.config import StorageConfig
 from ardiff.data.decode import decode_clip, decode_frames, probe
-from ardiff.data.s3 import StorageConfig
 from ardiff.errors import ConfigError, DataError, StorageError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ardiff.data.clips import ClipConfig
+from ardiff.data.config import ClipConfig
 from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
 from ardiff.data.latents import latent_table

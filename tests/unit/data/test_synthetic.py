@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from ardiff.data import storage
+from ardiff.data.config import SyntheticConfig
 from ardiff.data.decode import decode_clip, probe
 from ardiff.data.manifest import Split
-from ardiff.data.synthetic import BACKGROUND, CLASSES, SyntheticConfig, render_video, signed_distance, write_video
+from ardiff.data.synthetic import BACKGROUND, CLASSES, render_video, signed_distance, video_length, write_video
 
 CONFIG = SyntheticConfig(num_train=8, num_test=8, num_long=1, long_frames=60)
 BRIGHTNESS = np.array([0.299, 0.587, 0.114])
@@ -71,7 +72,10 @@ def test_written_video_matches_its_record_and_is_reproducible(tmp_path: Path) ->
     again = write_video(CONFIG, str(tmp_path / "b"), 6, "test")
     assert record.uri == f"{tmp_path}/a/test/triangle/test_00006.mp4"
     data = storage.read_bytes(record.uri)
-    both = [decode_clip(storage.read_bytes(r.uri), 0, CONFIG.length(6, "test")).astype(float) for r in (record, again)]
+    both = [
+        decode_clip(storage.read_bytes(r.uri), 0, video_length(CONFIG, 6, "test")).astype(float)
+        for r in (record, again)
+    ]
     assert np.abs(both[0] - both[1]).mean() < 1.0
     found = probe(data)
     assert (found.codec, found.width, found.height) == (record.codec, record.width, record.height)

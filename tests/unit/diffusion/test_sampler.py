@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ardiff.diffusion.ad import ad_schedule, inference_timesteps
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.noise import eps_from_x0, q_sample
-from ardiff.diffusion.process import DiffusionConfig
 from ardiff.diffusion.sampler import frame_noise, initial_noise, sample_full, stream_full
 
 STEPS = 6

@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
-from ardiff.diffusion.timestep_sampling import TimestepLaw, sample_timesteps
+from ardiff.diffusion.timestep_sampling import TimestepSampling, sample_timesteps
 
-LAWS = get_args(TimestepLaw)
+LAWS = get_args(TimestepSampling)
 SAMPLES = 400_000
 SMALLEST_P = 1e-3
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ardiff.data.synthetic import SyntheticConfig, render_video
+from ardiff.data.config import SyntheticConfig
+from ardiff.data.synthetic import render_video
 from ardiff.metrics import stats
 from ardiff.metrics.features import NUM_FEATURES, RandomVideoFeatures, scale_features
 from ardiff.metrics.frechet import frechet_distance

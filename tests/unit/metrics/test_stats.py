@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from ardiff.data.config import SyntheticConfig
 from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
-from ardiff.data.synthetic import CLASSES, SyntheticConfig, render_video
+from ardiff.data.synthetic import CLASSES, render_video
 from ardiff.metrics import stats
 from ardiff.metrics.stats import motion_checks, motion_summary, psnr, recognise, track
 

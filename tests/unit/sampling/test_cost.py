@@ -1,40 +1,51 @@
-"""Costs that are foretold are those that the engine has."""
+"""Predicted costs equal those that the engine and the plain sampler measure."""
 
 from typing import Any
 
 import pytest
+import torch
 
 from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.ar_step import smallest_ar_step
-from ardiff.diffusion.process import DiffusionConfig
-from ardiff.sampling import SampleRequest, SamplingEngine
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.sampling.cost import frame_evaluations, sequential_passes
+from ardiff.sampling.engine import SamplingEngine
+from ardiff.sampling.params import SamplingMode, SamplingParams, expand_params
+from ardiff.sampling.request import SampleRequest
 
 
-@pytest.mark.parametrize("executor", ["window", "rolling"])
+@pytest.mark.parametrize("mode", ["window", "rolling"])
+@pytest.mark.parametrize("given", [0, 3])
 @pytest.mark.parametrize(("frames", "steps"), [(1, 4), (5, 6), (8, 6), (9, 6), (30, 6), (30, 3)])
-def test_the_engine_evaluates_as_many_frames(make_dit: Any, executor: str, frames: int, steps: int) -> None:
+def test_the_engine_evaluates_as_many_frames(
+    make_dit: Any, mode: SamplingMode, given: int, frames: int, steps: int
+) -> None:
     model = make_dit(attention_window=8)
-    window = 8 if executor == "window" else None
-    for ar_step in range(smallest_ar_step(frames, steps, window), steps + 1):
-        engine = SamplingEngine(model, DiffusionConfig())
-        engine.run(
-            SampleRequest(
-                class_labels=(0, 1),
-                seeds=(0, 1),
-                num_frames=frames,
-                ar_step=ar_step,
-                num_inference_steps=steps,
-                executor=executor,  # type: ignore[arg-type]
-            )
+    given = min(given, frames - 1)
+    condition = torch.zeros(2, given, 2, 4) if given else None
+    for ar_step in range(smallest_ar_step(frames, steps, 8 if mode == "window" else None), steps + 1):
+        params = SamplingParams(
+            num_frames=frames, num_inference_steps=steps, ar_step=ar_step, mode=mode, given_frames=given
         )
-        assert engine.frame_evaluations == 2 * frame_evaluations(frames, steps, ar_step, 8, executor), ar_step
+        engine = SamplingEngine(model, DiffusionConfig())
+        videos = tuple(expand_params(params, class_label=[0, 1], seed=[0, 1]))
+        engine.run(SampleRequest(videos=videos, condition=condition))
+        assert engine.frame_evaluations == 2 * frame_evaluations(params, 8), ar_step
+
+
+def test_guidance_costs_a_second_branch() -> None:
+    params = SamplingParams(num_frames=8, num_inference_steps=5, ar_step=5)
+    [guided] = expand_params(params, guidance_scale=2.5)
+    assert frame_evaluations(params, 8) == 8 * 5 + 7
+    assert frame_evaluations(guided, 8) == 2 * (8 * 5 + 7)
 
 
 @pytest.mark.parametrize(("frames", "ar_step"), [(8, 0), (8, 5), (20, 2)])
-def test_the_plain_sampler_evaluates_every_visible_frame(frames: int, ar_step: int) -> None:
-    schedule = ad_schedule(frames, 6, ar_step, 8)
+@pytest.mark.parametrize("given", [0, 2])
+def test_the_plain_sampler_evaluates_every_visible_frame(frames: int, ar_step: int, given: int) -> None:
+    schedule = ad_schedule(frames, 6, ar_step, 8, given)
+    params = SamplingParams(num_frames=frames, num_inference_steps=6, ar_step=ar_step, mode="full", given_frames=given)
     assert schedule.window is not None
-    assert len(schedule.update) == sequential_passes(frames, 6, ar_step)
+    assert len(schedule.update) == sequential_passes(params)
     visible = int((schedule.window[:, 1] - schedule.window[:, 0]).sum())
-    assert frame_evaluations(frames, 6, ar_step, 8, "full") == visible
+    assert frame_evaluations(params, 8) == visible

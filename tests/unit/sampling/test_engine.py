@@ -13,13 +13,15 @@ from torch.utils._pytree import tree_leaves
 
 from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.ar_step import smallest_ar_step
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guided_denoiser
-from ardiff.diffusion.process import DiffusionConfig
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.dit import DiT, DiTConfig
-from ardiff.sampling import EngineConfig, SampleRequest, SamplingEngine
 from ardiff.sampling.cache import FrameCache
-from ardiff.sampling.engine import EngineLimitError
+from ardiff.sampling.config import EngineConfig
+from ardiff.sampling.engine import EngineLimitError, SamplingEngine
+from ardiff.sampling.params import expand_params
+from ardiff.sampling.request import SampleRequest
 
 STEPS = 8
 DIFFUSION = DiffusionConfig()
@@ -34,17 +36,20 @@ def make_model(dtype: torch.dtype = torch.float64, **changes: object) -> DiT:
     return model.to(dtype).eval()
 
 
-def make_request(**changes: object) -> SampleRequest:
-    settings = {"class_labels": (0,), "seeds": (0,), "num_frames": 6, "ar_step": 2, "num_inference_steps": STEPS}
-    return SampleRequest(**{**settings, **changes})  # type: ignore[arg-type]
+def make_request(condition: torch.Tensor | None = None, **changes: Any) -> SampleRequest:
+    given = 0 if condition is None else condition.shape[1]
+    settings = {"class_label": 0, "num_frames": 6, "ar_step": 2, "num_inference_steps": STEPS, "given_frames": given}
+    return SampleRequest(videos=tuple(expand_params(**{**settings, **changes})), condition=condition)
 
 
 def reference(model: DiT, request: SampleRequest, window: int | None) -> torch.Tensor:
     dtype = next(model.parameters()).dtype
-    given = 0 if request.condition is None else request.condition.shape[1]
-    noise = initial_noise(list(request.seeds), request.num_frames, model.config.num_tokens, model.config.token_dim)
-    denoise = guided_denoiser(model, DIFFUSION, torch.tensor(request.class_labels), request.guidance_scale)
-    schedule = ad_schedule(request.num_frames, request.num_inference_steps, request.ar_step, window, given)
+    params, videos = request.params, request.videos
+    seeds, labels = [video.seed for video in videos], torch.tensor([video.class_label for video in videos])
+    noise = initial_noise(seeds, params.num_frames, model.config.num_tokens, model.config.token_dim)
+    denoise = guided_denoiser(model, DIFFUSION, labels, params.guidance_scale)
+    ar_step = params.resolved_ar_step
+    schedule = ad_schedule(params.num_frames, params.num_inference_steps, ar_step, window, params.given_frames)
     return sample_full(denoise, noise.to(dtype), schedule, DIFFUSION, request.condition)
 
 
@@ -65,8 +70,8 @@ def test_engine_equals_full_sampler(frames: int, batch: int, ar_step: int, guida
         if given:
             condition = torch.randn(batch, given, 3, 4, dtype=dtype, generator=torch.Generator().manual_seed(1))
         request = make_request(
-            class_labels=tuple(i % 3 for i in range(batch)),
-            seeds=tuple(range(batch)),
+            class_label=[i % 3 for i in range(batch)],
+            seed=list(range(batch)),
             num_frames=frames,
             ar_step=ar_step,
             guidance_scale=guidance,
@@ -80,7 +85,7 @@ def test_engine_equals_full_sampler(frames: int, batch: int, ar_step: int, guida
             assert engine.frame_evaluations == batch * ((frames - given) * STEPS + fills)
 
 
-@pytest.mark.parametrize("mode", ["ragged", "masked", "flex"])
+@pytest.mark.parametrize("backend", ["ragged", "masked", "flex"])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -91,11 +96,11 @@ def test_engine_equals_full_sampler(frames: int, batch: int, ar_step: int, guida
         {"depth": 1},
     ],
 )
-def test_attention_modes_and_model_variants(mode: str, changes: dict[str, object]) -> None:
+def test_attention_backends_and_model_variants(backend: str, changes: dict[str, object]) -> None:
     model = make_model(**changes)
     for frames, ar_step in ((16, 3), (24, 1)):
         request = make_request(num_frames=frames, ar_step=ar_step, guidance_scale=1.5)
-        result = SamplingEngine(model, DIFFUSION, EngineConfig(attention=mode)).run(request)  # type: ignore[arg-type]
+        result = SamplingEngine(model, DIFFUSION, EngineConfig(attention_backend=backend)).run(request)  # type: ignore[arg-type]
         assert (result - reference(model, request, window=16)).abs().max() < 1e-12
 
 
@@ -112,15 +117,15 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("frames", "ar_step", "executor"), [(16, 3, "window"), (40, 3, "window"), (40, 3, "rolling")])
-def test_shapes_depend_on_the_number_of_evaluated_frames_alone(frames: int, ar_step: int, executor: str) -> None:
+@pytest.mark.parametrize(("frames", "ar_step", "mode"), [(16, 3, "window"), (40, 3, "window"), (40, 3, "rolling")])
+def test_shapes_depend_on_the_number_of_evaluated_frames_alone(frames: int, ar_step: int, mode: str) -> None:
     """And nothing is read back from the device within a pass: what a CUDA graph for each number needs."""
-    changes = {"attention_window": 16} if executor == "rolling" else {}
-    config = EngineConfig(attention="masked", execution="plain")
+    changes = {"attention_window": 16} if mode == "rolling" else {}
+    config = EngineConfig(attention_backend="masked", backend="plain")
     engine = SamplingEngine(make_model(torch.float32, **changes), DIFFUSION, config)
-    engine.submit(make_request(num_frames=frames, ar_step=ar_step, guidance_scale=2.0, executor=executor))
+    engine.submit(make_request(num_frames=frames, ar_step=ar_step, guidance_scale=2.0, mode=mode))
     passes: dict[int, list[list[str]]] = {}
-    forward = engine._network.forward_frames
+    forward = engine._model.forward_frames
 
     def record(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
         with Operations() as operations:
@@ -128,7 +133,7 @@ def test_shapes_depend_on_the_number_of_evaluated_frames_alone(frames: int, ar_s
         passes.setdefault(len(latents), []).append(operations.seen)
         return output
 
-    engine._network.forward_frames = record  # type: ignore[method-assign]
+    engine._model.forward_frames = record  # type: ignore[method-assign]
     while engine.busy:
         engine.step()
     assert max(len(same) for same in passes.values()) > 5
@@ -142,7 +147,7 @@ def test_shapes_depend_on_the_number_of_evaluated_frames_alone(frames: int, ar_s
 def test_ways_to_execute_the_model(execution: str) -> None:
     model = make_model(torch.float32)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    config = EngineConfig(execution=execution)  # type: ignore[arg-type]
+    config = EngineConfig(backend=execution)  # type: ignore[arg-type]
     for frames, ar_step in ((16, 3), (24, 1)):
         request = make_request(num_frames=frames, ar_step=ar_step, guidance_scale=1.5)
         result = SamplingEngine(model, DIFFUSION, config).run(request)
@@ -152,7 +157,7 @@ def test_ways_to_execute_the_model(execution: str) -> None:
 
 def test_packing_is_refused_where_it_does_not_exist() -> None:
     with pytest.raises(ValueError, match="only float32 weights"):
-        SamplingEngine(make_model(torch.float64), DIFFUSION, EngineConfig(execution="packed"))
+        SamplingEngine(make_model(torch.float64), DIFFUSION, EngineConfig(backend="packed"))
 
 
 def test_bfloat16_weights_stay_close() -> None:
@@ -179,22 +184,22 @@ def test_prediction_targets(prediction: str) -> None:
     assert torch.allclose(SamplingEngine(model, diffusion).run(request), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["ragged", "masked", "flex"])
+@pytest.mark.parametrize("backend", ["ragged", "masked", "flex"])
 @pytest.mark.parametrize("ar_step", [0, 1, 2, STEPS])
-def test_rolling_equals_one_pass_under_the_band_mask(mode: str, ar_step: int) -> None:
+def test_rolling_equals_one_pass_under_the_band_mask(backend: str, ar_step: int) -> None:
     short, whole = make_model(num_frames=8, attention_window=5), make_model(num_frames=40, attention_window=5)
     condition = torch.randn(2, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for given in (None, condition):
         request = make_request(
-            class_labels=(0, 1),
-            seeds=(0, 1),
+            class_label=[0, 1],
+            seed=[0, 1],
             num_frames=40,
             ar_step=ar_step,
             guidance_scale=2.0,
-            executor="rolling",
+            mode="rolling",
             condition=given,
         )
-        engine = SamplingEngine(short, DIFFUSION, EngineConfig(attention=mode))  # type: ignore[arg-type]
+        engine = SamplingEngine(short, DIFFUSION, EngineConfig(attention_backend=backend))  # type: ignore[arg-type]
         result = engine.run(request)
         assert (result - reference(whole, request, window=None)).abs().max() < 1e-12
         if given is None:
@@ -212,16 +217,16 @@ def test_published_evaluation_counts() -> None:
 
     assert [count(num_frames=16, ar_step=s) for s in (0, 5, 10, 25, 50)] == [800, 815, 815, 815, 815]
     assert [count(num_frames=128, ar_step=s) for s in (5, 10, 25, 50)] == [7087, 7647, 7983, 8095]
-    assert count(num_frames=128, ar_step=25, executor="rolling") == 6527
+    assert count(num_frames=128, ar_step=25, mode="rolling") == 6527
 
 
 def test_packed_requests_equal_each_alone() -> None:
     model = make_model()
     requests = [
         make_request(num_frames=6, ar_step=2),
-        make_request(num_frames=3, ar_step=STEPS, guidance_scale=3.0, seeds=(7,), class_labels=(2,)),
-        make_request(num_frames=20, ar_step=1, seeds=(1, 2), class_labels=(0, 1)),
-        make_request(num_frames=9, ar_step=0, num_inference_steps=5, seeds=(4,)),
+        make_request(num_frames=3, ar_step=STEPS, guidance_scale=3.0, seed=7, class_label=2),
+        make_request(num_frames=20, ar_step=1, seed=[1, 2], class_label=[0, 1]),
+        make_request(num_frames=9, ar_step=0, num_inference_steps=5, seed=4),
         make_request(num_frames=5, condition=torch.ones(1, 2, 3, 4, dtype=torch.float64)),
     ]
     alone = [SamplingEngine(model, DIFFUSION).run(request) for request in requests]
@@ -255,7 +260,7 @@ def test_frames_come_as_soon_as_they_are_final() -> None:
 
 def test_cancel_frees_the_place_at_the_next_iteration() -> None:
     engine = SamplingEngine(make_model(torch.float32), DIFFUSION, EngineConfig(max_requests=1))
-    first, second = engine.submit(make_request()), engine.submit(make_request(seeds=(5,)))
+    first, second = engine.submit(make_request()), engine.submit(make_request(seed=5))
     engine.step()
     assert engine.cancel(first)
     assert not engine.cancel(first)
@@ -264,11 +269,11 @@ def test_cancel_frees_the_place_at_the_next_iteration() -> None:
     assert events[-1].done
 
 
-@pytest.mark.parametrize("mode", ["ragged", "masked", "flex"])
+@pytest.mark.parametrize("backend", ["ragged", "masked", "flex"])
 @pytest.mark.parametrize("ends", ["done", "cancelled"])
-def test_memory_is_free_at_once(mode: str, ends: str) -> None:
+def test_memory_is_free_at_once(backend: str, ends: str) -> None:
     """Keys and values, and the engine itself, go when they are let go, not when Python looks for cycles."""
-    engine = SamplingEngine(make_model(), DIFFUSION, EngineConfig(attention=mode))  # type: ignore[arg-type]
+    engine = SamplingEngine(make_model(), DIFFUSION, EngineConfig(attention_backend=backend))  # type: ignore[arg-type]
     request_id = engine.submit(make_request())
     engine.step()
     places = [weakref.ref(engine), weakref.ref(engine._lanes[request_id].cache)]
@@ -303,13 +308,13 @@ def test_limits_are_errors_before_any_work() -> None:
 
 def test_cache_limit_makes_requests_wait() -> None:
     model = make_model(torch.float32)
-    one = SamplingEngine(model, DIFFUSION)._bytes([make_request()])
+    one = SamplingEngine(model, DIFFUSION).num_bytes([make_request()])
     engine = SamplingEngine(model, DIFFUSION, EngineConfig(max_cache_bytes=one))
-    ids = [engine.submit(make_request(seeds=(i,))) for i in range(3)]
+    ids = [engine.submit(make_request(seed=i)) for i in range(3)]
     done = []
     while engine.busy:
         events = engine.step()
-        assert len(engine._lanes) <= 1
+        assert len(engine.running) <= 1
         done += [event.request_id for event in events if event.done]
     assert done == ids
 
@@ -320,17 +325,17 @@ def test_tables_count_as_memory_and_are_shared() -> None:
     engine = SamplingEngine(model, DIFFUSION)
     alone, pair, guided = (
         make_request(),
-        make_request(class_labels=(0, 1), seeds=(0, 1)),
+        make_request(class_label=[0, 1], seed=[0, 1]),
         make_request(guidance_scale=2.0),
     )
-    caches = engine._bytes([alone]) - table
+    caches = engine.num_bytes([alone]) - table
     assert caches == FrameCache.num_bytes(model.config, 1, 6, torch.float32)
-    assert engine._bytes([pair]) == engine._bytes([guided]) == 2 * (caches + table)
-    assert engine._bytes([alone, alone]) == 2 * caches + table
-    tight = SamplingEngine(model, DIFFUSION, EngineConfig(max_cache_bytes=engine._bytes([alone])))
+    assert engine.num_bytes([pair]) == engine.num_bytes([guided]) == 2 * (caches + table)
+    assert engine.num_bytes([alone, alone]) == 2 * caches + table
+    tight = SamplingEngine(model, DIFFUSION, EngineConfig(max_cache_bytes=engine.num_bytes([alone])))
     for label in (0, 1, 2):
-        tight.run(make_request(class_labels=(label,)))
-        assert len(tight._tables) == 1  # there is no room for one that nobody uses
+        tight.run(make_request(class_label=label))
+        assert len(tight._shared.tables) == 1  # there is no room for one that nobody uses
 
 
 @pytest.mark.parametrize(
@@ -338,13 +343,12 @@ def test_tables_count_as_memory_and_are_shared() -> None:
     [
         ({"ar_step": 9}, "smallest valid ar_step is 0"),
         ({"num_frames": 100, "ar_step": 0}, "smallest valid ar_step is 1"),
-        ({"class_labels": (4,)}, "class labels"),
-        ({"class_labels": (0, 1)}, "one of each"),
+        ({"class_label": 4}, "class_label 4 is out of range"),
         ({"num_inference_steps": 1001, "ar_step": 1000}, "num_inference_steps"),
         ({"condition": torch.zeros(1, 6, 3, 4)}, "nothing to generate"),
         ({"condition": torch.zeros(1, 2, 3, 5)}, "condition must be"),
-        ({"num_frames": 17, "executor": "rolling"}, "attention_window"),
-        ({"executor": "full"}, "executor must be one of window, rolling"),
+        ({"num_frames": 17, "mode": "rolling"}, "attention_window"),
+        ({"mode": "full"}, "the engine takes mode=window and mode=rolling"),
     ],
 )
 def test_bad_requests(changes: dict[str, object], message: str) -> None:
@@ -354,25 +358,33 @@ def test_bad_requests(changes: dict[str, object], message: str) -> None:
     assert not engine.busy
 
 
+def test_videos_of_a_request_share_all_but_class_and_seed() -> None:
+    first, second = make_request(), make_request(ar_step=1)
+    with pytest.raises(ValueError, match="may differ in class_label and seed only"):
+        SampleRequest(videos=(*first.videos, *second.videos))
+    with pytest.raises(ValueError, match="at least one video"):
+        SampleRequest(videos=())
+
+
 def test_rolling_needs_rotary_positions() -> None:
     engine = SamplingEngine(make_model(torch.float32, positions="sincos", attention_window=4), DIFFUSION)
     with pytest.raises(ValueError, match="rotary"):
-        engine.submit(make_request(num_frames=17, executor="rolling"))
+        engine.submit(make_request(num_frames=17, mode="rolling"))
 
 
-@pytest.mark.parametrize("executor", ["window", "rolling"])
-def test_memory_does_not_grow_with_the_video(executor: str) -> None:
+@pytest.mark.parametrize("mode", ["window", "rolling"])
+def test_memory_does_not_grow_with_the_video(mode: str) -> None:
     """Counts what the engine keeps alive: tensors of latents and caches, after 60 and after 600 frames."""
     model = make_model(torch.float32, num_tokens=1, width=8, depth=1, num_heads=1, num_frames=8, attention_window=8)
     engine = SamplingEngine(model, DIFFUSION)
-    engine.submit(make_request(num_frames=700, ar_step=2, executor=executor))
+    engine.submit(make_request(num_frames=700, ar_step=2, mode=mode))
     sizes, frames = {}, 0
     while engine.busy:
         for event in engine.step():
             frames += event.latents.shape[1]
         if frames in (60, 600) and frames not in sizes:
             gc.collect()
-            lane = next(iter(engine._lanes.values()))
-            sizes[frames] = (len(lane.frames), lane.cache.keys.numel())
+            state = next(iter(engine._running.values()))
+            sizes[frames] = (len(state.frames), state.cache.keys.numel())
     assert frames == 700
     assert sizes[60] == sizes[600]

@@ -1,4 +1,4 @@
-"""Streaming, continuation and executors through the pipeline, with pixels."""
+"""Streaming, continuation and modes through the pipeline, with pixels."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
@@ -30,10 +30,10 @@ def pipeline() -> ARDiffusionPipeline:
 
 
 @pytest.mark.parametrize("frames", [5, 20])
-@pytest.mark.parametrize("executor", ["window", "rolling", "full"])
-def test_streaming_equals_batch(pipeline: ARDiffusionPipeline, frames: int, executor: str) -> None:
-    video = pipeline(num_frames=frames, executor=executor, **SETTINGS)
-    streamed = torch.stack(list(pipeline.stream(num_frames=frames, executor=executor, **SETTINGS)), dim=1)
+@pytest.mark.parametrize("mode", ["window", "rolling", "full"])
+def test_streaming_equals_batch(pipeline: ARDiffusionPipeline, frames: int, mode: str) -> None:
+    video = pipeline(num_frames=frames, mode=mode, **SETTINGS)
+    streamed = torch.stack(list(pipeline.stream(num_frames=frames, mode=mode, **SETTINGS)), dim=1)
     assert video.shape == (2, frames, 16, 16, 3)
     assert video.dtype == torch.uint8
     assert torch.equal(video, streamed)
@@ -47,20 +47,20 @@ def test_incremental_decoding_gives_the_pixels_of_decoding_at_once(pipeline: ARD
 
 @pytest.mark.parametrize("frames", [6, 20])
 def test_window_equals_full(pipeline: ARDiffusionPipeline, frames: int) -> None:
-    fast = pipeline(num_frames=frames, executor="window", **SETTINGS)
-    plain = pipeline(num_frames=frames, executor="full", **SETTINGS)
+    fast = pipeline(num_frames=frames, mode="window", **SETTINGS)
+    plain = pipeline(num_frames=frames, mode="full", **SETTINGS)
     assert (fast.int() - plain.int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("executor", ["window", "full"])
-def test_continuation_keeps_the_given_frames(pipeline: ARDiffusionPipeline, executor: str) -> None:
+@pytest.mark.parametrize("mode", ["window", "full"])
+def test_continuation_keeps_the_given_frames(pipeline: ARDiffusionPipeline, mode: str) -> None:
     given = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    video = pipeline(num_frames=7, executor=executor, condition=given, **SETTINGS)
-    other = pipeline(num_frames=7, executor=executor, condition=255 - given, **SETTINGS)
+    video = pipeline(num_frames=7, mode=mode, condition=given, **SETTINGS)
+    other = pipeline(num_frames=7, mode=mode, condition=255 - given, **SETTINGS)
     assert video.shape[1] == 7
     assert torch.equal(video[0, :3], video[1, :3])
     assert not torch.equal(video[:, 3:], other[:, 3:])
-    image = pipeline(num_frames=3, executor=executor, condition=given[:1], **SETTINGS)
+    image = pipeline(num_frames=3, mode=mode, condition=given[:1], **SETTINGS)
     assert torch.equal(image[:, 0], video[:, 0])
 
 
@@ -84,19 +84,19 @@ def test_progress_counts_frames(pipeline: ARDiffusionPipeline) -> None:
 def test_bfloat16_weights(pipeline: ARDiffusionPipeline, tmp_path: Path) -> None:
     pipeline.save_pretrained(str(tmp_path))
     half = ARDiffusionPipeline.from_pretrained(str(tmp_path), dtype=torch.bfloat16)
-    for executor in ("window", "rolling", "full"):
-        exact = pipeline(num_frames=6, executor=executor, **SETTINGS)
-        assert (half(num_frames=6, executor=executor, **SETTINGS).float() - exact.float()).abs().mean() < 8
+    for mode in ("window", "rolling", "full"):
+        exact = pipeline(num_frames=6, mode=mode, **SETTINGS)
+        assert (half(num_frames=6, mode=mode, **SETTINGS).float() - exact.float()).abs().mean() < 8
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["window", "rolling"])
-def test_4096_frames_in_constant_memory(executor: str) -> None:
+@pytest.mark.parametrize("mode", ["window", "rolling"])
+def test_4096_frames_in_constant_memory(mode: str) -> None:
     """Streams the quickstart's sizes with random weights; the process must not grow after the first 512 frames."""
     script = f"""
 import psutil, torch
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
@@ -105,7 +105,7 @@ vae = AutoencoderConfig(resolution=32, patch_size=8, num_tokens=4, width=96, dep
 dit = DiTConfig(num_frames=16, num_tokens=4, width=96, depth=4, num_heads=4, num_classes=4, attention_window=16)
 statistics = LatentStatistics([[0.0] * 4] * 4, 1.0)
 pipeline = ARDiffusionPipeline(ARAutoencoder(vae), DiT(dit), DiffusionConfig(), statistics)
-frames = pipeline.stream(num_frames=4096, ar_step=2, num_inference_steps=20, executor="{executor}")
+frames = pipeline.stream(num_frames=4096, ar_step=2, num_inference_steps=20, mode="{mode}")
 for count, frame in enumerate(frames, 1):
     if count % 512 == 0:
         print(psutil.Process().memory_info().rss / 2**20)

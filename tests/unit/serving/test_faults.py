@@ -13,10 +13,10 @@ import pytest
 import torch
 from s3_server import S3Server, environment
 
-from ardiff.data.s3 import StorageConfig
+from ardiff.data.config import StorageConfig
 from ardiff.errors import DataError
 from ardiff.pipeline import ARDiffusionPipeline
-from ardiff.sampling import SamplingEngine
+from ardiff.sampling.engine import SamplingEngine
 from ardiff.serving.keys import digest
 from ardiff.serving.store import JobStore
 

@@ -45,7 +45,7 @@ def test_a_row_keeps_its_id_and_place_in_another_grid(model: SweptModel) -> None
 
 def test_an_id_names_all_that_frames_depend_on_and_nothing_else(model: SweptModel) -> None:
     row = rows(GRID, model)[0]
-    frames = {"weights", "num_frames", "ar_step", "num_inference_steps", "guidance_scale", "executor", "precision"}
+    frames = {"weights", "num_frames", "ar_step", "num_inference_steps", "guidance_scale", "mode", "precision"}
     frames |= {"label", "seed"}
     for field in fields(VideoRow):
         other = replace(row, **{field.name: 77 if field.type == "int" else "77"})
@@ -87,12 +87,12 @@ def test_what_a_model_cannot_make_is_refused_with_the_reason(
     assert "has classes 0..2" in str(cell.refusal(3))
     assert "smallest valid ar_step is 1" in str(refusal(ar_step=0, num_frames=20))
     assert "got 6" in str(refusal(ar_step=6))
-    assert "at most 1000" in str(refusal(num_inference_steps=1001))
-    assert "attention_window" in str(refusal(executor="rolling", num_frames=20))
-    assert refusal(executor="rolling") is None
+    assert "between 1 and 1000" in str(refusal(num_inference_steps=1001))
+    assert "attention_window" in str(refusal(mode="rolling", num_frames=20))
+    assert refusal(mode="rolling") is None
     make_pipeline(attention="bidirectional").save_pretrained(str(tmp_path / "b"))
     other = SweptModel.load(str(tmp_path / "b"))
-    assert "executor=full" in str(other.refusal("window", 8, 5, 1))
+    assert "mode=full" in str(other.refusal("window", 8, 5, 1))
     assert other.refusal("full", 8, 5, 1) is None
 
 

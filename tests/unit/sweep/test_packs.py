@@ -13,7 +13,7 @@ from test_rows import make_row
 
 from ardiff.data.encode import encode_video
 from ardiff.errors import CheckpointError, StorageError
-from ardiff.sampling import EngineConfig
+from ardiff.sampling.config import EngineConfig
 from ardiff.sweep.packs import Tries, in_order, make_pack, make_rows, pack_rows, record_failure
 from ardiff.sweep.rows import Record, VideoRow, read_complete, read_record
 from ardiff.vae import DecoderCache
@@ -28,11 +28,11 @@ def frames_of(pipeline: Any, rows: list[VideoRow], size: int) -> list[str]:
     return [r.frames_sha256 for pack in pack_rows(rows, size) for r in make_pack(pipeline, pack, [1] * len(pack))]
 
 
-@pytest.mark.parametrize("executor", ["window", "rolling", "full"])
+@pytest.mark.parametrize("mode", ["window", "rolling", "full"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_frames_do_not_depend_on_the_pack(make_pipeline: Any, tmp_path: Path, executor: str, guidance: float) -> None:
+def test_frames_do_not_depend_on_the_pack(make_pipeline: Any, tmp_path: Path, mode: str, guidance: float) -> None:
     pipeline = make_pipeline(width=32, num_heads=2, attention_window=8)
-    rows = rows_in(tmp_path, 7, executor=executor, guidance_scale=guidance)
+    rows = rows_in(tmp_path, 7, mode=mode, guidance_scale=guidance)
     expected = frames_of(pipeline, rows, 7)
     assert len(set(expected)) == 7
     for size in (1, 2, 3, 5):
@@ -50,7 +50,7 @@ def test_nor_does_a_long_video_that_is_made_alone(make_pipeline: Any, tmp_path: 
 @pytest.mark.parametrize(("attention", "execution"), [("ragged", "plain"), ("masked", "packed"), ("flex", "plain")])
 def test_nor_for_the_ways_to_compute(make_pipeline: Any, tmp_path: Path, attention: str, execution: str) -> None:
     pipeline = make_pipeline(width=48, num_heads=3)
-    pipeline.engine_config = EngineConfig(attention=attention, execution=execution)  # type: ignore[arg-type]
+    pipeline.engine_config = EngineConfig(attention_backend=attention, backend=execution)  # type: ignore[arg-type]
     rows = rows_in(tmp_path, 5)
     assert frames_of(pipeline, rows, 1) == frames_of(pipeline, rows, 3) == frames_of(pipeline, rows, 5)
 

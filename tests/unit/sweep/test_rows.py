@@ -29,7 +29,7 @@ def make_row(folder: str, number: int = 0, latents: bool = False, **changes: obj
         ar_step=2,
         num_inference_steps=4,
         guidance_scale=1.0,
-        executor="window",
+        mode="window",
         precision="fp32",
         label=1,
         class_name="ring",

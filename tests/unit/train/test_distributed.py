@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from ardiff import distributed
 from ardiff.config import build
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import CheckpointError, ConfigError
-from ardiff.randomness import Draws, torch_generator
+from ardiff.randomness import BatchGenerator, torch_generator
 from ardiff.train.checkpoint import PARTS, Shards, TrainState, load_checkpoint, save_checkpoint
 from ardiff.train.loop import TrainConfig, _Meter, make_critic_engine, make_engine, train
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
-from ardiff.vae.discriminator import DiscriminatorConfig
+from ardiff.vae.config import DiscriminatorConfig
 
 CPU = torch.device("cpu")
 # An odd width of the class embedding and three classes: tensors that two workers cannot share out evenly.
@@ -279,7 +279,7 @@ def draw_and_store(folder: Path) -> None:
     [part] = settings(num_workers=distributed.size()).parts(distributed.rank(), distributed.size())
     rows = []
     for step in range(STEPS):
-        draws = Draws(torch_generator("training", 0, step, 0), 8, part.start)
+        draws = BatchGenerator(torch_generator("training", 0, step, 0), 8, part.start)
         rows.append(draws(len(part), lambda n, g: torch.randn(n, 4, generator=g)))
     torch.save(torch.cat(rows), folder / f"{distributed.rank()}.pt")
 

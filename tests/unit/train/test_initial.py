@@ -14,7 +14,8 @@ from ardiff.train.checkpoint import TrainState, save_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.initial import initialise_autoencoder, initialise_dit, pruned
 from ardiff.train.optim import OptimizerConfig
-from ardiff.vae.discriminator import DiscriminatorConfig, PatchDiscriminator
+from ardiff.vae.config import DiscriminatorConfig
+from ardiff.vae.discriminator import PatchDiscriminator
 from ray_jobs.train_dit import TrainDiTConfig
 from ray_jobs.train_dit import _make_task as _make_dit_task
 from ray_jobs.train_vae import TrainVAEConfig, _make_task

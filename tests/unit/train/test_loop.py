@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ardiff.data.latents import LatentStatistics
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.errors import TrainingError
-from ardiff.randomness import Draws, torch_generator
+from ardiff.randomness import BatchGenerator, torch_generator
 from ardiff.train import loop
 from ardiff.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ardiff.train.engine import TorchEngine
 from ardiff.train.loop import TrainConfig, averaged_model, train
 from ardiff.train.optim import OptimizerConfig
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, Batch, DiTTask, DiTTaskConfig, Task
-from ardiff.vae.discriminator import DiscriminatorConfig
+from ardiff.vae.config import DiscriminatorConfig
 
 FRESH = TrainState(0, 0, "key")
 
@@ -33,7 +33,7 @@ class Regression(Task):
     def __init__(self, model: nn.Module | None = None) -> None:
         self.model = model or nn.Linear(3, 1)
 
-    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         loss = (self.model(batch["x"]) - batch["y"]).square().mean()
         return loss, {"half": loss / 2}
 
@@ -293,7 +293,7 @@ class Spoilt(Regression):
         super().__init__(regression().model)
         self.what, self.calls = what, 0
 
-    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         loss, parts = super().loss(batch, step, draws)
         self.calls += 1
         if self.calls == 6:
@@ -346,7 +346,7 @@ def test_noise_differs_between_steps_and_parts() -> None:
     seen: list[float] = []
 
     class Spy(Regression):
-        def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
             seen.append(float(draws(len(batch["x"]), lambda n, g: torch.rand(n, generator=g))[0]))
             return super().loss(batch, step, draws)
 
@@ -447,7 +447,7 @@ class Failing(Regression):
         super().__init__()
         self.error = error
 
-    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         if step == 1:
             raise self.error
         return super().loss(batch, step, draws)
@@ -490,7 +490,7 @@ class Jumping(Regression):
         super().__init__()
         self.height, self.changes = height, changes
 
-    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         return self.model.weight.sum() * 0 + (self.height if step >= 130 else 1.0), {}
 
 
@@ -518,7 +518,7 @@ def test_a_loss_with_an_adaptive_weight_measures_no_spike() -> None:
 class Negative(Regression):
     """Its loss is -1, as an adversarial one may be."""
 
-    def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         return self.model.weight.sum() * 0 - 1.0, {}
 
 
@@ -605,7 +605,7 @@ def test_fp16_skips_what_overflows_until_its_scale_fits(tmp_path: Path) -> None:
 
 def test_fp16_gives_up_when_nothing_fits() -> None:
     class Steep(Regression):
-        def loss(self, batch: Batch, step: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
             return (self.model.weight.sum() * 0).sqrt(), {}
 
     with pytest.raises(TrainingError, match="gradient is not finite at step 50"):

@@ -8,12 +8,12 @@ from safetensors.torch import save_file
 
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiTConfig
 from ardiff.metrics.lpips import LPIPS
-from ardiff.randomness import Draws
+from ardiff.randomness import BatchGenerator
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig, Task
-from ardiff.vae.discriminator import DiscriminatorConfig
+from ardiff.vae.config import DiscriminatorConfig
 
 STATISTICS = LatentStatistics([[0.5, 0.0, -0.5, 1.0]] * 2, 2.0)
 
@@ -22,8 +22,8 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def draws(seed: int = 0) -> Draws:
-    return Draws(generator(seed))
+def draws(seed: int = 0) -> BatchGenerator:
+    return BatchGenerator(generator(seed))
 
 
 def clips() -> dict[str, torch.Tensor]:
@@ -211,7 +211,7 @@ def test_dit_is_trained_on_the_configured_target(prediction: str) -> None:
 def test_dit_draws_timesteps_by_the_configured_law(law: str) -> None:
     batch = latents(64)
     model = Perfect(batch["latents"])
-    dit_task(model, DiffusionConfig(timestep_law=law)).loss(batch, 0, draws())  # type: ignore[arg-type]
+    dit_task(model, DiffusionConfig(timestep_sampling=law)).loss(batch, 0, draws())  # type: ignore[arg-type]
     differences = model.calls[0][1].diff(dim=1)
     assert bool((differences < 0).any()) == (law == "independent")
     assert bool((differences == 0).all()) == (law == "synchronous")
@@ -351,7 +351,7 @@ def test_draws_are_cut_from_those_of_the_whole_batch() -> None:
         return torch.randn(count, 3, generator=generator)
 
     whole = draws()(6, draw)
-    cut = [Draws(generator(), 6, first)(2, draw) for first in (0, 2, 4)]
+    cut = [BatchGenerator(generator(), 6, first)(2, draw) for first in (0, 2, 4)]
     assert torch.equal(torch.cat(cut), whole)
 
 
@@ -365,7 +365,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_parts(make_dit, make_vae, kind
     )
     whole, _ = task.loss(batch, 0, draws())
     parts = [
-        task.loss({k: v[first : first + 2] for k, v in batch.items()}, 0, Draws(generator(), 6, first))[0]
+        task.loss({k: v[first : first + 2] for k, v in batch.items()}, 0, BatchGenerator(generator(), 6, first))[0]
         for first in (0, 2, 4)
     ]
     assert float(sum(parts)) / 3 == pytest.approx(float(whole), rel=1e-5)

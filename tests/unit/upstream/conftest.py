@@ -32,7 +32,7 @@ def weights() -> Callable[[str], dict[str, Tensor]]:
 
     def make(kind: str) -> dict[str, Tensor]:
         if kind not in kept:
-            shapes = json.loads((GOLDEN / f"released_{kind}_parity.json").read_text())["state_dict"]
+            shapes = json.loads((GOLDEN / f"{kind}_parity.json").read_text())["state_dict"]
             kept[kind] = {key: filled(key, shape) for key, shape in shapes.items()}
         return dict(kept[kind])
 
@@ -44,7 +44,7 @@ def numbers() -> Callable[[str], dict[str, Tensor]]:
     """``numbers("dit" | "vae_img" | "vae_wt" | "sampler")``: what the authors' code gave."""
 
     def read(kind: str) -> dict[str, Tensor]:
-        with np.load(GOLDEN / f"released_{kind}_parity.npz") as file:
+        with np.load(GOLDEN / f"{kind}_parity.npz") as file:
             return {name: torch.from_numpy(file[name]) for name in file.files}
 
     return read
@@ -55,7 +55,7 @@ def full_keys() -> Callable[[str], tuple[dict[str, list[int]], int]]:
     """``full_keys("dit" | "vae_img" | "vae_wt")``: names and shapes of the full-size weights, and how many numbers."""
 
     def read(kind: str) -> tuple[dict[str, list[int]], int]:
-        content = json.loads((GOLDEN / f"released_{kind}_full_keys.json").read_text())
+        content = json.loads((GOLDEN / f"{kind}_full_keys.json").read_text())
         return content["dit_full" if kind == "dit" else "state_dict"], content["n_params"]
 
     return read

@@ -1,4 +1,4 @@
-"""``ardiff import-released`` end to end: files in, a pipeline out that samples what the authors' code samples."""
+"""``ardiff import-upstream`` end to end: files in, a pipeline out that samples what the authors' code samples."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from ardiff.cli import main
 from ardiff.config import load_config
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_unit
-from ardiff.diffusion.process import DiffusionConfig
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import load_autoencoder
 from ardiff.upstream import load_vae
@@ -36,7 +36,7 @@ def files(tmp_path: Path, weights, numbers) -> Callable[..., list[str]]:
         )
         save_file(weights(vae), tmp_path / "v.safetensors")
         paths = ["--dit", str(tmp_path / "d.bin"), "--vae", str(tmp_path / "v.safetensors")]
-        return ["import-released", *paths, "--out", str(tmp_path / "out"), *SMALL]
+        return ["import-upstream", *paths, "--out", str(tmp_path / "out"), *SMALL]
 
     return make
 
@@ -51,7 +51,7 @@ def sampled(pipeline: ARDiffusionPipeline, noise: Tensor, **settings: Any) -> tu
             pipeline.vae, "decode", lambda latents, cache: (decoded.append(latents), decode(latents, cache))[1]
         )
         video = pipeline(
-            num_frames=noise.shape[1], num_inference_steps=10, executor="full", seed=list(range(len(noise))), **settings
+            num_frames=noise.shape[1], num_inference_steps=10, mode="full", seed=list(range(len(noise))), **settings
         )
     return torch.cat(decoded, dim=1), video
 
@@ -66,7 +66,7 @@ def test_a_pipeline_that_samples_what_the_authors_code_does(
     said = capsys.readouterr().out
     assert "4 frames, 3 classes, 5 condition tokens" in said
     assert "64 x 64 pixels, temporal attention in clips" in said
-    assert "executor=full" in said
+    assert "mode=full" in said
     pipeline = ARDiffusionPipeline.from_pretrained(str(tmp_path / "out"))
     noise, settings = golden[f"xT_{frames}"], {"ar_step": ar_step, "guidance_scale": scale}
     latents, video = sampled(pipeline, noise, class_label=[1, 2], **settings)
@@ -85,7 +85,7 @@ def test_a_model_without_classes_is_guided_away_from_zero_tokens(files, numbers,
     latents, _ = sampled(pipeline, golden["xT_4"][1:], ar_step=2, guidance_scale=2.0)
     assert float((latents - golden["zfrozen_F4_s2_g2.0"][1:]).abs().max()) < 2e-4
     with pytest.raises(ValueError, match="the model knows no class at all"):
-        pipeline(class_label=0, executor="full")
+        pipeline(class_label=0, mode="full")
 
 
 def test_what_the_authors_trainer_kept(files, weights, numbers, tmp_path, capsys):
@@ -101,7 +101,7 @@ def test_what_the_authors_trainer_kept(files, weights, numbers, tmp_path, capsys
         **{f"module.{name}": tensor for name, tensor in tables.items()},
         **{f"module.vae.{name}": tensor for name, tensor in weights("vae_img").items()},
     }
-    call = ["import-released", "--dit", str(tmp_path / "all.bin"), "--out", str(tmp_path / "other"), *SMALL]
+    call = ["import-upstream", "--dit", str(tmp_path / "all.bin"), "--out", str(tmp_path / "other"), *SMALL]
     torch.save(state, tmp_path / "all.bin")
     assert main(call) == 0
     made = ARDiffusionPipeline.from_pretrained(str(tmp_path / "other"))
@@ -118,15 +118,15 @@ def test_what_the_authors_trainer_kept(files, weights, numbers, tmp_path, capsys
     assert "diffusion_model.surprise is unknown" in capsys.readouterr().err
 
 
-def test_the_fast_executors_refuse_it_and_say_why(files, tmp_path, capsys):
+def test_the_fast_modes_refuse_it_and_say_why(files, tmp_path, capsys):
     assert main(files()) == 0
     pipeline = ARDiffusionPipeline.from_pretrained(str(tmp_path / "out"))
-    for executor in ("window", "rolling"):
-        with pytest.raises(ValueError, match=r"condition tokens see all frames and carry later ones.*executor=full"):
-            pipeline(num_frames=4, num_inference_steps=4, executor=executor)
+    for mode in ("window", "rolling"):
+        with pytest.raises(ValueError, match=r"condition tokens see all frames and carry later ones.*mode=full"):
+            pipeline(num_frames=4, num_inference_steps=4, mode=mode)
     call = ["generate", "--pipeline", str(tmp_path / "out"), "--num-frames", "4", "--output", str(tmp_path / "videos")]
     assert main(call) == 2
-    assert "executor=window cannot sample" in capsys.readouterr().err
+    assert "sample it with mode=full" in capsys.readouterr().err
     assert not (tmp_path / "videos").exists()
 
 
@@ -138,7 +138,7 @@ def test_strict_causal(files, numbers, tmp_path, capsys):
     assert pipeline.dit.config.condition_attention == "self"
     latents, _ = sampled(pipeline, golden["xT_4"], class_label=[1, 2], ar_step=5, guidance_scale=2.0)
     assert float((latents - golden["zfrozen_F4_s5_g2.0"]).abs().max()) > 1e-2
-    with pytest.raises(ValueError, match=r"classes as modulations only.*executor=full"):
+    with pytest.raises(ValueError, match=r"by modulation only.*mode=full"):
         pipeline(num_frames=4, num_inference_steps=4)
 
 
@@ -150,7 +150,7 @@ def test_given_frames_become_latents_of_length_1(files, tmp_path):
     with torch.no_grad():
         latents = pipeline.vae.latents(to_unit(frames[None]))
     assert torch.allclose(latents.norm(dim=-1), torch.ones(1, 2, 8), atol=1e-5)
-    settings = {"num_frames": 4, "num_inference_steps": 4, "ar_step": 2, "executor": "full", "seed": 1}
+    settings = {"num_frames": 4, "num_inference_steps": 4, "ar_step": 2, "mode": "full", "seed": 1}
     video = pipeline(condition=frames, **settings)
     with torch.no_grad():
         expected = pipeline.vae.decode(latents)
@@ -183,7 +183,7 @@ def test_an_autoencoder_alone(files, weights, numbers, tmp_path, capsys):
     ],
 )
 def test_wrong_calls(capsys, arguments, message):
-    assert main(["import-released", *arguments]) == 2
+    assert main(["import-upstream", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 

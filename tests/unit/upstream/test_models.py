@@ -6,8 +6,9 @@ from torch import Tensor
 
 from ardiff.diffusion import ad, sampler
 from ardiff.diffusion.ad import ad_schedule
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guide
-from ardiff.diffusion.process import Denoiser, DiffusionConfig
+from ardiff.diffusion.prediction import Denoiser
 from ardiff.diffusion.sampler import sample_full
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError

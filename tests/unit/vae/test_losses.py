@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ardiff.vae.discriminator import DiscriminatorConfig, PatchDiscriminator
-from ardiff.vae.losses import adaptive_weight, hinge_critic_loss, hinge_generator_loss, recorded
+from ardiff.vae.config import DiscriminatorConfig
+from ardiff.vae.discriminator import PatchDiscriminator
+from ardiff.vae.losses import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss, recorded
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -13,9 +14,9 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_hinge_is_flat_beyond_the_margin() -> None:
-    assert float(hinge_critic_loss(torch.tensor([1.0, 5.0]), torch.tensor([-1.0, -9.0]))) == 0.0
-    assert float(hinge_critic_loss(torch.tensor([0.0]), torch.tensor([0.0]))) == 1.0
-    assert float(hinge_critic_loss(torch.tensor([-1.0]), torch.tensor([3.0]))) == 0.5 * (2 + 4)
+    assert float(hinge_discriminator_loss(torch.tensor([1.0, 5.0]), torch.tensor([-1.0, -9.0]))) == 0.0
+    assert float(hinge_discriminator_loss(torch.tensor([0.0]), torch.tensor([0.0]))) == 1.0
+    assert float(hinge_discriminator_loss(torch.tensor([-1.0]), torch.tensor([3.0]))) == 0.5 * (2 + 4)
     assert float(hinge_generator_loss(torch.tensor([1.0, 3.0]))) == -2.0
 
 
@@ -86,7 +87,7 @@ def test_the_discriminator_learns_to_tell() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     real, fake = normal(8, 3, 8, 8), normal(8, 3, 8, 8, seed=1) * 0.2
     for _ in range(60):
-        loss = hinge_critic_loss(model(real), model(fake))
+        loss = hinge_discriminator_loss(model(real), model(fake))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guide, guided_denoiser
+from ardiff.diffusion.loss import diffusion_loss
 from ardiff.diffusion.noise import q_sample
-from ardiff.diffusion.process import DiffusionConfig, diffusion_loss, predicted_x0, prediction_target
+from ardiff.diffusion.prediction import predicted_x0, prediction_target
 
 
 def latents(seed: int) -> torch.Tensor:

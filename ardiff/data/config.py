@@ -1,0 +1,130 @@
+"""Configurations of storage, clips and the synthetic data set."""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+STORAGE_VARIABLE = "ARDIFF_STORAGE"
+"""Environment variable that carries a :class:`StorageConfig` to the processes of a job."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StorageConfig:
+    """How to reach ``s3://`` URIs. Credentials are never part of a configuration: they come from AWS variables,
+    profiles or roles."""
+
+    endpoint: str = ""
+    """URL of an S3 server other than AWS. Empty: ``AWS_ENDPOINT_URL``, or AWS."""
+    region: str = ""
+    """Region. Empty: ``AWS_REGION``, or the region of the bucket."""
+    profile: str = ""
+    """Profile of the AWS configuration files that holds the credentials. Empty: ``AWS_PROFILE``."""
+    anonymous: bool = False
+    """Send unsigned requests, for public buckets."""
+    path_style: bool = True
+    """Address buckets of ``endpoint`` by path instead of host name. Most servers other than AWS need this."""
+    timeout: float = 60.0
+    """Seconds without an answer after which a request fails."""
+    retry_seconds: float = 120.0
+    """Seconds for which a request is retried, with growing pauses, after a transient error: throttling, connection
+    reset, time-out, server error."""
+
+    def __post_init__(self) -> None:
+        if self.endpoint and not re.fullmatch(r"https?://[^/\s]+/?", self.endpoint):
+            raise ValueError(f"endpoint must be a URL such as http://host:9000, got {self.endpoint!r}")
+        if self.timeout <= 0 or self.retry_seconds < 0:
+            raise ValueError("timeout must be above 0 and retry_seconds 0 or more")
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables that apply these settings to a process; none if all settings are defaults."""
+        if self == StorageConfig():
+            return {}
+        standard = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_PROFILE": self.profile,
+        }
+        return {STORAGE_VARIABLE: json.dumps(asdict(self)), **{k: value for k, value in standard.items() if value}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipConfig:
+    """The clips that training samples from videos. The model defines the resolution."""
+
+    manifest: str = "runs/data/manifest.parquet"
+    """Written by ``ardiff prepare``."""
+    num_frames: int = 16
+    """Frames per clip."""
+    stride: int = 1
+    """Distance between two frames of a clip, in frames of the video."""
+    fps: float = 0.0
+    """Frame rate at which videos are sampled; ``stride`` then counts frames at this rate. 0 takes every frame of the
+    file."""
+    uniform: Literal["videos", "clips"] = "videos"
+    """``videos``: an epoch visits each video once. ``clips``: an epoch visits a video as often as clips fit into it,
+    each time in another part of it."""
+    crop: Literal["center", "random"] = "center"
+    """Position of the square crop in videos that are not square."""
+    clips_per_visit: int = 1
+    """Clips taken from a video each time it is read. More clips decode faster but mix less. Must divide 64."""
+    horizontal_flip: bool = False
+    """Mirror half of the clips."""
+    max_bad_fraction: float = 0.05
+    """Share of the videos that may be bad. Each bad video becomes a row of ``errors.parquet`` and is replaced by
+    another."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_frames, self.stride) < 1:
+            raise ValueError("num_frames and stride must be at least 1")
+        if self.clips_per_visit < 1 or 64 % self.clips_per_visit:
+            raise ValueError(f"clips_per_visit must divide 64, got {self.clips_per_visit}")
+        if self.fps < 0 or not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError("fps must not be negative, and max_bad_fraction between 0 and 1")
+
+    @property
+    def span(self) -> int:
+        """Video frames from the first to the last frame of a clip."""
+        return (self.num_frames - 1) * self.stride + 1
+
+    @property
+    def resume_key(self) -> dict[str, Any]:
+        """Settings that must stay the same when training resumes: those that decide the pixels and their order.
+
+        The videos themselves are identified by :func:`ardiff.data.manifest.content_of`, not by the manifest's path.
+        """
+        return {name: value for name, value in asdict(self).items() if name not in ("manifest", "max_bad_fraction")}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyntheticConfig:
+    """Sizes of the synthetic data set."""
+
+    num_train: int = 1024
+    """Training videos."""
+    num_test: int = 256
+    """Test videos."""
+    num_frames: int = 48
+    """Frames per video."""
+    num_long: int = 24
+    """Training videos that have ``long_frames`` frames instead."""
+    long_frames: int = 200
+    """Frames per long video."""
+    resolution: int = 32
+    """Height and width in pixels."""
+    radius: float = 7.0
+    """Half the size of a shape in pixels."""
+    fps: float = 8.0
+    """Frame rate of the files."""
+    crf: int = 8
+    """x264 quality; smaller is better. At the default, brightness keeps more than 40 dB. Colour keeps about 32 dB at
+    any value, because browsers only play 4:2:0 video and the shapes are small and saturated."""
+    seed: int = 0
+    """Seed of all videos."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_train, self.num_test, self.num_frames, self.long_frames) < 1 or self.num_long < 0:
+            raise ValueError("num_train, num_test, num_frames and long_frames must be at least 1, num_long 0 or more")
+        if self.resolution % 2 or not 1 <= 2 * self.radius < self.resolution:
+            raise ValueError("resolution must be even and hold a shape of twice the radius")

@@ -1,0 +1,160 @@
+"""From a folder or S3 prefix to records of videos: which files are a video, its class and split, and its probe."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ardiff.data import storage
+from ardiff.data.clips import IMAGE_SUFFIXES, natural_order, probe_video
+from ardiff.data.error_log import BadSample, bad_sample
+from ardiff.data.layouts import Assignment, LayoutName, assign, is_split_file, split_by_lists, with_labels
+from ardiff.data.manifest import VIDEO_SUFFIXES, VideoRecord
+from ardiff.data.storage import StoredFile
+from ardiff.errors import DataError
+
+PROBE_AGAIN = ("unreadable", "crashed")
+"""Kinds of error that may not occur again in the next run."""
+
+
+def discover(
+    source: str,
+    output: str,
+    layout: LayoutName,
+    test_fraction: float,
+    split_lists: tuple[str, str] | None = None,
+) -> tuple[list[VideoRecord], list[str]]:
+    """The videos below ``source`` with class and split, not probed yet.
+
+    Args:
+        source: Folder or ``s3://`` prefix.
+        output: Files below it are ignored: an earlier run wrote them.
+        layout: How the videos lie in ``source``.
+        test_fraction: See :func:`ardiff.data.layouts.assign`.
+        split_lists: URIs of the lists of training and test videos, which replace the splits of the layout.
+
+    Returns:
+        The records, and the lines of ``split_lists`` that match no video.
+
+    Raises:
+        DataError: There is no video, or the videos do not fit the layout or the lists.
+    """
+    source = storage.absolute(source).rstrip("/")
+    output = storage.absolute(output).rstrip("/")
+    files = [f for f in storage.list_objects(source) if output == source or not f.uri.startswith(f"{output}/")]
+    videos = group_files(source, files)
+    if not videos:
+        raise DataError(
+            f"There is no video in {source}. Videos are {', '.join(VIDEO_SUFFIXES)} files and folders of pictures."
+        )
+    prefix = len(source) + 1
+    paths = [video.uri[prefix:] for video in videos]
+    split_files = {f.uri[prefix:]: storage.read_bytes(f.uri) for f in files if is_split_file(layout, f.uri[prefix:])}
+    assigned = assign(layout, paths, split_files, test_fraction)
+    unmatched: list[str] = []
+    if split_lists is not None:
+        train, test = map(storage.read_bytes, split_lists)
+        splits, unmatched = split_by_lists(paths, train, test)
+        assigned = with_labels([a and s and (a.class_name, s) for a, s in zip(assigned, splits, strict=True)])
+    return [unprobed_record(v, a) for v, a in zip(videos, assigned, strict=True)], unmatched
+
+
+def unprobed_record(video: StoredFile, assignment: Assignment | None) -> VideoRecord:
+    """The record of a video of which only the class and the split are known."""
+    name, label, split = assignment or ("", 0, "train")
+    status, reason = ("", "") if assignment else ("skipped", "it belongs to no split of this data set")
+    return VideoRecord(video.uri, video.size, "", 0, 0, 0.0, 0, label, name, split, status, reason, etag=video.etag)
+
+
+def group_files(source: str, files: Sequence[StoredFile]) -> list[StoredFile]:
+    """The videos among the files below ``source``, sorted by name.
+
+    A folder of pictures is one video: its name ends with a slash and its etag is a hash over all pictures. Pictures in
+    a folder that also holds video files, directly or deeper, are ignored: they are posters and the like.
+    """
+    prefix = len(source.rstrip("/")) + 1
+    videos = [file for file in files if file.uri.lower().endswith(VIDEO_SUFFIXES)]
+    video_folders = {folder for file in videos for folder in _parents(file.uri)}
+    folders = defaultdict[str, list[StoredFile]](list)
+    for file in files:
+        if file.uri.lower().endswith(IMAGE_SUFFIXES) and "/" in file.uri[prefix:]:
+            folders[file.uri.rpartition("/")[0] + "/"].append(file)
+    for folder in folders.keys() - video_folders:
+        pictures = sorted(folders[folder], key=lambda file: natural_order(file.uri))
+        content = "".join(f"{p.uri[len(folder) :]}\0{p.size}\0{p.etag}\0" for p in pictures)
+        etag = hashlib.sha256(content.encode()).hexdigest()[:32]
+        videos.append(StoredFile(folder, sum(p.size for p in pictures), etag))
+    return sorted(videos, key=lambda file: file.uri)
+
+
+def _parents(uri: str) -> list[str]:
+    return [uri[: i + 1] for i, letter in enumerate(uri) if letter == "/"]
+
+
+def reuse_probe(record: VideoRecord, known: VideoRecord | None) -> VideoRecord:
+    """The record with the probe of an earlier run, unless the video has changed or could not be read then."""
+    if known is None or record.status or known.status not in ("ok", "error") or known.error in PROBE_AGAIN:
+        return record
+    if (known.size, known.etag) != (record.size, record.etag):
+        return record
+    return replace(known, label=record.label, class_name=record.class_name, split=record.split)
+
+
+def probe_record(record: VideoRecord, frame_fps: float) -> VideoRecord:
+    """The record with what a probe finds; ``frame_fps`` is the rate of folders of pictures.
+
+    Raises StorageError if storage is unavailable.
+    """
+    try:
+        probe = probe_video(StoredFile(record.uri, record.size, record.etag))
+    except DataError as error:
+        return with_error(record, bad_sample(record.uri, -1, error))
+    return replace(
+        record,
+        codec=probe.codec,
+        width=probe.width,
+        height=probe.height,
+        fps=frame_fps if record.is_folder else probe.fps,
+        num_frames=probe.num_frames,
+        rotation=probe.rotation,
+        pts_start=probe.timing.start,
+        pts_step=probe.timing.step,
+        status="ok",
+    )
+
+
+def with_error(record: VideoRecord, sample: BadSample) -> VideoRecord:
+    """The record of a video that cannot be used."""
+    return replace(record, status="error", reason=sample.message, error=sample.error, attempts=sample.attempts)
+
+
+def summarize(records: Sequence[VideoRecord]) -> str:
+    """A table of the data set by split, and a line for every kind of error."""
+    rows = [["", "videos", "classes", "frames", "hours", "frames/video", "size", "frames/s", "codecs"]]
+    for split in ("train", "test"):
+        videos = [r for r in records if r.status == "ok" and r.split == split]
+        if not videos:
+            continue
+        frames = [r.num_frames for r in videos]
+        hours = sum(r.num_frames / r.fps for r in videos if r.fps) / 3600
+        sizes = Counter(f"{r.width}x{r.height}" for r in videos)
+        codecs = ", ".join(name for name, _ in Counter(r.codec for r in videos).most_common())
+        counts = (f"{n}" for n in (len(videos), len({r.label for r in videos}), sum(frames)))
+        rates = _range([round(r.fps, 2) for r in videos])
+        rows.append([split, *counts, f"{hours:.2f}", _range(frames), _most_common(sizes), rates, codecs])
+    widths = [max(len(text) for text in column) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    for status in ("error", "skipped"):
+        kinds = Counter(r.error or r.reason for r in records if r.status == status)
+        lines += [f"{status}: {count} {kind}" for kind, count in kinds.most_common()]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _most_common(sizes: Counter[str]) -> str:
+    [(size, _)] = sizes.most_common(1)
+    return size if len(sizes) == 1 else f"{size} and {len(sizes) - 1} others"
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -1,0 +1,31 @@
+"""Configuration of the sampling engine."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+AttentionBackend = Literal["ragged", "masked", "flex"]
+Backend = Literal["plain", "packed", "compiled"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Limits of the sampling engine, and how it computes. A request beyond a limit is rejected before any work."""
+
+    max_requests: int = 64
+    """Requests that run at the same time; further ones wait."""
+    max_waiting: int = 256
+    """Requests that may wait."""
+    max_frames: int = 4096
+    """Frames of a request, summed over its videos."""
+    max_cache_bytes: int = 8 * 2**30
+    """Memory for the keys and values of all running requests and for the modulations of their timesteps."""
+    attention_backend: Literal["auto", "ragged", "masked", "flex"] = "auto"
+    """``ragged``: one call per frame, without a mask; ``masked``: one call with a block-causal mask; ``flex``: one call
+    of FlexAttention. ``auto`` is ragged on CPUs if a frame has at least 16 tokens, masked otherwise."""
+    backend: Literal["auto", "plain", "packed", "compiled"] = "auto"
+    """``packed``: a second copy of the weights in the layout that a CPU multiplies fastest; ``compiled``: torch.compile
+    for the blocks; ``plain``: neither. ``auto`` is packed on CPUs and plain elsewhere."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_requests, self.max_frames, self.max_cache_bytes) < 1 or self.max_waiting < 0:
+            raise ValueError("max_requests, max_frames and max_cache_bytes must be at least 1, max_waiting at least 0")

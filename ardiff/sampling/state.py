@@ -1,0 +1,176 @@
+"""The state of a running request: its latents, its cache, and its progress through the AD schedule.
+
+Shapes: B videos of a request, F frames evaluated in an iteration, L tokens, D latent width, S sampling steps,
+M modulations of a frame.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ardiff.diffusion.ad import inference_timesteps
+from ardiff.diffusion.config import DiffusionConfig
+from ardiff.diffusion.guidance import guide
+from ardiff.diffusion.noise import ddim_coefficients
+from ardiff.diffusion.prediction import predicted_x0
+from ardiff.diffusion.sampler import frame_noise
+from ardiff.dit import DiT
+from ardiff.sampling.cache import FrameCache
+from ardiff.sampling.config import AttentionBackend
+from ardiff.sampling.modulations import ModulationTables
+from ardiff.sampling.request import FinishedFrames, SampleRequest
+
+
+class SampledModel:
+    """A model with everything that its requests share."""
+
+    def __init__(self, model: DiT, diffusion: DiffusionConfig, attention_backend: AttentionBackend) -> None:
+        self.model, self.diffusion, self.attention_backend = model, diffusion, attention_backend
+        weight = next(model.parameters())
+        self.device, self.weights_dtype = weight.device, weight.dtype
+        # Latents between iterations stay float32 when the weights are bfloat16.
+        self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.alphas_cumprod = diffusion.alphas_cumprod().to(self.device)
+        self.tables = ModulationTables(model, diffusion)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSpan:
+    """The frames ``start .. end - 1``, which an iteration evaluates. Those before ``moving`` are clean: the iteration
+    only stores their keys and values (prefill)."""
+
+    start: int
+    moving: int
+    end: int
+    steps: Tensor
+    """int64 ``(end - start,)`` on the model's device: the sampling step at which each frame is evaluated."""
+
+
+class RequestState:
+    """A running request.
+
+    After iteration n, frame f has made ``clamp(n - (f - given_frames) ar_step, 0, S)`` steps (see
+    :mod:`ardiff.diffusion.ad`).
+    """
+
+    def __init__(self, request_id: int, request: SampleRequest, shared: SampledModel) -> None:
+        self.request_id, self.request, self.shared = request_id, request, shared
+        self.params, config = request.params, shared.model.config
+        self.window = request.window(config)
+        self.iteration = 0
+        self.stored = 0  # frames before this one are clean, and their keys and values are in the cache
+        self.frames: dict[int, Tensor] = {}  # latents (B, L, D) of the frames that are still needed
+        if request.condition is not None:
+            condition = request.condition.to(shared.device, shared.dtype)
+            self.frames = dict(enumerate(condition.unbind(dim=1)))
+        self.cache = FrameCache(
+            config,
+            request.sequences,
+            request.cache_frames(config),
+            shared.attention_backend,
+            shared.weights_dtype,
+            shared.device,
+        )
+        timesteps = inference_timesteps(shared.diffusion.num_timesteps, self.params.num_inference_steps)
+        self.timesteps = timesteps.to(shared.device)
+        factors = ddim_coefficients(timesteps, shared.diffusion.alphas_cumprod())
+        self.x_factor, self.x0_factor = (f.to(shared.device, shared.dtype) for f in factors)
+        labels = request.labels(shared.model)
+        distinct = list(dict.fromkeys(labels))
+        self.tables = [shared.tables.get(self.params.num_inference_steps, label) for label in distinct]  # (S, M) each
+        indices = [distinct.index(label) for label in labels]
+        self.table_of_sequence = torch.tensor(indices, device=shared.device)  # (B or 2 B,)
+
+    @property
+    def done(self) -> bool:
+        """Whether every frame has made all its steps."""
+        return self._finished(self.iteration) == self.params.num_frames
+
+    def advance(self) -> FrameSpan:
+        """Starts the next iteration: draws the noise of frames that start. Returns the frames to evaluate."""
+        given, num_steps, device = self.params.given_frames, self.params.num_inference_steps, self.shared.device
+        self.iteration += 1
+        moving, end = self._finished(self.iteration - 1), self._started(self.iteration)
+        for frame in range(max(self._started(self.iteration - 1), given), end):
+            self.frames[frame] = self._draw_noise(frame)
+        if self.window is not None:
+            first = max(0, end - self.window)
+            if first > self.cache.base:  # the window moved, so every frame in it sees other frames than before
+                self.cache.restart(first)
+                self.stored = first
+                self.frames = {f: x for f, x in self.frames.items() if f >= first}
+        else:
+            band = self.shared.model.config.attention_window or end
+            self.cache.reserve(max(0, self.stored - band + 1), end)
+        # Computed on the device, so that an iteration does not wait for earlier work on it.
+        frames = torch.arange(self.stored, end, device=device)
+        steps = (self.iteration - 1 - (frames - given) * self.params.resolved_ar_step).clamp(0, num_steps - 1)
+        steps = torch.where(frames < given, num_steps - 1, steps)
+        return FrameSpan(self.stored, moving, end, steps)
+
+    def inputs(self, span: FrameSpan) -> Tensor:
+        """Latents of the evaluated frames, once per branch of guidance, ``(F B, L, D)`` frame by frame."""
+        latents = torch.stack([self.frames[f] for f in range(span.start, span.end)])  # (F, B, L, D)
+        if self.params.guided:
+            latents = latents.repeat(1, 2, 1, 1)
+        return latents.flatten(0, 1)
+
+    def modulations(self, span: FrameSpan) -> Tensor:
+        """Modulations of the evaluated frames from the tables, ``(F B, M)``."""
+        rows = torch.stack([table[span.steps] for table in self.tables], dim=1)  # (F, classes, M)
+        return rows[:, self.table_of_sequence].flatten(0, 1)
+
+    def positions(self, span: FrameSpan) -> Tensor:
+        """Frame positions as the model sees them, ``(F B,)``: within the window, or in the whole video."""
+        origin = 0 if self.window is None else self.cache.base
+        frames = torch.arange(span.start - origin, span.end - origin, device=self.shared.device)
+        return frames.repeat_interleave(self.request.sequences)
+
+    def predict(self, span: FrameSpan, output: Tensor) -> Tensor:
+        """Guided clean latents of the moving frames, ``(F, B, L, D)``, from the model's output ``(F B, L, D)``."""
+        videos, moving = len(self.request.videos), span.moving - span.start
+        output = output.unflatten(0, (span.end - span.start, self.request.sequences))[moving:]
+        latents = torch.stack([self.frames[f] for f in range(span.moving, span.end)])  # (F, B, L, D)
+        timesteps = self.timesteps[span.steps[moving:]][:, None].expand(-1, videos)
+        prediction, alphas_cumprod = self.shared.diffusion.prediction, self.shared.alphas_cumprod
+        branches = [
+            predicted_x0(prediction, branch, latents, timesteps, alphas_cumprod)
+            for branch in output.split(videos, dim=1)
+        ]
+        return guide(branches[0], branches[1], self.params.guidance_scale) if self.params.guided else branches[0]
+
+    def update(self, span: FrameSpan, x0: Tensor) -> FinishedFrames | None:
+        """Makes one sampling step of the moving frames. Returns the frames that are final now, or None."""
+        steps, shape = span.steps[span.moving - span.start :], (-1, 1, 1, 1)
+        latents = torch.stack([self.frames[f] for f in range(span.moving, span.end)])
+        latents = self.x_factor[steps].view(shape) * latents + self.x0_factor[steps].view(shape) * x0
+        self.frames.update(zip(range(span.moving, span.end), latents.unbind(), strict=True))
+        self.stored = span.moving
+        final = self._finished(self.iteration)
+        needed = self.stored if self.window is None else self.cache.base
+        self.frames = {f: x for f, x in self.frames.items() if f >= needed}
+        if final == span.moving:
+            return None
+        finished = torch.stack([self.frames[f] for f in range(span.moving, final)], dim=1)
+        return FinishedFrames(self.request_id, span.moving, finished, self.done)
+
+    def _draw_noise(self, frame: int) -> Tensor:
+        """Initial noise of a frame, ``(B, L, D)``: each video's depends on its own seed only."""
+        config, device = self.shared.model.config, self.shared.device
+        draws = [frame_noise(v.seed, frame, config.num_tokens, config.token_dim) for v in self.request.videos]
+        noise = torch.stack(draws).to(self.shared.dtype)
+        if device.type == "cuda":
+            noise = noise.pin_memory()  # so that the copy does not wait for work on the device
+        return noise.to(device, non_blocking=True)
+
+    def _started(self, iteration: int) -> int:
+        """Number of first frames that have made a step after ``iteration``, or were given."""
+        given, num_frames, ar_step = self.params.given_frames, self.params.num_frames, self.params.resolved_ar_step
+        if iteration < 1:
+            return given
+        return min(num_frames, given + (iteration - 1) // ar_step + 1) if ar_step else num_frames
+
+    def _finished(self, iteration: int) -> int:
+        """Number of first frames that are clean after ``iteration``."""
+        return self._started(iteration - self.params.num_inference_steps + 1)
