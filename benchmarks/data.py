@@ -206,7 +206,7 @@ def feed(stream: ClipStream, clips: int, pause: float = 0.0) -> tuple[float, flo
     """Wall seconds, and CPU seconds of the loading tasks, of feeding ``clips`` clips to a trainer that does nothing."""
     import ray
 
-    from ardiff.train.loop import TrainConfig
+    from ardiff.train.config import TrainConfig
     from ray_jobs.training.batches import ray_batches
 
     config = TrainConfig(num_steps=clips // 16, batch_size=16, loading_tasks=1)

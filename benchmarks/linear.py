@@ -20,7 +20,8 @@ from ardiff.data.latents import LatentStatistics
 from ardiff.dit import DiT
 from ardiff.onednn import pack_linear
 from ardiff.randomness import BatchGenerator, torch_generator
-from ardiff.train.loop import TrainConfig, make_engine
+from ardiff.train.config import TrainConfig
+from ardiff.train.engines.factory import make_engine
 from ardiff.train.tasks import AutoencoderTask, Batch, DiTTask, Task
 from ardiff.vae import ARAutoencoder
 from ray_jobs.encode import EncodeConfig

@@ -37,9 +37,12 @@ from ardiff.data.streams import LatentStream
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.randomness import BatchGenerator, torch_generator
+from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState
+from ardiff.train.config import TrainConfig
+from ardiff.train.engines.factory import make_engine
 from ardiff.train.estimate import EstimateConfig, count_step, estimate
-from ardiff.train.loop import TrainConfig, make_engine, train
+from ardiff.train.loop import train
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, Batch, DiTTask, DiTTaskConfig, Task
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ray_jobs.runtime.cluster import ray_cluster
@@ -54,19 +57,13 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 
 
-class Last:
-    """Keeps what was logged last."""
+class LastValues(TrainingCallback):
+    """Keeps the last log entry."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
 
-    def progress(self, step: int, loss: float) -> None: ...
-
-    def samples(self, step: int, videos: torch.Tensor) -> None: ...
-
-    def checkpoint(self, state: TrainState) -> None: ...
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
+    def on_log(self, step: int, values: dict[str, float]) -> None:
         self.values = values
 
 
@@ -135,11 +132,11 @@ def run(changes: dict[str, Any], feed: str, job: dict[str, Any]) -> dict[str, fl
         batches = from_memory(job["stream"], config)
     else:
         batches = ray_batches(job["stream"], 0, config, distributed.rank(), job["progress"])
-    observer = Last()
-    state = train(task, engine, batches, warm_up, TrainState(0, 0, ""), observer)
-    train(task, engine, batches, config, state, observer)
+    last = LastValues()
+    state = train(task, engine, batches, warm_up, TrainState(0, 0, ""), [last])
+    train(task, engine, batches, config, state, [last])
     names = ("samples_per_second", "data_wait_share", "tflops_per_worker", "memory_gib")
-    return {name: observer.values[name] for name in names}
+    return {name: last.values[name] for name in names}
 
 
 def from_memory(stream: LatentStream, config: TrainConfig) -> Iterator[Batch]:

@@ -37,9 +37,9 @@ from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import ConfigError
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import derive_seed
+from ardiff.train.config import TrainConfig
 from ardiff.train.export import describe_dit
 from ardiff.train.initial import initialise_dit
-from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.error_log import Reporter, training_error_log
@@ -130,7 +130,7 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
                 config.dit,
                 config.diffusion,
                 config.task,
-                config.train.recipe,
+                config.train.resume_key,
                 source,
                 config.init_from,
             ),

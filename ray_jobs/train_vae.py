@@ -16,9 +16,9 @@ from ardiff.data.config import ClipConfig
 from ardiff.data.manifest import content_of, manifest_table, read_manifest, usable
 from ardiff.data.streams import ClipStream
 from ardiff.randomness import derive_seed
+from ardiff.train.config import TrainConfig
 from ardiff.train.export import describe_autoencoder
 from ardiff.train.initial import initialise_autoencoder
-from ardiff.train.loop import TrainConfig
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ray_jobs.runtime.cluster import ray_cluster
@@ -76,7 +76,7 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
                 config.clips.resume_key,
                 content_of(records),
                 config.init_from,
-                config.train.recipe,
+                config.train.resume_key,
             ),
             config=config.train,
             stream=stream,
@@ -97,7 +97,7 @@ def _make_task(config: TrainVAEConfig, stream: ClipStream) -> AutoencoderTask:
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
         task = AutoencoderTask(ARAutoencoder(config.vae), config.task)
     if config.init_from:
-        initialise_autoencoder(config.init_from, task.model, task.critic)
+        initialise_autoencoder(config.init_from, task.model, task.discriminator)
     if config.train.sample_every:
         task.examples = torch.from_numpy(stream.load(0)["video"][:4])
     return task

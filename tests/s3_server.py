@@ -147,15 +147,18 @@ class S3Server:
 
 @contextlib.contextmanager
 def environment(variables: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables for as long as the block lasts, without any other that begins with ``AWS_``."""
-    before = dict(os.environ)
+    """Sets environment variables for as long as the block lasts, and unsets all others that begin with ``AWS_``.
+
+    Other variables that change inside the block keep their new values.
+    """
+    changed = {name for name in os.environ if name.startswith("AWS_")} | variables.keys()
+    before = {name: os.environ.pop(name) for name in changed if name in os.environ}
+    os.environ.update(variables)
     try:
-        for name in [n for n in os.environ if n.startswith("AWS_")]:
-            del os.environ[name]
-        os.environ.update(variables)
         yield
     finally:
-        os.environ.clear()
+        for name in [name for name in os.environ if name in variables or name.startswith("AWS_")]:
+            del os.environ[name]
         os.environ.update(before)
 
 

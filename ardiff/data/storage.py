@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -25,7 +26,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ardiff.data import s3
 from ardiff.errors import DataError, StorageError
-from ardiff.randomness import numpy_generator
 
 logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
@@ -321,7 +321,7 @@ def _trying(what: str, operation: Callable[[], ResultT]) -> ResultT:
         except (OSError, BotoCoreError, ClientError) as error:
             transient = s3.is_transient(error)
             # Spread, so that many processes that were refused together do not come back together.
-            pause = min(0.25 * 2**attempt, 15.0) * numpy_generator("pause", what, os.getpid(), attempt).uniform(0.5, 1)
+            pause = min(0.25 * 2**attempt, 15.0) * Random(f"{what} {os.getpid()} {attempt}").uniform(0.5, 1)
             if not transient or time.monotonic() + pause > deadline:
                 raise _failure(what, error, attempt, transient) from error
             logger.warning("%s: %s. Trying again in %.1f s.", what, _reason(error), pause)

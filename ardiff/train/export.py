@@ -1,7 +1,7 @@
-"""Trained models from training: a finished run's, or any checkpoint's, whatever engine and number of workers wrote it.
+"""Exports the model of a training checkpoint, whatever engine and number of workers wrote it.
 
-A checkpoint holds ``model.json``, a description of what its weights are, so that a pipeline can be made of it on a
-machine without deepspeed, GPU or the training data.
+A checkpoint contains ``model.json``, a description of its model, so that exporting needs neither deepspeed, a GPU nor
+the training data.
 
 ardiff export runs/dit/ray/checkpoint-00010000-1a2b runs/exported weights=raw
 """
@@ -22,7 +22,8 @@ from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import build_config, load_autoencoder, save_autoencoder
-from ardiff.train.checkpoint import Shards, read_state
+from ardiff.train.checkpoint import read_state
+from ardiff.train.shards import ShardReader
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 MODEL = "model.json"
@@ -31,23 +32,23 @@ POSITIONALS = ("checkpoint", "output")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
-    """Makes a usable model of a training checkpoint."""
+    """Exports the model of a training checkpoint."""
 
     checkpoint: str = ""
-    """Folder of a checkpoint, local or ``s3://``: one of those below ``ray`` or ``best`` in a run's folder."""
+    """Folder of a checkpoint, local or ``s3://``, in ``ray`` or ``best`` of a run's folder."""
     output: str = ""
     """Folder to write: a pipeline for an AR-DiT, an AR-VAE folder for an AR-VAE."""
     weights: Literal["ema", "raw"] = "ema"
-    """``ema``: the average of the weights. ``raw``: the weights themselves."""
+    """``ema``: the exponential moving average of the weights. ``raw``: the weights of the last update."""
     vae: str | None = None
-    """For an AR-DiT, the AR-VAE to put beside it; without it, the one that made the latents it was trained on,
-    which must be in its place."""
+    """For an AR-DiT: folder of the AR-VAE to put into the pipeline. Default: the one that encoded the training latents,
+    which must still be where it was."""
 
 
 def run(config: ExportConfig) -> None:
-    """Writes the model. Raises ArdiffError."""
+    """Writes the model folder. Raises ArdiffError."""
     if not config.checkpoint or not config.output:
-        raise ConfigError("Give a checkpoint and an output folder: ardiff export CHECKPOINT OUT.")
+        raise ConfigError("A checkpoint and an output folder are required: ardiff export CHECKPOINT OUTPUT.")
     with tempfile.TemporaryDirectory() as copy:
         folder = Path(config.checkpoint)
         if storage.is_remote(config.checkpoint):
@@ -58,28 +59,26 @@ def run(config: ExportConfig) -> None:
             description = json.loads((folder / MODEL).read_text())
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{config.checkpoint} does not say what model it holds: {MODEL} is missing."
+                f"{config.checkpoint} cannot be exported: {MODEL}, the description of its model, is missing or damaged."
             ) from error
         if config.vae is not None:
             if description["kind"] != "ar-dit":
-                raise ConfigError("vae is for checkpoints of an AR-DiT; this one is of an AR-VAE.")
+                raise ConfigError("vae= applies to checkpoints of an AR-DiT, but this checkpoint is of an AR-VAE.")
             description |= {"vae": config.vae, "vae_fingerprint": ""}
-        part = "ema" if config.weights == "ema" else "model"
-        shards = Shards(folder)
-        weights = {name: shards.read(part, name) for name in shards.names(part)}
+        weights = ShardReader(folder).read_all("ema" if config.weights == "ema" else "model")
         write_trained(description, weights, config.output)
     print(f"{config.output}: {description['kind']} of step {state.step}, {config.weights} weights")
 
 
 def describe_autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
-    """What :func:`write_trained` needs to know of an AR-VAE."""
+    """The description of an AR-VAE for :func:`write_trained`."""
     return {"kind": "ar-vae", "vae": to_dict(config)}
 
 
 def describe_dit(
     config: DiTConfig, diffusion: DiffusionConfig, latents: LatentSet, class_names: list[str]
 ) -> dict[str, Any]:
-    """What :func:`write_trained` needs to know of an AR-DiT; ``latents`` are what it is trained on."""
+    """The description of an AR-DiT trained on ``latents``, for :func:`write_trained`."""
     return {
         "kind": "ar-dit",
         "dit": to_dict(config),
@@ -95,7 +94,7 @@ def write_trained(description: dict[str, Any], weights: dict[str, Tensor], outpu
     """Writes the folder of a trained model: an AR-VAE, or a pipeline of an AR-DiT and its AR-VAE.
 
     Raises:
-        CheckpointError: The weights are not the model's, or in the place of its AR-VAE is none or another.
+        CheckpointError: The weights do not fit the model, or its AR-VAE is missing or was replaced by another.
     """
     if description["kind"] == "ar-vae":
         vae = ARAutoencoder(build_config(AutoencoderConfig, description["vae"]))
@@ -104,13 +103,13 @@ def write_trained(description: dict[str, Any], weights: dict[str, Tensor], outpu
     dit = DiT(build_config(DiTConfig, description["dit"]))
     diffusion = build_config(DiffusionConfig, description["diffusion"])
     statistics = LatentStatistics(**description["latent_statistics"])
-    place, known = description["vae"], description.get("vae_fingerprint")
-    if known and known != vae_fingerprint(place):
+    uri, expected = description["vae"], description.get("vae_fingerprint")
+    if expected and expected != vae_fingerprint(uri):
         raise CheckpointError(
-            f"{place} is no longer the AR-VAE {known}, on whose latents the AR-DiT was trained: make the pipeline with "
-            "`ardiff export CHECKPOINT OUT vae=PLACE`, PLACE being where that AR-VAE lies."
+            f"{uri} is no longer the AR-VAE {expected}, which encoded the AR-DiT's training latents: give the "
+            "folder of that AR-VAE with `ardiff export CHECKPOINT OUTPUT vae=FOLDER`."
         )
-    vae = load_autoencoder(place)
+    vae = load_autoencoder(uri)
     pipeline = ARDiffusionPipeline(vae, _fill(dit, weights), diffusion, statistics, description["class_names"])
     pipeline.save_pretrained(output)
 

@@ -1,4 +1,4 @@
-"""Where a stage begins: the weights that an earlier stage ended with."""
+"""Initial weights from an earlier stage or run."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,39 +12,42 @@ from ardiff.data import storage
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
 from ardiff.pretrained import CONFIG, fill, local_folder, read_config, read_tensors
-from ardiff.train.checkpoint import CRITIC, STATE, Shards
+from ardiff.train.checkpoint import DISCRIMINATOR, STATE
+from ardiff.train.shards import ShardReader
 from ardiff.vae import ARAutoencoder
 
 
-def initialise_autoencoder(uri: str, model: ARAutoencoder, critic: nn.Module | None = None) -> None:
-    """Gives ``model`` the weights of an earlier AR-VAE, and ``critic`` those of its discriminator if there are any.
+def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Module | None = None) -> None:
+    """Loads the weights of an earlier AR-VAE into ``model``, and those of its discriminator, if any, into
+    ``discriminator``.
 
     Args:
-        uri: An AR-VAE folder, a pipeline folder (it holds an AR-VAE), or a training checkpoint: of that the averaged
-            weights, and the raw ones of its discriminator. A wider latent is pruned to the model's, see
-            :func:`pruned`.
+        uri: An AR-VAE folder, a pipeline folder (it contains an AR-VAE), or a training checkpoint. From a checkpoint
+            come the model's EMA weights and the discriminator's raw weights. Wider latents are pruned to the model's
+            width, see :func:`pruned`.
 
     Raises:
-        CheckpointError: There is none of these, it is damaged, or its weights do not fit the model.
+        CheckpointError: ``uri`` is none of these, it is damaged, or its weights do not fit the model.
     """
     with _local(uri) as folder:
         if not (folder / STATE).exists():
             kind = "ar-diffusion-pipeline" if (folder / "dit.safetensors").exists() else "ar-vae"
             read_config(folder, kind)
-            weights, rival = read_tensors(folder / "vae.safetensors"), None
+            weights, discriminator_weights = read_tensors(folder / "vae.safetensors"), None
         else:
-            weights = _tensors(folder, "ema")
-            rival = _tensors(folder / CRITIC, "model") if (folder / CRITIC).is_dir() else None
+            weights, discriminator_weights = ShardReader(folder).read_all("ema"), None
+            if (folder / DISCRIMINATOR).is_dir():
+                discriminator_weights = ShardReader(folder / DISCRIMINATOR).read_all("model")
     fill(model, pruned(weights, model.config.token_dim), uri)
-    if critic is not None and rival is not None:
-        fill(critic, rival, storage.join(uri, CRITIC))
+    if discriminator is not None and discriminator_weights is not None:
+        fill(discriminator, discriminator_weights, storage.join(uri, DISCRIMINATOR))
 
 
 def initialise_dit(uri: str, model: DiT) -> None:
-    """Gives ``model`` the weights of the AR-DiT in a pipeline folder, local or ``s3://``.
+    """Loads the weights of the AR-DiT in a pipeline folder, local or ``s3://``, into ``model``.
 
     Raises:
-        CheckpointError: There is no pipeline, it is damaged, or its weights do not fit the model.
+        CheckpointError: ``uri`` is no pipeline, it is damaged, or its weights do not fit the model.
     """
     with local_folder(uri) as folder:
         read_config(folder, "ar-diffusion-pipeline")
@@ -52,28 +55,28 @@ def initialise_dit(uri: str, model: DiT) -> None:
 
 
 def pruned(weights: Mapping[str, Tensor], token_dim: int) -> dict[str, Tensor]:
-    """An AR-VAE's weights with the later channels of its latents dropped, as Sec. 4.1 does from D = 12 to 4.
+    """An AR-VAE's weights with only the first ``token_dim`` latent channels, as Sec. 4.1 prunes D = 12 to 4.
 
-    The first ``token_dim`` means and log variances of the encoder stay as they are, and the decoder reads those alone.
-    Weights of as wide or narrower latents come back unchanged.
+    The encoder keeps its first means and log variances, and the decoder reads only those. Weights of latents that are
+    not wider come back unchanged.
     """
-    kept = dict(weights)
-    reader, moments = "decoder.token_in.weight", ("encoder.moments.weight", "encoder.moments.bias")
-    if reader not in kept or kept[reader].shape[1] <= token_dim:
-        return kept
-    kept[reader] = kept[reader][:, :token_dim]
+    result = dict(weights)
+    token_in, moments = "decoder.token_in.weight", ("encoder.moments.weight", "encoder.moments.bias")
+    if token_in not in result or result[token_in].shape[1] <= token_dim:
+        return result
+    result[token_in] = result[token_in][:, :token_dim]
     for name in moments:
-        if name in kept:
-            kept[name] = torch.cat([half[:token_dim] for half in kept[name].chunk(2)])
-    return kept
+        if name in result:
+            result[name] = torch.cat([half[:token_dim] for half in result[name].chunk(2)])
+    return result
 
 
 @contextmanager
 def _local(uri: str) -> Iterator[Path]:
-    """The folder ``uri`` as a local one: itself, or a temporary copy."""
-    if not any(storage.exists(storage.join(uri, mark)) for mark in (CONFIG, STATE)):
+    """The local path of the folder ``uri``: itself, or a temporary copy."""
+    if not any(storage.exists(storage.join(uri, file)) for file in (CONFIG, STATE)):
         raise CheckpointError(
-            f"There is neither a trained model nor a training checkpoint in {uri}: it should hold {CONFIG} or {STATE}."
+            f"{uri} is neither a trained model nor a training checkpoint: it contains neither {CONFIG} nor {STATE}."
         )
     if not storage.is_remote(uri):
         yield Path(uri)
@@ -81,8 +84,3 @@ def _local(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         storage.download_folder(uri, Path(folder))
         yield Path(folder)
-
-
-def _tensors(folder: Path, part: str) -> dict[str, Tensor]:
-    shards = Shards(folder)
-    return {name: shards.read(part, name) for name in shards.names(part)}

@@ -15,7 +15,6 @@ import ray
 import ray.data
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ardiff import logs
 from ardiff.data import s3
@@ -104,11 +103,6 @@ def _silence() -> None:
     # These log what is raised as an exception right after.
     for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def on_this_node() -> NodeAffinitySchedulingStrategy:
-    """Places an actor on the driver's node: elsewhere it would be lost with a node that the job can do without."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -14,8 +14,8 @@ from ardiff.data.config import ClipConfig
 from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, Unit, read_errors, too_short, write_errors
 from ardiff.data.manifest import VideoRecord
 from ardiff.errors import ArdiffError
-from ray_jobs.runtime.cluster import on_this_node
 from ray_jobs.runtime.console import print_line
+from ray_jobs.runtime.placement import on_this_node
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ardiff import logs
 from ardiff.errors import ArdiffError
-from ray_jobs.runtime.cluster import on_this_node
 from ray_jobs.runtime.console import console, print_line
+from ray_jobs.runtime.placement import on_this_node
 from ray_jobs.runtime.progress_actor import ProgressActor
 
 

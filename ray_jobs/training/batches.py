@@ -17,7 +17,7 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ardiff import distributed
 from ardiff.data.streams import ClipStream, Columns, Stream
 from ardiff.errors import DataError
-from ardiff.train.loop import TrainConfig
+from ardiff.train.config import TrainConfig
 from ardiff.train.tasks import Batch
 from ray_jobs.runtime.crash_guard import MAX_CRASHES, crash_guard
 from ray_jobs.runtime.progress import report_errors
@@ -60,7 +60,7 @@ def _ray_batches(
     stream: Stream, position: int, end: int, config: TrainConfig, rank: int, progress: Any
 ) -> Iterator[Batch]:
     chunks = range(stream.locate(position)[0], stream.locate(end - 1)[0] + 1)
-    parts = config.parts(rank, distributed.size())
+    parts = config.micro_batches(rank, distributed.size())
     places = {chunk: shared_rows(stream, chunk, position, end, parts, config.batch_size) for chunk in chunks}
     mine = [chunk for chunk in chunks if len(places[chunk])]
 

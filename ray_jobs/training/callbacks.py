@@ -32,8 +32,9 @@ from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.encode import contact_sheet
 from ardiff.errors import ConfigError, DataError, TrainingError
-from ardiff.train.checkpoint import TrainState, write_shards, write_state
-from ardiff.train.engine import Engine
+from ardiff.train.callbacks import TrainingCallback
+from ardiff.train.checkpoint import TrainState, write_state, write_tensors
+from ardiff.train.engines.base import Engine
 from ardiff.train.export import MODEL
 
 if TYPE_CHECKING:
@@ -44,14 +45,16 @@ HISTORY = "history.json"
 BEST = "best/best.json"
 
 
-class Observer:
+class Observer(TrainingCallback):
     """Tells the driver's progress bar, TensorBoard, Ray's metrics and the run's folder what happens.
 
     Every worker has one; it is the first worker's that talks, and all of them store checkpoints together.
     """
 
-    def __init__(self, job: TrainJob, engine: Engine, critic: Engine | None, start: int, progress_actor: Any) -> None:
-        self.job, self.engine, self.critic, self.progress_actor = job, engine, critic, progress_actor
+    def __init__(
+        self, job: TrainJob, engine: Engine, discriminator: Engine | None, start: int, progress_actor: Any
+    ) -> None:
+        self.job, self.engine, self.discriminator, self.progress_actor = job, engine, discriminator, progress_actor
         self.leads = distributed.rank() == 0
         self.losses: list[float] = []
         self.failed_saves = 0
@@ -79,7 +82,7 @@ class Observer:
             beginning = f"going on from the checkpoint of step {start}" if start else "starting"
             progress_actor.log.remote(f"{job.name}: {beginning} {team}".rstrip())
 
-    def progress(self, step: int, loss: float) -> None:
+    def on_step_end(self, step: int, loss: float) -> None:
         logs.set_context(step=step)
         self.losses.append(loss)
         now = os.times().elapsed
@@ -87,7 +90,7 @@ class Observer:
             self.next_tick = now + 0.5
             self.progress_actor.set.remote(step, f"loss {loss:.4f}")
 
-    def metrics(self, step: int, values: dict[str, float]) -> None:
+    def on_log(self, step: int, values: dict[str, float]) -> None:
         if not self.leads:
             return
         logger.info("metrics", extra={"fields": values})
@@ -100,7 +103,7 @@ class Observer:
         if self.wandb is not None:
             self.wandb.log(values, step=step)
 
-    def samples(self, step: int, videos: Tensor) -> None:
+    def on_samples(self, step: int, videos: Tensor) -> None:
         png = contact_sheet(videos.numpy())
         self.writer.add_image("samples", np.asarray(Image.open(io.BytesIO(png))), step, dataformats="HWC")
         try:
@@ -108,7 +111,7 @@ class Observer:
         except DataError as error:
             self.progress_actor.log.remote(f"{self.job.name}: the samples of step {step} were not stored: {error}")
 
-    def trace(self, content: bytes) -> None:
+    def on_trace(self, content: bytes) -> None:
         """Stores a worker's trace; one that cannot be stored is not worth the run."""
         name = f"{self.token}-worker-{distributed.rank()}.json.gz"
         try:
@@ -116,7 +119,7 @@ class Observer:
         except DataError as error:
             self.progress_actor.log.remote(f"{self.job.name}: the trace was not stored: {error}")
 
-    def checkpoint(self, state: TrainState) -> None:
+    def on_checkpoint(self, state: TrainState) -> None:
         """Stores a checkpoint, or says why it could not and lets training go on, as often as is configured.
 
         Raises TrainingError when patience ends.
@@ -149,7 +152,7 @@ class Observer:
             )
 
     def _write(self, folder: Path) -> None:
-        write_shards(folder, self.engine, self.critic)
+        write_tensors(folder, self.engine, self.discriminator)
         if self.leads:
             (folder / MODEL).write_text(json.dumps(self.job.description))
 

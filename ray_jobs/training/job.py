@@ -32,8 +32,11 @@ from ardiff.data import storage
 from ardiff.data.streams import Stream
 from ardiff.errors import ArdiffError, CheckpointError, ConfigError, DataError, TrainingError
 from ardiff.train.checkpoint import STATE, TrainState, changed_settings, load_checkpoint
+from ardiff.train.checks import SHARD_MORE, explain_failures
+from ardiff.train.config import TrainConfig
+from ardiff.train.engines.factory import make_discriminator_engine, make_engine
 from ardiff.train.export import write_trained
-from ardiff.train.loop import SHARES, TrainConfig, make_critic_engine, make_engine, readable_failures, train
+from ardiff.train.loop import train
 from ardiff.train.tasks import Task
 from ray_jobs.runtime.cluster import await_resource, resolve_device
 from ray_jobs.runtime.console import print_line
@@ -289,15 +292,17 @@ def _train_task(job: TrainJob, progress: Any) -> None:
     context.custom_execution_callback_classes.append(PacedExecution)
     torch.set_num_threads(job.config.cpu_threads)
     device = ray.train.torch.get_device()
-    with readable_failures("when it built the model", SHARES):
+    with explain_failures("while building the model", SHARD_MORE):
         task = job.make_task()
         engine = make_engine(task.model, job.config, device)
-        critic = None if task.critic is None else make_critic_engine(task.critic, job.config, device)
+        discriminator = (
+            None if task.discriminator is None else make_discriminator_engine(task.discriminator, job.config, device)
+        )
     start = TrainState(0, 0, job.fingerprint)
     ours = job.config.hyperparameters
-    with readable_failures("when it read the checkpoint", SHARES), _checkpoint_to_resume(job) as (folder, named):
+    with explain_failures("while reading the checkpoint", SHARD_MORE), _checkpoint_to_resume(job) as (folder, named):
         if folder is not None:
-            start = load_checkpoint(folder, engine, job.fingerprint, critic, None if named else ours)
+            start = load_checkpoint(folder, engine, job.fingerprint, discriminator, None if named else ours)
             if named and start.step >= job.config.num_steps:
                 raise CheckpointError(
                     f"{job.resume} is at step {start.step}, and steps are counted on: train.num_steps="
@@ -309,12 +314,12 @@ def _train_task(job: TrainJob, progress: Any) -> None:
     if distributed.rank() == 0:
         job.record()
         _tidy(job)
-    observer = Observer(job, engine, critic, start.step, progress)
+    observer = Observer(job, engine, discriminator, start.step, progress)
     if start.step < job.config.num_steps:
         batches = ray_batches(job.stream, start.samples, job.config, distributed.rank(), progress)
-        train(task, engine, batches, job.config, start, observer, critic=critic)
-    with readable_failures("when it wrote the trained model", SHARES):
-        weights = engine.averaged_weights()
+        train(task, engine, batches, job.config, start, [observer], discriminator=discriminator)
+    with explain_failures("while writing the trained model", SHARD_MORE):
+        weights = engine.ema_weights()
         if distributed.rank() == 0:
             write_trained(job.description, weights, job.result)
     observer.close()

@@ -1,33 +1,35 @@
-"""A Ray cluster of several nodes on this machine: each node a raylet of its own on a loopback address, with a token."""
+"""A Ray cluster of several nodes on this machine. Each node is a raylet on a loopback address; all need a token."""
 
 import contextlib
+import json
 import secrets
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
-from conftest import PATIENCE, Jobs
+from jobs import PATIENCE, Jobs
 from ports import free_ports
 
 
 class Cluster(Jobs):
-    """A head, and nodes that come and go; jobs started here run on it."""
+    """A head, and nodes that can be added and killed. Jobs started here run on it."""
 
     def __init__(self, head_cpus: int = 4, **environment: str) -> None:
         super().__init__()
-        # Ray's own patience with its processes is meant for machines that do nothing else.
+        # Ray's own timeouts are for machines that do nothing else.
         self.environment |= {"RAY_gcs_server_port_wait_time_s": "300", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300"}
         self.environment |= environment
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.metrics_ports: list[int] = []
-        """Where each node answers Prometheus."""
+        """The port of each node's Prometheus exporter."""
         token = Path(self.ray_folder) / "token"
         token.write_text(secrets.token_hex(32))
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         self.environment["PATH"] = f"{Path(sys.executable).parent}:{self.environment['PATH']}"  # for submitted jobs
-        for attempt in range(3):  # Ray gives a node up whose processes start slowly, as on a machine that is overloaded
+        for attempt in range(3):  # on an overloaded machine Ray gives up a node whose processes start slowly
             try:
                 self._start_head(head_cpus)
                 break
@@ -50,10 +52,10 @@ class Cluster(Jobs):
         self.wait_for_nodes(1)
 
     def add_node(self, cpus: int, gpus: int = 0) -> subprocess.Popen[bytes]:
-        """Starts one more node, and waits until the head knows it. Its GPUs are a number that Ray counts with."""
+        """Starts another node and waits until it is alive. Its GPUs exist only in Ray's count."""
         for attempt in range(3):  # as for the head
-            place = [f"--address={self.address}", f"--node-ip-address=127.0.0.{len(self.nodes) + 2}"]
-            node = self._start(*place, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
+            options = [f"--address={self.address}", f"--node-ip-address=127.0.0.{len(self.nodes) + 2}"]
+            node = self._start(*options, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
             try:
                 self.wait_for_nodes(sum(n.poll() is None for n in self.nodes))
             except AssertionError:
@@ -68,23 +70,17 @@ class Cluster(Jobs):
 
     def wait_for_nodes(self, count: int) -> None:
         """Waits until ``count`` nodes are alive. Raises AssertionError if the head or the newest has ended."""
-        probe = "import ray, sys; ray.init(logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
-        deadline = time.monotonic() + PATIENCE
-        said = ""
-        while time.monotonic() < deadline:
+        url, token = f"http://{self.dashboard}/nodes?view=summary", Path(self.environment["RAY_AUTH_TOKEN_PATH"])
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token.read_text()}"})
+        deadline, alive = time.monotonic() + PATIENCE, -1
+        while alive != count:
             for node in (self.nodes[0], self.nodes[-1]):
-                assert node.poll() is None, f"a node ended with {node.returncode}: {said}"
-            environment = {**self.environment, "RAY_ADDRESS": self.address}
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                done = subprocess.run(
-                    [sys.executable, "-c", probe],
-                    env=environment, capture_output=True, text=True, check=False, timeout=120,
-                )  # fmt: skip
-                if done.stdout.strip() == str(count):
-                    return
-                said = done.stdout + done.stderr
-            time.sleep(0.5)
-        raise AssertionError(f"not {count} nodes in {PATIENCE} seconds: {said}")
+                assert node.poll() is None, f"a node ended with {node.returncode}"
+            assert time.monotonic() < deadline, f"{alive} nodes, not {count}, in {PATIENCE} seconds"
+            time.sleep(0.2)
+            with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=60) as answer:
+                nodes = json.load(answer)["data"]["summary"]
+                alive = sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         """SIGKILL to a node: its raylet and everything that runs on it."""
@@ -94,7 +90,7 @@ class Cluster(Jobs):
         node.wait()
 
     def close(self) -> None:
-        """Stops all nodes, the head last, and checks that nothing is left."""
+        """Stops all nodes, the head last, and checks that no process is left."""
         for node in reversed(self.nodes):
             if node.poll() is None:
                 node.send_signal(signal.SIGTERM)

@@ -1,23 +1,25 @@
-"""Every test starts the jobs as a user would, each with Ray's files in a folder of its own, and leaves no process."""
+"""Fixtures of the tests that need Ray.
 
-import contextlib
+``ardiff`` runs a job in the test's own process, on the one Ray cluster that all tests of a pytest worker share.
+``jobs`` starts jobs in processes of their own, for tests whose subject is a process: how it is killed, interrupted,
+set up or ended.
+"""
+
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from jobs import Jobs, Result
+from s3_server import S3Server, environment
 
+from ardiff.cli import main
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.latents import LatentSet, LatentStatistics, latent_table, write_description
 from ardiff.data.manifest import write_manifest
@@ -26,129 +28,63 @@ from ardiff.pretrained import save_autoencoder
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ray_jobs.runtime.cluster import ray_cluster
 
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 800.0
-"""Seconds after which something hangs. What is slow on a busy machine is not wrong."""
-# A shell that runs the tests in the background has them ignore it, and so would all that they start.
+FIRST = ("quickstart", "submit", "resume", "ablate", "serve", "cluster_training", "json_logs")
+"""Modules in the order in which pytest's workers are to begin them: those that start their own clusters, longest first.
+All others follow."""
+# A shell that runs the tests in the background makes them ignore SIGINT, and all the processes that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a job said."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of this folder run first, in the order of ``FIRST``, so that two workers end at about the same time."""
+    folder = Path(__file__).parent
 
-    code: int
-    out: str
-    err: str
-    seconds: float
+    def position(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        if item.path.parent != folder:
+            return len(FIRST) + 1
+        return FIRST.index(name) if name in FIRST else len(FIRST)
 
-    @property
-    def complaint(self) -> str:
-        """The one line that says why the job failed; asserts that it is the only one, and no traceback is beside it."""
-        lines = [line for line in self.err.splitlines() if line.startswith("ardiff: ")]
-        assert len(lines) == 1, self.err
-        assert "Traceback" not in self.err
-        assert self.err.rstrip().endswith(lines[0])
-        return lines[0]
-
-
-class Jobs:
-    """Starts jobs. Their processes are known by ``RAY_TMPDIR`` in their environment, which they all inherit."""
-
-    def __init__(self) -> None:
-        self.ray_folder = tempfile.mkdtemp(prefix="rt-", dir="/tmp")  # sockets inside need a short path
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        self.environment |= {"RAY_TMPDIR": self.ray_folder, "RAY_USAGE_STATS_ENABLED": "0"}
-        self.started: list[subprocess.Popen[str]] = []
-
-    def start(self, module: str, *arguments: str, log: Path | None = None) -> subprocess.Popen[str]:
-        """``python -m ray_jobs.<module> arguments`` in a process group of its own. What it says goes to ``log``."""
-        stream = subprocess.PIPE if log is None else log.open("w")
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"ray_jobs.{module}", *arguments],
-            cwd=ROOT,
-            env=self.environment,
-            stdout=stream,
-            stderr=stream,
-            text=True,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
-
-    def run(self, module: str, *arguments: str, timeout: float = PATIENCE) -> Result:
-        """Runs a job to its end."""
-        started, process = time.monotonic(), self.start(module, *arguments)
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except BaseException:
-            self.kill(process)
-            raise
-        return Result(process.returncode, out, err, time.monotonic() - started)
-
-    def kill(self, process: "subprocess.Popen[str]") -> Result:
-        """SIGKILL to the job's whole process group."""
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate(timeout=PATIENCE)
-        return Result(process.returncode, out, err, 0.0)
-
-    def alive(self) -> list[psutil.Process]:
-        """Processes of all jobs started here."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):  # it ends while it is looked at
-                started_here = process.environ().get("RAY_TMPDIR") == self.ray_folder and process.pid != os.getpid()
-                if started_here and process.status() != psutil.STATUS_ZOMBIE:
-                    process.name()  # which psutil keeps
-                    found.append(process)
-        return found
-
-    def left_over(self, patience: float = 120.0) -> list[str]:
-        """What is still alive after ``patience`` seconds; empty as soon as all is gone."""
-        deadline = time.monotonic() + patience
-        while (left := self.alive()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return [f"{p.pid} {p.name()}" for p in left]
-
-    def close(self) -> None:
-        """Ends what is left, by process id, and removes Ray's files."""
-        for started in self.started:
-            if started.poll() is None:  # the test that waited for it has failed
-                self.kill(started)
-        left = self.left_over()
-        for process in self.alive():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        shutil.rmtree(self.ray_folder, ignore_errors=True)
-        assert not left, f"processes left behind: {left}"
+    items.sort(key=position)
 
 
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[Jobs]:
+    """Starts jobs in processes of their own."""
     jobs = Jobs()
     yield jobs
     jobs.close()
 
 
-@contextlib.contextmanager
-def ray_session() -> Iterator[None]:
-    """A Ray session in this process, with its files in a folder of its own."""
-    before, folder = dict(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
+@pytest.fixture(scope="package")
+def cluster(s3_server: S3Server) -> Iterator[None]:
+    """A Ray cluster that this process has joined; jobs that run here use it. Its workers reach ``s3_server``.
+
+    Ray's files are in ``$RAY_TMPDIR``.
+    """
+    before, folder = set(os.environ), tempfile.mkdtemp(prefix="rt-", dir="/tmp")
     os.environ["RAY_TMPDIR"] = folder
-    try:
-        with ray_cluster():
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
+    with environment(s3_server.environment()):
+        session = ray_cluster()
+        session.__enter__()
+    added = set(os.environ) - before
+    yield
+    session.__exit__(None, None, None)
+    for name in added:
+        os.environ.pop(name, None)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One Ray session for all tests of a module that run jobs in this process."""
-    with ray_session():
-        yield
+@pytest.fixture
+def ardiff(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """``ardiff("command", "key=value", ...)`` in this process, on the shared cluster if the test uses ``cluster``."""
+
+    def run(*arguments: object) -> Result:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Result(code, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="module")

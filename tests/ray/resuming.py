@@ -1,23 +1,27 @@
-"""What the tests of interrupted training share: where a run is, and whether two ended alike."""
+"""Helpers for tests of interrupted training: how far a run has come, and whether two runs ended with the same bits."""
 
 import json
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import PATIENCE
+from jobs import PATIENCE
 from safetensors.torch import load_file
 
-from ardiff.train.checkpoint import PARTS
+from ardiff.train.shards import GROUPS
 
 
-def wait_for_checkpoint(process: Any, folder: Path) -> int:
-    """Waits until Ray has registered a checkpoint of the running job, and says of which step."""
+def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[str] | None" = None) -> int:
+    """Waits until Ray Train lists a checkpoint of the run in ``folder``. Fails if ``process``, its job, ends before.
+
+    Returns the step of the latest checkpoint.
+    """
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         try:
             return int(snapshot(folder)["metrics"]["step"])
         except (OSError, ValueError, TypeError):  # none yet, or half of one
@@ -34,9 +38,9 @@ def wait_for_line(log: Path, pattern: str, seconds: float = PATIENCE) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
-    """The latest checkpoint that Ray knows of."""
-    found = json.loads((folder / "ray" / "checkpoint_manager_snapshot.json").read_text())
-    latest: dict[str, Any] = found["latest_checkpoint_result"]
+    """The latest checkpoint on Ray Train's list."""
+    checkpoints = json.loads((folder / "ray" / "checkpoint_manager_snapshot.json").read_text())
+    latest: dict[str, Any] = checkpoints["latest_checkpoint_result"]
     return latest
 
 
@@ -49,14 +53,14 @@ def assert_equal_files(one: Path, other: Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """The folder of the latest checkpoint that Ray knows of."""
+    """The folder of the latest checkpoint on Ray Train's list."""
     return folder / "ray" / str(snapshot(folder)["checkpoint_dir_name"])
 
 
 def assert_equal_checkpoints(one: Path, other: Path) -> None:
     """The last checkpoints of two runs hold the same bits."""
     ends = [last_checkpoint(run) for run in (one, other)]
-    files = sorted(file.name for part in PARTS for file in ends[0].glob(f"{part}-*.safetensors"))
+    files = sorted(file.name for part in GROUPS for file in ends[0].glob(f"{part}-*.safetensors"))
     assert files
     for name in files:
         assert_equal_files(ends[0] / name, ends[1] / name)

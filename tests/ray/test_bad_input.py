@@ -8,15 +8,15 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from jobs import Result
 
-from ardiff.cli import main
 from ardiff.config import find_config, load_config
 from ardiff.data.config import ClipConfig
 from ardiff.data.encode import encode_video
@@ -38,34 +38,7 @@ from ray_jobs.quickstart import QuickstartConfig, Stages, encode_data
 pytestmark = pytest.mark.ray
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    err: str
-
-    @property
-    def complaint(self) -> str:
-        """The one line that says why the job failed; asserts that it is the last one, and no traceback is there."""
-        lines = [line for line in self.err.splitlines() if line.startswith("ardiff: ")]
-        assert len(lines) == 1, self.err
-        assert self.err.rstrip().endswith(lines[0])
-        assert "Traceback" not in self.err
-        return lines[0]
-
-
-Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def ardiff(capfd: pytest.CaptureFixture[str]) -> Command:
-    """``ardiff("verb", "key=value", ...)``."""
-
-    def run(*arguments: str) -> Outcome:
-        capfd.readouterr()
-        code = main([str(a) for a in arguments])
-        return Outcome(code, capfd.readouterr().err)
-
-    return run
+Command = Callable[..., Result]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from ardiff.data.config import ClipConfig
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream
-from ardiff.train.loop import TrainConfig
+from ardiff.train.config import TrainConfig
 from ray_jobs.training.batches import ray_batches
 
 pytestmark = pytest.mark.ray

@@ -2,16 +2,18 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import torch
-from conftest import PATIENCE, Jobs
+from jobs import PATIENCE, Jobs, Result, processes_of
 from resuming import (
     assert_equal_checkpoints,
     assert_equal_files,
@@ -23,12 +25,12 @@ from resuming import (
 from s3_server import S3Server
 from safetensors.torch import load_file
 
-from ardiff.cli import main
 from ardiff.pipeline import ARDiffusionPipeline
-from ardiff.train.checkpoint import Shards
+from ardiff.train.shards import ShardReader
 
 pytestmark = pytest.mark.ray
 
+Command = Callable[..., Result]
 STEPS = 120
 SIZES = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
 TRAIN = ["train.batch_size=8", "train.checkpoint_every=10", "train.log_every=10", "train.cpu_threads=1"]
@@ -45,10 +47,11 @@ def settings(latents: Path, engine: str, num_workers: int = 2) -> list[str]:
     return [f"latents={latents}", *SETTINGS, *ENGINES[engine], *counts]
 
 
-def kill_a_worker(jobs: Any) -> None:
-    """SIGKILL to one of the running training workers."""
+def kill_a_worker(folder: Path) -> None:
+    """Waits for the first checkpoint of the run in ``folder``, then sends SIGKILL to one of its two workers."""
+    wait_for_checkpoint(folder)
     workers = []
-    for process in jobs.alive():
+    for process in processes_of(os.environ["RAY_TMPDIR"]):
         with contextlib.suppress(psutil.Error):
             if "RayTrainWorker" in process.name() + " ".join(process.cmdline()):
                 workers.append(process)
@@ -56,49 +59,52 @@ def kill_a_worker(jobs: Any) -> None:
     workers[-1].kill()
 
 
-def check_killed_worker(jobs: Any, folder: Path, job: str, settings: list[str], weights: str) -> None:
-    """A run that loses a worker ends bitwise as one that does not."""
+def check_killed_worker(ardiff: Command, folder: Path, job: str, settings: list[str], weights: str) -> None:
+    """A run that loses a worker ends with the same bits as a run that does not."""
     whole, broken = folder / "whole", folder / "broken"
-    result = jobs.run(job, "--output", str(whole), *settings)
-    assert result.code == 0, result.err
-    process = jobs.start(job, "--output", str(broken), *settings)
-    wait_for_checkpoint(process, broken)
-    kill_a_worker(jobs)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
+    ardiff(job, "--output", whole, *settings).expect(0)
+    with ThreadPoolExecutor(1) as pool:
+        kill = pool.submit(kill_a_worker, broken)
+        err = ardiff(job, "--output", broken, *settings).expect(0)
+        kill.result()
     assert re.search(r"going on from the checkpoint of step \d+", err), "the run ended before the worker was killed"
     assert_equal_checkpoints(whole, broken)
     assert_equal_files(whole / weights, broken / weights)
 
 
-def check_killed_dit_worker(jobs: Any, latents: Path, folder: Path, engine: str) -> None:
-    check_killed_worker(jobs, folder, "train_dit", settings(latents, engine), "pipeline/dit.safetensors")
+def check_killed_dit_worker(ardiff: Command, latents: Path, folder: Path, engine: str) -> None:
+    check_killed_worker(ardiff, folder, "train-dit", settings(latents, engine), "pipeline/dit.safetensors")
 
 
-def test_zero_survives_a_killed_worker_and_goes_on_alone(jobs: Any, latents: Path, tmp_path: Path) -> None:
-    check_killed_dit_worker(jobs, latents, tmp_path, "zero2")
+def test_zero_survives_a_killed_worker_and_its_checkpoint_resumes_on_one_worker(
+    ardiff: Command, cluster: None, latents: Path, tmp_path: Path
+) -> None:
+    check_killed_dit_worker(ardiff, latents, tmp_path, "zero2")
     whole = tmp_path / "whole"
-    assert len(list((whole / "ray").glob("checkpoint-*"))) == 2  # the last two, and the best beside them
+    assert len(list((whole / "ray").glob("checkpoint-*"))) == 2  # the last two; the best is in another folder
     best = json.loads((whole / "best" / "best.json").read_text())
     assert [p.name for p in (whole / "best").iterdir() if p.is_dir()] == [best["checkpoint"]]
     logged = json.loads((whole / "history.json").read_text())
     assert {"samples_per_second", "data_wait_share", "tflops_per_worker", "memory_gib"} <= logged.keys()
 
-    # The last checkpoint but one, on one worker without DeepSpeed: the same losses, up to rounding.
+    # The last checkpoint but one, on one worker without DeepSpeed, at nearly the same learning rate: the same loss, up
+    # to rounding.
     start = min((whole / "ray").glob("checkpoint-*"))
     alone = tmp_path / "alone"
     plain = [s for s in settings(latents, "zero2", 1) if "engine" not in s and "deepspeed" not in s]
-    result = jobs.run("train_dit", "--output", str(alone), "--resume", str(start), *plain)
-    assert result.code == 0, result.err
-    assert f"going on from the checkpoint of step {STEPS - 10}" in result.err
-    ours = json.loads((alone / "history.json").read_text())["loss"]
-    assert ours == [[STEPS, pytest.approx(logged["loss"][-1][1], rel=1e-4)]]
+    plain += ["train.optimizer.lr=2.00001e-4"]
+    err = ardiff("train-dit", "--output", alone, "--resume", start, *plain).expect(0)
+    assert f"going on from the checkpoint of step {STEPS - 10}" in err
+    assert "going on with train.optimizer.lr from 0.0002 to 0.000200001" in err
+    history = json.loads((alone / "history.json").read_text())
+    assert history["loss"] == [[STEPS, pytest.approx(logged["loss"][-1][1], rel=1e-4)]]
+    assert history["lr"] == [[STEPS, 2.00001e-4]]
 
     # Export without DeepSpeed: the engine's weights.
     for kind, part in (("ema", "ema"), ("raw", "model")):
         end, out = last_checkpoint(whole), tmp_path / kind
-        assert main(["export", str(end), str(out), "--weights", kind]) == 0
-        shards, exported = Shards(end), load_file(out / "dit.safetensors")
+        ardiff("export", end, out, "--weights", kind).expect(0)
+        shards, exported = ShardReader(end), load_file(out / "dit.safetensors")
         assert all(torch.equal(exported[name], shards.read(part, name)) for name in shards.names(part))
         ARDiffusionPipeline.from_pretrained(str(out))
     assert (tmp_path / "ema" / "dit.safetensors").read_bytes() == (whole / "pipeline" / "dit.safetensors").read_bytes()
@@ -106,27 +112,28 @@ def test_zero_survives_a_killed_worker_and_goes_on_alone(jobs: Any, latents: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "zero1", "zero3"])
-def test_every_engine_survives_a_killed_worker(jobs: Any, latents: Path, tmp_path: Path, engine: str) -> None:
-    check_killed_dit_worker(jobs, latents, tmp_path, engine)
+def test_every_engine_survives_a_killed_worker(
+    ardiff: Command, cluster: None, latents: Path, tmp_path: Path, engine: str
+) -> None:
+    check_killed_dit_worker(ardiff, latents, tmp_path, engine)
 
 
 @pytest.mark.slow
 def test_the_adversarial_stage_follows_on_the_first_and_survives_a_killed_worker(
-    jobs: Any, manifest: Path, tmp_path: Path
+    ardiff: Command, cluster: None, manifest: Path, tmp_path: Path
 ) -> None:
     """Two ZeRO engines, started from a checkpoint of wider latents."""
     sizes = {"resolution": 32, "patch_size": 8, "num_tokens": 4, "width": 32, "depth": 1, "num_heads": 2}
     common = [f"clips.manifest={manifest}", "clips.num_frames=1", *TRAIN, *ENGINES["zero2"], "train.num_workers=2"]
     common += [f"vae.{name}={value}" for name, value in sizes.items()]
     first = tmp_path / "first"
-    result = jobs.run("train_vae", "--output", str(first), *common, "vae.token_dim=12", "train.num_steps=10")
-    assert result.code == 0, result.err
+    ardiff("train-vae", "--output", first, *common, "vae.token_dim=12", "train.num_steps=10").expect(0)
 
     second = [f"init_from={last_checkpoint(first)}", "vae.token_dim=4", "task.adversarial_weight=0.1"]
     second += [f"task.adversarial_from_step={STEPS // 2}", "task.discriminator.width=8", f"train.num_steps={STEPS}"]
-    check_killed_worker(jobs, tmp_path, "train_vae", [*common, *second], "model/vae.safetensors")
+    check_killed_worker(ardiff, tmp_path, "train-vae", [*common, *second], "model/vae.safetensors")
     logged = json.loads((tmp_path / "broken" / "history.json").read_text())
-    assert [step for step, _ in logged["critic_loss"]] == list(range(STEPS // 2 + 10, STEPS + 1, 10))
+    assert [step for step, _ in logged["discriminator_loss"]] == list(range(STEPS // 2 + 10, STEPS + 1, 10))
     assert logged["loss"][0][1] < json.loads((first / "history.json").read_text())["loss"][0][1]
 
 
@@ -150,12 +157,14 @@ def wait_for_step(server: S3Server, bucket: str, step: int, seconds: float = PAT
 
 
 @pytest.mark.slow
-def test_training_to_s3_goes_on_while_the_server_is_away(latents: Path, tmp_path: Path) -> None:
-    """Checkpoints fail meanwhile, and the run ends with the weights of one that never noticed."""
+def test_training_to_s3_goes_on_while_the_server_is_away(
+    ardiff: Command, cluster: None, latents: Path, tmp_path: Path
+) -> None:
+    """Checkpoints fail meanwhile, and the run ends with the weights of an undisturbed run."""
     own, log = Jobs(), tmp_path / "log"
     steps = ["train.num_steps=400", "train.checkpoint_every=50", "train.save_patience=1000"]
     whole = settings(latents, "zero2") + steps
-    assert own.run("train_dit", "--output", str(tmp_path / "whole"), *whole).code == 0
+    ardiff("train-dit", "--output", tmp_path / "whole", *whole).expect(0)
     with S3Server() as server:
         own.environment |= server.environment()
         bucket = server.make_bucket()
@@ -171,12 +180,14 @@ def test_training_to_s3_goes_on_while_the_server_is_away(latents: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_training_to_s3_waits_for_a_server_that_is_away_at_any_moment(latents: Path, tmp_path: Path) -> None:
+def test_training_to_s3_waits_for_a_server_that_is_away_at_any_moment(
+    ardiff: Command, cluster: None, latents: Path, tmp_path: Path
+) -> None:
     """A checkpoint every two steps, so that some of the moments are those in which Ray Train writes its own list."""
     own, log = Jobs(), tmp_path / "log"
     steps = ["train.num_steps=100", "train.checkpoint_every=2"]
     whole = settings(latents, "torch") + steps
-    assert own.run("train_dit", "--output", str(tmp_path / "whole"), *whole).code == 0
+    ardiff("train-dit", "--output", tmp_path / "whole", *whole).expect(0)
     with S3Server() as server:
         own.environment |= server.environment()
         bucket = server.make_bucket()
@@ -195,24 +206,27 @@ def test_training_to_s3_waits_for_a_server_that_is_away_at_any_moment(latents: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "zero3"])
-def test_the_whole_job_survives_being_killed(jobs: Any, latents: Path, tmp_path: Path, engine: str) -> None:
+def test_the_whole_job_survives_being_killed(
+    jobs: Jobs, ardiff: Command, cluster: None, latents: Path, tmp_path: Path, engine: str
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert jobs.run("train_dit", "--output", str(whole), *settings(latents, engine)).code == 0
+    ardiff("train-dit", "--output", whole, *settings(latents, engine)).expect(0)
     process = jobs.start("train_dit", "--output", str(broken), *settings(latents, engine))
-    wait_for_checkpoint(process, broken)
+    wait_for_checkpoint(broken, process)
     assert jobs.kill(process).code == -9
     assert jobs.left_over() == []
     assert snapshot(broken)["metrics"]["step"] < STEPS, "the run ended before it could be killed: raise STEPS"
-    result = jobs.run("train_dit", "--output", str(broken), "--resume", "latest", *settings(latents, engine))
-    assert result.code == 0, result.err
+    ardiff("train-dit", "--output", broken, "--resume", "latest", *settings(latents, engine)).expect(0)
     assert_equal_checkpoints(whole, broken)
 
 
 @pytest.mark.slow
-def test_an_error_on_one_of_two_workers_ends_the_job_with_one_line(jobs: Any, latents: Path, tmp_path: Path) -> None:
+def test_an_error_on_one_of_two_workers_ends_the_job_with_one_line(
+    ardiff: Command, cluster: None, latents: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "latents"
     shutil.copytree(latents, broken)
     (broken / "part-3.parquet").write_bytes(b"PAR1 this is none")
-    result = jobs.run("train_dit", "--output", str(tmp_path / "run"), *settings(broken, "torch"))
+    result = ardiff("train-dit", "--output", tmp_path / "run", *settings(broken, "torch"))
     assert result.code == 1
     assert "part-3.parquet" in result.complaint

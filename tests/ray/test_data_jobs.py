@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ray_session
+from jobs import Result
 from s3_server import S3Server, environment
 
 from ardiff.cli import main
@@ -31,16 +31,10 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server() as server, environment(server.environment()):
-        yield server
-
-
-@pytest.fixture(scope="module")
-def cluster(server: S3Server) -> Iterator[None]:
-    """One Ray session, whose processes inherit the variables that lead to the server."""
-    with ray_session():
-        yield
+def server(cluster: None, s3_server: S3Server) -> Iterator[S3Server]:
+    """The S3 server that the workers of the cluster reach, and this process as well."""
+    with environment(s3_server.environment()):
+        yield s3_server
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +42,7 @@ def bucket(server: S3Server) -> str:
     return f"s3://{server.make_bucket()}"
 
 
-@pytest.fixture
-def ardiff(capfd: pytest.CaptureFixture[str], cluster: None) -> Callable[..., str]:
-    """``ardiff(code, "verb", "key=value", ...)``: runs it, checks its exit code, and returns what it said."""
-
-    def run(code: int, *arguments: object) -> str:
-        capfd.readouterr()
-        assert main([str(a) for a in arguments]) == code, capfd.readouterr().err
-        return capfd.readouterr().err
-
-    return run
-
-
-Command = Callable[..., str]
+Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +55,7 @@ def corpus(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def prepared(corpus: str, bucket: str, cluster: None) -> str:
+def prepared(corpus: str, bucket: str) -> str:
     assert main(["prepare", corpus, f"{bucket}/data", "max_bad_fraction=0.6"]) == 0
     return f"{bucket}/data"
 
@@ -103,7 +85,7 @@ def test_a_second_run_probes_only_what_is_new_or_changed(
     ardiff: Command, corpus: str, prepared: str, server: S3Server
 ) -> None:
     before = read_manifest(f"{prepared}/manifest.parquet")
-    said = ardiff(0, "prepare", corpus, prepared, "max_bad_fraction=0.6")
+    said = ardiff("prepare", corpus, prepared, "max_bad_fraction=0.6").expect(0)
     assert f"0 videos are new or changed, {len(before)} are known, 0 are gone" in said
     assert read_manifest(f"{prepared}/manifest.parquet") == before
 
@@ -112,7 +94,7 @@ def test_a_second_run_probes_only_what_is_new_or_changed(
     storage.write_bytes(f"{corpus}/frames/12.jpg", broken_videos.still(12, "JPEG"))
     storage.delete_file(f"{corpus}/zero bytes.mp4")
     try:
-        said = ardiff(0, "prepare", corpus, prepared, "max_bad_fraction=0.6")
+        said = ardiff("prepare", corpus, prepared, "max_bad_fraction=0.6").expect(0)
         assert f"3 videos are new or changed, {len(before) - 3} are known, 1 are gone" in said
         after = {r.uri: r for r in read_manifest(f"{prepared}/manifest.parquet")}
         counts = [after[f"{corpus}/{name}"].num_frames for name in ("words.mp4", "new.mp4", "frames/")]
@@ -124,13 +106,13 @@ def test_a_second_run_probes_only_what_is_new_or_changed(
         storage.write_bytes(f"{corpus}/zero bytes.mp4", b"")
         storage.delete_file(f"{corpus}/new.mp4")
         storage.delete_file(f"{corpus}/frames/12.jpg")
-        ardiff(0, "prepare", corpus, prepared, "max_bad_fraction=0.6")
+        ardiff("prepare", corpus, prepared, "max_bad_fraction=0.6").expect(0)
 
 
 def test_too_many_bad_files_fail_and_the_errors_that_dominate_are_named(
     ardiff: Command, corpus: str, bucket: str
 ) -> None:
-    said = ardiff(1, "prepare", corpus, f"{bucket}/strict", "max_bad_fraction=0.1")
+    said = ardiff("prepare", corpus, f"{bucket}/strict", "max_bad_fraction=0.1").expect(1)
     assert "8 of 16 videos are bad (50.0%), more than max_bad_fraction=0.1 allows: 2 truncated (" in said
     assert len(read_errors(f"{bucket}/strict/errors.parquet")) == 8
     assert not storage.exists(f"{bucket}/strict/stage.json")
@@ -140,7 +122,7 @@ def test_a_wrong_secret_ends_the_job_with_one_sentence(
     ardiff: Command, server: S3Server, corpus: str, bucket: str
 ) -> None:
     with environment(server.environment(secret="wrong")):
-        said = ardiff(1, "prepare", corpus, f"{bucket}/refused")
+        said = ardiff("prepare", corpus, f"{bucket}/refused").expect(1)
     [line] = [line for line in said.splitlines() if line.startswith("ardiff: ")]
     assert "SignatureDoesNotMatch" in line
     assert "Check the bucket, the credentials and AWS_ENDPOINT_URL" in line
@@ -163,7 +145,7 @@ def test_a_job_waits_for_a_server_that_went_away(
 
     monkeypatch.setattr(prepare, "remote_progress", stopping)
     try:
-        ardiff(0, "prepare", corpus, f"{bucket}/patient", "max_bad_fraction=0.6")
+        ardiff("prepare", corpus, f"{bucket}/patient", "max_bad_fraction=0.6").expect(0)
     finally:
         restarts[0].result()
     names = [(r.uri, r.status, r.error, r.num_frames) for r in read_manifest(f"{bucket}/patient/manifest.parquet")]
@@ -200,7 +182,7 @@ def test_only_missing_clips_are_encoded(
     records = [r for r in read_manifest(manifest) if r.status == "ok" and r.split == "train"]
     expected = [(r.uri, start) for r in records for start in range(0, r.num_frames - 3, 8)]
 
-    said = ardiff(0, *command)
+    said = ardiff(*command).expect(0)
     assert f"{len(expected)} clips encoded, 0 were there" in said
     [place] = [f for f in storage.list_files(output) if f.endswith("latents.json")]
     folder = place.removesuffix("/latents.json")
@@ -223,7 +205,7 @@ def test_only_missing_clips_are_encoded(
     changed = [replace(r, etag="another") if r.uri == plain.uri else r for r in read_manifest(manifest)]
     write_manifest(f"{bucket}/changed.parquet", changed)
     gone |= {key for key in expected if key[0] == plain.uri}
-    said = ardiff(0, *command, "offsets=[0,4]", "mirrored=true", f"manifest={bucket}/changed.parquet")
+    said = ardiff(*command, "offsets=[0,4]", "mirrored=true", f"manifest={bucket}/changed.parquet").expect(0)
     more = [(r.uri, start) for r in records for start in range(0, r.num_frames - 3, 4)]
     there = len(expected) - len(gone)
     assert f"{2 * len(more) - there} clips encoded, {there} were there" in said
@@ -235,7 +217,7 @@ def test_only_missing_clips_are_encoded(
     np.testing.assert_allclose(second[plain.uri, 8, True], z, atol=1e-5)
 
     save_autoencoder(f"{tmp_path}/other", make_vae(seed=1))
-    said = ardiff(2, "train-dit", f"latents={folder}", f"data.vae={tmp_path}/other", f"output={tmp_path}/dit")
+    said = ardiff("train-dit", f"latents={folder}", f"data.vae={tmp_path}/other", f"output={tmp_path}/dit").expect(2)
     assert f"were made by the AR-VAE {vae_fingerprint(f'{bucket}/vae')} (" in said
     assert f"is the AR-VAE {vae_fingerprint(f'{tmp_path}/other')}" in said
 
@@ -250,12 +232,12 @@ def test_a_clip_that_is_damaged_is_left_out_and_the_others_of_the_video_are_kept
     for i in range(3):
         storage.write_bytes(f"{bucket}/damaged/train/{i}.mp4", broken_videos.encode(crf=20 + i))
     storage.write_bytes(f"{bucket}/damaged/test/b.mp4", good)
-    ardiff(0, "prepare", f"{bucket}/damaged", f"{bucket}/damaged-data")
+    ardiff("prepare", f"{bucket}/damaged", f"{bucket}/damaged-data").expect(0)
     storage.write_bytes(place, broken_videos.corrupted(good, 9))
     save_autoencoder(f"{bucket}/damaged-vae", make_vae())
     command = ["encode", f"manifest={bucket}/damaged-data/manifest.parquet", f"vae={bucket}/damaged-vae"]
     command += [f"output={bucket}/damaged-latents", "num_frames=3", "clip_step=3"]
-    said = ardiff(0, *command, "max_bad_fraction=0.2")
+    said = ardiff(*command, "max_bad_fraction=0.2").expect(0)
     errors = read_errors(f"{bucket}/damaged-latents/errors.parquet")
     assert [(row.uri, row.clip, row.error) for row in errors] == [(place, 9, "corrupt")]
     assert "1 bad clip in" in said
@@ -303,12 +285,12 @@ def test_a_kill_loses_no_more_than_the_files_in_flight(
 
 
 @pytest.mark.slow
-def test_the_dit_trains_on_clips(ardiff: Command, make_vae: Any, tmp_path: Path) -> None:
+def test_the_dit_trains_on_clips(ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path) -> None:
     """Straight from videos, one of which is gone by then; and on latents of the same AR-VAE with the same settings."""
     for i in range(24):
         storage.write_bytes(f"{tmp_path}/videos/train/{i}.mp4", broken_videos.encode(crf=10 + i))
     storage.write_bytes(f"{tmp_path}/videos/test/b.mp4", broken_videos.encode())
-    ardiff(0, "prepare", f"{tmp_path}/videos", f"{tmp_path}/data")
+    ardiff("prepare", f"{tmp_path}/videos", f"{tmp_path}/data").expect(0)
     (tmp_path / "videos" / "train" / "7.mp4").unlink()
     save_autoencoder(f"{tmp_path}/vae", make_vae())
     manifest = f"{tmp_path}/data/manifest.parquet"
@@ -335,9 +317,9 @@ def test_the_dit_trains_on_clips(ardiff: Command, make_vae: Any, tmp_path: Path)
         "data.clips.num_frames=8",
         "data.statistics_clips=8",
     ]
-    said = ardiff(1, *command, *clips, f"output={tmp_path}/strict", "data.clips.max_bad_fraction=0.01")
+    said = ardiff(*command, *clips, f"output={tmp_path}/strict", "data.clips.max_bad_fraction=0.01").expect(1)
     assert "1 of 24 videos are bad (4.2%), more than max_bad_fraction=0.01 allows: 1 unreadable" in said
-    ardiff(0, *command, *clips, f"output={tmp_path}/clips")
+    ardiff(*command, *clips, f"output={tmp_path}/clips").expect(0)
     [row] = {r.uri for r in read_errors(f"{tmp_path}/clips/errors.parquet")}
     assert row == f"{tmp_path}/videos/train/7.mp4"
     kept = json.loads((tmp_path / "clips" / "statistics.json").read_text())
@@ -346,6 +328,6 @@ def test_the_dit_trains_on_clips(ardiff: Command, make_vae: Any, tmp_path: Path)
     assert pipeline.statistics == statistics
 
     encode = ["encode", f"manifest={manifest}", f"vae={tmp_path}/vae", "num_frames=8", f"output={tmp_path}/latents"]
-    ardiff(0, *encode)
+    ardiff(*encode).expect(0)
     [place] = tmp_path.glob("latents/*/latents.json")
-    ardiff(0, *command, f"latents={place.parent}", f"output={tmp_path}/latent-dit")
+    ardiff(*command, f"latents={place.parent}", f"output={tmp_path}/latent-dit").expect(0)

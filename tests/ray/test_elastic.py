@@ -29,16 +29,16 @@ def test_workers_come_and_go_with_nodes(cluster: Cluster, latents: Path, tmp_pat
         "train_dit", "--output", str(output), *settings(latents, "torch"), *sizes, *elastic, log=log
     )
     wait_for_line(log, "1 of 2 workers")
-    wait_for_checkpoint(process, output)
+    wait_for_checkpoint(output, process)
     node = cluster.add_node(cpus=3)
     wait_for_line(log, r"going on from the checkpoint of step \d+ with 2 of 2 workers")
-    reached = wait_for_checkpoint(process, output)
-    while wait_for_checkpoint(process, output) == reached:
+    reached = wait_for_checkpoint(output, process)
+    while wait_for_checkpoint(output, process) == reached:
         time.sleep(0.2)
     cluster.kill_node(node)
     wait_for_line(log, r"with 2 of 2 workers[\s\S]*with 1 of 2 workers")
-    reached = wait_for_checkpoint(process, output)
-    while (now := wait_for_checkpoint(process, output)) <= reached + 100:
+    reached = wait_for_checkpoint(output, process)
+    while (now := wait_for_checkpoint(output, process)) <= reached + 100:
         time.sleep(0.2)
     cluster.kill(process)
     losses = json.loads((output / "history.json").read_text())["loss"]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from conftest import Jobs
+from jobs import Jobs
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -339,9 +339,8 @@ def direct(videos: Path) -> np.ndarray:
     return np.concatenate([measure(decode_clip(f.read_bytes(), 0, 16)[None]) for f in files])
 
 
-@pytest.mark.parametrize("actors", [1, 2, 3])
-def test_any_number_of_workers_gives_the_same_score(cluster: None, videos: Path, tmp_path: Path, actors: int) -> None:
-    features, expected = extracted(videos, tmp_path / "many", actors)[:, 0], direct(videos)[:, 0]
+def test_three_workers_give_the_same_score(cluster: None, videos: Path, tmp_path: Path) -> None:
+    features, expected = extracted(videos, tmp_path / "many", 3)[:, 0], direct(videos)[:, 0]
     score = frechet_distance(features[:4], features[4:])
     assert score == pytest.approx(frechet_distance(expected[:4], expected[4:]), rel=1e-9)
 

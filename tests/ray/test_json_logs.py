@@ -1,12 +1,18 @@
-"""``--log json``: every process of a run logs lines that a program reads, and each says where it comes from."""
+"""``--log json``: every process of a run logs lines that programs can read, and each line names its source."""
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from conftest import Jobs
+from jobs import Jobs
+
+from ardiff.data.latents import latent_table
+from ardiff.data.streams import LatentStream
 
 pytestmark = pytest.mark.ray
 
@@ -21,52 +27,64 @@ def objects(text: str) -> list[dict[str, Any]]:
 
 
 def worker_lines(jobs: Jobs) -> list[dict[str, Any]]:
-    """What the processes on the cluster logged, from where an agent on a node collects it."""
+    """The lines of the processes on the cluster, from the files that a log collector on a node reads."""
     files = Path(jobs.ray_folder).glob("ray/session_2*/logs/worker-*.err")
     return [line for file in files for line in objects(file.read_text())]
 
 
-def test_driver_and_workers_log_run_rank_and_step(jobs: Jobs, latents: Path, tmp_path: Path) -> None:
-    settings = [f"latents={latents}", *[f"dit.{name}={value}" for name, value in SIZES.items()], *TRAIN]
-    result = jobs.run("train_dit", "--log", "json", f"output={tmp_path}/first", *settings)
-    assert result.code == 0, result.err
-    said = objects(result.err)
-    assert said, result.err
-    assert all((line["run"], line["job"]) == ("first", "train-dit") for line in said)
-    [end] = [line for line in said if line.get("stage") == "train-dit"]
-    assert end["message"].startswith("✓ train-dit: ")
-    assert end["seconds"] > 0
-    assert [line["total"] for line in said if line.get("completed") == 20] == [20]
-    assert "AR-DiT: 20/20" not in [line for line in result.err.splitlines() if not line.startswith("{")]
+@pytest.fixture
+def poisoned(latents: Path, tmp_path: Path) -> Path:
+    """The latents with infinite values in the file that is read third, from step 16 on."""
+    folder = tmp_path / "poisoned"
+    shutil.copytree(latents, folder)
+    files = [f"part-{i}.parquet" for i in range(5)]
+    third = LatentStream(files, [60] * 5, (8, 2, 4), seed=0, files_per_chunk=1).names(2)[0].split()[0]
+    columns = {"latents": np.full((60, 8, 2, 4), np.inf), "label": np.arange(60) % 3}
+    pq.write_table(latent_table(columns), folder / third)
+    return folder
 
-    lines = [line for line in worker_lines(jobs) if line["run"] == "first"]
+
+def test_workers_log_rank_and_step_and_a_failure_names_both(jobs: Jobs, poisoned: Path, tmp_path: Path) -> None:
+    settings = [f"latents={poisoned}", "files_per_chunk=1", *[f"dit.{name}={value}" for name, value in SIZES.items()]]
+    result = jobs.run("train_dit", "--log", "json", f"output={tmp_path}/first", *settings, *TRAIN)
+    assert result.code == 1
+    driver_lines = objects(result.err)
+    assert all((line["run"], line["job"]) == ("first", "train-dit") for line in driver_lines)
+    [reason] = [line for line in driver_lines if line["level"] == "ERROR"]
+    match = re.match(r"The (loss|gradient) is .* at step (\d+)", reason["message"])
+    assert match, reason
+    assert match[2] == "16"
+
+    lines = worker_lines(jobs)
+    assert {(line["run"], line["job"]) for line in lines} == {("first", "train-dit")}
     ranks = {(line["rank"], line["world_size"]) for line in lines if line["message"] == "training begins"}
     assert ranks == {(0, 2), (1, 2)}
     metrics = [line for line in lines if line["message"] == "metrics"]
-    assert [(line["rank"], line["step"]) for line in metrics] == [(0, step) for step in (5, 10, 15, 20)]
-    history = json.loads((tmp_path / "first" / "history.json").read_text())
-    assert [[line["step"], line["loss"]] for line in metrics] == history["loss"]
+    assert [(line["rank"], line["step"]) for line in metrics] == [(0, step) for step in (5, 10, 15)]
+    history = json.loads((tmp_path / "first" / "history.json").read_text())  # as of the last checkpoint
+    assert [[line["step"], line["loss"]] for line in metrics[:2]] == history["loss"]
     stored = {(line["rank"], line["step"]) for line in lines if line["message"] == "checkpoint stored"}
-    assert stored == {(rank, step) for rank in (0, 1) for step in (10, 20)}
+    assert stored == {(rank, 10) for rank in (0, 1)}
     assert {"time", "level", "logger", "host"} <= metrics[0].keys()
-
-    # What fails says on which worker and at which step, and the driver why.
-    result = jobs.run("train_dit", f"output={tmp_path}/second", *settings, "train.optimizer.lr=1e30", "--log=json")
-    assert result.code == 1
-    [reason] = [line for line in objects(result.err) if line["level"] == "ERROR"]
-    found = re.match(r"The (loss|gradient) is .* at step (\d+)", reason["message"])
-    assert found, reason
-    assert reason["run"] == "second"
-    lines = [line for line in worker_lines(jobs) if line["run"] == "second"]
     failed = [line for line in lines if line["level"] == "ERROR" and "TrainingError" in line.get("exception", "")]
     assert failed
-    assert {line["rank"] for line in failed} <= {0, 1}  # as soon as one has failed, the other is ended
-    assert {line["step"] for line in failed} == {int(found[2])}
+    assert {line["rank"] for line in failed} <= {0, 1}  # Ray Train ends the other worker as soon as one has failed
+    assert {line["step"] for line in failed} == {16}
 
 
-def test_encoding_names_the_folder_that_it_made(jobs: Jobs, latents: Path, manifest: Path, tmp_path: Path) -> None:
-    settings = [f"manifest={manifest}", f"vae={latents}/vae", f"output={tmp_path}", "num_frames=8"]
+def test_the_driver_logs_progress_the_stage_and_the_folder_of_latents(
+    jobs: Jobs, latents: Path, manifest: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "set"
+    settings = [f"manifest={manifest}", f"vae={latents}/vae", f"output={output}", "num_frames=8"]
     result = jobs.run("encode", "--log", "json", *settings)
     assert result.code == 0, result.err
-    [description] = tmp_path.glob("*/latents.json")
-    assert [line["folder"] for line in objects(result.err) if "folder" in line] == [str(description.parent)]
+    lines = objects(result.err)
+    assert all((line["run"], line["job"]) == ("set", "encode") for line in lines)
+    [description] = output.glob("*/latents.json")
+    assert [line["folder"] for line in lines if "folder" in line] == [str(description.parent)]
+    [end] = [line for line in lines if line.get("stage") == "encode"]
+    assert end["message"].startswith("✓ encode: ")
+    assert end["seconds"] > 0
+    assert [line["total"] for line in lines if line.get("completed") == 8] == [8]
+    assert "8/8" not in "".join(line for line in result.err.splitlines() if not line.startswith("{"))

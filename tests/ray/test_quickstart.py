@@ -1,15 +1,16 @@
-"""The quickstart at its smallest, once, and what it leaves."""
+"""A small quickstart: what it prints, and what it leaves in its folder."""
 
 import json
 import os
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from jobs import Jobs, Result
 
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.decode import decode_clip, probe
@@ -21,6 +22,8 @@ from ardiff.metrics.stats import CONTROLS, psnr
 from ardiff.pipeline import ARDiffusionPipeline
 
 pytestmark = pytest.mark.ray
+
+Command = Callable[..., Result]
 
 STAGES = {
     "data": "prepare",
@@ -49,15 +52,16 @@ evaluate.max_actors=1 evaluate.controls=false evaluate.i3d_clips=0
 
 
 @pytest.fixture(scope="module")
-def finished(jobs: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def finished(jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The folder and the output of a run in a process of its own."""
     folder = tmp_path_factory.mktemp("quickstart") / "run"
     jobs.environment["RAY_DATA_STARVATION_WARNING_DELAY_S"] = "3600"  # a busy machine is no reason to warn
-    result = jobs.run("quickstart", "--output", str(folder), *TINY)
+    result = jobs.run("quickstart", "--fast", "--output", str(folder), *TINY)
     assert result.code == 0, result.err
     return folder, result
 
 
-def test_every_stage_is_recorded(finished: tuple[Path, Any]) -> None:
+def test_every_stage_is_recorded(finished: tuple[Path, Result]) -> None:
     folder, _ = finished
     for place, name in STAGES.items():
         record = json.loads((folder / place / "stage.json").read_text())
@@ -66,7 +70,7 @@ def test_every_stage_is_recorded(finished: tuple[Path, Any]) -> None:
         assert 100 < record["peak_mib"] < 6 * 1024 * max(1, (os.cpu_count() or 1) / 4)  # Ray has a process for each
 
 
-def test_terminal_shows_one_line_per_stage_and_no_warnings(finished: tuple[Path, Any]) -> None:
+def test_terminal_shows_one_line_per_stage_and_no_warnings(finished: tuple[Path, Result]) -> None:
     folder, result = finished
     done = re.findall(r"^✓ (.*?): [0-9.]+ s, [0-9]+ MiB\. ", result.err, flags=re.MULTILINE)
     assert done == list(STAGES.values())
@@ -76,7 +80,7 @@ def test_terminal_shows_one_line_per_stage_and_no_warnings(finished: tuple[Path,
     assert result.out == ""
 
 
-def test_configuration_and_versions_are_recorded(finished: tuple[Path, Any]) -> None:
+def test_configuration_and_versions_are_recorded(finished: tuple[Path, Result]) -> None:
     folder, _ = finished
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["train_dit"]["dit"]["width"] == 32
@@ -90,7 +94,7 @@ def test_configuration_and_versions_are_recorded(finished: tuple[Path, Any]) -> 
     assert yaml.safe_load((Path(latents) / "config.yaml").read_text())["batch_size"] == 16
 
 
-def test_manifest_lists_the_synthetic_set(finished: tuple[Path, Any]) -> None:
+def test_manifest_lists_the_synthetic_set(finished: tuple[Path, Result]) -> None:
     records = read_manifest(str(finished[0] / "data" / "manifest.parquet"))
     assert [r.split for r in records] == ["train"] * 24 + ["test"] * 12
     assert class_names(records) == ["ring", "square", "triangle", "plus"]
@@ -99,7 +103,7 @@ def test_manifest_lists_the_synthetic_set(finished: tuple[Path, Any]) -> None:
         assert probe(Path(record.uri).read_bytes()).num_frames == record.num_frames
 
 
-def test_latents_are_complete_and_described(finished: tuple[Path, Any]) -> None:
+def test_latents_are_complete_and_described(finished: tuple[Path, Result]) -> None:
     folder = json.loads((finished[0] / "latents" / "stage.json").read_text())["results"]["folder"]
     description = read_description(folder)
     # Clips start every 8 frames: 2 in each of 22 videos of 24 frames, 4 in each of 2 of 40.
@@ -116,7 +120,7 @@ def test_latents_are_complete_and_described(finished: tuple[Path, Any]) -> None:
     ("place", "count", "frames"),
     [("samples/ar-step-0", 4, 16), ("samples/ar-step-2", 4, 16), ("samples/ar-step-4", 4, 16), ("samples/long", 2, 24)],
 )
-def test_generated_videos_decode(finished: tuple[Path, Any], place: str, count: int, frames: int) -> None:
+def test_generated_videos_decode(finished: tuple[Path, Result], place: str, count: int, frames: int) -> None:
     folder = finished[0] / place
     records = read_manifest(str(folder / "manifest.parquet"))
     assert [r.uri for r in records] == [str(folder / "videos" / f"{i:05d}.mp4") for i in range(count)]
@@ -129,7 +133,7 @@ def test_generated_videos_decode(finished: tuple[Path, Any], place: str, count: 
 
 @pytest.mark.parametrize(("place", "frames", "ar_step"), [("samples/ar-step-2", 16, 2), ("samples/long", 24, 2)])
 def test_the_pipeline_alone_gives_the_same_video(
-    finished: tuple[Path, Any], place: str, frames: int, ar_step: int
+    finished: tuple[Path, Result], place: str, frames: int, ar_step: int
 ) -> None:
     pipeline = ARDiffusionPipeline.from_pretrained(str(finished[0] / "dit" / "pipeline"))
     assert pipeline.class_names == ["ring", "square", "triangle", "plus"]
@@ -140,7 +144,7 @@ def test_the_pipeline_alone_gives_the_same_video(
     assert psnr(through, decode_clip(stored, 0, frames)) > 40
 
 
-def test_scores_hold_every_set(finished: tuple[Path, Any]) -> None:
+def test_scores_hold_every_set(finished: tuple[Path, Result]) -> None:
     scores = json.loads((finished[0] / "scores" / "scores.json").read_text())
     sets = scores["sets"]
     assert sets.keys() == {"real", "reconstruction", "ar-step-0", "ar-step-2", "ar-step-4", *CONTROLS}
@@ -156,7 +160,7 @@ def test_scores_hold_every_set(finished: tuple[Path, Any]) -> None:
     assert "95 % interval" in (finished[0] / "report.html").read_text()
 
 
-def test_report_is_self_contained(finished: tuple[Path, Any]) -> None:
+def test_report_is_self_contained(finished: tuple[Path, Result]) -> None:
     page = (finished[0] / "report.html").read_text()
     assert "AR-Diffusion quickstart" in page
     loaded = re.findall(r"""(?:\bsrc|\bhref|\bposter|\bdata)\s*=\s*["']([^"']+)""", page)
@@ -166,19 +170,20 @@ def test_report_is_self_contained(finished: tuple[Path, Any]) -> None:
     assert page.count("data:video/mp4") == 5  # real clips, three short sets, the long one
 
 
-def test_a_second_run_does_nothing(jobs: Any, finished: tuple[Path, Any]) -> None:
+def test_a_second_run_does_nothing(ardiff: Command, cluster: None, finished: tuple[Path, Result]) -> None:
     folder, _ = finished
     before = _snapshot(folder, leave_out="report.html")
-    result = jobs.run("quickstart", "--output", str(folder), *TINY)
-    assert result.code == 0, result.err
-    assert re.findall(r"^✓ (.*): done before\.", result.err, flags=re.MULTILINE) == list(STAGES.values())
+    err = ardiff("quickstart", "--fast", "--output", folder, *TINY).expect(0)
+    assert re.findall(r"^✓ (.*): done before\.", err, flags=re.MULTILINE) == list(STAGES.values())
     assert _snapshot(folder, leave_out="report.html") == before
 
 
-def test_another_setting_in_the_same_folder_is_refused(jobs: Any, finished: tuple[Path, Any]) -> None:
+def test_another_setting_in_the_same_folder_is_refused(
+    ardiff: Command, cluster: None, finished: tuple[Path, Result]
+) -> None:
     folder, _ = finished
     before = _snapshot(folder)
-    result = jobs.run("quickstart", "--output", str(folder), *TINY, "train_dit.dit.width=64")
+    result = ardiff("quickstart", "--fast", "--output", folder, *TINY, "train_dit.dit.width=64")
     assert result.code == 2
     assert "another configuration" in result.complaint
     assert f"{folder}/dit" in result.complaint
@@ -186,7 +191,7 @@ def test_another_setting_in_the_same_folder_is_refused(jobs: Any, finished: tupl
 
 
 @pytest.mark.slow
-def test_videos_of_ones_own(jobs: Any, tmp_path: Path) -> None:
+def test_videos_of_ones_own(ardiff: Command, cluster: None, tmp_path: Path) -> None:
     videos, folder = tmp_path / "videos", tmp_path / "run"
     sizes = SyntheticConfig(resolution=48, radius=10.0, num_frames=24, num_long=0)
     for index in range(24):  # rings and squares of 60 x 48 pixels, one folder a class
@@ -195,9 +200,8 @@ def test_videos_of_ones_own(jobs: Any, tmp_path: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(encode_video(np.pad(square, ((0, 0), (0, 0), (6, 6), (0, 0)), mode="edge"), 12.0, crf=8))
     (videos / "ring" / "broken.mp4").write_bytes(b"no video")
-    result = jobs.run("quickstart", "--output", str(folder), "--data", str(videos), *TINY, *TINIEST)
-    assert result.code == 0, result.err
-    assert "broken.mp4" in result.err
+    err = ardiff("quickstart", "--output", folder, "--data", videos, *TINY, *TINIEST).expect(0)
+    assert "broken.mp4" in err
     records = read_manifest(str(folder / "data" / "manifest.parquet"))
     assert sorted({r.uri for r in records}) == sorted(str(p) for p in videos.rglob("*.mp4"))
     good = [r for r in records if r.status == "ok"]

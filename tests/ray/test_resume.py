@@ -4,12 +4,12 @@ import json
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from conftest import PATIENCE, ray_session
+from jobs import PATIENCE, Jobs, Result
 from resuming import (
     assert_equal_checkpoints,
     assert_equal_files,
@@ -20,57 +20,51 @@ from resuming import (
 
 from ardiff.data.streams import LatentStream
 from ardiff.errors import TrainingError
-from ardiff.train.loop import TrainConfig
+from ardiff.train.config import TrainConfig
 from ardiff.train.tasks import Task
 from ray_jobs.training.job import TrainJob, run_training
 
 pytestmark = pytest.mark.ray
 
+Command = Callable[..., Result]
 STEPS = 120
 TRAIN = [f"train.num_steps={STEPS}", "train.checkpoint_every=10", "train.log_every=10", "train.cpu_threads=1"]
 SIZES = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2}
 
 
-def test_dit_training_survives_sigkill(jobs: Any, latents: Path, tmp_path: Path) -> None:
+def test_dit_training_survives_sigkill(
+    jobs: Jobs, ardiff: Command, cluster: None, latents: Path, tmp_path: Path
+) -> None:
     settings = [f"latents={latents}", "files_per_chunk=2", "dit.num_classes=3", "train.batch_size=8", *TRAIN]
     settings += [f"dit.{name}={value}" for name, value in SIZES.items()]
-    _kill_and_compare(jobs, tmp_path, "train_dit", settings, "pipeline/dit.safetensors")
+    _kill_and_compare(jobs, ardiff, tmp_path, "train-dit", settings, "pipeline/dit.safetensors")
 
-    # Now that there is a finished run: one of another model is refused, and changes nothing.
-    before = _files(tmp_path / "whole")
-    assert yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())["dit"]["width"] == 32
-    result = jobs.run("train_dit", "--output", str(tmp_path / "whole"), *settings, "dit.width=64")
+    # The folder of a finished run refuses another model and does not change.
+    whole = tmp_path / "whole"
+    before = _files(whole)
+    assert yaml.safe_load((whole / "config.yaml").read_text())["dit"]["width"] == 32
+    result = ardiff("train-dit", "--output", whole, *settings, "dit.width=64")
     assert result.code == 1
     assert "another configuration" in result.complaint
-    assert _files(tmp_path / "whole") == before
+    assert _files(whole) == before
 
-    # With another learning rate it goes on from a checkpoint that is named, in a folder of its own.
-    start = min((tmp_path / "whole" / "ray").glob("checkpoint-*"))
-    lower = [*settings, "train.optimizer.lr=1e-5"]
-    result = jobs.run("train_dit", "--output", str(tmp_path / "lower"), "--resume", str(start), *lower)
-    assert result.code == 0, result.err
-    assert "going on with train.optimizer.lr from 0.0002 to 1e-05" in result.err
-    assert json.loads((tmp_path / "lower" / "history.json").read_text())["lr"] == [[STEPS, 1e-5]]
-
-    # Killed while Ray Train wrote its list of checkpoints, with the last one gone as well.
-    whole = tmp_path / "whole"
+    # As after a kill while Ray Train wrote its list of checkpoints: the list is cut off, and the last one is gone.
     shutil.rmtree(last_checkpoint(whole))
     snapshot_file = whole / "ray" / "checkpoint_manager_snapshot.json"
     snapshot_file.write_text(snapshot_file.read_text()[:100])
-    result = jobs.run("train_dit", "--output", str(whole), *settings)
-    assert result.code == 0, result.err
-    assert re.search(r"is damaged\. It was put aside", result.err)
-    assert f"going on from the checkpoint of step {STEPS - 10}" in result.err
+    err = ardiff("train-dit", "--output", whole, *settings).expect(0)
+    assert re.search(r"is damaged\. It was put aside", err)
+    assert f"going on from the checkpoint of step {STEPS - 10}" in err
     assert_equal_checkpoints(whole, tmp_path / "broken")
     assert_equal_files(whole / "pipeline" / "dit.safetensors", tmp_path / "broken" / "pipeline" / "dit.safetensors")
     assert len(list((whole / "ray").glob("checkpoint-*"))) == 2
 
 
-def test_ctrl_c_ends_training_as_interrupted(jobs: Any, latents: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_training_as_interrupted(jobs: Jobs, latents: Path, tmp_path: Path) -> None:
     settings = [f"latents={latents}", "train.batch_size=8", *TRAIN, "train.num_steps=1000000"]
     settings += [f"dit.{name}={value}" for name, value in SIZES.items()]
     process = jobs.start("train_dit", "--output", str(tmp_path), *settings)
-    wait_for_checkpoint(process, tmp_path)
+    wait_for_checkpoint(tmp_path, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
@@ -80,7 +74,7 @@ def test_ctrl_c_ends_training_as_interrupted(jobs: Any, latents: Path, tmp_path:
 
 
 def test_attempts_that_fail_alike_end_although_any_number_may_fail(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def make_task() -> Task:
         raise ValueError("[/no] such layer")
@@ -96,31 +90,31 @@ def test_attempts_that_fail_alike_end_although_any_number_may_fail(
         description={},
         result="",
     )
-    told = "worker 0 when it built the model: ValueError: [/no] such layer"
-    with ray_session(), pytest.raises(TrainingError, match=f"3 times in the same way, .*: {re.escape(told)}"):
+    told = "worker 0 while building the model: ValueError: [/no] such layer"
+    with pytest.raises(TrainingError, match=f"3 times in the same way, .*: {re.escape(told)}"):
         run_training(job)
     assert capsys.readouterr().err.count(f"An attempt failed: {told}") == 3
 
 
 @pytest.mark.slow
-def test_vae_training_survives_sigkill(jobs: Any, manifest: Path, tmp_path: Path) -> None:
+def test_vae_training_survives_sigkill(
+    jobs: Jobs, ardiff: Command, cluster: None, manifest: Path, tmp_path: Path
+) -> None:
     sizes = {"resolution": 32, "patch_size": 8, "num_tokens": 4, "width": 32, "depth": 1, "num_heads": 2}
     settings = [f"clips.manifest={manifest}", "clips.num_frames=4", "clips.horizontal_flip=true", *TRAIN]
     settings += ["train.batch_size=4", "train.gradient_accumulation=2", f"task.temporal_from_step={STEPS // 2}"]
     settings += [f"vae.{name}={value}" for name, value in {**sizes, "temporal_window": 4}.items()]
-    _kill_and_compare(jobs, tmp_path, "train_vae", settings, "model/vae.safetensors")
+    _kill_and_compare(jobs, ardiff, tmp_path, "train-vae", settings, "model/vae.safetensors")
 
 
-def _kill_and_compare(jobs: Any, folder: Path, job: str, settings: list[str], weights: str) -> None:
+def _kill_and_compare(jobs: Jobs, ardiff: Command, folder: Path, job: str, settings: list[str], weights: str) -> None:
+    """Only the job that is killed has a process of its own."""
     whole, broken = folder / "whole", folder / "broken"
-    result = jobs.run(job, "--output", str(whole), *settings)
-    assert result.code == 0, result.err
-    assert "going on" not in result.err
+    assert "going on" not in ardiff(job, "--output", whole, *settings).expect(0)
 
-    process = jobs.start(job, "--output", str(broken), *settings)
-    seen = wait_for_checkpoint(process, broken)
-    result = jobs.kill(process)
-    assert result.code == -9
+    process = jobs.start(job.replace("-", "_"), "--output", str(broken), *settings)
+    seen = wait_for_checkpoint(broken, process)
+    assert jobs.kill(process).code == -9
     assert not (broken / "stage.json").exists(), "the run ended before it could be killed: raise STEPS"
     assert not (broken / weights).exists()
     assert jobs.left_over() == []
@@ -131,10 +125,8 @@ def _kill_and_compare(jobs: Any, folder: Path, job: str, settings: list[str], we
         complete = (broken / "ray").glob("checkpoint-*/state.json")
         registered = max(int(file.parent.name.split("-")[1]) for file in complete)
     assert seen <= registered < STEPS
-    result = jobs.run(job, "--output", str(broken), *settings)
-    assert result.code == 0, result.err
-    (said,) = re.findall(r"going on from the checkpoint of step (\d+)", result.err)
-    assert int(said) == registered
+    err = ardiff(job, "--output", broken, *settings).expect(0)
+    assert re.findall(r"going on from the checkpoint of step (\d+)", err) == [str(registered)]
 
     assert_equal_files(whole / weights, broken / weights)
     assert_equal_checkpoints(whole, broken)
@@ -144,6 +136,6 @@ def _kill_and_compare(jobs: Any, folder: Path, job: str, settings: list[str], we
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """Everything but the empty mark that Ray sets to see whether it can write."""
+    """All files but the empty one by which Ray checks that it can write."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".validate_storage_marker")
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}

@@ -1,4 +1,4 @@
-"""Jobs on a cluster whose workers come only with work: they wait for nodes, and ask for them."""
+"""Jobs on a cluster without workers: they demand nodes from the autoscaler and wait for them."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from clusters import Cluster
-from conftest import PATIENCE, ROOT
+from jobs import PATIENCE, ROOT
 from test_submit import SET, Laptop
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -22,7 +22,7 @@ with ray_cluster():
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head that does no work, as in cluster/raycluster.yaml."""
+    """A head without CPUs, as in cluster/raycluster.yaml."""
     cluster = Cluster(head_cpus=0)
     try:
         yield cluster
@@ -30,8 +30,8 @@ def cluster() -> Iterator[Cluster]:
         cluster.close()
 
 
-def asked_for(cluster: Cluster) -> str:
-    """What Ray tells an autoscaler that is waited for."""
+def ray_status(cluster: Cluster) -> str:
+    """The output of ``ray status``, which lists the resources that jobs demand from the autoscaler."""
     status = subprocess.run(
         [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", cluster.address],
         env=cluster.environment, capture_output=True, text=True, check=False,
@@ -40,8 +40,8 @@ def asked_for(cluster: Cluster) -> str:
 
 
 def wait_for(cluster: Cluster, text: str) -> None:
-    deadline = time.monotonic() + 120
-    while text not in (status := asked_for(cluster)):
+    deadline = time.monotonic() + PATIENCE
+    while text not in (status := ray_status(cluster)):
         assert time.monotonic() < deadline, status
         time.sleep(1)
 

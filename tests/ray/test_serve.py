@@ -1,4 +1,4 @@
-"""The endpoint on a real Ray Serve: streaming, death of a replica, scaling, draining."""
+"""The HTTP service on Ray Serve: streaming, a killed replica, autoscaling, draining."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from conftest import PATIENCE
+from jobs import PATIENCE
 from ports import free_ports
 
 from ardiff.client import Client, ServiceError
@@ -23,7 +23,7 @@ from ardiff.pipeline import ARDiffusionPipeline
 pytestmark = pytest.mark.ray
 LONG = {"num_frames": 1000, "num_inference_steps": 50, "ar_step": 10}
 JOB = {"num_frames": 60, "num_inference_steps": 40, "ar_step": 8, "seed": 5, "class_label": 1}
-QUICK = ["poll_seconds=0.1", "heartbeat_seconds=0.5", "lease_seconds=4", "segment_seconds=0.3", "drain_seconds=30"]
+QUICK = ["poll_seconds=0.1", "heartbeat_seconds=0.5", "lease_seconds=10", "segment_seconds=0.3", "drain_seconds=300"]
 
 
 class Server:
@@ -34,8 +34,8 @@ class Server:
         self.jobs, self.pipeline, self.storage = jobs, pipeline, folder / "shared"
         port = free_ports()
         settings = [f"service.{setting}" for setting in (f"storage={self.storage}", *QUICK)]
-        given = ["--checkpoint", str(folder / "pipeline"), "--port", str(port), "--cpu-threads", "1"]
-        self.process = jobs.start("serve", *given, *settings, *arguments)
+        options = ["--checkpoint", str(folder / "pipeline"), "--port", str(port), "--cpu-threads", "1"]
+        self.process = jobs.start("serve", *options, *settings, *arguments)
         self.url = f"http://127.0.0.1:{port}"
         self.client = Client(self.url)
         deadline = time.monotonic() + PATIENCE
@@ -62,11 +62,9 @@ class Server:
                 continue
         return found
 
-    def wait_for(
-        self, video_id: str, seen: Callable[[dict[str, Any]], bool], patience: float = PATIENCE
-    ) -> dict[str, Any]:
-        """Waits until the record is as it should be."""
-        deadline = time.monotonic() + patience
+    def wait_for(self, video_id: str, seen: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Waits until ``seen(record)``."""
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 if seen(video := self.client.get(video_id)):
@@ -77,14 +75,14 @@ class Server:
             time.sleep(0.05)
 
     def stop(self) -> tuple[int, str]:
-        """What Ctrl-C does; the exit code and what was said."""
+        """Presses Ctrl-C. Returns the exit code and the error output."""
         self.process.send_signal(signal.SIGINT)
         try:
-            said = self.process.communicate(timeout=PATIENCE)[1]
+            err = self.process.communicate(timeout=PATIENCE)[1]
         except subprocess.TimeoutExpired:
             self.jobs.kill(self.process)
             raise
-        return self.process.returncode, said
+        return self.process.returncode, err
 
 
 @pytest.fixture
@@ -116,18 +114,18 @@ def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: C
     expected = server.pipeline(**JOB)[0]
     assert done["frames_sha256"] == hashlib.sha256(expected.numpy().tobytes()).hexdigest()
 
-    # They are sent while others are generated; who leaves stops the generation.
-    with httpx.stream("POST", f"{server.url}/v1/videos:stream", json=LONG, timeout=60) as answer:
+    # Frames are sent while later ones are generated. A client that leaves cancels its video.
+    with httpx.stream("POST", f"{server.url}/v1/videos:stream", json=LONG, timeout=PATIENCE) as answer:
         parts = answer.iter_raw()
         assert b"moov" in next(parts)
         left = answer.headers["x-video-id"]
         assert client.get(left)["status"] == "in_progress"
-    cancelled = server.wait_for(left, lambda video: video["status"] == "cancelled", patience=60)
+    cancelled = server.wait_for(left, lambda video: video["status"] == "cancelled")
     assert cancelled["frames_done"] < 1000
 
-    # A replica dies with a stream and a job.
+    # A replica is killed while it runs a stream and a job.
     job = client.create(**{**JOB, "num_frames": 300})
-    with httpx.stream("POST", f"{server.url}/v1/videos:stream", json=LONG, timeout=60) as answer:
+    with httpx.stream("POST", f"{server.url}/v1/videos:stream", json=LONG, timeout=PATIENCE) as answer:
         stream, parts = answer.headers["x-video-id"], answer.iter_raw()
         next(parts)
         server.wait_for(job["id"], lambda video: video["frames_done"] > 0)
@@ -142,12 +140,12 @@ def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: C
     expected = server.pipeline(**{**JOB, "num_frames": 300})[0]
     assert done["frames_sha256"] == hashlib.sha256(expected.numpy().tobytes()).hexdigest()
 
-    # It stops when it is told to, and not before its job is done.
+    # Ctrl-C stops the service once its running job is done.
     last = client.create(**JOB, guidance_scale=2.0)
     server.wait_for(last["id"], lambda video: video["status"] != "queued")
-    code, said = server.stop()
-    assert code == 0, said
-    assert "Traceback" not in said
+    code, err = server.stop()
+    assert code == 0, err
+    assert "Traceback" not in err
     record = json.loads((server.storage / "jobs" / "anonymous" / f"{last['id']}.json").read_text())
     assert record["status"] == "completed"
     assert server.jobs.left_over() == []
@@ -162,7 +160,7 @@ def test_replicas_follow_the_queue_and_fifty_clients_are_answered_once(start: Ca
 
     def ask(seed: int) -> None:
         body = {"seed": seed, "num_frames": 400, "num_inference_steps": 40, "ar_step": 8}
-        answers.append(httpx.post(f"{server.url}/v1/videos", json=body, timeout=120))
+        answers.append(httpx.post(f"{server.url}/v1/videos", json=body, timeout=PATIENCE))
 
     threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(50)]
     for thread in threads:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from clusters import Cluster
-from conftest import ROOT
+from jobs import ROOT
 from ports import free_ports
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_names import exported

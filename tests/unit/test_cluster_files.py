@@ -35,9 +35,11 @@ from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.metrics import MEASURES
+from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState
-from ardiff.train.engine import TorchEngine
-from ardiff.train.loop import TrainConfig, train
+from ardiff.train.config import TrainConfig
+from ardiff.train.engines.torch_engine import TorchEngine
+from ardiff.train.loop import train
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
 from ray_jobs.generation.queue import VIDEO_GAUGES
 from ray_jobs.runtime.stages import COMMIT
@@ -459,20 +461,14 @@ def test_the_policy_allows_what_storage_asks_for_and_no_more() -> None:
 # What is watched
 
 
-class Names:
+class Names(TrainingCallback):
     """Hears what training logs."""
 
     def __init__(self) -> None:
         self.heard: set[str] = set()
 
-    def progress(self, step: int, loss: float) -> None: ...
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
+    def on_log(self, step: int, values: dict[str, float]) -> None:
         self.heard |= values.keys()
-
-    def samples(self, step: int, videos: torch.Tensor) -> None: ...
-
-    def checkpoint(self, state: TrainState) -> None: ...
 
 
 def logged() -> set[str]:
@@ -483,7 +479,7 @@ def logged() -> set[str]:
     batch = {"latents": torch.zeros(2, 2, 1, 2), "label": torch.zeros(2, dtype=torch.int64)}
     engine = TorchEngine(task.model, config.optimizer, torch.device("cpu"))
     names = Names()
-    train(task, engine, iter([batch]), config, TrainState(0, 0, ""), names)
+    train(task, engine, iter([batch]), config, TrainState(0, 0, ""), [names])
     return names.heard
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ardiff import onednn
 from ardiff.dit import DiT, DiTConfig
-from ardiff.train.loop import TrainConfig, make_engine
+from ardiff.train.config import TrainConfig
+from ardiff.train.engines.factory import make_engine
 
 CPU = torch.device("cpu")
 
@@ -89,7 +90,7 @@ def test_training_repeats_bit_for_bit_and_leaves_the_evaluation_model_alone() ->
         for step in range(4):
             engine.backward(loss_of(engine.model, batch))
             engine.step(step, 1.0)
-        weights.append(engine.averaged_weights())
+        weights.append(engine.ema_weights())
         assert all("forward" not in vars(m) for m in engine.skeleton.modules())
     accelerated = [m for m in engine.model.modules() if isinstance(m, nn.Linear) and "forward" in vars(m)]
     assert bool(accelerated) == onednn.available()

@@ -10,9 +10,12 @@ import torch
 from ardiff.config import load_config
 from ardiff.data.latents import LatentStatistics
 from ardiff.dit import DiT
+from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState
-from ardiff.train.engine import DeepSpeedConfig, TorchEngine
-from ardiff.train.loop import TrainConfig, train
+from ardiff.train.config import TrainConfig
+from ardiff.train.engines.config import DeepSpeedConfig
+from ardiff.train.engines.torch_engine import TorchEngine
+from ardiff.train.loop import train
 from ardiff.train.tasks import AutoencoderTask, DiTTask, Task
 from ardiff.vae import ARAutoencoder
 from ray_jobs.encode import EncodeConfig
@@ -34,23 +37,14 @@ def load_dit(benchmark: str) -> TrainDiTConfig:
     return load_config(TrainDiTConfig, [CONFIGS / benchmark / "train_dit.yaml"])
 
 
-class Silent:
-    """An observer that keeps the losses."""
+class Losses(TrainingCallback):
+    """Keeps the losses."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def progress(self, step: int, loss: float) -> None:
+    def on_step_end(self, step: int, loss: float) -> None:
         self.losses.append(loss)
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        pass
-
-    def samples(self, step: int, videos: torch.Tensor) -> None:
-        pass
-
-    def checkpoint(self, state: TrainState) -> None:
-        pass
 
 
 def two_steps(task: Task, config: TrainConfig, batch: dict[str, torch.Tensor]) -> None:
@@ -58,16 +52,16 @@ def two_steps(task: Task, config: TrainConfig, batch: dict[str, torch.Tensor]) -
     changes = {"num_steps": 2, "batch_size": 2 * config.gradient_accumulation, "precision": "fp32", "sample_every": 0}
     alone = {"num_workers": 1, "engine": "torch", "deepspeed": DeepSpeedConfig()}
     config = dataclasses.replace(config, **changes, **alone)  # type: ignore[arg-type]
-    device, observer = torch.device("cpu"), Silent()
+    device, recorder = torch.device("cpu"), Losses()
     before = [p.detach().clone() for p in task.model.parameters()]
-    engine, critic = (
+    engine, discriminator = (
         m and TorchEngine(m, config.optimizer, device, config.precision, config.max_grad_norm, config.ema_decay)
-        for m in (task.model, task.critic)
+        for m in (task.model, task.discriminator)
     )
     batches = iter([batch] * 2 * config.gradient_accumulation)
     assert isinstance(engine, TorchEngine)
-    train(task, engine, batches, config, TrainState(0, 0, ""), observer, critic=critic)
-    assert len(observer.losses) == 2
+    train(task, engine, batches, config, TrainState(0, 0, ""), [recorder], discriminator=discriminator)
+    assert len(recorder.losses) == 2
     assert any(not torch.equal(p, b) for p, b in zip(task.model.parameters(), before, strict=True))
 
 

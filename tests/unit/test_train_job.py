@@ -21,11 +21,10 @@ from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream, LatentStream
 from ardiff.errors import CheckpointError, ConfigError, DataError, TrainingError
-from ardiff.train import checkpoint
+from ardiff.train import shards
 from ardiff.train.checkpoint import TrainState, load_checkpoint
-from ardiff.train.engine import TorchEngine
-from ardiff.train.loop import TrainConfig
-from ardiff.train.optim import OptimizerConfig
+from ardiff.train.config import OptimizerConfig, TrainConfig
+from ardiff.train.engines.torch_engine import TorchEngine
 from ray_jobs.runtime import cluster, crash_guard, error_log
 from ray_jobs.training import job as job_module
 from ray_jobs.training.attempts import TrainingProgress
@@ -54,7 +53,7 @@ def test_workers_share_every_batch_in_the_order_of_the_stream(num_workers: int, 
         [
             STREAM.start(chunk) + int(row)
             for chunk in chunks
-            for row in shared_rows(STREAM, chunk, position, 160, config.parts(rank, num_workers), 8)
+            for row in shared_rows(STREAM, chunk, position, 160, config.micro_batches(rank, num_workers), 8)
         ]
         for rank in range(num_workers)
     ]
@@ -112,8 +111,8 @@ def observer(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def save(observer: Any, step: int, loss: float) -> None:
-    observer.progress(step, loss)
-    observer.checkpoint(TrainState(step, step * 16, "key"))
+    observer.on_step_end(step, loss)
+    observer.on_checkpoint(TrainState(step, step * 16, "key"))
 
 
 def test_storage_that_fails_is_borne_for_a_while(observer: Any, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +148,7 @@ def test_a_full_local_disk_is_borne_too(observer: Any, monkeypatch: pytest.Monke
     def fail(*arguments: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(shards, "save_file", fail)
     save(observer, 1, 3.0)
     assert not observer.reports
     assert "No space left on device" in observer.progress_actor.lines[-1]
@@ -348,7 +347,7 @@ def test_wandb_hears_the_metrics_if_asked_to(observer: Any, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
         made = Observer(job, observer.engine, None, 0, FakeProgress())
-    made.metrics(10, {"loss": 1.0})
+    made.on_log(10, {"loss": 1.0})
     made.close()
     assert logged == [(10, {"loss": 1.0}), "end"]
     assert started[0] == started[1]

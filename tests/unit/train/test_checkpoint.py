@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from ardiff.errors import CheckpointError
-from ardiff.train import checkpoint
+from ardiff.train import shards
 from ardiff.train.checkpoint import STATE, TrainState, changed_settings, load_checkpoint, save_checkpoint
-from ardiff.train.engine import TorchEngine
-from ardiff.train.loop import TrainConfig
-from ardiff.train.optim import OptimizerConfig
+from ardiff.train.config import OptimizerConfig, TrainConfig
+from ardiff.train.engines.torch_engine import TorchEngine
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def test_state_is_written_last(engine: TorchEngine, tmp_path: Path, monkeypatch:
         file.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(shards, "save_file", fail)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, engine, TrainState(1, 1, "abc"))
     assert not (tmp_path / STATE).exists()

@@ -19,8 +19,13 @@ from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.randomness import BatchGenerator, torch_generator
-from ardiff.train.checkpoint import PARTS, Shards, TrainState, load_checkpoint, save_checkpoint
-from ardiff.train.loop import TrainConfig, _Meter, make_critic_engine, make_engine, train
+from ardiff.train.callbacks import TrainingCallback
+from ardiff.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from ardiff.train.config import TrainConfig
+from ardiff.train.engines.factory import make_discriminator_engine, make_engine
+from ardiff.train.loop import train
+from ardiff.train.meter import Meter
+from ardiff.train.shards import GROUPS, ShardReader
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ardiff.vae.config import DiscriminatorConfig
@@ -37,22 +42,18 @@ def settings(**changes: Any) -> TrainConfig:
     return build(TrainConfig, {**tree, "optimizer": optimizer, **changes})
 
 
-class Recorder:
-    """Keeps losses, and checkpoints in ``folder``."""
+class Recorder(TrainingCallback):
+    """Keeps logged values, and checkpoints in ``folder``."""
 
-    def __init__(self, folder: Path, engine: Any, critic: Any = None) -> None:
-        self.folder, self.engine, self.critic = folder, engine, critic
+    def __init__(self, folder: Path, engine: Any, discriminator: Any = None) -> None:
+        self.folder, self.engine, self.discriminator = folder, engine, discriminator
         self.values: dict[int, dict[str, float]] = {}
 
-    def progress(self, step: int, loss: float) -> None: ...
-
-    def samples(self, step: int, videos: torch.Tensor) -> None: ...
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
+    def on_log(self, step: int, values: dict[str, float]) -> None:
         self.values[step] = values
 
-    def checkpoint(self, state: TrainState) -> None:
-        save_checkpoint(self.folder / str(state.step), self.engine, state, self.critic)
+    def on_checkpoint(self, state: TrainState) -> None:
+        save_checkpoint(self.folder / str(state.step), self.engine, state, self.discriminator)
 
 
 def samples(first: int, count: int) -> dict[str, torch.Tensor]:
@@ -76,11 +77,11 @@ def work(changes: dict[str, Any], folder: Path, start: Path | None = None) -> No
 
     def batches() -> Any:
         for step in range(state.step, STEPS):
-            for part in config.parts(distributed.rank(), distributed.size()):
+            for part in config.micro_batches(distributed.rank(), distributed.size()):
                 yield samples(step * 8 + part.start, len(part))
 
     recorder = Recorder(folder, engine)
-    train(task, engine, batches(), config, state, recorder)
+    train(task, engine, batches(), config, state, [recorder])
     if distributed.rank() == 0:
         (folder / "values.json").write_text(json.dumps(recorder.values))
 
@@ -94,20 +95,23 @@ def work_adversarially(changes: dict[str, Any], folder: Path, start: Path | None
         small = DiscriminatorConfig(width=4, depth=2)
         recipe = AutoencoderTaskConfig(adversarial_weight=0.5, adversarial_from_step=2, discriminator=small)
         task = AutoencoderTask(ARAutoencoder(build(AutoencoderConfig, sizes)), recipe)
-    assert task.critic is not None
-    engine, critic = make_engine(task.model, config, CPU), make_critic_engine(task.critic, config, CPU)
-    state = load_checkpoint(start, engine, "key", critic) if start else TrainState(0, 0, "key")
+    assert task.discriminator is not None
+    engine = make_engine(task.model, config, CPU)
+    discriminator = make_discriminator_engine(task.discriminator, config, CPU)
+    state = load_checkpoint(start, engine, "key", discriminator) if start else TrainState(0, 0, "key")
 
     def batches() -> Any:
         for part in range(state.step * 2, STEPS * 2):
             generator = torch_generator("clips", part, distributed.rank())
             yield {"video": torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8, generator=generator)}
 
-    train(task, engine, batches(), config, state, Recorder(folder, engine, critic), critic=critic)
+    train(
+        task, engine, batches(), config, state, [Recorder(folder, engine, discriminator)], discriminator=discriminator
+    )
 
 
 def weights(folder: Path, part: str = "model") -> dict[str, torch.Tensor]:
-    shards = Shards(folder)
+    shards = ShardReader(folder)
     return {name: shards.read(part, name) for name in sorted(shards.names(part))}
 
 
@@ -149,8 +153,8 @@ def work_all(folder: Path) -> None:
     work({**zero(2, offload_optimizer=True), "activation_checkpointing": True}, folder / "offloaded")
     work({**zero(3, offload_optimizer=True, offload_parameters=True)}, folder / "offloaded 3")
     for kind in ("torch", "zero2", "zero3"):
-        work_adversarially(KINDS[kind], folder / f"{kind} critic")
-        work_adversarially(KINDS[kind], folder / f"{kind} critic resumed", folder / f"{kind} critic" / "3")
+        work_adversarially(KINDS[kind], folder / f"{kind} gan")
+        work_adversarially(KINDS[kind], folder / f"{kind} gan resumed", folder / f"{kind} gan" / "3")
     work({**zero(2), "precision": "bf16"}, folder / "bf16")
     work({**zero(2), "precision": "bf16"}, folder / "bf16 resumed", folder / "bf16" / "3")
 
@@ -230,7 +234,7 @@ def test_bf16_keeps_weights_in_float32(runs: Path) -> None:
 
 
 def test_each_worker_writes_whole_tensors(runs: Path) -> None:
-    for part in PARTS:
+    for part in GROUPS:
         files = sorted((runs / "zero3" / "6").glob(f"{part}-*"))
         assert [f.name for f in files] == [f"{part}-{rank}-of-2.safetensors" for rank in (0, 1)]
         names = [set(load_file(file)) for file in files]
@@ -246,22 +250,22 @@ def test_each_worker_writes_whole_tensors(runs: Path) -> None:
 @pytest.mark.parametrize("kind", ["torch", "zero2", "zero3"])
 def test_adversarial_training(runs: Path, kind: str) -> None:
     """Both networks equal those of the plain engine on two workers, and go on exactly."""
-    for place in ("6", "6/critic"):
-        assert_close(runs / f"{kind} critic" / place, runs / "torch critic" / place, 1e-5, ("model", "ema"))
-        assert_same(runs / f"{kind} critic resumed" / place, runs / f"{kind} critic" / place)
+    for place in ("6", "6/discriminator"):
+        assert_close(runs / f"{kind} gan" / place, runs / "torch gan" / place, 1e-5, ("model", "ema"))
+        assert_same(runs / f"{kind} gan resumed" / place, runs / f"{kind} gan" / place)
 
 
 def test_a_missing_share_is_noticed(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "zero2" / "6", tmp_path / "copy")
     next((tmp_path / "copy").glob("ema-1-of-2*")).unlink()
     with pytest.raises(CheckpointError, match="files of 'ema' are missing"):
-        Shards(tmp_path / "copy")
+        ShardReader(tmp_path / "copy")
 
 
 def measure_and_store(folder: Path) -> None:
     """Measures where the second worker has waited for data."""
     ticks = itertools.count()
-    meter = _Meter(settings(num_workers=2), CPU, lambda: float(next(ticks)))  # a second between two looks at it
+    meter = Meter(settings(num_workers=2), CPU, lambda: float(next(ticks)))  # a second between two looks at it
     with meter.waiting():
         time.sleep(0.6 * distributed.rank())
     (folder / f"{distributed.rank()}.json").write_text(json.dumps(meter.read()))
@@ -298,7 +302,7 @@ def test_no_two_workers_ever_share_a_draw(tmp_path: Path) -> None:
         ({"num_workers": 9, "min_workers": 1}, "at least gradient_accumulation"),
         ({"max_failures": -2}, "max_failures -1 or more"),
         ({"resize_interval": -1.0}, "resize_interval 0 or more"),
-        ({**zero(2), "optimizer": {"name": "muon"}}, "adamw only"),
+        ({**zero(2), "optimizer": {"name": "muon"}}, "needs optimizer.name=adamw"),
         (zero(0, offload_optimizer=True), "stage 1, 2 or 3"),
         (zero(2, offload_parameters=True), "needs stage 3"),
         ({**zero(0), "precision": "fp16"}, "needs stage"),

@@ -11,7 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from ardiff.cli import main
 from ardiff.dit import DiT, DiTConfig
-from ardiff.train.engine import TorchEngine
+from ardiff.train.config import OptimizerConfig
+from ardiff.train.engines.torch_engine import TorchEngine
 from ardiff.train.estimate import (
     EstimateConfig,
     WorkConfig,
@@ -27,7 +28,6 @@ from ardiff.train.estimate import (
     state_bytes,
     video_flops,
 )
-from ardiff.train.optim import OptimizerConfig
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 ROOT = Path(__file__).parents[3]

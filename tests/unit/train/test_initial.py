@@ -11,9 +11,9 @@ from ardiff.data.latents import LatentSet
 from ardiff.errors import CheckpointError
 from ardiff.pretrained import save_autoencoder
 from ardiff.train.checkpoint import TrainState, save_checkpoint
-from ardiff.train.engine import TorchEngine
+from ardiff.train.config import OptimizerConfig
+from ardiff.train.engines.torch_engine import TorchEngine
 from ardiff.train.initial import initialise_autoencoder, initialise_dit, pruned
-from ardiff.train.optim import OptimizerConfig
 from ardiff.vae.config import DiscriminatorConfig
 from ardiff.vae.discriminator import PatchDiscriminator
 from ray_jobs.train_dit import TrainDiTConfig
@@ -41,18 +41,18 @@ def test_from_a_model_and_from_a_pipeline(make_vae, make_pipeline, tmp_path: Pat
 
 def test_from_a_checkpoint_the_average_and_the_critic(make_vae, tmp_path: Path) -> None:
     sizes = DiscriminatorConfig(width=4, depth=1)
-    first, critic = engine(make_vae(seed=3)), engine(PatchDiscriminator(sizes))
-    for each in (first, critic):
+    first, discriminator = engine(make_vae(seed=3)), engine(PatchDiscriminator(sizes))
+    for each in (first, discriminator):
         for parameter in each.model.parameters():
             parameter.grad = torch.ones_like(parameter)
         each.step(0, 1.0)
-    save_checkpoint(tmp_path, first, TrainState(1, 2, "x"), critic)
+    save_checkpoint(tmp_path, first, TrainState(1, 2, "x"), discriminator)
     model, rival = make_vae(seed=5), PatchDiscriminator(sizes)
     initialise_autoencoder(str(tmp_path), model, rival)
-    average = first.averaged_weights()
+    average = first.ema_weights()
     assert all(torch.equal(p, average[n]) for n, p in model.named_parameters())
     assert not same(model, first.model)
-    assert same(rival, critic.model)
+    assert same(rival, discriminator.model)
 
 
 def test_the_job_starts_from_it(make_vae, tmp_path: Path) -> None:

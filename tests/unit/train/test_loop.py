@@ -16,11 +16,13 @@ from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.errors import TrainingError
 from ardiff.randomness import BatchGenerator, torch_generator
-from ardiff.train import loop
+from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from ardiff.train.engine import TorchEngine
-from ardiff.train.loop import TrainConfig, averaged_model, train
-from ardiff.train.optim import OptimizerConfig
+from ardiff.train.config import OptimizerConfig, TrainConfig
+from ardiff.train.engines import factory
+from ardiff.train.engines.base import ema_model
+from ardiff.train.engines.torch_engine import TorchEngine
+from ardiff.train.loop import train
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, Batch, DiTTask, DiTTaskConfig, Task
 from ardiff.vae.config import DiscriminatorConfig
 
@@ -41,35 +43,35 @@ class Regression(Task):
         return torch.full((1, 1, 2, 2, 3), int(model.training), dtype=torch.uint8)
 
 
-class Recorder:
+class Recorder(TrainingCallback):
     """Keeps what it hears; writes checkpoints where it has a folder for them."""
 
     def __init__(
-        self, engine: TorchEngine | None = None, folder: Path | None = None, critic: TorchEngine | None = None
+        self, engine: TorchEngine | None = None, folder: Path | None = None, discriminator: TorchEngine | None = None
     ) -> None:
-        self.engine, self.folder, self.critic = engine, folder, critic
+        self.engine, self.folder, self.discriminator = engine, folder, discriminator
         self.losses: dict[int, float] = {}
         self.logged: dict[int, dict[str, float]] = {}
         self.sheets: dict[int, Tensor] = {}
         self.states: list[TrainState] = []
         self.traces: list[bytes] = []
 
-    def progress(self, step: int, loss: float) -> None:
+    def on_step_end(self, step: int, loss: float) -> None:
         self.losses[step] = loss
 
-    def metrics(self, step: int, values: dict[str, float]) -> None:
+    def on_log(self, step: int, values: dict[str, float]) -> None:
         self.logged[step] = values
 
-    def samples(self, step: int, videos: Tensor) -> None:
+    def on_samples(self, step: int, videos: Tensor) -> None:
         self.sheets[step] = videos
 
-    def trace(self, content: bytes) -> None:
+    def on_trace(self, content: bytes) -> None:
         self.traces.append(content)
 
-    def checkpoint(self, state: TrainState) -> None:
+    def on_checkpoint(self, state: TrainState) -> None:
         self.states.append(state)
         if self.folder is not None and self.engine is not None:
-            save_checkpoint(self.folder / str(state.step), self.engine, state, self.critic)
+            save_checkpoint(self.folder / str(state.step), self.engine, state, self.discriminator)
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -101,9 +103,9 @@ def memory_stream(kind: str, position: int, size: int) -> Iterator[Batch]:
 def run(task: Task, config: TrainConfig, kind: str = "regression", **arguments: Any) -> tuple[TorchEngine, Recorder]:
     engine = arguments.pop("engine", None) or make_engine(task, config)
     start = arguments.pop("start", FRESH)
-    recorder = Recorder(engine, arguments.pop("folder", None), arguments.get("critic"))
+    recorder = Recorder(engine, arguments.pop("folder", None), arguments.get("discriminator"))
     batches = arguments.pop("batches", None) or memory_stream(kind, start.samples, config.micro_batch_size)
-    train(task, engine, batches, config, start, recorder, **arguments)
+    train(task, engine, batches, config, start, [recorder], **arguments)
     return engine, recorder
 
 
@@ -151,8 +153,8 @@ def test_going_on_from_a_checkpoint_equals_an_unbroken_run(
     assert {s: loss for s, loss in first.losses.items() if s > 3} == second.losses
     for ours, theirs in zip(engine.model.parameters(), unbroken.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    for name, average in unbroken.averaged_weights().items():
-        assert torch.equal(engine.averaged_weights()[name], average)
+    for name, average in unbroken.ema_weights().items():
+        assert torch.equal(engine.ema_weights()[name], average)
     for ours, theirs in zip(engine.optimizers, unbroken.optimizers, strict=True):
         for index, values in theirs.state_dict()["state"].items():
             for name, value in values.items():
@@ -191,7 +193,7 @@ def test_a_finished_run_is_left_as_it_is() -> None:
     task, config, done = regression(), settings(), TrainState(6, 24, "key")
     before = [p.detach().clone() for p in task.model.parameters()]
     recorder = Recorder()
-    assert train(task, make_engine(task, config), iter(()), config, done, recorder) == done
+    assert train(task, make_engine(task, config), iter(()), config, done, [recorder]) == done
     assert not recorder.states
     assert all(torch.equal(p, b) for p, b in zip(task.model.parameters(), before, strict=True))
 
@@ -204,18 +206,18 @@ def gan(make_vae: Any, from_step: int = 2, seed: int = 0, temporal_from_step: in
         discriminator=DiscriminatorConfig(width=4, depth=1),
     )
     task = AutoencoderTask(make_vae(seed=seed), config)
-    assert task.critic is not None
+    assert task.discriminator is not None
     generator = torch.Generator().manual_seed(seed)
-    for parameter in task.critic.parameters():
+    for parameter in task.discriminator.parameters():
         parameter.data.normal_(std=0.2, generator=generator)
     return task
 
 
 def run_gan(task: AutoencoderTask, config: TrainConfig, **arguments: Any) -> tuple[list[Tensor], Recorder]:
     """The weights of both networks after training, and what was recorded."""
-    critic = arguments.pop("critic", None) or make_engine(task, config, task.critic)
-    engine, recorder = run(task, config, "vae", critic=critic, **arguments)
-    return [*engine.model.parameters(), *critic.model.parameters()], recorder
+    discriminator = arguments.pop("discriminator", None) or make_engine(task, config, task.discriminator)
+    engine, recorder = run(task, config, "vae", discriminator=discriminator, **arguments)
+    return [*engine.model.parameters(), *discriminator.model.parameters()], recorder
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -223,9 +225,9 @@ def test_adversarial_training_goes_on_to_the_last_bit(make_vae: Any, tmp_path: P
     config = settings(gradient_accumulation=parts, checkpoint_every=3)
     unbroken, first = run_gan(gan(make_vae), config, folder=tmp_path)
     task = gan(make_vae, seed=9)
-    engine, critic = make_engine(task, config), make_engine(task, config, task.critic)
-    state = load_checkpoint(tmp_path / "3", engine, "key", critic)
-    resumed, second = run_gan(task, config, engine=engine, critic=critic, start=state)
+    engine, discriminator = make_engine(task, config), make_engine(task, config, task.discriminator)
+    state = load_checkpoint(tmp_path / "3", engine, "key", discriminator)
+    resumed, second = run_gan(task, config, engine=engine, discriminator=discriminator, start=state)
     assert {s: loss for s, loss in first.losses.items() if s > 3} == second.losses
     measured = ("samples_per_second", "data_wait_share", "tflops_per_worker", "memory_gib")
     same = {name for name in first.logged[6] if name not in measured}
@@ -240,50 +242,50 @@ def test_the_learning_rate_of_every_optimizer_is_logged(make_dit: Any, make_vae:
     rates = [(logged["lr"], logged["muon_lr"]) for logged in recorder.logged.values()]
     assert rates == [pytest.approx((1e-3 * f, 1e-2 * f)) for f in [1.0] * 3 + [0.1] * 3]
     _, recorder = run_gan(gan(make_vae, from_step=4), settings(log_every=1))
-    assert ["critic_lr" in recorder.logged[step] for step in range(1, 7)] == [False] * 4 + [True] * 2
-    assert recorder.logged[6]["critic_lr"] == recorder.logged[6]["lr"] == 1e-2 * recorder.logged[6]["lr_factor"]
+    assert ["discriminator_lr" in recorder.logged[step] for step in range(1, 7)] == [False] * 4 + [True] * 2
+    assert recorder.logged[6]["discriminator_lr"] == recorder.logged[6]["lr"] == 1e-2 * recorder.logged[6]["lr_factor"]
 
 
 def test_the_critic_waits_for_its_step_and_then_learns(make_vae: Any) -> None:
     task, config = gan(make_vae, from_step=4), settings(log_every=1)
-    assert task.critic is not None
-    seen = {0: [p.detach().clone() for p in task.critic.parameters()]}
+    assert task.discriminator is not None
+    seen = {0: [p.detach().clone() for p in task.discriminator.parameters()]}
 
     class Watch(Recorder):
-        def progress(self, step: int, loss: float) -> None:
-            seen[step] = [p.detach().clone() for p in task.critic.parameters()]  # type: ignore[union-attr]
-            super().progress(step, loss)
+        def on_step_end(self, step: int, loss: float) -> None:
+            seen[step] = [p.detach().clone() for p in task.discriminator.parameters()]  # type: ignore[union-attr]
+            super().on_step_end(step, loss)
 
-    watch, critic = Watch(), make_engine(task, config, task.critic)
+    watch, discriminator = Watch(), make_engine(task, config, task.discriminator)
     batches = memory_stream("vae", 0, config.micro_batch_size)
-    train(task, make_engine(task, config), batches, config, FRESH, watch, critic=critic)
+    train(task, make_engine(task, config), batches, config, FRESH, [watch], discriminator=discriminator)
     changed = [any(not torch.equal(a, b) for a, b in zip(seen[s], seen[s + 1], strict=True)) for s in range(6)]
     assert changed == [False] * 4 + [True] * 2
-    assert ["critic_loss" in watch.logged[s] for s in range(1, 7)] == [False] * 4 + [True] * 2
-    assert watch.logged[6]["critic_grad_norm"] > 0
+    assert ["discriminator_loss" in watch.logged[s] for s in range(1, 7)] == [False] * 4 + [True] * 2
+    assert watch.logged[6]["discriminator_grad_norm"] > 0
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_critic_that_is_not_finite_stops_before_any_change_of_it(make_vae: Any, what: str) -> None:
     task, config = gan(make_vae, from_step=0), settings(checkpoint_every=1)
-    assert task.critic is not None
-    honest, calls = task.critic_loss, 0
+    assert task.discriminator is not None
+    honest, calls = task.discriminator_loss, 0
 
-    def critic_loss() -> tuple[Tensor, dict[str, Tensor]]:
+    def discriminator_loss() -> tuple[Tensor, dict[str, Tensor]]:
         nonlocal calls
         loss, parts = honest()
         calls += 1
-        zero = next(task.critic.parameters()).sum() * 0  # type: ignore[union-attr]
+        zero = next(task.discriminator.parameters()).sum() * 0  # type: ignore[union-attr]
         return (loss if calls < 3 else loss + (zero.sqrt() if what == "gradient" else zero + math.nan)), parts
 
-    task.critic_loss = critic_loss  # type: ignore[method-assign]
+    task.discriminator_loss = discriminator_loss  # type: ignore[method-assign]
     expected, _ = run_gan(gan(make_vae, from_step=0), settings(num_steps=2, optimizer=OptimizerConfig()))
     config = settings(optimizer=OptimizerConfig())
-    critic = make_engine(task, config, task.critic)
-    with pytest.raises(TrainingError, match=f"critic's {what} is"):
-        run(task, config, "vae", critic=critic)
-    count = len(list(task.critic.parameters()))
-    assert all(torch.equal(a, b) for a, b in zip(task.critic.parameters(), expected[-count:], strict=True))
+    discriminator = make_engine(task, config, task.discriminator)
+    with pytest.raises(TrainingError, match=f"discriminator's {what} is"):
+        run(task, config, "vae", discriminator=discriminator)
+    count = len(list(task.discriminator.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(task.discriminator.parameters(), expected[-count:], strict=True))
 
 
 class Spoilt(Regression):
@@ -325,13 +327,13 @@ def test_what_is_not_finite_stops_before_any_change(what: str, message: str) -> 
     engine = make_engine(task, config)
     recorder = Recorder()
     with pytest.raises(TrainingError, match=message):
-        train(task, engine, memory_stream("regression", 0, 2), config, FRESH, recorder)
+        train(task, engine, memory_stream("regression", 0, 2), config, FRESH, [recorder])
     assert list(recorder.losses) == [1, 2]
     assert [s.step for s in recorder.states] == [1, 2]
     for ours, theirs in zip(engine.model.parameters(), expected.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    for name, average in expected.averaged_weights().items():
-        assert torch.equal(engine.averaged_weights()[name], average)
+    for name, average in expected.ema_weights().items():
+        assert torch.equal(engine.ema_weights()[name], average)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -361,18 +363,18 @@ def test_noise_differs_between_steps_and_parts() -> None:
     assert not set(seen) & set(again)
 
 
-def test_averaged_model_is_a_copy_for_evaluation() -> None:
+def test_ema_model_is_a_copy_for_evaluation() -> None:
     engine, _ = run(regression(), settings())
-    model = averaged_model(engine)
+    model = ema_model(engine)
     assert not model.training
     assert engine.model.training
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, engine.averaged_weights()[name])
+        assert torch.equal(parameter, engine.ema_weights()[name])
         assert not torch.equal(parameter, dict(engine.model.named_parameters())[name])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    assert all(a.any() for a in engine.averaged_weights().values())
+    assert all(a.any() for a in engine.ema_weights().values())
 
 
 @pytest.mark.parametrize(
@@ -404,10 +406,10 @@ def test_the_number_of_steps_matters_where_the_schedule_needs_it(schedule: str, 
 
 def test_numbers_of_the_optimizer_may_change_but_not_its_kind() -> None:
     plain, other = settings(), settings(optimizer=OptimizerConfig(lr=1e-5, beta1=0.8, schedule="drop"))
-    assert plain.recipe == other.recipe
+    assert plain.resume_key == other.resume_key
     assert plain.hyperparameters != other.hyperparameters
-    assert plain.recipe != settings(optimizer=OptimizerConfig(name="muon")).recipe
-    assert plain.recipe != settings(seed=1).recipe
+    assert plain.resume_key != settings(optimizer=OptimizerConfig(name="muon")).resume_key
+    assert plain.resume_key != settings(seed=1).resume_key
 
 
 def test_a_checkpoint_goes_on_with_another_learning_rate(tmp_path: Path) -> None:
@@ -433,7 +435,7 @@ def test_shares_of_any_number_of_workers_make_up_the_batch(batch: int, num_worke
     elastic = {"min_workers": 1, "num_workers": num_workers, "gradient_accumulation": accumulation}
     config = settings(batch_size=batch, **elastic)
     for size in range(1, num_workers + 1):
-        shares = [config.parts(rank, size) for rank in range(size)]
+        shares = [config.micro_batches(rank, size) for rank in range(size)]
         assert [place for share in shares for part in share for place in part] == list(range(batch))
         assert len({len(share) for share in shares}) == 1  # every worker takes part in every exchange
         assert max(len(part) for share in shares for part in share) <= config.micro_batch_size + 1
@@ -470,8 +472,8 @@ def test_other_failures_say_where() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("samples", r"made the samples of step 3: set train\.sample_every=0"),
-        ("checkpoint", r"stored the checkpoint of step 6: .*train\.deepspeed\.stage"),
+        ("on_samples", r"making the samples of step 3: set train\.sample_every=0"),
+        ("on_checkpoint", r"storing the checkpoint of step 6: .*train\.deepspeed\.stage"),
     ],
 )
 def test_memory_that_runs_out_elsewhere_is_told_too(part: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,16 +481,16 @@ def test_memory_that_runs_out_elsewhere_is_told_too(part: str, message: str, mon
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Recorder, part, fail)
-    with pytest.raises(TrainingError, match=f"Worker 0 ran out of memory when it {message}"):
+    with pytest.raises(TrainingError, match=f"Worker 0 ran out of memory while {message}"):
         run(regression(), settings(sample_every=3))
 
 
 class Jumping(Regression):
     """Its loss is 1, and another from one step on."""
 
-    def __init__(self, height: float, changes: tuple[int, ...] = ()) -> None:
+    def __init__(self, height: float, stage_starts: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.height, self.changes = height, changes
+        self.height, self.stage_starts = height, stage_starts
 
     def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         return self.model.weight.sum() * 0 + (self.height if step >= 130 else 1.0), {}
@@ -505,14 +507,14 @@ def test_a_spike_stops_before_its_update() -> None:
 
 
 def test_a_stage_that_begins_is_no_spike() -> None:
-    run(Jumping(30.0, changes=(130,)), settings(num_steps=140))
+    run(Jumping(30.0, stage_starts=(130,)), settings(num_steps=140))
 
 
 def test_a_loss_with_an_adaptive_weight_measures_no_spike() -> None:
     task = Jumping(30.0)
-    task.critic = nn.Linear(1, 1)
-    task.critic_loss = lambda: (task.critic.weight.sum(), {})  # type: ignore[method-assign, union-attr]
-    run(task, settings(num_steps=140), critic=make_engine(task, settings(), task.critic))
+    task.discriminator = nn.Linear(1, 1)
+    task.discriminator_loss = lambda: (task.discriminator.weight.sum(), {})  # type: ignore[method-assign, union-attr]
+    run(task, settings(num_steps=140), discriminator=make_engine(task, settings(), task.discriminator))
 
 
 class Negative(Regression):
@@ -549,7 +551,7 @@ def test_what_is_measured() -> None:
 def operations(task: Task, kind: str = "dit", **arguments: Any) -> list[int]:
     """The operations of each step, as they are logged."""
     ticks, config = itertools.count(), settings(log_every=1, **arguments.pop("settings", {}))
-    engine = loop.make_engine(task.model, config, torch.device("cpu"))
+    engine = factory.make_engine(task.model, config, torch.device("cpu"))
     _, recorder = run(task, config, kind, engine=engine, clock=lambda: float(next(ticks)), **arguments)
     return [round(logged["tflops_per_worker"] * 1e12) for logged in recorder.logged.values()]
 
@@ -580,7 +582,9 @@ def test_a_frozen_encoder_counts_with_the_pass_that_it_makes(make_dit: Any) -> N
 def test_operations_follow_the_critic_and_the_temporal_decoder(make_vae: Any, parts: int) -> None:
     def of_steps(adversarial: int, temporal: int) -> list[int]:
         task, changes = gan(make_vae, adversarial, temporal_from_step=temporal), {"gradient_accumulation": parts}
-        return operations(task, "vae", critic=make_engine(task, settings(**changes), task.critic), settings=changes)
+        return operations(
+            task, "vae", discriminator=make_engine(task, settings(**changes), task.discriminator), settings=changes
+        )
 
     bare, both = set(of_steps(9, 9)), set(of_steps(0, 0))
     adversarial = set(of_steps(0, 9))

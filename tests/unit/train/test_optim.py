@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from ardiff.train.optim import OptimizerConfig, build_optimizers, learning_rate_factor
+from ardiff.train.config import OptimizerConfig
+from ardiff.train.optim import build_optimizers, learning_rate_factor
 
 
 @pytest.mark.parametrize("kind", ["dit", "sincos dit", "vae"])

@@ -13,9 +13,9 @@ import torch
 from ardiff.data.latents import latent_table
 from ardiff.dit import DiT, DiTConfig
 from ardiff.train.checkpoint import TrainState, save_checkpoint
-from ardiff.train.engine import TorchEngine
+from ardiff.train.config import OptimizerConfig
+from ardiff.train.engines.torch_engine import TorchEngine
 from ardiff.train.estimate import EstimateConfig, count_step, estimate, exchanged_bytes
-from ardiff.train.optim import OptimizerConfig
 from ardiff.train.scaling import (
     best_checkpoint_interval,
     checkpoint_bytes,

@@ -109,8 +109,8 @@ def test_autoencoder_reads_the_past_from_its_step_on(make_vae):
 def adversarial_task(model: torch.nn.Module, **settings: Any) -> AutoencoderTask:
     sizes = DiscriminatorConfig(width=4, depth=1)
     task = AutoencoderTask(model, AutoencoderTaskConfig(adversarial_weight=0.5, discriminator=sizes, **settings))  # type: ignore[arg-type]
-    assert task.critic is not None
-    for parameter in task.critic.parameters():
+    assert task.discriminator is not None
+    for parameter in task.discriminator.parameters():
         parameter.data.normal_(std=0.2, generator=generator(parameter.numel()))
     return task
 
@@ -150,21 +150,21 @@ def test_neither_loss_reaches_the_other_network(make_vae):
     model = make_vae()
     task = adversarial_task(model)
     task.loss(clips(), 0, draws())[0].backward()
-    assert all(p.grad is None for p in task.critic.parameters())  # type: ignore[union-attr]
+    assert all(p.grad is None for p in task.discriminator.parameters())  # type: ignore[union-attr]
     slopes = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-    loss, parts = task.critic_loss()
+    loss, parts = task.discriminator_loss()
     loss.backward()
-    assert all(p.grad is not None for p in task.critic.parameters())  # type: ignore[union-attr]
+    assert all(p.grad is not None for p in task.discriminator.parameters())  # type: ignore[union-attr]
     for parameter, slope in zip(model.parameters(), slopes, strict=True):
         assert (slope is None and parameter.grad is None) or torch.equal(parameter.grad, slope)
-    assert set(parts) == {"critic_real", "critic_fake"}
+    assert set(parts) == {"discriminator_real", "discriminator_fake"}
 
 
 def test_without_a_weight_there_is_no_critic(make_vae):
     task = AutoencoderTask(make_vae(), AutoencoderTaskConfig())
-    assert task.critic is None
+    assert task.discriminator is None
     with pytest.raises(NotImplementedError):
-        Task.critic_loss(task)
+        Task.discriminator_loss(task)
 
 
 def test_autoencoder_samples_stand_above_their_reconstruction(make_vae):

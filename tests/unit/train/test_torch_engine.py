@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from ardiff.errors import CheckpointError
-from ardiff.train.checkpoint import PARTS, Shards, write_shards
-from ardiff.train.engine import TorchEngine
-from ardiff.train.loop import averaged_model
-from ardiff.train.optim import OptimizerConfig
+from ardiff.train.checkpoint import write_tensors
+from ardiff.train.config import OptimizerConfig
+from ardiff.train.engines.base import ema_model
+from ardiff.train.engines.torch_engine import TorchEngine
+from ardiff.train.shards import GROUPS, ShardReader
 
 CPU = torch.device("cpu")
 
@@ -33,7 +34,7 @@ def update(engine: TorchEngine, step: int, factor: float = 1.0) -> float:
 def content(engine: TorchEngine) -> dict[str, torch.Tensor]:
     """Everything that an update may change, as copies."""
     found = {f"weight {n}": p.detach().clone() for n, p in engine.model.named_parameters()}
-    found |= {f"average {n}": a.clone() for n, a in engine.ema.state_dict().items()}
+    found |= {f"average {n}": a.clone() for n, a in engine.ema.weights.items()}
     for i, optimizer in enumerate(engine.optimizers):
         for j, state in optimizer.state_dict()["state"].items():
             found |= {f"optimizer {i} {j} {key}": torch.as_tensor(value).clone() for key, value in state.items()}
@@ -51,10 +52,10 @@ def test_saved_and_loaded_goes_on_to_the_last_bit(make_dit, tmp_path: Path, name
     engine = make_engine(make_dit().train(), name)
     for step in range(3):
         update(engine, step)
-    write_shards(tmp_path, engine)
+    write_tensors(tmp_path, engine)
     other = make_engine(make_dit(seed=9).train(), name)
     update(other, 0)
-    other.restore(Shards(tmp_path))
+    other.restore(ShardReader(tmp_path))
     assert_same(content(engine), content(other))
     for step in range(3, 6):
         assert update(engine, step, 0.5) == update(other, step, 0.5)
@@ -65,15 +66,15 @@ def test_saving_changes_nothing_and_unpickles_nothing(make_dit, tmp_path: Path) 
     engine = make_engine(make_dit())
     update(engine, 0)
     before = content(engine)
-    write_shards(tmp_path, engine)
+    write_tensors(tmp_path, engine)
     assert_same(before, content(engine))
-    assert {p.name for p in tmp_path.iterdir()} == {f"{part}-0-of-1.safetensors" for part in PARTS}
+    assert {p.name for p in tmp_path.iterdir()} == {f"{part}-0-of-1.safetensors" for part in GROUPS}
 
 
 def test_weights_of_another_size_are_refused(make_dit, tmp_path: Path) -> None:
-    write_shards(tmp_path, make_engine(make_dit()))
+    write_tensors(tmp_path, make_engine(make_dit()))
     with pytest.raises(CheckpointError, match="of another model"):
-        make_engine(make_dit(width=32)).restore(Shards(tmp_path))
+        make_engine(make_dit(width=32)).restore(ShardReader(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -134,11 +135,11 @@ def test_precision(make_dit) -> None:
         assert {p.dtype for p in engine.model.parameters()} == {torch.float32}
 
 
-def test_averaged_weights_are_what_a_model_can_load(make_dit) -> None:
+def test_ema_weights_are_what_a_model_can_load(make_dit) -> None:
     engine = make_engine(make_dit())
-    start = copy.deepcopy(engine.averaged_weights())
+    start = copy.deepcopy(engine.ema_weights())
     update(engine, 0)
-    averaged = engine.averaged_weights()
+    averaged = engine.ema_weights()
     assert set(averaged) == {n for n, _ in engine.model.named_parameters()}
     assert any(not torch.equal(averaged[n], start[n]) for n in start)
     make_dit().load_state_dict(averaged, strict=True)
@@ -151,4 +152,4 @@ def test_recomputed_activations_give_the_same_update(make_dit) -> None:
     assert update(plain, 0) == update(again, 0)
     assert len(calls) == 2
     assert_same(content(plain), content(again))
-    averaged_model(again)  # a model as any other
+    ema_model(again)  # a model as any other

@@ -14,8 +14,9 @@ from processes import run_workers
 from ardiff import distributed
 from ardiff.config import build
 from ardiff.dit import DiT, DiTConfig
+from ardiff.train.config import TrainConfig
+from ardiff.train.engines.factory import make_engine
 from ardiff.train.estimate import bucket_bytes, exchanged_bytes, state_bytes
-from ardiff.train.loop import TrainConfig, make_engine
 
 PARTS = 3
 CASES = [(stage, precision) for precision in ("fp32", "bf16") for stage in (0, 1, 2, 3)]

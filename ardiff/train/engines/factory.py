@@ -1,0 +1,41 @@
+"""Makes the engine that a configuration asks for."""
+
+import os
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ardiff import distributed, onednn
+from ardiff.errors import ConfigError
+from ardiff.train.config import TrainConfig
+from ardiff.train.engines.base import Engine
+from ardiff.train.engines.torch_engine import TorchEngine
+
+
+def make_engine(model: nn.Module, config: TrainConfig, device: torch.device) -> Engine:
+    """The configured engine for ``model``. DeepSpeed needs an initialised process group."""
+    common = (config.optimizer, device, config.precision, config.max_grad_norm, config.ema_decay)
+    match config.engine:
+        case "torch":
+            engine = TorchEngine(model, *common, activation_checkpointing=config.activation_checkpointing)
+            if config.onednn and device.type == "cpu" and onednn.available():
+                onednn.accelerate_linear(model)
+            return engine
+        case "deepspeed":
+            if device.type == "cpu":
+                os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            try:
+                from ardiff.train.engines.deepspeed_engine import DeepSpeedEngine
+            except ModuleNotFoundError as error:
+                raise ConfigError("train.engine=deepspeed needs DeepSpeed: pip install 'ardiff[deepspeed]'.") from error
+            settings = config.deepspeed_settings(distributed.size())
+            return DeepSpeedEngine(model, *common, settings, activation_checkpointing=config.activation_checkpointing)
+        case _:
+            raise ValueError(f"unknown engine {config.engine!r}")
+
+
+def make_discriminator_engine(discriminator: nn.Module, config: TrainConfig, device: torch.device) -> Engine:
+    """The engine of a task's discriminator: ZeRO stage 2 at most, as the model's loss needs its whole weights."""
+    deepspeed = replace(config.deepspeed, stage=min(config.deepspeed.stage, 2), offload_parameters=False)
+    return make_engine(discriminator, replace(config, deepspeed=deepspeed), device)

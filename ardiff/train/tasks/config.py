@@ -1,0 +1,62 @@
+"""Settings of the training tasks."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ardiff.vae.config import DiscriminatorConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AutoencoderTaskConfig:
+    """Losses and stages of the AR-VAE (Sec. 4.1)."""
+
+    reconstruction: Literal["mse", "l1"] = "mse"
+    """Distance between pixels in [-1, 1]."""
+    kl_weight: float = 1e-3
+    """Weight of the Kullback-Leibler term. A higher weight makes latents smoother and easier for the DiT to learn."""
+    smoothness_weight: float = 0.0
+    """Weight of the mean squared difference between the latent means of neighbouring frames; 0 leaves it out. Latents
+    of small models may jump from frame to frame, which is hard for the DiT to learn. Not in the paper. Clips of one
+    frame have no such term."""
+    kl_warmup_steps: int = 0
+    """Steps over which ``kl_weight`` and ``smoothness_weight`` rise linearly from zero. At full weight from the start,
+    a small model may end up with latents that carry no content (posterior collapse)."""
+    temporal_from_step: int = 0
+    """First step at which the decoder attends to earlier frames; before it, frames are decoded alone (stages 1 and 2 of
+    Sec. 4.1)."""
+    perceptual_weight: float = 0.0
+    """Weight of the perceptual distance (LPIPS) between frames and their reconstructions; 0 leaves it out."""
+    perceptual_weights: str = ""
+    """Safetensors file with the weights of LPIPS, local or ``s3://``. Required by the perceptual loss."""
+    adversarial_weight: float = 0.0
+    """Weight of the adversarial loss, multiplied by the adaptive weight; 0 trains without a discriminator."""
+    adversarial_from_step: int = 0
+    """First step that uses the adversarial loss and trains the discriminator (stage 2 of Sec. 4.1)."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """Sizes of the discriminator."""
+
+    def __post_init__(self) -> None:
+        if min(self.kl_weight, self.smoothness_weight, self.perceptual_weight, self.adversarial_weight) < 0:
+            raise ValueError(
+                "kl_weight, smoothness_weight, perceptual_weight and adversarial_weight must not be negative"
+            )
+        if self.perceptual_weight and not self.perceptual_weights:
+            raise ValueError("perceptual_weight needs perceptual_weights, the file with the weights of LPIPS")
+        if min(self.kl_warmup_steps, self.temporal_from_step, self.adversarial_from_step) < 0:
+            raise ValueError("kl_warmup_steps, temporal_from_step and adversarial_from_step must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiTTaskConfig:
+    """Loss settings of the AR-DiT."""
+
+    class_dropout: float = 0.1
+    """Probability of replacing a clip's class by the null class, which classifier-free guidance needs."""
+    noise_clip: float = 0.0
+    """Noise is clamped to this many standard deviations (noise clipping of Sec. 4.1); 0 does not clamp it."""
+
+    def __post_init__(self) -> None:
+        if self.noise_clip < 0:
+            raise ValueError(f"noise_clip must not be negative, got {self.noise_clip}")
+        if not 0.0 <= self.class_dropout <= 1.0:
+            raise ValueError(f"class_dropout must be in [0, 1], got {self.class_dropout}")
