@@ -1,53 +1,61 @@
-# Two commands for a fresh machine: `make quickstart` and `make test`. `make help` lists the rest.
+# Two commands for a fresh machine: `make quickstart` and `make test`. `make help` lists all targets.
 PYTHON ?= python3.11
 BIN    := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --durations=20
+SPREAD := -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow'
 
-.PHONY: help setup s3-server chromium quickstart test test-slow lint constraints clean
+.PHONY: help setup s3-server chromium test-setup quickstart lint types check test test-slow constraints clean
 
-help: ## list the targets
+help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
-setup: .venv/.ready ## make .venv with the pinned versions of constraints.txt
+setup: .venv/.ready ## create .venv with the versions pinned in constraints.txt
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt torch
-	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,deepspeed]'
+	$(BIN)/pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
 	@touch $@
 
-s3-server: .venv-s3/.ready ## make .venv-s3 with the S3 server that the tests start
+s3-server: .venv-s3/.ready ## create .venv-s3 with the S3 server that the tests start
 
 .venv-s3/.ready: tests/s3/constraints.txt
 	$(PYTHON) -m venv .venv-s3
 	.venv-s3/bin/pip install --quiet --progress-bar off -c tests/s3/constraints.txt swift
 	@touch $@
 
-.venv/torch_extensions/.ready: .venv/.ready # DeepSpeed's operator, which it would compile at its first use
+.venv/torch_extensions/.ready: .venv/.ready # the operator that DeepSpeed would compile at its first use
 	-DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$(CURDIR)/.venv/torch_extensions \
 		$(BIN)/python -c "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load()" >/dev/null
 	@touch $@
 
-chromium: ## install Debian's Chromium, which the tests of the page drive, where there is none
+chromium: ## install Debian's Chromium for the tests of the web page, unless it is there
 	@test -x /usr/bin/chromium || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null
 
 quickstart: setup ## data -> AR-VAE -> latents -> AR-DiT -> videos -> scores -> report.html (about 9 minutes)
 	$(BIN)/ardiff quickstart $(ARGS)
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, and the layers of pyproject.toml (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
+
+types: setup ## mypy
 	$(BIN)/mypy
 
-test: export OMP_NUM_THREADS = 1
-test: lint s3-server chromium .venv/torch_extensions/.ready ## lint, then every test that is not marked slow
-	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow' $(ARGS)
+test-setup: setup s3-server chromium .venv/torch_extensions/.ready
 
-test-slow: export OMP_NUM_THREADS = 1
-test-slow: setup s3-server chromium .venv/torch_extensions/.ready ## the proofs that take minutes
-	$(BIN)/pytest -m slow $(ARGS)
+check: lint types test-setup ## lint, types and unit tests: run it before each commit
+	$(PYTEST) $(SPREAD) tests/unit $(ARGS)
 
-constraints: ## write constraints.txt from what .venv holds
+test: lint types test-setup ## lint, types and all tests that are not slow: what CI runs
+	$(PYTEST) $(SPREAD) $(ARGS)
+
+test-slow: test-setup ## the slow tests: run them before a release
+	$(PYTEST) -m slow $(ARGS)
+
+constraints: ## write constraints.txt from the packages in .venv
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -v -e '^ardiff' -e '^pip==' -e '^setuptools==' | sed 's/+cpu//'; } > constraints.tmp && mv constraints.tmp constraints.txt
 
-clean: ## remove what the commands made, not .venv
+clean: ## remove results, builds and caches, but not .venv
 	rm -rf runs build *.egg-info .mypy_cache .ruff_cache

@@ -97,7 +97,7 @@ def command_parser(command: str, summary: str, module: ModuleType, config_class:
         if dataclasses.is_dataclass(hints[field.name]):
             continue
         flag = f"--{field.name.replace('_', '-')}"
-        text = f"{documentation[field.name]} Default: {_default(field)}.".replace("%", "%%")
+        text = _help_text(field, documentation).replace("%", "%%")
         dest = f"set_{field.name}"
         if hints[field.name] is bool:
             parser.add_argument(flag, dest=dest, action="store_const", const="true", help=text)
@@ -126,9 +126,15 @@ def _fields_help(config_class: type[Any], prefix: str) -> list[str]:
         if dataclasses.is_dataclass(hint):
             lines += _section_help(typing.cast(type, hint), key, documentation[field.name])
         elif prefix:
-            text = f"{documentation[field.name]} Default: {_default(field)}."
+            text = _help_text(field, documentation)
             lines += textwrap.wrap(f"{key}: {text}", 110, initial_indent="    ", subsequent_indent="        ")
     return lines
+
+
+def _help_text(field: dataclasses.Field[Any], documentation: dict[str, str]) -> str:
+    """The documentation of a field, its valid names if its metadata has ``choices``, a function, and its default."""
+    choices = f" One of: {', '.join(field.metadata['choices']())}." if "choices" in field.metadata else ""
+    return f"{documentation[field.name]}{choices} Default: {_default(field)}."
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

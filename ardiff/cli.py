@@ -10,6 +10,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 import yaml
 
@@ -32,6 +33,7 @@ COMMANDS = {
     "export": ("ardiff.train.export", "ExportConfig", "export a usable model from a training checkpoint"),
     "import-upstream": ("ardiff.upstream.command", "ImportConfig", "convert upstream checkpoints to a pipeline"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
+    "evaluate-quick": ("ray_jobs.evaluate_quick", "QuickConfig", "score small synthetic videos, with controls"),
     "compare": ("ardiff.metrics.compare", "CompareConfig", "show scores of one protocol side by side"),
     "weights": ("ardiff.metrics.weights", "WeightsConfig", "list or fetch the weights of feature networks"),
     "serve": ("ray_jobs.serve", "ServeConfig", "serve video generation over HTTP, with a web page"),
@@ -47,6 +49,8 @@ TOOLS = {
     "doctor": ("ray_jobs.doctor", "check this machine or a cluster"),
 }
 """Commands with options of their own and no configuration: module and summary."""
+EXTRAS = {"ardiff.client": "serve", "ray_jobs.serve": "serve", "ray_jobs.serving.lint": "serve"}
+"""The extra that brings the packages of a command's module, where it is not ``ray``."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,7 +86,7 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
 
         return examine()
     if command in TOOLS:
-        code: int = importlib.import_module(TOOLS[command][0]).main(arguments[1:])
+        code: int = _load(TOOLS[command][0]).main(arguments[1:])
         return code
     if command not in COMMANDS:
         _top_parser().parse_args(arguments)
@@ -107,9 +111,22 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
 def read_arguments(command: str, arguments: Sequence[str]) -> Call:
     """Reads the arguments of one of the ``COMMANDS``. Raises ConfigError; exits with 2 for an unknown option."""
     module_name, class_name, summary = COMMANDS[command]
-    module = importlib.import_module(module_name)
+    module = _load(module_name)
     config_class = getattr(module, class_name)
     return read_call(command, module, config_class, command_parser(command, summary, module, config_class), arguments)
+
+
+def _load(name: str) -> ModuleType:
+    """Imports the module of a command. Raises ArdiffError naming the extra to install if a package is missing."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("ardiff", "ray_jobs"):
+            raise
+        extra = EXTRAS.get(name, "ray")
+        message = f"This command needs the package {package}, which is not installed: pip install 'ardiff[{extra}]'."
+        raise ArdiffError(message) from error
 
 
 def _top_parser() -> argparse.ArgumentParser:

@@ -1,8 +1,9 @@
 """Typed, strict configuration: frozen dataclasses filled from YAML and dotted overrides.
 
 A configuration is one dataclass whose fields are values or further dataclasses. It is read from a YAML file, or from a
-folder with one YAML file per field, and then changed by overrides such as ``train.lr=1e-4``. Every key must be a field
-and every value must have the field's type. An error names the path of the key and the nearest valid name.
+folder with one YAML file per field, and then changed by overrides such as ``train.lr=1e-4``. A file may overlay
+another one: ``base: ../paper/train_dit.yaml`` reads that file first. Every key must be a field and every value must
+have the field's type. An error names the path of the key and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ CONFIGS = "ARDIFF_CONFIGS"
 a cluster's nodes."""
 COMMAND = "command"
 """Key that names the command of a configuration file. Such a file is complete; it is not a part of its folder."""
+BASE = "base"
+"""Key of a file that overlays another file: the path of that file, relative to the folder of this one."""
 
 
 def load_config(
@@ -156,6 +159,34 @@ def _read_tree(path: Path) -> dict[str, Any]:
             raise ConfigError(f"The configuration folder {path} has no .yaml file.")
         trees = {file.stem: _read_tree(file) for file in files}
         return {name: tree for name, tree in trees.items() if COMMAND not in tree}
+    return _read_file(path)
+
+
+def _read_file(path: Path, overlays: Sequence[Path] = ()) -> dict[str, Any]:
+    """The settings of a file over those of its base. ``overlays``: the files that this one is the base of."""
+    settings = _load_yaml(path)
+    if BASE not in settings:
+        return settings
+    base = path.parent / str(settings.pop(BASE))
+    if base.resolve() in overlays:
+        raise ConfigError(f"{path} has itself as its base.")
+    tree = _read_file(base, [*overlays, path.resolve()])
+    _merge(tree, settings)
+    return tree
+
+
+def base_files(path: Path) -> list[Path]:
+    """The files that a configuration file, or the files of a folder, overlay, with their own bases."""
+    if path.is_dir():
+        return [base for file in sorted(path.glob("*.yaml")) for base in base_files(file)]
+    settings = _load_yaml(path)
+    if BASE not in settings:
+        return []
+    base = path.parent / str(settings[BASE])
+    return [base, *base_files(base)]
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:

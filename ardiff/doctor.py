@@ -11,6 +11,9 @@ import psutil
 import torch
 from av.codec import Codec
 
+EXTRAS = {"ray": "ray", "deepspeed": "train"}
+"""The extra of ``pip install 'ardiff[...]'`` that brings a package."""
+
 
 def examine() -> int:
     """Prints one line per finding. Returns 0 if everything that the quickstart needs is there, else 1."""
@@ -50,7 +53,7 @@ def _devices() -> str:
 def _package(name: str, needed: bool) -> tuple[str, bool, str]:
     if _has(name):
         return name, True, metadata.version(name)
-    return name, not needed, f"not installed: pip install 'ardiff[{name}]'" if not needed else "not installed"
+    return name, not needed, f"not installed: pip install 'ardiff[{EXTRAS[name]}]'"
 
 
 def _has(name: str) -> bool:

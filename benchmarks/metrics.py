@@ -1,12 +1,12 @@
-"""Scores: the Frechet distance against SciPy's matrix root and torchmetrics' FID, and videos per second of extraction.
+"""Benchmarks the Frechet distance against SciPy's matrix root and torchmetrics' FID, and feature extraction.
 
     python benchmarks/metrics.py frechet
-    python benchmarks/metrics.py fid         # reductions of the same features
-    python benchmarks/metrics.py inception   # FID of the same pictures by the same Inception, extraction included
+    python benchmarks/metrics.py fid         # the same features
+    python benchmarks/metrics.py inception   # the same pictures and the same Inception, with extraction
     python benchmarks/metrics.py extraction  # seeded random weights take as long as real ones
     python benchmarks/metrics.py workers     # extraction by one and by two actors of a Ray Data job
 
-Every ratio is of runs that take turns in one process; medians, of seconds of CPU. ``--quick`` takes smaller sizes.
+The runs of a ratio alternate. Times are medians of CPU seconds. ``--quick`` uses smaller sizes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from ardiff.data.manifest import VideoRecord
-from ardiff.metrics.extractors import Extractor
+from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.frechet import Moments, frechet_distance, frechet_from_moments
+from ardiff.metrics.registry import find_spec, metrics, set_specs
 
 SETS = ((400, 2048), (2048, 2048), (2048, 256))
 QUICK = ((400, 512), (512, 512))
@@ -34,14 +35,14 @@ CASES = ("shifted", "scaled", "identical")
 
 
 def features(seed: int, count: int, width: int) -> np.ndarray:
-    """Rows that look like logits: correlated neighbours and a falling spectrum, float64."""
+    """Rows that resemble logits: correlated neighbours and a falling spectrum, float64."""
     x = np.random.default_rng(seed).standard_normal((count, width))
     x[:, 1:] += 0.5 * x[:, :-1]
     return x * 4.0 / (1.0 + 0.125 * np.arange(width))
 
 
 def by_sqrtm(real: np.ndarray, fake: np.ndarray) -> float:
-    """The formula as most repositories compute it, with SciPy's matrix square root."""
+    """The formula with SciPy's matrix square root, as in most repositories."""
     from scipy.linalg import sqrtm
 
     first, second = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
@@ -51,32 +52,30 @@ def by_sqrtm(real: np.ndarray, fake: np.ndarray) -> float:
 
 
 def timed(function: Callable[[], float]) -> tuple[float, float]:
-    """Value and seconds of this process on all its cores, which other work on the machine hardly changes."""
+    """The value, and the CPU seconds of this process, which depend little on other load."""
     started = time.process_time()
     value = function()
     return value, time.process_time() - started
 
 
 def frechet(sizes: tuple[tuple[int, int], ...], chosen: list[str], repeats: int) -> None:
-    """Time of both ways in turns, and their error where the distance has a closed form."""
-    print("| features | clips | ours s | sqrtm s | ratio | error of ours | error of sqrtm |")
+    """Times of both implementations, and their errors for distances with a closed form."""
+    print("| features | clips | ardiff s | sqrtm s | ratio | error of ardiff | error of sqrtm |")
     print("|---|---|---|---|---|---|---|")
     for width, count in sizes:
         real = features(1, count, width)
         shift = ((np.arange(width) % 5) - 2.0) * 0.25
         known = [(real + shift, float((shift**2).sum())), (1.5 * real, _scaled(real)), (real, 0.0)]
         cases = [case for name, case in zip(CASES, known, strict=True) if name in chosen]
-        ours, theirs, worst = [], [], [0.0, 0.0]
+        ardiff_seconds, scipy_seconds, worst = [], [], [0.0, 0.0]
         for fake, exact in cases * repeats:
-            for side, (function, seconds) in enumerate(((frechet_distance, ours), (by_sqrtm, theirs))):
+            for side, (function, seconds) in enumerate(((frechet_distance, ardiff_seconds), (by_sqrtm, scipy_seconds))):
                 value, elapsed = timed(partial(function, real, fake))
                 seconds.append(elapsed)
                 worst[side] = max(worst[side], abs(value - exact))
-        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-        print(
-            f"| {width} | {count} | {statistics.median(ours):.2f} | {statistics.median(theirs):.2f} | **{ratio:.1f}** "
-            f"| {worst[0]:.1e} | {worst[1]:.1e} |"
-        )
+        ratio = statistics.median(b / a for a, b in zip(ardiff_seconds, scipy_seconds, strict=True))
+        medians = f"{statistics.median(ardiff_seconds):.2f} | {statistics.median(scipy_seconds):.2f}"
+        print(f"| {width} | {count} | {medians} | **{ratio:.1f}** | {worst[0]:.1e} | {worst[1]:.1e} |")
 
 
 def _scaled(real: np.ndarray) -> float:
@@ -85,7 +84,7 @@ def _scaled(real: np.ndarray) -> float:
 
 
 class Rows(torch.nn.Module):
-    """An extractor for torchmetrics that takes features for images, so that both reduce exactly the same."""
+    """An extractor for torchmetrics that returns its input, so that both implementations reduce the same features."""
 
     num_features = 2048
 
@@ -94,12 +93,12 @@ class Rows(torch.nn.Module):
 
 
 def reduction(side: str, width: int, count: int) -> None:
-    """One way of reducing features in batches, in a process of its own: prints value, seconds and MiB of memory."""
+    """Reduces features in batches, in a process of its own. Prints the value, seconds and MiB of memory."""
     batches = [
         [torch.from_numpy(features(seed * 1000 + i, 64, width)).float() for i in range(count // 64)] for seed in (1, 2)
     ]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if side == "ours":
+    if side == "ardiff":
 
         def run() -> float:
             sides = [torch.cat(batch).numpy() for batch in batches]
@@ -127,11 +126,11 @@ def reduction(side: str, width: int, count: int) -> None:
 
 
 def fid(quick: bool, repeats: int) -> None:
-    """Reductions of the same features by torchmetrics and by us, each in a process of its own, taking turns."""
+    """Reductions of the same features by torchmetrics and by ardiff, each in a process of its own."""
     print("| features | clips | by | distance | s | MiB above the features |")
     print("|---|---|---|---|---|---|")
     for width, count in ((512, 512),) if quick else ((400, 2048), (2048, 2048)):
-        runs: dict[str, list[list[float]]] = {"ours": [], "moments": [], "torchmetrics": []}
+        runs: dict[str, list[list[float]]] = {"ardiff": [], "moments": [], "torchmetrics": []}
         for _ in range(repeats):
             for side, results in runs.items():
                 command = [sys.executable, __file__, "reduce", side, str(width), str(count)]
@@ -142,42 +141,36 @@ def fid(quick: bool, repeats: int) -> None:
 
 
 def extraction(quick: bool, repeats: int, device: str) -> None:
-    """Clips per second through preprocessing and network, without decoding."""
-    from ardiff.metrics.networks.i3d import I3D
-    from ardiff.metrics.networks.inception import FIDInception
-    from ardiff.metrics.networks.resnet3d import ResNet3D50
-    from ardiff.metrics.protocol import RECIPES
-
-    networks = {"i3d": I3D, "inception": FIDInception, "resnet3d": ResNet3D50}
+    """Clips per second of preprocessing and network, without decoding."""
     count = 1 if quick or device == "cpu" else 16
     clips = np.random.default_rng(0).integers(0, 256, (count, 16, 256, 256, 3), dtype=np.uint8)
     print("| protocol | metric | clips/s | s a clip |")
     print("|---|---|---|---|")
-    for (protocol, metric), how in RECIPES.items():
-        if metric == "kvd":
-            continue  # FVD's features
+    specs = [(p, name, spec) for name, metric in metrics().items() for p, spec in set_specs(metric).items()]
+    for protocol, name, spec in specs:
+        if name == "kvd":
+            continue  # the same features as FVD
         torch.manual_seed(0)
-        extractor = Extractor(how, networks[how.network]().state_dict(), torch.device(device))
+        extractor = FeatureExtractor(spec, spec.network.build().state_dict(), torch.device(device))
         extractor(clips)
         seconds = [timed(partial(_extracted, extractor, clips))[1] for _ in range(repeats)]
         rate = count / statistics.median(seconds)
-        print(f"| {protocol} | {metric} | {rate:.2f} | {1 / rate:.2f} |")
+        print(f"| {protocol} | {name} | {rate:.2f} | {1 / rate:.2f} |")
 
 
-def _inception() -> Extractor:
+def _inception() -> FeatureExtractor:
     from ardiff.metrics.networks.inception import FIDInception
-    from ardiff.metrics.protocol import RECIPES
 
     torch.manual_seed(0)
     model = FIDInception()
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight)  # features that differ from picture to picture
-    return Extractor(RECIPES["styleganv", "fid-img"], model.state_dict(), torch.device("cpu"))
+            torch.nn.init.kaiming_normal_(module.weight)  # so that pictures have different features
+    return FeatureExtractor(find_spec("styleganv", "fid-img"), model.state_dict(), torch.device("cpu"))
 
 
 def inception(quick: bool, repeats: int) -> None:
-    """FID of two sets of pictures, extraction included: by torchmetrics with our Inception, and by us, in turns."""
+    """FID of two sets of pictures with the same Inception: by torchmetrics and by ardiff, with extraction."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     extractor, count = _inception(), 8 if quick else 64
@@ -190,34 +183,34 @@ def inception(quick: bool, repeats: int) -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(extractor(images.permute(0, 2, 3, 1)[:, None].numpy())[:, 0])
 
-    def theirs() -> float:
+    def torchmetrics_fid() -> float:
         metric = FrechetInceptionDistance(feature=SameExtractor(), input_img_size=(3, 256, 256)).double()
         for pictures, real in zip(sets, (True, False), strict=True):
             for batch in torch.from_numpy(pictures[:, 0]).permute(0, 3, 1, 2).split(16):
                 metric.update(batch, real=real)
         return float(metric.compute())
 
-    def ours() -> float:
+    def ardiff_fid() -> float:
         return frechet_distance(*(extractor(pictures)[:, 0].astype(np.float64) for pictures in sets))
 
-    results = [(timed(ours), timed(theirs)) for _ in range(repeats)]
+    results = [(timed(ardiff_fid), timed(torchmetrics_fid)) for _ in range(repeats)]
     ratio = statistics.median(b[1] / a[1] for a, b in results)
-    print("| pictures a set | ours | torchmetrics | s, ours | s, torchmetrics | ratio |")
+    print("| pictures a set | ardiff | torchmetrics | s, ardiff | s, torchmetrics | ratio |")
     print("|---|---|---|---|---|---|")
     (distance, seconds), (other, slower) = results[0]
     print(f"| {count} | {distance:.6g} | {other:.6g} | {seconds:.2f} | {slower:.2f} | **{ratio:.2f}** |")
 
 
 def workers(quick: bool, repeats: int) -> None:
-    """Wall time of one and of two actors of one thread each, in turns, from files to features of I3D."""
+    """Wall time from files to I3D features, with one and with two actors of one thread each."""
     import tempfile
     from pathlib import Path
 
     from ardiff.data.encode import encode_video
     from ardiff.metrics.networks.i3d import I3D
-    from ardiff.metrics.protocol import RECIPES
     from ardiff.metrics.store import FeatureStore
-    from ray_jobs.evaluation.features import Clip, ClipSet, Workers, extract
+    from ray_jobs.evaluation.datasets import Clip
+    from ray_jobs.evaluation.features import ClipSet, Workers, extract
     from ray_jobs.runtime.cluster import ray_cluster
 
     torch.manual_seed(0)
@@ -225,28 +218,26 @@ def workers(quick: bool, repeats: int) -> None:
 
     def build(device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
         torch.set_num_threads(1)
-        return Extractor(RECIPES["styleganv", "fvd"], state, device)
+        return FeatureExtractor(find_spec("styleganv", "fvd"), state, device)
 
     count = 8 if quick else 48
     with tempfile.TemporaryDirectory() as folder, ray_cluster():
         clips = []
         for i in range(count):
             video = np.random.default_rng(i).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
-            place = Path(folder) / f"{i:03d}.mp4"
-            place.write_bytes(encode_video(video, 8.0))
-            record = VideoRecord(
-                str(place), place.stat().st_size, "h264", 64, 64, 8.0, 16, 0, "video", "test", "ok", ""
-            )
+            path = Path(folder) / f"{i:03d}.mp4"
+            path.write_bytes(encode_video(video, 8.0))
+            record = VideoRecord(str(path), path.stat().st_size, "h264", 64, 64, 8.0, 16, 0, "video", "test", "ok", "")
             clips.append(Clip(record, 0, 1))
 
         def seconds(actors: int, number: int) -> float:
-            how = Workers(device=torch.device("cpu"), batch_size=2, max_actors=actors, cpus=1.0, gpus=1)
+            actor_pool = Workers(device=torch.device("cpu"), batch_size=2, max_actors=actors, cpus=1.0, gpus=1)
             store = FeatureStore(str(Path(folder) / f"{actors}-{number}"))
             started = time.perf_counter()
-            extract("i3d", [ClipSet(clips, store)], build, 16, None, how)
+            extract("i3d", [ClipSet(clips, store)], build, 16, None, actor_pool)
             return time.perf_counter() - started
 
-        seconds(2, -1)  # processes are up
+        seconds(2, -1)  # warm-up: starts the processes
         rows = [(seconds(1, number), seconds(2, number)) for number in range(repeats)]
     one, two = (statistics.median(column) for column in zip(*rows, strict=True))
     ratio = statistics.median(a / b for a, b in rows)

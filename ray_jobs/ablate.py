@@ -25,7 +25,7 @@ from ardiff.data import storage
 from ardiff.errors import ArdiffError, ConfigError
 from ardiff.sampling.cost import frame_evaluations
 from ardiff.sampling.params import SamplingParams
-from ray_jobs import evaluate, generate, prepare
+from ray_jobs import evaluate_quick, generate, prepare
 from ray_jobs.generate import GenerateConfig, VideoSets
 from ray_jobs.quickstart import (
     Inputs,
@@ -211,7 +211,7 @@ def _run_unit(config: AblateConfig, unit: Unit) -> list[Result]:
     stages.do(generate.run_sets, VideoSets(output=f"{root}/samples", sets=tuple(sets)))
     # The controls are the same for all.
     scoring_config = replace(scoring(unit.config, root, inputs, sets), controls=False)
-    scores = stages.do(evaluate.run, scoring_config).results["sets"]
+    scores = stages.do(evaluate_quick.run, scoring_config).results["sets"]
     seconds = stages.records[-3].seconds
     return list(_read_scores(unit, scores, seconds))
 

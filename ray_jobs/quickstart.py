@@ -19,10 +19,10 @@ from ardiff.data import storage
 from ardiff.data.manifest import class_names, read_manifest, usable
 from ardiff.diffusion.ar_step import check_ar_step
 from ardiff.errors import ConfigError
-from ray_jobs import encode, evaluate, generate, prepare, train_dit, train_vae
+from ray_jobs import encode, evaluate_quick, generate, prepare, train_dit, train_vae
 from ray_jobs.encode import EncodeConfig
-from ray_jobs.evaluate import EvaluateConfig
-from ray_jobs.evaluation import quick
+from ray_jobs.evaluation.config import QuickConfig
+from ray_jobs.evaluation.quick import lacks_fvd
 from ray_jobs.generate import GenerateConfig, VideoSets
 from ray_jobs.prepare import PrepareConfig
 from ray_jobs.reports.quickstart import write_quickstart_report
@@ -67,7 +67,7 @@ class QuickstartConfig:
     """AR-DiT training."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     """Sampling."""
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    evaluate: QuickConfig = field(default_factory=QuickConfig)
     """Scoring."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     """Which videos to sample."""
@@ -106,7 +106,7 @@ def run(config: QuickstartConfig) -> None:
         long = long_set(config, root, pipeline)
         stages.do(generate.run_sets, VideoSets(output=f"{root}/samples", sets=(*short, long)))
         scores = scoring(config, root, inputs, short)
-        stages.do(evaluate.run, scores, lambda record: quick.lacks_fvd(scores, record.results))
+        stages.do(evaluate_quick.run, scores, lambda record: lacks_fvd(scores, record.results))
     report = Path(root) / "report.html"
     write_quickstart_report(report, config, stages.records, [*short, long], scores)
     print_line(f"[bold]{report}[/]")
@@ -204,20 +204,19 @@ def long_set(config: QuickstartConfig, root: str, pipeline: str) -> GenerateConf
     )
 
 
-def scoring(config: QuickstartConfig, root: str, inputs: Inputs, sets: Sequence[GenerateConfig]) -> EvaluateConfig:
+def scoring(config: QuickstartConfig, root: str, inputs: Inputs, sets: Sequence[GenerateConfig]) -> QuickConfig:
     """How the sets are scored against held-out clips."""
     return replace(
         _as_encoded(config),
         real=inputs.manifest,
         fake=tuple(s.manifest for s in sets),
-        protocol="quick",
         vae=inputs.vae,
         output=f"{root}/scores",
         shapes=config.evaluate.shapes and inputs.synthetic,
     )
 
 
-def _as_encoded(config: QuickstartConfig) -> EvaluateConfig:
+def _as_encoded(config: QuickstartConfig) -> QuickConfig:
     """Scores of clips of the length and frame rate that the AR-DiT is trained on."""
     scores = config.evaluate
     return replace(scores, num_frames=config.encode.num_frames, fps=scores.fps or config.encode.fps)

@@ -29,7 +29,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from ardiff.arguments import Call
 from ardiff.cli import COMMANDS, read_arguments
-from ardiff.config import fingerprint, to_dict
+from ardiff.config import base_files, fingerprint, to_dict
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, ConfigError
 from ray_jobs.runtime.console import print_line
@@ -166,7 +166,7 @@ def _files(call: Call, folder: Path) -> list[str]:
             raise ConfigError(f"--config {file}: give a path relative to {folder}, and inside: it is what is sent.")
         if not (folder / path).exists():
             raise ConfigError(f"--config {file}: there is no such file in {folder}.")
-        names.append(os.path.normpath(path))
+        names += [os.path.normpath(name) for name in (path, *base_files(path))]
     return names
 
 

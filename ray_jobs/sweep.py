@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rich.markup import escape
 
@@ -26,8 +26,8 @@ from ardiff.sweep.models import SweptModel
 from ardiff.sweep.packs import record_failure
 from ardiff.sweep.rows import Record, VideoRow, find_complete, in_parallel, video_record, write_rows
 from ardiff.sweep.summary import CellScore, CellSummary, aligned, failure_table, label, summarise
-from ray_jobs import evaluate
-from ray_jobs.evaluate import EvaluateConfig
+from ray_jobs import evaluate, evaluate_quick
+from ray_jobs.evaluation.config import EvaluateConfig, QuickConfig
 from ray_jobs.generation.actors import Workers, make_videos
 from ray_jobs.reports.sweep import write_sweep_report
 from ray_jobs.runtime.cluster import ray_cluster
@@ -35,6 +35,7 @@ from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.stages import record_run, stage
 
 CONFIG_FIRST = True
+ScoringT = TypeVar("ScoringT", EvaluateConfig, QuickConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +52,15 @@ class SweepConfig:
     """Type of the weights, and of the arithmetic in the models."""
     keep_latents: bool = False
     """Also store each video's latents, as safetensors."""
-    evaluate: bool = False
-    """Score every cell that has enough videos against ``real``."""
+    evaluate: Literal["none", "published", "quick"] = "none"
+    """Score every cell that has enough videos against ``real``: by a published protocol as ``scores`` says, or by the
+    quick evaluation as ``quick`` says."""
     real: str | None = None
     """Real videos: a manifest, a folder or an ``s3://`` prefix."""
     scores: EvaluateConfig = field(default_factory=EvaluateConfig)
-    """How cells are scored; its ``real``, ``fake`` and ``output`` are set by the sweep."""
+    """How ``evaluate=published`` scores cells. The sweep sets its ``real``, ``fake`` and ``output``."""
+    quick: QuickConfig = field(default_factory=QuickConfig)
+    """How ``evaluate=quick`` scores cells. The sweep sets its ``real``, ``fake`` and ``output``."""
     fps: float = 8.0
     """Frames per second of the files."""
     codec: VideoCodec = "h264"
@@ -85,8 +89,13 @@ class SweepConfig:
             raise ValueError("batch_size, min_actors, cpu_threads and attempts must be at least 1")
         if self.max_actors < self.min_actors or not self.gpus_per_actor > 0 or not self.fps > 0:
             raise ValueError("max_actors must be at least min_actors, gpus_per_actor and fps positive")
-        if self.evaluate and self.real is None:
+        if self.evaluate != "none" and self.real is None:
             raise ValueError("evaluate needs real videos: give real=MANIFEST_OR_FOLDER")
+
+    @property
+    def scoring(self) -> EvaluateConfig | QuickConfig:
+        """How cells are scored."""
+        return self.quick if self.evaluate == "quick" else self.scores
 
     @property
     def storing(self) -> Storing:
@@ -136,8 +145,8 @@ def run(config: SweepConfig, key: str = "") -> None:
     refused = _refused(cells, rows)
     if len(refused) == len(rows):
         raise ConfigError(f"No video of the grid can be made: {refused[rows[0].id]}")
-    if config.evaluate:
-        evaluate.check(_scoring(config))
+    if config.evaluate == "published":
+        evaluate.check(_in_sweep(config, config.scores))
     with ray_cluster(config.max_actors * config.cpu_threads), stage("sweep", config.output, key) as record:
         _claim(config)
         record_run(config.output, config)
@@ -153,7 +162,7 @@ def run(config: SweepConfig, key: str = "") -> None:
             scores, notes = _score(config, summaries)
         except Exception as error:
             scores, notes, unscored = [], [f"Nothing is scored: {error}"], error
-            shown = replace(config, evaluate=False, real=None)  # whose videos may be what is broken
+            shown = replace(config, evaluate="none", real=None)  # whose videos may be what is broken
         report = write_sweep_report(shown, summaries, rows, records, scores, notes)
         made = len(rows) - before - len(failed)
         record.note = f"{made} videos generated, {before} were there, {len(failed)} failed"
@@ -232,40 +241,49 @@ def _describe_cells(
 
 def _score(config: SweepConfig, summaries: Sequence[CellSummary]) -> tuple[list[CellScore], list[str]]:
     """Scores of all cells that can be scored, and why others are not."""
-    if not config.evaluate:
+    if config.evaluate == "none":
         return [], []
     notes, scorable = [], []
     for summary in summaries:
         cell = summary.cell
-        if cell.num_frames < config.scores.num_frames:
-            notes.append(f"{cell.name} is not scored: clips have {config.scores.num_frames} frames, its videos fewer.")
-        elif summary.made < config.scores.num_clips:
+        if cell.num_frames < config.scoring.num_frames:
+            notes.append(f"{cell.name} is not scored: clips have {config.scoring.num_frames} frames, its videos fewer.")
+        elif summary.made < config.scoring.num_clips:
             notes.append(
-                f"{cell.name} is not scored: it has {summary.made} videos, and scores.num_clips is "
-                f"{config.scores.num_clips}."
+                f"{cell.name} is not scored: it has {summary.made} videos, and num_clips is {config.scoring.num_clips}."
             )
         else:
             scorable.append(cell)
     if not scorable:
         return [], notes
     fakes = tuple(_manifest(config, cell) for cell in scorable)
-    return _flat(evaluate.run(replace(_scoring(config), fake=fakes))), notes
+    if config.evaluate == "quick":
+        content = evaluate_quick.run(replace(_in_sweep(config, config.quick), fake=fakes))
+    else:
+        content = evaluate.run(replace(_in_sweep(config, config.scores), fake=fakes))
+    return _flat(content), notes
 
 
-def _scoring(config: SweepConfig) -> EvaluateConfig:
+def _in_sweep(config: SweepConfig, scoring: ScoringT) -> ScoringT:
+    """The scoring of the sweep's cells."""
     assert config.real is not None
-    return replace(config.scores, real=config.real, output=storage.join(config.output, "scores"))
+    return replace(scoring, real=config.real, output=storage.join(config.output, "scores"))
 
 
 def _flat(content: dict[str, Any]) -> list[CellScore]:
-    """What `ardiff evaluate` returned, and its floors as scores of real clips."""
+    """The scores, and their real-vs-real baselines as scores of the set ``real``."""
     found = [
         CellScore(set=s["set"], metric=s["metric"], value=s["score"], low=s["low"], high=s["high"])
         for s in content["scores"]
     ]
     there = {s.metric for s in found if s.set == "real"}
-    floors = {s["metric"]: s["floor"] for s in content["scores"] if s["floor"] is not None and s["metric"] not in there}
-    return found + [CellScore(set="real", metric=m, value=v, low=None, high=None) for m, v in floors.items()]
+    baselines = {s["metric"]: s["baseline"] for s in content["scores"] if s["baseline"] is not None}
+    real = [
+        CellScore(set="real", metric=metric, value=value, low=None, high=None)
+        for metric, value in baselines.items()
+        if metric not in there
+    ]
+    return found + real
 
 
 def _print(summaries: Sequence[CellSummary], scores: Sequence[CellScore], notes: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Scores of several evaluations in one table, provided that they are of one protocol.
+"""Puts the scores of several evaluations into one table. They must have the same protocol.
 
 ardiff compare runs/a/scores runs/b/scores
 """
@@ -15,16 +15,16 @@ REMAINING = "runs"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompareConfig:
-    """Which evaluations to put side by side."""
+    """Which evaluations to compare."""
 
     runs: tuple[str, ...] = ()
-    """Folders that ``ardiff evaluate`` wrote, or their ``scores.json``, local or ``s3://``."""
+    """Folders of ``ardiff evaluate``, or their ``scores.json``, local or ``s3://``."""
     output: str | None = None
-    """Also write the table to this text file."""
+    """Text file for the table; it is printed in any case."""
 
 
 def run(config: CompareConfig) -> None:
-    """Prints the table. Raises ArdiffError if two scores of a metric are of different protocols; names the field."""
+    """Prints the table. Raises ArdiffError with the field in which the protocols of two scores of a metric differ."""
     if not config.runs:
         raise ConfigError("Give at least one evaluation: ardiff compare FOLDER FOLDER ...")
     text = table(comparable(config.runs))
@@ -34,13 +34,13 @@ def run(config: CompareConfig) -> None:
 
 
 def comparable(runs: tuple[str, ...]) -> list[tuple[str, SetScore]]:
-    """All scores with names that tell them apart. Raises ArdiffError if those of a metric differ in their protocol."""
-    rows = [(place, score) for place in runs for score in read_scores(place)]
+    """All scores with unique names. Raises ArdiffError if two scores of a metric differ in their protocol."""
+    rows = [(uri, score) for uri in runs for score in read_scores(uri)]
     first: dict[str, tuple[str, SetScore]] = {}
-    for place, score in rows:
-        known_place, known = first.setdefault(score.metric, (place, score))
+    for uri, score in rows:
+        first_uri, first_score = first.setdefault(score.metric, (uri, score))
         try:
-            same_protocol_or_raise(known.protocol, score.protocol)
+            same_protocol_or_raise(first_score.protocol, score.protocol)
         except ArdiffError as error:
-            raise ArdiffError(f"{score.metric} of {known_place} and {place}: {error}") from error
-    return [(score.set if len(runs) == 1 else f"{place}: {score.set}", score) for place, score in rows]
+            raise ArdiffError(f"{score.metric} of {first_uri} and {uri}: {error}") from error
+    return [(score.set if len(runs) == 1 else f"{uri}: {score.set}", score) for uri, score in rows]

@@ -1,4 +1,4 @@
-"""How long videos change along their way: distances and simple statistics of every 16 frames.
+"""Drift of long videos: distances and simple statistics of every 16 frames.
 
 Shapes: F frames, H W pixels, S segments.
 """
@@ -16,7 +16,7 @@ STATISTICS = {
     "sharpness": "mean difference of neighbouring pixels",
     "motion": "mean difference of successive frames",
 }
-"""What is measured of a clip, all in grey levels of 0 to 255."""
+"""The statistics of a clip, all in grey levels of 0 to 255, with their meaning."""
 
 
 def clip_statistics(clip: np.ndarray) -> np.ndarray:
@@ -38,22 +38,22 @@ def clip_statistics(clip: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
-    """One set's way."""
+    """The drift of one set of videos."""
 
     name: str
     fvd: list[float]
-    """Distance of each segment to real clips, ``(S,)``."""
+    """FVD of each segment to real clips, ``(S,)``."""
     statistics: dict[str, list[float]]
     """Mean of each of the ``STATISTICS`` per segment, ``(S,)``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DriftReport:
-    """All sets, and what real clips show."""
+    """The drift of all sets, and the values of real clips."""
 
     sets: list[Drift]
     real_fvd: float | None
-    """Distance between two sets of real clips."""
+    """FVD between two sets of real clips; None if there are too few."""
     real_statistics: dict[str, float]
     num_clips: int
     protocol: str

@@ -1,5 +1,6 @@
-"""From uint8 frames to what a feature network sees. Published scores differ by how frames are resized, so each way has
-its name and is part of a score's protocol.
+"""From uint8 frames to the inputs of a feature network.
+
+Published scores differ by how frames are resized, so the method of resizing is part of a score's protocol.
 
 Shapes: N frames, H W pixels, S the side of the square that the network takes.
 """
@@ -14,12 +15,12 @@ Resize = Literal["bilinear", "tf-bilinear", "bicubic-antialias"]
 Range = Literal["[-1, 1]", "(x - 128) / 128", "minus mean RGB"]
 
 
-def resize_frames(frames: Tensor, size: int, how: Resize) -> Tensor:
-    """Frames as floats, stretched to a square.
+def resize_frames(frames: Tensor, size: int, method: Resize) -> Tensor:
+    """Resizes frames to a square of floats; the aspect ratio is not kept.
 
-    ``bilinear``: half-pixel centres, no antialiasing; StyleGAN-V, TATS and VideoGPT. ``tf-bilinear``: TensorFlow 1's,
-    whose first pixels coincide and whose last are repeated; FID's graph and torch-fidelity. ``bicubic-antialias``:
-    Pillow's bicubic filter on floating-point channels, not rounded or clipped; the AR-Diffusion authors and clean-fid.
+    ``bilinear``: half-pixel centres, no antialiasing (StyleGAN-V, TATS, VideoGPT). ``tf-bilinear``: TensorFlow 1's, in
+    which the first pixels coincide and the last pixel repeats (FID's graph, torch-fidelity). ``bicubic-antialias``:
+    Pillow's bicubic filter on floating-point channels without rounding or clipping (AR-Diffusion's authors, clean-fid).
 
     Args:
         frames: uint8 ``(N, H, W, 3)``.
@@ -36,22 +37,22 @@ def resize_frames(frames: Tensor, size: int, how: Resize) -> Tensor:
     pixels = rearrange(frames, "n h w c -> n c h w").float()
     if pixels.shape[2:] == (size, size):
         return pixels
-    match how:
+    match method:
         case "bilinear":
             return nn.functional.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
         case "bicubic-antialias":
-            # In float32 the filter's weights themselves are off by 1e-5.
+            # In float32 the filter's weights have an error of 1e-5.
             exact = nn.functional.interpolate(pixels.double(), (size, size), mode="bicubic", antialias=True)
             return exact.float()
         case "tf-bilinear":
             return _along(_along(pixels, size, -2), size, -1)
         case _:
-            raise ValueError(f"unknown way to resize: {how!r}")
+            raise ValueError(f"unknown resize method: {method!r}")
 
 
-def scale_range(pixels: Tensor, how: Range, mean_rgb: tuple[float, float, float] | None = None) -> Tensor:
-    """Pixels ``(N, 3, S, S)`` of 0 to 255 in the range that a network was trained on."""
-    match how:
+def scale_range(pixels: Tensor, value_range: Range, mean_rgb: tuple[float, float, float] | None = None) -> Tensor:
+    """Scales pixels ``(N, 3, S, S)`` of 0 to 255 to the range that a network was trained on."""
+    match value_range:
         case "[-1, 1]":
             return pixels / 127.5 - 1.0
         case "(x - 128) / 128":
@@ -60,15 +61,15 @@ def scale_range(pixels: Tensor, how: Range, mean_rgb: tuple[float, float, float]
             assert mean_rgb is not None
             return pixels - pixels.new_tensor(mean_rgb)[:, None, None]
         case _:
-            raise ValueError(f"unknown range: {how!r}")
+            raise ValueError(f"unknown range: {value_range!r}")
 
 
 def _along(x: Tensor, size: int, axis: int) -> Tensor:
-    """Linear interpolation along one axis at the places ``i * length / size``, the last pixel repeated."""
+    """Linear interpolation along one axis at the positions ``i * length / size``; the last pixel repeats."""
     length = x.shape[axis]
-    places = torch.arange(size, device=x.device, dtype=torch.float32) * (length / size)
-    low = places.floor().long()
+    positions = torch.arange(size, device=x.device, dtype=torch.float32) * (length / size)
+    low = positions.floor().long()
     high = (low + 1).clamp(max=length - 1)
-    weight = places - low
+    weight = positions - low
     weight = weight if axis == -1 else weight[:, None]
     return torch.lerp(x.index_select(axis, low), x.index_select(axis, high), weight)

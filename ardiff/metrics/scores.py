@@ -1,4 +1,4 @@
-"""Scores as files and as a table: each with its protocol, its floor and its interval."""
+"""Scores as files and as a table, each with its protocol, its real-vs-real baseline and its interval."""
 
 import io
 import json
@@ -14,9 +14,7 @@ from ardiff.config import build
 from ardiff.data import storage
 from ardiff.errors import ConfigError, DataError
 from ardiff.metrics.protocol import Protocol
-
-UNITS = {"psnr": "dB"}
-HIGHER_IS_BETTER = ("psnr", "ssim")
+from ardiff.metrics.registry import find_metric
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,30 +25,30 @@ class SetScore:
     """Name of the set."""
     metric: str
     score: float
-    floor: float | None
-    """The same metric between two sets of real clips; None for metrics of pairs."""
-    floor_num: int | None
-    """Clips on each side of the floor: those of the score, unless there are too few real videos."""
+    baseline: float | None
+    """The same metric between two sets of real clips; None for paired metrics."""
+    baseline_num: int | None
+    """Clips on each side of the baseline: as many as the score has, unless there are too few real videos."""
     low: float | None
     """Lower end of the 95 % interval over videos; None without resampling."""
     high: float | None
     infinity: float | None
-    """The distance extrapolated to endless sets; of Frechet distances only."""
+    """The distance extrapolated to infinitely many videos; of Frechet distances only."""
     fake: str
-    """Place of the generated videos."""
+    """Path or URI of the generated videos."""
     fake_data: str
     """Fingerprint of the generated clips."""
     protocol: Protocol
 
 
 def write_scores(
-    folder: str, scores: Sequence[SetScore], versions: dict[str, str], beside: dict[str, Any] | None = None
+    folder: str, scores: Sequence[SetScore], versions: dict[str, str], extra: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Writes ``scores.json`` and ``scores.parquet``, one row a score, and returns what the former holds.
+    """Writes ``scores.json`` and ``scores.parquet``, one row per score, and returns the content of ``scores.json``.
 
-    ``beside`` is what else it shall hold.
+    ``extra`` adds entries to ``scores.json``.
     """
-    content: dict[str, Any] = {"scores": [asdict(s) for s in scores], "versions": versions, **(beside or {})}
+    content: dict[str, Any] = {"scores": [asdict(s) for s in scores], "versions": versions, **(extra or {})}
     storage.write_bytes(storage.join(folder, "scores.json"), json.dumps(content, indent=1).encode())
     flat = []
     for score in content["scores"]:
@@ -63,18 +61,18 @@ def write_scores(
     return content
 
 
-def read_scores(place: str) -> list[SetScore]:
-    """Scores of a folder or of a ``scores.json``. Raises DataError if there are none that carry their protocol."""
-    file = place if place.endswith(".json") else storage.join(place, "scores.json")
+def read_scores(uri: str) -> list[SetScore]:
+    """Scores of a folder or of a ``scores.json``. Raises DataError if it has no scores with their protocol."""
+    file = uri if uri.endswith(".json") else storage.join(uri, "scores.json")
     if not storage.exists(file):
-        raise DataError(f"There are no scores in {place}: give folders that `ardiff evaluate` wrote.")
+        raise DataError(f"There are no scores in {uri}: give folders that `ardiff evaluate` wrote.")
     try:
         content = json.loads(storage.read_bytes(file))
         entries = content["scores"]
         return [SetScore(**{**entry, "protocol": build(Protocol, entry["protocol"])}) for entry in entries]
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise DataError(
-            f"{file} holds no scores that carry a whole protocol: score the videos again with `ardiff evaluate`."
+            f"{file} holds no scores with a complete protocol: score the videos again with `ardiff evaluate`."
         ) from error
 
 
@@ -91,23 +89,25 @@ def describe_protocol(protocol: Protocol) -> str:
 
 
 def table(rows: Sequence[tuple[str, SetScore]]) -> str:
-    """A table of named scores, best first within a metric, under the protocol that they share."""
+    """A table of named scores, the best first within each metric, under their common protocol."""
     lines: list[str] = []
-    for metric in dict.fromkeys(score.metric for _, score in rows):
-        mine = [(name, score) for name, score in rows if score.metric == metric]
-        mine.sort(key=lambda item: item[1].score, reverse=metric in HIGHER_IS_BETTER)
-        width = max(len(name) for name, _ in mine)
-        heading = f"{metric}{' in ' + UNITS[metric] if metric in UNITS else ''}"
-        lines.append(f"{heading} ({describe_protocol(mine[0][1].protocol)})")
+    for name in dict.fromkeys(score.metric for _, score in rows):
+        metric = find_metric(name)
+        metric_rows = [(label, score) for label, score in rows if score.metric == name]
+        metric_rows.sort(key=lambda item: item[1].score, reverse=metric.higher_is_better)
+        width = max(len(label) for label, _ in metric_rows)
+        heading = f"{name}{f' in {metric.unit}' if metric.unit else ''}"
+        lines.append(f"{heading} ({describe_protocol(metric_rows[0][1].protocol)})")
         columns = ("score", "95 % interval", "real vs real", "N to infinity")
         lines.append(f"  {'':<{width}} {columns[0]:>11} {columns[1]:>23} {columns[2]:>18} {columns[3]:>14}")
-        for name, s in mine:
+        for label, s in metric_rows:
             interval = "" if s.low is None or s.high is None else f"{_number(s.low)} .. {_number(s.high)}"
-            floor = "" if s.floor is None else _number(s.floor)
-            if s.floor is not None and s.floor_num != s.protocol.num_real:
-                floor += f" (N {s.floor_num})"
+            baseline = "" if s.baseline is None else _number(s.baseline)
+            if s.baseline is not None and s.baseline_num != s.protocol.num_real:
+                baseline += f" (N {s.baseline_num})"
             infinity = "" if s.infinity is None else _number(s.infinity)
-            lines.append(f"  {name:<{width}} {_number(s.score):>11} {interval:>23} {floor:>18} {infinity:>14}".rstrip())
+            cells = f"{_number(s.score):>11} {interval:>23} {baseline:>18} {infinity:>14}"
+            lines.append(f"  {label:<{width}} {cells}".rstrip())
     return "\n".join(lines)
 
 

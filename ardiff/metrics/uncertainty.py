@@ -1,108 +1,98 @@
-"""How far a distance between two sets can be trusted: its spread over videos, and its bias by the number of them.
+"""How far a score can be trusted: its spread over videos, its bias by their number, and the baseline of real videos.
 
-Shapes: V videos of k rows each (1 for a feature per video, the frames for a feature per frame), D features. Videos are
-what is drawn; the rows of a video stay together.
+Shapes: V videos. Resampling draws whole videos, so the rows of a video stay together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from ardiff.metrics.frechet import Moments, frechet_distance, frechet_from_moments, kernel_distance
+from ardiff.metrics.distances import Features, SetDistance
+from ardiff.metrics.features import VideoFeatures
 from ardiff.randomness import numpy_generator
 
-Distance = Literal["frechet", "kernel"]
-CHUNK = 4096
-"""Rows whose moments are taken at once."""
+MIN_VIDEOS_TO_EXTRAPOLATE = 8
+"""Videos of a set from which on the distance is extrapolated to infinitely many."""
+DRAWS_PER_SIZE = 3
+"""Subsets of each size for the extrapolation."""
 
 
 @dataclass(frozen=True, slots=True)
-class Videos:
-    """Features of videos in blocks, of which one at a time need be in memory."""
+class Uncertainty:
+    """What resampling says about a score."""
 
-    blocks: Callable[[], Iterable[np.ndarray]]
-    """Begins to go through them, floating point ``(v, k, D)`` each."""
-    places: np.ndarray
-    """Which of the blocks' videos these are, int ``(V,)``; one may come several times."""
+    low: float | None = None
+    """Lower end of the 95 % interval over videos; None without resampling."""
+    high: float | None = None
+    infinity: float | None = None
+    """The distance extrapolated to infinitely many videos; None where it is not computed."""
 
-    @classmethod
-    def of(cls, blocks: Callable[[], Iterable[np.ndarray]], count: int) -> Videos:
-        """All ``count`` videos of the blocks."""
-        return cls(blocks, np.arange(count))
 
-    def __len__(self) -> int:
-        return len(self.places)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resampling:
+    """The resampled distances that give a score's interval and its extrapolation.
 
-    def __getitem__(self, chosen: Sequence[int] | np.ndarray | slice) -> Videos:
-        """Some of the videos."""
-        return Videos(self.blocks, self.places[chosen])
+    The draws are independent of each other, so a caller may compute them in parallel.
+    """
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Their features block by block, ``(v, k, D)``, in the order of the blocks and not of ``places``."""
-        times = np.bincount(self.places) if len(self.places) else np.zeros(0, int)  # how often each video comes
-        first = 0
-        for block in self.blocks():
-            if first >= len(times):
-                return
-            mine = times[first : first + len(block)]
-            first += len(block)
-            if mine.any():
-                yield block[: len(mine)].repeat(mine, axis=0)
-
-    def array(self) -> np.ndarray:
-        """All of them, ``(V, k, D)``, for features that are few."""
-        return np.concatenate(list(self))
+    distance: SetDistance
+    num_videos: int
+    """Videos of each set."""
+    bootstrap: int
+    """Resamples for the interval; 0 leaves it out."""
+    seed: int
+    extrapolate: bool = True
+    """Extrapolate a biased distance to infinitely many videos."""
 
     @property
-    def depth(self) -> int:
-        """Rows of a video, k. Raises ValueError if there is none."""
-        for block in self:
-            return block.shape[1]
-        raise ValueError("there are no videos")
+    def sizes(self) -> list[int]:
+        """Videos of each subset for the extrapolation."""
+        if not (self.extrapolate and self.distance.biased and self.num_videos >= MIN_VIDEOS_TO_EXTRAPOLATE):
+            return []
+        return [size for size in subset_sizes(self.num_videos) for _ in range(DRAWS_PER_SIZE)]
+
+    def draws(self) -> list[Callable[[Features, Features], float]]:
+        """Functions of real and generated features, each of which computes one distance."""
+        resample = functools.partial(resampled_distance, distance=self.distance, seed=self.seed)
+        subset = functools.partial(subset_distance, distance=self.distance, seed=self.seed)
+        draws: list[Callable[[Features, Features], float]] = []
+        draws += [functools.partial(resample, index=i) for i in range(self.bootstrap)]
+        draws += [functools.partial(subset, size=size, index=i) for i, size in enumerate(self.sizes)]
+        return draws
+
+    def summarize(self, score: float, distances: Sequence[float]) -> Uncertainty:
+        """The uncertainty of ``score`` from the distances of the :meth:`draws`."""
+        resampled, subsets = distances[: self.bootstrap], distances[self.bootstrap :]
+        low, high = centred_interval(score, resampled) if resampled else (None, None)
+        return Uncertainty(low, high, distance_at_infinity(self.sizes, subsets) if subsets else None)
 
 
-def set_distance(real: Videos | np.ndarray, fake: Videos | np.ndarray, distance: Distance, ddof: int = 1) -> float:
-    """The distance between two sets of videos.
-
-    From ``CHUNK`` rows on, a Frechet distance is of moments, which are merged block by block: memory does not grow with
-    the number of videos.
-
-    Args:
-        real: floating point ``(V, k, D)``. fake: ``(V', k, D)``.
-        distance: ``frechet`` or ``kernel``; see :mod:`ardiff.metrics.frechet`.
-        ddof: Of the covariances.
-
-    Raises:
-        ValueError: The features are not finite, too few, or of different widths.
-    """
-    x, y = _videos(real), _videos(fake)
-    if distance not in ("frechet", "kernel"):
-        raise ValueError(f"unknown distance {distance!r}")
-    if distance == "frechet" and max(len(x) * x.depth, len(y) * y.depth) > CHUNK:
-        return frechet_from_moments(_moments(x), _moments(y), ddof)
-    rows = [side.array() for side in (x, y)]
-    flat = [features.reshape(-1, features.shape[-1]) for features in rows]
-    return frechet_distance(flat[0], flat[1], ddof) if distance == "frechet" else kernel_distance(flat[0], flat[1])
-
-
-def resampled_distance(
-    real: Videos | np.ndarray, fake: Videos | np.ndarray, distance: Distance, ddof: int, seed: int, index: int
-) -> float:
-    """The distance of bootstrap resample ``index``: both sides drawn anew with replacement, video by video."""
+def resampled_distance(real: Features, fake: Features, *, distance: SetDistance, seed: int, index: int) -> float:
+    """The distance of bootstrap resample ``index``: draws the videos of both sets with replacement."""
     generator = numpy_generator("bootstrap", seed, index)
-    drawn = [side[generator.integers(len(side), size=len(side))] for side in (_videos(real), _videos(fake))]
-    return set_distance(drawn[0], drawn[1], distance, ddof)
+    x, y = (side[generator.integers(len(side), size=len(side))] for side in map(VideoFeatures.wrap, (real, fake)))
+    return distance(x, y)
+
+
+def subset_distance(
+    real: Features, fake: Features, *, distance: SetDistance, seed: int, size: int, index: int
+) -> float:
+    """The distance between ``size`` videos of each set, drawn without replacement."""
+    generator = numpy_generator("subset", seed, size, index)
+    x, y = (side[generator.permutation(len(side))[:size]] for side in map(VideoFeatures.wrap, (real, fake)))
+    return distance(x, y)
 
 
 def centred_interval(score: float, resampled: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """An interval for the score's spread over videos, from resampled distances.
+    """An interval for the score's spread over videos, from resampled scores.
 
-    A resample holds videos twice, so its distances are biased upward. The spread around their own mean is put around
-    the score. What it does not cover is the score's bias by the number of videos: see :func:`distance_at_infinity`.
+    A resample contains videos twice, so its distances are biased upward. The interval puts their spread around their
+    own mean around the score. It does not cover the score's bias by the number of videos: see
+    :func:`distance_at_infinity`.
 
     Raises:
         ValueError: Fewer than two resamples.
@@ -120,28 +110,13 @@ def subset_sizes(count: int, sizes: int = 8) -> list[int]:
     return sorted({max(2, round(1.0 / value)) for value in inverse})
 
 
-def subset_distance(
-    real: Videos | np.ndarray,
-    fake: Videos | np.ndarray,
-    distance: Distance,
-    ddof: int,
-    seed: int,
-    size: int,
-    index: int,
-) -> float:
-    """The distance between ``size`` videos of each side, drawn without replacement."""
-    generator = numpy_generator("subset", seed, size, index)
-    drawn = [side[generator.permutation(len(side))[:size]] for side in (_videos(real), _videos(fake))]
-    return set_distance(drawn[0], drawn[1], distance, ddof)
-
-
 def distance_at_infinity(sizes: Sequence[int], distances: Sequence[float]) -> float:
-    """The distance that endless sets would have: the intercept of a line through distances over 1/N.
+    """The distance between infinitely large sets: the intercept of a line through distances over 1/N.
 
     Chong and Forsyth 2020. The bias of a Frechet distance falls as 1/N when both sides have N videos.
 
     Raises:
-        ValueError: The sizes are not at least two different ones.
+        ValueError: Fewer than two different sizes.
     """
     if len(set(sizes)) < 2:
         raise ValueError("a line needs distances at two sizes or more")
@@ -149,21 +124,59 @@ def distance_at_infinity(sizes: Sequence[int], distances: Sequence[float]) -> fl
     return float(slope_and_intercept[1])
 
 
-def floor_halves(videos: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Two halves of a set's clips that share no video, of equal size: places of the clips in ``videos``."""
-    distinct = list(dict.fromkeys(videos))
+def mean_with_interval(values: np.ndarray, bootstrap: int, seed: int) -> tuple[float, Uncertainty]:
+    """The mean of values ``(V,)``, one per video, and its interval over videos."""
+    mean = float(values.mean(dtype=np.float64))
+    resampled = [resampled_mean(values, seed, index) for index in range(bootstrap)]
+    return mean, Uncertainty(*centred_interval(mean, resampled)) if resampled else Uncertainty()
+
+
+def resampled_mean(values: np.ndarray, seed: int, index: int) -> float:
+    """The mean of bootstrap resample ``index`` of values ``(V,)``."""
+    drawn = numpy_generator("bootstrap", seed, index).integers(len(values), size=len(values))
+    return float(values[drawn].mean(dtype=np.float64))
+
+
+# --------------------------------------------------------------------------------------------- real-vs-real baseline
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The distance between two sets of real clips that share no video: a score below it cannot be expected."""
+
+    distance: float | None
+    """None if there are too few real videos."""
+    num_clips: int | None
+    """Clips on each side."""
+
+
+def real_vs_real(
+    features: VideoFeatures | np.ndarray, videos: Sequence[str], count: int, distance: SetDistance
+) -> Baseline:
+    """The baseline from the features of real clips and the names of their videos.
+
+    With ``2 count`` clips the sides are the first and the last ``count``. With fewer, they are halves of the clips
+    that share no video.
+    """
+    clips = VideoFeatures.wrap(features)
+    if len(clips) == 2 * count:
+        left, right = list(range(count)), list(range(count, 2 * count))
+    else:
+        left, right = disjoint_halves(videos)
+    if len(left) < 2:
+        return Baseline(None, None)
+    return Baseline(distance(clips[left], clips[right]), len(left))
+
+
+def disjoint_halves(videos: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Splits clips, given the names of their videos, into two halves of equal size that share no video.
+
+    Returns:
+        The indices of the clips of each half.
+    """
+    number = {name: i for i, name in enumerate(dict.fromkeys(videos))}
     sides: tuple[list[int], list[int]] = ([], [])
-    number = {name: i for i, name in enumerate(distinct)}
-    for place, name in enumerate(videos):
-        sides[number[name] % 2].append(place)
+    for index, name in enumerate(videos):
+        sides[number[name] % 2].append(index)
     size = min(map(len, sides))
     return sides[0][:size], sides[1][:size]
-
-
-def _videos(features: Videos | np.ndarray) -> Videos:
-    return Videos.of(lambda: [features], len(features)) if isinstance(features, np.ndarray) else features
-
-
-def _moments(videos: Videos) -> Moments:
-    rows = (block.reshape(-1, block.shape[-1]) for block in videos)
-    return Moments.of_all(part[i : i + CHUNK] for part in rows for i in range(0, len(part), CHUNK))

@@ -1,1 +1,1 @@
-"""Evaluation on Ray Data: data sets, features, set metrics and the quick protocol."""
+"""Evaluation on Ray Data: configurations, datasets, feature extraction, metrics, drift and the quick evaluation."""

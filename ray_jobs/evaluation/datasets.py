@@ -1,4 +1,4 @@
-"""The videos of an evaluation: a manifest, or a folder or S3 prefix, and the clips that are taken of them."""
+"""Evaluation datasets: the videos of a manifest, a folder or an S3 prefix, and the clips taken from them."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,13 +13,26 @@ from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manife
 from ardiff.data.storage import StoredFile
 from ardiff.errors import ConfigError, DataError
 from ardiff.randomness import numpy_generator
-from ray_jobs.evaluation.features import Clip
+from ray_jobs.evaluation.config import ScoredClips
 from ray_jobs.runtime.progress import progress_bar
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """What lies at a place before any video is opened."""
+class Clip:
+    """The frames of a video that make a clip."""
+
+    video: VideoRecord
+    start: int
+    stride: int
+    original: VideoRecord | None = None
+    """The video that this one is compared with, frame by frame."""
+    fps: float = 0.0
+    """Frame rate at which start and stride count; 0 for the video's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The list of a dataset's videos, before any video is opened."""
 
     uri: str
     records: list[VideoRecord] | None
@@ -29,54 +42,65 @@ class Listed:
 
     @property
     def name(self) -> str:
-        """What the set is called: the folder, or the folder of the manifest."""
+        """The name of the folder, or of the manifest's folder."""
         parts = self.uri.rstrip("/").split("/")
         return parts[-1] if self.records is None or len(parts) < 2 else parts[-2]
 
-    def split(self, asked: Split) -> str:
-        """What a protocol records as the split: folders have none."""
-        return "folder" if self.records is None else asked
+    def split_name(self, split: Split) -> str:
+        """The split that a protocol records; ``folder`` for a folder, which has no splits."""
+        return "folder" if self.records is None else split
 
 
-def locate(uri: str) -> Listed:
-    """Looks at a place. Raises DataError if it is neither a manifest nor a folder of videos."""
+@dataclass(frozen=True, slots=True)
+class OpenDataset:
+    """A dataset with the records of its usable videos."""
+
+    dataset: Dataset
+    records: list[VideoRecord]
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self.dataset.name
+
+
+def list_videos(uri: str) -> Dataset:
+    """Lists the videos of a manifest or folder. Raises DataError if ``uri`` is neither."""
     if uri.endswith(".parquet"):
-        return Listed(uri, read_manifest(uri), [])
+        return Dataset(uri, read_manifest(uri), [])
     if not storage.exists(uri):
         raise DataError(f"There is no manifest or folder of videos {uri}: check the path.")
     folder = storage.absolute(uri)
     videos = group_files(folder, storage.list_objects(folder))
     if not videos:
         raise DataError(
-            f"There is no video in {uri} ({', '.join(VIDEO_SUFFIXES)} and folders of pictures are looked for)."
+            f"There is no video in {uri}: videos are {', '.join(VIDEO_SUFFIXES)} files and folders of pictures."
         )
-    return Listed(uri, None, videos)
+    return Dataset(uri, None, videos)
 
 
-def open_videos(listed: Listed, split: Split, min_frames: int, fps: float = 0.0) -> list[VideoRecord]:
-    """The usable videos: those of the manifest's split, or all of the folder, which are probed on Ray.
-
-    With ``fps`` they have ``min_frames`` frames at that rate.
+def open_videos(dataset: Dataset, split: Split, min_frames: int, fps: float = 0.0) -> OpenDataset:
+    """Finds the usable videos: those of the manifest's split, or all of a folder, which are probed on Ray.
 
     Raises:
-        DataError: None is left.
+        DataError: No video has ``min_frames`` frames, counted at ``fps`` if given, or a video of a folder is damaged.
     """
-    if listed.records is not None:
-        return usable(listed.records, split, min_frames, fps)
-    rows = [asdict(unprobed_record(video, Assignment("video", 0, split))) for video in listed.videos]
+    if dataset.records is not None:
+        return OpenDataset(dataset, usable(dataset.records, split, min_frames, fps))
+    rows = [asdict(unprobed_record(video, Assignment("video", 0, split))) for video in dataset.videos]
     blocks = min(max(len(rows) // 4, 1), 512)
     records: list[VideoRecord] = []
-    with progress_bar(f"probing {listed.name}", len(rows), "video") as bar:
+    with progress_bar(f"probing {dataset.name}", len(rows), "video") as bar:
         for row in ray.data.from_items(rows, override_num_blocks=blocks).map(_probe, num_cpus=0.5).iter_rows():
             records.append(VideoRecord(**row))
             bar.update(len(records))
     bad = [r for r in records if r.status != "ok"]
     if bad:
         raise DataError(
-            f"{len(bad)} of {len(records)} videos in {listed.uri} cannot be decoded, the first is {bad[0].uri} "
-            f"({bad[0].reason}): remove or mend them, they would be missing from the score."
+            f"{len(bad)} of {len(records)} videos in {dataset.uri} cannot be decoded, the first is {bad[0].uri} "
+            f"({bad[0].reason}): remove or repair them, the score would leave them out."
         )
-    return usable(records, split, min_frames, fps)
+    return OpenDataset(dataset, usable(records, split, min_frames, fps))
 
 
 def _probe(row: dict[str, Any]) -> dict[str, Any]:
@@ -84,46 +108,53 @@ def _probe(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def real_clips(
-    records: list[VideoRecord], count: int, span: int, stride: int, seed: int, fps: float = 0.0
+    records: list[VideoRecord], count: int, config: ScoredClips, num_frames: int | None = None
 ) -> list[Clip]:
-    """``count`` clips at random places: every video once, then, if there are too few, other places of the same ones."""
+    """``count`` clips that start at random frames: one per video, then, if videos are too few, further ones of them.
+
+    ``num_frames`` overrides the configuration's.
+    """
+    span = config.span if num_frames is None else (num_frames - 1) * config.stride + 1
     clips = []
     for index in range(count):
         record = records[index % len(records)]
-        start = numpy_generator("evaluation clip", seed, index).integers(record.length_at(fps) - span + 1)
-        clips.append(Clip(record, int(start), stride, fps=fps))
+        latest = record.length_at(config.fps) - span
+        start = numpy_generator("evaluation clip", config.seed, index).integers(latest + 1)
+        clips.append(Clip(record, int(start), config.stride, fps=config.fps))
     return clips
 
 
-def fake_clips(listed: Listed, records: list[VideoRecord], count: int, num_frames: int, start: int = 0) -> list[Clip]:
-    """The first ``count`` videos from frame ``start`` on. Raises DataError if there are fewer."""
+def generated_clips(generated: OpenDataset, count: int, num_frames: int, start: int = 0) -> list[Clip]:
+    """Clips of the first ``count`` videos from frame ``start`` on. Raises DataError if there are fewer videos."""
+    records = generated.records
     if len(records) < count:
         raise DataError(
-            f"{listed.uri} has {len(records)} videos of {num_frames} frames, but {count} are to be "
-            "scored: generate more, or lower num_clips (for all sets that are to be compared)."
+            f"{generated.dataset.uri} has {len(records)} videos of {num_frames} frames, but num_clips is {count}: "
+            "generate more videos, or lower num_clips for all sets that you compare."
         )
     return [Clip(record, start, 1) for record in records[:count]]
 
 
-def paired_clips(listed: Listed, fake: list[Clip], real: Listed, originals: list[VideoRecord]) -> list[Clip]:
-    """Each clip with the original of the same name: its path below the set's folder, without the ending.
+def paired_clips(generated: OpenDataset, clips: list[Clip], real: OpenDataset) -> list[Clip]:
+    """The clips with their originals. An original has the same path below its dataset's folder, without the suffix.
 
     Raises:
         DataError: A video has no original.
     """
-    by_name = dict(zip(_names([r.uri for r in originals]), originals, strict=True))
+    by_name = dict(zip(_names([r.uri for r in real.records]), real.records, strict=True))
     pairs = []
-    for name, clip in zip(_names([c.video.uri for c in fake]), fake, strict=True):
+    for name, clip in zip(_names([c.video.uri for c in clips]), clips, strict=True):
         if name not in by_name:
             raise DataError(
-                f"{clip.video.uri} of {listed.uri} has no original called '{name}' in {real.uri}: psnr, ssim and lpips "
-                "compare videos of the same name."
+                f"{clip.video.uri} of {generated.dataset.uri} has no original called '{name}' in {real.dataset.uri}: "
+                "paired metrics compare videos of the same name."
             )
         pairs.append(replace(clip, original=by_name[name]))
     return pairs
 
 
 def _names(uris: list[str]) -> list[str]:
+    """The paths below the deepest common folder, without suffix."""
     uris = [uri.rstrip("/") for uri in uris]
     folders = [uri.split("/")[:-1] for uri in uris]
     common = 0
@@ -133,7 +164,7 @@ def _names(uris: list[str]) -> list[str]:
 
 
 def common_size(records: list[VideoRecord], resolution: int | None) -> str:
-    """Height x width of the compared videos. Raises ConfigError if they differ and ``resolution`` is not given."""
+    """Height x width of all videos. Raises ConfigError if they differ and no ``resolution`` is given."""
     if resolution is not None:
         return f"{resolution}x{resolution}"
     sizes = sorted({(r.height, r.width) for r in records})
@@ -146,5 +177,5 @@ def common_size(records: list[VideoRecord], resolution: int | None) -> str:
 
 
 def codecs(records: list[VideoRecord]) -> str:
-    """Names of the codecs of the files."""
+    """The codecs of the files, joined by +."""
     return "+".join(sorted({r.codec for r in records}))

@@ -1,4 +1,4 @@
-"""Decodes clips and extracts their features on actors, on Ray Data; what was done before is not done again."""
+"""Decodes clips and extracts their features with Ray Data actors. Stored features are not extracted again."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,94 +9,103 @@ import numpy as np
 import ray.data
 import torch
 
+from ardiff.data import storage
 from ardiff.data.clips import read_clip
 from ardiff.data.manifest import VideoRecord
 from ardiff.errors import DataError
+from ardiff.metrics.features import VideoFeatures
 from ardiff.metrics.store import ClipFeatures, FeatureStore, StoredClip
-from ardiff.metrics.uncertainty import Videos
+from ray_jobs.evaluation.config import EvaluateConfig, ScoredClips
+from ray_jobs.evaluation.datasets import Clip
+from ray_jobs.runtime.cluster import resolve_device
 from ray_jobs.runtime.progress import remote_progress, report_errors
 
-PART = 64
-"""Clips that are kept at once; what an interruption loses."""
+CLIPS_PER_FILE = 64
+"""Clips that are stored at once. An interruption loses up to this many."""
 Measure = Callable[[np.ndarray], np.ndarray]
 """uint8 clips ``(n, F, H, W, 3)``, or pairs of them ``(n, 2, F, H, W, 3)``, to float32 ``(n, k, D)``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workers:
-    """What the extraction runs on."""
+    """The actors of an extraction."""
 
     device: torch.device
     batch_size: int
-    """Clips that a task holds; on a GPU they go through the network together."""
+    """Clips per task. On a GPU they pass the network together."""
     max_actors: int
-    """Actors are started as they have work, up to this many."""
+    """Most actors; Ray Data starts them as there is work."""
     cpus: float
     """CPUs that an actor reserves, and threads that it uses."""
     gpus: float
-    """GPUs that an actor reserves, where there are any."""
+    """GPUs that an actor reserves if there are any."""
 
+    @classmethod
+    def of(cls, config: EvaluateConfig) -> "Workers":
+        """The actors that the configuration asks for."""
+        return cls(
+            device=resolve_device(config.device),
+            batch_size=config.batch_size,
+            max_actors=config.max_actors,
+            cpus=config.cpus_per_actor,
+            gpus=config.gpus_per_actor,
+        )
 
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """Where the frames of a clip are."""
-
-    video: VideoRecord
-    start: int
-    stride: int
-    original: VideoRecord | None = None
-    """Video that this one is compared with, frame by frame."""
-    fps: float = 0.0
-    """Frame rate at which start and stride count; 0 for the video's own."""
+    @classmethod
+    def on_cpus(cls, config: ScoredClips) -> "Workers":
+        """Actors of one CPU each, for measurements without a network."""
+        device, size = torch.device("cpu"), config.batch_size
+        return cls(device=device, batch_size=size, max_actors=config.max_actors, cpus=1.0, gpus=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class ClipSet:
-    """Clips, and where what is extracted from them is kept."""
+    """Clips and the store of their features."""
 
     clips: list[Clip]
     store: FeatureStore
 
 
-Extracted = tuple[Videos, list[StoredClip]]
-"""Features of a set's clips in their order, float32 ``(k, D)`` each, and the clips; :meth:`FeatureStore.read`."""
+Extracted = tuple[VideoFeatures, list[StoredClip]]
+"""Features of a set's clips in their order, float32 ``(k, D)`` each, and the clips, see :meth:`FeatureStore.read`."""
 
 
 def extract(
-    what: str,
+    label: str,
     sets: list[ClipSet],
     build: Callable[[torch.device], Measure],
     num_frames: int,
     resolution: int | None,
     workers: Workers,
 ) -> list[Extracted]:
-    """Features of all sets, by one pool of actors.
+    """Extracts the features of all sets with one pool of actors.
 
-    Clips are cut into batches by their place alone, so neither the number of actors nor a repetition changes them. An
-    actor that dies is replaced and its batch done again; the stores keep one row per clip.
+    Batches depend only on the order of the clips, so the number of actors and repetitions do not change them. Ray
+    replaces an actor that crashes and repeats its batch; a store keeps one row per clip.
 
     Args:
-        what: For the progress bar.
-        sets: The sets; clips that are in a store already are left alone.
-        build: Makes what measures the clips, on the actors.
+        label: Name of the progress bar.
+        sets: The sets. Clips that are in their store are skipped.
+        build: Makes the function that measures the clips, on the actors.
         num_frames: Frames of a clip.
-        resolution: Height and width that frames are scaled and cropped to; None leaves them as they are.
-        workers: What to run on.
+        resolution: Scale and crop frames to this height and width; None keeps their size.
+        workers: The actors.
 
     Raises:
-        DataError: A video cannot be read or decoded, has another size than its neighbours, or gives no finite features.
+        DataError: A video cannot be read or decoded, has another size than the others of its batch, or gives features
+            that are not finite.
     """
-    size, total, left, batches = workers.batch_size, sum(len(s.clips) for s in sets), 0, []
+    size, total, num_missing, batches = workers.batch_size, sum(len(s.clips) for s in sets), 0, []
     for number, clip_set in enumerate(sets):
         done = clip_set.store.ids()
         for first in range(0, len(clip_set.clips), size):
             clips = clip_set.clips[first : first + size]
             if not done.issuperset(range(first, first + len(clips))):
                 batches.append({"set": number, "first": first, "clips": [asdict(clip) for clip in clips]})
-                left += len(clips)
+                num_missing += len(clips)
     if batches:
-        with remote_progress(what, total, "clip") as progress:
-            progress.add.remote(total - left)
+        with remote_progress(label, total, "clip") as progress:
+            progress.add.remote(total - num_missing)
             _run(batches, [s.store for s in sets], build, num_frames, resolution, workers, progress)
     return [s.store.read(len(s.clips)) for s in sets]
 
@@ -123,26 +132,26 @@ def _run(
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers.max_actors),
             num_cpus=workers.cpus,
             num_gpus=workers.gpus if workers.device.type == "cuda" else 0,
-            # A batch that kills its actor is tried again a few times, not for ever.
+            # A batch that crashes its actor is repeated a few times only.
             ray_remote_args_fn=lambda: {"max_task_retries": 3},
         )
         .iter_rows()
     )
-    waiting: dict[int, list[ClipFeatures]] = {number: [] for number in range(len(stores))}
+    buffers: dict[int, list[ClipFeatures]] = {number: [] for number in range(len(stores))}
     for row in rows:
         features = np.asarray(row["features"], dtype=np.float32)
-        mine = waiting[row["set"]]
-        mine.append(ClipFeatures(row["id"], row["uri"], row["start"], row["sha256"], features))
-        if len(mine) >= PART:
-            stores[row["set"]].append(mine)
-            waiting[row["set"]] = []
-    for number, mine in waiting.items():
-        if mine:
-            stores[number].append(mine)
+        buffer = buffers[row["set"]]
+        buffer.append(ClipFeatures(row["id"], row["uri"], row["start"], row["sha256"], features))
+        if len(buffer) >= CLIPS_PER_FILE:
+            stores[row["set"]].append(buffer)
+            buffers[row["set"]] = []
+    for number, buffer in buffers.items():
+        if buffer:
+            stores[number].append(buffer)
 
 
 def _decode(batch: dict[str, Any], num_frames: int, resolution: int | None) -> dict[str, Any]:
-    """Adds the frames, uint8 ``(n, F, H, W, 3)`` or ``(n, 2, F, H, W, 3)``, and hashes of what is seen."""
+    """Adds the frames, uint8 ``(n, F, H, W, 3)`` or ``(n, 2, F, H, W, 3)``, and a hash of each clip's pixels."""
     videos, hashes = [], []
     for clip in batch["clips"]:
         records = [VideoRecord(**side) for side in (clip["original"], clip["video"]) if side is not None]
@@ -156,12 +165,12 @@ def _decode(batch: dict[str, Any], num_frames: int, resolution: int | None) -> d
 def _stack(videos: list[np.ndarray], names: str) -> np.ndarray:
     if len({video.shape for video in videos}) > 1:
         sizes = " and ".join(sorted({f"{v.shape[-2]}x{v.shape[-3]}" for v in videos}))
-        raise DataError(f"{names} have different sizes ({sizes}): give --resolution to bring them to one.")
+        raise DataError(f"{names} have different sizes ({sizes}): give --resolution to scale and crop them to one.")
     return np.stack(videos)
 
 
 class _Actor:
-    """Holds a network and measures batch after batch."""
+    """A Ray actor that measures batches."""
 
     def __init__(self, build: Callable[[torch.device], Measure], workers: Workers, progress: Any) -> None:
         torch.set_num_threads(max(1, int(workers.cpus)))
@@ -182,3 +191,31 @@ class _Actor:
             }
             for i, clip in enumerate(batch["clips"])
         ]
+
+
+def data_keys(clips: list[Clip]) -> list[list[Any]]:
+    """Identifies the data of clips without reading it: start, stride, frame rate, and URI, size and version of videos.
+
+    Sizes and versions come from the records; for records without an etag, the files' sizes and times count.
+
+    Raises:
+        DataError: A file is gone.
+    """
+    videos = {side.uri: side for clip in clips for side in (clip.video, clip.original) if side is not None}
+    versions: dict[str, list[Any]] = {uri: [video.size, video.etag] for uri, video in videos.items()}
+    unversioned = sorted(uri for uri, video in videos.items() if not video.etag)
+    for remote in (True, False):
+        uris = [uri for uri in unversioned if storage.is_remote(uri) == remote]
+        if uris:
+            filesystem, _ = storage.open_filesystem(uris[0])
+            paths = [uri.partition("://")[2] if remote else uri for uri in uris]
+            for uri, info in zip(uris, filesystem.get_file_info(paths), strict=True):
+                if not info.is_file:
+                    raise DataError(f"There is no video {uri} any more: list the videos again.")
+                versions[uri] = [info.size, info.mtime_ns or 0]
+
+    def key(clip: Clip) -> list[Any]:
+        sides = [None if side is None else [side.uri, *versions[side.uri]] for side in (clip.video, clip.original)]
+        return [clip.start, clip.stride, clip.fps, *sides]
+
+    return [key(clip) for clip in clips]

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ardiff.data import storage
+from ardiff.metrics.seeds import CONFIDENCE, Estimate, mean_over_seeds, ratio_over_seeds
 
-CONFIDENCE = 0.95
 BEGIN, END = "<!-- ablation: begin -->", "<!-- ablation: end -->"
 """Marks in a Markdown file between which the tables stand; what is written around them is kept."""
 
@@ -65,49 +64,10 @@ class Result:
     """Why there are no scores."""
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over seeds and its 95 % interval, infinite with one seed."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-
-def over_seeds(values: Sequence[float], log: bool = False) -> Estimate:
-    """The mean of ``values``, one a seed, with Student's t interval.
-
-    Args:
-        log: Take it of the logarithms, which suits positive quantities that differ by factors: the mean is then the
-            geometric one, and the interval never reaches zero.
-
-    Raises:
-        ValueError: There are no values, or with ``log`` one that is not positive.
-    """
-    data = np.asarray(values, dtype=np.float64)
-    if not len(data) or (log and data.min() <= 0):
-        raise ValueError(f"need at least one value, with log all positive, got {list(values)}")
-    data = np.log(data) if log else data
-    mean, half = float(data.mean()), np.inf
-    if len(data) > 1:
-        quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(data) - 1))
-        half = quantile * float(data.std(ddof=1)) / len(data) ** 0.5
-    low, high = mean - half, mean + half
-    if log:
-        mean, low, high = (float(np.exp(v)) for v in (mean, low, high))
-    return Estimate(mean, float(low), float(high), len(data))
-
-
-def relative(results: Iterable[Result], variant: str, baseline: str, ar_step: int) -> Estimate | None:
-    """The distance of ``variant`` as a multiple of that of ``baseline``, over the seeds that both have.
-
-    Pairs of one seed share the order of the data, the noise of training and that of sampling, so what these do to both
-    cancels. None if no seed has both.
-    """
-    ours, theirs = (_by_seed(results, name, ar_step, "distance") for name in (variant, baseline))
-    ratios = [ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    return over_seeds(ratios, log=True) if ratios else None
+def ratio(results: Iterable[Result], variant: str, baseline: str, ar_step: int) -> Estimate | None:
+    """The distance of ``variant`` over that of ``baseline``, over the seeds that both have. None if there is none."""
+    values, baseline_values = (_by_seed(results, name, ar_step, "distance") for name in (variant, baseline))
+    return ratio_over_seeds(values, baseline_values)
 
 
 def _by_seed(results: Iterable[Result], variant: str, ar_step: int, quantity: str) -> dict[int, float]:
@@ -129,7 +89,7 @@ def tables(variants: Sequence[Variant], results: Sequence[Result], header: Seque
         _table(variants, steps, lambda v, s: _cell(results, v, s, "distance", log=True)),
         f"**Distance over that of `{base}`**, pairs of one seed: factor, [{CONFIDENCE:.0%} interval]. In bold where "
         "the interval does not hold 1; of many such cells one in twenty does so by chance.",
-        _table(variants[1:], steps, lambda v, s: _factor(relative(results, v, base, s))),
+        _table(variants[1:], steps, lambda v, s: _factor(ratio(results, v, base, s))),
     ]
     if any(r.recognised is not None for r in results):
         parts += [
@@ -165,7 +125,7 @@ def _cell(
     values = list(_by_seed(results, variant, ar_step, quantity).values())
     if not values:
         return "failed" if any(r.variant == variant and r.reason for r in results) else "-"
-    found = over_seeds([scale * v for v in values], log)
+    found = mean_over_seeds([scale * v for v in values], log)
     digits = 0 if scale != 1.0 else 1
     low, high = (found.low, found.high) if log else (max(found.low, 0.0), min(found.high, scale))  # a share stays one
     interval = "" if found.count == 1 else f" [{low:.{digits}f}, {high:.{digits}f}]"
@@ -224,7 +184,7 @@ def draw(variants: Sequence[Variant], results: Sequence[Result]) -> bytes:
                 if not values:
                     continue
                 x = place + 0.7 * ((number + 0.5) / len(steps) - 0.5)
-                found = over_seeds(values, log=quantity == "distance")
+                found = mean_over_seeds(values, log=quantity == "distance")
                 axes.plot([x] * len(values), values, "o", color=colour, alpha=0.45, markersize=4)
                 axes.plot([x], [found.mean], "_", color=colour, markersize=12, markeredgewidth=2.5)
                 if found.count > 1:

@@ -9,7 +9,7 @@ from ardiff.config import to_yaml
 from ardiff.data.clips import read_clip
 from ardiff.data.encode import contact_sheet, encode_video, tile
 from ardiff.data.manifest import read_manifest, usable
-from ray_jobs.evaluate import EvaluateConfig
+from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.quick import describe
 from ray_jobs.generate import GenerateConfig
 from ray_jobs.reports.html import Curve, Report, Score, Sheet, Stage, Video, write_report
@@ -27,7 +27,7 @@ def write_quickstart_report(
     config: object,
     records: list[StageRecord],
     generated: list[GenerateConfig],
-    evaluated: EvaluateConfig,
+    evaluated: QuickConfig,
 ) -> None:
     """Writes the self-contained page from the stages' records and the generated videos."""
     by_name = {record.name: record for record in records}
@@ -113,19 +113,19 @@ def _sheet(config: GenerateConfig) -> Sheet:
     return Sheet(f"Generated: {_describe(config)}", "A row is a video, time runs to the right.", png)
 
 
-def _real_clips(config: EvaluateConfig, count: int) -> tuple[np.ndarray, list[str]]:
+def _real_clips(config: QuickConfig, count: int) -> tuple[np.ndarray, list[str]]:
     """The first clips of held-out videos, uint8 ``(B, F, H, W, 3)``, and their classes."""
     records = usable(read_manifest(config.real), "test", config.num_frames, config.fps)[:count]
     clips = [read_clip(r, 0, config.num_frames, 1, config.resolution, config.fps) for r in records]
     return np.stack(clips), [r.class_name for r in records]
 
 
-def _real_sheet(config: EvaluateConfig) -> Sheet:
+def _real_sheet(config: QuickConfig) -> Sheet:
     png = contact_sheet(*_real_clips(config, 8))
     return Sheet("Real, held out", "What the model has not seen, for comparison.", png)
 
 
-def _real_video(config: EvaluateConfig, fps: float) -> Video:
+def _real_video(config: QuickConfig, fps: float) -> Video:
     return _playing("Real, held out", _real_clips(config, 16)[0], fps)
 
 

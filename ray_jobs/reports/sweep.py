@@ -19,10 +19,9 @@ from ardiff.metrics.store import FeatureStore
 from ardiff.sweep.rows import Record, VideoRow
 from ardiff.sweep.statistics import Statistics, deviation, drift, part_length
 from ardiff.sweep.summary import CellScore, CellSummary, failure_table, label
-from ray_jobs.evaluation.datasets import locate, open_videos, real_clips
+from ray_jobs.evaluation.datasets import list_videos, open_videos, real_clips
 from ray_jobs.evaluation.drift import measure_statistics
-from ray_jobs.evaluation.features import ClipSet, extract
-from ray_jobs.evaluation.metrics import stamps, workers
+from ray_jobs.evaluation.features import ClipSet, Workers, data_keys, extract
 from ray_jobs.reports.html import Curve, Report, Score, Sheet, Table, Video, render_report
 from ray_jobs.runtime.stages import versions
 
@@ -147,15 +146,19 @@ class Ranking:
 def _real_statistics(config: SweepConfig, length: int) -> list[Statistics]:
     """Of real clips of ``length`` frames."""
     assert config.real is not None
-    how = config.scores
-    listed = locate(config.real)
-    span = (length - 1) * how.stride + 1
-    records = open_videos(listed, how.split, span, how.fps)
-    clips = real_clips(records, REAL_CLIPS, span, how.stride, how.seed, how.fps)
-    key = fingerprint(["statistics", length, how.resolution], stamps(clips))
+    scoring = config.scoring
+    span = (length - 1) * scoring.stride + 1
+    records = open_videos(list_videos(config.real), scoring.split, span, scoring.fps).records
+    clips = real_clips(records, REAL_CLIPS, scoring, length)
+    key = fingerprint(["statistics", length, scoring.resolution], data_keys(clips))
     store = FeatureStore(storage.join(config.output, "scores", "features", f"statistics-{key}"))
     [(values, _)] = extract(
-        "real statistics", [ClipSet(clips, store)], measure_statistics, length, how.resolution, workers(how)
+        "real statistics",
+        [ClipSet(clips, store)],
+        measure_statistics,
+        length,
+        scoring.resolution,
+        Workers.on_cpus(scoring),
     )
     return [{name: [float(v[0, i])] for i, name in enumerate(STATISTICS)} for v in values.array()]
 
@@ -393,14 +396,15 @@ def _caveats(
     shown: int,
 ) -> list[str]:
     lines = []
-    if config.evaluate:
-        how = config.scores
+    if config.evaluate != "none":
+        scoring = config.scoring
+        protocol = "quick" if config.evaluate == "quick" else config.scores.protocol
         lines.append(
-            f"Scores: protocol {how.protocol}, the first {how.num_frames} frames of {how.num_clips} videos a cell "
-            f"against as many real clips of {config.real} ({how.split}); scores/ holds all that they depend on."
+            f"Scores: protocol {protocol}, the first {scoring.num_frames} frames of {scoring.num_clips} videos a cell "
+            f"against as many real clips of {config.real} ({scoring.split}); scores/ has the full protocol."
         )
-        if how.num_clips < 2048:
-            lines.append(f"Distances of {how.num_clips} clips are biased upwards: compare cells of this page only.")
+        if scoring.num_clips < 2048:
+            lines.append(f"Distances of {scoring.num_clips} clips are biased upwards: compare cells of this page only.")
     lines += [ranking.meaning, *notes, *failures]
     if shown < len(summaries):
         lines.append(f"Videos and sheets are of the first {shown} of {len(summaries)} cells.")

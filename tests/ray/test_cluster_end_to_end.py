@@ -104,7 +104,7 @@ def test_from_videos_to_scores_with_a_node_killed(cluster: Cluster, s3_bucket: s
     ]
     cells = [f for f in storage.list_files(f"{place}/sweep/cells") if f.endswith("manifest.parquet")]
     assert len(cells) == 2
-    submit("evaluate", f"real={manifest}", f"fake=[{','.join(cells)}]", f"output={place}/scores", "protocol=quick",
+    submit("evaluate-quick", f"real={manifest}", f"fake=[{','.join(cells)}]", f"output={place}/scores",
            "num_clips=4", "num_frames=8", "resolution=16", "batch_size=4", "controls=false")  # fmt: skip
     scores = json.loads(storage.read_bytes(f"{place}/scores/scores.json"))
     assert len(scores["sets"]) >= 3  # real clips and two cells

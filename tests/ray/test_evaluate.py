@@ -26,11 +26,12 @@ from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.errors import ArdiffError
 from ardiff.metrics.frechet import frechet_distance, kernel_distance
-from ardiff.metrics.lpips import LPIPS
+from ardiff.metrics.networks.lpips import LPIPS
 from ardiff.metrics.scores import SetScore, read_scores
 from ardiff.metrics.store import ClipFeatures, FeatureStore
 from ardiff.metrics.weights import fetch
-from ray_jobs.evaluation.features import Clip, ClipSet, Workers, extract
+from ray_jobs.evaluation.datasets import Clip
+from ray_jobs.evaluation.features import ClipSet, Workers, extract
 
 pytestmark = pytest.mark.ray
 
@@ -125,7 +126,7 @@ def test_styleganv_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[st
     fake = FeatureStore(str(next((tmp_path / "a" / "features").iterdir()))).read(4)[0].array()[:, 0]
     assert fvd.score == pytest.approx(frechet_distance(real[:4], fake, ddof=0), rel=1e-12)
     assert kvd.score == pytest.approx(kernel_distance(real[:4], fake), rel=1e-12)
-    assert (fvd.floor, fvd.floor_num) == (pytest.approx(frechet_distance(real[:4], real[4:], ddof=0)), 4)
+    assert (fvd.baseline, fvd.baseline_num) == (pytest.approx(frechet_distance(real[:4], real[4:], ddof=0)), 4)
     assert fvd.low is not None
     assert fvd.low < fvd.score < (fvd.high or 0)
     p = fvd.protocol
@@ -164,7 +165,7 @@ def test_ardiff_release_end_to_end(evaluate: Evaluate, videos: Path, weights: di
     vid, img = scores["noisy", "fid-vid"], scores["noisy", "fid-img"]
     assert img.score > scores["other", "fid-img"].score * 0.1
     assert vid.protocol.codec_real == vid.protocol.codec_fake == "h264, then mpeg4 at 25 fps"
-    assert (vid.protocol.real_split, vid.protocol.ddof, vid.floor_num) == ("train", 1, 2)
+    assert (vid.protocol.real_split, vid.protocol.ddof, vid.baseline_num) == ("train", 1, 2)
     assert vid.protocol.resize == "bicubic-antialias to 112x112"
     assert (vid.low, vid.high, vid.infinity) == (None, None, None)
     stores = {f.name.split("-")[0]: FeatureStore(str(f)) for f in (tmp_path / "cache" / "features").iterdir()}
@@ -189,7 +190,7 @@ def test_pairs_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[str, s
     assert scores["noisy", "lpips"].score > 0
     assert scores["noisy", "psnr"].protocol.real_data == scores["same", "psnr"].protocol.real_data
     assert scores["noisy", "psnr"].fake_data != scores["same", "psnr"].fake_data
-    assert scores["noisy", "psnr"].floor is None
+    assert scores["noisy", "psnr"].baseline is None
 
 
 def test_drift_end_to_end(evaluate: Evaluate, weights: dict[str, str], tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_the_other_metric_of_each_protocol(
         [score] = read_scores(str(tmp_path / protocol))
         assert (score.protocol.name, score.metric, score.protocol.network) == (protocol, metric, network)
         assert score.score > 0
-        assert score.floor is not None
+        assert score.baseline is not None
 
 
 @pytest.mark.slow
@@ -260,7 +261,7 @@ def test_the_quickstarts_score_has_fvd_if_the_weights_are_in_the_cache(
         files = sorted((videos / name).iterdir())[:4]
         records = [VideoRecord(str(f), 1, "h264", SIZE, SIZE, 8.0, 16, 0, "v", "test", "ok", "") for f in files]
         write_manifest(str(tmp_path / name / "manifest.parquet"), records)
-    command = ["evaluate", "--protocol", "quick", "--real", str(tmp_path / "real" / "manifest.parquet")]
+    command = ["evaluate-quick", "--real", str(tmp_path / "real" / "manifest.parquet")]
     command += ["--fake", str(tmp_path / "other" / "manifest.parquet"), "--num-clips", "2", "--batch-size", "2"]
     assert main([*command, "controls=false", "--output", str(tmp_path / "without")]) == 0
     scores = json.loads((tmp_path / "without" / "scores.json").read_text())
@@ -286,8 +287,8 @@ def test_the_quickstarts_score_has_fvd_if_the_weights_are_in_the_cache(
 # The extraction itself, with a measure that costs nothing.
 
 
-@pytest.mark.parametrize("protocol", ["styleganv", "quick"])
-def test_folders_of_pictures_are_scored(cluster: None, tmp_path: Path, protocol: str) -> None:
+@pytest.mark.parametrize("command", ["evaluate", "evaluate-quick"])
+def test_folders_of_pictures_are_scored(cluster: None, tmp_path: Path, command: str) -> None:
     """By their manifest and as they lie, beside video files of the same pictures."""
     put(tmp_path / "files", 8)
     for place in ("real/test", "fake"):
@@ -296,10 +297,10 @@ def test_folders_of_pictures_are_scored(cluster: None, tmp_path: Path, protocol:
             for number, picture in enumerate(video(i, 16)):
                 Image.fromarray(picture).save(tmp_path / place / f"{i:03d}" / f"{number}.png")
     assert main(["prepare", str(tmp_path / "real"), str(tmp_path / "data")]) == 0
-    command = ["evaluate", "--real", f"{tmp_path}/data/manifest.parquet", f"fake=[{tmp_path}/fake,{tmp_path}/files]"]
-    command += ["--num-clips", "4", "--batch-size", "2", "--protocol", protocol, "--output", f"{tmp_path}/out"]
-    assert main(command if protocol == "quick" else [*command, "--metrics", "psnr"]) == 0
-    if protocol == "quick":
+    settings = ["--real", f"{tmp_path}/data/manifest.parquet", f"fake=[{tmp_path}/fake,{tmp_path}/files]"]
+    settings += ["--num-clips", "4", "--batch-size", "2", "--output", f"{tmp_path}/out"]
+    assert main([command, *settings] if command == "evaluate-quick" else [command, *settings, "--metrics", "psnr"]) == 0
+    if command == "evaluate-quick":
         scores = json.loads((tmp_path / "out" / "scores.json").read_text())["sets"]
         assert scores["fake"]["distance"] < scores["shuffled frames"]["distance"]
     else:
@@ -382,12 +383,12 @@ def test_what_is_refused_before_ray_is_started(
         (1, "There is no manifest or folder of videos nowhere", ["--real", "nowhere", *fake]),
         (1, f"There is no video in {tmp_path / 'empty'}", ["--real", str(tmp_path / "empty"), *fake]),
         (2, "num_clips and num_frames must be at least 2", [*real, *fake, "--num-clips", "1"]),
-        (2, "'metrics[0]' must be one of fvd", [*real, *fake, "--metrics", "fdv"]),
+        (2, "there is no metric 'fdv': did you mean 'fvd'?", [*real, *fake, "--metrics", "fdv"]),
         (2, "none of them twice", [*real, *fake, "--metrics", "fvd,fvd"]),
         (2, "styleganv does not define fid-vid: use ardiff-release", [*real, *fake, "--metrics", "fid-vid"]),
         (2, "clips of at least 10 frames, got 9", [*real, *fake, "--frames", "9", "--weights", weights["i3d"]]),
         (2, "20 is no multiple", [*real, *fake, "--frames", "20", "--protocol=ardiff-release", "--metrics=fid-vid"]),
-        (2, "Drift is over segments of 16", [*real, *fake, "--drift", "--frames", "16"]),
+        (2, "drift compares segments of 16", [*real, *fake, "--drift", "--frames", "16"]),
         (1, "no weights of the network 'i3d': run `ardiff weights fetch i3d`", [*real, *fake]),
         (2, "Two sets are called 'other'", [*real, "--fake", f"{videos / 'other'},{videos / 'other'}/"]),
     ]
@@ -404,7 +405,7 @@ def test_what_is_refused_before_ray_is_started(
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("few", "other has 4 videos of 16 frames, but 5 are to be scored"),
+        ("few", "other has 4 videos of 16 frames, but num_clips is 5"),
         ("short", "are shorter than the 16 frames of a clip"),
         ("sizes", "different sizes (32x32 and 48x48): give --resolution"),
         ("broken", "1 of 9 videos in"),

@@ -18,7 +18,8 @@ from ardiff.data.encode import encode_video
 from ardiff.data.latents import read_description, read_latents
 from ardiff.data.manifest import class_names, read_manifest
 from ardiff.data.synthetic import render_video
-from ardiff.metrics.stats import CONTROLS, psnr
+from ardiff.metrics.controls import CONTROLS
+from ardiff.metrics.pairs.psnr import psnr
 from ardiff.pipeline import ARDiffusionPipeline
 
 pytestmark = pytest.mark.ray
@@ -154,7 +155,7 @@ def test_scores_hold_every_set(finished: tuple[Path, Result]) -> None:
     rows = {score["set"]: score for score in scores["scores"]}
     assert rows.keys() == sets.keys()
     assert rows["ar-step-2"]["protocol"]["num_real"] == rows["ar-step-2"]["protocol"]["num_fake"] == 4
-    assert rows["ar-step-2"]["floor"] == sets["real"]["distance"]
+    assert rows["ar-step-2"]["baseline"] == sets["real"]["distance"]
     assert rows["ar-step-2"]["low"] < sets["ar-step-2"]["distance"] < rows["ar-step-2"]["high"]
     assert (finished[0] / "scores" / "scores.parquet").exists()
     assert "95 % interval" in (finished[0] / "report.html").read_text()

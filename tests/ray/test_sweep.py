@@ -167,10 +167,10 @@ def test_bad_rows_are_recorded_and_the_others_are_made_and_scored(
         "grid.classes=[0,1,2,7]",
         "grid.ar_steps=[1]",
         "batch_size=4",
-        "--evaluate",
+        "evaluate=quick",
         f"real={real}/manifest.parquet",
-        *("scores.protocol=quick", "scores.num_clips=3", "scores.batch_size=3", "scores.resolution=16"),
-        *("scores.num_frames=12", "scores.controls=false"),
+        *("quick.num_clips=3", "quick.batch_size=3", "quick.resolution=16"),
+        *("quick.num_frames=12", "quick.controls=false"),
     )
     assert code == 1
     assert err.rstrip().endswith("the same command tries them again.")
@@ -209,21 +209,22 @@ def test_a_grid_of_which_nothing_can_be_made_is_refused(sweep: Sweep, tmp_path: 
     code, err = sweep(tmp_path / "out", "min_actors=99", "max_actors=99")
     assert code == 2
     assert "99 actors of 1 CPUs each are more than" in err
-    assert sweep(tmp_path / "out", "--evaluate")[0] == 2
+    assert sweep(tmp_path / "out", "evaluate=quick")[0] == 2
 
 
 def test_scores_that_cannot_be_had_are_refused_first_or_leave_a_page(sweep: Sweep, tmp_path: Path) -> None:
     real = tmp_path / "real"
     record = write_video(SyntheticConfig(num_test=1, num_frames=24), str(real), 0, "test")
     write_manifest(f"{real}/manifest.parquet", [record])
-    settings = ["--evaluate", f"real={real}/manifest.parquet", "scores.num_clips=2", "scores.num_frames=12"]
-    code, err = sweep(tmp_path / "out", *settings)
+    real_videos = f"real={real}/manifest.parquet"
+    published = ("evaluate=published", "scores.num_clips=2", "scores.num_frames=12")
+    code, err = sweep(tmp_path / "out", real_videos, *published)
     assert code == 1
     assert "ardiff weights fetch i3d" in err
     assert not (tmp_path / "out").exists()  # no video was made for nothing
     Path(record.uri).unlink()
-    quick = ("scores.protocol=quick", "scores.batch_size=2", "scores.resolution=16")
-    code, err = sweep(tmp_path / "out", *settings, *quick)
+    quick = ("quick.num_clips=2", "quick.num_frames=12", "quick.batch_size=2", "quick.resolution=16")
+    code, err = sweep(tmp_path / "out", real_videos, "evaluate=quick", *quick)
     assert code == 1
     assert "Traceback" not in err
     assert len(lines_of(tmp_path / "out")) == 12

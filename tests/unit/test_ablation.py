@@ -17,6 +17,7 @@ from ardiff.config import load_config, to_yaml
 from ardiff.data import s3, storage
 from ardiff.data.config import STORAGE_VARIABLE
 from ardiff.errors import ConfigError
+from ardiff.metrics.seeds import mean_over_seeds
 from ray_jobs.ablate import AblateConfig, describe_plan, make_plan
 from ray_jobs.quickstart import QuickstartConfig
 from ray_jobs.reports.ablation import (
@@ -25,9 +26,8 @@ from ray_jobs.reports.ablation import (
     Result,
     Variant,
     draw,
-    over_seeds,
     place_tables,
-    relative,
+    ratio,
     tables,
     write_results,
 )
@@ -43,43 +43,43 @@ def result(variant: str, seed: int, distance: float | None, ar_step: int = 5, **
 
 def test_the_interval_over_seeds_is_students() -> None:
     values = [3.0, 5.0, 10.0]
-    found = over_seeds(values)
+    found = mean_over_seeds(values)
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert (found.mean, found.low, found.high) == pytest.approx((6.0, low, high))
     assert found.count == 3
     # Two seeds: the quantile is 12.706, the standard error half their difference.
-    assert over_seeds([1.0, 3.0]).high == pytest.approx(2 + 12.7062, abs=1e-3)
+    assert mean_over_seeds([1.0, 3.0]).high == pytest.approx(2 + 12.7062, abs=1e-3)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
-    found = [over_seeds(generator.normal(2.0, 3.0, size=3).tolist()) for _ in range(2000)]
+    found = [mean_over_seeds(generator.normal(2.0, 3.0, size=3).tolist()) for _ in range(2000)]
     assert 0.935 < np.mean([f.low <= 2.0 <= f.high for f in found]) < 0.965
 
 
 def test_the_mean_of_logarithms_is_geometric_and_positive() -> None:
-    found = over_seeds([1.0, 100.0], log=True)
+    found = mean_over_seeds([1.0, 100.0], log=True)
     assert found.mean == pytest.approx(10.0)
     assert 0 < found.low < 1
     assert found.low * found.high == pytest.approx(100.0)  # symmetric in factors
 
 
 def test_one_seed_has_no_interval() -> None:
-    found = over_seeds([4.0])
+    found = mean_over_seeds([4.0])
     assert (found.mean, found.low, found.high) == (4.0, -np.inf, np.inf)
     for values in ([], [0.0, 1.0]):
         with pytest.raises(ValueError, match="at least one value"):
-            over_seeds(values, log=True)
+            mean_over_seeds(values, log=True)
 
 
 def test_pairs_cancel_what_a_seed_does_to_both() -> None:
     results = [result("base", s, d) for s, d in enumerate((10.0, 40.0, 90.0))]
     results += [result("other", s, 2 * d) for s, d in ((0, 10.0), (2, 90.0))]
-    found = relative(results, "other", "base", 5)
+    found = ratio(results, "other", "base", 5)
     assert found is not None
     assert (found.mean, found.low, found.high, found.count) == (pytest.approx(2.0),) * 3 + (2,)
-    assert relative(results, "other", "base", 0) is None
-    assert relative(results, "nobody", "base", 5) is None
+    assert ratio(results, "other", "base", 0) is None
+    assert ratio(results, "nobody", "base", 5) is None
 
 
 def test_tables_say_what_was_measured_and_what_failed() -> None:

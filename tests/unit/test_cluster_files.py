@@ -52,7 +52,12 @@ FILES = ROOT / "cluster"
 INSTALLED = "/opt/ardiff/configs"
 """Where the image has configs/."""
 COMMAND_OF_MODULE = {COMMANDS[command][0]: command for command in jobs()}
-NO_RAYJOB = {"quickstart": "writes to a local folder", "serve": "is the RayService", "lint-serve": "checks a file"}
+NO_RAYJOB = {
+    "quickstart": "writes to a local folder",
+    "evaluate-quick": "scores small synthetic videos",
+    "serve": "is the RayService",
+    "lint-serve": "checks a file",
+}
 """Why a command has no manifest of its own."""
 NAME_LENGTH = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
 
@@ -64,7 +69,7 @@ DOCUMENTS = [
 ]
 JOBS = [document for _, document in DOCUMENTS if document["kind"] == "RayJob"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-RAY = next(re.search("==(.*)", d)[1] for d in PROJECT["dependencies"] if d.startswith("ray["))  # type: ignore[index]
+RAY = next(re.search("==(.*)", d)[1] for d in PROJECT["optional-dependencies"]["ray"] if d.startswith("ray["))  # type: ignore[index]
 
 
 def document(kind: str) -> dict[str, Any]:
@@ -265,7 +270,7 @@ def test_jobs_fit_the_code_and_each_other(capsys: pytest.CaptureFixture[str], mo
     assert configs["evaluate"]["real"] == manifest
     assert configs["evaluate"]["weights"] == configs["sweep"]["scores"]["weights"] == [weights_place()]
     assert configs["sweep"]["grid"]["checkpoints"] == [configs["generate"]["pipeline"]]
-    assert (configs["sweep"]["real"], configs["sweep"]["evaluate"]) == (manifest, True)
+    assert (configs["sweep"]["real"], configs["sweep"]["evaluate"]) == (manifest, "published")
     args = yaml.safe_load(document("RayService")["spec"]["serveConfigV2"])["applications"][0]["args"]
     assert list(args["models"].values()) == [configs["generate"]["pipeline"]]
     workers = {c["train"]["num_workers"] for c in (first, second, third, configs["train-dit"])}

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from ardiff.config import CONFIGS, build, find_config, fingerprint, load_config, to_dict, to_yaml
+from ardiff.config import CONFIGS, base_files, build, find_config, fingerprint, load_config, to_dict, to_yaml
 from ardiff.errors import ConfigError
 
 
@@ -166,6 +166,22 @@ def test_later_paths_override_earlier_ones_key_by_key(tmp_path: Path) -> None:
     config = load_config(Outer, [first, str(second)], ["train.optimizer.steps=4"])
     assert config == Outer(train=Middle(name="first", optimizer=Inner(lr=0.25, steps=4)), sizes=(9,))
     assert load_config(Outer, [second, first]).train.optimizer.lr == 0.5
+
+
+def test_a_file_overlays_its_base(tmp_path: Path) -> None:
+    first = write(tmp_path / "paper" / "first.yaml", "label: paper\ntrain: {name: first, optimizer: {lr: 1, steps: 2}}")
+    second = write(tmp_path / "paper" / "second.yaml", "base: first.yaml\ntrain: {optimizer: {steps: 3}}")
+    third = write(tmp_path / "sky" / "third.yaml", "base: ../paper/second.yaml\nlabel: sky")
+    config = load_config(Outer, [third])
+    assert (config.label, config.train) == ("sky", Middle(name="first", optimizer=Inner(lr=1, steps=3)))
+    assert [file.resolve() for file in base_files(third)] == [second, first]
+    assert [file.resolve() for file in base_files(tmp_path / "paper")] == [first]
+    write(first, "base: ../sky/third.yaml")
+    with pytest.raises(ConfigError, match="has itself as its base"):
+        load_config(Outer, [third])
+    write(first, "base: nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_config(Outer, [third])
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:

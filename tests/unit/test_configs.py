@@ -62,19 +62,18 @@ def test_the_quickstart_models_fit_together() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(CONFIGS)))
 def test_every_file_is_a_configuration(file: Path) -> None:
-    """A file is named like its command (``train_vae``, ``train_vae_1_frames``) or names it. All others are fields of
-    the quickstart."""
+    """A file of a quickstart folder is a field of the quickstart, unless it names its command. Any other file is named
+    like its command (``train_vae``, ``train_vae_1_frames``)."""
     settings = read_settings([file])
     if command := settings.pop(COMMAND, None):
         build(config_class(command), settings)
         return
-    for command, stem in STEM_OF_COMMAND.items():
-        if file.stem == stem or file.stem.startswith(f"{stem}_"):
-            load_config(config_class(command), [file])
-            return
-    hints = typing.get_type_hints(QuickstartConfig)
-    assert file.stem in hints, f"{file} is named like no command and no part of the quickstart"
-    load_config(hints[file.stem], [file])
+    if file.parent.name.startswith("quickstart"):
+        load_config(typing.get_type_hints(QuickstartConfig)[file.stem], [file])
+        return
+    commands = [c for c, stem in STEM_OF_COMMAND.items() if file.stem == stem or file.stem.startswith(f"{stem}_")]
+    assert commands, f"{file} is named like no command"
+    load_config(config_class(commands[0]), [file])
 
 
 def test_no_folder_of_configurations_is_empty() -> None:

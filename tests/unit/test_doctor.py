@@ -106,6 +106,6 @@ def test_what_is_needed_and_not_there_fails(
     monkeypatch.setattr(doctor, "_has", lambda name: False)
     assert main(["doctor"]) == 1
     found = lines(capsys.readouterr().out)
-    assert found["ray"] == ("MISSING", "not installed")
-    assert found["deepspeed"] == ("ok", "not installed: pip install 'ardiff[deepspeed]'")
+    assert found["ray"] == ("MISSING", "not installed: pip install 'ardiff[ray]'")
+    assert found["deepspeed"] == ("ok", "not installed: pip install 'ardiff[train]'")
     assert found["deepspeed ops"][0] == "ok"

@@ -9,7 +9,7 @@ from PIL import Image
 from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.metrics.weights import cached
 from ray_jobs.encode import EncodeConfig
-from ray_jobs.evaluate import EvaluateConfig
+from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.quick import lacks_fvd
 from ray_jobs.quickstart import Inputs, QuickstartConfig, Stages, scoring
 from ray_jobs.reports.quickstart import _real_clips
@@ -43,18 +43,18 @@ def test_a_complete_stage_is_run_again_only_if_it_lacks_something(
 
 def test_scores_lack_fvd_once_the_weights_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path))
-    config = EvaluateConfig(protocol="quick")
+    config = QuickConfig()
     without, with_fvd = {"extractors": {"distance": "random"}}, {"extractors": {"distance": "random", "fvd": "i3d"}}
     assert not lacks_fvd(config, without)
     cached("i3d").parent.mkdir(parents=True)
     cached("i3d").touch()
     assert lacks_fvd(config, without)
     assert not lacks_fvd(config, with_fvd)
-    assert not lacks_fvd(EvaluateConfig(protocol="quick", i3d_clips=0), without)
+    assert not lacks_fvd(QuickConfig(i3d_clips=0), without)
 
 
 def test_real_clips_are_scored_at_the_rate_that_was_trained_on() -> None:
-    scores = EvaluateConfig(num_clips=2)
+    scores = QuickConfig(num_clips=2)
     config = QuickstartConfig(encode=EncodeConfig(fps=8.0), evaluate=scores)
     inputs = Inputs("manifest.parquet", "vae", "latents", synthetic=False)
     assert scoring(config, "runs", inputs, []).fps == 8.0
@@ -69,7 +69,7 @@ def test_the_report_shows_folders_of_pictures(tmp_path: Path) -> None:
         Image.new("RGB", (24, 16), (60 * number, 0, 0)).save(folder / f"{number}.png")
     record = VideoRecord(f"{folder}/", 1, "png", 24, 16, 25.0, 4, 0, "sky", "test", "ok", "")
     write_manifest(str(tmp_path / "manifest.parquet"), [record])
-    config = EvaluateConfig(real=str(tmp_path / "manifest.parquet"), protocol="quick", num_frames=4, resolution=16)
+    config = QuickConfig(real=str(tmp_path / "manifest.parquet"), num_frames=4, resolution=16)
     clips, names = _real_clips(config, 8)
     assert names == ["sky"]
     assert clips[0, :, 0, 0, 0].tolist() == [0, 60, 120, 180]

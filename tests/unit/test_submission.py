@@ -25,11 +25,13 @@ def carried(folder: Path, excludes: list[str]) -> set[str]:
 
 def test_a_job_gets_code_and_configurations_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = ["ardiff/data/storage.py", "ray_jobs/training/job.py", "configs/sky/prepare.yaml", "mine/own.yaml"]
+    kept += ["mine/shared.yaml"]
     left = [".env", ".git/config", ".venv/lib/x.py", "runs/dit/model", "data/a.mp4", "ardiff/__pycache__/x.pyc"]
     left += ["mine/video.mp4", "notes.txt"]
     for name in [*kept, *left]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("" if not name.endswith("yaml") else "num_videos: 3")
+    (tmp_path / "mine" / "own.yaml").write_text("base: shared.yaml")
     monkeypatch.chdir(tmp_path)
     arguments = ["--config", "mine/own.yaml", "output=s3://runs/videos", "class_label=1"]
     sent = plan("generate", arguments, read_arguments("generate", arguments), tmp_path, ["NCCL_DEBUG=INFO"])

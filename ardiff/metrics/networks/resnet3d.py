@@ -3,19 +3,22 @@
 Shapes: B clips, T frames, H W pixels, C channels.
 """
 
-from einops import reduce
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from ardiff.errors import ConfigError
+from ardiff.metrics.registry import Extractor, register_network
+
 MEAN_RGB = (114.7748, 107.7354, 99.4750)
-"""Subtracted from frames of 0 to 255 before they enter the network."""
+"""The mean colour that is subtracted from frames of 0 to 255."""
 SEGMENT = 16
-"""Frames that the network was trained on; longer clips are cut into segments of so many."""
+"""Frames of the network's training clips. Longer clips are cut into segments of this length."""
 
 
 class ResNet3D50(nn.Module):
     """2048 pooled features of clips. Parameters have the public names (``layer1.0.conv1.weight``), shortcuts of type B.
 
-    The classifier ``fc`` is part of the weights and unused.
+    The classifier ``fc`` is part of the weights but unused.
     """
 
     def __init__(self) -> None:
@@ -70,3 +73,26 @@ class _Bottleneck(nn.Module):
         y = nn.functional.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
         return nn.functional.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+def _features(model: nn.Module, frames: Tensor, count: int) -> Tensor:
+    """One row of 2048 features per clip, the mean over its segments: ``(n F, 3, 112, 112)`` to ``(n, 1, 2048)``."""
+    segments = rearrange(frames, "(n s t) c h w -> (n s) c t h w", n=count, t=SEGMENT)
+    return reduce(model(segments), "(n s) d -> n 1 d", "mean", n=count)
+
+
+def _check_frames(num_frames: int) -> None:
+    if num_frames % SEGMENT:
+        raise ConfigError(f"FID-vid takes segments of {SEGMENT} frames, and {num_frames} is no multiple of that.")
+
+
+RESNET3D_EXTRACTOR = Extractor(
+    name="resnet3d",
+    build=ResNet3D50,
+    size=112,
+    value_range="minus mean RGB",
+    mean_rgb=MEAN_RGB,
+    features=_features,
+    check_frames=_check_frames,
+)
+register_network(RESNET3D_EXTRACTOR)

@@ -28,7 +28,7 @@ def make_engine(model: nn.Module, config: TrainConfig, device: torch.device) -> 
             try:
                 from ardiff.train.engines.deepspeed_engine import DeepSpeedEngine
             except ModuleNotFoundError as error:
-                raise ConfigError("train.engine=deepspeed needs DeepSpeed: pip install 'ardiff[deepspeed]'.") from error
+                raise ConfigError("train.engine=deepspeed needs DeepSpeed: pip install 'ardiff[train]'.") from error
             settings = config.deepspeed_settings(distributed.size())
             return DeepSpeedEngine(model, *common, settings, activation_checkpointing=config.activation_checkpointing)
         case _:

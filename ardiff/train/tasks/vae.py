@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ardiff.data.transforms import to_uint8, to_unit
-from ardiff.metrics.lpips import load_lpips
+from ardiff.metrics.networks.lpips import load_lpips
 from ardiff.randomness import BatchGenerator
 from ardiff.train.tasks.base import Batch, Task
 from ardiff.train.tasks.config import AutoencoderTaskConfig

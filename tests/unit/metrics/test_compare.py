@@ -34,8 +34,8 @@ SCORE = SetScore(
     set="videos",
     metric="fvd",
     score=66.3,
-    floor=8.25,
-    floor_num=256,
+    baseline=8.25,
+    baseline_num=256,
     low=60.1,
     high=72.9,
     infinity=51.0,
@@ -44,7 +44,7 @@ SCORE = SetScore(
     protocol=PROTOCOL,
 )
 PSNR = replace(
-    SCORE, metric="psnr", score=30.0, floor=None, floor_num=None, low=None, high=None, infinity=None,
+    SCORE, metric="psnr", score=30.0, baseline=None, baseline_num=None, low=None, high=None, infinity=None,
     protocol=replace(PROTOCOL, name="paired", metric="psnr"),
 )  # fmt: skip
 
@@ -98,10 +98,10 @@ def test_what_holds_no_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for text in ("no json", "[]", '{"sets": {}}', '{"scores": [{"set": "a"}]}'):
         (tmp_path / "scores.json").write_text(text)
         assert main(["compare", str(tmp_path)]) == 1
-        assert "holds no scores that carry a whole protocol" in capsys.readouterr().err
+        assert "holds no scores with a complete protocol" in capsys.readouterr().err
 
 
-def test_the_table_says_where_the_floor_is_at_another_n() -> None:
-    text = table([("a", replace(SCORE, floor_num=128)), ("b", SCORE)])
+def test_the_table_says_where_the_baseline_is_at_another_n() -> None:
+    text = table([("a", replace(SCORE, baseline_num=128)), ("b", SCORE)])
     assert "8.2500 (N 128)" in text
     assert text.count("(N ") == 1

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from ardiff.errors import CheckpointError, DataError
-from ardiff.metrics.lpips import LPIPS, Backbone, load_lpips
+from ardiff.metrics.networks.lpips import LPIPS, Backbone, load_lpips
 
 
 def filled(backbone: Backbone) -> LPIPS:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ardiff.metrics.features import I3D
+from ardiff.metrics.networks.i3d import I3D
 from ardiff.metrics.networks.inception import FIDInception
 from ardiff.metrics.networks.resnet3d import ResNet3D50
 from ardiff.metrics.preprocess import resize_frames, scale_range

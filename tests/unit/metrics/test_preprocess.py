@@ -119,7 +119,7 @@ def test_ranges() -> None:
 def test_what_cannot_be_resized() -> None:
     with pytest.raises(ValueError, match="expected uint8 frames"):
         resize_frames(frames(8, 8).float(), 4, "bilinear")
-    with pytest.raises(ValueError, match="unknown way"):
+    with pytest.raises(ValueError, match="unknown resize method"):
         resize_frames(frames(8, 8), 4, "nearest")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown range"):
         scale_range(torch.zeros(1, 3, 2, 2), "[0, 1]")  # type: ignore[arg-type]

@@ -13,11 +13,11 @@ from torch import nn
 
 from ardiff.errors import ArdiffError
 from ardiff.metrics import weights
-from ardiff.metrics.extractors import Extractor
-from ardiff.metrics.features import I3D
+from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.frechet import frechet_distance
-from ardiff.metrics.lpips import LPIPS
-from ardiff.metrics.protocol import recipe
+from ardiff.metrics.networks.i3d import I3D
+from ardiff.metrics.networks.lpips import LPIPS
+from ardiff.metrics.registry import State, find_spec
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def clip(seed: int, shape: list[int]) -> np.ndarray:
     return video
 
 
-def fetched(name: weights.NetworkName, folder: Path) -> weights.State:
+def fetched(name: str, folder: Path) -> State:
     try:
         file = weights.fetch(name, folder)
     except ArdiffError as error:
@@ -135,8 +135,8 @@ def test_lossy_video_on_one_side_alone_is_a_distance(i3d: Callable[[], I3D]) -> 
     coarse = generator.integers(0, 256, (6, 10, 8, 8, 3), dtype=np.uint8)
     clips = coarse.repeat(8, axis=2).repeat(8, axis=3)
     state, device = i3d().state_dict(), torch.device("cpu")
-    release = Extractor(recipe("ardiff-release", "fvd"), state, device)(clips)[:, 0]
-    lossless = Extractor(recipe("styleganv", "fvd"), state, device)(clips)[:, 0]
+    release = FeatureExtractor(find_spec("ardiff-release", "fvd"), state, device)(clips)[:, 0]
+    lossless = FeatureExtractor(find_spec("styleganv", "fvd"), state, device)(clips)[:, 0]
     assert frechet_distance(release, release) == 0.0
     assert frechet_distance(release, lossless) > 1.0
 

@@ -56,18 +56,18 @@ def test_features_are_read_block_by_block(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_missing_or_bad_is_named(tmp_path: Path) -> None:
     store = FeatureStore(str(tmp_path / "features"))
     assert store.ids() == set()
-    with pytest.raises(DataError, match="lacks the features of clip 0"):
+    with pytest.raises(DataError, match="has no features of clip 0"):
         store.read(1)
     bad = rows(3)
     bad[1].features[0, 0] = np.nan
-    with pytest.raises(DataError, match=r"features of v1\.mp4 hold NaN"):
+    with pytest.raises(DataError, match=r"features of v1\.mp4 contain NaN"):
         store.append(bad)
     assert not (tmp_path / "features").exists()
     store.append(rows(2))
     store.append(rows(1, first=2, width=4))
     with pytest.raises(DataError, match="different shapes"):
         store.read(3)[0].array()
-    with pytest.raises(DataError, match="lacks the features of clip 3"):
+    with pytest.raises(DataError, match="has no features of clip 3"):
         store.read(4)
     next((tmp_path / "features").iterdir()).write_bytes(b"no parquet")
     with pytest.raises(DataError, match="damaged"):

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from ardiff.cli import main
 from ardiff.errors import ArdiffError, CheckpointError
-from ardiff.metrics import weights
-from ardiff.metrics.lpips import LPIPS
+from ardiff.metrics import registry, weights
+from ardiff.metrics.networks.lpips import LPIPS
 
 
 def lpips(seed: int = 0) -> LPIPS:
@@ -83,20 +83,23 @@ def test_a_damaged_cache_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_archive_with_another_file_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = weights.SOURCES["i3d"]
+    network = registry.find_network("i3d")
+    source = network.source
+    assert source is not None
 
-    def download(wanted: weights.Source, place: Path) -> Path:
-        with tarfile.open(place / "a.tar.gz", "w:gz") as tar:
+    def download(wanted: registry.Source, folder: Path) -> Path:
+        with tarfile.open(folder / "a.tar.gz", "w:gz") as tar:
             for name in (source.member, "other"):
                 info = tarfile.TarInfo(name)
                 info.size = 5
                 tar.addfile(info, io.BytesIO(b"words"))
-        return place / "a.tar.gz"
+        return folder / "a.tar.gz"
 
     monkeypatch.setattr(weights, "_download", download)
     with pytest.raises(ArdiffError, match=r"has sha256 .* not af5c50f0"):
         weights.fetch("i3d", tmp_path)
-    monkeypatch.setitem(weights.SOURCES, "i3d", replace(source, member="none"))
+    other = replace(network, source=replace(source, member="none"))
+    monkeypatch.setattr(weights, "find_network", lambda name: other)
     with pytest.raises(ArdiffError, match="holds no none"):
         weights.fetch("i3d", tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -113,7 +116,7 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path))
     assert main(["weights"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(weights.NETWORKS)
+    assert [line.split()[0] for line in lines] == registry.network_names()
     assert lines[0].endswith("missing: ardiff weights fetch i3d")
     assert lines[1].endswith("missing: give a file with --weights")
     assert main(["weights", "fetch"]) == 2

@@ -10,7 +10,7 @@ from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiTConfig
-from ardiff.metrics.lpips import LPIPS
+from ardiff.metrics.networks.lpips import LPIPS
 from ardiff.randomness import BatchGenerator
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig, Task
 from ardiff.vae.config import DiscriminatorConfig

@@ -1,4 +1,4 @@
-"""Scores of protocol ``quick`` from what was measured of its clips. No Ray is started."""
+"""Scores of the quick evaluation from measurements of its clips. No Ray is started."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from ardiff.data.manifest import VideoRecord
 from ardiff.errors import ConfigError
 from ardiff.metrics.compare import comparable
 from ardiff.metrics.scores import SetScore, read_scores, table, write_scores
-from ray_jobs.evaluate import EvaluateConfig
-from ray_jobs.evaluation.datasets import Listed
-from ray_jobs.evaluation.features import Clip
-from ray_jobs.evaluation.quick import _has_fvd, _scores, _size, _summary
+from ray_jobs.evaluation.config import QuickConfig
+from ray_jobs.evaluation.datasets import Clip, Dataset
+from ray_jobs.evaluation.quick import compute_scores, has_fvd, resolution_of, summarize
 from ray_jobs.reports.quickstart import _score
 
 COUNT, WITH_I3D = 12, 4
@@ -27,7 +26,7 @@ def record(uri: str, size: int = 32, codec: str = "vp9") -> VideoRecord:
 
 
 def sets(num_videos: int) -> dict[str, list[Clip]]:
-    """Of real videos the first half are the reference, others are taken again where there are too few."""
+    """The first half of the real videos is the reference. Videos occur again if there are too few."""
     real = [Clip(record(f"{i % num_videos}.mp4"), i, 1) for i in range(2 * COUNT)]
     found = dict.fromkeys(SHIFTS, real[COUNT:]) | {"reference": real[:COUNT]}
     return found | {"ar-step-5": [Clip(record(f"g/{i}.mp4", codec="h264"), 0, 1) for i in range(COUNT)]}
@@ -40,26 +39,26 @@ def scored(num_videos: int = 2 * COUNT, **settings: Any) -> tuple[list[SetScore]
         for i, clip in enumerate(clips[name]):
             row = {"set": name, "index": i, "uri": clip.video.uri, "start": clip.start, "sha256": f"{name}{i}"}
             row["features"] = generator.normal(shift, 1.0, 6).tolist()
-            if _has_fvd(name) and i < WITH_I3D:
+            if has_fvd(name) and i < WITH_I3D:
                 row["i3d"] = generator.normal(shift, 1.0, 400).tolist()
             if name == "ar-step-5":
                 row["recognised"] = i % 2 == 0
             rows.append(row)
     frame = pd.DataFrame(rows).sort_values(["set", "index"], ignore_index=True)
-    config = EvaluateConfig(protocol="quick", num_clips=COUNT, batch_size=4, **{"bootstrap": 20, **settings})
-    places = [Listed("data/manifest.parquet", [], []), Listed("samples/ar-step-5/manifest.parquet", [], [])]
-    scores = _scores(config, frame, clips, places, "weights-sha")
-    return scores, _summary(frame, scores)
+    config = QuickConfig(num_clips=COUNT, batch_size=4, **{"bootstrap": 20, **settings})
+    datasets = [Dataset("data/manifest.parquet", [], []), Dataset("samples/ar-step-5/manifest.parquet", [], [])]
+    scores = compute_scores(config, frame, clips, datasets, ({}, "weights-sha"))
+    return scores, summarize(frame, scores)
 
 
-def test_every_score_has_floor_interval_and_protocol(tmp_path: Path) -> None:
+def test_every_score_has_baseline_interval_and_protocol(tmp_path: Path) -> None:
     scores, summary = scored()
     by_name = {(s.set, s.metric): s for s in scores}
     assert {name for name, metric in by_name if metric == "distance"} == SHIFTS.keys() - {"reference"}
     assert {name for name, metric in by_name if metric == "fvd"} == SHIFTS.keys() - {"reference", "noise"}
     for metric, count in (("distance", COUNT), ("fvd", WITH_I3D)):
         model, real = by_name["ar-step-5", metric], by_name["real", metric]
-        assert (model.floor, model.floor_num) == (real.score, count)
+        assert (model.baseline, model.baseline_num) == (real.score, count)
         assert model.low is not None
         assert model.low < model.score < (model.high or 0)
         assert by_name["shuffled frames", metric].low is None
@@ -92,16 +91,16 @@ def test_every_score_has_floor_interval_and_protocol(tmp_path: Path) -> None:
     assert row.note.endswith(", class recognised 50 %")
 
 
-def test_a_floor_is_of_other_videos() -> None:
-    assert all(score.floor is None for score in scored(num_videos=COUNT + 1)[0])
+def test_a_baseline_is_of_other_videos() -> None:
+    assert all(score.baseline is None for score in scored(num_videos=COUNT + 1)[0])
 
 
 def test_intervals_can_be_left_out() -> None:
     assert all(score.low is None for score in scored(bootstrap=0)[0])
 
 
-def test_videos_are_of_one_size() -> None:
+def test_videos_are_of_oneresolution_of() -> None:
     mixed = {"reference": [Clip(record("a"), 0, 1)], "x": [Clip(record("b", 64), 0, 1)]}
     with pytest.raises(ConfigError, match="different sizes"):
-        _size(EvaluateConfig(protocol="quick"), mixed)
-    assert _size(EvaluateConfig(protocol="quick", resolution=32), mixed) == "32x32"
+        resolution_of(QuickConfig(), mixed)
+    assert resolution_of(QuickConfig(resolution=32), mixed) == "32x32"

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against torchmetrics, and measures of pairs."""
+"""PSNR and SSIM against torchmetrics, and the measurement of pairs."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,12 @@ import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ardiff.errors import DataError
-from ardiff.metrics.lpips import LPIPS
-from ardiff.metrics.pairs import PairMeasure, resampled_mean
-from ardiff.metrics.quality import MAX_PSNR, frame_psnr, ssim
+from ardiff.metrics.networks.lpips import LPIPS
+from ardiff.metrics.paired import PairMeasure
+from ardiff.metrics.pairs.psnr import MAX_PSNR, frame_psnr, psnr
+from ardiff.metrics.pairs.ssim import ssim
+from ardiff.metrics.registry import PairedMetric, find_metric
+from ardiff.metrics.uncertainty import resampled_mean
 
 
 def pair(strength: float, frames: int = 3, height: int = 40, width: int = 52) -> tuple[np.ndarray, np.ndarray]:
@@ -29,6 +32,28 @@ def test_ssim_is_that_of_torchmetrics(strength: float) -> None:
     _, places = structural_similarity_index_measure(*tensors(other, original), data_range=255.0, return_full_image=True)
     whole = places[..., 5:-5, 5:-5]  # its other windows reach over the border, into a reflection
     assert ssim(original, other) == pytest.approx(float(whole.mean()), abs=1e-6)
+
+
+def test_psnr_by_hand():
+    a = np.zeros((2, 4, 4), dtype=np.uint8)
+    b = a.copy()
+    b[0, 0, 0] = 255  # mean squared error 255^2 / 16 in the first, 0 in the second
+    assert psnr(a, b) == pytest.approx(10 * np.log10(32))
+    assert [psnr(x, y) for x, y in zip(a, b, strict=True)] == pytest.approx([10 * np.log10(16), np.inf])
+    assert psnr(b, a) == psnr(a, b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (np.zeros(3, np.uint8), np.zeros(4, np.uint8)),
+        (np.zeros(3), np.zeros(3)),
+        (np.zeros(0, np.uint8), np.zeros(0, np.uint8)),
+    ],
+)
+def test_psnr_refuses_other_arrays(a, b):
+    with pytest.raises(ValueError, match="uint8 arrays of one shape"):
+        psnr(a, b)
 
 
 @pytest.mark.parametrize("strength", [1.0, 10.0, 80.0])
@@ -63,18 +88,20 @@ def test_pairs_are_measured_one_by_one() -> None:
     model, generator = LPIPS("alex"), torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data = torch.rand(parameter.shape, generator=generator) * 0.02
-    values = PairMeasure(model.state_dict(), cpu)(pairs)
+    metrics = [metric for name in ("psnr", "ssim", "lpips") if isinstance(metric := find_metric(name), PairedMetric)]
+    measure = PairMeasure(metrics, {"lpips-alex": model.state_dict()}, cpu)
+    values = measure(pairs)
     assert values.shape == (2, 1, 3)
     assert values[:, 0, 0].tolist() == pytest.approx([frame_psnr(original, v) for v in (close, far)], rel=1e-6)
     assert values[:, 0, 1].tolist() == pytest.approx([ssim(original, v) for v in (close, far)], rel=1e-6)
     assert 0 < values[0, 0, 2] < values[1, 0, 2]
     x, y = (t.float() / 127.5 - 1 for t in tensors(original, far))
     assert values[1, 0, 2] == pytest.approx(float(model(x, y).mean()), rel=1e-5)
-    without = PairMeasure(None, cpu)
+    without = PairMeasure(metrics[:2], {}, cpu)
     assert np.array_equal(without(pairs), values[..., :2])
-    with pytest.raises(DataError, match="52x20, too small: at least 32 a side"):
-        PairMeasure(model.state_dict(), cpu)(pairs[:, :, :, :20])
-    with pytest.raises(DataError, match="too small: at least 11"):
+    with pytest.raises(DataError, match="52x20, too small: lpips needs at least 32"):
+        measure(pairs[:, :, :, :20])
+    with pytest.raises(DataError, match="too small: ssim needs at least 11"):
         without(pairs[:, :, :, :8])
 
 

@@ -1,14 +1,13 @@
-"""Measures of videos themselves: PSNR, degraded controls, and the tracking and recognition of one plain shape.
+"""Tracks and recognises one plain shape in a video of the synthetic set.
 
-Shapes: B videos, F frames, H W pixels, K classes. Videos are uint8 ``(B, F, H, W, 3)``, one video ``(F, H, W, 3)``.
+Shapes: F frames, H W pixels, K classes. A video is uint8 ``(F, H, W, 3)``.
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from einops import rearrange, reduce, repeat
+from einops import rearrange, reduce
 
 from ardiff.data.synthetic import CLASSES, signed_distance
 
@@ -28,95 +27,6 @@ ONE_OBJECT_SHARE = 0.9
 """Share of the foreground that lies in one connected piece where a frame shows one object."""
 MAX_OBJECT_SHARE = 0.5
 """Largest share of a frame that one object covers."""
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB, ``10 log10(255^2 / mean squared error)`` over everything; inf if equal.
-
-    Args:
-        a: uint8 of any shape. b: uint8 of the same shape.
-
-    Raises:
-        ValueError: Another dtype, different shapes, or no elements.
-    """
-    return _decibel(squared_error(a, b).mean())
-
-
-def shuffled_frames(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Control without temporal order: each video's frames in random order. uint8 ``(B, F, H, W, 3)`` in and out."""
-    count, length = _batch(videos).shape[:2]
-    order = generator.permuted(repeat(np.arange(length), "f -> b f", b=count), axis=1)  # (B, F)
-    return videos[np.arange(count)[:, None], order]
-
-
-def frozen(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Control without motion: one random frame of each video, repeated. uint8 ``(B, F, H, W, 3)`` in and out."""
-    count, length = _batch(videos).shape[:2]
-    chosen = videos[np.arange(count), generator.integers(length, size=count)]  # (B, H, W, 3)
-    return repeat(chosen, "b h w c -> b f h w c", f=length)
-
-
-def noise(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Control without content: uniform noise of the videos' shape. uint8 ``(B, F, H, W, 3)`` in and out."""
-    return generator.integers(256, size=_batch(videos).shape, dtype=np.uint8)
-
-
-def blur(videos: np.ndarray, sigma: float = 1.0) -> np.ndarray:
-    """Control without detail: a Gaussian blur of H and W, ``sigma`` in pixels. uint8 ``(B, F, H, W, 3)`` in and out.
-
-    Edges are extended by their last pixel. Raises ValueError unless ``sigma`` > 0.
-    """
-    if sigma <= 0:
-        raise ValueError(f"sigma must be positive, not {sigma}")
-    blurred = _batch(videos).astype(np.float64)
-    radius = int(np.ceil(3 * sigma))
-    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel /= kernel.sum()
-    for axis in (2, 3):
-        size = videos.shape[axis]
-        places = np.clip(np.arange(size) + np.arange(-radius, radius + 1)[:, None], 0, size - 1)  # (taps, size)
-        blurred = sum(tap * blurred.take(place, axis=axis) for tap, place in zip(kernel, places, strict=True))
-    return np.round(blurred).astype(np.uint8)
-
-
-def jitter(videos: np.ndarray, generator: np.random.Generator, pixels: int = 1) -> np.ndarray:
-    """Control with rough motion: each frame moved by up to ``pixels`` in y and x. uint8 ``(B, F, H, W, 3)`` in and out.
-
-    Edges are extended by their last pixel. Raises ValueError unless ``pixels`` >= 1.
-    """
-    if pixels < 1:
-        raise ValueError(f"pixels must be at least 1, not {pixels}")
-    count, length, height, width = _batch(videos).shape[:4]
-    shift = generator.integers(-pixels, pixels + 1, size=(2, count, length, 1))
-    y = np.clip(np.arange(height) + shift[0], 0, height - 1)  # (B, F, H)
-    x = np.clip(np.arange(width) + shift[1], 0, width - 1)  # (B, F, W)
-    b, f = np.arange(count)[:, None, None, None], np.arange(length)[:, None, None]
-    return videos[b, f, y[..., None], x[:, :, None]]
-
-
-def content_swap(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Control without identity: the second half of each video is another one's. uint8 ``(B, F, H, W, 3)`` in and out.
-
-    Raises ValueError for fewer than two videos or frames.
-    """
-    count, length = _batch(videos).shape[:2]
-    if min(count, length) < 2:
-        raise ValueError(f"content_swap needs at least 2 videos of 2 frames, got {videos.shape}")
-    order = generator.permutation(count)
-    swapped = videos.copy()
-    swapped[order, length // 2 :] = videos[np.roll(order, 1), length // 2 :]
-    return swapped
-
-
-CONTROLS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
-    "content swap": content_swap,
-    "jitter": jitter,
-    "blur": lambda videos, _: blur(videos),
-    "frozen": frozen,
-    "shuffled frames": shuffled_frames,
-    "noise": noise,
-}
-"""The controls that are printed beside a score, in the order in which a sound score ranks them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,19 +113,6 @@ def motion_checks(tracking: Tracking) -> dict[str, bool]:
     return {name: bool(result) for name, result in zip(MOTION_CHECKS, results, strict=True)}
 
 
-def motion_summary(videos: Iterable[np.ndarray]) -> dict[str, float]:
-    """Share of videos, each uint8 ``(F, H, W, 3)``, that pass each of :func:`motion_checks`, and ``all`` of them.
-
-    Raises:
-        ValueError: No video, or one of another dtype or shape.
-    """
-    checks = [motion_checks(track(video)) for video in videos]
-    if not checks:
-        raise ValueError("motion_summary needs at least one video")
-    shares = {name: float(np.mean([check[name] for check in checks])) for name in MOTION_CHECKS}
-    return shares | {"all": float(np.mean([all(check.values()) for check in checks]))}
-
-
 def recognise(video: np.ndarray) -> int:
     """Index in ``CLASSES`` of the shape that a video, uint8 ``(F, H, W, 3)``, shows; -1 if it shows none of them.
 
@@ -272,20 +169,3 @@ def _largest_piece(foreground: np.ndarray) -> np.ndarray:
         if np.array_equal(spread, label):
             return np.array([np.bincount(frame[frame > 0], minlength=1).max() for frame in label])
         label = spread
-
-
-def _batch(videos: np.ndarray) -> np.ndarray:
-    if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3 or videos.size == 0:
-        raise ValueError(f"expected uint8 videos (B, F, H, W, 3), got {videos.dtype} {videos.shape}")
-    return videos
-
-
-def squared_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared differences in float64. Raises ValueError unless both are uint8, of one shape and not empty."""
-    if a.dtype != np.uint8 or b.dtype != np.uint8 or a.shape != b.shape or a.size == 0:
-        raise ValueError(f"expected two uint8 arrays of one shape, got {a.dtype} {a.shape} and {b.dtype} {b.shape}")
-    return (a.astype(np.float64) - b) ** 2
-
-
-def _decibel(meansquared_error: float) -> float:
-    return float("inf") if meansquared_error == 0 else float(10.0 * np.log10(255.0**2 / meansquared_error))

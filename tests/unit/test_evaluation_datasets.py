@@ -10,9 +10,18 @@ import pytest
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.errors import ConfigError, DataError
-from ray_jobs.evaluation.datasets import Listed, common_size, fake_clips, locate, open_videos, paired_clips, real_clips
-from ray_jobs.evaluation.features import Clip, _decode
-from ray_jobs.evaluation.metrics import stamps
+from ray_jobs.evaluation.config import QuickConfig
+from ray_jobs.evaluation.datasets import (
+    Clip,
+    OpenDataset,
+    common_size,
+    generated_clips,
+    list_videos,
+    open_videos,
+    paired_clips,
+    real_clips,
+)
+from ray_jobs.evaluation.features import _decode, data_keys
 
 NAMES = ("y/1", "y/2", "x/1", "x/2")
 
@@ -21,45 +30,46 @@ def record(uri: str, frames: int = 20, size: int = 64) -> VideoRecord:
     return VideoRecord(uri, 1, "h264", size, size, 8.0, frames, 0, "video", "test", "ok", "")
 
 
-def test_places(tmp_path: Path) -> None:
+def test_a_dataset_is_a_manifest_or_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "set" / "videos"
     folder.mkdir(parents=True)
     (folder / "a.mp4").touch()
     (folder / "notes.txt").touch()
     write_manifest(str(tmp_path / "set" / "manifest.parquet"), [record("a.mp4")])
-    for prefix in ("", "file://"):  # a URI goes the way of s3://
-        manifest, files = (locate(f"{prefix}{tmp_path}/set/{name}") for name in ("manifest.parquet", "videos/"))
-        assert (manifest.name, manifest.split("train")) == ("set", "train")
-        assert (files.name, files.split("train")) == ("videos", "folder")
+    for prefix in ("", "file://"):  # a URI takes the code path of s3://
+        manifest, files = (list_videos(f"{prefix}{tmp_path}/set/{name}") for name in ("manifest.parquet", "videos/"))
+        assert (manifest.name, manifest.split_name("train")) == ("set", "train")
+        assert (files.name, files.split_name("train")) == ("videos", "folder")
         assert [video.uri for video in files.videos] == [f"{prefix}{folder}/a.mp4"]
     with pytest.raises(DataError, match="no manifest or folder of videos"):
-        locate(str(tmp_path / "none"))
+        list_videos(str(tmp_path / "none"))
 
 
 def test_every_video_comes_once_before_any_comes_twice() -> None:
     records = [record(f"{i}.mp4") for i in range(3)]
-    clips = real_clips(records, 7, span=16, stride=3, seed=0)
+    config = QuickConfig(num_frames=6, stride=3, seed=0)
+    clips = real_clips(records, 7, config)
     assert [clip.video.uri for clip in clips] == [f"{i % 3}.mp4" for i in range(7)]
     assert all(0 <= clip.start <= 4 and clip.stride == 3 for clip in clips)
     assert len({clip.start for clip in clips}) > 1
-    assert real_clips(records, 7, 16, 3, seed=0) == clips
-    assert real_clips(records, 7, 16, 3, seed=1) != clips
+    assert real_clips(records, 7, config) == clips
+    assert real_clips(records, 7, replace(config, seed=1)) != clips
 
 
 def test_clips_at_a_frame_rate(tmp_path: Path) -> None:
     """Of 100 frames at 25 a second there are 32 at 8 a second, wherever clips start and are counted."""
     record_25 = replace(record("a.mp4", frames=100), fps=25.0)
-    clips = real_clips([record_25], 80, span=16, stride=1, seed=0, fps=8.0)
+    clips = real_clips([record_25], 80, QuickConfig(num_frames=16, fps=8.0))
     assert {clip.fps for clip in clips} == {8.0}
     assert max(clip.start for clip in clips) == 16
     (tmp_path / "a.mp4").touch()
     write_manifest(str(tmp_path / "manifest.parquet"), [record_25])
-    listed = locate(str(tmp_path / "manifest.parquet"))
-    assert len(open_videos(listed, "test", 32, 8.0)) == 1
+    listed = list_videos(str(tmp_path / "manifest.parquet"))
+    assert len(open_videos(listed, "test", 32, 8.0).records) == 1
     with pytest.raises(DataError, match="the shortest has 32"):
         open_videos(listed, "test", 33, 8.0)
     seen = replace(record_25, size=1, etag="e")
-    assert stamps([Clip(seen, 0, 1)]) != stamps([Clip(seen, 0, 1, fps=8.0)])
+    assert data_keys([Clip(seen, 0, 1)]) != data_keys([Clip(seen, 0, 1, fps=8.0)])
 
     frames = np.arange(24, dtype=np.uint8)[:, None, None, None].repeat(32, 1).repeat(32, 2).repeat(3, 3) * 8
     (tmp_path / "b.mp4").write_bytes(encode_video(frames, 8.0, crf=1))
@@ -69,22 +79,24 @@ def test_clips_at_a_frame_rate(tmp_path: Path) -> None:
 
 
 def test_pairs_are_of_one_name_below_their_folders(tmp_path: Path) -> None:
-    real, fake = (locate_of(tmp_path, name) for name in ("real", "fake"))
     originals = [record(f"s3://b/real/{c}/{n}.mp4") for c in "xy" for n in "12"]
-    clips = fake_clips(fake, [record(f"/fake/{c}/{n}.webm") for c in "yx" for n in "12"], 4, 16)
-    pairs = paired_clips(fake, clips, real, originals)
+    real = dataset(tmp_path, "real", originals)
+    fake = dataset(tmp_path, "fake", [record(f"/fake/{c}/{n}.webm") for c in "yx" for n in "12"])
+    clips = generated_clips(fake, 4, 16)
+    pairs = paired_clips(fake, clips, real)
     assert [(p.video.uri[6:9], p.original.uri[12:15]) for p in pairs if p.original] == [(n, n) for n in NAMES]
     folders = [record("/fake/x/1.mp4/"), record("/fake/x/2/")]
-    pairs = paired_clips(fake, fake_clips(fake, folders, 2, 16), real, originals[:2])
+    pictures = replace(fake, records=folders)
+    pairs = paired_clips(pictures, generated_clips(pictures, 2, 16), replace(real, records=originals[:2]))
     assert [p.original for p in pairs] == originals[:2]
     with pytest.raises(DataError, match="has no original called 'y/1'"):
-        paired_clips(fake, clips, real, [*originals[:2], record("s3://b/real/z/1.mp4")])
+        paired_clips(fake, clips, replace(real, records=[*originals[:2], record("s3://b/real/z/1.mp4")]))
 
 
-def locate_of(folder: Path, name: str) -> Listed:
+def dataset(folder: Path, name: str, records: list[VideoRecord]) -> OpenDataset:
     (folder / name).mkdir()
     (folder / name / "a.mp4").touch()
-    return locate(str(folder / name))
+    return OpenDataset(list_videos(str(folder / name)), records)
 
 
 def test_sizes() -> None:
@@ -100,21 +112,21 @@ def test_data_is_named_by_place_start_size_and_change(prefix: str, tmp_path: Pat
     file.write_bytes(b"one")
     video = record(f"{prefix}{file}")
     clip = Clip(video, 0, 1)
-    before = stamps([clip])
-    assert stamps([clip]) == before
-    assert stamps([Clip(video, 1, 1)]) != before
+    before = data_keys([clip])
+    assert data_keys([clip]) == before
+    assert data_keys([Clip(video, 1, 1)]) != before
     os.utime(file, ns=(1, 1))
-    touched = stamps([clip])
+    touched = data_keys([clip])
     assert touched != before
     file.write_bytes(b"longer")
     os.utime(file, ns=(1, 1))
-    assert stamps([clip]) != touched
+    assert data_keys([clip]) != touched
     with pytest.raises(DataError, match="There is no video"):
-        stamps([Clip(record(f"{prefix}{tmp_path}/gone.mp4"), 0, 1)])
+        data_keys([Clip(record(f"{prefix}{tmp_path}/gone.mp4"), 0, 1)])
 
 
 def test_the_data_of_a_manifest_are_named_by_what_it_says() -> None:
     """Folders of pictures are no files that could be looked at, and those of S3 cost a request each."""
     videos = [replace(record("s3://nowhere/a/"), etag=etag) for etag in ("1", "2")]
-    one, other = (stamps([Clip(video, 0, 1, original=video)]) for video in videos)
+    one, other = (data_keys([Clip(video, 0, 1, original=video)]) for video in videos)
     assert one != other

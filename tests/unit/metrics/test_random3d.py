@@ -6,9 +6,9 @@ import torch
 
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.synthetic import render_video
-from ardiff.metrics import stats
-from ardiff.metrics.features import NUM_FEATURES, RandomVideoFeatures, scale_features
+from ardiff.metrics import controls
 from ardiff.metrics.frechet import frechet_distance
+from ardiff.metrics.networks.random3d import NUM_FEATURES, RandomVideoFeatures, scale_features
 
 CLIPS = 96
 
@@ -32,9 +32,9 @@ def test_distance_ranks_the_controls():
     generator = np.random.default_rng(0)
     real, other = clips(0, CLIPS), clips(CLIPS, CLIPS)
     grain = generator.normal(0.0, 4.0, other.shape)
-    light = np.clip(stats.blur(other, sigma=0.5) + grain, 0, 255).astype(np.uint8)
+    light = np.clip(controls.blur(other, sigma=0.5) + grain, 0, 255).astype(np.uint8)
     sets = {"real": other, "light blur and noise": light}
-    sets |= {name: control(other, generator) for name, control in stats.CONTROLS.items()}
+    sets |= {name: control(other, generator) for name, control in controls.CONTROLS.items()}
     extractor = RandomVideoFeatures()
     reference = extract(extractor, real)
     scores = {

@@ -1,0 +1,72 @@
+"""Distances between two sets of videos, from the features of their videos.
+
+Shapes: V videos of k rows each, D features. See :mod:`ardiff.metrics.frechet` for the formulas.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from ardiff.metrics.features import VideoFeatures
+from ardiff.metrics.frechet import Moments, frechet_distance, frechet_from_moments, kernel_distance
+
+CHUNK = 4096
+"""Rows whose moments are computed at once."""
+Features = VideoFeatures | np.ndarray
+"""Features of a set of videos, floating point ``(V, k, D)``."""
+
+
+class SetDistance(Protocol):
+    """A distance between two sets of videos. Calling it raises ValueError for features that are not finite, too few,
+    or of different widths."""
+
+    @property
+    def ddof(self) -> int:
+        """The divisor of the covariances is N - ddof; 0 for a distance without covariances."""
+
+    @property
+    def biased(self) -> bool:
+        """Whether N videos give too large a value, by about c / N."""
+
+    def __call__(self, real: Features, fake: Features) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Frechet:
+    """The squared Frechet distance.
+
+    Above ``CHUNK`` rows it is computed from moments that are merged block by block, so memory does not grow with the
+    number of videos.
+    """
+
+    ddof: int = 1
+    biased: ClassVar[bool] = True
+
+    def __call__(self, real: Features, fake: Features) -> float:
+        x, y = VideoFeatures.wrap(real), VideoFeatures.wrap(fake)
+        if max(len(x) * x.depth, len(y) * y.depth) > CHUNK:
+            return frechet_from_moments(_moments(x), _moments(y), self.ddof)
+        return frechet_distance(_rows(x), _rows(y), self.ddof)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The unbiased kernel distance. It needs all rows in memory."""
+
+    ddof: ClassVar[int] = 0
+    biased: ClassVar[bool] = False
+
+    def __call__(self, real: Features, fake: Features) -> float:
+        return kernel_distance(_rows(VideoFeatures.wrap(real)), _rows(VideoFeatures.wrap(fake)))
+
+
+def _rows(videos: VideoFeatures) -> np.ndarray:
+    """All rows of all videos, ``(V k, D)``."""
+    features = videos.array()
+    return features.reshape(-1, features.shape[-1])
+
+
+def _moments(videos: VideoFeatures) -> Moments:
+    rows = (block.reshape(-1, block.shape[-1]) for block in videos)
+    return Moments.of_all(part[i : i + CHUNK] for part in rows for i in range(0, len(part), CHUNK))

@@ -1,0 +1,1 @@
+"""Metrics of a generated video and its original, one file each."""

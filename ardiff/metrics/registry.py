@@ -1,0 +1,194 @@
+"""The registries of metrics and of feature networks.
+
+A file in ``networks/``, ``sets/`` or ``pairs/`` defines one network or metric and registers it. The registries import
+all of these files, so a new file needs no other change: its name becomes valid in configurations and appears in
+``--help``.
+
+Shapes: n clips, F frames, S the side of the square frames that a network takes, k rows of D features per clip.
+"""
+
+import difflib
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ardiff.metrics.distances import SetDistance
+from ardiff.metrics.preprocess import Range, Resize
+
+State = dict[str, Tensor]
+"""A state dict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of weights inside a package's source archive."""
+
+    package: str
+    archive_sha256: str
+    member: str
+    """Path in the archive."""
+    member_sha256: str
+    megabytes: int
+    """Size of the download."""
+    state_sha256: str
+    """Of the converted weights, see :func:`ardiff.metrics.weights.state_sha256`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """A network with published weights."""
+
+    name: str
+    build: Callable[..., nn.Module]
+    source: Source | None = None
+    """A package that contains the weights; None if there is none."""
+    convert: Callable[[dict[str, Any]], State] | None = None
+    """Converts the arrays of the source to a state dict."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extractor(Network):
+    """A network that extracts features from clips."""
+
+    size: int
+    """Height and width in pixels of the frames that the network takes."""
+    value_range: Range
+    mean_rgb: tuple[float, float, float] | None = None
+    """Subtracted from the pixels in the range ``minus mean RGB``."""
+    features: Callable[[nn.Module, Tensor, int], Tensor]
+    """``(model, frames (n F, 3, S, S), n)`` to features ``(n, k, D)``."""
+    check_frames: Callable[[int], None] = lambda num_frames: None
+    """Raises ConfigError for a number of frames that the network cannot take."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricSpec:
+    """How one protocol computes a set metric: from frames to features, and from two sets of features to a score."""
+
+    network: Extractor
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the network's class."""
+    feature: str
+    """Which output of the network is the feature, in words."""
+    resize: Resize
+    reencode: bool = False
+    """Re-encode both sets as lossy MPEG-4 first, as in the authors' scripts."""
+    distance: SetDistance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """What the scores of a metric mean."""
+
+    name: str
+    unit: str = ""
+    higher_is_better: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetMetric(Metric):
+    """A distance between a set of generated videos and a set of real ones."""
+
+    specs: Mapping[str, MetricSpec] = field(default_factory=dict)
+    """How to compute it, by the name of the published protocol."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedMetric(Metric):
+    """A measure of each generated video and its original. A score is the mean over videos."""
+
+    function: Callable[..., float]
+    """``(original, other)``, uint8 ``(F, H, W, 3)`` each, to a number; ``(original, other, model)`` with a network."""
+    network: Network | None = None
+    min_size: int = 1
+    """Smallest height and width in pixels."""
+    value_range: str = "0 to 255"
+    """Range of the pixel values that are compared."""
+
+
+_metrics: dict[str, Metric] = {}
+_networks: dict[str, Network] = {}
+EntryT = TypeVar("EntryT", Metric, Network)
+
+
+def register_metric(metric: Metric) -> None:
+    """Adds a metric. Raises ValueError if the name is taken."""
+    _add(_metrics, metric)
+
+
+def register_network(network: Network) -> None:
+    """Adds a network. Raises ValueError if the name is taken."""
+    _add(_networks, network)
+
+
+def metrics() -> dict[str, Metric]:
+    """All metrics by name, sorted."""
+    _load()
+    return dict(sorted(_metrics.items()))
+
+
+def networks() -> dict[str, Network]:
+    """All networks by name, sorted."""
+    _load()
+    return dict(sorted(_networks.items()))
+
+
+def scored_metric_names() -> list[str]:
+    """The metrics that a published protocol defines, and the paired ones."""
+    return [name for name, metric in metrics().items() if isinstance(metric, PairedMetric) or set_specs(metric)]
+
+
+def network_names() -> list[str]:
+    """All networks."""
+    return list(networks())
+
+
+def find_metric(name: str) -> Metric:
+    """Raises ValueError with the nearest name if there is no such metric."""
+    return _find(metrics(), name, "metric")
+
+
+def find_network(name: str) -> Network:
+    """Raises ValueError with the nearest name if there is no such network."""
+    return _find(networks(), name, "network")
+
+
+def set_specs(metric: Metric) -> Mapping[str, MetricSpec]:
+    """The specs of a set metric by protocol; empty for another metric."""
+    return metric.specs if isinstance(metric, SetMetric) else {}
+
+
+def find_spec(protocol: str, name: str) -> MetricSpec:
+    """How ``protocol`` computes the set metric ``name``. Raises ValueError if it does not define it."""
+    specs = set_specs(find_metric(name))
+    if protocol not in specs:
+        raise ValueError(f"the protocol {protocol} does not define {name}: use {' or '.join(specs) or 'another'}")
+    return specs[protocol]
+
+
+@functools.cache
+def _load() -> None:
+    """Imports every file that registers a network or a metric."""
+    for folder in ("networks", "sets", "pairs"):
+        package = importlib.import_module(f"ardiff.metrics.{folder}")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def _add(registry: dict[str, EntryT], entry: EntryT) -> None:
+    if entry.name in registry:
+        raise ValueError(f"'{entry.name}' is registered twice")
+    registry[entry.name] = entry
+
+
+def _find(registry: dict[str, EntryT], name: str, kind: str) -> EntryT:
+    if name not in registry:
+        near = difflib.get_close_matches(name, registry, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"the {kind}s are {', '.join(registry)}"
+        raise ValueError(f"there is no {kind} '{name}': {hint}")
+    return registry[name]

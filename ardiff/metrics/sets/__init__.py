@@ -1,0 +1,1 @@
+"""Metrics of a set of generated videos against a set of real ones, one file each."""

@@ -1,0 +1,82 @@
+"""Scores of generated videos against their originals: actors measure each pair."""
+
+import functools
+from typing import Any
+
+import ray
+import torch
+
+from ardiff.config import fingerprint
+from ardiff.data import storage
+from ardiff.metrics.paired import PairMeasure
+from ardiff.metrics.protocol import VERSION, Protocol
+from ardiff.metrics.registry import PairedMetric, State
+from ardiff.metrics.scores import SetScore
+from ardiff.metrics.store import FeatureStore
+from ardiff.metrics.uncertainty import mean_with_interval
+from ray_jobs.evaluation.datasets import codecs, common_size, generated_clips, paired_clips
+from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract
+from ray_jobs.evaluation.set_metrics import Inputs, data_fingerprint
+
+
+def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
+    """One score per metric for each set of videos: the mean over videos. Raises ArdiffError."""
+    config = inputs.config
+    weights = {m.network.name: inputs.weights[m.network.name] for m in metrics if m.network is not None}
+    settings = [[m.name for m in metrics], {name: sha256 for name, (_, sha256) in weights.items()}]
+    sets, resolutions = [], []
+    for dataset in inputs.generated:
+        clips = generated_clips(dataset, config.num_clips, config.num_frames)
+        pairs = paired_clips(dataset, clips, inputs.real)
+        originals = {pair.original.uri: pair.original for pair in pairs if pair.original is not None}
+        resolutions.append(common_size([*dataset.records, *originals.values()], config.resolution))
+        key = fingerprint([*settings, config.num_frames, config.resolution, VERSION], data_keys(pairs))
+        sets.append(ClipSet(pairs, FeatureStore(storage.join(config.output, "features", f"pairs-{key}"))))
+    build = functools.partial(_build_measure, metrics, ray.put({name: state for name, (state, _) in weights.items()}))
+    extracted = extract("pairs", sets, build, config.num_frames, config.resolution, Workers.of(config))
+    scores = []
+    for dataset, resolution, (stored, rows) in zip(inputs.generated, resolutions, extracted, strict=True):
+        values = stored.array()[:, 0]  # (V, M)
+        for index, metric in enumerate(metrics):
+            score, uncertainty = mean_with_interval(values[:, index], config.bootstrap, config.seed)
+            network = "none" if metric.network is None else metric.network.name
+            protocol = Protocol(
+                name="paired",
+                metric=metric.name,
+                network=network,
+                weights=weights[network][1] if network in weights else "none",
+                feature="mean over frames, then over videos",
+                num_frames=config.num_frames,
+                stride=1,
+                resolution=resolution,
+                resize="none",
+                value_range=metric.value_range,
+                codec_real=codecs(inputs.real.records),
+                codec_fake=codecs(dataset.records),
+                num_real=len(rows),
+                num_fake=len(rows),
+                ddof=0,
+                real_split=inputs.real.dataset.split_name(config.split),
+                real_data=data_fingerprint(rows, side=0),
+            )
+            scores.append(
+                SetScore(
+                    set=dataset.name,
+                    metric=metric.name,
+                    score=score,
+                    baseline=None,
+                    baseline_num=None,
+                    low=uncertainty.low,
+                    high=uncertainty.high,
+                    infinity=None,
+                    fake=dataset.dataset.uri,
+                    fake_data=data_fingerprint(rows),
+                    protocol=protocol,
+                )
+            )
+    return scores
+
+
+def _build_measure(metrics: list[PairedMetric], states: Any, device: torch.device) -> Measure:
+    loaded: dict[str, State] = ray.get(states)
+    return PairMeasure(metrics, loaded, device)
