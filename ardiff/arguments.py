@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from ardiff import logs
-from ardiff.config import COMMAND, build, field_documentation, read_settings, take_section
+from ardiff.config import COMMAND, build, field_documentation, kind_of, read_settings, section_classes, take_section
 from ardiff.data.config import StorageConfig
 from ardiff.errors import ConfigError
 
@@ -94,7 +94,7 @@ def command_parser(command: str, summary: str, module: ModuleType, config_class:
     documentation = field_documentation(config_class)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        if dataclasses.is_dataclass(hints[field.name]):
+        if section_classes(hints[field.name]):
             continue
         flag = f"--{field.name.replace('_', '-')}"
         text = _help_text(field, documentation).replace("%", "%%")
@@ -113,18 +113,25 @@ def _sections_help(config_class: type[Any]) -> str:
     return "\n".join([title, *_fields_help(config_class, ""), *storage])
 
 
-def _section_help(config_class: type[Any], key: str, documentation: str) -> list[str]:
-    return ["", f"  {key}: {documentation}", *_fields_help(config_class, f"{key}.")]
+def _section_help(hint: Any, key: str, documentation: str) -> list[str]:
+    """The fields of a section. If it is a union of classes, the fields in which the others differ from the first."""
+    first, *others = section_classes(hint)
+    lines = ["", f"  {key}: {documentation}", *_fields_help(first, f"{key}.")]
+    for other in others:
+        lines += ["", f"  {key}, with {key}.kind={kind_of(other)}:", *_fields_help(other, f"{key}.", first)]
+    return lines
 
 
-def _fields_help(config_class: type[Any], prefix: str) -> list[str]:
+def _fields_help(config_class: type[Any], prefix: str, base: type[Any] | None = None) -> list[str]:
+    """Help on each field, except those inherited from ``base``."""
     lines: list[str] = []
+    inherited = () if base is None else dataclasses.fields(base)
     hints = typing.get_type_hints(config_class)
     documentation = field_documentation(config_class)
-    for field in dataclasses.fields(config_class):
+    for field in (f for f in dataclasses.fields(config_class) if f not in inherited):
         hint, key = hints[field.name], f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(hint):
-            lines += _section_help(typing.cast(type, hint), key, documentation[field.name])
+        if section_classes(hint):
+            lines += _section_help(hint, key, documentation[field.name])
         elif prefix:
             text = _help_text(field, documentation)
             lines += textwrap.wrap(f"{key}: {text}", 110, initial_indent="    ", subsequent_indent="        ")

@@ -31,7 +31,7 @@ COMMANDS = {
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
     "sweep": ("ray_jobs.sweep", "SweepConfig", "generate a grid of videos, score every sweep point, and report"),
     "export": ("ardiff.train.export", "ExportConfig", "export a usable model from a training checkpoint"),
-    "import-upstream": ("ardiff.upstream.command", "ImportConfig", "convert upstream checkpoints to a pipeline"),
+    "import-upstream": ("ardiff.import_upstream", "ImportConfig", "convert upstream checkpoints to a pipeline"),
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
     "evaluate-quick": ("ray_jobs.evaluate_quick", "QuickConfig", "score small synthetic videos, with controls"),
     "compare": ("ardiff.metrics.compare", "CompareConfig", "show scores of one protocol side by side"),
@@ -40,7 +40,7 @@ COMMANDS = {
     "lint-serve": ("ray_jobs.serving.lint", "LintConfig", "check a Ray Serve configuration before deployment"),
     "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "create an API key for the service"),
     "ablate": ("ray_jobs.ablate", "AblateConfig", "train variants of the quickstart and compare them"),
-    "estimate": ("ardiff.train.estimate", "EstimateConfig", "estimate memory and time per ZeRO stage, and job costs"),
+    "estimate": ("ardiff.train.estimate.command", "EstimateConfig", "estimate memory, time and price of jobs"),
 }
 """Commands with a configuration: module, configuration class and summary. The module has a function ``run(config)``."""
 TOOLS = {

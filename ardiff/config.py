@@ -69,10 +69,39 @@ def take_section(cls: type[ConfigT], tree: dict[str, Any], name: str) -> ConfigT
     return section
 
 
+def section_classes(hint: Any) -> tuple[type[Any], ...]:
+    """The dataclasses that a section of type ``hint`` may be; empty if the type is no section.
+
+    A section may be a union of dataclasses. Its key ``kind`` chooses one by their defaults; the first is the default.
+    """
+    classes = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return classes if all(dataclasses.is_dataclass(cls) for cls in classes) else ()
+
+
+def kind_of(cls: type[Any]) -> str:
+    """The default of the field ``kind``, which tells the dataclasses of a union apart."""
+    return str(next(f.default for f in dataclasses.fields(cls) if f.name == "kind"))
+
+
+def _choose_class(hint: Any, tree: dict[str, Any], prefix: str) -> type[Any]:
+    first, *others = section_classes(hint)
+    if not others:
+        return first
+    kinds = {kind_of(cls): cls for cls in (first, *others)}
+    kind = tree.get("kind", next(iter(kinds)))
+    if kind not in list(kinds):
+        raise ConfigError(f"'{_join(prefix, 'kind')}' must be one of {', '.join(kinds)}, not {kind!r}.")
+    return kinds[kind]
+
+
 def build(cls: type[ConfigT], tree: dict[str, Any], prefix: str = "") -> ConfigT:
-    """Builds the dataclass ``cls`` from nested dicts and checks every key and type. Raises ConfigError."""
+    """Builds the dataclass ``cls``, or one of a union of them, from nested dicts. Raises ConfigError.
+
+    Checks every key and type.
+    """
+    cls = _choose_class(cls, tree, prefix)
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if key not in fields:
@@ -230,10 +259,10 @@ def _coerce(hint: Any, value: Any, prefix: str) -> Any:
     A string becomes a float (PyYAML reads ``1e-4`` as a string), or a list of strings, split at commas.
     """
     origin, args = get_origin(hint), get_args(hint)
-    if dataclasses.is_dataclass(hint):
+    if section_classes(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"'{prefix}' is a section with its own keys, not {value!r}.")
-        return build(typing.cast(type, hint), value, prefix)
+        return build(hint, value, prefix)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None

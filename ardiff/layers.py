@@ -1,6 +1,6 @@
-"""Transformer parts that the AR-VAE and the AR-DiT share.
+"""Transformer layers that the AR-VAE and the AR-DiT share.
 
-Shapes: N frames (batch and time packed), L tokens, C width, H heads, K head width.
+Shapes: N frames (batch and time packed), L tokens, C width, H heads, K head width, P positions.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from einops import rearrange
 from torch import Tensor, nn
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Attention over frames: takes query, key, value ``(N, H, L, K)``, returns the mixed values ``(N, H, L, K)``."""
+"""Attention over frames: takes query, key and value ``(N, H, L, K)``, returns the mixed values ``(N, H, L, K)``."""
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of rotary positions, ``(N, 1, 1, pairs)`` each; see :func:`rotary`."""
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, by default its approximation by tanh, ``(..., C) -> (..., C)``."""
+    """Two linear layers with a GELU between them, ``(..., C) -> (..., C)``."""
 
-    def __init__(self, width: int, ratio: float, approximate: Literal["tanh", "none"] = "tanh") -> None:
+    def __init__(self, width: int, ratio: float) -> None:
         super().__init__()
-        self.approximate = approximate
+        self.approximate: Literal["tanh", "none"] = "tanh"  # of the GELU; "none" computes it exactly
         self.fc1 = nn.Linear(width, int(width * ratio))
         self.fc2 = nn.Linear(int(width * ratio), width)
 
@@ -31,9 +31,9 @@ class Mlp(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention whose mixing is done by a function, so that masks and caches live with the caller.
+    """Multi-head self-attention. The caller passes the attention function, which holds masks and caches.
 
-    With a ``rotation``, queries and keys are turned by it (rotary positions, Su et al., 2021).
+    With a ``rotation``, queries and keys are rotated by it (rotary positions, Su et al., 2021).
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -43,7 +43,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, attend: Attend, rotation: Rotation | None = None) -> Tensor:
-        """Mixes ``x (N, L, C)`` by ``attend``."""
+        """``x (N, L, C) -> (N, L, C)``."""
         return self.merge(attend(*self.project(x, rotation)))
 
     def project(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,9 +63,9 @@ def attend_within_frame(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def rotary(positions: Tensor, pairs: int, dtype: torch.dtype, base: float = 10000.0) -> Rotation:
-    """The rotation of frame positions ``(N,)``: ``pairs`` channel pairs turn, each at a rate of its own.
+    """The rotation of frame positions ``(N,)``, with one frequency for each of the ``pairs`` channel pairs.
 
-    The angles are float64, so that far frames stay exact.
+    Angles are computed in float64, so that far frames stay exact.
     """
     rates = base ** (-torch.arange(pairs, dtype=torch.float64, device=positions.device) / max(pairs, 1))
     angles = rearrange(positions.double()[:, None] * rates, "n p -> n 1 1 p")
@@ -73,16 +73,16 @@ def rotary(positions: Tensor, pairs: int, dtype: torch.dtype, base: float = 1000
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turns the first ``2 * pairs`` channels of ``x (..., N, H, L, K)``."""
+    """Rotates the first ``2 * pairs`` channels of ``x (..., N, H, L, K)`` and leaves the rest."""
     cos, sin = rotation
     pairs = cos.shape[-1]
     first, second, rest = x.split([pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
-    turned = [first * cos - second * sin, first * sin + second * cos]
-    return torch.cat([*turned, rest], dim=-1)
+    rotated = [first * cos - second * sin, first * sin + second * cos]
+    return torch.cat([*rotated, rest], dim=-1)
 
 
 def sincos_positions(positions: Tensor, width: int) -> Tensor:
-    """Fixed sine-cosine embeddings ``(P, width)`` of positions ``(P,)``: sine half, then cosine half."""
+    """Fixed sine-cosine embeddings ``(P, width)`` of positions ``(P,)``: sines in the first half, then cosines."""
     half = width // 2
     omega = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
     angles = positions.double()[:, None] * omega
@@ -90,14 +90,14 @@ def sincos_positions(positions: Tensor, width: int) -> Tensor:
 
 
 def sincos_grid(height: int, width: int, channels: int) -> Tensor:
-    """Sine-cosine embeddings of a 2-D grid, ``(height * width, channels)``: half the channels a row, half a column."""
+    """Sine-cosine embeddings of a 2-D grid, ``(height * width, channels)``: first half row, second half column."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     halves = [sincos_positions(axis.flatten(), channels // 2) for axis in (rows, columns)]
     return torch.cat(halves, dim=1)
 
 
 def init_linear(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for linear layers, as in DiT; to be used with ``Module.apply``."""
+    """Initialises linear layers as DiT does, Xavier-uniform weights and zero biases. For ``Module.apply``."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -1,9 +1,9 @@
 """Linear layers by oneDNN on CPUs, for training and for inference.
 
-torch multiplies float32 matrices with MKL, which leaves half of an AMD processor's AVX-512 unused; the oneDNN inside
-torch does not. A product of few rows, one frame's tokens, spends a third of its time on rearranging the weights: where
-they do not change any more, oneDNN lets them be kept rearranged; the operators are those that torch.compile emits for a
-frozen model. The products are the same but for rounding.
+torch multiplies float32 matrices with MKL, which uses only half of an AMD processor's AVX-512. The oneDNN inside torch
+uses all of it. For inference, oneDNN can also keep the weights packed in its own layout; with few rows, such as one
+frame's tokens, packing takes a third of a product's time. The operators are those that torch.compile emits for a frozen
+model. Results differ from torch's by rounding only.
 """
 
 import functools
@@ -19,7 +19,7 @@ def available() -> bool:
 
 
 def packable(model: nn.Module) -> bool:
-    """Whether oneDNN has a layout for the model's weights where they are."""
+    """Whether oneDNN can pack the model's weights: float32, or bfloat16 if the CPU supports it, on a CPU."""
     parameter = next(model.parameters())
     if parameter.device.type != "cpu" or not available():
         return False
@@ -29,7 +29,7 @@ def packable(model: nn.Module) -> bool:
 
 
 def pack_linear(model: nn.Module) -> None:
-    """Puts a :class:`PackedLinear` in the place of every ``nn.Linear`` inside ``model``, for inference."""
+    """Replaces every ``nn.Linear`` inside ``model`` by a :class:`PackedLinear`, for inference."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
@@ -37,7 +37,7 @@ def pack_linear(model: nn.Module) -> None:
 
 
 class PackedLinear(nn.Module):
-    """``nn.Linear`` for inference on a CPU, equal to it up to rounding. Packs at the first call; keeps both forms."""
+    """``nn.Linear`` for inference on a CPU, equal up to rounding. Packs at the first call, keeps both forms."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class PackedLinear(nn.Module):
 
 
 def accelerate_linear(model: nn.Module) -> None:
-    """Has every ``nn.Linear`` of ``model`` compute by oneDNN wherever its input and weights are float32 on a CPU."""
+    """Makes every ``nn.Linear`` of ``model`` use oneDNN where its input and weights are float32 on a CPU."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.forward = functools.partial(_forward, module)  # type: ignore[method-assign]

@@ -21,14 +21,15 @@ from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.sampler import initial_noise, stream_full
-from ardiff.dit import DiT, DiTConfig
+from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
+from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.pretrained import CONFIG, build_config, load_weights, local_folder, read_config, write_model
 from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.engine import SamplingEngine
 from ardiff.sampling.params import ModelInfo, SamplingParams, expand_params, validate
 from ardiff.sampling.request import SampleRequest
-from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache
+from ardiff.vae import ARAutoencoder, DecoderCache
 
 KIND = "ar-diffusion-pipeline"
 MAX_DECODED = 16
@@ -79,8 +80,8 @@ class ARDiffusionPipeline:
         """
         with local_folder(uri) as folder:
             config = read_config(folder, KIND)
-            vae = ARAutoencoder(build_config(AutoencoderConfig, config["vae"]))
-            dit = DiT(build_config(DiTConfig, config["dit"]))
+            vae = make_autoencoder(build_config(AnyAutoencoderConfig, config["vae"]))
+            dit = make_dit(build_config(AnyDiTConfig, config["dit"]))
             return cls(
                 load_weights(vae, folder / "vae.safetensors"),
                 load_weights(dit, folder / "dit.safetensors"),
@@ -278,7 +279,6 @@ def read_info(uri: str) -> ModelInfo:
     if not storage.exists(storage.join(uri, CONFIG)):
         raise CheckpointError(f"There is no pipeline in {uri}: it should hold {CONFIG}.")
     config = read_config(uri, KIND)
-    dit, diffusion = build_config(DiTConfig, config["dit"]), build_config(DiffusionConfig, config["diffusion"])
-    return ModelInfo.from_configs(
-        dit, diffusion, build_config(AutoencoderConfig, config["vae"]).resolution, config["class_names"]
-    )
+    dit, vae = build_config(AnyDiTConfig, config["dit"]), build_config(AnyAutoencoderConfig, config["vae"])
+    diffusion = build_config(DiffusionConfig, config["diffusion"])
+    return ModelInfo.from_configs(dit, diffusion, vae.resolution, config["class_names"])

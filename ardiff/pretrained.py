@@ -9,26 +9,25 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ardiff.config import build, to_dict
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, CheckpointError
-from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ardiff.models import AnyAutoencoderConfig, make_autoencoder
+from ardiff.tensors import ModuleT, fill, read_tensors
+from ardiff.vae import ARAutoencoder
 
 CONFIG = "config.json"
 FORMAT = 1
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @contextlib.contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
-    """The folder ``uri`` as a local one: itself, or a temporary copy. Raises CheckpointError if it has no config."""
+    """The folder ``uri`` as a local path: itself, or a temporary copy. Raises CheckpointError if it has no config."""
     if not storage.exists(storage.join(uri, CONFIG)):
         raise CheckpointError(f"There is no trained model in {uri}: it should hold {CONFIG}.")
     if not storage.is_remote(uri):
@@ -40,7 +39,7 @@ def local_folder(uri: str) -> Iterator[Path]:
 
 
 def write_model(uri: str, config: dict[str, Any], modules: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Writes a model folder: one safetensors file per module, then ``config.json``, whose presence makes it whole."""
+    """Writes a model folder: one safetensors file per module, and ``config.json`` last, which marks it complete."""
     with tempfile.TemporaryDirectory() as folder:
         for name, state in modules.items():
             tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
@@ -50,7 +49,7 @@ def write_model(uri: str, config: dict[str, Any], modules: Mapping[str, Mapping[
 
 
 def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
-    """The content of ``config.json``. Raises CheckpointError if it is of another kind or format."""
+    """The content of ``config.json``. Raises CheckpointError if the folder is of another kind or format."""
     file = storage.join(str(folder), CONFIG)
     try:
         config: dict[str, Any] = json.loads(storage.read_bytes(file))
@@ -66,6 +65,17 @@ def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
     return config
 
 
+def build_config(hint: Any, tree: dict[str, Any]) -> Any:
+    """A stored configuration as its dataclass. Raises CheckpointError if it has keys that this version lacks.
+
+    ``hint`` is the dataclass, or a union of them such as :data:`ardiff.models.AnyDiTConfig`.
+    """
+    try:
+        return build(hint, tree)
+    except ArdiffError as error:
+        raise CheckpointError(f"The model was written by another version of ardiff: {error}") from error
+
+
 def load_weights(module: ModuleT, file: Path) -> ModuleT:
     """Fills ``module`` from a safetensors file and puts it in evaluation mode.
 
@@ -76,50 +86,14 @@ def load_weights(module: ModuleT, file: Path) -> ModuleT:
     return fill(module, read_tensors(file), str(file)).eval()
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name. Raises CheckpointError if it is missing or damaged."""
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot read the weights {file}: {error}") from error
-
-
-def fill(module: ModuleT, state: Mapping[str, Tensor], source: str) -> ModuleT:
-    """Copies ``state`` over the parameters of ``module``, which must be the same by name and shape, and returns it.
-
-    Raises:
-        CheckpointError: They are not; names ``source`` and the first that differs.
-    """
-    expected = dict(module.named_parameters())
-    for name in sorted(expected.keys() | state.keys()):
-        have = tuple(state[name].shape) if name in state else "missing"
-        want = tuple(expected[name].shape) if name in expected else "not a parameter of the model"
-        if have != want:
-            raise CheckpointError(
-                f"{source} does not fit the model: {name} is {have} in the file, {want} in the model."
-            )
-    with torch.no_grad():
-        for name, parameter in expected.items():
-            parameter.copy_(state[name])
-    return module
-
-
 def save_autoencoder(uri: str, model: ARAutoencoder, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Writes an AR-VAE folder with the model's own weights or the given ones."""
+    """Writes an AR-VAE folder with the given weights, by default the model's own."""
     state: Mapping[str, Tensor] = dict(model.named_parameters()) if weights is None else weights
     write_model(uri, {"kind": "ar-vae", "vae": to_dict(model.config)}, {"vae": state})
 
 
 def load_autoencoder(uri: str) -> ARAutoencoder:
-    """Reads an AR-VAE folder. Raises CheckpointError."""
+    """Reads an AR-VAE folder, in evaluation mode. Raises CheckpointError."""
     with local_folder(uri) as folder:
-        config = read_config(folder, "ar-vae")
-        return load_weights(ARAutoencoder(build_config(AutoencoderConfig, config["vae"])), folder / "vae.safetensors")
-
-
-def build_config(cls: type[Any], tree: dict[str, Any]) -> Any:
-    """A stored configuration as its dataclass. Raises CheckpointError if this version does not know it."""
-    try:
-        return build(cls, tree)
-    except ArdiffError as error:
-        raise CheckpointError(f"The model was written by another version of ardiff: {error}") from error
+        config = build_config(AnyAutoencoderConfig, read_config(folder, "ar-vae")["vae"])
+        return load_weights(make_autoencoder(config), folder / "vae.safetensors")

@@ -16,11 +16,14 @@ import torch
 from s3_server import S3Server, environment
 from torch import nn
 
+from ardiff.config import build
 from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.config import DiffusionConfig
-from ardiff.dit import DiT, DiTConfig
+from ardiff.dit import DiT
+from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder
+from ardiff.models import make_dit as build_dit
 from ardiff.pipeline import ARDiffusionPipeline
-from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ardiff.vae import ARAutoencoder
 
 torch.set_num_threads(1)
 # A cache of their own: weights that a user has fetched must not change what the tests, and the jobs they start, do.
@@ -53,7 +56,7 @@ def make_dit() -> Callable[..., DiT]:
     """``make_dit(seed=0, **config)``: a tiny AR-DiT with normal weights, in evaluation mode."""
 
     def make(seed: int = 0, **changes: Any) -> DiT:
-        model = DiT(DiTConfig(**{**DIT, **changes}))
+        model = build_dit(build(AnyDiTConfig, {**DIT, **changes}))
         _fill(model, seed)
         return model.eval()
 
@@ -65,7 +68,7 @@ def make_vae() -> Callable[..., ARAutoencoder]:
     """``make_vae(seed=0, **config)``: a tiny AR-VAE with normal weights, in evaluation mode."""
 
     def make(seed: int = 0, **changes: Any) -> ARAutoencoder:
-        model = ARAutoencoder(AutoencoderConfig(**{**VAE, "temporal_window": 3, **changes}))
+        model = make_autoencoder(build(AnyAutoencoderConfig, {**VAE, "temporal_window": 3, **changes}))
         _fill(model, seed)
         return model.eval()
 

@@ -1,1 +1,1 @@
-"""The method without a model: noise, timestep laws (FoPP), inference schedules (AD), losses, samplers."""
+"""Diffusion without a model: noise, training timesteps, inference schedules, losses and the reference sampler."""

@@ -1,7 +1,9 @@
 """Inference schedules: the Adaptive-lag (AD) scheduler of Sec. 3.4 as data.
 
-``ar_step`` is the paper's timestep difference s, counted in sampling steps: 0 denoises all frames together
-(synchronous diffusion), ``num_inference_steps`` one frame after another (auto-regression).
+``ar_step`` is the paper's timestep difference s, in sampling steps: 0 denoises all frames together (synchronous
+diffusion), ``num_inference_steps`` one frame after another (auto-regression).
+
+Shapes: N iterations, F frames, S sampling steps.
 """
 
 from dataclasses import dataclass
@@ -14,12 +16,12 @@ from ardiff.diffusion.ar_step import check_ar_step
 
 @dataclass(frozen=True, slots=True)
 class ADSchedule:
-    """What every iteration does to every frame. N iterations, F frames.
+    """What each iteration does to each frame.
 
     Attributes:
-        step_index: int64 ``(N, F)``: sampling steps that a frame has made after the iteration; 0 is noise, S clean.
-        update: bool ``(N, F)``: the frames that make a step in this iteration. All others stay exactly as they are.
-        window: int64 ``(N, 2)``, half-open: the frames that the model sees; None when it always sees all.
+        step_index: int64 ``(N, F)``: sampling steps that the frame has made after the iteration; 0 is noise, S clean.
+        update: bool ``(N, F)``: whether the frame makes a step in the iteration. Other frames do not change at all.
+        window: int64 ``(N, 2)``, half-open: the frames that the model sees. None: it always sees all.
     """
 
     step_index: Tensor
@@ -32,20 +34,20 @@ def ad_schedule(
 ) -> ADSchedule:
     """The AD schedule in closed form: after iteration n = 1, 2, ..., frame f has made ``clamp(n - f s, 0, S)`` steps.
 
-    Eq. 5 in step indices. With ``window``, the model sees that many frames; the window moves by one when the frame
-    behind its end makes its first step, by which time the frame that leaves must be clean.
+    Eq. 5 in step indices. With ``window``, the model sees that many frames. The window moves by one when the next frame
+    makes its first step; the frame that leaves must be clean by then.
 
     Args:
         num_frames: F. num_inference_steps: S. ar_step: s.
         window: Frames that the model sees at once, or None for all of them.
-        num_given: First frames that are given: clean from the start, never updated.
+        num_given: Given first frames: clean from the start, never updated.
 
     Returns:
         The schedule; it has ``S + (F - num_given - 1) s`` iterations.
 
     Raises:
-        ValueError: A size below 1, or an ``ar_step`` outside ``0..S`` or too small for the window; the message names
-            the smallest valid one.
+        ValueError: A size below 1, or an ``ar_step`` outside ``0..S`` or too small for the window. The message names
+            the smallest valid ``ar_step``.
     """
     check_ar_step(num_frames, num_inference_steps, ar_step, window)
     if not 0 <= num_given < num_frames:
@@ -65,8 +67,8 @@ def ad_schedule(
 def inference_timesteps(num_timesteps: int, num_inference_steps: int) -> Tensor:
     """The timestep of each sampling step: int64 ``(S,)``, strictly descending, within ``0..T-1``.
 
-    Evenly spaced and shifted up by one, as in the DDIM code that the authors use, which is reproduced wherever S
-    divides T. (Theirs makes more steps than asked otherwise, and leaves the range from S = T/2 + 1 on.)
+    They are evenly spaced and shifted up by one, and equal those of the authors' DDIM code wherever S divides T.
+    (Otherwise the authors' code makes more than S steps, and leaves the range from S = T/2 + 1 on.)
 
     Raises:
         ValueError: S is not in ``1..T``.

@@ -1,8 +1,8 @@
-"""The valid values of ``ar_step``, the timestep difference of the AD scheduler (Sec. 3.4)."""
+"""The valid values of ``ar_step``, the timestep difference of the AD scheduler (Sec. 3.4). Does not import torch."""
 
 
 def check_ar_step(num_frames: int, num_inference_steps: int, ar_step: int, window: int | None = None) -> None:
-    """Raises ValueError unless the combination is one that finishes every frame."""
+    """Raises ValueError unless every frame finishes with these sizes."""
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     if num_inference_steps < 1:
@@ -11,10 +11,12 @@ def check_ar_step(num_frames: int, num_inference_steps: int, ar_step: int, windo
         raise ValueError(f"window must be at least 1 frame, got {window}")
     smallest = smallest_ar_step(num_frames, num_inference_steps, window)
     if not smallest <= ar_step <= num_inference_steps:
-        why = "" if smallest == 0 else f", because a frame must be clean before it leaves the window of {window} frames"
+        reason = (
+            "" if smallest == 0 else f", because a frame must be clean before it leaves the window of {window} frames"
+        )
         raise ValueError(
             f"ar_step must be between {smallest} and num_inference_steps ({num_inference_steps}) "
-            f"for {num_frames} frames{why}; got {ar_step}. The smallest valid ar_step is {smallest}."
+            f"for {num_frames} frames{reason}; got {ar_step}. The smallest valid ar_step is {smallest}."
         )
 
 

@@ -13,22 +13,24 @@ Prediction = Literal["x0", "eps", "v"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiffusionConfig:
-    """The noise schedule and what the model is trained to predict (Sec. 3.2, Table 6)."""
+    """The noise schedule, what the model predicts, and how training samples timesteps (Sec. 3.2, Table 6)."""
 
     num_timesteps: int = 1000
     """T."""
     beta_start: float = 1e-4
     """First variance of the schedule."""
     beta_end: float = 0.02
-    """Last variance; see :func:`ardiff.diffusion.noise.betas` for the misprint in Table 6."""
+    """Last variance. Table 6 prints 0.002, see :func:`ardiff.diffusion.noise.betas`."""
     prediction: Prediction = "x0"
-    """Target of the model: clean latents, noise, or velocity."""
+    """What the model predicts: clean latents, noise, or velocity."""
     timestep_sampling: TimestepSampling = "fopp"
-    """How training draws the timesteps of a clip's frames."""
+    """How training samples the timesteps of a clip's frames. ``fopp``: non-decreasing along frames (Alg. 1).
+    ``synchronous``: one for the whole clip. ``independent``: one per frame. ``uniform_from_first``: each frame is
+    uniform between the previous frame's timestep and T - 1."""
 
     def __post_init__(self) -> None:
         noise.betas(self.num_timesteps, self.beta_start, self.beta_end)
 
     def alphas_cumprod(self) -> Tensor:
-        """float64 ``(T,)``."""
+        """Cumulative products of ``1 - betas``, float64 ``(T,)``."""
         return noise.alphas_cumprod(noise.betas(self.num_timesteps, self.beta_start, self.beta_end))

@@ -1,4 +1,7 @@
-"""Classifier-free guidance (Ho and Salimans, 2022) on predicted clean latents."""
+"""Classifier-free guidance (Ho and Salimans, 2022) on predicted clean latents.
+
+Shapes: B videos, F frames, L tokens, D latent width.
+"""
 
 import torch
 from torch import Tensor
@@ -23,13 +26,13 @@ def guided_denoiser(model: DiT, diffusion: DiffusionConfig, class_labels: Tensor
     dtype = next(model.parameters()).dtype
 
     def predict(x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        output = model(x.to(dtype), timesteps, labels).to(x.dtype)
+        output = model(x.to(dtype), timesteps, labels).to(x.dtype)  # (B, F, L, D)
         return predicted_x0(diffusion.prediction, output, x, timesteps, alphas_cumprod)
 
     def denoise(x: Tensor, timesteps: Tensor) -> Tensor:
         if guidance_scale == 1.0:
             return predict(x, timesteps, class_labels)
-        both = predict(x.repeat(2, 1, 1, 1), timesteps.repeat(2, 1), torch.cat([class_labels, null]))
+        both = predict(x.repeat(2, 1, 1, 1), timesteps.repeat(2, 1), torch.cat([class_labels, null]))  # (2 B, F, L, D)
         conditional, unconditional = both.chunk(2)
         return guide(conditional, unconditional, guidance_scale)
 

@@ -1,6 +1,6 @@
 """The training loss, and its breakdown by frame and by timestep.
 
-Shapes: B batch, F frames, L tokens, D latent width.
+Shapes: B videos, F frames, L tokens, D latent width.
 """
 
 import itertools
@@ -17,24 +17,24 @@ def diffusion_loss(output: Tensor, target: Tensor) -> Tensor:
 def loss_breakdown(
     output: Tensor, target: Tensor, timesteps: Tensor, num_timesteps: int, bins: int = 4
 ) -> dict[str, Tensor]:
-    """Where the loss lies, along time and along noise.
+    """The loss of each frame index and of each range of timesteps.
 
     Args:
         output, target: ``(B, F, L, D)``.
         timesteps: ``(B, F)`` in ``0..num_timesteps - 1``.
-        bins: Into how many equal ranges of timesteps it is parted.
+        bins: Number of equal ranges of timesteps.
 
     Returns:
-        For each frame (``loss_frame_00``) and each range (``loss_t_000_249``) the sum of the mean squared errors of the
-        frames concerned and their number, float64 ``(2,)``, ready to be added up over batches and workers.
+        For each frame (``loss_frame_00``) and each range (``loss_t_000_249``) the sum of its frames' mean squared
+        errors and their number, float64 ``(2,)``, to be summed over batches and workers.
     """
     errors = (output.detach().double() - target.detach().double()).square().flatten(2).mean(dim=2)  # (B, F)
-    found = {f"loss_frame_{f:02d}": _sum_and_count(errors[:, f]) for f in range(errors.shape[1])}
+    breakdown = {f"loss_frame_{f:02d}": _sum_and_count(errors[:, f]) for f in range(errors.shape[1])}
     edges = [num_timesteps * i // bins for i in range(bins + 1)]
     for low, high in itertools.pairwise(edges):
-        inside = (timesteps >= low) & (timesteps < high)
-        found[f"loss_t_{low:03d}_{high - 1:03d}"] = _sum_and_count(errors[inside])
-    return found
+        inside = (timesteps >= low) & (timesteps < high)  # (B, F)
+        breakdown[f"loss_t_{low:03d}_{high - 1:03d}"] = _sum_and_count(errors[inside])
+    return breakdown
 
 
 def _sum_and_count(errors: Tensor) -> Tensor:

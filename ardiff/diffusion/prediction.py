@@ -1,6 +1,7 @@
 """What a model predicts, and the clean latents that its output stands for.
 
-Shapes: B batch, F frames, L tokens, D latent width, T timesteps. Latents ``(B, F, L, D)``; timesteps ``(B, F)`` int64.
+Shapes: B videos, F frames, L tokens, D latent width, T timesteps. Latents ``(B, F, L, D)``; timesteps int64 ``(B, F)``;
+``alphas_cumprod`` float64 ``(T,)``.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 def prediction_target(
     prediction: Prediction, x0: Tensor, eps: Tensor, x_t: Tensor, timesteps: Tensor, alphas_cumprod: Tensor
 ) -> Tensor:
-    """What the model has to output for ``x_t``, made of ``x0`` and ``eps`` by Eq. 2; same shape."""
+    """The target of the model's output for ``x_t``, which Eq. 2 made from ``x0`` and ``eps``; same shape."""
     match prediction:
         case "x0":
             return x0
@@ -32,7 +33,7 @@ def prediction_target(
 def predicted_x0(
     prediction: Prediction, output: Tensor, x_t: Tensor, timesteps: Tensor, alphas_cumprod: Tensor
 ) -> Tensor:
-    """The clean latents that the model's ``output`` stands for; same shape."""
+    """The clean latents that the model's ``output`` for ``x_t`` stands for; same shape."""
     match prediction:
         case "x0":
             return output

@@ -1,6 +1,6 @@
-"""The plain sampler: evaluates every visible frame in every iteration. The reference for every faster one.
+"""The reference sampler: evaluates every visible frame in every iteration. Faster samplers are tested against it.
 
-Shapes: B batch, F frames, L tokens, D latent width, S sampling steps.
+Shapes: B videos, F frames, W visible frames, L tokens, D latent width, S sampling steps.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from ardiff.randomness import torch_generator
 
 
 def initial_noise(seeds: list[int], num_frames: int, num_tokens: int, token_dim: int) -> Tensor:
-    """Standard normal float32 ``(B, F, L, D)`` in which frame f of a video depends on (its seed, f) alone.
+    """Standard normal noise, float32 ``(B, F, L, D)``. Frame f of a video depends only on the video's seed and f.
 
-    So a video's noise depends neither on its neighbours in the batch nor on the number of frames asked for.
+    So the noise of a video depends neither on the rest of the batch nor on its number of frames.
     """
     return torch.stack(
         [torch.stack([frame_noise(s, f, num_tokens, token_dim) for f in range(num_frames)]) for s in seeds]
@@ -26,7 +26,7 @@ def initial_noise(seeds: list[int], num_frames: int, num_tokens: int, token_dim:
 
 
 def frame_noise(seed: int, frame: int, num_tokens: int, token_dim: int) -> Tensor:
-    """The noise that one frame of a video starts from: float32 ``(L, D)``."""
+    """The initial noise of one frame of a video, float32 ``(L, D)``."""
     return torch.randn(num_tokens, token_dim, generator=torch_generator("initial noise", seed, frame))
 
 
@@ -37,7 +37,7 @@ def sample_full(
     diffusion: DiffusionConfig,
     condition: Tensor | None = None,
 ) -> Tensor:
-    """Clean latents ``(B, F, L, D)``: all that :func:`stream_full` yields."""
+    """All frames of :func:`stream_full`, clean latents ``(B, F, L, D)``."""
     return torch.cat(list(stream_full(denoise, noise, schedule, diffusion, condition)), dim=1)
 
 
@@ -49,23 +49,23 @@ def stream_full(
     diffusion: DiffusionConfig,
     condition: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Denoises ``noise`` by the schedule with deterministic DDIM steps (Sec. 3.4).
+    """Denoises ``noise`` along the schedule with deterministic DDIM steps (Sec. 3.4).
 
     Args:
-        denoise: Predicts clean latents of the visible frames.
+        denoise: Predicts the clean latents of the visible frames.
         noise: ``(B, F, L, D)``.
-        schedule: Its ``window``, if any, says which frames the denoiser sees; it sees them as a clip of their own.
+        schedule: If it has a ``window``, the denoiser sees the frames of the window as a clip of their own.
         diffusion: Gives the timesteps and the coefficients of the steps.
-        condition: Clean latents ``(B, C, L, D)`` of the first frames, for a schedule with ``num_given`` C.
+        condition: Clean latents ``(B, num_given, L, D)`` of given first frames; the schedule's ``num_given``.
 
     Yields:
-        Clean latents ``(B, n, L, D)`` of the n frames that an iteration finished, first of all the given ones. A frame
-        that makes no step in an iteration stays as it is to the last bit.
+        Clean latents ``(B, n, L, D)`` of the n frames that became final; first the given frames, if any. A frame that
+        makes no step in an iteration stays bitwise equal.
     """
     num_steps = int(schedule.step_index.max())
-    template = inference_timesteps(diffusion.num_timesteps, num_steps)
-    x_factor, x0_factor = ddim_coefficients(template, diffusion.alphas_cumprod())
-    template = torch.cat([torch.tensor([diffusion.num_timesteps - 1]), template])  # index 0: a frame still at noise
+    timesteps = inference_timesteps(diffusion.num_timesteps, num_steps)  # (S,)
+    x_factor, x0_factor = ddim_coefficients(timesteps, diffusion.alphas_cumprod())  # (S,) each
+    timesteps = torch.cat([torch.tensor([diffusion.num_timesteps - 1]), timesteps])  # (S + 1,); index 0 is noise
     x, final = noise.clone(), 0
     if condition is not None:
         final = condition.shape[1]
@@ -73,11 +73,11 @@ def stream_full(
         yield x[:, :final].clone()
     for n, (index, update) in enumerate(zip(schedule.step_index, schedule.update, strict=True)):
         start, end = (0, x.shape[1]) if schedule.window is None else schedule.window[n].tolist()
-        seen, k = x[:, start:end], index[start:end].expand(len(x), -1)  # (B, W, L, D), (B, W)
-        x0 = denoise(seen, template[k].to(x.device))
-        stepped = ddim_step(seen, x0, (k - 1).clamp(min=0), x_factor, x0_factor)
-        moves = update[start:end, None, None].to(x.device)
-        x[:, start:end] = torch.where(moves, stepped, seen)
-        before, final = final, int((index == num_steps).sum())
-        if final > before:
-            yield x[:, before:final].clone()
+        visible, k = x[:, start:end], index[start:end].expand(len(x), -1)  # (B, W, L, D), (B, W)
+        x0 = denoise(visible, timesteps[k].to(x.device))  # (B, W, L, D)
+        denoised = ddim_step(visible, x0, (k - 1).clamp(min=0), x_factor, x0_factor)  # (B, W, L, D)
+        moves = update[start:end, None, None].to(x.device)  # (W, 1, 1)
+        x[:, start:end] = torch.where(moves, denoised, visible)
+        already_final, final = final, int((index == num_steps).sum())
+        if final > already_final:
+            yield x[:, already_final:final].clone()

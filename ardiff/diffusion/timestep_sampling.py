@@ -1,6 +1,6 @@
-"""Training timesteps: the Frame-oriented Probability Propagation (FoPP) law of Sec. 3.3 and the laws beside it.
+"""Sampling of training timesteps: Frame-oriented Probability Propagation (FoPP, Sec. 3.3) and its alternatives.
 
-Shapes: B batch, F frames, T timesteps; timesteps ``(B, F)`` int64, 0-based ``0..T-1``.
+Shapes: B clips, F frames, T timesteps; timesteps int64 ``(B, F)``, 0-based ``0..T-1``.
 """
 
 from typing import Literal, get_args
@@ -12,83 +12,85 @@ TimestepSampling = Literal["fopp", "synchronous", "independent", "uniform_from_f
 
 
 def sample_timesteps(
-    law: TimestepSampling, batch_size: int, num_frames: int, num_timesteps: int, generator: torch.Generator
+    method: TimestepSampling, batch_size: int, num_frames: int, num_timesteps: int, generator: torch.Generator
 ) -> Tensor:
-    """BatchGenerator one timestep per frame for every clip of a batch.
+    """Samples one timestep per frame for every clip of a batch.
 
     Args:
-        law: ``fopp``: an anchor frame and its timestep are uniform, the rest is uniform among the non-decreasing
-            compositions through it (Alg. 1). ``synchronous``: one uniform timestep a clip. ``independent``: a uniform
-            timestep a frame (Diffusion Forcing). ``uniform_from_first``: the naive scheme of Sec. 3.3, in which each
-            frame is uniform between its predecessor's timestep and T-1.
+        method: ``fopp``: see :func:`fopp`. ``synchronous``: one uniform timestep per clip. ``independent``: one uniform
+            timestep per frame (Diffusion Forcing). ``uniform_from_first``: see :func:`uniform_from_first`.
         batch_size: B. num_frames: F. num_timesteps: T.
         generator: A CPU generator, the only source of randomness.
 
     Returns:
-        int64 ``(B, F)`` on the CPU; never decreasing along frames, except under ``independent``.
+        int64 ``(B, F)`` on the CPU; non-decreasing along frames, except with ``independent``.
 
     Raises:
-        ValueError: An unknown law or a size below 1.
+        ValueError: An unknown method or a size below 1.
     """
     if min(batch_size, num_frames, num_timesteps) < 1:
         raise ValueError(f"sizes must be at least 1, got {batch_size=}, {num_frames=}, {num_timesteps=}")
-    match law:
+    match method:
         case "fopp":
-            return _fopp(batch_size, num_frames, num_timesteps, generator)
+            return fopp(batch_size, num_frames, num_timesteps, generator)
         case "synchronous":
-            drawn = torch.randint(num_timesteps, (batch_size, 1), generator=generator)
-            return drawn.expand(batch_size, num_frames).clone()
+            timesteps = torch.randint(num_timesteps, (batch_size, 1), generator=generator)  # (B, 1)
+            return timesteps.expand(batch_size, num_frames).clone()
         case "independent":
             return torch.randint(num_timesteps, (batch_size, num_frames), generator=generator)
         case "uniform_from_first":
-            return _uniform_from_first(batch_size, num_frames, num_timesteps, generator)
+            return uniform_from_first(batch_size, num_frames, num_timesteps, generator)
         case _:
-            raise ValueError(f"unknown timestep law {law!r}: choose from {', '.join(get_args(TimestepSampling))}")
+            raise ValueError(
+                f"unknown timestep sampling {method!r}: choose from {', '.join(get_args(TimestepSampling))}"
+            )
 
 
-def _fopp(batch_size: int, num_frames: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
-    """Alg. 1 without its tables: prefix and suffix of the anchor are uniform multisets, drawn by stars and bars.
+def fopp(batch_size: int, num_frames: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
+    """FoPP (Alg. 1): an anchor frame and its timestep are uniform; the rest is uniform among non-decreasing timesteps.
 
-    The dynamic programme of Sec. 3.3 counts the non-decreasing paths through (frame, timestep); walking it forwards
-    and backwards from the anchor draws uniformly among them, which is what a uniform multiset does at once. (Printed,
-    both recursions are the same; the suffix table has to add (i, j+1) and (i+1, j).)
+    The paper counts the non-decreasing paths through each (frame, timestep) in a table and walks it backwards and
+    forwards from the anchor. That samples uniformly among them, as does a uniform sorted multiset, which needs no table
+    that overflows. (Printed, both recursions are the same; the suffix table has to add (i, j+1) and (i+1, j).)
     """
     anchor = torch.randint(num_frames, (batch_size, 1), generator=generator)  # (B, 1)
     anchor_t = torch.randint(num_timesteps, (batch_size, 1), generator=generator)  # (B, 1)
-    before = _uniform_multiset(anchor, anchor_t, num_frames - 1, num_timesteps, generator)  # (B, F-1)
+    before = _uniform_multiset(anchor, anchor_t, num_frames - 1, num_timesteps, generator)  # (B, F - 1)
     after = anchor_t + _uniform_multiset(
         num_frames - 1 - anchor, num_timesteps - 1 - anchor_t, num_frames - 1, num_timesteps, generator
-    )
+    )  # (B, F - 1)
     frame = torch.arange(num_frames).expand(batch_size, -1)  # (B, F)
-    padded_before = torch.cat([before, anchor_t], dim=1)
-    padded_after = torch.cat([after, anchor_t], dim=1)
-    prefix = padded_before.gather(1, frame)
-    suffix = padded_after.gather(1, (frame - anchor - 1).clamp(min=0))
+    prefix = torch.cat([before, anchor_t], dim=1).gather(1, frame)  # (B, F)
+    suffix = torch.cat([after, anchor_t], dim=1).gather(1, (frame - anchor - 1).clamp(min=0))  # (B, F)
     return torch.where(frame < anchor, prefix, torch.where(frame > anchor, suffix, anchor_t))
 
 
 def _uniform_multiset(
     size: Tensor, largest: Tensor, width: int, num_timesteps: int, generator: torch.Generator
 ) -> Tensor:
-    """Row-wise uniform multisets of ``size`` values in ``0..largest``, sorted; ``size``, ``largest`` are ``(B, 1)``.
+    """Sorted uniform multisets, one per clip, of ``size`` values in ``0..largest``; both are ``(B, 1)``.
 
-    Multisets of n values in 0..m are the n-subsets of m+n items: sort a subset and subtract 0, 1, ..., n-1. The subset
-    is the n smallest of m+n random keys. Returns ``(B, width)``; the entries from ``size`` on mean nothing.
+    Multisets of n values in 0..m correspond to n-subsets of m + n items (stars and bars): sort a subset and subtract
+    0, 1, ..., n - 1. A uniform subset is the n items with the smallest of m + n random keys.
+
+    Returns:
+        ``(B, width)``; the entries from ``size`` on have no meaning.
     """
     if width == 0:
         return torch.empty(len(size), 0, dtype=torch.int64)
     item = torch.arange(num_timesteps + width - 1)
-    keys = torch.rand(len(size), len(item), dtype=torch.float64, generator=generator)
+    keys = torch.rand(len(size), len(item), dtype=torch.float64, generator=generator)  # (B, items)
     keys = keys.masked_fill(item >= largest + size, 2.0)
     chosen = keys.topk(width, dim=1, largest=False).indices  # (B, width)
-    place = torch.arange(width)
-    chosen = chosen.masked_fill(place >= size, len(item))
-    return chosen.sort(dim=1).values - place
+    index = torch.arange(width)
+    chosen = chosen.masked_fill(index >= size, len(item))
+    return chosen.sort(dim=1).values - index
 
 
-def _uniform_from_first(batch_size: int, num_frames: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
-    share = torch.rand(num_frames, batch_size, dtype=torch.float64, generator=generator)
-    columns = [(share[0] * num_timesteps).long()]
+def uniform_from_first(batch_size: int, num_frames: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
+    """The naive scheme of Sec. 3.3: each frame is uniform between the previous frame's timestep and T - 1."""
+    share = torch.rand(num_frames, batch_size, dtype=torch.float64, generator=generator)  # (F, B)
+    columns = [(share[0] * num_timesteps).long()]  # (B,) each
     for frame in range(1, num_frames):
         previous = columns[-1]
         columns.append(previous + (share[frame] * (num_timesteps - previous)).long())

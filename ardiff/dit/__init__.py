@@ -1,4 +1,4 @@
-"""The causal Diffusion Transformer."""
+"""The AR-DiT, a causal Diffusion Transformer."""
 
 from ardiff.dit.blocks import DiTBlock
 from ardiff.dit.config import DiTConfig

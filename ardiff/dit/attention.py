@@ -1,55 +1,45 @@
-"""Which token may see which: masks over frames, and attention under them.
+"""Attention masks over frames, and attention under them.
 
-Shapes: B batch, F frames, N = B F packed frames, H heads, L tokens a frame, K head width.
+Shapes: B videos, F frames, N = B F packed frames, H heads, L tokens per frame, K head width, M condition tokens.
+Masks are bool, query by key; True means that the query sees the key.
 """
 
-from typing import Literal
-
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ardiff.layers import Attend
 
 
 def block_causal_mask(num_frames: int, num_tokens: int, window: int | None = None) -> Tensor:
-    """True where a token may look: at all tokens of its own frame and of earlier frames, never of later ones.
+    """The mask ``(F L, F L)`` in which a token sees all tokens of its own frame and of earlier frames.
 
     Args:
         num_frames: F. num_tokens: L.
-        window: If given, only the last ``window`` frames, the token's own included (a band).
-
-    Returns:
-        bool ``(F L, F L)``, query by key.
+        window: If given, a token sees only the last ``window`` frames, its own included (a band).
     """
     frame = torch.arange(num_frames)
-    mask = seen(frame[:, None] - frame[None, :], window)
-    return mask.repeat_interleave(num_tokens, 0).repeat_interleave(num_tokens, 1)
+    mask = is_visible(frame[:, None] - frame[None, :], window)  # (F, F)
+    return repeat(mask, "q k -> (q lq) (k lk)", lq=num_tokens, lk=num_tokens)
 
 
-def seen(lag: Tensor, window: int | None) -> Tensor:
-    """Whether a frame sees the one that is ``lag`` frames before it: never a later one, of a band only the last."""
+def is_visible(lag: Tensor, window: int | None) -> Tensor:
+    """Whether a frame sees the frame ``lag`` frames before it: no later one and, with a window, only the last ones."""
     return (lag >= 0) if window is None else (lag >= 0) & (lag < window)
 
 
-def after_condition(mask: Tensor, num_condition: int, condition_attention: Literal["self", "all"]) -> Tensor:
-    """A mask for N condition tokens followed by the tokens of ``mask (Q, Q)``, which all see the condition tokens.
+def prepend_condition(mask: Tensor, num_condition: int) -> Tensor:
+    """Adds M condition tokens before a sequence: ``(Q, Q) -> (M + Q, M + Q)``.
 
-    Args:
-        num_condition: N.
-        condition_attention: What condition tokens see: ``self``: each other; ``all``: everything.
-
-    Returns:
-        bool ``(N + Q, N + Q)``, query by key.
+    All tokens see the condition tokens; condition tokens see only one another.
     """
     mask = nn.functional.pad(mask, (num_condition, 0, num_condition, 0), value=True)
-    if condition_attention == "self":
-        mask[:num_condition, num_condition:] = False
+    mask[:num_condition, num_condition:] = False
     return mask
 
 
 def masked_attention(mask: Tensor | None, num_frames: int) -> Attend:
-    """Attention over all frames of each clip under ``mask (F L, F L)``, if any; frames come packed as N = B F."""
+    """Attention over all frames of each clip under ``mask (F L, F L)``; None is no mask. Frames are packed as N."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (rearrange(t, "(b f) h l k -> b h (f l) k", f=num_frames) for t in (q, k, v))

@@ -1,7 +1,7 @@
-"""The parts of the AR-DiT: a block, modulated by timestep and class, and the timestep's embedding.
+"""Building blocks of the AR-DiT: transformer block, final layer and timestep embedder.
 
-Shapes: N packed frames (or whole sequences, if modulations differ from token to token), L tokens, C width, H heads, K
-head width.
+Shapes: N packed frames (or whole sequences, if modulations differ from token to token), L tokens, D latent width,
+C model width, H heads, K head width.
 """
 
 import torch
@@ -14,44 +14,57 @@ from ardiff.layers import Attend, Mlp, Rotation, SelfAttention
 class DiTBlock(nn.Module):
     """Attention and MLP, each shifted, scaled and gated by the frame's timestep and class (adaLN-zero).
 
-    Modulations may differ from token to token: ``(N, L, 6 C)`` where ``(N, 1, 6 C)`` stands.
+    A modulation ``(N, 1, 6 C)`` holds for all tokens of a frame; ``(N, L, 6 C)`` differs from token to token.
     """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         width = config.width
-        self.normed_residual = config.residual == "normed"
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attention = SelfAttention(width, config.num_heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(width, config.mlp_ratio)
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation_width = 6 * width
+        self.modulation = nn.Linear(width, self.modulation_width)
 
     def forward(self, x: Tensor, modulation: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         """``x (N, L, C)``, ``modulation (N, 1, 6 C)``, ``rotation`` of the N frames -> ``(N, L, C)``."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # (N, 1, C) each
-        q, k, v = self.before_attention(x, shift1, scale1, rotation)
-        return self.after_attention(x, attend(q, k, v), gate1, shift2, scale2, gate2)
+        q, k, v = self.before_attention(x, shift1, scale1, rotation)  # (N, H, L, K) each
+        return self.after_attention(x, attend(q, k, v), gate1, shift2, scale2, gate2)  # (N, L, C)
 
     def before_attention(
         self, x: Tensor, shift: Tensor, scale: Tensor, rotation: Rotation | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, ``(N, H, L, K)`` each."""
+        """Queries, keys and values of ``x (N, L, C)``, ``(N, H, L, K)`` each."""
         return self.attention.project(modulate(self.norm1(x), shift, scale), rotation)
 
     def after_attention(
         self, x: Tensor, mixed: Tensor, gate1: Tensor, shift: Tensor, scale: Tensor, gate2: Tensor
     ) -> Tensor:
-        """Adds the attention's output ``mixed (N, H, L, K)``, then the MLP's; ``(N, L, C)``."""
-        x = self.norm1(x) if self.normed_residual else x
+        """Adds the attention's output, from mixed values ``(N, H, L, K)``, then the MLP's: ``(N, L, C)``."""
         x = torch.addcmul(x, gate1, self.attention.merge(mixed))
-        normed = self.norm2(x)
-        x = normed if self.normed_residual else x
-        return torch.addcmul(x, gate2, self.mlp(modulate(normed, shift, scale)))
+        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift, scale)))
+
+
+class FinalLayer(nn.Module):
+    """The final norm, shifted and scaled by timestep and class, and the projection to latents."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.modulation_width = 2 * config.width
+        self.modulation: nn.Module = nn.Linear(config.width, self.modulation_width)
+        self.norm = nn.LayerNorm(config.width, elementwise_affine=False, eps=1e-6)
+        self.project = nn.Linear(config.width, config.token_dim)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """``x (N, L, C)``, ``modulation (N, 1, 2 C)`` -> ``(N, L, D)``."""
+        shift, scale = modulation.chunk(2, dim=-1)  # (N, 1, C) each
+        return self.project(modulate(self.norm(x), shift, scale))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``x (1 + scale) + shift``: what adaLN does after a norm; ``x (N, L, C)``, the others ``(N, 1, C)``."""
+    """``x (1 + scale) + shift``, the adaLN modulation; ``x (N, L, C)``, the others ``(N, 1, C)``."""
     return torch.addcmul(shift, x, 1 + scale)
 
 
@@ -66,7 +79,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         half = self.num_features // 2
-        rates = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
-        angles = timesteps.double()[:, None] * rates
-        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.fc1.weight.dtype)
-        return self.fc2(nn.functional.silu(self.fc1(features)))
+        rates = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)  # (half,)
+        angles = timesteps.double()[:, None] * rates  # (N, half)
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.fc1.weight.dtype)  # (N, num_features)
+        return self.fc2(nn.functional.silu(self.fc1(features)))  # (N, C)

@@ -1,6 +1,6 @@
-"""Condition tokens: a class as tokens before the first frame, which every frame reads.
+"""Condition tokens: a sequence of tokens before the first frame, which every frame sees.
 
-Shapes: B batch, F frames, L tokens a frame, N condition tokens, K their width, C model width.
+Shapes: B videos, F frames, L tokens per frame, M condition tokens, E their width, C model width.
 """
 
 import torch
@@ -11,11 +11,9 @@ from ardiff.dit.config import DiTConfig
 
 
 class ConditionTokens(nn.Module):
-    """N learned tokens per class, projected to the model's width.
+    """M learned tokens per class, projected to the model's width. Index ``num_classes`` is the null class."""
 
-    Row ``num_classes`` of the table is a video without a class. The label ``num_classes + 1`` stands for tokens that
-    are zero; the projection's bias remains of them.
-    """
+    table: nn.Parameter | None
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -25,33 +23,34 @@ class ConditionTokens(nn.Module):
             shape = (config.num_classes + 1, config.condition_tokens, config.condition_dim)
             table = nn.Parameter(0.1 * torch.randn(shape))
         self.register_parameter("table", table)
-        self.table: nn.Parameter | None
         self.project = nn.Linear(config.condition_dim, config.width)
 
     def forward(self, condition: Tensor) -> Tensor:
-        """Class labels, int64 ``(B,)``, or condition tokens, float ``(B, N, K)`` -> ``(B, N, C)``.
+        """Class labels, int64 ``(B,)``, or condition tokens, float ``(B, M, E)`` -> ``(B, M, C)``.
 
         Raises:
-            ValueError: Labels for a model without tokens of its own, or tokens of another width.
+            ValueError: Labels for a model without condition tokens of its own, or tokens of another width.
         """
         if condition.is_floating_point():
             if condition.ndim != 3 or condition.shape[2] != self.dim:
-                raise ValueError(f"condition tokens must be (B, N, {self.dim}), got {tuple(condition.shape)}")
+                raise ValueError(f"condition tokens must be (B, M, {self.dim}), got {tuple(condition.shape)}")
             return self.project(condition)
         if self.table is None:
-            raise ValueError("the model has no condition tokens of its own (condition_tokens=0): give them")
-        zero = condition >= len(self.table)
-        tokens = self.table[condition.clamp(max=len(self.table) - 1)]  # (B, N, K)
-        return self.project(tokens.masked_fill(zero[:, None, None], 0.0))
+            raise ValueError("the model has no condition tokens of its own (condition_tokens=0): pass them")
+        return self.project(self.look_up(self.table, condition))
+
+    def look_up(self, table: Tensor, labels: Tensor) -> Tensor:
+        """Rows ``(B, M, E)`` of ``table (classes + 1, M, E)`` for class labels ``(B,)``."""
+        return table[labels]
 
 
-def unmodulated_before(modulation: Tensor, num_condition: int, num_tokens: int) -> Tensor:
-    """A block's modulation of each frame, ``(B, F, 6 C)``, as one of each token, ``(B, N + F L, 6 C)``.
+def modulate_frames_only(modulation: Tensor, num_condition: int, num_tokens: int) -> Tensor:
+    """Expands a block's modulation from frames, ``(B, F, 6 C)``, to tokens, ``(B, M + F L, 6 C)``.
 
-    The N condition tokens before the frames are neither shifted nor scaled, and their gates are open.
+    The M condition tokens before the frames get shift 0, scale 0 and gate 1.
     """
-    neutral = modulation.new_tensor([0.0, 0.0, 1.0, 0.0, 0.0, 1.0])  # shift, scale, gate of attention and of MLP
+    neutral = modulation.new_tensor([0.0, 0.0, 1.0, 0.0, 0.0, 1.0])  # shift, scale, gate of attention, then of MLP
     width = modulation.shape[2] // len(neutral)
-    neutral = repeat(neutral, "six -> b n (six c)", b=len(modulation), n=num_condition, c=width)
+    neutral = repeat(neutral, "six -> b m (six c)", b=len(modulation), m=num_condition, c=width)
     frames = repeat(modulation, "b f m -> b f l m", l=num_tokens)
     return torch.cat([neutral, rearrange(frames, "b f l m -> b (f l) m")], dim=1)

@@ -1,21 +1,27 @@
-"""The AR-DiT: a Diffusion Transformer with a timestep per frame and strictly causal attention along time (Sec. 3.2).
+"""The AR-DiT: a Diffusion Transformer with a timestep per frame and causal attention along time (Sec. 3.2).
 
-Shapes: B batch, F frames, N = B F packed frames, L tokens a frame, D latent width, C model width.
+Shapes: B videos, F frames, N = B F packed frames, L tokens per frame, D latent width, C model width, M condition
+tokens.
 """
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ardiff.dit.attention import after_condition, block_causal_mask, masked_attention
-from ardiff.dit.blocks import DiTBlock, TimestepEmbedder, modulate
-from ardiff.dit.condition import ConditionTokens, unmodulated_before
+from ardiff.dit.attention import block_causal_mask, masked_attention, prepend_condition
+from ardiff.dit.blocks import DiTBlock, FinalLayer, TimestepEmbedder
+from ardiff.dit.condition import ConditionTokens, modulate_frames_only
 from ardiff.dit.config import DiTConfig
 from ardiff.layers import Attend, init_linear, rotary, sincos_positions
 
 
 class DiT(nn.Module):
     """Predicts clean latents (or noise, or velocity) from noisy ones: ``(B, F, L, D) -> (B, F, L, D)``."""
+
+    block_class: type[DiTBlock] = DiTBlock
+    final_layer_class: type[FinalLayer] = FinalLayer
+    condition_class: type[ConditionTokens] = ConditionTokens
+    mask: Tensor | None
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -27,33 +33,26 @@ class DiT(nn.Module):
             case "modulation":
                 self.class_embedding = nn.Embedding(config.num_classes + 1, width)
             case "tokens":
-                self.condition = ConditionTokens(config)
-        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
-        if config.final_norm == "modulated":
-            self.final_modulation = nn.Linear(width, 2 * width)
-        self.final_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.token_out = nn.Linear(width, config.token_dim)
+                self.condition = self.condition_class(config)
+        self.blocks = nn.ModuleList(self.block_class(config) for _ in range(config.depth))
+        self.final_layer = self.final_layer_class(config)
         self.rotary_pairs = width // config.num_heads // 4 if config.positions == "rotary" else 0  # half of every head
         match config.positions:
             case "rotary":
                 self.position_embedding = nn.Parameter(torch.zeros(1, config.num_tokens, width))
-            case "sincos" | "table":
+            case "sincos":
                 table = sincos_positions(torch.arange(config.num_frames * config.num_tokens), width)
                 table = rearrange(table, "(f l) c -> f l c", l=config.num_tokens)
-                if config.positions == "table":
-                    self.position_embedding = nn.Parameter(table)
-                else:
-                    self.register_buffer("position_embedding", table, persistent=False)
+                self.register_buffer("position_embedding", table, persistent=False)
         mask = None
         if config.attention == "causal":
             mask = block_causal_mask(config.num_frames, config.num_tokens, config.attention_window)
         self.register_buffer("mask", mask, persistent=False)
-        self.mask: Tensor | None
         self._initialise()
 
     def _initialise(self) -> None:
         self.apply(init_linear)
-        # Wider than DiT's 0.02: the timestep's embedding grows fast and would hide the class in short runs.
+        # Wider than DiT's 0.02: the timestep embedding grows fast and would hide the class in short runs.
         if self.config.condition == "modulation":
             nn.init.normal_(self.class_embedding.weight, std=0.5)
         for linear in (self.timestep_embedder.fc1, self.timestep_embedder.fc2):
@@ -61,28 +60,18 @@ class DiT(nn.Module):
         if self.config.positions == "rotary":
             nn.init.normal_(self.position_embedding, std=0.02)
         for name, parameter in self.named_parameters():  # adaLN-zero: every block starts as the identity
-            if "modulation" in name or name.startswith("token_out"):
+            if "modulation" in name or name.startswith("final_layer"):
                 nn.init.zeros_(parameter)
 
     @property
     def null_class(self) -> int:
-        """The class index that stands for "no class" in classifier-free guidance, as ``config.guidance_null`` says."""
-        match self.config.guidance_null:
-            case "learned":
-                return self.config.num_classes
-            case "zero":
-                return self.config.num_classes + 1
-            case "first_class":
-                return 0
+        """The class label that means "no class" in classifier-free guidance."""
+        return self.config.num_classes
 
     @property
     def unlabelled(self) -> int:
-        """The class index with which a video without a class is generated.
-
-        It is the null class, unless that is zero condition tokens: then guidance leads away from those, towards the
-        learned ones.
-        """
-        return self.config.num_classes if self.config.guidance_null == "zero" else self.null_class
+        """The class label with which a video without a class is generated."""
+        return self.null_class
 
     def forward(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """Evaluates all frames of a clip.
@@ -91,72 +80,43 @@ class DiT(nn.Module):
             latents: Noisy latents ``(B, F, L, D)``, ``F <= config.num_frames``.
             timesteps: int64 ``(B, F)``.
             condition: Class labels, int64 ``(B,)``: ``0..num_classes - 1``, :attr:`null_class` or :attr:`unlabelled`.
-                With ``condition=tokens`` also the condition tokens themselves, float ``(B, N, condition_dim)``.
+                With ``condition=tokens`` also condition tokens, float ``(B, M, condition_dim)``.
 
         Returns:
-            The prediction, ``(B, F, L, D)``. With causal attention that of frame i depends on frames ``0..i`` only,
-            unless condition tokens carry later frames to it (``condition_attention=all``).
+            The prediction, ``(B, F, L, D)``. If ``config.causal``, frame i depends on frames ``0..i`` only.
 
         Raises:
-            ValueError: More frames than the model has positions for, or condition tokens that it cannot take.
+            ValueError: More frames than the model has positions for, or condition tokens that it does not take.
         """
         batch, frames = timesteps.shape
         if frames > self.config.num_frames:
             raise ValueError(f"the model sees at most {self.config.num_frames} frames at once, got {frames}")
         if self.config.condition == "tokens":
-            return self._forward_after_condition(latents, timesteps, self.condition(condition))
+            return self._forward_with_condition(latents, timesteps, self.condition(condition))
         if condition.is_floating_point():
             raise ValueError("the model takes class labels: it was not trained with condition tokens")
         positions = repeat(torch.arange(frames, device=latents.device), "f -> (b f)", b=batch)  # (N,)
         labels = repeat(condition, "b -> (b f)", f=frames)  # (N,)
-        modulations = self.modulations(timesteps.flatten(), labels)
-        size = frames * self.config.num_tokens
-        attend = masked_attention(None if self.mask is None else self.mask[:size, :size], frames)
-        x = rearrange(latents, "b f l d -> (b f) l d")
+        modulations = self.modulations(timesteps.flatten(), labels)  # (N, 6 C depth + 2 C)
+        attend = masked_attention(self._mask(frames), frames)
+        x = rearrange(latents, "b f l d -> (b f) l d")  # (N, L, D)
         x = self.forward_frames(x, modulations, positions, [attend] * self.config.depth)  # (N, L, D)
         return rearrange(x, "(b f) l d -> b f l d", b=batch)
 
-    def _forward_after_condition(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        """:meth:`forward` as one sequence that begins with condition tokens ``(B, N, C)``."""
-        frames, tokens, count = timesteps.shape[1], self.config.num_tokens, condition.shape[1]
+    def _forward_with_condition(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        """:meth:`forward` over one sequence: condition tokens ``(B, M, C)``, then all frames."""
+        frames, num_tokens, num_condition = timesteps.shape[1], self.config.num_tokens, condition.shape[1]
         modulations = rearrange(self.modulations(timesteps.flatten()), "(b f) m -> b f m", f=frames)
-        *parts, final = modulations.split(self._modulation_sizes, dim=-1)
-        mask = None if self.mask is None else self.mask[: frames * tokens, : frames * tokens]
-        if mask is not None:
-            mask = after_condition(mask, count, self.config.condition_attention)
+        *of_blocks, of_final = modulations.split(self._modulation_widths, dim=-1)  # (B, F, 6 C) each, (B, F, 2 C)
+        mask = self._mask(frames)
+        attend = masked_attention(None if mask is None else self.condition_mask(mask, num_condition), 1)
         x = self.token_in(latents) + self.position_embedding[:frames]  # (B, F, L, C)
-        x = torch.cat([condition, rearrange(x, "b f l c -> b (f l) c")], dim=1)  # (B, N + F L, C)
-        attend = masked_attention(mask, 1)
-        for block, modulation in zip(self.blocks, parts, strict=True):
-            x = block(x, unmodulated_before(modulation, count, tokens), None, attend)
-        x = rearrange(x[:, count:], "b (f l) c -> (b f) l c", f=frames)
-        return rearrange(self._finish(x, rearrange(final, "b f m -> (b f) 1 m")), "(b f) l d -> b f l d", f=frames)
-
-    def modulations(self, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """The adaLN shifts, scales and gates of packed frames: ``(N,), (N,) -> (N, 6 C depth + 2 C)``.
-
-        They depend on nothing but timestep and class, so a sampler can tabulate them once for its template. With
-        condition tokens they do not depend on the class; without a modulated final norm the ``2 C`` are missing.
-        """
-        condition = self.timestep_embedder(timesteps)  # (N, C)
-        if self.config.condition == "modulation":
-            condition = condition + self.class_embedding(class_labels)
-        condition = nn.functional.silu(condition)
-        parts = [block.modulation(condition) for block in self.blocks]  # type: ignore[operator]
-        if self.config.final_norm == "modulated":
-            parts.append(self.final_modulation(condition))
-        return torch.cat(parts, dim=-1)
-
-    @property
-    def modulation_width(self) -> int:
-        """Numbers of :meth:`modulations` for a frame."""
-        return sum(self._modulation_sizes)
-
-    @property
-    def _modulation_sizes(self) -> list[int]:
-        """Channels of the modulations of each block, and of the final norm."""
-        final = 2 * self.config.width if self.config.final_norm == "modulated" else 0
-        return [6 * self.config.width] * self.config.depth + [final]
+        x = torch.cat([condition, rearrange(x, "b f l c -> b (f l) c")], dim=1)  # (B, M + F L, C)
+        for block, modulation in zip(self.blocks, of_blocks, strict=True):
+            x = block(x, modulate_frames_only(modulation, num_condition, num_tokens), None, attend)
+        x = rearrange(x[:, num_condition:], "b (f l) c -> (b f) l c", f=frames)  # (N, L, C)
+        x = self.final_layer(x, rearrange(of_final, "b f m -> (b f) 1 m"))  # (N, L, D)
+        return rearrange(x, "(b f) l d -> b f l d", f=frames)
 
     def forward_frames(self, latents: Tensor, modulations: Tensor, positions: Tensor, attend: list[Attend]) -> Tensor:
         """Evaluates packed frames, which may belong to different videos.
@@ -164,27 +124,49 @@ class DiT(nn.Module):
         Args:
             latents: ``(N, L, D)``.
             modulations: ``(N, 6 C depth + 2 C)`` from :meth:`modulations`.
-            positions: int64 ``(N,)``, the index of each frame in what the model takes for the clip.
-            attend: For each block, the function that mixes tokens; it alone knows which frame may see which.
+            positions: int64 ``(N,)``, the index of each frame in its clip.
+            attend: For each block, the attention function; it alone knows which frame may see which.
 
         Returns:
             The prediction, ``(N, L, D)``.
         """
-        x = self.token_in(latents) + self._embed_positions(positions)  # (N, L, C)
-        rotation = rotary(positions, self.rotary_pairs, x.dtype) if self.rotary_pairs else None
-        *parts, final = modulations[:, None].split(self._modulation_sizes, dim=-1)
-        for block, modulation, mix in zip(self.blocks, parts, attend, strict=True):
-            x = block(x, modulation, rotation, mix)  # (N, L, C)
-        return self._finish(x, final)  # (N, L, D)
+        rotary_positions = self.config.positions == "rotary"
+        x = self.token_in(latents)  # (N, L, C)
+        x = x + (self.position_embedding if rotary_positions else self.position_embedding[positions])
+        rotation = rotary(positions, self.rotary_pairs, x.dtype) if rotary_positions else None
+        *of_blocks, of_final = modulations[:, None].split(self._modulation_widths, dim=-1)  # (N, 1, 6 C) each
+        for block, modulation, attend_in_block in zip(self.blocks, of_blocks, attend, strict=True):
+            x = block(x, modulation, rotation, attend_in_block)  # (N, L, C)
+        return self.final_layer(x, of_final)  # (N, L, D)
 
-    def _finish(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """The final norm and layer, ``(N, L, C)`` -> ``(N, L, D)``; ``modulation (N, 1, 2 C)``, or empty."""
-        x = self.final_norm(x)
-        if self.config.final_norm == "modulated":
-            x = modulate(x, *modulation.chunk(2, dim=-1))
-        return self.token_out(x)
+    def modulations(self, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """The adaLN shifts, scales and gates of packed frames: ``(N,), (N,) -> (N, 6 C depth + 2 C)``.
 
-    def _embed_positions(self, positions: Tensor) -> Tensor:
-        if self.config.positions == "rotary":
-            return self.position_embedding
-        return self.position_embedding[positions]
+        They depend on timestep and class only (with condition tokens on the timestep only), so a sampler can compute
+        them once for all its timesteps.
+        """
+        condition = self.timestep_embedder(timesteps)  # (N, C)
+        if self.config.condition == "modulation":
+            condition = condition + self.class_embedding(class_labels)
+        condition = nn.functional.silu(condition)
+        layers = (*self.blocks, self.final_layer)
+        return torch.cat([layer.modulation(condition) for layer in layers], dim=-1)
+
+    @property
+    def modulation_width(self) -> int:
+        """Channels of :meth:`modulations`."""
+        return sum(self._modulation_widths)
+
+    @property
+    def _modulation_widths(self) -> list[int]:
+        """Channels of the modulations of each block and of the final layer."""
+        return [layer.modulation_width for layer in (*self.blocks, self.final_layer)]
+
+    def _mask(self, num_frames: int) -> Tensor | None:
+        """The attention mask of the first F frames, ``(F L, F L)``; None if attention is bidirectional."""
+        size = num_frames * self.config.num_tokens
+        return None if self.mask is None else self.mask[:size, :size]
+
+    def condition_mask(self, mask: Tensor, num_condition: int) -> Tensor:
+        """The mask of a sequence that starts with M condition tokens, ``(F L, F L) -> (M + F L, M + F L)``."""
+        return prepend_condition(mask, num_condition)

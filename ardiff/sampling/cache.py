@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ardiff.dit import DiTConfig
-from ardiff.dit.attention import seen
+from ardiff.dit.attention import is_visible
 from ardiff.sampling.config import AttentionBackend
 
 
@@ -88,7 +88,7 @@ class FrameCache:
             case "ragged":
                 mask: object = None
             case "masked":
-                mask = seen(self.slot_of_token[tokens][:, None] - self.slot_of_token, self.band)
+                mask = is_visible(self.slot_of_token[tokens][:, None] - self.slot_of_token, self.band)
             case "flex":
                 if (slot, num_tokens) not in self.block_masks:
                     self.block_masks[slot, num_tokens] = self._block_mask(slot, num_tokens)
@@ -136,7 +136,7 @@ class FrameCache:
         offset = torch.tensor(slot, device=self.keys.device)  # a Python number would be compiled in
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return seen(offset + query // tokens - key // tokens, band)
+            return is_visible(offset + query // tokens - key // tokens, band)
 
         return create_block_mask(visible, None, None, queries, self.capacity * tokens, device=str(self.keys.device))
 

@@ -47,15 +47,32 @@ class SamplingParams:
     cached keys and values of earlier frames; needs a model trained with dit.attention_window. full: the result of
     window without any cache, slowly."""
     class_label: int | None = field(default=None, metadata={"per_video": True, "tag": "class-"})
-    """Class index; None generates without a class."""
+    """Class index. None generates without a class; `ardiff generate` then takes the classes in turn."""
     seed: int = field(default=0, metadata={"per_video": True, "tag": "seed-"})
-    """Seed of the noise."""
+    """Seed of the noise. `ardiff generate` counts up from it."""
     given_frames: int = field(default=0, metadata={"tag": "given-"})
     """First frames that are given by the caller instead of generated."""
 
     def shared(self) -> SamplingParams:
         """The parameters without class and seed. Videos whose shared parameters are equal can be one batch."""
         return replace(self, class_label=None, seed=0)
+
+    def changed(self) -> dict[str, Any]:
+        """Fields that differ from their default, by name.
+
+        Names and fingerprints of videos leave defaults out, so that a new field changes none of them. For the same
+        reason the default of an existing field must never change.
+        """
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(SamplingParams)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+    def tags(self) -> list[str]:
+        """Short text for each changed field, such as ``ar5``, for names of files."""
+        tags = {f.name: f.metadata.get("tag", f"{f.name}-") for f in fields(SamplingParams)}
+        return [
+            f"{tags[name]}{value:g}" if isinstance(value, float) else f"{tags[name]}{value}"
+            for name, value in self.changed().items()
+        ]
 
     @property
     def guided(self) -> bool:
@@ -122,11 +139,11 @@ class ModelInfo:
     resolution: int = 0
     """Height and width of a frame in pixels; 0 if only the AR-DiT is known."""
     class_names: tuple[str, ...] = ()
-    attention: str = "causal"
+    causal: bool = True
+    """Whether no frame sees a later one."""
     attention_window: int | None = None
     positions: str = "rotary"
     condition: str = "modulation"
-    condition_attention: str = "self"
 
     @classmethod
     def from_configs(cls, dit: Any, diffusion: Any, resolution: int = 0, class_names: Sequence[str] = ()) -> ModelInfo:
@@ -137,11 +154,10 @@ class ModelInfo:
             num_timesteps=diffusion.num_timesteps,
             resolution=resolution,
             class_names=tuple(class_names),
-            attention=dit.attention,
+            causal=dit.causal,
             attention_window=dit.attention_window,
             positions=dit.positions,
             condition=dit.condition,
-            condition_attention=dit.condition_attention,
         )
 
     @property
@@ -164,13 +180,10 @@ class ModelInfo:
 
     def _cache_error(self) -> str | None:
         """Why keys and values of finished frames of this model cannot be cached; None if they can."""
-        exact = "mode=window and mode=rolling cache finished frames, which is exact only if no frame sees a later one"
-        if self.attention != "causal":
-            return f"{exact}, but this model was trained with dit.attention=bidirectional"
-        if self.condition == "tokens" and self.condition_attention == "all":
+        if not self.causal:
             return (
-                f"{exact}, but the condition tokens of this model see all frames and carry later ones to earlier ones "
-                "(dit.condition_attention=all)"
+                "mode=window and mode=rolling cache finished frames, which is exact only if no frame sees a later one, "
+                "but frames of this model do (dit.attention=bidirectional or dit.condition_attention=all)"
             )
         if self.condition == "tokens":
             return (

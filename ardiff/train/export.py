@@ -18,13 +18,14 @@ from ardiff.config import to_dict
 from ardiff.data import storage
 from ardiff.data.latents import LatentSet, LatentStatistics, vae_fingerprint
 from ardiff.diffusion.config import DiffusionConfig
-from ardiff.dit import DiT, DiTConfig
+from ardiff.dit import DiTConfig
 from ardiff.errors import CheckpointError, ConfigError
+from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import build_config, load_autoencoder, save_autoencoder
 from ardiff.train.checkpoint import read_state
 from ardiff.train.shards import ShardReader
-from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ardiff.vae import AutoencoderConfig
 
 MODEL = "model.json"
 POSITIONALS = ("checkpoint", "output")
@@ -97,10 +98,10 @@ def write_trained(description: dict[str, Any], weights: dict[str, Tensor], outpu
         CheckpointError: The weights do not fit the model, or its AR-VAE is missing or was replaced by another.
     """
     if description["kind"] == "ar-vae":
-        vae = ARAutoencoder(build_config(AutoencoderConfig, description["vae"]))
+        vae = make_autoencoder(build_config(AnyAutoencoderConfig, description["vae"]))
         save_autoencoder(output, _fill(vae, weights))
         return
-    dit = DiT(build_config(DiTConfig, description["dit"]))
+    dit = make_dit(build_config(AnyDiTConfig, description["dit"]))
     diffusion = build_config(DiffusionConfig, description["diffusion"])
     statistics = LatentStatistics(**description["latent_statistics"])
     uri, expected = description["vae"], description.get("vae_fingerprint")

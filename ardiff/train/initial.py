@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ardiff.data import storage
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
-from ardiff.pretrained import CONFIG, fill, local_folder, read_config, read_tensors
+from ardiff.pretrained import CONFIG, local_folder, read_config
+from ardiff.tensors import fill, read_tensors
 from ardiff.train.checkpoint import DISCRIMINATOR, STATE
 from ardiff.train.shards import ShardReader
 from ardiff.vae import ARAutoencoder

@@ -1,6 +1,4 @@
-"""Weights from files of strangers: safetensors, or torch's own format without unpickling anything but tensors."""
-
-from __future__ import annotations
+"""Weights from untrusted files: safetensors, or torch's own format without unpickling anything but tensors."""
 
 import tempfile
 from collections.abc import Mapping
@@ -12,19 +10,19 @@ from torch import Tensor
 
 from ardiff.data import storage
 from ardiff.errors import CheckpointError
-from ardiff.pretrained import read_tensors
+from ardiff.tensors import read_tensors
 
 WRAPPERS = ("state_dict", "model", "module")
-"""Keys under which trainers put a model's weights."""
+"""Keys under which trainers store a model's weights."""
 
 
 def read_checkpoint(uri: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name: ``.safetensors``, or ``.bin``, ``.pt``, ``.pth``; local or ``s3://``.
 
-    A wrapper such as ``state_dict`` and the prefix ``module.`` of distributed training are taken off.
+    A wrapper such as ``state_dict`` and the prefix ``module.`` of distributed training are removed.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or holds anything but tensors; nothing in it is executed.
+        CheckpointError: The file is missing or damaged, or holds anything but tensors. Nothing in it is executed.
     """
     if not storage.exists(uri):
         raise CheckpointError(f"There is no checkpoint {uri}.")
@@ -33,7 +31,7 @@ def read_checkpoint(uri: str) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / Path(uri).name
         copy.write_bytes(storage.read_bytes(uri))
-        # Copied out of the mapped file, which is about to go.
+        # Cloned, because the mapped file is deleted on return.
         return {name: tensor.clone() for name, tensor in _named_tensors(_load(copy, uri), uri).items()}
 
 
@@ -48,20 +46,20 @@ def _load(file: Path, uri: str) -> Any:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
             raise CheckpointError(
-                f"{uri} holds more than tensors, and unpickling that could execute anything, so it is refused. "
+                f"{uri} holds more than tensors. Unpickling it could execute code, so it is refused. "
                 "If you trust it, save its state_dict as safetensors."
             ) from error
         raise CheckpointError(f"Cannot read the weights {uri}, damaged or of another format: {reason}") from error
 
 
 def _is_archive(file: Path) -> bool:
-    """Whether torch wrote the file as an archive, which can be mapped into memory; before 1.6 it wrote pickles."""
+    """Whether torch wrote the file as a zip archive, which can be mapped into memory; before 1.6 it wrote pickles."""
     with file.open("rb") as opened:
         return opened.read(4) == b"PK\x03\x04"
 
 
 def _named_tensors(content: Any, uri: str) -> dict[str, Tensor]:
-    for _ in WRAPPERS:  # not for ever: a wrapper can hold itself
+    for _ in WRAPPERS:  # bounded: a wrapper can hold itself
         wrapper = next((key for key in WRAPPERS if isinstance(content, Mapping) and key in content), None)
         if wrapper is None or not isinstance(content[wrapper], Mapping):
             break

@@ -1,6 +1,4 @@
-"""Names of the released weights and ours, one rule a tensor; both ways, so that errors can name what is in the file."""
-
-from __future__ import annotations
+"""Names of the authors' tensors and of our parameters: one rule each, used both ways, so that errors name entries."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,59 +8,60 @@ from einops import EinopsError, rearrange
 from torch import Tensor, nn
 
 from ardiff.errors import CheckpointError
-from ardiff.vae.pixels import CHANNELS
+from ardiff.upstream.pixels import CHANNELS
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A released tensor and ours; ``{i}`` and ``{j}`` stand for numbers. ``axes`` leads from theirs to ours."""
+    """The authors' name of a tensor and our parameter's; ``{i}`` and ``{j}`` stand for numbers."""
 
-    theirs: str
-    ours: str
+    source: str
+    target: str
     axes: str = ""
+    """Einops pattern from the authors' axes to ours; empty if they are equal."""
 
 
 POINT = "o c 1 1 -> o c"
-"""A convolution of 1 x 1 pixels as a linear layer."""
+"""A convolution with a kernel of 1 x 1 as a linear layer."""
 
 
-def _layer(theirs: str, ours: str, weight_axes: str = "") -> list[Rule]:
+def _layer(source: str, target: str, weight_axes: str = "") -> list[Rule]:
     """A layer with weight and bias."""
-    return [Rule(f"{theirs}.weight", f"{ours}.weight", weight_axes), Rule(f"{theirs}.bias", f"{ours}.bias")]
+    return [Rule(f"{source}.weight", f"{target}.weight", weight_axes), Rule(f"{source}.bias", f"{target}.bias")]
 
 
-def _attention(theirs: str, ours: str, packed: str, out: str) -> list[Rule]:
-    """A ``torch.nn.MultiheadAttention``; ``packed`` and ``out`` are our names of its input and output projections."""
-    inputs = [Rule(f"{theirs}.in_proj_{part}", f"{ours}.{packed}{part}") for part in ("weight", "bias")]
-    return [*inputs, *_layer(f"{theirs}.out_proj", f"{ours}.{out}")]
+def _attention(source: str, target: str, in_proj: str, out_proj: str) -> list[Rule]:
+    """A ``torch.nn.MultiheadAttention``; ``in_proj`` and ``out_proj`` are our names of its projections."""
+    inputs = [Rule(f"{source}.in_proj_{name}", f"{target}.{in_proj}{name}") for name in ("weight", "bias")]
+    return [*inputs, *_layer(f"{source}.out_proj", f"{target}.{out_proj}")]
 
 
 def _vision_block(half: str) -> list[Rule]:
-    theirs, ours = f"{half}.transformer.{{i}}", f"{half}.blocks.{{i}}"
+    source, target = f"{half}.transformer.{{i}}", f"{half}.blocks.{{i}}"
     return [
-        *_layer(f"{theirs}.ln_1", f"{ours}.norm1"),
-        *_attention(f"{theirs}.attn", f"{ours}.attention", "qkv.", "proj"),
-        *_layer(f"{theirs}.ln_2", f"{ours}.norm2"),
-        *_layer(f"{theirs}.mlp.c_fc", f"{ours}.mlp.fc1"),
-        *_layer(f"{theirs}.mlp.c_proj", f"{ours}.mlp.fc2"),
+        *_layer(f"{source}.ln_1", f"{target}.norm1"),
+        *_attention(f"{source}.attn", f"{target}.attention", "qkv.", "proj"),
+        *_layer(f"{source}.ln_2", f"{target}.norm2"),
+        *_layer(f"{source}.mlp.c_fc", f"{target}.mlp.fc1"),
+        *_layer(f"{source}.mlp.c_proj", f"{target}.mlp.fc2"),
     ]
 
 
-def _residual_block(theirs: str, ours: str) -> list[Rule]:
+def _residual_block(source: str, target: str) -> list[Rule]:
     return [
-        *_layer(f"{theirs}.norm1", f"{ours}.norm1"),
-        Rule(f"{theirs}.conv1.weight", f"{ours}.conv1.weight"),
-        *_layer(f"{theirs}.norm2", f"{ours}.norm2"),
-        Rule(f"{theirs}.conv2.weight", f"{ours}.conv2.weight"),
-        Rule(f"{theirs}.nin_shortcut.weight", f"{ours}.shortcut.weight"),
+        *_layer(f"{source}.norm1", f"{target}.norm1"),
+        Rule(f"{source}.conv1.weight", f"{target}.conv1.weight"),
+        *_layer(f"{source}.norm2", f"{target}.norm2"),
+        Rule(f"{source}.conv2.weight", f"{target}.conv2.weight"),
+        Rule(f"{source}.nin_shortcut.weight", f"{target}.shortcut.weight"),
     ]
 
 
 def _pixel_stage(number: int) -> list[Rule]:
-    """Theirs count from the pixels up, ours from the patches on."""
-    theirs, ours = f"pixel_decoder.up.{number}", f"decoder.pixels.stages.{len(CHANNELS) - 1 - number}"
-    upsample = _layer(f"{theirs}.upsample_conv", f"{ours}.upsample")
-    return [*_residual_block(f"{theirs}.block.{{j}}", f"{ours}.blocks.{{j}}"), *upsample]
+    """The authors count stages from pixels to patches, we from patches to pixels."""
+    source, target = f"pixel_decoder.up.{number}", f"decoder.pixels.stages.{len(CHANNELS) - 1 - number}"
+    upsample = _layer(f"{source}.upsample_conv", f"{target}.upsample")
+    return [*_residual_block(f"{source}.block.{{j}}", f"{target}.blocks.{{j}}"), *upsample]
 
 
 DIT_RULES = [
@@ -76,7 +75,7 @@ DIT_RULES = [
     *_layer("blocks.{i}.mlp.fc1", "blocks.{i}.mlp.fc1"),
     *_layer("blocks.{i}.mlp.fc2", "blocks.{i}.mlp.fc2"),
     *_layer("blocks.{i}.adaLN_modulation.1", "blocks.{i}.modulation"),
-    *_layer("final_layer.1", "token_out"),
+    *_layer("final_layer.1", "final_layer.project"),
 ]
 
 VAE_RULES = [
@@ -115,50 +114,41 @@ VAE_RULES = [
 
 
 def translate(state: Mapping[str, Tensor], rules: Iterable[Rule], model: nn.Module, source: str) -> dict[str, Tensor]:
-    """Released weights under our names, with the shapes that ``model`` has (it may be on the meta device).
+    """The authors' weights under our names, with the shapes of ``model``, which may be on the meta device.
 
     Raises:
-        CheckpointError: Names what is missing of the model, what is not part of it, or the first wrong size.
+        CheckpointError: Names the missing tensors, the unknown ones, or the first of a wrong size or type.
     """
     rules = list(rules)
-    wanted = dict(model.named_parameters())
-    names = {_rename(name, rule.ours, rule.theirs): (name, rule) for name in wanted for rule in _of(name, rules)}
-    missing, unknown = sorted(names.keys() - state.keys()), sorted(state.keys() - names.keys())
+    parameters = dict(model.named_parameters())
+    entries = {}
+    for name in parameters:
+        (rule,) = (rule for rule in rules if _pattern(rule.target).fullmatch(name))
+        entries[_rename(name, rule.target, rule.source)] = name, rule
+    missing, unknown = sorted(entries.keys() - state.keys()), sorted(state.keys() - entries.keys())
     if missing or unknown:
-        said = [f"{_some(missing)} missing"] if missing else []
-        said += [f"{_some(unknown)} unknown"] if unknown else []
-        raise CheckpointError(f"{source} is not a released checkpoint of this kind: {'; '.join(said)}.")
-    translated = {}
-    for theirs, (name, rule) in names.items():
-        tensor = state[theirs]
-        try:
-            tensor = rearrange(tensor, rule.axes, **_known_axes(rule, wanted[name])) if rule.axes else tensor
-        except EinopsError:
-            raise CheckpointError(_wrong_size(source, theirs, state[theirs], wanted[name])) from None
-        if tensor.shape != wanted[name].shape:
-            raise CheckpointError(_wrong_size(source, theirs, state[theirs], wanted[name]))
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{source}: {theirs} holds {tensor.dtype}, not floating-point numbers.")
-        translated[name] = tensor
+        problems = [f"{_some(missing)} missing"] if missing else []
+        problems += [f"{_some(unknown)} unknown"] if unknown else []
+        raise CheckpointError(f"{source} is not an upstream checkpoint of this kind: {'; '.join(problems)}.")
+    return {
+        name: _to_our_axes(state[key], rule, parameters[name], f"{source}: {key}")
+        for key, (name, rule) in entries.items()
+    }
+
+
+def _to_our_axes(tensor: Tensor, rule: Rule, parameter: Tensor, what: str) -> Tensor:
+    """``tensor`` with the axes of ``parameter``. Raises CheckpointError if its size or type is wrong."""
+    try:
+        # einops cannot infer the number of frames that the positions are for.
+        known = {"f": parameter.shape[0]} if "(f l)" in rule.axes else {}
+        translated = rearrange(tensor, rule.axes, **known) if rule.axes else tensor
+    except EinopsError:
+        translated = tensor.new_empty(0)
+    if translated.shape != parameter.shape:
+        raise CheckpointError(f"{what} is {tuple(tensor.shape)}, but the other tensors need {tuple(parameter.shape)}.")
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{what} holds {tensor.dtype}, not floating-point numbers.")
     return translated
-
-
-def _known_axes(rule: Rule, parameter: Tensor) -> dict[str, int]:
-    """The one axis that einops cannot know: how many frames the positions are for."""
-    return {"f": parameter.shape[0]} if "(f l)" in rule.axes else {}
-
-
-def _wrong_size(source: str, theirs: str, tensor: Tensor, parameter: Tensor) -> str:
-    return (
-        f"{source} is not a released checkpoint of these sizes: {theirs} is {tuple(tensor.shape)}, the model that the "
-        f"other tensors speak of has {tuple(parameter.shape)} there."
-    )
-
-
-def _of(name: str, rules: list[Rule]) -> list[Rule]:
-    found = [rule for rule in rules if _pattern(rule.ours).fullmatch(name)]
-    assert len(found) == 1, name
-    return found
 
 
 def _rename(name: str, old: str, new: str) -> str:

@@ -1,4 +1,4 @@
-"""The AR-VAE: per-frame encoder, temporally causal decoder."""
+"""The AR-VAE: an encoder of single frames and a temporally causal decoder."""
 
 from ardiff.vae.autoencoder import ARAutoencoder, Posterior
 from ardiff.vae.config import AutoencoderConfig

@@ -1,6 +1,6 @@
 """The AR-VAE (Sec. 3.1): a TiTok-like encoder of single frames and a temporally causal decoder, without a quantiser.
 
-Shapes: B batch, F frames, N = B F packed frames, H W pixels, P patches a frame, L tokens, D latent width, C width.
+Shapes: B videos, F frames, N = B F packed frames, H W pixels, L latent tokens, D latent width.
 Video in and out: float ``(B, F, 3, H, W)`` in [-1, 1]; latents ``(B, F, L, D)``.
 """
 
@@ -25,7 +25,7 @@ class Posterior:
     log_variance: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """``mean + std * noise``: the reparametrised draw for standard normal ``noise`` of the same shape."""
+        """``mean + std * noise``: the reparametrised sample for standard normal ``noise`` of the same shape."""
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
     def kl(self) -> Tensor:
@@ -36,21 +36,24 @@ class Posterior:
 class ARAutoencoder(nn.Module):
     """Encoder and decoder of the AR-VAE."""
 
+    encoder_class: type[Encoder] = Encoder
+    decoder_class: type[Decoder] = Decoder
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = self.encoder_class(config)
+        self.decoder = self.decoder_class(config)
         self.apply(init_linear)
         self.decoder.zero_temporal_output()
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def forward(self, video: Tensor, noise: Tensor, temporal: bool = True) -> tuple[Tensor, Posterior]:
-        """Encodes, draws latents with standard normal ``noise (B, F, L, D)``, decodes.
+        """Encodes, samples latents with standard normal ``noise (B, F, L, D)``, and decodes them.
 
         Returns the reconstruction, shaped like ``video``, and the posterior.
         """
@@ -58,32 +61,26 @@ class ARAutoencoder(nn.Module):
         return self.decode(posterior.sample(noise), temporal=temporal), posterior
 
     def encode(self, video: Tensor) -> Posterior:
-        """The posterior of every frame of ``video (B, F, 3, H, W)``; frames do not see each other."""
-        if self.config.pixel_range == "unit":
-            video = (video + 1) / 2
+        """The posterior of every frame of ``video (B, F, 3, H, W)``. Each frame is encoded alone."""
         moments = self.encoder(rearrange(video, "b f c h w -> (b f) c h w"))  # (N, L, 2 D)
         mean, log_variance = rearrange(moments, "(b f) l d -> b f l d", b=len(video)).chunk(2, dim=-1)
         return Posterior(mean, log_variance.clamp(-20.0, 10.0))
 
     def latents(self, video: Tensor) -> Tensor:
-        """What a diffusion model learns of ``video``: the posterior's means, of length 1 if ``config.unit_latents``."""
-        mean = self.encode(video).mean
-        return nn.functional.normalize(mean, dim=-1) if self.config.unit_latents else mean
+        """The latents ``(B, F, L, D)`` of ``video`` that a diffusion model learns: the posterior's means."""
+        return self.encode(video).mean
 
     def decode(self, latents: Tensor, cache: DecoderCache | None = None, temporal: bool = True) -> Tensor:
         """The frames of ``latents (B, F, L, D)``, float ``(B, F, 3, H, W)``, not clamped.
 
-        Frame i reads latents of frames ``i - temporal_window + 1 .. i`` only, or of those of them that are in its clip
-        (see ``config.temporal``). With a ``cache``, the latents continue
-        those of earlier calls with the same cache, and the result equals decoding all of them at once.
+        Frame i depends on the latents of frames ``i - temporal_window + 1 .. i`` only. With a ``cache``, the latents
+        continue those of earlier calls with the same cache, and the result equals decoding all of them at once.
+        ``temporal=False`` decodes each frame alone.
         """
-        if self.config.unit_latents:
-            latents = nn.functional.normalize(latents, dim=-1)
-        video = self.decoder(latents, cache, temporal)
-        return video if self.config.pixel_range == "signed" else 2 * video - 1
+        return self.decoder(latents, cache, temporal)
 
     @torch.no_grad()
     def decode_long(self, latents: Tensor, chunk: int = 16) -> Tensor:
-        """:meth:`decode` for videos of any length in memory for ``chunk`` frames beside the result."""
+        """:meth:`decode` for videos of any length, ``chunk`` frames at a time to bound the memory."""
         cache = DecoderCache()
         return torch.cat([self.decode(part, cache) for part in latents.split(chunk, dim=1)], dim=1)

@@ -1,7 +1,7 @@
-"""How a decoded frame reads the frames before it.
+"""Attention of a decoded frame to the frames before it.
 
-Shapes: B batch, F frames, N = B F packed frames, P patches a frame, L latent tokens, C width, W frames of the temporal
-window, M frames of a clip that are known, H heads, K head width.
+Shapes: B videos, F frames, N = B F packed frames, P patches per frame, L latent tokens, C width, W frames of the
+temporal window, H heads, K head width.
 """
 
 from dataclasses import dataclass, field
@@ -12,20 +12,16 @@ from torch import Tensor, nn
 
 from ardiff.vae.config import AutoencoderConfig
 
-Known = tuple[Tensor, Tensor]
-"""What a layer remembers of a clip: its patches ``(B, M, P, C)`` and latent tokens ``(B, M, L, C)``."""
-
 
 @dataclass(slots=True)
 class DecoderCache:
-    """What decoding the next frames needs of the frames before; its size does not grow with the video.
+    """What a decoder needs of earlier frames. Start with an empty one and pass it to every call for the same videos.
 
-    With ``temporal=window``, ``tokens`` is the embedded latent tokens ``(B, up to W - 1, L, C)``, or None before the
-    first frame. With ``temporal=clip``, ``clip`` is what each layer knows of the clip begun, up to W - 1 frames.
+    Its size does not grow with the videos.
     """
 
-    tokens: Tensor | None = None
-    clip: list[Known] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    """The decoder's own; here the embedded latent tokens of the last frames, ``(B, up to W - 1, L, C)``."""
 
 
 class TemporalAttention(nn.Module):
@@ -42,7 +38,7 @@ class TemporalAttention(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
 
     def zero_output(self) -> None:
-        """Makes it add nothing, whatever it reads."""
+        """Makes the layer return zeros."""
         nn.init.zeros_(self.proj.weight)
 
     def forward(self, patches: Tensor, history: Tensor, visible: Tensor) -> Tensor:
@@ -53,50 +49,29 @@ class TemporalAttention(nn.Module):
         v = rearrange(v, "n w l (h k) -> n h (w l) k", h=self.num_heads)
         mask = repeat(visible, "n w -> n 1 1 (w l)", l=history.shape[2])
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (N, H, P, K)
-        return self.proj(rearrange(mixed, "n h p k -> n p (h k)"))
+        return self.proj(rearrange(mixed, "n h p k -> n p (h k)"))  # (N, P, C)
 
 
-class ClipAttention(nn.Module):
-    """What the authors' decoder does before each block, within a clip of W frames; its output starts at zero.
+def sliding_windows(tokens: Tensor, window: int, cache: DecoderCache | None) -> tuple[Tensor, Tensor]:
+    """The latent tokens that each frame reads: those of the last W frames, the frame itself included.
 
-    First each patch reads the same patch of earlier frames (fine), then patches and latent tokens read the latent
-    tokens of earlier frames (coarse), in both their own frame included. Attention is causal.
+    Args:
+        tokens: Embedded latent tokens ``(B, F, L, C)``.
+        window: W.
+        cache: Earlier frames, if any; the new ones are added to it.
+
+    Returns:
+        ``(N, W, L, C)``, and bool ``(N, W)``: which of the W frames exist.
     """
-
-    def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        self.fine_norm = nn.LayerNorm(config.width)
-        self.fine = nn.MultiheadAttention(config.width, config.num_heads, batch_first=True)
-        self.query_norm, self.key_norm, self.value_norm = (nn.LayerNorm(config.width) for _ in range(3))
-        self.coarse = nn.MultiheadAttention(config.width, config.num_heads, batch_first=True)
-
-    def zero_output(self) -> None:
-        """Makes it add nothing, whatever it reads."""
-        for attention in (self.fine, self.coarse):
-            nn.init.zeros_(attention.out_proj.weight)
-
-    def forward(self, patches: Tensor, tokens: Tensor, past: Known | None = None) -> tuple[Tensor, Tensor, Known]:
-        """Patches ``(B, F, P, C)`` and latent tokens ``(B, F, L, C)`` after reading, and all that is known then.
-
-        They go on from ``past``, which is what an earlier call said is known.
-        """
-        known = (patches, tokens)
-        if past is not None:
-            known = (torch.cat([past[0], patches], dim=1), torch.cat([past[1], tokens], dim=1))
-        frames, seen = patches.shape[1], known[0].shape[1]
-        frame = torch.arange(seen, device=patches.device)
-        hidden = frame > frame[seen - frames :, None]  # (F, M)
-
-        pack = "b f p c -> (b p) f c"
-        query, keys = (rearrange(self.fine_norm(x), pack) for x in (patches, known[0]))
-        read, _ = self.fine(query, keys, keys, attn_mask=hidden, need_weights=False)
-        patches = patches + rearrange(read, "(b p) f c -> b f p c", b=len(patches))
-
-        x = torch.cat([tokens, patches], dim=2)  # (B, F, L + P, C)
-        query = rearrange(self.query_norm(x), "b f q c -> b (f q) c")
-        keys, values = (rearrange(norm(known[1]), "b m l c -> b (m l) c") for norm in (self.key_norm, self.value_norm))
-        mask = repeat(hidden, "f m -> (f q) (m l)", q=x.shape[2], l=tokens.shape[2])
-        read, _ = self.coarse(query, keys, values, attn_mask=mask, need_weights=False)
-        x = x + rearrange(read, "b (f q) c -> b f q c", f=frames)
-        tokens, patches = x.split([tokens.shape[2], patches.shape[2]], dim=2)
-        return patches, tokens, known
+    batch, frames = tokens.shape[:2]
+    past = cache.tensors[0] if cache is not None and cache.tensors else tokens[:, :0]
+    available = torch.cat([past, tokens], dim=1)  # (B, past + F, L, C)
+    if cache is not None:
+        cache.tensors = [available[:, max(available.shape[1] - window + 1, 0) :].detach()]
+    missing = window - 1 - past.shape[1]
+    padded = nn.functional.pad(available, (0, 0, 0, 0, missing, 0))  # (B, W - 1 + F, L, C)
+    windows = rearrange(padded.unfold(1, window, 1), "b f l c w -> (b f) w l c")
+    slot = torch.arange(window, device=tokens.device)
+    frame = torch.arange(frames, device=tokens.device)
+    visible = slot >= missing - frame[:, None]  # (F, W)
+    return windows, repeat(visible, "f w -> (b f) w", b=batch)

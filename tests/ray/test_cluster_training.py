@@ -67,7 +67,7 @@ def check_killed_worker(ardiff: Command, folder: Path, job: str, settings: list[
         kill = pool.submit(kill_a_worker, broken)
         err = ardiff(job, "--output", broken, *settings).expect(0)
         kill.result()
-    assert re.search(r"going on from the checkpoint of step \d+", err), "the run ended before the worker was killed"
+    assert re.search(r"resuming from the checkpoint of step \d+", err), "the run ended before the worker was killed"
     assert_equal_checkpoints(whole, broken)
     assert_equal_files(whole / weights, broken / weights)
 
@@ -94,8 +94,8 @@ def test_zero_survives_a_killed_worker_and_its_checkpoint_resumes_on_one_worker(
     plain = [s for s in settings(latents, "zero2", 1) if "engine" not in s and "deepspeed" not in s]
     plain += ["train.optimizer.lr=2.00001e-4"]
     err = ardiff("train-dit", "--output", alone, "--resume", start, *plain).expect(0)
-    assert f"going on from the checkpoint of step {STEPS - 10}" in err
-    assert "going on with train.optimizer.lr from 0.0002 to 0.000200001" in err
+    assert f"resuming from the checkpoint of step {STEPS - 10}" in err
+    assert "resuming with train.optimizer.lr from 0.0002 to 0.000200001" in err
     history = json.loads((alone / "history.json").read_text())
     assert history["loss"] == [[STEPS, pytest.approx(logged["loss"][-1][1], rel=1e-4)]]
     assert history["lr"] == [[STEPS, 2.00001e-4]]

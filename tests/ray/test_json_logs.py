@@ -57,7 +57,7 @@ def test_workers_log_rank_and_step_and_a_failure_names_both(jobs: Jobs, poisoned
 
     lines = worker_lines(jobs)
     assert {(line["run"], line["job"]) for line in lines} == {("first", "train-dit")}
-    ranks = {(line["rank"], line["world_size"]) for line in lines if line["message"] == "training begins"}
+    ranks = {(line["rank"], line["world_size"]) for line in lines if line["message"] == "training starts"}
     assert ranks == {(0, 2), (1, 2)}
     metrics = [line for line in lines if line["message"] == "metrics"]
     assert [(line["rank"], line["step"]) for line in metrics] == [(0, step) for step in (5, 10, 15)]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ardiff.cli import COMMANDS, main
-from ardiff.config import load_config, to_dict
+from ardiff.config import load_config, section_classes, to_dict
 
 
 def config_class(command: str) -> type[Any]:
@@ -58,9 +58,10 @@ def test_help_of_a_command_lists_every_setting(command: str, capsys: pytest.Capt
     def check(cls: Any, prefix: str) -> None:
         hints = get_type_hints(cls)
         for field in dataclasses.fields(cls):
-            if dataclasses.is_dataclass(hints[field.name]):
+            if classes := section_classes(hints[field.name]):
                 assert f"  {prefix}{field.name}: " in text
-                check(hints[field.name], f"{prefix}{field.name}.")
+                for section in classes:
+                    check(section, f"{prefix}{field.name}.")
             elif prefix:
                 assert f"    {prefix}{field.name}: " in text
             else:

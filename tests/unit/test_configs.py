@@ -14,7 +14,7 @@ import pytest
 import ardiff
 import ray_jobs
 from ardiff.cli import COMMANDS
-from ardiff.config import COMMAND, build, field_documentation, load_config, read_settings
+from ardiff.config import COMMAND, build, field_documentation, load_config, read_settings, section_classes
 from ardiff.data.config import StorageConfig
 from ray_jobs.quickstart import QuickstartConfig
 from ray_jobs.serve import ReplicaConfig
@@ -34,8 +34,8 @@ def nested(cls: type[Any]) -> Iterator[type[Any]]:
     """The class and all configuration classes of its fields."""
     yield cls
     for hint in typing.get_type_hints(cls).values():
-        if dataclasses.is_dataclass(hint):
-            yield from nested(typing.cast(type, hint))
+        for section in section_classes(hint):
+            yield from nested(section)
 
 
 # ReplicaConfig comes from a Serve configuration, not from a command. Every command has the section StorageConfig.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ardiff.data import storage
 from ardiff.metrics.registry import Network, Source, State, register_network
 from ardiff.metrics.weights import to_tensor
-from ardiff.pretrained import fill, read_tensors
+from ardiff.tensors import fill, read_tensors
 
 Backbone = Literal["vgg", "alex"]
 

@@ -1,4 +1,4 @@
-"""The training laws against exact probabilities."""
+"""Timestep sampling against exact probabilities."""
 
 from collections import Counter
 from fractions import Fraction
@@ -11,13 +11,13 @@ from scipy import stats
 
 from ardiff.diffusion.timestep_sampling import TimestepSampling, sample_timesteps
 
-LAWS = get_args(TimestepSampling)
+METHODS = get_args(TimestepSampling)
 SAMPLES = 400_000
 SMALLEST_P = 1e-3
 
 
-def draw(law: str, batch: int, frames: int, timesteps: int, seed: int = 0) -> torch.Tensor:
-    return sample_timesteps(law, batch, frames, timesteps, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+def draw(method: str, batch: int, frames: int, timesteps: int, seed: int = 0) -> torch.Tensor:
+    return sample_timesteps(method, batch, frames, timesteps, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
 
 
 def codes(timesteps: torch.Tensor, base: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_uniform_from_first_is_uniform_between_predecessor_and_end(frames: int, 
     assert p_value(draw("uniform_from_first", SAMPLES, frames, timesteps), law, timesteps) > SMALLEST_P
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", METHODS)
 def test_the_generator_is_the_only_source_of_randomness(law: str) -> None:
     first = draw(law, 64, 5, 20, seed=3)
     torch.manual_seed(99)
@@ -115,7 +115,7 @@ def test_the_generator_is_the_only_source_of_randomness(law: str) -> None:
     assert not torch.equal(first, draw(law, 64, 5, 20, seed=4))
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", METHODS)
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_clips_of_a_batch_are_drawn_apart(law: str, batch: int) -> None:
     drawn = draw(law, batch, 3, 1000)
@@ -123,13 +123,13 @@ def test_clips_of_a_batch_are_drawn_apart(law: str, batch: int) -> None:
     assert len(Counter(map(tuple, drawn.tolist()))) == batch
 
 
-def test_unknown_law() -> None:
-    with pytest.raises(ValueError, match=r"unknown timestep law 'uniform'.*fopp, synchronous"):
+def test_unknown_method() -> None:
+    with pytest.raises(ValueError, match=r"unknown timestep sampling 'uniform'.*fopp, synchronous"):
         draw("uniform", 1, 1, 1)
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", METHODS)
 def test_sizes_below_one(law: str, sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         draw(law, *sizes)

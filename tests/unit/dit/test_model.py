@@ -3,20 +3,21 @@
 import pytest
 import torch
 
+from ardiff.config import build
 from ardiff.dit import DiT, DiTConfig
-from ardiff.dit.attention import after_condition, block_causal_mask, masked_attention
+from ardiff.dit.attention import block_causal_mask, masked_attention, prepend_condition
+from ardiff.models import AnyDiTConfig
+from ardiff.models import make_dit as new_dit
 
 FRAMES = 8
-TOKENS = {"condition": "tokens", "condition_tokens": 3, "condition_dim": 5}
+TOKENS = {"condition_tokens": 3, "condition_dim": 5}
 VARIANTS = [
     {},
     {"positions": "sincos"},
     {"attention_window": 3},
     {"positions": "sincos", "attention_window": 2},
-    {"residual": "normed"},
-    {"final_norm": "plain", "guidance_null": "first_class"},
-    {"positions": "sincos", "attention_window": 2, **TOKENS},
-    {"positions": "table", "residual": "normed", "final_norm": "plain", **TOKENS},
+    {"condition": "tokens", "positions": "sincos", "attention_window": 2, **TOKENS},
+    {"kind": "upstream", "condition_attention": "self", **TOKENS},
 ]
 
 
@@ -93,7 +94,7 @@ def test_videos_of_a_batch_do_not_meet(make_dit):
 
 
 def test_rotary_depends_on_differences_of_positions_only(make_dit):
-    """What the rolling executor needs: frames 100.. are what frames 0.. are."""
+    """What mode=rolling needs: frames 100.. are what frames 0.. are."""
     model = make_dit().double()
     latents, timesteps, labels = inputs(model, batch=1)
     attend = [masked_attention(model.mask, FRAMES)] * model.config.depth
@@ -154,76 +155,29 @@ def test_with_bidirectional_attention_frames_see_later_ones(make_dit, positions)
     assert torch.allclose(one(latents, timesteps, labels)[:, -1], other(latents, timesteps, labels)[:, -1], atol=1e-5)
 
 
-def test_what_condition_tokens_see(make_dit):
-    """With ``all``, frames see later ones, in the second block at the earliest; the mask says who sees whom."""
-    leaks = {}
-    for depth in (1, 2):
-        for attention in ("self", "all"):
-            model = make_dit(depth=depth, positions="table", condition_attention=attention, **TOKENS)
-            latents, timesteps, labels = inputs(model)
-            other = latents.clone()
-            other[:, -1] += 3.0
-            outputs = [model(x, timesteps, labels)[:, :-1] for x in (latents, other)]
-            leaks[depth, attention] = not torch.equal(*outputs)
-    assert leaks == {(1, "self"): False, (1, "all"): False, (2, "self"): False, (2, "all"): True}
-    mask = block_causal_mask(2, 1)
-    assert after_condition(mask, 1, "self").int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    assert after_condition(mask, 1, "all").int().tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 1]]
+def test_masks_with_condition_tokens() -> None:
+    mask = prepend_condition(block_causal_mask(2, 1), 1)
+    assert mask.int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
-def test_what_no_class_is(make_dit):
-    """Three ways to say "no class" in guidance, and what a video without a class is then."""
-    settings = {"positions": "sincos", **TOKENS}
-    learned, zero, first = (make_dit(guidance_null=null, **settings) for null in ("learned", "zero", "first_class"))
-    assert [(m.null_class, m.unlabelled) for m in (learned, zero, first)] == [(3, 3), (4, 3), (0, 0)]
-    latents, timesteps, _ = inputs(learned)
-
-    def give(model: DiT, label: int) -> torch.Tensor:
-        return model(latents, timesteps, torch.tensor([label, label]))
-
-    assert torch.equal(give(learned, 3), give(zero, 3))
-    assert torch.equal(give(first, 0), give(zero, 0))
-    assert torch.equal(give(zero, 4), zero(latents, timesteps, torch.zeros(2, 3, 5)))
-    assert not torch.allclose(give(zero, 4), give(zero, 3))
-    for label in range(4):
-        tokens = zero.condition.table[[label, label]]
-        assert torch.equal(give(zero, label), zero(latents, timesteps, tokens))
+def test_condition_tokens_of_a_class_or_of_the_caller(make_dit) -> None:
+    model = make_dit(condition="tokens", positions="sincos", **TOKENS)
+    latents, timesteps, _ = inputs(model)
+    assert (model.null_class, model.unlabelled) == (3, 3)
+    outputs = [model(latents, timesteps, torch.tensor([label, label])) for label in range(4)]
+    for label, output in enumerate(outputs):
+        assert torch.equal(output, model(latents, timesteps, model.condition.table[[label, label]]))
+        assert all(not torch.allclose(output, other) for other in outputs[:label])
+    with pytest.raises(ValueError, match=r"must be \(B, M, 5\)"):
+        model(latents, timesteps, torch.zeros(2, 3, 4))
     with pytest.raises(ValueError, match="not trained with condition tokens"):
         make_dit()(latents, timesteps, torch.zeros(2, 3, 5))
 
 
-def test_a_normed_residual_forgets_the_scale_of_its_input(make_dit):
-    """Norms overwrite the residual: what enters the first block matters up to shift and scale only."""
-    for residual, same in (("normed", True), ("plain", False)):
-        model = make_dit(residual=residual).double()
-        latents, timesteps, labels = inputs(model)
-        before = model(latents.double(), timesteps, labels)
-        for parameter in (*model.token_in.parameters(), model.position_embedding):
-            parameter.data *= 100.0
-        assert torch.allclose(model(latents.double(), timesteps, labels), before, rtol=1e-3, atol=1e-3) == same
-
-
-def test_a_plain_final_norm_has_no_modulation(make_dit):
-    model = make_dit(final_norm="plain")
-    assert "final_modulation.weight" not in model.state_dict()
-    assert model.modulations(torch.tensor([1]), torch.tensor([0])).shape == (1, 6 * 16 * 2)
-    latents, timesteps, labels = inputs(model)
-    for block in model.blocks:
-        for parameter in block.modulation.parameters():
-            parameter.data.zero_()
-    assert torch.equal(model(latents, timesteps, labels), model(latents, timesteps // 2, labels))
-
-
-def test_positions_in_a_table_begin_as_the_fixed_ones(make_dit):
-    sizes = {"num_frames": FRAMES, "num_tokens": 2, "width": 16, "depth": 1, "num_heads": 2}
-    fixed, table = DiT(DiTConfig(positions="sincos", **sizes)), DiT(DiTConfig(positions="table", **sizes))
-    assert torch.equal(fixed.position_embedding, table.position_embedding)
-    assert set(table.state_dict()) - set(fixed.state_dict()) == {"position_embedding"}
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_new_model_predicts_zero(variant):
-    model = DiT(DiTConfig(num_frames=FRAMES, num_tokens=2, width=16, depth=2, num_heads=2, num_classes=3, **variant))
+    sizes = {"num_frames": FRAMES, "num_tokens": 2, "width": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+    model = new_dit(build(AnyDiTConfig, {**sizes, **variant}))
     assert not model(*inputs(model)).any()
     for block in model.blocks:
         assert not block.modulation.weight.any()
@@ -258,7 +212,7 @@ def test_the_model_holds_its_configuration_and_nothing_but_weights(make_dit):
     for variant in VARIANTS:
         model = make_dit(**variant)
         assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
-        assert DiT(model.config).config == model.config
+        assert new_dit(model.config).config == model.config
 
 
 @pytest.mark.parametrize(
@@ -275,14 +229,11 @@ def test_the_model_holds_its_configuration_and_nothing_but_weights(make_dit):
         ({"num_classes": -1}, "num_classes must be 0 or more"),
         ({"attention_window": 0}, r"attention_window must be in 1\.\.num_frames \(16\)"),
         ({"attention_window": 17}, r"attention_window must be in 1\.\.num_frames \(16\)"),
-        ({"attention_window": 4, "attention": "bidirectional"}, "leave it out with attention=bidirectional"),
+        ({"attention_window": 4, "attention": "bidirectional"}, "unset it with attention=bidirectional"),
         ({"condition": "tokens", "positions": "sincos", "condition_tokens": -1}, "condition_tokens must be 0 or more"),
         ({"condition_dim": 0}, "condition_dim at least 1"),
-        ({"condition": "tokens"}, "needs positions=sincos or table"),
+        ({"condition": "tokens"}, "needs positions=sincos"),
         ({"condition_tokens": 3}, "for condition=tokens only"),
-        ({"condition_attention": "all"}, "for condition=tokens only"),
-        ({"guidance_null": "zero"}, "for condition=tokens only"),
-        ({"guidance_null": "first_class"}, "needs a model with classes"),
     ],
 )
 def test_impossible_sizes(changes, message):

@@ -90,9 +90,7 @@ def test_engine_equals_full_sampler(frames: int, batch: int, ar_step: int, guida
     "changes",
     [
         {"positions": "sincos"},
-        {"positions": "table", "residual": "normed"},
-        {"attention_window": 5, "final_norm": "plain"},
-        {"guidance_null": "first_class"},
+        {"attention_window": 5},
         {"depth": 1},
     ],
 )

@@ -34,7 +34,7 @@ def test_frozen_parameters_are_left_out(make_dit):
     model.token_in.requires_grad_(False)
     held = {id(p) for o in build_optimizers(model, OptimizerConfig()) for g in o.param_groups for p in g["params"]}
     assert id(model.token_in.weight) not in held
-    assert id(model.token_out.weight) in held
+    assert id(model.final_layer.project.weight) in held
 
 
 def test_moment_decays_are_the_configured_ones(make_dit):

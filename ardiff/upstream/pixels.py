@@ -1,27 +1,27 @@
-"""The pixel decoder of TiTok and of the authors' AR-VAE: a soft choice among image codes, then convolutions.
+"""The pixel decoder of TiTok and of the authors' AR-VAE: a soft choice of image codes, then convolutions.
 
-Sizes are those of the MaskGIT-VQGAN decoder (Chang et al., 2022) that TiTok builds on; a patch has 16 x 16 pixels.
+Sizes are those of the MaskGIT-VQGAN decoder (Chang et al., 2022), on which TiTok builds; a patch has 16 x 16 pixels.
 
-Shapes: N packed frames, P = h w patches a frame, C width, H W pixels.
+Shapes: N packed frames, P = h w patches per frame, C width, H W pixels, I and O channels of a block.
 """
 
 from einops import rearrange
 from torch import Tensor, nn
 
-from ardiff.vae.config import AutoencoderConfig
+from ardiff.upstream.config import UpstreamAutoencoderConfig
 
 NUM_CODES = 1024
 CODE_DIM = 256
 CHANNELS = (512, 256, 256, 128, 128)
-"""Channels of each resolution, from the patches' to the pixels': every one doubles the one before."""
+"""Channels at each resolution, from patches to pixels; each resolution is twice the one before."""
 
 
 class ConvolutionalPixels(nn.Module):
-    """Decoded patches ``(N, P, C)`` to frames ``(N, 3, H, W)``, of which values in [0, 1] are meant."""
+    """Decoded patches ``(N, P, C)`` to frames ``(N, 3, H, W)``, about in [0, 1]."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: UpstreamAutoencoderConfig) -> None:
         super().__init__()
-        self.side = config.resolution // config.patch_size
+        self.side = config.side
         self.logits = nn.Sequential(
             nn.Linear(config.width, 2 * config.width), nn.Tanh(), nn.Linear(2 * config.width, NUM_CODES)
         )
@@ -37,15 +37,15 @@ class ConvolutionalPixels(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         x = self.codes(self.logits(patches).softmax(dim=-1))  # (N, P, 256)
-        x = rearrange(x, "n (h w) c -> n c h w", h=self.side)
+        x = rearrange(x, "n (h w) c -> n c h w", h=self.side)  # (N, 256, h, w)
         x = self.middle(self.conv_in(x))  # (N, 512, h, w)
         for stage in self.stages:
-            x = stage(x)
+            x = stage(x)  # (N, channels, 2 h, 2 w), and so on
         return self.conv_out(nn.functional.silu(self.norm(x)))  # (N, 3, H, W)
 
 
 class Stage(nn.Module):
-    """Two residual blocks and, except at the last resolution, a doubling of it."""
+    """Two residual blocks, then, except at the last resolution, an upsampling by two."""
 
     def __init__(self, inputs: int, outputs: int, last: bool) -> None:
         super().__init__()
@@ -53,16 +53,16 @@ class Stage(nn.Module):
         self.upsample = None if last else nn.Conv2d(outputs, outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(x)
+        x = self.blocks(x)  # (N, O, h, w)
         if self.upsample is None:
             return x
-        return self.upsample(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.upsample(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))  # (N, O, 2 h, 2 w)
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with a shortcut; where it narrows, the shortcut is a projection *of the block's own output*.
+    """Two convolutions and a shortcut. Where channels change, the shortcut projects *the block's own output*.
 
-    That is how the weights were trained (their shapes allow nothing else): nothing passes such a block by.
+    The weights were trained so, and their shapes allow nothing else: such a block has no identity path.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -74,6 +74,6 @@ class ResidualBlock(nn.Module):
         self.shortcut = None if inputs == outputs else nn.Conv2d(outputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(nn.functional.silu(self.norm1(x)))
-        y = self.conv2(nn.functional.silu(self.norm2(y)))
+        y = self.conv1(nn.functional.silu(self.norm1(x)))  # (N, O, h, w)
+        y = self.conv2(nn.functional.silu(self.norm2(y)))  # (N, O, h, w)
         return y + (x if self.shortcut is None else self.shortcut(y))

@@ -12,16 +12,27 @@ from ardiff.diffusion.prediction import Denoiser
 from ardiff.diffusion.sampler import sample_full
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
-from ardiff.upstream import load_dit, load_vae
+from ardiff.upstream.autoencoder import UpstreamAutoencoder
+from ardiff.upstream.checkpoints import dit_config, load_dit, load_vae, vae_config, vae_from_titok
+from ardiff.upstream.dit import UpstreamDiT
 from ardiff.upstream.keys import DIT_RULES, VAE_RULES, translate
-from ardiff.upstream.models import dit_config, vae_config, vae_from_titok
-from ardiff.vae import ARAutoencoder, DecoderCache
+from ardiff.vae import DecoderCache
 
 MODES = {
     "self": "y_share_norm_temporal_causal",
     "all": "y_share_norm_video_temporal_causal",
     "full": "y_share_norm_None",
 }
+
+
+def encode(model: UpstreamAutoencoder, frames: Tensor) -> Tensor:
+    """The posterior's means of frames in [0, 1], as the authors' code encodes."""
+    return model.encode(2 * frames - 1).mean
+
+
+def decode(model: UpstreamAutoencoder, latents: Tensor) -> Tensor:
+    """Frames about in [0, 1], as the authors' code decodes."""
+    return (model.decode(latents) + 1) / 2
 
 
 def small_dit(weights, mode: str = "all") -> DiT:
@@ -45,8 +56,8 @@ def test_vae(weights, numbers, kind):
     golden, model = numbers(kind), load_vae(weights(kind), num_heads=2, image_size=64)
     latents = golden["z"][:, :, :, 0].transpose(2, 3)  # theirs are (B, F, D, 1, L)
     with torch.no_grad():
-        assert error(model.encode(golden["x"]), latents) < 1e-4
-        assert error(model.decode(latents), golden["recon"]) < 1e-4
+        assert error(encode(model, golden["x"]), latents) < 1e-4
+        assert error(decode(model, latents), golden["recon"]) < 1e-4
 
 
 def guided(model: DiT, context: Tensor, scale: float) -> Denoiser:
@@ -102,9 +113,9 @@ def test_full_size(full_keys, kind):
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     with torch.device("meta"):
         if kind == "dit":
-            model: torch.nn.Module = DiT(dit_config(state, 16, 16, "all", kind))
+            model: torch.nn.Module = UpstreamDiT(dit_config(state, 16, 16, "all", kind))
         else:
-            model = ARAutoencoder(vae_config(state, 16, 256, 16, "clip" if kind == "vae_wt" else "none", kind))
+            model = UpstreamAutoencoder(vae_config(state, 16, 256, 16, "clip" if kind == "vae_wt" else "none", kind))
     translated = translate(state, DIT_RULES if kind == "dit" else VAE_RULES, model, kind)
     assert len(translated) == len(state)
     assert {name: p.shape for name, p in model.named_parameters()} == {n: t.shape for n, t in translated.items()}
@@ -140,7 +151,7 @@ def test_condition_tokens_of_its_own(weights, numbers):
     assert torch.equal(give(unlabelled, torch.tensor([0, 1]))[1:], give(bare, torch.zeros_like(context))[1:])
     with pytest.raises(ValueError, match="no condition tokens of its own"):
         give(bare, torch.tensor([0, 0]))
-    with pytest.raises(ValueError, match=r"must be \(B, N, 16\)"):
+    with pytest.raises(ValueError, match=r"must be \(B, M, 16\)"):
         give(bare, context[..., 1:])
 
 
@@ -162,7 +173,7 @@ WRONG = {
     "a missing layer": (lambda s: [s.pop(k) for k in list(s) if k.startswith("blocks.1.")], "in sequence"),
     "a wrong size": (
         lambda s: s.update({"blocks.2.mlp.fc2.bias": torch.zeros(63)}),
-        r"blocks\.2\.mlp\.fc2\.bias is \(63,\), the model that the other tensors speak of has \(64,\)",
+        r"blocks\.2\.mlp\.fc2\.bias is \(63,\), but the other tensors need \(64,\)",
     ),
     "too few axes": (lambda s: s.update({"x_embedder.weight": torch.zeros(64)}), "2 axes are expected"),
     "too few positions": (lambda s: s.update({"pos_embed": torch.zeros(1, 30, 64)}), "do not divide into 4 frames"),
@@ -201,7 +212,7 @@ def test_clips_decoded_in_pieces(weights, numbers, split):
     """Clips of three frames: a piece goes on where the one before ended, and a clip does not know the one before."""
     latents = numbers("vae_wt")["z"][:, :, :, 0].transpose(2, 3)
     latents = torch.cat([latents, latents.flip(1)], dim=1)[:, :5]
-    model = load_vae(weights("vae_wt"), num_heads=2, image_size=64, num_frames=3).model
+    model = load_vae(weights("vae_wt"), num_heads=2, image_size=64, num_frames=3)
     with torch.no_grad():
         at_once, cache = model.decode(latents), DecoderCache()
         parts = torch.cat([model.decode(part, cache) for part in latents.split(split, dim=1)], dim=1)
@@ -229,11 +240,11 @@ def test_an_autoencoder_from_titok(weights, numbers):
     assert made.config.temporal == "clip"
     frames = torch.cat([numbers("vae_img")["x"]] * 2, dim=1) * torch.tensor([1.0, 0.5])[:, None, None, None]
     with torch.no_grad():
-        theirs = load_vae(plain, **settings)
+        expected = load_vae(plain, **settings)
         posterior = made.encode(2 * frames - 1)
-        assert error(posterior.mean, theirs.encode(frames)) < 1e-4
+        assert error(posterior.mean, encode(expected, frames)) < 1e-4
         assert torch.equal(posterior.log_variance, torch.full_like(posterior.mean, -6.0))
-        assert error((made.decode(posterior.mean) + 1) / 2, theirs.decode(posterior.mean)) < 1e-4
+        assert error(decode(made, posterior.mean), decode(expected, posterior.mean)) < 1e-4
     with pytest.raises(CheckpointError, match=r"pixel_quantize\.embedding\.weight is missing"):
         vae_from_titok(plain, token_dim=4, num_frames=3, source="TiTok", **settings)
     with pytest.raises(CheckpointError, match="12 channels, fewer than 16"):

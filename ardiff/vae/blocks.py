@@ -1,0 +1,36 @@
+"""Building blocks that the AR-VAE's encoder and decoder share.
+
+Shapes: N packed frames, H W pixels, P = h w patches per frame, p x q pixels of a patch, L latent tokens, C width.
+"""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from ardiff.layers import Mlp, SelfAttention, attend_within_frame
+from ardiff.vae.config import AutoencoderConfig
+
+
+class FrameBlock(nn.Module):
+    """A pre-norm transformer block with full attention inside each frame, ``(N, P + L, C) -> (N, P + L, C)``."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width)
+        self.attention = SelfAttention(config.width, config.num_heads)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.mlp = Mlp(config.width, config.mlp_ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x), attend_within_frame)  # (N, P + L, C)
+        return x + self.mlp(self.norm2(x))  # (N, P + L, C)
+
+
+def patchify(frames: Tensor, patch_size: int) -> Tensor:
+    """Frames ``(N, 3, H, W)`` to flat patches ``(N, P, p q 3)``."""
+    return rearrange(frames, "n c (h p) (w q) -> n (h w) (p q c)", p=patch_size, q=patch_size)
+
+
+def unpatchify(patches: Tensor, patch_size: int, side: int) -> Tensor:
+    """The inverse of :func:`patchify` for frames of ``side`` x ``side`` patches."""
+    p = patch_size
+    return rearrange(patches, "n (h w) (p q c) -> n c (h p) (w q)", h=side, w=side, p=p, q=p)
