@@ -20,7 +20,7 @@ from ardiff.config import build, section_classes
 from ardiff.data.config import StorageConfig
 from ardiff.errors import ConfigError
 from ray_jobs.serve import ReplicaConfig
-from ray_jobs.submit import _parser as submit_parser
+from ray_jobs.submit import submit_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "cluster" / "README.md"]
@@ -29,7 +29,7 @@ FLAG = re.compile(r"(?<!\S)--[a-z][a-z-]*")
 SETTING = re.compile(r"([a-z]\w*(?:\.[a-z]\w*)*)=(.*)")
 NAME = re.compile(r"[a-z]\w*(?:\.[a-z]\w*)+")
 PLACE = re.compile(r"(?:ardiff|ray_jobs|cluster|configs|docs|tests|benchmarks)/[\w./*-]*")
-FILES = (".yaml", ".json", ".md", ".png", ".html", ".parquet", ".py", ".txt")
+FILES = (".toml", ".yaml", ".json", ".md", ".png", ".html", ".parquet", ".py", ".txt")
 FOREIGN = {"--help", "--local-dir", "--name"}
 """Options of every command, of `hf` and of `eksctl`."""
 CONFIGS = {name: getattr(importlib.import_module(module), name) for name, (module, name, _) in COMMANDS.items()}
