@@ -4,8 +4,8 @@
     python benchmarks/sampling.py --quick        # fewer settings and repetitions
     python benchmarks/sampling.py --part packing # one of its tables
 
-Each setting is timed in pairs, full then cached, and the median of the ratios is printed. Weights are random, which does
-not change the cost.
+Each setting is timed in pairs, full then cached, and the median of the ratios is printed. Weights are random, since
+they do not change the cost.
 """
 
 import argparse

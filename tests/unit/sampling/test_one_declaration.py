@@ -12,18 +12,16 @@ from pathlib import Path
 from ardiff.sampling.params import SamplingParams
 
 ROOT = Path(__file__).parents[3]
-COMMON_WORDS = {"num_frames", "seed"}
-"""Also the length of a clip or a batch, and the seed of a training run or a shuffle."""
+COMMON_WORDS = {"num_frames", "seed", "given_frames"}
+"""Names with other meanings too: length of a clip, seed of a training run or a shuffle, pixels of given frames."""
 ALLOWED = {
     "ardiff/sampling/params.py": "the declaration",
     "ardiff/sampling/modulations.py": "a table of modulations has one row per sampling step",
     "ardiff/diffusion/ad.py": "equations take their variables one by one",
     "ardiff/diffusion/ar_step.py": "equations take their variables one by one",
     "ardiff/diffusion/guidance.py": "equations take their variables one by one",
-    "ardiff/train/scaling.py": "equations take their variables one by one",
     "ardiff/serving/config.py": "upper limits of an endpoint",
-    "ardiff/serving/requests.py": "the HTTP schema",
-    "ardiff/train/estimate.py": "the work to estimate",
+    "ardiff/serving/schemas.py": "the HTTP API also accepts a class by its name",
     "ray_jobs/reports/ablation.py": "a result of an ablation is identified by its ar_step",
 }
 NEW_FIELD = '''
@@ -34,6 +32,7 @@ CHECK_NEW_FIELD = """
 from ardiff.cli import read_arguments
 from ardiff.config import build
 from ardiff.sampling.params import ModelInfo, SamplingParams, expand_params
+from ardiff.serving.schemas import Video, VideoRequest
 from ardiff.sweep.grid import GridConfig, sweep_points
 from ardiff.sweep.manifest import SCHEMA
 from ardiff.sweep.models import SweptModel
@@ -47,6 +46,9 @@ model = SweptModel("m", "f00d", ModelInfo(num_frames=16, num_classes=0, num_time
 grid = build(GridConfig, {"axes": {"sharpness": [0.5, 0.7]}})
 assert [point.name for point in sweep_points(grid, [model], "fp32")] == ["ar5-f00d", "ar5-sh0.7-f00d"]
 assert SCHEMA.field("sharpness").type == "double"
+assert VideoRequest(sharpness=0.7).sharpness == 0.7
+assert VideoRequest.model_fields["sharpness"].description == "How sharp."
+assert "sharpness" in Video.model_fields
 print(spec_id("f00d", SamplingParams(num_frames=8), "fp32"))
 """
 
