@@ -33,8 +33,9 @@ import torch
 
 from ardiff.data import storage
 from ardiff.data.config import ClipConfig
-from ardiff.data.decode import Timing, decode_frames, probe
+from ardiff.data.decode import decode_frames
 from ardiff.data.manifest import VideoRecord, manifest_table
+from ardiff.data.probe import Timing, probe
 from ardiff.data.streams import ClipStream
 from ardiff.randomness import numpy_generator
 

@@ -24,9 +24,8 @@ from ardiff.config import find_config, fingerprint, load_config
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, ConfigError
 from ardiff.sampling.cost import frame_evaluations
-from ardiff.sampling.params import SamplingParams
 from ray_jobs import evaluate_quick, generate, prepare
-from ray_jobs.generate import GenerateConfig, VideoSets
+from ray_jobs.generation.config import GenerateConfig, VideoSets
 from ray_jobs.quickstart import (
     Inputs,
     QuickstartConfig,
@@ -317,14 +316,7 @@ def _evaluations(config: QuickstartConfig, *more: GenerateConfig) -> int:
     """Frame evaluations that the configuration's short videos, and ``more``, cost its model; guidance doubles them."""
     total, window = 0, config.train_dit.dit.num_frames
     for videos in (*short_sets(config, "", ""), *more):
-        params = SamplingParams(
-            num_frames=videos.num_frames,
-            num_inference_steps=videos.num_inference_steps,
-            ar_step=videos.ar_step,
-            guidance_scale=videos.guidance_scale,
-            mode=videos.mode,
-        )
-        total += frame_evaluations(params, window) * videos.num_videos
+        total += frame_evaluations(videos, window) * videos.num_videos
     return total
 
 

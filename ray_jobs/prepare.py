@@ -18,12 +18,12 @@ from ardiff.cli import main
 from ardiff.data import storage
 from ardiff.data.clips import read_clips
 from ardiff.data.config import SyntheticConfig
-from ardiff.data.decode import crop_square
 from ardiff.data.discovery import discover, probe_record, reuse_probe, summarize, with_error
 from ardiff.data.encode import contact_sheet
 from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, write_errors
 from ardiff.data.layouts import LayoutName
 from ardiff.data.manifest import Split, VideoRecord, read_manifest, usable, write_manifest
+from ardiff.data.pictures import crop_square
 from ardiff.data.synthetic import write_video
 from ardiff.errors import DataError
 from ardiff.randomness import numpy_generator

@@ -23,7 +23,7 @@ from ray_jobs import encode, evaluate_quick, generate, prepare, train_dit, train
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.quick import lacks_fvd
-from ray_jobs.generate import GenerateConfig, VideoSets
+from ray_jobs.generation.config import GenerateConfig, VideoSets
 from ray_jobs.prepare import PrepareConfig
 from ray_jobs.reports.quickstart import write_quickstart_report
 from ray_jobs.runtime.cluster import ray_cluster

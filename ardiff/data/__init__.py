@@ -1,1 +1,1 @@
-"""Videos in and out: storage, manifests, decoding, encoding, clips, latents and the synthetic data set."""
+"""Storage, manifests, decoding, encoding, clips, latents, training streams and the synthetic data set."""

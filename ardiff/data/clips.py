@@ -1,41 +1,36 @@
-"""Clips of videos wherever they lie: files or folders of pictures, local or on S3, by frame number or frame rate."""
+"""Clips of videos: of files or folders of pictures, local or on S3, by frame number or frame rate."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from ardiff.data import storage
-from ardiff.data.decode import (
-    Probe,
-    Source,
-    Timing,
-    crop_square,
-    decode_frames,
-    decode_image,
-    frame_times,
-    probe,
-)
+from ardiff.data.container import Source
+from ardiff.data.decode import decode_frames, frame_times
+from ardiff.data.error_log import BadSample, bad_sample
 from ardiff.data.manifest import VideoRecord
-from ardiff.errors import DataError, DecodeError
+from ardiff.data.pictures import crop_square, decode_image
+from ardiff.data.probe import Probe, Timing, probe
+from ardiff.errors import DataError, DecodeError, StorageError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 RANGE_BYTES = 20 * 2**20
-"""Files from this size on are read by ranges when a small part of them is needed: below, one request for the whole
-costs less than the six or so that the ranges of a clip take (``benchmarks/data.py --part ranges``)."""
+"""Files from this size on are read by ranges if a small share of them is needed. Smaller files are read whole: one
+request costs less than about six for the ranges of a clip (``benchmarks/data.py --part ranges``)."""
 RANGE_SHARE = 0.25
-"""The part of a video that is small in this sense."""
+"""The largest share of a video that counts as small."""
 
 
 def probe_video(file: storage.StoredFile) -> Probe:
-    """What a video holds, found by decoding all of it. Raises StorageError or DecodeError."""
+    """Probes a video by decoding all of it. Raises StorageError or DecodeError."""
     if not file.uri.endswith("/"):
-        return probe(_source(file.uri, file.size, whole=True))
+        return probe(_open_source(file.uri, file.size, whole=True))
     pictures = frame_files(file.uri)
     shapes = {_read_image(uri, None).shape for uri in pictures}
     if len(shapes) != 1:
-        raise _changed("size changes", "its pictures differ in size" if shapes else "it holds no picture")
+        raise DecodeError("its pictures differ in size" if shapes else "it holds no picture", "size changes")
     [(height, width, _)] = shapes
     suffix = pictures[0].rpartition(".")[2].lower()
     return Probe("png" if suffix == "png" else "jpeg", width, height, 0.0, len(pictures), 0, Timing())
@@ -44,10 +39,10 @@ def probe_video(file: storage.StoredFile) -> Probe:
 def read_clip(
     video: VideoRecord, start: int, num_frames: int, stride: int, resolution: int | None, fps: float = 0.0
 ) -> np.ndarray:
-    """``num_frames`` frames from frame ``start`` on, every ``stride``-th, uint8 ``(F, H, W, 3)``.
+    """``num_frames`` frames from frame ``start`` on, every ``stride``-th: uint8 ``(F, H, W, 3)``.
 
-    With ``fps``, frames are numbered at that rate. With ``resolution``, scaled and cropped to the central square.
-    Raises DataError, which names the video.
+    With ``fps``, frames are numbered at that rate. With ``resolution``, frames are scaled and cropped to the central
+    square. Raises DataError, which names the video.
     """
     try:
         [clip] = read_clips(video, [range(start, start + num_frames * stride, stride)], fps, resolution)
@@ -59,22 +54,52 @@ def read_clip(
 def read_clips(
     video: VideoRecord, clips: Sequence[Sequence[int]], fps: float, resolution: int | None
 ) -> list[np.ndarray]:
-    """As :func:`read_frames`, every clip as one array, uint8 ``(F, H, W, 3)``."""
+    """Like :func:`read_frames`, but every clip is one array, uint8 ``(F, H, W, 3)``."""
     return [np.stack(frames) for frames in read_frames(video, clips, fps, resolution)]
+
+
+def read_good_clips(
+    video: VideoRecord,
+    starts: Sequence[int],
+    num_frames: int,
+    stride: int,
+    fps: float,
+    resolution: int,
+    report: Callable[[BadSample], None],
+) -> dict[int, np.ndarray]:
+    """The clips at ``starts`` that can be decoded, by start: uint8 ``(F, H, W, 3)``, cropped to the central square.
+
+    The other clips are reported. Raises StorageError if storage is unavailable.
+    """
+    clips: dict[int, np.ndarray] = {}
+    groups = [sorted(set(starts))]
+    while groups:
+        group = groups.pop()
+        frames = [range(start, start + num_frames * stride, stride) for start in group]
+        try:
+            decoded = read_clips(video, frames, fps, resolution)
+        except (DecodeError, StorageError) as error:
+            if len(group) > 1:  # find the bad clips
+                groups += [[start] for start in group]
+            else:
+                report(bad_sample(video.uri, group[0], error))
+            continue
+        clips |= {start: crop_square(clip, resolution) for start, clip in zip(group, decoded, strict=True)}
+    return clips
 
 
 def read_frames(
     video: VideoRecord, clips: Sequence[Sequence[int]], fps: float, resolution: int | None
 ) -> list[list[np.ndarray]]:
-    """Clips of a video, given by the numbers of their frames; with ``fps``, by numbers at that rate.
+    """Clips of a video, given by their frame numbers; with ``fps``, by frame numbers at that rate.
 
     Returns:
-        For each clip its frames, uint8 ``(H, W, 3)``, the short side scaled to ``resolution``, not cropped. Clips that
-        overlap share them.
+        The frames of each clip, uint8 ``(H, W, 3)``, the short side scaled to ``resolution``, not cropped. Clips that
+        overlap share frames.
 
     Raises:
         StorageError: The video cannot be read.
-        DecodeError: It cannot be decoded, or is another than when it was probed.
+        DecodeError: The video cannot be decoded, or has changed since it was probed.
     """
     numbers = sorted({number for clip in clips for number in clip})
     if video.is_folder:
@@ -82,7 +107,7 @@ def read_frames(
         pictures = _read_pictures(video, sorted(set(frame_of.values())), resolution)
     else:
         share = (numbers[-1] - numbers[0] + 1) / max(video.length_at(fps), 1)
-        source = _source(video.uri, video.size, whole=share > RANGE_SHARE)
+        source = _open_source(video.uri, video.size, whole=share > RANGE_SHARE)
         frame_of = _at_rate(video, numbers, fps, source)
         timing = Timing(video.pts_start, video.pts_step)
         pictures = decode_frames(source, sorted(set(frame_of.values())), resolution, timing)
@@ -90,7 +115,7 @@ def read_frames(
 
 
 def frame_files(folder: str) -> list[str]:
-    """The pictures right below ``folder`` in the order of their numbers: ``2.png`` comes before ``10.png``."""
+    """The pictures directly in ``folder``, in the order of their numbers: ``2.png`` comes before ``10.png``."""
     names = [uri for uri in storage.list_files(folder, IMAGE_SUFFIXES) if "/" not in uri[len(folder) :]]
     return sorted(names, key=natural_order)
 
@@ -101,31 +126,31 @@ def natural_order(name: str) -> list[tuple[int, str]]:
 
 
 def _at_rate(video: VideoRecord, numbers: Sequence[int], fps: float, source: Source | None) -> dict[int, int]:
-    """For frame numbers at the rate ``fps`` the frames that are shown at those moments."""
+    """Maps frame numbers at the rate ``fps`` to the frames that are shown at those times."""
     if fps == 0 or video.fps == 0:
         return {number: number for number in numbers}
-    moments = np.array(numbers) / fps + 1e-6
+    times = np.array(numbers) / fps + 1e-6
     if source is None or video.pts_step:
-        frames = np.minimum(moments * video.fps, video.num_frames - 1).astype(np.int64)
+        frames = np.minimum(times * video.fps, video.num_frames - 1).astype(np.int64)
     else:
-        frames = np.searchsorted(frame_times(source, video.num_frames), moments, side="right") - 1
+        frames = np.searchsorted(frame_times(source, video.num_frames), times, side="right") - 1
     return dict(zip(numbers, frames.tolist(), strict=True))
 
 
-def _source(uri: str, size: int, whole: bool) -> Source:
-    """The file, read whole by one request or by ranges: whichever costs less."""
-    by_ranges = size >= RANGE_BYTES and (not whole or size >= 8 * RANGE_BYTES)  # or to spare memory
+def _open_source(uri: str, size: int, whole: bool) -> Source:
+    """The file, read whole by one request or by ranges, whichever costs less."""
+    by_ranges = size >= RANGE_BYTES and (not whole or size >= 8 * RANGE_BYTES)  # the latter to save memory
     return storage.RangeReader(uri, size) if by_ranges else storage.read_bytes(uri)
 
 
 def _read_pictures(video: VideoRecord, frames: Sequence[int], resolution: int | None) -> dict[int, np.ndarray]:
     files = frame_files(video.uri)
     if len(files) != video.num_frames:
-        raise _changed("changed", f"it has {len(files)} pictures, not {video.num_frames} as before")
-    with ThreadPoolExecutor(8) as pool:  # mostly waiting for storage
+        raise DecodeError(f"it has {len(files)} pictures, not {video.num_frames} as before", "changed")
+    with ThreadPoolExecutor(8) as pool:  # the threads mostly wait for storage
         pictures = list(pool.map(lambda frame: _read_image(files[frame], resolution), frames))
     if len({picture.shape for picture in pictures}) > 1:
-        raise _changed("size changes", "its pictures differ in size")
+        raise DecodeError("its pictures differ in size", "size changes")
     return dict(zip(frames, pictures, strict=True))
 
 
@@ -133,12 +158,4 @@ def _read_image(uri: str, resolution: int | None) -> np.ndarray:
     try:
         return decode_image(storage.read_bytes(uri), resolution)
     except DecodeError as error:
-        named = DecodeError(f"{uri.rpartition('/')[2]}: {error}")
-        named.kind = error.kind
-        raise named from error
-
-
-def _changed(kind: str, message: str) -> DecodeError:
-    error = DecodeError(message)
-    error.kind = kind
-    return error
+        raise DecodeError(f"{uri.rpartition('/')[2]}: {error}", error.kind) from error

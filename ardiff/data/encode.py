@@ -1,4 +1,4 @@
-"""Frames out: encoded videos, contact sheets, tiled videos. Frames are uint8 RGB."""
+"""Encoding of videos, contact sheets and tiled videos. Frames are uint8 RGB."""
 
 import contextlib
 import io
@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 VideoCodec = Literal["h264", "vp9", "av1"]
 _ENCODERS = {
-    # With mbtree, x264's AVX-512 code reads past the rows of narrow pictures, and what happens to lie there changes a
-    # few videos in a hundred.
+    # With mbtree, x264's AVX-512 code reads past the rows of narrow pictures. The bytes there change a few percent of
+    # videos.
     "h264": ("libx264", "mp4", {"preset": "medium", "bf": "0", "x264-params": "mbtree=0"}),
     "vp9": ("libvpx-vp9", "webm", {"deadline": "good", "cpu-used": "4", "b": "0"}),
     "av1": ("libsvtav1", "mp4", {"preset": "8", "svtav1-params": "lp=1"}),
@@ -23,11 +23,10 @@ _ENCODERS = {
 
 
 @contextlib.contextmanager
-def own_priority() -> Iterator[None]:
-    """Keeps this thread's scheduling policy while an encoder is opened.
+def keep_scheduling() -> Iterator[None]:
+    """Restores this thread's scheduling policy after an encoder is opened.
 
-    SVT-AV1, run by root, makes the thread that opens it a real-time one (SCHED_FIFO), and with it all that it starts
-    later.
+    SVT-AV1, run by root, gives the thread that opens it a real-time policy (SCHED_FIFO), which its children inherit.
     """
     if not hasattr(os, "sched_getscheduler"):  # not Linux
         yield
@@ -42,12 +41,12 @@ def own_priority() -> Iterator[None]:
 def encode_video(frames: np.ndarray, fps: float, codec: VideoCodec = "h264", crf: int = 18) -> bytes:
     """Encodes ``frames`` uint8 ``(F, H, W, 3)`` as 4:2:0 video, which every browser plays.
 
-    One thread. Equal frames give equal bytes on equal machines; other processors may choose otherwise, so what
-    identifies a video is a hash of its frames before this. Odd heights and widths are padded by repeating the last row
-    or column. ``h264`` and ``av1`` come as mp4, ``vp9`` as webm. A smaller ``crf`` is better and larger.
+    One thread. Equal frames give equal bytes on equal machines. Other processors may give other bytes, so a video is
+    identified by a hash of its frames, not of its file. Odd heights and widths are padded by repeating the last row or
+    column. ``h264`` and ``av1`` are written as mp4, ``vp9`` as webm. A smaller ``crf`` means better and larger files.
 
     Raises:
-        ValueError: The frames have another shape or dtype, there is none, or ``fps`` is not positive.
+        ValueError: The frames have another shape or dtype, there are none, or ``fps`` is not positive.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
         raise ValueError(f"frames must be uint8 (F, H, W, 3) with F >= 1, got {frames.dtype} {frames.shape}")
@@ -56,9 +55,9 @@ def encode_video(frames: np.ndarray, fps: float, codec: VideoCodec = "h264", crf
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     encoder, container_format, options = _ENCODERS[codec]
     buffer = io.BytesIO()
-    # Without bitexact, WebM files carry random identifiers.
+    # Without bitexact, WebM files contain random identifiers.
     with (
-        own_priority(),
+        keep_scheduling(),
         av.open(buffer, "w", format=container_format, container_options={"fflags": "+bitexact"}) as container,
     ):
         stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))
@@ -73,13 +72,13 @@ def encode_video(frames: np.ndarray, fps: float, codec: VideoCodec = "h264", crf
 
 
 def reencode_mpeg4(frames: np.ndarray, fps: int = 25) -> np.ndarray:
-    """What is left of ``frames`` uint8 ``(F, H, W, 3)`` after MPEG-4 part 2 (``mp4v``), as scoring scripts use it.
+    """Encodes and decodes ``frames`` uint8 ``(F, H, W, 3)`` with MPEG-4 part 2 (``mp4v``), as metric scripts do.
 
-    A bit rate of 64 bits a pixel, more than the finest of its quantisers uses, a key frame every 12 frames, 4:2:0,
-    one thread. The shape stays as it is.
+    64 bits per pixel, more than the finest quantiser needs, a key frame every 12 frames, 4:2:0, one thread. Keeps the
+    shape.
 
     Raises:
-        ValueError: The frames have another shape or dtype, or there is none.
+        ValueError: The frames have another shape or dtype, or there are none.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
         raise ValueError(f"frames must be uint8 (F, H, W, 3) with F >= 1, got {frames.dtype} {frames.shape}")
@@ -105,13 +104,13 @@ def reencode_mpeg4(frames: np.ndarray, fps: int = 25) -> np.ndarray:
 def contact_sheet(
     videos: np.ndarray, row_labels: Sequence[str] | None = None, max_frames: int = 16, scale: int = 2, gap: int = 2
 ) -> bytes:
-    """A PNG with one row per video and evenly spaced frames along it.
+    """A PNG with one row per video, showing evenly spaced frames.
 
     Args:
         videos: uint8 ``(B, F, H, W, 3)``.
-        row_labels: Text at the left of each row.
-        max_frames: Frames shown of each video.
-        scale: Enlargement, without smoothing.
+        row_labels: Text to the left of each row.
+        max_frames: Most frames per video.
+        scale: Integer enlargement, without smoothing.
         gap: Pixels between pictures.
     """
     videos = _enlarge(
@@ -132,7 +131,7 @@ def contact_sheet(
 
 
 def tile(videos: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.ndarray:
-    """All videos side by side in one: uint8 ``(B, F, H, W, 3) -> (F, H', W', 3)``, white between them."""
+    """All videos in one grid, with white gaps: uint8 ``(B, F, H, W, 3) -> (F, H', W', 3)``."""
     videos = _enlarge(videos, scale)
     missing = -len(videos) % columns
     videos = np.concatenate([videos, np.full((missing, *videos.shape[1:]), 255, np.uint8)])

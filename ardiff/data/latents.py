@@ -1,4 +1,4 @@
-"""Sets of latents: Parquet files written by the encode job, and the description that says what is in them."""
+"""Sets of latents: the Parquet files of the encode job, and their description."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ DESCRIPTION = "latents.json"
 
 @dataclass(frozen=True, slots=True)
 class LatentStatistics:
-    """How latents are normalised for diffusion: subtract the mean per token and channel, divide by one number.
+    """Normalisation of latents for diffusion: the mean per token and channel, and one standard deviation.
 
-    One number for all dimensions, because a scale per dimension would blow up dimensions that the AR-VAE collapsed.
+    The standard deviation is one number, since a scale per dimension would amplify collapsed dimensions.
     """
 
     mean: list[list[float]]
@@ -36,11 +36,11 @@ class LatentStatistics:
 
     @classmethod
     def neutral(cls, num_tokens: int, token_dim: int) -> LatentStatistics:
-        """Leaves latents as they are; for an AR-VAE whose latents have length 1."""
+        """The identity, for an AR-VAE whose latents have length 1."""
         return cls([[0.0] * token_dim] * num_tokens, 1.0)
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents ``(..., L, D)`` as the diffusion model sees them."""
+        """Latents ``(..., L, D)`` for the diffusion model."""
         return (latents - self._mean(latents)) / self.std
 
     def denormalise(self, latents: Tensor) -> Tensor:
@@ -52,14 +52,14 @@ class LatentStatistics:
 
 
 def latent_sums(latents: np.ndarray) -> np.ndarray:
-    """What statistics are made of, for latents ``(n, F, L, D)``: frames, sums and sums of squares, ``(3, L, D)``."""
+    """Count of frames, sum and sum of squares of latents ``(n, F, L, D)``: float64 ``(3, L, D)``."""
     latents = latents.astype(np.float64)
     count = np.full(latents.shape[2:], latents.shape[0] * latents.shape[1], np.float64)
     return np.stack([count, latents.sum(axis=(0, 1)), (latents**2).sum(axis=(0, 1))])
 
 
 def statistics_of(sums: Sequence[np.ndarray]) -> LatentStatistics:
-    """Mean per token and channel and one standard deviation over all, from :func:`latent_sums` in a fixed order."""
+    """The statistics, from results of :func:`latent_sums` in a fixed order."""
     count, total, squares = np.sum(sums, axis=0)
     mean = total / count
     return LatentStatistics(mean.tolist(), float(np.sqrt((squares / count - mean**2).mean())))
@@ -67,10 +67,10 @@ def statistics_of(sums: Sequence[np.ndarray]) -> LatentStatistics:
 
 @dataclass(frozen=True, slots=True)
 class LatentSet:
-    """The description of a folder of latents, stored as ``latents.json``; written last, as the mark of completeness."""
+    """The description of a set of latents, stored as ``latents.json``, which is written last: it marks completeness."""
 
     fingerprint: str
-    """Names the VAE weights and the preprocessing that made the latents."""
+    """Of the VAE weights and the preprocessing."""
     num_frames: int
     num_tokens: int
     token_dim: int
@@ -81,15 +81,15 @@ class LatentSet:
     """Clips in each file."""
     statistics: LatentStatistics
     vae: str
-    """Where the VAE that made the latents lies."""
+    """Folder of the VAE that made the latents."""
     vae_fingerprint: str = ""
-    """Names the weights of the VAE."""
+    """Of the VAE's weights."""
     content: str = ""
-    """Names the clips: another value, other clips or another order."""
+    """Fingerprint of the clips and their order."""
 
 
 def vae_fingerprint(folder: str) -> str:
-    """16 hex digits that name an AR-VAE by the bytes of its configuration and weights."""
+    """16 hex digits of a hash of an AR-VAE's configuration and weights."""
     digest = hashlib.sha256()
     for file in ("config.json", "vae.safetensors"):
         digest.update(storage.read_bytes(storage.join(folder, file)))
@@ -97,44 +97,44 @@ def vae_fingerprint(folder: str) -> str:
 
 
 def check_vae(folder: str, description: LatentSet, vae: str) -> None:
-    """Raises ConfigError if the latents in ``folder`` were not made by the AR-VAE in ``vae``; names both."""
-    have, want = description.vae_fingerprint or "unknown", vae_fingerprint(vae)
-    if have != want:
+    """Raises ConfigError if the latents in ``folder`` were not made by the AR-VAE in ``vae``."""
+    stored, expected = description.vae_fingerprint or "unknown", vae_fingerprint(vae)
+    if stored != expected:
         raise ConfigError(
-            f"The latents in {folder} were made by the AR-VAE {have} ({description.vae}), but {vae} is the AR-VAE "
-            f"{want}: run `ardiff encode` with it, and give the folder that it prints."
+            f"The latents in {folder} were made by the AR-VAE {stored} ({description.vae}), but {vae} is the AR-VAE "
+            f"{expected}: run `ardiff encode` with it, and use the folder that it prints."
         )
 
 
 def write_description(folder: str, description: LatentSet) -> None:
-    """Writes ``latents.json``, which completes the set."""
+    """Writes ``latents.json``, which marks the set complete."""
     text = json.dumps(dataclasses.asdict(description), indent=1)
     storage.write_bytes(storage.join(folder, DESCRIPTION), text.encode())
 
 
 def read_description(folder: str) -> LatentSet:
-    """Reads ``latents.json`` of a complete set. Raises DataError if there is none, or it is damaged."""
-    place = storage.join(folder, DESCRIPTION)
-    if not storage.exists(place):
-        raise DataError(f"No complete set of latents in {folder}: run `ardiff encode` first.")
+    """Reads ``latents.json``. Raises DataError if the set is not complete or the file is damaged."""
+    uri = storage.join(folder, DESCRIPTION)
+    if not storage.exists(uri):
+        raise DataError(f"There is no complete set of latents in {folder}: run `ardiff encode` first.")
     try:
-        fields: dict[str, Any] = json.loads(storage.read_bytes(place))
+        fields: dict[str, Any] = json.loads(storage.read_bytes(uri))
         return LatentSet(**{**fields, "statistics": LatentStatistics(**fields["statistics"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{place} does not describe a set of latents ({error}): run `ardiff encode` again.") from error
+        raise DataError(f"{uri} does not describe a set of latents ({error}): run `ardiff encode` again.") from error
 
 
 def latent_table(columns: dict[str, Any]) -> pa.Table:
-    """A table for Parquet: ``latents`` float32 ``(n, F, L, D)`` is flattened to one fixed-size list per row."""
+    """A table for Parquet, with ``latents`` float32 ``(n, F, L, D)`` as one flat list of fixed size per row."""
     latents = np.ascontiguousarray(columns["latents"], dtype=np.float32)
     flat = pa.FixedSizeListArray.from_arrays(pa.array(latents.ravel()), latents[0].size)
     return pa.table({**columns, "latents": flat})
 
 
 def read_latents(uri: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """One Parquet file as latents float32 ``(n, F, L, D)`` and labels int64 ``(n,)``; ``shape`` is ``(F, L, D)``.
+    """Reads one Parquet file: latents float32 ``(n, F, L, D)`` and labels int64 ``(n,)``; ``shape`` is ``(F, L, D)``.
 
-    Raises DataError if it cannot be read, or holds latents of another size.
+    Raises DataError if the file cannot be read or holds latents of another size.
     """
     data = storage.read_bytes(uri)
     try:
@@ -149,13 +149,13 @@ def read_latents(uri: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.
 
 @dataclass(frozen=True, slots=True)
 class ClipKey:
-    """What a clip's latents are known by."""
+    """The identity of a clip."""
 
     uri: str
     etag: str
-    """Of the video, so that latents of another content are not taken for these."""
+    """Of the video, to notice that its content has changed."""
     start: int
-    """The clip's first frame, at the frame rate of the set."""
+    """First frame of the clip, at the frame rate of the set."""
     mirrored: bool
 
 
@@ -164,7 +164,7 @@ LABELLED_KEYS = KEYS.append(pa.field("label", pa.int64()))
 
 
 def read_keys(uri: str) -> list[ClipKey]:
-    """The keys of the clips in one Parquet file, in its order, without their latents. Raises DataError."""
+    """The keys of the clips in one Parquet file, in its order. Raises DataError."""
     return [ClipKey(**row) for row in read_labelled_keys(uri).select(KEYS.names).to_pylist()]
 
 
@@ -179,17 +179,17 @@ def read_labelled_keys(uri: str) -> pa.Table:
 
 
 def shard_name(keys: Sequence[ClipKey]) -> str:
-    """The name of the file that holds these clips: the same clips, the same name, so a repetition replaces it."""
+    """The file name for these clips. Equal clips have equal names, so a repeated task replaces its file."""
     text = json.dumps([dataclasses.astuple(key) for key in keys])
     return f"part-{hashlib.sha256(text.encode()).hexdigest()[:16]}.parquet"
 
 
 def write_shard(folder: str, columns: dict[str, Any]) -> str:
-    """Writes one file of clips whole or not at all; returns its name.
+    """Writes one file of clips atomically. Returns its name.
 
     Args:
-        folder: Of the set.
-        columns: Those of :class:`ClipKey`, ``label`` and ``latents`` float32 ``(n, F, L, D)``.
+        folder: The set.
+        columns: The fields of :class:`ClipKey`, ``label`` and ``latents`` float32 ``(n, F, L, D)``.
     """
     rows = zip(*(columns[name] for name in KEYS.names), strict=True)
     name = shard_name([ClipKey(str(uri), str(etag), int(start), bool(m)) for uri, etag, start, m in rows])
@@ -199,8 +199,8 @@ def write_shard(folder: str, columns: dict[str, Any]) -> str:
     return name
 
 
-def with_rows(uri: str, keep: np.ndarray) -> bytes:
-    """The content of a file with some of its clips alone, those where ``keep``, bool, is true."""
+def select_rows(uri: str, keep: np.ndarray) -> bytes:
+    """The content of a file reduced to the clips where ``keep`` (bool) is true."""
     table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
     buffer = io.BytesIO()
     pq.write_table(table.filter(pa.array(keep)), buffer)

@@ -1,6 +1,6 @@
-"""The manifest of a data set: one Parquet row per video, with all that later stages need to know of it.
+"""The manifest of a data set: a Parquet file with one row per video.
 
-A video is a file, or a folder of pictures; the name of a folder ends with a slash.
+A video is a file or a folder of pictures. The URI of a folder ends with a slash.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
-    """One video."""
+    """A row of the manifest: one video."""
 
     uri: str
     size: int
@@ -42,26 +42,26 @@ class VideoRecord:
     status: str
     """``ok``, ``error`` or ``skipped``."""
     reason: str
-    """Why it cannot be used; empty if it can."""
+    """Why the video cannot be used; empty if it can."""
     error: str = ""
-    """The kind of error, for counting; empty if there is none."""
+    """The kind of error; empty if there is none."""
     attempts: int = 1
-    """How often it was tried to read it."""
+    """Number of times it was read."""
     etag: str = ""
-    """Changes when the content does; see :class:`ardiff.data.storage.StoredFile`."""
+    """Changes when the content changes; see :class:`ardiff.data.storage.StoredFile`."""
     rotation: int = 0
-    """Degrees, counter-clockwise, by which its decoded pictures are turned to stand upright."""
+    """Degrees, counter-clockwise, by which decoded pictures are turned to stand upright."""
     pts_start: int = 0
     pts_step: float = 0.0
-    """When frames are shown: :class:`ardiff.data.decode.Timing`."""
+    """When frames are shown: :class:`ardiff.data.probe.Timing`."""
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder of pictures, one a frame, rather than a file."""
+        """Whether it is a folder of pictures, one per frame."""
         return self.uri.endswith("/")
 
     def length_at(self, fps: float) -> int:
-        """Frames that can be taken at a rate of ``fps``; at 0, all it has."""
+        """Number of frames at the rate ``fps``; all frames of the file if it is 0."""
         return int(lengths_at(np.array([self.num_frames]), np.array([self.fps]), fps)[0])
 
 
@@ -74,9 +74,9 @@ SCHEMA = pa.schema(
 
 
 def lengths_at(num_frames: np.ndarray, rates: np.ndarray, fps: float) -> np.ndarray:
-    """Frames that videos of ``num_frames`` frames at their own ``rates`` give at a rate of ``fps``: int64 ``(n,)``.
+    """Numbers of frames at the rate ``fps``, for videos of ``num_frames`` frames at their ``rates``: int64 ``(n,)``.
 
-    At 0, and of videos without a rate, all they have.
+    All frames if ``fps`` is 0 or a video has no rate.
     """
     if fps == 0:
         return num_frames.astype(np.int64)
@@ -85,12 +85,12 @@ def lengths_at(num_frames: np.ndarray, rates: np.ndarray, fps: float) -> np.ndar
 
 
 def manifest_table(records: Sequence[VideoRecord]) -> pa.Table:
-    """The records as a table of ``SCHEMA``, one row each, in their order."""
+    """The records as a table with ``SCHEMA``, in their order."""
     return pa.Table.from_pylist([asdict(r) for r in records], schema=SCHEMA)
 
 
 def record_at(table: pa.Table, index: int) -> VideoRecord:
-    """A row of a table of records."""
+    """A row of a table of records, as a record."""
     values = [column[index].as_py() for column in table.columns]
     return VideoRecord(**dict(zip(table.column_names, values, strict=True)))
 
@@ -103,7 +103,7 @@ def write_manifest(uri: str, records: Sequence[VideoRecord]) -> None:
 
 
 def read_manifest(uri: str) -> list[VideoRecord]:
-    """Reads the records. Raises DataError if there is no manifest at ``uri``, it is damaged or has other columns."""
+    """Reads the records. Raises DataError if there is no manifest, it is damaged, or it has other columns."""
     if not storage.exists(uri):
         raise DataError(f"There is no manifest {uri}: run `ardiff prepare` first.")
     try:
@@ -119,37 +119,37 @@ def read_manifest(uri: str) -> list[VideoRecord]:
 
 
 def usable(records: Sequence[VideoRecord], split: Split, min_frames: int, fps: float = 0.0) -> list[VideoRecord]:
-    """The records of ``split`` that decode and have at least ``min_frames`` frames, in their order.
+    """The records of ``split`` that can be decoded and have at least ``min_frames`` frames, in their order.
 
-    With ``fps`` the frames are counted that they have at that rate.
+    With ``fps``, frames are counted at that rate.
 
     Raises:
-        DataError: None is left; the message says which of the three reasons it was.
+        DataError: No record is left; the message says why.
     """
     decodable = [r for r in records if r.status == "ok"]
-    mine = [r for r in decodable if r.split == split]
-    kept = [r for r in mine if r.length_at(fps) >= min_frames]
-    if kept:
-        return kept
+    in_split = [r for r in decodable if r.split == split]
+    long_enough = [r for r in in_split if r.length_at(fps) >= min_frames]
+    if long_enough:
+        return long_enough
     if not records:
-        raise DataError("The manifest lists no video: check the folder that was given to `ardiff prepare`.")
+        raise DataError("The manifest lists no video: check the source given to `ardiff prepare`.")
     if not decodable:
-        raise DataError(f"None of the {len(records)} videos can be decoded; the first says: {records[0].reason}")
-    if not mine:
+        raise DataError(f"None of the {len(records)} videos can be decoded. The first one: {records[0].reason}")
+    if not in_split:
         raise DataError(f"None of the {len(decodable)} decodable videos is in the '{split}' split.")
-    lengths = [r.length_at(fps) for r in mine]
+    lengths = [r.length_at(fps) for r in in_split]
     raise DataError(
-        f"All {len(mine)} videos of the '{split}' split are shorter than the {min_frames} frames of a clip "
-        f"(the shortest has {min(lengths)}, the longest {max(lengths)}): ask for shorter clips or a smaller stride."
+        f"All {len(in_split)} videos of the '{split}' split are shorter than the {min_frames} frames of a clip "
+        f"(the shortest has {min(lengths)}, the longest {max(lengths)}): use shorter clips or a smaller stride."
     )
 
 
 def content_of(records: Sequence[VideoRecord]) -> str:
-    """Names what clips are cut from: another value, other videos, another order or other classes."""
+    """Fingerprint of the videos, their order and their classes."""
     return fingerprint([[r.uri, r.size, r.etag, r.num_frames, r.label] for r in records])
 
 
 def class_names(records: Sequence[VideoRecord]) -> list[str]:
-    """The names of the classes, by index; videos of no split have none."""
-    named = {r.label: r.class_name for r in records if r.status != "skipped"}
-    return [named[i] for i in sorted(named)]
+    """Class names by index. Videos of no split have no class."""
+    names = {r.label: r.class_name for r in records if r.status != "skipped"}
+    return [names[i] for i in sorted(names)]

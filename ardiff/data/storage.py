@@ -1,45 +1,37 @@
-"""Places: local paths and ``s3://`` URIs, through one set of functions.
+"""Files on local disks and S3, through one set of functions.
 
-A place is a string. Local paths may be relative. The names in a URI are literal, as in the AWS command line: a space or
-``%`` in a key is written as it is, not escaped. How S3 is reached, and for how long requests that fail for passing
-reasons are tried again, is said in :mod:`ardiff.data.s3`. Reading needs the rights to get and to list, nothing else.
+A URI is a string: a local path, which may be relative, or ``s3://bucket/key``. Names in a URI are literal, as in the
+AWS command line: a space or ``%`` in a key is not escaped. Every operation is retried after transient errors, see
+:mod:`ardiff.data.retries`. Reading needs the rights ``s3:GetObject`` and ``s3:ListBucket`` only.
 """
 
 import contextlib
 import functools
 import io
-import logging
-import os
 import shutil
-import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-from botocore.exceptions import BotoCoreError, ClientError
 
 from ardiff.data import s3
-from ardiff.errors import DataError, StorageError
-
-logger = logging.getLogger(__name__)
-ResultT = TypeVar("ResultT")
+from ardiff.data.retries import with_retries
+from ardiff.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file or object, as a listing shows it."""
+    """A file or object of a listing."""
 
     uri: str
     size: int
     """Bytes."""
     etag: str
-    """Changes when the content does: S3's etag, or the time of the last change of a local file."""
+    """Changes when the content changes: the etag of S3, or the modification time of a local file."""
 
 
 def is_remote(uri: str) -> bool:
@@ -48,14 +40,14 @@ def is_remote(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """The place by a name that means the same in every process of this machine; URIs are that already."""
+    """The absolute path of a local path; other URIs are returned as they are."""
     return uri if is_remote(uri) else str(Path(uri).absolute())
 
 
-def open_filesystem(uri: str, patient: bool = False) -> tuple[pafs.FileSystem, str]:
-    """The file system that holds ``uri`` and the path there. Raises DataError for a URI that cannot be understood.
+def open_filesystem(uri: str, retry: bool = False) -> tuple[pafs.FileSystem, str]:
+    """The PyArrow file system of ``uri``, and the path in it. Raises DataError for an invalid URI.
 
-    ``patient`` is for code that tries nothing twice, see :func:`ardiff.data.s3.filesystem`.
+    ``retry`` is for code that does not retry on its own, see :func:`ardiff.data.s3.filesystem`.
     """
     if not is_remote(uri):
         return pafs.LocalFileSystem(), str(Path(uri).absolute())
@@ -63,7 +55,7 @@ def open_filesystem(uri: str, patient: bool = False) -> tuple[pafs.FileSystem, s
     authority, slash, name = rest.partition("/")
     try:
         if scheme == "s3":
-            return s3.filesystem(authority, patient), f"{authority}{slash}{name}"
+            return s3.filesystem(authority, retry), f"{authority}{slash}{name}"
         filesystem, path = pafs.FileSystem.from_uri(f"{scheme}://{authority}{slash}{quote(name)}")
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"Cannot open {uri}: {error}") from error
@@ -71,7 +63,7 @@ def open_filesystem(uri: str, patient: bool = False) -> tuple[pafs.FileSystem, s
 
 
 def join(uri: str, *parts: str) -> str:
-    """``uri/part/...``. Raises DataError if ``uri`` is empty or a part would lead out of it."""
+    """``uri/part/...``. Raises DataError if ``uri`` is empty or a part leads out of it."""
     if not uri:
         raise DataError("The name of a folder is empty: give a path or an s3:// URI.")
     for part in parts:
@@ -93,11 +85,11 @@ def read_bytes(uri: str) -> bytes:
         with filesystem.open_input_stream(path) as stream:
             return bytes(stream.read())
 
-    return _trying(f"Cannot read {uri}", read)
+    return with_retries(f"Cannot read {uri}", read)
 
 
 def read_range(uri: str, start: int, length: int) -> bytes:
-    """``length`` bytes from ``start`` on, fewer at the end of the file. Raises StorageError if they cannot be read."""
+    """``length`` bytes from ``start`` on, fewer at the end of the file. Raises StorageError."""
 
     def read() -> bytes:
         if _is_s3(uri):
@@ -108,11 +100,11 @@ def read_range(uri: str, start: int, length: int) -> bytes:
         with filesystem.open_input_file(path) as file:
             return bytes(file.read_at(length, start))
 
-    return _trying(f"Cannot read {uri}", read)
+    return with_retries(f"Cannot read {uri}", read)
 
 
 class RangeReader(io.RawIOBase):
-    """A file of known size that is read by ranges, each tried again on its own as :func:`read_bytes` is."""
+    """A file of known size that is read by ranges with :func:`read_range`."""
 
     def __init__(self, uri: str, size: int) -> None:
         self.uri, self.size, self.position = uri, size, 0
@@ -142,7 +134,7 @@ class RangeReader(io.RawIOBase):
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes the whole file or nothing, making local folders as needed. Raises StorageError if it cannot be written."""
+    """Writes the file atomically, and creates local folders. Raises StorageError if it cannot be written."""
 
     def write() -> None:
         if _is_s3(uri):
@@ -163,46 +155,46 @@ def write_bytes(uri: str, data: bytes) -> None:
         finally:
             draft.unlink(missing_ok=True)
 
-    _trying(f"Cannot write {uri}", write)
+    with_retries(f"Cannot write {uri}", write)
 
 
 def exists(uri: str) -> bool:
-    """True if ``uri`` is a file, or a folder with something in it."""
-    return bool(_look(uri).type != pafs.FileType.NotFound)
+    """Whether ``uri`` is a file or a folder that is not empty."""
+    return bool(_file_info(uri).type != pafs.FileType.NotFound)
 
 
 def size(uri: str) -> int:
     """Bytes of the file. Raises DataError if there is none."""
-    info = _look(uri)
+    info = _file_info(uri)
     if info.type != pafs.FileType.File:
         raise DataError(f"There is no file {uri}: check the path.")
     return int(info.size)
 
 
-def _look(uri: str) -> pafs.FileInfo:
+def _file_info(uri: str) -> pafs.FileInfo:
     filesystem, path = open_filesystem(uri)
-    return _trying(f"Cannot look at {uri}", lambda: filesystem.get_file_info(path))
+    return with_retries(f"Cannot look at {uri}", lambda: filesystem.get_file_info(path))
 
 
 def list_objects(uri: str, suffixes: tuple[str, ...] = ()) -> list[StoredFile]:
-    """All files below ``uri``, sorted by name, named in the style of ``uri``.
+    """All files below ``uri``, sorted by name; their URIs begin with ``uri``.
 
     Args:
         uri: A folder or prefix.
-        suffixes: Endings to keep, lower case, with the dot; none keeps all. Hidden files are left out.
+        suffixes: Suffixes to keep, lower case, with the dot; none keeps all. Hidden files are skipped.
 
     Raises:
-        DataError: There is no such folder, or it cannot be listed.
+        DataError: The folder does not exist or cannot be listed.
     """
     root = uri.rstrip("/")
 
-    def look() -> list[tuple[str, int, str]] | None:
+    def entries() -> list[tuple[str, int, str]] | None:
         if _is_s3(uri):
             bucket, prefix = _bucket_and_key(f"{root}/")
-            found = [(key[len(prefix) :], size, etag) for key, size, etag in s3.objects(bucket, prefix)]
-            if not found and prefix:
+            objects = [(key[len(prefix) :], size, etag) for key, size, etag in s3.objects(bucket, prefix)]
+            if not objects and prefix:
                 return None
-            return [entry for entry in found if entry[0] and not entry[0].endswith("/")]
+            return [entry for entry in objects if entry[0] and not entry[0].endswith("/")]
         filesystem, path = open_filesystem(uri)
         try:
             infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
@@ -212,30 +204,30 @@ def list_objects(uri: str, suffixes: tuple[str, ...] = ()) -> list[StoredFile]:
         files = [info for info in infos if info.type == pafs.FileType.File]
         return [(info.path[skip:], info.size, f"{info.mtime_ns:x}") for info in files]
 
-    found = _trying(f"Cannot list {uri}", look)
-    if found is None:
+    listed = with_retries(f"Cannot list {uri}", entries)
+    if listed is None:
         raise DataError(f"There is no folder {uri}: check the path.")
-    kept = [f for f in found if not suffixes or f[0].lower().endswith(suffixes)]
-    visible = [f for f in kept if not any(part.startswith(".") for part in f[0].split("/"))]
+    matching = [f for f in listed if not suffixes or f[0].lower().endswith(suffixes)]
+    visible = [f for f in matching if not any(part.startswith(".") for part in f[0].split("/"))]
     return [StoredFile(f"{root}/{name}", size, etag) for name, size, etag in sorted(visible)]
 
 
 def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
-    """The names of :func:`list_objects`."""
+    """The URIs of :func:`list_objects`."""
     return [file.uri for file in list_objects(uri, suffixes)]
 
 
 def upload_folder(local: Path, uri: str) -> None:
-    """Copies every file below ``local`` to the same name below ``uri``; large files are streamed.
+    """Copies every file below ``local`` to the same name below ``uri``. Large files are streamed.
 
     Raises:
-        DataError: There is no folder ``local``, or ``uri`` cannot be written.
+        DataError: ``local`` does not exist, or ``uri`` cannot be written.
     """
     if not local.is_dir():
         raise DataError(f"There is no folder {local} to copy to {uri}.")
     for file in sorted(p for p in local.rglob("*") if p.is_file()):
         name = file.relative_to(local).as_posix()
-        _trying(f"Cannot write {uri}", functools.partial(_upload, file, f"{uri.rstrip('/')}/{name}"))
+        with_retries(f"Cannot write {uri}", functools.partial(_upload, file, f"{uri.rstrip('/')}/{name}"))
 
 
 def _upload(file: Path, uri: str) -> None:
@@ -255,14 +247,14 @@ def download_folder(uri: str, local: Path) -> None:
     """Copies every file below ``uri`` to the same name below ``local``.
 
     Raises:
-        DataError: There is no file below ``uri``, one cannot be copied, or its name would lead out of ``local``.
+        DataError: There is no file below ``uri``, or one cannot be copied or has a name that leads out of ``local``.
     """
     files = list_files(uri)
     if not files:
         raise DataError(f"There is nothing in {uri}: check the path.")
     for file in files:
         target = Path(join(str(local), file[len(uri.rstrip("/")) + 1 :]))
-        _trying(f"Cannot copy {file} to {target}", functools.partial(_download, file, target))
+        with_retries(f"Cannot copy {file} to {target}", functools.partial(_download, file, target))
 
 
 def _download(uri: str, target: Path) -> None:
@@ -277,26 +269,26 @@ def _download(uri: str, target: Path) -> None:
 
 
 def delete_file(uri: str) -> None:
-    """Deletes a file, if there is one. Raises StorageError if it cannot be deleted."""
+    """Deletes a file if it exists. Raises StorageError if it cannot be deleted."""
     filesystem, path = open_filesystem(uri)
 
     def delete() -> None:
         if filesystem.get_file_info(path).type == pafs.FileType.File:
-            with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+            with contextlib.suppress(FileNotFoundError):  # another process deleted it
                 filesystem.delete_file(path)
 
-    _trying(f"Cannot delete {uri}", delete)
+    with_retries(f"Cannot delete {uri}", delete)
 
 
 def delete_folder(uri: str) -> None:
-    """Deletes a folder and all that is in it, if there is one. Raises DataError if it cannot be deleted."""
+    """Deletes a folder and its content if it exists. Raises DataError if it cannot be deleted."""
     filesystem, path = open_filesystem(uri)
 
     def delete() -> None:
         if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
             filesystem.delete_dir(path)
 
-    _trying(f"Cannot delete {uri}", delete)
+    with_retries(f"Cannot delete {uri}", delete)
 
 
 def _is_s3(uri: str) -> bool:
@@ -306,38 +298,3 @@ def _is_s3(uri: str) -> bool:
 def _bucket_and_key(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
-
-
-def _trying(what: str, operation: Callable[[], ResultT]) -> ResultT:
-    """The operation's result; tried again with growing pauses as long as it fails for reasons that pass.
-
-    Raises:
-        StorageError: It failed for good; says how often it was tried.
-    """
-    deadline, attempt = time.monotonic() + s3.current().retry_seconds, 1
-    while True:
-        try:
-            return operation()
-        except (OSError, BotoCoreError, ClientError) as error:
-            transient = s3.is_transient(error)
-            # Spread, so that many processes that were refused together do not come back together.
-            pause = min(0.25 * 2**attempt, 15.0) * Random(f"{what} {os.getpid()} {attempt}").uniform(0.5, 1)
-            if not transient or time.monotonic() + pause > deadline:
-                raise _failure(what, error, attempt, transient) from error
-            logger.warning("%s: %s. Trying again in %.1f s.", what, _reason(error), pause)
-            time.sleep(pause)
-            attempt += 1
-
-
-def _failure(what: str, error: Exception, attempts: int, transient: bool) -> StorageError:
-    reason = _reason(error)
-    remote = "AWS Error" in reason or isinstance(error, BotoCoreError | ClientError)
-    remedy = "the bucket, the credentials and AWS_ENDPOINT_URL" if remote else "the path and its permissions"
-    tried = f" (tried {attempts} times)" if attempts > 1 else ""
-    failure = StorageError(f"{what}: {reason}{tried}. Check {remedy}.")
-    failure.attempts, failure.transient = attempts, transient
-    return failure
-
-
-def _reason(error: Exception) -> str:
-    return ((error.strerror if isinstance(error, OSError) else None) or str(error)).rstrip(".")

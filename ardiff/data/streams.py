@@ -1,7 +1,7 @@
-"""Endless training streams in an order that (seed, epoch) fixes, so that one integer says where training is.
+"""Endless training streams. The order is a function of (seed, epoch), so one integer is the position of training.
 
 A stream is cut into chunks. ``load(chunk)`` is a pure function of the stream and the chunk's index: a chunk can be
-loaded anywhere, any number of times, and gives the same samples in the same order.
+loaded anywhere, any number of times, with the same samples in the same order.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ import pyarrow as pa
 from ardiff.data import storage
 from ardiff.data.clips import read_frames
 from ardiff.data.config import ClipConfig
-from ardiff.data.decode import crop_square
 from ardiff.data.error_log import ERRORS, BadSample, bad_sample
 from ardiff.data.latents import read_latents
 from ardiff.data.manifest import VideoRecord, lengths_at, record_at
+from ardiff.data.pictures import crop_square
 from ardiff.errors import ClipTooShortError, DataError, DecodeError, StorageError
 from ardiff.randomness import numpy_generator
 
 Columns = dict[str, np.ndarray]
 MAX_CHUNK_BYTES = 32 * 2**20
-"""Pixels of a chunk: the size of block up to which Ray Data spills nothing in a small object store."""
+"""Bytes of pixels per chunk. Ray Data spills no block of this size in a small object store."""
 REMOTE_READERS = 4
 """Videos that a loading task reads from S3 at the same time."""
 MAX_REPLACEMENTS = 8
@@ -38,49 +38,49 @@ class Stream(Protocol):
     """An endless sequence of samples, cut into chunks."""
 
     def locate(self, position: int) -> tuple[int, int]:
-        """The chunk that holds the sample at ``position``, and the sample's place in it."""
+        """The chunk that holds the sample at ``position``, and the sample's index in it."""
 
     def start(self, chunk: int) -> int:
         """The position of a chunk's first sample."""
 
     def load(self, chunk: int, rows: np.ndarray | None = None) -> Columns:
-        """The samples of a chunk, or those at the places ``rows``, as arrays that share their first axis."""
+        """The samples of a chunk, or those with the indices ``rows``, as arrays that share their first axis."""
 
     def names(self, chunk: int) -> list[str]:
-        """What a user knows the samples of a chunk by, one name a sample."""
+        """The names of a chunk's samples for error messages."""
 
     @property
     def chunk_bytes(self) -> int:
-        """About what the samples of a chunk take."""
+        """Approximate size of a chunk's samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipStream:
-    """Random clips of videos, every one a function of (seed, epoch, index).
+    """Random clips of videos, each a function of (seed, epoch, index).
 
-    A video that cannot be read or decoded is told to ``report`` and replaced by another, which (seed, index) choose as
-    well, so batches stay full and the order stays the same wherever it is loaded. Without ``report`` it is an error.
+    A bad video is reported and replaced by another, also a function of (seed, index). This keeps batches full and the
+    order the same in every process. Without ``report``, a bad video is an error.
 
     Samples: ``video`` uint8 ``(F, H, W, 3)`` and ``label`` int64.
     """
 
     videos: pa.Table
-    """Rows of a manifest. A table, because it reaches every loading task without being copied."""
+    """Rows of a manifest. A table reaches every loading task without a copy."""
     clips: ClipConfig
     resolution: int
     seed: int
     report: Callable[[BadSample], None] | None = None
-    """Takes note of a bad clip; raises DataError if there are too many."""
+    """Records a bad sample; raises DataError if there are too many."""
     chunk_size: int = 0
-    """Clips loaded at once; 0: as many as fit into 32 MiB, 64 at most."""
+    """Clips per chunk. 0: as many as fit into 32 MiB, at most 64."""
     visits: np.ndarray = field(init=False)
-    """How often the videos up to each are visited in an epoch."""
+    """Visits per epoch, summed up to each video."""
 
     def __post_init__(self) -> None:
         frames, rates = self.videos["num_frames"].to_numpy(), self.videos["fps"].to_numpy()
         lengths = lengths_at(frames, rates, self.clips.fps)
         for short in np.flatnonzero(lengths < self.clips.span)[:1].tolist():
-            uri = self._record(short).uri
+            uri = record_at(self.videos, short).uri
             raise ClipTooShortError(f"{uri} has {lengths[short]} frames, the clip needs {self.clips.span}.")
         visits = np.ones_like(lengths) if self.clips.uniform == "videos" else lengths // self.clips.span
         object.__setattr__(self, "visits", np.cumsum(visits))
@@ -95,26 +95,26 @@ class ClipStream:
         return chunk * self.chunk_size
 
     def load(self, chunk: int, rows: np.ndarray | None = None) -> Columns:
-        """Raises DataError naming the video that cannot be read or decoded, if it is not reported."""
-        each = self.clips.clips_per_visit
-        wanted = self._order(chunk)[slice(None) if rows is None else rows]
-        visits = np.unique(wanted // each).tolist()
-        videos = np.empty((len(wanted), self.clips.num_frames, self.resolution, self.resolution, 3), dtype=np.uint8)
-        labels = np.empty(len(wanted), dtype=np.int64)
+        """Raises DataError naming a video that cannot be read or decoded, if there is no ``report``."""
+        per_visit = self.clips.clips_per_visit
+        numbers = self._order(chunk)[slice(None) if rows is None else rows]
+        visits = np.unique(numbers // per_visit).tolist()
+        videos = np.empty((len(numbers), self.clips.num_frames, self.resolution, self.resolution, 3), dtype=np.uint8)
+        labels = np.empty(len(numbers), dtype=np.int64)
         with contextlib.ExitStack() as stack:
             loaded: Iterator[tuple[list[list[np.ndarray]], int]] = map(self._visit, visits)
-            if storage.is_remote(self.videos["uri"][0].as_py()):  # mostly waiting for answers
+            if storage.is_remote(self.videos["uri"][0].as_py()):  # the threads mostly wait for answers
                 loaded = stack.enter_context(ThreadPoolExecutor(REMOTE_READERS)).map(self._visit, visits)
             for visit, (clips, label) in zip(visits, loaded, strict=True):
-                for row in np.flatnonzero(wanted // each == visit).tolist():
+                for row in np.flatnonzero(numbers // per_visit == visit).tolist():
                     labels[row] = label
-                    for target, frame in zip(videos[row], clips[wanted[row] % each], strict=True):
+                    for target, frame in zip(videos[row], clips[numbers[row] % per_visit], strict=True):
                         target[:] = frame  # the only copy, while the frame is in the processor's cache
         return {"video": videos, "label": labels}
 
     def names(self, chunk: int) -> list[str]:
-        places = self._order(chunk) // self.clips.clips_per_visit
-        return [self._record(self._video(visit)[0]).uri for visit in places.tolist()]
+        visits = self._order(chunk) // self.clips.clips_per_visit
+        return [record_at(self.videos, self._video(visit)[0]).uri for visit in visits.tolist()]
 
     @property
     def chunk_bytes(self) -> int:
@@ -125,68 +125,67 @@ class ClipStream:
         return self.clips.num_frames * self.resolution**2 * 3
 
     def _order(self, chunk: int) -> np.ndarray:
-        """The clips of a chunk, numbered in the order of visits over all epochs, in the order of training."""
+        """The clips of a chunk in training order, numbered by visits over all epochs."""
         order = chunk * self.chunk_size + np.arange(self.chunk_size)
         if self.clips.clips_per_visit > 1:
             order = order[numpy_generator("clips in chunk", self.seed, chunk).permutation(self.chunk_size)]
         return order
 
     def _video(self, visit: int) -> tuple[int, int]:
-        """The video of a visit, and which of the video's visits in the epoch it is."""
+        """The video of a visit, and the index of the visit among the video's visits in the epoch."""
         per_epoch = int(self.visits[-1])
-        epoch, place = divmod(visit, per_epoch)
-        slot = int(_permutation(self.seed, epoch, per_epoch)[place])
+        epoch, index = divmod(visit, per_epoch)
+        return self._video_of_slot(int(_permutation(self.seed, epoch, per_epoch)[index]))
+
+    def _video_of_slot(self, slot: int) -> tuple[int, int]:
+        """The video of a visit before shuffling, and the index of the visit among the video's visits."""
         video = int(np.searchsorted(self.visits, slot, side="right"))
         return video, slot - (int(self.visits[video - 1]) if video else 0)
 
     def _visit(self, visit: int) -> tuple[list[list[np.ndarray]], int]:
-        """The frames of the clips of one visit and their label; of another video if the one whose turn it is is bad."""
+        """The frames of the clips of one visit, and their label. A bad video is replaced by another."""
         index, part = self._video(visit)
         for attempt in range(MAX_REPLACEMENTS):
             key: tuple[int, ...] = (visit, attempt) if attempt else (visit,)
             if attempt:
                 replacement = numpy_generator("replacement", self.seed, *key)
-                slot = int(replacement.integers(self.visits[-1]))
-                index = int(np.searchsorted(self.visits, slot, side="right"))
-                part = slot - (int(self.visits[index - 1]) if index else 0)
-            record, generator = self._record(index), numpy_generator("clip", self.seed, *key)
+                index, part = self._video_of_slot(int(replacement.integers(self.visits[-1])))
+            record, generator = record_at(self.videos, index), numpy_generator("clip", self.seed, *key)
             starts = self._starts(index, part, record, generator)
             try:
                 return self._read(record, starts, generator), record.label
             except (DecodeError, StorageError) as error:
                 if self.report is None:
                     raise DataError(
-                        f"{record.uri} cannot be used any more ({error}): run `ardiff prepare` again."
+                        f"{record.uri} can no longer be used ({error}): run `ardiff prepare` again."
                     ) from error
                 self.report(bad_sample(record.uri, min(starts), error))
         raise DataError(f"{MAX_REPLACEMENTS} videos in a row could not be used: see {ERRORS}.")
 
     def _starts(self, index: int, part: int, record: VideoRecord, generator: np.random.Generator) -> list[int]:
-        """Where the clips of the ``part``-th visit to a video begin."""
-        room = record.length_at(self.clips.fps) - self.clips.span + 1
+        """First frames of the clips of the ``part``-th visit to a video."""
+        positions = record.length_at(self.clips.fps) - self.clips.span + 1
         parts = int(self.visits[index]) - (int(self.visits[index - 1]) if index else 0)
-        first, last = part * room // parts, max((part + 1) * room // parts, part * room // parts + 1)
+        first = part * positions // parts
+        last = max((part + 1) * positions // parts, first + 1)
         starts: list[int] = generator.integers(first, last, size=self.clips.clips_per_visit).tolist()
         return starts
 
     def _read(self, record: VideoRecord, starts: list[int], generator: np.random.Generator) -> list[list[np.ndarray]]:
-        """The frames of the clips at ``starts`` of a video that is read and decoded once, cropped and mirrored."""
+        """The frames of the clips at ``starts``, cropped and mirrored. The video is read and decoded once."""
         config = self.clips
         flips = generator.random(len(starts)) < 0.5 * config.horizontal_flip
-        places = generator.random((len(starts), 2)) if config.crop == "random" else np.full((len(starts), 2), 0.5)
-        wanted = [[start + config.stride * i for i in range(config.num_frames)] for start in starts]
-        clips = read_frames(record, wanted, config.fps, self.resolution)
+        crops = generator.random((len(starts), 2)) if config.crop == "random" else np.full((len(starts), 2), 0.5)
+        frames = [[start + config.stride * i for i in range(config.num_frames)] for start in starts]
+        clips = read_frames(record, frames, config.fps, self.resolution)
         square = all(side == self.resolution for side in clips[0][0].shape[:2])
         if square and not flips.any():
             return clips
         mirror = [slice(None, None, -1 if flip else 1) for flip in flips]
         return [
-            [crop_square(frame, self.resolution, (y, x))[:, side] for frame in clip]
-            for clip, (y, x), side in zip(clips, places, mirror, strict=True)
+            [crop_square(frame, self.resolution, (y, x))[:, columns] for frame in clip]
+            for clip, (y, x), columns in zip(clips, crops, mirror, strict=True)
         ]
-
-    def _record(self, index: int) -> VideoRecord:
-        return record_at(self.videos, index)
 
     def _fitting_chunk(self) -> int:
         size = 64
@@ -197,10 +196,10 @@ class ClipStream:
 
 @dataclass(frozen=True, slots=True)
 class LatentStream:
-    """Latents of clips: files are shuffled every epoch, then the clips inside groups of files.
+    """Latents of clips. Every epoch shuffles the files, then the clips in groups of files.
 
-    A group is loaded whole, so ``files_per_chunk`` trades memory for how well the order is mixed. Samples: ``latents``
-    float32 ``(F, L, D)`` and ``label`` int64.
+    A group is loaded whole, so ``files_per_chunk`` trades memory for mixing. Samples: ``latents`` float32 ``(F, L, D)``
+    and ``label`` int64.
     """
 
     files: Sequence[str]
@@ -217,12 +216,12 @@ class LatentStream:
         return -(-len(self.files) // self.files_per_chunk)
 
     def locate(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, sum(self.rows))
+        epoch, offset = divmod(position, sum(self.rows))
         for group in range(self.chunks_per_epoch):
             size = sum(self.rows[i] for i in self._members(epoch, group))
-            if place < size:
-                return epoch * self.chunks_per_epoch + group, place
-            place -= size
+            if offset < size:
+                return epoch * self.chunks_per_epoch + group, offset
+            offset -= size
         raise AssertionError("a position inside an epoch lies in one of its groups")
 
     def start(self, chunk: int) -> int:
@@ -231,8 +230,8 @@ class LatentStream:
         return epoch * sum(self.rows) + sum(self.rows[i] for i in before)
 
     def load(self, chunk: int, rows: np.ndarray | None = None) -> Columns:
-        parts = [read_latents(self.files[i], self.shape) for i in self._members(*divmod(chunk, self.chunks_per_epoch))]
-        latents, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        files = [self.files[i] for i in self._members(*divmod(chunk, self.chunks_per_epoch))]
+        latents, labels = map(np.concatenate, zip(*(read_latents(file, self.shape) for file in files), strict=True))
         order = self._order(chunk, len(labels))[slice(None) if rows is None else rows]
         return {"latents": latents[order], "label": labels[order]}
 

@@ -1,4 +1,4 @@
-"""Between stored pixels and what models see. Shapes: any leading axes, H W pixels, 3 colours."""
+"""Conversion between stored pixels and model inputs. Shapes: any leading axes, H W pixels, 3 colours."""
 
 import torch
 from einops import rearrange

@@ -47,15 +47,32 @@ class SamplingParams:
     cached keys and values of earlier frames; needs a model trained with dit.attention_window. full: the result of
     window without any cache, slowly."""
     class_label: int | None = field(default=None, metadata={"per_video": True, "tag": "class-"})
-    """Class index; None generates without a class."""
+    """Class index. None generates without a class; `ardiff generate` then takes the classes in turn."""
     seed: int = field(default=0, metadata={"per_video": True, "tag": "seed-"})
-    """Seed of the noise."""
+    """Seed of the noise. `ardiff generate` counts up from it."""
     given_frames: int = field(default=0, metadata={"tag": "given-"})
     """First frames that are given by the caller instead of generated."""
 
     def shared(self) -> SamplingParams:
         """The parameters without class and seed. Videos whose shared parameters are equal can be one batch."""
         return replace(self, class_label=None, seed=0)
+
+    def changed(self) -> dict[str, Any]:
+        """Fields that differ from their default, by name.
+
+        Names and fingerprints of videos leave defaults out, so that a new field changes none of them. For the same
+        reason the default of an existing field must never change.
+        """
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(SamplingParams)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+    def tags(self) -> list[str]:
+        """Short text for each changed field, such as ``ar5``, for names of files."""
+        tags = {f.name: f.metadata.get("tag", f"{f.name}-") for f in fields(SamplingParams)}
+        return [
+            f"{tags[name]}{value:g}" if isinstance(value, float) else f"{tags[name]}{value}"
+            for name, value in self.changed().items()
+        ]
 
     @property
     def guided(self) -> bool:

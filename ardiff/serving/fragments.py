@@ -12,7 +12,7 @@ import av
 import numpy as np
 from av.container import OutputContainer
 
-from ardiff.data.encode import VideoCodec, own_priority
+from ardiff.data.encode import VideoCodec, keep_scheduling
 
 _FRAGMENTED = {
     "movflags": "frag_every_frame+empty_moov+default_base_moof+frag_discont+skip_trailer",
@@ -57,7 +57,7 @@ class FragmentWriter:
 
     def start(self) -> bytes:
         """The head of the file, which says what follows."""
-        with own_priority():
+        with keep_scheduling():
             self._container.start_encoding()
         return self._sink.take()
 

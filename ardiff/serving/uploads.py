@@ -16,7 +16,8 @@ import time
 import numpy as np
 from PIL import Image, ImageOps
 
-from ardiff.data.decode import decode_clip, probe
+from ardiff.data.decode import decode_clip
+from ardiff.data.probe import probe
 from ardiff.errors import ArdiffError, DataError, DecodeError
 
 _PICTURES = ("PNG", "JPEG", "WEBP")

@@ -1,1 +1,1 @@
-"""Videos made from rows: what a row determines, which are complete, packs made together, and what came of them."""
+"""Sets of videos: specs say what to generate, records what came of it; batches, retries, manifests and summaries."""

@@ -1,23 +1,22 @@
-"""What a sweep came to, cell by cell, as tables and lines of text."""
-
-from __future__ import annotations
+"""Summaries of a sweep by point, as data and as text."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from ardiff.sweep.grid import Cell
-from ardiff.sweep.rows import Record, VideoRow
+from ardiff.sampling.params import PER_VIDEO, SamplingParams
+from ardiff.sweep.grid import SweepPoint
+from ardiff.sweep.specs import Record, VideoSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CellScore:
-    """A metric of a cell, or of another set that helps to read it."""
+class PointScore:
+    """A metric of a sweep point, or of another set to compare with."""
 
     set: str
-    """The cell's name, or that of the other set."""
+    """Name of the sweep point or of the other set."""
     metric: str
     value: float
     low: float | None
@@ -26,72 +25,72 @@ class CellScore:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CellSummary:
-    """What came of a cell's rows."""
+class PointSummary:
+    """The results of a sweep point."""
 
-    cell: Cell
+    point: SweepPoint
     videos: int
-    made: int
+    generated: int
     failed: int
     seconds: float
-    """Mean of a video's share of its pack's time; NaN if none was made. So are the next two."""
+    """Mean seconds per video, its share of its batch; NaN without a video, as are the next two."""
     cpu_seconds: float
     frames_per_second: float
-    """Of one worker: frames over seconds."""
+    """Of one worker."""
 
 
-def summarise(cells: Sequence[Cell], rows: Sequence[VideoRow], records: Mapping[str, Record]) -> list[CellSummary]:
-    """One summary a cell, in their order; ``records`` by row id."""
-    found = []
-    for cell in cells:
-        mine = [records[row.id] for row in rows if row.cell == cell.name and row.id in records]
-        made = [record for record in mine if record.status == "ok"]
-        seconds = float(np.mean([r.seconds for r in made])) if made else float("nan")
-        found.append(
-            CellSummary(
-                cell=cell,
-                videos=sum(row.cell == cell.name for row in rows),
-                made=len(made),
-                failed=len(mine) - len(made),
-                seconds=seconds,
-                cpu_seconds=float(np.mean([r.cpu_seconds for r in made])) if made else float("nan"),
-                frames_per_second=cell.num_frames / seconds,
-            )
-        )
-    return found
+def summarise(
+    points: Sequence[SweepPoint], specs: Sequence[VideoSpec], records: Mapping[str, Record]
+) -> list[PointSummary]:
+    """One summary per point, in their order; ``records`` by spec id."""
+    return [_summarise_point(point, [s for s in specs if s.point == point.name], records) for point in points]
 
 
-def label(cell: Cell, cells: Sequence[Cell]) -> str:
-    """A cell by the settings in which it differs from others, ``ar_step`` always among them."""
-    shown = [f"ar_step {cell.ar_step}"]
-    if len({c.num_frames for c in cells}) > 1:
-        shown.append(f"{cell.num_frames} frames")
-    if len({c.num_inference_steps for c in cells}) > 1:
-        shown.append(f"{cell.num_inference_steps} steps")
-    if len({c.guidance_scale for c in cells}) > 1:
-        shown.append(f"guidance {cell.guidance_scale:g}")
-    if len({c.model.uri for c in cells}) > 1:
-        shown.append(cell.model.uri)
-    return ", ".join(shown)
+def _summarise_point(point: SweepPoint, specs: Sequence[VideoSpec], records: Mapping[str, Record]) -> PointSummary:
+    point_records = [records[spec.id] for spec in specs if spec.id in records]
+    complete = [record for record in point_records if record.status == "ok"]
+    seconds = float(np.mean([r.seconds for r in complete])) if complete else float("nan")
+    return PointSummary(
+        point=point,
+        videos=len(specs),
+        generated=len(complete),
+        failed=len(point_records) - len(complete),
+        seconds=seconds,
+        cpu_seconds=float(np.mean([r.cpu_seconds for r in complete])) if complete else float("nan"),
+        frames_per_second=point.params.num_frames / seconds,
+    )
 
 
-def aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """A table as text, columns aligned to the right but for the first."""
-    widths = [max(len(line[i]) for line in (header, *lines)) for i in range(len(header))]
+def label(point: SweepPoint, points: Sequence[SweepPoint], *skipped: str) -> str:
+    """The parameters in which a point differs from others, and always ``ar_step``; without those ``skipped``."""
+    texts = []
+    for name in ("ar_step", *(f.name for f in fields(SamplingParams) if f.name not in ("ar_step", *PER_VIDEO))):
+        value = getattr(point.params, name)
+        if name not in skipped and (name == "ar_step" or len({getattr(p.params, name) for p in points}) > 1):
+            texts.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+    if len({p.model.uri for p in points}) > 1:
+        texts.append(point.model.uri)
+    return ", ".join(texts)
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines of text; all columns but the first are aligned to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     return [
-        "  ".join(text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(parts)).rstrip()
-        for line in (header, *lines)
-        for parts in [list(zip(line, widths, strict=True))]
+        "  ".join(text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(cells)).rstrip()
+        for row in (header, *rows)
+        for cells in [list(zip(row, widths, strict=True))]
     ]
 
 
-def failure_table(rows: Sequence[VideoRow], records: Mapping[str, Record], most: int = 10) -> list[str]:
-    """What failed and why, kinds of failure together, the most frequent first; no line if nothing did."""
-    failed = [(row, records[row.id]) for row in rows if row.id in records and records[row.id].status == "failed"]
-    kinds = Counter((r.error, r.message) for _, r in failed)
+def failure_table(specs: Sequence[VideoSpec], records: Mapping[str, Record], most: int = 10) -> list[str]:
+    """A line per kind of failure, the most frequent first; empty without failures."""
+    failed = [(s, records[s.id]) for s in specs if s.id in records and records[s.id].status == "failed"]
+    kinds = Counter((record.error, record.message) for _, record in failed)
     lines = []
     for (error, message), count in kinds.most_common(most):
-        row, record = next((w, r) for w, r in failed if (r.error, r.message) == (error, message))
-        tries = f"tried {record.attempts} times" if record.attempts else "not tried"
-        lines.append(f"{count} x {error}: {message} First: {row.cell}, class {row.label}, seed {row.seed}, {tries}.")
+        spec, record = next((s, r) for s, r in failed if (r.error, r.message) == (error, message))
+        attempts = f"tried {record.attempts} times" if record.attempts else "not tried"
+        video = f"{spec.point}, class {spec.sampling.class_label}, seed {spec.sampling.seed}"
+        lines.append(f"{count} x {error}: {message} First: {video}, {attempts}.")
     return lines + ([f"... and {len(kinds) - most} other kinds."] if len(kinds) > most else [])

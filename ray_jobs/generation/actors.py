@@ -1,8 +1,8 @@
-"""Makes rows of videos with actors on Ray Data: what `generate`, `sweep` and the quickstart share.
+"""Generates video specs with Ray Data actors; `generate`, `sweep` and the quickstart share this.
 
-Rows that are complete are left alone. An actor that dies is replaced and its rows go on; what a driver left undone is
-done by the next one. Several jobs can work on the same rows: each begins at another place and looks before each pack at
-what has been made meanwhile, so they do little twice, and what they do twice comes out the same.
+Complete specs are left alone. A worker that crashes is replaced, and its batch goes on. Several jobs can work on the
+same specs: each starts with another batch and checks before every batch what has been completed meanwhile, so little is
+generated twice, and what is comes out the same.
 """
 
 import json
@@ -20,158 +20,170 @@ from ardiff.errors import CheckpointError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import local_folder
 from ardiff.sampling.config import EngineConfig
+from ardiff.sweep.batches import Attempts, generate_batch, generate_with_retries, make_batches, schedule_batches
 from ardiff.sweep.models import fingerprint_of
-from ardiff.sweep.packs import Tries, in_order, make_pack, make_rows, pack_rows
-from ardiff.sweep.rows import Record, VideoRow, in_parallel, read_complete, read_record
+from ardiff.sweep.specs import Record, VideoSpec, in_parallel, read_complete, read_record
 from ray_jobs.generation.queue import VideoQueue
 from ray_jobs.runtime.cluster import await_resource, resolve_device
 from ray_jobs.runtime.progress import remote_progress, report_errors
 
+REPORT_SECONDS = 0.25
+"""Time between two reports of a worker's frames."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Workers:
-    """What videos are made with."""
+class WorkerConfig:
+    """The actors that generate videos."""
 
     device: str
     """``auto``, ``cpu`` or ``cuda``."""
     batch_size: int
-    """Videos made together by one actor."""
+    """Videos that one actor generates together."""
     min_actors: int
     max_actors: int
     cpu_threads: int
-    """Threads of an actor, and CPUs that it reserves."""
+    """Threads of an actor, and the CPUs that it reserves."""
     gpus: float
-    """GPUs that an actor reserves, where there are any."""
+    """GPUs that an actor reserves on a GPU cluster."""
     engine: EngineConfig
     attempts: int
-    """How often a video is tried alone before it is given up."""
+    """Attempts at a video alone before it counts as failed."""
 
 
-def make_videos(
-    rows: Sequence[VideoRow], complete: dict[str, Record], workers: Workers, what: str, refused: int = 0
+def generate_videos(
+    specs: Sequence[VideoSpec], complete: dict[str, Record], workers: WorkerConfig, description: str, invalid: int = 0
 ) -> dict[str, Record]:
-    """Makes every row whose record place is not in ``complete``. Returns the records of all rows by that place.
+    """Generates every spec whose record is not in ``complete``.
 
     Args:
-        rows: Of any cells.
-        complete: Records of rows that are there.
-        workers: What to make them with.
-        what: Name of the progress bar.
-        refused: Videos beside ``rows`` that cannot be made, which progress counts as failed.
+        specs: Of any sweep points.
+        complete: Records of complete specs, by the URI of the record.
+        workers: The actors.
+        description: Title of the progress bar.
+        invalid: Further videos that cannot be generated; progress counts them as failed.
+
+    Returns:
+        The records of all specs, by the URI of the record.
 
     Raises:
-        ArdiffError: There are not the CPUs or GPUs for the actors, a checkpoint changed, or storage failed for good.
+        ArdiffError: The cluster lacks CPUs or GPUs for the actors, a checkpoint changed, or storage failed for good.
     """
-    missing = [row for row in rows if row.record not in complete]
+    missing = [spec for spec in specs if spec.record not in complete]
     if not missing:
         return dict(complete)
     device = resolve_device(workers.device)
-    _check_room(workers, device)
-    packs = [[asdict(row) for row in pack] for pack in in_order(pack_rows(missing, workers.batch_size))]
-    actors = min(workers.max_actors, len(packs))
+    _check_resources(workers, device)
+    batches = schedule_batches(make_batches(missing, workers.batch_size))
+    actors = min(workers.max_actors, len(batches))
     context = ray.data.DataContext.get_current().copy()
-    # A task takes packs until there are none left, so one is all that an actor is given, and then the pool is busy.
+    # A task takes batches until none is left, so an actor has one task only. With one task per actor the pool is busy.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-    frames = sum(row.num_frames for row in missing)
+    frames = sum(spec.sampling.num_frames for spec in missing)
+    counts = (len(specs) + invalid, len(specs) - len(missing), invalid)
+    queue_arguments = (*counts, [[asdict(spec) for spec in batch] for batch in batches])
     records = dict(complete)
-    counts = (len(rows) + refused, len(rows) - len(missing), refused)
     with (
         ray.data.DataContext.current(context),
-        remote_progress(what, frames, "frame", VideoQueue, *counts, packs) as progress,
+        remote_progress(description, frames, "frame", VideoQueue, *queue_arguments) as queue,
     ):
-        # Items, since a range is read by tasks, which would wait for CPUs that the actors have.
-        done = ray.data.from_items([{"task": n} for n in range(actors)], override_num_blocks=actors).flat_map(
-            _Maker,
-            fn_constructor_args=(workers, device.type, progress),
+        # from_items, because range is read by tasks, which would wait for CPUs that the actors hold.
+        tasks = ray.data.from_items([{"task": n} for n in range(actors)], override_num_blocks=actors)
+        results = tasks.flat_map(
+            GenerationWorker,
+            fn_constructor_args=(workers, device.type, queue),
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(workers.min_actors, actors), max_size=actors, max_tasks_in_flight_per_actor=1
             ),
             num_gpus=workers.gpus if device.type == "cuda" else 0,
             num_cpus=workers.cpu_threads,
         )
-        for line in done.iter_rows():
-            records[line["place"]] = Record(**json.loads(line["record"]))
+        for row in results.iter_rows():
+            records[row["uri"]] = Record(**json.loads(row["record"]))
     return records
 
 
-def _check_room(workers: Workers, device: torch.device) -> None:
-    """Raises ConfigError where the actors to begin with would wait for what is not there for ever."""
+def _check_resources(workers: WorkerConfig, device: torch.device) -> None:
+    """Raises ConfigError if the cluster can never start ``min_actors`` actors, which would wait forever."""
     kind: Literal["CPU", "GPU"] = "GPU" if device.type == "cuda" else "CPU"
     each = workers.gpus if kind == "GPU" else workers.cpu_threads
-    have = await_resource(kind, math.ceil(workers.min_actors * each))
-    if workers.min_actors * each > have:
+    available = await_resource(kind, math.ceil(workers.min_actors * each))
+    if workers.min_actors * each > available:
         raise ConfigError(
-            f"{workers.min_actors} actors of {each:g} {kind}s each are more than the {have} of the Ray cluster: "
-            "lower min_actors or what each takes."
+            f"{workers.min_actors} actors of {each:g} {kind}s each are more than the {available} of the Ray cluster: "
+            f"lower min_actors or the {kind}s per actor."
         )
 
 
-class _Maker:
-    """An actor that holds a pipeline and makes pack after pack, as the queue deals them.
+class GenerationWorker:
+    """An actor that holds a pipeline and generates the batches that the queue deals.
 
-    A task that is repeated, since its actor died, is dealt the same packs again: of those that had ended it reads the
-    records, of the one in work it makes what is missing.
+    A task that is repeated after a crash is dealt the same batches again. It reads the records of those that had ended,
+    and generates what is missing of the one that was running.
     """
 
-    def __init__(self, workers: Workers, device: str, progress: Any) -> None:
+    def __init__(self, workers: WorkerConfig, device: str, queue: Any) -> None:
         torch.set_num_threads(workers.cpu_threads)
-        self.workers, self.device, self.progress, self.told = workers, device, progress, 0.0
+        self.workers, self.device, self.queue, self.last_report = workers, device, queue, 0.0
         self.loaded: tuple[str, str] | None = None
         self.pipeline: ARDiffusionPipeline | None = None
 
     def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         turn = 0
-        while (dealt := ray.get(self.progress.deal.remote(int(task["task"]), turn))) is not None:
-            number, pack, ended = dealt
-            rows = [VideoRow(**row) for row in pack]
-            with report_errors(self.progress):
-                records = in_parallel(read_record, rows) if ended else [None]
-                made = list(self._make(number, rows) if None in records else zip(rows, records, strict=True))
-            self.progress.end.remote(number)
-            yield from ({"place": row.record, "record": json.dumps(asdict(record))} for row, record in made)
+        while (dealt := ray.get(self.queue.deal.remote(int(task["task"]), turn))) is not None:
+            batch, values, ended = dealt
+            specs = [VideoSpec.from_dict(value) for value in values]
+            with report_errors(self.queue):
+                records = [r for r in in_parallel(read_record, specs) if r is not None] if ended else []
+                complete = len(records) == len(specs)
+                results = list(zip(specs, records, strict=True) if complete else self._generate(batch, specs))
+            self.queue.end.remote(batch)
+            yield from ({"uri": spec.record, "record": json.dumps(asdict(record))} for spec, record in results)
             turn += 1
 
-    def _make(self, number: int, rows: list[VideoRow]) -> Iterator[tuple[VideoRow, Record]]:
-        """Each row with its record."""
-        meanwhile: list[tuple[VideoRow, Record | None]] = list(zip(rows, in_parallel(read_complete, rows), strict=True))
-        for row, record in meanwhile:
-            if record is not None:
-                yield self._tell(number, row, record)
-        left = {row.id: row for row, record in meanwhile if record is None}
-        if not left:
+    def _generate(self, batch: int, specs: list[VideoSpec]) -> Iterator[tuple[VideoSpec, Record]]:
+        """Each spec with its record; generates those that no job has completed."""
+        missing: dict[str, VideoSpec] = {}
+        for spec, record in zip(specs, in_parallel(read_complete, specs), strict=True):
+            if record is None:
+                missing[spec.id] = spec
+            else:
+                yield self._finish(batch, spec, record)
+        if not missing:
             return
-        tried = ray.get(self.progress.tried.remote([row.record for row in left.values()]))
-        for record in make_rows(
-            list(left.values()),
-            lambda pack, tries: make_pack(
-                self._pipeline(rows[0]), pack, tries, lambda frames: self._advance(number, frames)
-            ),
-            lambda pack: ray.get(self.progress.begin.remote(number, [row.record for row in pack])),
-            {i: Tries(*tried[row.record]) for i, row in left.items() if row.record in tried},
+        earlier = ray.get(self.queue.get_attempts.remote([spec.record for spec in missing.values()]))
+
+        def generate(part: list[VideoSpec], attempts: list[int]) -> Iterator[Record]:
+            pipeline = self._pipeline(specs[0])
+            return generate_batch(pipeline, part, attempts, lambda frames: self._advance(batch, frames))
+
+        for record in generate_with_retries(
+            list(missing.values()),
+            generate,
+            lambda part: ray.get(self.queue.begin.remote(batch, [spec.record for spec in part])),
+            {i: Attempts(*earlier[spec.record]) for i, spec in missing.items() if spec.record in earlier},
             self.workers.attempts,
         ):
-            yield self._tell(number, left[record.id], record)
+            yield self._finish(batch, missing[record.id], record)
 
-    def _advance(self, number: int, frames: int) -> None:
-        if time.monotonic() - self.told > 0.25:
-            self.told = time.monotonic()
-            self.progress.advance.remote(number, frames)
+    def _advance(self, batch: int, frames: int) -> None:
+        if time.monotonic() - self.last_report > REPORT_SECONDS:
+            self.last_report = time.monotonic()
+            self.queue.advance.remote(batch, frames)
 
-    def _tell(self, number: int, row: VideoRow, record: Record) -> tuple[VideoRow, Record]:
-        self.progress.finish.remote(number, row.record, record.status == "ok", row.num_frames)
-        return row, record
+    def _finish(self, batch: int, spec: VideoSpec, record: Record) -> tuple[VideoSpec, Record]:
+        self.queue.finish.remote(batch, spec.record, record.status == "ok", spec.sampling.num_frames)
+        return spec, record
 
-    def _pipeline(self, row: VideoRow) -> ARDiffusionPipeline:
-        """The row's pipeline; the last one is kept. Raises CheckpointError if it is not the one that the row names."""
-        name = (row.weights, row.precision)
-        if self.loaded != name:
-            self.pipeline = None  # before there are two of them in memory
-            with local_folder(row.checkpoint) as folder:
-                if fingerprint_of(str(folder)) != row.weights:
-                    raise CheckpointError(f"{row.checkpoint} has changed since the job began: start the job again.")
-                dtype = torch.bfloat16 if row.precision == "bf16" else torch.float32
+    def _pipeline(self, spec: VideoSpec) -> ARDiffusionPipeline:
+        """The pipeline of a spec; the last one is cached. Raises CheckpointError if its files have changed."""
+        key = (spec.weights, spec.precision)
+        if self.pipeline is None or self.loaded != key:
+            self.pipeline = None  # frees its memory before the next one is loaded
+            with local_folder(spec.checkpoint) as folder:
+                if fingerprint_of(str(folder)) != spec.weights:
+                    raise CheckpointError(f"{spec.checkpoint} has changed since the job started: start the job again.")
+                dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
                 engine = self.workers.engine
                 self.pipeline = ARDiffusionPipeline.from_pretrained(str(folder), self.device, dtype, engine)
-            self.loaded = name
-        assert self.pipeline is not None
+            self.loaded = key
         return self.pipeline

@@ -11,7 +11,7 @@ from ardiff.data.encode import contact_sheet, encode_video, tile
 from ardiff.data.manifest import read_manifest, usable
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.quick import describe
-from ray_jobs.generate import GenerateConfig
+from ray_jobs.generation.config import GenerateConfig
 from ray_jobs.reports.html import Curve, Report, Score, Sheet, Stage, Video, write_report
 from ray_jobs.runtime.stages import StageRecord, versions
 
@@ -103,8 +103,9 @@ def _frames(config: GenerateConfig, count: int) -> np.ndarray:
 
 
 def _describe(config: GenerateConfig) -> str:
-    kind = {0: "synchronous", config.num_inference_steps: "auto-regressive"}.get(config.ar_step, "asynchronous")
-    return f"{config.num_frames} frames, ar_step {config.ar_step} ({kind})"
+    ar_step = config.resolved_ar_step
+    kind = {0: "synchronous", config.num_inference_steps: "auto-regressive"}.get(ar_step, "asynchronous")
+    return f"{config.num_frames} frames, ar_step {ar_step} ({kind})"
 
 
 def _sheet(config: GenerateConfig) -> Sheet:

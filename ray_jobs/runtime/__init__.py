@@ -1,1 +1,1 @@
-"""What every job stands on: the Ray cluster, the console, progress, stages and the error log."""
+"""Shared by all jobs: the Ray cluster, the console, progress, stages, the error log and the job client."""

@@ -1,4 +1,4 @@
-"""The console: one line to the user, or one JSON object per line for log collectors."""
+"""The console: lines for the user, or one JSON object per line for log collectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def print_line(message: str, **fields: Any) -> None:
-    """One line to the user, on standard error; where lines are JSON, with ``fields`` for programs."""
+    """Prints a line to standard error, or logs it as JSON together with ``fields``."""
     if logs.is_json():
         logger.info("%s", Text.from_markup(message).plain, extra={"fields": fields})
     else:

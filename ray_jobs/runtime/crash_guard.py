@@ -1,4 +1,4 @@
-"""Inputs that crash the process that reads them, by a fault in FFmpeg or for lack of memory."""
+"""Limits retries of inputs that crash the process that reads them, by a fault in FFmpeg or for lack of memory."""
 
 import contextlib
 from collections.abc import Iterator

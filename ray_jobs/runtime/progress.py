@@ -1,4 +1,4 @@
-"""Progress of a stage: a bar on the terminal, fed by the driver or from the cluster."""
+"""Progress of a stage: a bar on the terminal, updated by the driver or by processes of the cluster."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ray_jobs.runtime.progress_actor import ProgressActor
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, unit: str) -> Iterator[ProgressBar]:
-    """A bar with rate and remaining time; a line every ten seconds where there is no terminal."""
+    """A progress bar with rate and remaining time; without a terminal, a line every ten seconds."""
     bar = ProgressBar(description, total, unit)
     with bar.display:
         yield bar
 
 
 class ProgressBar:
-    """Shows how far a stage is. ``update`` takes absolute counts, so it can be fed from anywhere, in any order."""
+    """The progress bar of a stage."""
 
     def __init__(self, description: str, total: int, unit: str) -> None:
         self.description, self.total, self.unit = description, total, unit
@@ -43,12 +43,12 @@ class ProgressBar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self.drawn = console.is_terminal and not logs.is_json()
-        self.display = Progress(*columns, console=console, disable=not self.drawn)
+        self.interactive = console.is_terminal and not logs.is_json()
+        self.display = Progress(*columns, console=console, disable=not self.interactive)
         self.task = self.display.add_task(description, total=total, rate="", note="")
 
     def update(self, completed: int, note: str = "") -> None:
-        """Shows that ``completed`` of the total are done, and a short note such as the current loss."""
+        """Shows the absolute count ``completed`` and a short note such as the current loss."""
         now = time.monotonic()
         if self.started is None:
             self.started = (now, completed)
@@ -58,7 +58,7 @@ class ProgressBar:
         self.display.update(self.task, completed=completed, rate=rate, note=note)
         finished = completed == self.total
         due = not self.finished if finished else now - self.printed > 10
-        if due and not self.drawn:
+        if due and not self.interactive:
             self.printed, self.finished = now, finished
             left = (
                 f", {(self.total - completed) * elapsed / done:.0f} s left" if done and completed < self.total else ""
@@ -80,38 +80,38 @@ def remote_progress(
     stop = threading.Event()
 
     def follow(bar: ProgressBar) -> None:
-        asked, last = None, False
+        pending, last = None, False
         while not last:
-            last = stop.wait(0.5) and asked is None
-            asked = asked or progress.read.remote()
+            last = stop.wait(0.5) and pending is None
+            pending = pending or progress.read.remote()
             try:
-                completed, note, lines = ray.get(asked, timeout=10)
-            except ray.exceptions.GetTimeoutError:  # a machine under heavy load: the same answer, later
+                completed, note, lines = ray.get(pending, timeout=10)
+            except ray.exceptions.GetTimeoutError:  # under heavy load: wait for the same answer
                 last = False
                 continue
             except ray.exceptions.RayError:
                 return
-            asked = None
+            pending = None
             for line in lines:
-                print_line(escape(line))  # it may quote an error with brackets
+                print_line(escape(line))  # it may contain brackets
             bar.update(completed, note)
 
-    interruption: Exception | None = None
+    block_error: Exception | None = None
     with progress_bar(description, total, unit) as bar:
         follower = threading.Thread(target=follow, args=(bar,), daemon=True)
         follower.start()
         try:
             yield progress
         except Exception as error:
-            interruption = error
+            block_error = error
         finally:
             stop.set()
             follower.join()
     failure: ArdiffError | None = ray.get(progress.failure.remote())
     if failure is not None:
-        raise failure from interruption
-    if interruption is not None:
-        raise interruption
+        raise failure from block_error
+    if block_error is not None:
+        raise block_error
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ class Observer(TrainingCallback):
             self.failed_saves = 0
             seconds = round(time.monotonic() - began, 3)
             logger.info("checkpoint stored", extra={"fields": {"place": place, "seconds": seconds, "mean_loss": loss}})
-            filesystem, path = storage.open_filesystem(place, patient=True)
+            filesystem, path = storage.open_filesystem(place, retry=True)
             ray.train.report(
                 {"step": state.step, "loss": loss},
                 checkpoint=ray.train.Checkpoint(path, filesystem),

@@ -93,7 +93,7 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
     _check_room(config, device)
     job = _prepare_resumption(job)
     # Ray Train restores the latest registered checkpoint of a run of the same name in the same storage.
-    filesystem, path = storage.open_filesystem(job.folder, patient=True)
+    filesystem, path = storage.open_filesystem(job.folder, retry=True)
     if isinstance(filesystem, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
     with remote_progress(job.name, config.num_steps, "step", TrainingProgress) as progress:

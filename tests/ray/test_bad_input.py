@@ -147,7 +147,7 @@ def test_missing_inputs(ardiff: Command, no_ray: None, tmp_path: Path) -> None:
             ["encode", "--manifest", manifest, "--vae", nowhere],
             ["generate", "--pipeline", nowhere],
         ],
-        "No complete set of latents": [["train-dit", "--latents", nowhere]],
+        "no complete set of latents": [["train-dit", "--latents", nowhere]],
     }
     for message, commands in cases.items():
         for command in commands:
@@ -346,7 +346,7 @@ def test_generating_into_a_folder_of_other_settings(
     (output / "videos" / "00001.mp4").unlink()
     outcome = ardiff(*command)
     assert outcome.code == 0
-    assert "1 videos generated, 1 were there" in outcome.err
+    assert "1 videos generated, 1 were complete" in outcome.err
     assert (output / "videos" / "00001.mp4").read_bytes() == before[output / "videos" / "00001.mp4"]
 
 

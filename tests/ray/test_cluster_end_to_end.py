@@ -96,10 +96,11 @@ def test_from_videos_to_scores_with_a_node_killed(cluster: Cluster, s3_bucket: s
     assert [step for step, _ in losses] == list(range(2, reached + 5, 2))
 
     # Two values of ar_step, the four classes, one seed each.
-    submit("sweep", f"grid.checkpoints=[{place}/dit/pipeline]", f"output={place}/sweep", "grid.ar_steps=[2,4]",
-           "grid.num_frames=[8]", "grid.num_inference_steps=[4]", "grid.seeds=1", "batch_size=4")  # fmt: skip
+    submit("sweep", f"grid.checkpoints=[{place}/dit/pipeline]", f"output={place}/sweep", "grid.axes.ar_step=[2,4]",
+           "grid.sampling.num_frames=8", "grid.sampling.num_inference_steps=4", "grid.seeds=1",
+           "batch_size=4")  # fmt: skip
     rows = pq.read_table(io.BytesIO(storage.read_bytes(f"{place}/sweep/manifest.parquet"))).to_pylist()
-    assert sorted((row["ar_step"], row["label"], row["status"]) for row in rows) == [
+    assert sorted((row["ar_step"], row["class_label"], row["status"]) for row in rows) == [
         (step, label, "ok") for step in (2, 4) for label in range(4)
     ]
     cells = [f for f in storage.list_files(f"{place}/sweep/cells") if f.endswith("manifest.parquet")]

@@ -13,10 +13,11 @@ import yaml
 from jobs import Jobs, Result
 
 from ardiff.data.config import SyntheticConfig
-from ardiff.data.decode import decode_clip, probe
+from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
 from ardiff.data.latents import read_description, read_latents
 from ardiff.data.manifest import class_names, read_manifest
+from ardiff.data.probe import probe
 from ardiff.data.synthetic import render_video
 from ardiff.metrics.controls import CONTROLS
 from ardiff.metrics.pairs.psnr import psnr

@@ -103,7 +103,7 @@ def test_a_wrong_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("0" * 64)
     result = Laptop(cluster).run("submit", "prepare", f"output={tmp_path}", token=str(tmp_path / "token"))
     assert result.code == 1
-    assert "asks for a token, and this is not it" in result.complaint
+    assert "needs a token, and the given one" in result.complaint
 
 
 def test_a_failing_job_ends_with_its_code_and_reason(cluster: Cluster, tmp_path: Path) -> None:
@@ -159,16 +159,16 @@ def test_doctor_looks_at_every_node(cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_doctor_says_what_to_mend(cluster: Cluster, tmp_path: Path) -> None:
+def test_doctor_says_what_to_fix(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = Laptop(cluster).run("doctor", "--storage", str(tmp_path / "file"), "--workers", "50", "--patience", "1")
     assert result.code == 1
-    assert re.search(r"MEND +storage +.*127\.0\.0\.3", result.out)
-    assert re.search(r"MEND +all-reduce +no room for 50 workers", result.out)
+    assert re.search(r"FIX +storage +.*127\.0\.0\.3", result.out)
+    assert re.search(r"FIX +all-reduce +no resources for 50 workers", result.out)
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_job_and_says_how_to_go_on(cluster: Cluster, latents: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_job_and_says_how_to_resume(cluster: Cluster, latents: Path, tmp_path: Path) -> None:
     laptop = Laptop(cluster)
     sizes = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2}
     settings = [f"dit.{name}={value}" for name, value in sizes.items()]
@@ -181,11 +181,11 @@ def test_ctrl_c_stops_the_job_and_says_how_to_go_on(cluster: Cluster, latents: P
         while "step" not in process.stdout.readline():
             assert process.poll() is None
         again = laptop.run("submit", "train-dit", *settings)
-        assert f"{name} is at work on {tmp_path} already" in again.complaint
+        assert f"{name} is already writing to {tmp_path}" in again.complaint
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert "The same command goes on where this one stopped." in err
+    assert "The same command resumes." in err
     assert [job["status"] for job in laptop.jobs() if job["submission_id"] == name] == ["STOPPED"]

@@ -1,4 +1,4 @@
-"""Sweeps: every row of the grid once, the same frames whoever makes them, whatever is killed, stopped or run twice."""
+"""Sweeps: every video once and always with the same frames, whatever is killed, stopped or run twice."""
 
 import contextlib
 import os
@@ -17,12 +17,24 @@ from ardiff.data import storage
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.manifest import read_manifest, write_manifest
 from ardiff.data.synthetic import write_video
-from ardiff.sweep.rows import read_rows
+from ardiff.sweep.manifest import read_manifest as read_sweep_manifest
 
 pytestmark = pytest.mark.ray
 
-SMALL = ["grid.ar_steps=[1,4]", "grid.num_frames=[12]", "grid.num_inference_steps=[4]", "grid.seeds=2", "cpu_threads=1"]
-LONG = ["grid.ar_steps=[8]", "grid.num_frames=[100]", "grid.num_inference_steps=[8]", "grid.seeds=4", "batch_size=2"]
+SMALL = [
+    "grid.axes.ar_step=[1,4]",
+    "grid.sampling.num_frames=12",
+    "grid.sampling.num_inference_steps=4",
+    "grid.seeds=2",
+    "cpu_threads=1",
+]
+LONG = [
+    "grid.sampling.ar_step=8",
+    "grid.sampling.num_frames=100",
+    "grid.sampling.num_inference_steps=8",
+    "grid.seeds=4",
+    "batch_size=2",
+]
 """Twelve videos that take a second or two each, so that there is time to break something."""
 
 
@@ -54,8 +66,8 @@ def arguments(checkpoint: str, output: object, *settings: str) -> list[str]:
 
 
 def lines_of(output: object) -> list[dict[str, Any]]:
-    """The manifest, after checks that hold for every one: no row is twice, and what is there is what it says."""
-    lines = read_rows(f"{output}/manifest.parquet")
+    """The manifest, after checks that hold for every one: no video is listed twice, and files match their rows."""
+    lines = read_sweep_manifest(f"{output}/manifest.parquet")
     assert len({line["id"] for line in lines}) == len(lines)
     made = [line for line in lines if line["status"] == "ok"]
     assert len({line["frames_sha256"] for line in made}) == len(made)
@@ -90,39 +102,39 @@ def wait_for_records(process: Any, output: object, count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reference(cluster: None, checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small grid by one actor, in packs of a whole cell."""
+    """The small grid by one actor, in batches of a whole sweep point."""
     output = tmp_path_factory.mktemp("reference") / "out"
     assert main(["sweep", f"grid.checkpoints=[{checkpoint}]", f"output={output}", *SMALL]) == 0
     return output
 
 
-def test_every_row_of_the_grid_is_made_once(reference: Path) -> None:
+def test_every_video_of_the_grid_is_generated_once(reference: Path) -> None:
     lines = lines_of(reference)
     assert len(lines) == 2 * 3 * 2  # ar_steps, classes, seeds
-    settings = {(line["ar_step"], line["label"], line["seed"]) for line in lines}
+    settings = {(line["ar_step"], line["class_label"], line["seed"]) for line in lines}
     assert settings == {(a, c, s) for a in (1, 4) for c in range(3) for s in range(2)}
     assert {line["status"] for line in lines} == {"ok"}
-    assert {(line["pack"], line["attempts"], line["device"]) for line in lines} == {(6, 1, "cpu")}
-    for cell in {line["cell"] for line in lines}:
-        records = read_manifest(str(reference / "cells" / cell / "manifest.parquet"))
+    assert {(line["batch_size"], line["attempts"], line["device"]) for line in lines} == {(6, 1, "cpu")}
+    for point in {line["point"] for line in lines}:
+        records = read_manifest(str(reference / "points" / point / "manifest.parquet"))
         assert [r.label for r in records] == [0, 1, 2, 0, 1, 2]
     page = (reference / "report.html").read_text()
     assert not re.search(r'(?:src|href)="(?!data:)', page)
-    assert page.count("data:video/mp4") == 4  # two cells, best, worst
+    assert page.count("data:video/mp4") == 4  # two points, best, worst
     assert "ardiff sweep" in page
 
 
 @pytest.mark.slow
-def test_three_actors_and_packs_of_one_change_no_bit(sweep: Sweep, reference: Path, tmp_path: Path) -> None:
+def test_three_actors_and_batches_of_one_change_no_bit(sweep: Sweep, reference: Path, tmp_path: Path) -> None:
     code, err = sweep(tmp_path / "o", "min_actors=3", "max_actors=3", "batch_size=1")
     assert code == 0, err
     lines, expected = lines_of(tmp_path / "o"), lines_of(reference)
     assert frames(lines) == frames(expected)
     assert [line["file_sha256"] for line in lines] == [line["file_sha256"] for line in expected]
-    assert {line["pack"] for line in lines} == {1}
+    assert {line["batch_size"] for line in lines} == {1}
 
 
-def test_two_actors_change_no_bit_and_again_makes_only_what_is_missing_or_damaged(
+def test_two_actors_change_no_bit_and_again_generates_only_what_is_missing_or_damaged(
     sweep: Sweep, reference: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -130,7 +142,7 @@ def test_two_actors_change_no_bit_and_again_makes_only_what_is_missing_or_damage
     before, expected = lines_of(output), lines_of(reference)
     assert frames(before) == frames(expected)
     assert [line["file_sha256"] for line in before] == [line["file_sha256"] for line in expected]
-    assert {line["pack"] for line in before} == {2, 4}
+    assert {line["batch_size"] for line in before} == {2, 4}
     Path(before[0]["uri"]).unlink()
     Path(before[3]["uri"]).write_bytes(b"half")
     Path(before[5]["latents"]).unlink()
@@ -139,23 +151,23 @@ def test_two_actors_change_no_bit_and_again_makes_only_what_is_missing_or_damage
     stamps = {line["uri"]: Path(line["uri"]).stat().st_mtime_ns for line in before[8:]}
     code, err = sweep(output, "keep_latents=true")
     assert code == 0
-    assert "4 videos generated, 8 were there, 0 failed" in err
+    assert "4 videos generated, 8 were complete, 0 failed" in err
     assert frames(lines_of(output)) == frames(before)
     assert [line["file_sha256"] for line in lines_of(output)] == [line["file_sha256"] for line in before]
     assert {uri: Path(uri).stat().st_mtime_ns for uri in stamps} == stamps
     # A larger grid takes up what is there.
     code, err = sweep(output, "keep_latents=true", "grid.seeds=3")
-    assert "6 videos generated, 12 were there" in err
+    assert "6 videos generated, 12 were complete" in err
     assert len(lines_of(output)) == 18
     code, err = sweep(output, "crf=20")
     assert code == 2
     assert "give another output" in err
 
 
-def test_bad_rows_are_recorded_and_the_others_are_made_and_scored(
+def test_invalid_videos_are_recorded_and_the_others_are_generated(
     sweep: Sweep, reference: Path, tmp_path: Path
 ) -> None:
-    """A class that the model has not; packs that do not fit into the cache, and videos that do not even alone."""
+    """A class that the model lacks; batches that do not fit into the cache, and videos that do not even fit alone."""
     drawn = SyntheticConfig(num_train=1, num_test=6, num_frames=24, num_long=0)
     real = tmp_path / "real"
     write_manifest(f"{real}/manifest.parquet", [write_video(drawn, str(real), i, "test") for i in range(6)])
@@ -163,9 +175,9 @@ def test_bad_rows_are_recorded_and_the_others_are_made_and_scored(
     code, err = sweep(
         output,
         "engine.max_cache_bytes=9000",  # a video has 4096 and a class 3584; with guidance twice that
-        "grid.guidance_scales=[1,2]",
+        "grid.axes.guidance_scale=[1,2]",
         "grid.classes=[0,1,2,7]",
-        "grid.ar_steps=[1]",
+        "grid.axes.ar_step=[1]",
         "batch_size=4",
         "evaluate=quick",
         f"real={real}/manifest.parquet",
@@ -175,18 +187,18 @@ def test_bad_rows_are_recorded_and_the_others_are_made_and_scored(
     assert code == 1
     assert err.rstrip().endswith("the same command tries them again.")
     assert "Traceback" not in err
-    assert "ardiff: 10 of 16 videos could not be made; all others are there." in err
+    assert "ardiff: 10 of 16 videos could not be generated; all others are complete." in err
     lines = lines_of(output)
-    found = {(line["guidance_scale"], line["label"] == 7): line for line in lines}
+    found = {(line["guidance_scale"], line["class_label"] == 7): line for line in lines}
     assert [found[k]["status"] for k in ((1.0, False), (1.0, True), (2.0, False), (2.0, True))] == ["ok"] + [
         "failed"
     ] * 3
-    tries = {
-        scale: {(x["pack"], x["attempts"]) for x in lines if x["guidance_scale"] == scale and x["label"] < 7}
-        for scale in (1.0, 2.0)
+    valid = [line for line in lines if line["class_label"] < 7]
+    attempts = {
+        scale: {(x["batch_size"], x["attempts"]) for x in valid if x["guidance_scale"] == scale} for scale in (1.0, 2.0)
     }
-    assert tries[1.0] == {(1, 3), (1, 2)}  # of a pack of four, and of two
-    assert tries[2.0] == {(0, 4), (0, 3)}  # twice alone
+    assert attempts[1.0] == {(1, 3), (1, 2)}  # of a batch of four, and of two
+    assert attempts[2.0] == {(0, 4), (0, 3)}  # twice alone
     assert frames(lines_of(reference)).items() >= frames([x for x in lines if x["status"] == "ok"]).items()
     assert "class_label 7 is out of range" in found[1.0, True]["message"]
     assert found[1.0, True]["attempts"] == 0
@@ -197,22 +209,22 @@ def test_bad_rows_are_recorded_and_the_others_are_made_and_scored(
     assert "not scored" in page
     assert "class_label 7 is out of range" in page
     assert not (output / "stage.json").exists()
-    code, err = sweep(output, "grid.ar_steps=[1]")
+    code, err = sweep(output, "grid.axes.ar_step=[1]")
     assert code == 0
-    assert "0 videos generated, 6 were there, 0 failed" in err
+    assert "0 videos generated, 6 were complete, 0 failed" in err
 
 
-def test_a_grid_of_which_nothing_can_be_made_is_refused(sweep: Sweep, tmp_path: Path) -> None:
-    code, err = sweep(tmp_path / "out", "grid.ar_steps=[9]")
+def test_a_grid_without_a_valid_video_is_rejected(sweep: Sweep, tmp_path: Path) -> None:
+    code, err = sweep(tmp_path / "out", "grid.axes.ar_step=[9]")
     assert code == 2
-    assert "No video of the grid can be made: ar_step must be between" in err
+    assert "No video of the grid can be generated: ar_step must be between" in err
     code, err = sweep(tmp_path / "out", "min_actors=99", "max_actors=99")
     assert code == 2
     assert "99 actors of 1 CPUs each are more than" in err
     assert sweep(tmp_path / "out", "evaluate=quick")[0] == 2
 
 
-def test_scores_that_cannot_be_had_are_refused_first_or_leave_a_page(sweep: Sweep, tmp_path: Path) -> None:
+def test_scores_that_are_impossible_fail_first_or_leave_a_report(sweep: Sweep, tmp_path: Path) -> None:
     real = tmp_path / "real"
     record = write_video(SyntheticConfig(num_test=1, num_frames=24), str(real), 0, "test")
     write_manifest(f"{real}/manifest.parquet", [record])
@@ -221,7 +233,7 @@ def test_scores_that_cannot_be_had_are_refused_first_or_leave_a_page(sweep: Swee
     code, err = sweep(tmp_path / "out", real_videos, *published)
     assert code == 1
     assert "ardiff weights fetch i3d" in err
-    assert not (tmp_path / "out").exists()  # no video was made for nothing
+    assert not (tmp_path / "out").exists()  # no video was generated in vain
     Path(record.uri).unlink()
     quick = ("quick.num_clips=2", "quick.num_frames=12", "quick.batch_size=2", "quick.resolution=16")
     code, err = sweep(tmp_path / "out", real_videos, "evaluate=quick", *quick)
@@ -258,13 +270,13 @@ def test_killed_actors_and_drivers_cost_what_was_in_flight(
     there = len(records_in(output))
     result = jobs.run("sweep", *arguments(checkpoint, output, "max_actors=2"))
     assert result.code == 0, result.err
-    counts = re.search(r"(\d+) videos generated, (\d+) were there, 0 failed", result.err)
+    counts = re.search(r"(\d+) videos generated, (\d+) were complete, 0 failed", result.err)
     assert counts is not None
     assert int(counts[2]) >= there  # actors end some time after their driver
     assert int(counts[1]) + int(counts[2]) == 12
     lines = lines_of(output)
     assert frames(lines) == expected
-    assert sum(line["attempts"] > 1 for line in lines) <= 2  # of the pack whose actor was killed
+    assert sum(line["attempts"] > 1 for line in lines) <= 2  # of the batch whose actor was killed
 
     # Nothing but an actor killed: the job goes on by itself.
     process = jobs.start("sweep", *arguments(checkpoint, tmp_path / "b", "max_actors=1"), log=tmp_path / "log")
@@ -276,11 +288,11 @@ def test_killed_actors_and_drivers_cost_what_was_in_flight(
     lines = lines_of(tmp_path / "b")
     assert frames(lines) == expected
     assert len({line["worker"] for line in lines}) == 2
-    assert "12 videos generated, 0 were there, 0 failed" in (tmp_path / "log").read_text()
+    assert "12 videos generated, 0 were complete, 0 failed" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.slow
-def test_actors_are_added_while_there_are_packs(
+def test_actors_are_added_while_there_are_batches(
     jobs: Any, checkpoint: str, expected: dict[str, str], tmp_path: Path
 ) -> None:
     settings = ("batch_size=1", "max_actors=2", "grid.seeds=8")

@@ -20,7 +20,7 @@ from ardiff.config import build, section_classes
 from ardiff.data.config import StorageConfig
 from ardiff.errors import ConfigError
 from ray_jobs.serve import ReplicaConfig
-from ray_jobs.submit import _parser as submit_parser
+from ray_jobs.submit import submit_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "cluster" / "README.md"]

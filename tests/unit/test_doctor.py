@@ -103,7 +103,7 @@ def test_a_cluster_that_is_given_is_named(monkeypatch: pytest.MonkeyPatch, capsy
 def test_what_is_needed_and_not_there_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "_has", lambda name: False)
+    monkeypatch.setattr(doctor, "_installed", lambda name: False)
     assert main(["doctor"]) == 1
     found = lines(capsys.readouterr().out)
     assert found["ray"] == ("MISSING", "not installed: pip install 'ardiff[ray]'")

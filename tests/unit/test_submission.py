@@ -11,7 +11,8 @@ from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
 from ardiff.cli import main, read_arguments
 from ardiff.errors import ArdiffError
-from ray_jobs.submit import connection, look, plan
+from ray_jobs.runtime.job_client import connection, job_details
+from ray_jobs.submit import plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,16 +63,16 @@ def test_arguments_reach_the_job_as_they_were_given() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["generate"], "output=runs/videos would lie in a temporary folder"),
+        (["generate"], "output=runs/videos would be in a temporary folder"),
         (["generate", "output=s3://a/b", "num_videoss=1"], "num_videos"),
-        (["--env", "AWS_SECRET_ACCESS_KEY=x", "generate", "output=/a"], "anyone who sees the dashboard"),
+        (["--env", "AWS_SECRET_ACCESS_KEY=x", "generate", "output=/a"], "the dashboard would show it"),
         (["--env", "=x", "generate", "output=/a"], "NAME=VALUE"),
         (["generate", "output=/a", "--config", str(ROOT / "configs" / "sky" / "generate.yaml")], "relative to"),
         (["--working-dir", "nowhere", "generate", "output=/a"], "There is no folder"),
         (["--address", "127.0.0.1:8265", "generate", "output=/a"], "is not the URL"),
         (["--address", "http://127.0.0.1:9", "generate", "output=/a"], "no cluster at http://127.0.0.1:9"),
         (["--token-file", str(ROOT / "README.md"), "generate", "output=/a"], "should be one word"),
-        (["--token-file", "nowhere", "generate", "output=/a"], "there is no such file"),
+        (["--token-file", "nowhere", "generate", "output=/a"], "does not exist"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_sentence(
@@ -130,18 +131,18 @@ class Client:
 def test_a_cluster_that_cannot_answer_now_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     client: Any = Client(refusal(503), requests.ConnectionError("gone"), refusal(500), "details")
-    assert look(client, "job") == "details"
+    assert job_details(client, "job") == "details"
     client = Client(refusal(404))
     with pytest.raises(ArdiffError, match="job was lost with the head of the cluster: submit the same command"):
-        look(client, "job")
+        job_details(client, "job")
     client = Client(ValueError("a bug"), refusal(400))
     with pytest.raises(ValueError, match="a bug"):
-        look(client, "job")
+        job_details(client, "job")
     with pytest.raises(RuntimeError, match="400"):
-        look(client, "job")
+        job_details(client, "job")
 
 
 def test_an_address_that_answers_with_an_error_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_jobs.submit.JobSubmissionClient", lambda *arguments, **options: None)
+    monkeypatch.setattr("ray_jobs.runtime.job_client.JobSubmissionClient", lambda *arguments, **options: None)
     with pytest.raises(ArdiffError, match="answers with status 502"), connection("http://127.0.0.1:9", None):
         raise refusal(502)

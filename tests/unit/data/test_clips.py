@@ -13,9 +13,11 @@ from ardiff.data import clips as clips_module
 from ardiff.data import storage
 from ardiff.data.clips import natural_order, probe_video, read_clips
 from ardiff.data.config import ClipConfig
-from ardiff.data.decode import crop_square, decode_clip, decode_frames, frame_times, probe
+from ardiff.data.decode import decode_clip, decode_frames, frame_times
 from ardiff.data.error_log import BadSample
 from ardiff.data.manifest import VideoRecord, manifest_table
+from ardiff.data.pictures import crop_square
+from ardiff.data.probe import probe
 from ardiff.data.storage import StoredFile
 from ardiff.data.streams import ClipStream
 from ardiff.errors import DataError, DecodeError
@@ -58,18 +60,6 @@ def test_frames_after_a_seek_are_those_of_a_whole_decode(kind: str) -> None:
         wanted = [first, first + 1, first + 4]
         frames = decode_frames(data, wanted, None, timing)
         assert all(np.array_equal(frames[i], whole[i]) for i in wanted), first
-
-
-def test_a_seek_decodes_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encode(frames=40, bf=0)
-    from ardiff.data import decode
-
-    decoded: list[int] = []
-    original = decode._picture
-    monkeypatch.setattr(decode, "_picture", lambda *a: decoded.append(1) or original(*a))
-    found = decode._decode_from_key_frame(data, [31, 32], None, probe(data).timing)
-    assert found is not None
-    assert sorted(found) == [31, 32]
 
 
 def test_damage_before_the_clip_does_no_harm_and_damage_in_it_is_told() -> None:
@@ -222,7 +212,7 @@ def test_a_stream_from_s3_is_the_one_from_disk(records: list[VideoRecord], s3_bu
 
 def test_without_a_report_a_bad_video_is_an_error(records: list[VideoRecord]) -> None:
     gone = [replace(r, uri="/nowhere.mp4") for r in records]
-    with pytest.raises(DataError, match=r"/nowhere\.mp4 cannot be used any more"):
+    with pytest.raises(DataError, match=r"/nowhere\.mp4 can no longer be used"):
         stream(gone).load(0)
     with pytest.raises(DataError, match="8 videos in a row"):
         stream(gone, report=lambda bad: None).load(0)

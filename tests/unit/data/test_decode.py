@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 
-from ardiff.data.decode import decode_clip, decode_clips, probe
+from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
+from ardiff.data.probe import probe
 from ardiff.errors import ClipTooShortError, DecodeError
 
 
@@ -83,23 +84,17 @@ def test_clip_equals_slice_of_whole_decode(
     assert np.array_equal(clip, frames[start : start + num_frames * stride : stride])
 
 
-def test_several_clips_overlap_repeat_and_keep_their_order(video: bytes, frames: np.ndarray) -> None:
-    clips = decode_clips(video, [20, 0, 20, 3], 6, 3)
-    for clip, start in zip(clips, [20, 0, 20, 3], strict=True):
-        assert np.array_equal(clip, frames[start : start + 18 : 3])
-
-
 def test_too_short(video: bytes) -> None:
     with pytest.raises(ClipTooShortError, match="needs frame 40, the video has 40 frames"):
         decode_clip(video, 25, 16)
     with pytest.raises(ClipTooShortError):
-        decode_clips(video, [0, 39], 2)
+        decode_clip(video, 39, 2)
 
 
-@pytest.mark.parametrize(("starts", "num_frames", "stride"), [([], 1, 1), ([-1], 2, 1), ([0], 0, 1), ([0], 1, 0)])
-def test_impossible_requests(video: bytes, starts: list[int], num_frames: int, stride: int) -> None:
-    with pytest.raises(ValueError, match="no clips"):
-        decode_clips(video, starts, num_frames, stride)
+@pytest.mark.parametrize(("start", "num_frames", "stride"), [(-1, 2, 1), (0, 0, 1), (0, 1, 0)])
+def test_impossible_requests(video: bytes, start: int, num_frames: int, stride: int) -> None:
+    with pytest.raises(ValueError, match="there is no clip"):
+        decode_clip(video, start, num_frames, stride)
 
 
 def test_resize_short_side_then_centre_crop() -> None:

@@ -7,8 +7,9 @@ from numpy.random import default_rng
 from PIL import Image
 
 from ardiff.data.config import SyntheticConfig
-from ardiff.data.decode import decode_clip, probe
+from ardiff.data.decode import decode_clip
 from ardiff.data.encode import VideoCodec, contact_sheet, encode_video, reencode_mpeg4, tile
+from ardiff.data.probe import probe
 from ardiff.data.synthetic import render_video
 from ardiff.serving.fragments import FragmentWriter
 

@@ -18,9 +18,9 @@ from ardiff.data.latents import (
     read_description,
     read_keys,
     read_latents,
+    select_rows,
     statistics_of,
     vae_fingerprint,
-    with_rows,
     write_description,
     write_shard,
 )
@@ -87,7 +87,7 @@ def test_description_round_trip(tmp_path: Path) -> None:
 
 def test_an_unfinished_set_is_none(tmp_path: Path) -> None:
     (tmp_path / "0.parquet").write_bytes(b"")
-    with pytest.raises(DataError, match=r"No complete set of latents .*ardiff encode"):
+    with pytest.raises(DataError, match=r"no complete set of latents .*ardiff encode"):
         read_description(str(tmp_path))
 
 
@@ -127,7 +127,7 @@ def test_shards_are_named_by_their_clips_and_lose_stale_ones(tmp_path: Path) -> 
     assert write_shard(folder, keys(2)) != name
     found = read_keys(f"{folder}/{name}")
     assert found == [ClipKey("v0", "e", 0, False), ClipKey("v1", "e", 8, True), ClipKey("v2", "e", 16, False)]
-    rest = with_rows(f"{folder}/{name}", np.array([True, False, True]))
+    rest = select_rows(f"{folder}/{name}", np.array([True, False, True]))
     (tmp_path / "rest.parquet").write_bytes(rest)
     assert read_keys(f"{folder}/rest.parquet") == [found[0], found[2]]
     latents, labels = read_latents(f"{folder}/rest.parquet", (2, 3, 4))

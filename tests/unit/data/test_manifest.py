@@ -62,7 +62,7 @@ def test_usable_says_why_none_is_left() -> None:
     bad = replace(RECORD, status="error", reason="it is empty")
     with pytest.raises(DataError, match="lists no video"):
         usable([], "train", 1)
-    with pytest.raises(DataError, match="None of the 2 videos can be decoded; the first says: it is empty"):
+    with pytest.raises(DataError, match=r"None of the 2 videos can be decoded\. The first one: it is empty"):
         usable([bad, bad], "train", 1)
     with pytest.raises(DataError, match="None of the 1 decodable videos is in the 'test' split"):
         usable([RECORD, bad], "test", 1)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -102,10 +103,10 @@ def test_s3_keys_are_literal(key: str) -> None:
 @pytest.mark.usefixtures("_s3_environment")
 def test_opening_s3_sets_the_checksum_default_only_if_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     storage.open_filesystem("s3://bucket/a")
-    assert storage.os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
+    assert os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
     storage.open_filesystem("s3://bucket/a")
-    assert storage.os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_supported"
+    assert os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_supported"
 
 
 def test_unknown_scheme_is_a_data_error() -> None:

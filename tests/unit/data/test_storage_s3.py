@@ -1,6 +1,7 @@
-"""Places on a real S3 server: names, sizes of all kinds, rights, and a server that goes away for a while."""
+"""Files on a real S3 server: names, sizes, rights; and retries with a server that fails for a while."""
 
 import http.server
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from botocore.exceptions import ClientError
 from broken_videos import encode
 from s3_server import S3Server, environment
 
-from ardiff.data import s3, storage
-from ardiff.data.config import StorageConfig
-from ardiff.data.decode import decode_clip, decode_frames, probe
+from ardiff.data import retries, s3, storage
+from ardiff.data.config import STORAGE_VARIABLE, StorageConfig
+from ardiff.data.decode import decode_clip, decode_frames
+from ardiff.data.probe import probe
+from ardiff.data.retries import is_transient
 from ardiff.errors import ConfigError, DataError, StorageError
 
 
@@ -136,50 +139,26 @@ def test_more_than_a_thousand_keys_are_listed(s3_server: S3Server, s3_bucket: st
     assert storage.list_files(f"{s3_bucket}/many") == [f"{s3_bucket}/{name}" for name in names]
 
 
-def test_a_patient_file_system_waits_in_another_process_too() -> None:
-    with S3Server() as server, environment(server.environment()):
-        filesystem, path = storage.open_filesystem(f"s3://{server.make_bucket()}/file", patient=True)
-        sent = pickle.loads(pickle.dumps(filesystem))  # noqa: S301
-        server.stop()
-        back = server.start_after(2.0)  # the seconds of three attempts, as many as it has otherwise
-        with sent.open_output_stream(path) as stream:
-            stream.write(b"content")
-        back.result()
-        assert storage.read_bytes(f"s3://{path}") == b"content"
-
-
-def test_a_server_that_is_away_is_waited_for() -> None:
-    with S3Server() as server, environment(server.environment()):
-        place = f"s3://{server.make_bucket()}/file"
-        storage.write_bytes(place, b"content")
-        s3.configure(StorageConfig(retry_seconds=8.0))
-        assert storage.read_bytes(place) == b"content"  # with these settings: making a client takes a while
-        server.stop()
-        with pytest.raises(StorageError, match=r"tried \d+ times") as info:
-            storage.read_bytes(place)
-        assert info.value.transient
-        assert info.value.attempts > 1
-        copy = pickle.loads(pickle.dumps(info.value))  # noqa: S301 - as it comes from a worker
-        assert (str(copy), copy.attempts, copy.transient) == (str(info.value), info.value.attempts, True)
-        s3.configure(StorageConfig(retry_seconds=90.0))
-        back = server.start_after(1.0)
-        try:
-            assert storage.read_bytes(place) == b"content"
-        finally:
-            back.result()
-
-
 class Public(http.server.BaseHTTPRequestHandler):
-    """One public object, and what it was asked with."""
+    """A server with one public object. It fails some requests first, and records all others."""
 
-    asked: list[tuple[str, str | None]] = []  # noqa: RUF012 - shared by the requests of a test
+    requests: list[tuple[str, str | None]] = []  # noqa: RUF012 - shared by the requests of a test
+    failures = 0
 
     def do_GET(self) -> None:
-        self.asked.append((self.path, self.headers.get("Authorization")))
+        if Public.failures:
+            Public.failures -= 1
+            self.send_error(503)
+            return
+        self.requests.append((self.path, self.headers.get("Authorization")))
         self.send_response(200)
         self.send_header("Content-Length", "7")
         self.end_headers()
-        self.wfile.write(b"content")
+        if self.command == "GET":
+            self.wfile.write(b"content")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -187,7 +166,8 @@ class Public(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def public() -> Iterator[str]:
-    Public.asked.clear()
+    Public.requests.clear()
+    Public.failures = 0
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Public)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -195,12 +175,53 @@ def public() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.fixture
+def reader(public: str) -> Iterator[None]:
+    """The variables of a process that reads from the public server."""
+    with environment({"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": public}):
+        yield
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_retrying_file_system_retries_in_another_process_too() -> None:
+    filesystem, path = storage.open_filesystem("s3://bucket/file", retry=True)
+    copy = pickle.loads(pickle.dumps(filesystem))  # noqa: S301
+    Public.failures = s3.SDK_ATTEMPTS + 1
+    assert copy.open_input_stream(path).read() == b"content"
+    assert Public.failures == 0
+
+
+@pytest.mark.usefixtures("reader")
+def test_reading_waits_for_a_server_that_fails() -> None:
+    s3.configure(StorageConfig(retry_seconds=90.0))
+    Public.failures = s3.SDK_ATTEMPTS + 1
+    assert storage.read_bytes("s3://bucket/file") == b"content"
+    assert Public.failures == 0
+    s3.configure(StorageConfig(retry_seconds=4.0))
+    Public.failures = 1000
+    with pytest.raises(StorageError, match=r"tried \d+ times") as info:
+        storage.read_bytes("s3://bucket/file")
+    assert info.value.transient
+    assert info.value.attempts > 1
+    copy = pickle.loads(pickle.dumps(info.value))  # noqa: S301 - as it comes from a worker
+    assert (str(copy), copy.attempts, copy.transient) == (str(info.value), info.value.attempts, True)
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_server_that_cannot_be_reached_is_a_transient_error() -> None:
+    with environment({**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}):
+        s3.configure(StorageConfig(retry_seconds=0.0))
+        with pytest.raises(StorageError) as info:
+            storage.read_bytes("s3://bucket/file")
+    assert info.value.transient
+
+
 @pytest.mark.parametrize("anonymous", [True, False])
 def test_settings_reach_the_client(public: str, anonymous: bool) -> None:
     with environment({"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}):
         s3.configure(StorageConfig(endpoint=public, region="eu-west-1", anonymous=anonymous))
         assert storage.read_bytes("s3://bucket/a b") == b"content"
-    [(path, authorization)] = Public.asked
+    [(path, authorization)] = Public.requests
     assert path == "/bucket/a%20b"
     assert authorization is None if anonymous else "/eu-west-1/s3/" in str(authorization)
 
@@ -219,7 +240,7 @@ def test_the_profile_holds_the_credentials(public: str, tmp_path: Path) -> None:
     with environment({"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials")}):
         s3.configure(StorageConfig(endpoint=public, region="us-east-1", profile="lab"))
         storage.read_bytes("s3://bucket/file")
-    assert "Credential=labkey/" in str(Public.asked[0][1])
+    assert "Credential=labkey/" in str(Public.requests[0][1])
 
 
 def test_settings_travel_as_environment_and_without_secrets() -> None:
@@ -262,20 +283,20 @@ def answer(code: str, status: int) -> ClientError:
         (ValueError("anything else"), False),
     ],
 )
-def test_which_errors_pass_by_themselves(error: Exception, transient: bool) -> None:
-    assert s3.is_transient(error) == transient
+def test_transient_errors(error: Exception, transient: bool) -> None:
+    assert is_transient(error) == transient
 
 
-def test_pauses_grow_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pauses_grow_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     clock = SimpleNamespace(monotonic=lambda: sum(pauses), sleep=pauses.append)
 
     def refuse(path: Path) -> None:
         raise OSError(104, "reset")
 
-    monkeypatch.setattr(storage, "time", clock)
+    monkeypatch.setattr(retries, "time", clock)
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    monkeypatch.setenv(s3.VARIABLE, '{"retry_seconds": 100}')
+    monkeypatch.setenv(STORAGE_VARIABLE, '{"retry_seconds": 100}')
     with pytest.raises(StorageError, match=r"reset \(tried \d+ times\)"):
         storage.read_bytes("/anywhere")
     assert all(0.25 * 2**i <= pause <= 0.5 * 2**i for i, pause in enumerate(pauses[:5]))

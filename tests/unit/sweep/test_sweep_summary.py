@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ardiff.metrics.drift import STATISTICS
-from ardiff.sweep.statistics import deviation, drift, part_length, video_statistics
+from ardiff.sweep.statistics import deviation, drift, segment_length, video_statistics
 from ardiff.sweep.summary import aligned
 
 
@@ -19,7 +19,7 @@ def moving(frames: int, speed: int = 1, level: int = 100) -> np.ndarray:
 
 
 def test_parts_are_of_16_frames_or_half_a_short_video() -> None:
-    assert [part_length(n) for n in (2, 3, 16, 31, 32, 128)] == [2, 2, 8, 15, 16, 16]
+    assert [segment_length(n) for n in (2, 3, 16, 31, 32, 128)] == [2, 2, 8, 15, 16, 16]
     for frames, parts in ((128, 8), (40, 2), (16, 2), (3, 1)):
         found = video_statistics(moving(frames))
         assert found.keys() == STATISTICS.keys()

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from ardiff.data.clip_index import CurrentVideos
 from ardiff.data.manifest import VideoRecord
-from ray_jobs.encode import Current
 
 CAT = VideoRecord("cat.mp4", 1, "h264", 50, 38, 8.0, 12, 1, "cats", "train", "ok", "", etag="e")
 APE = replace(CAT, uri="ape.mp4", label=0, class_name="apes")
@@ -22,9 +22,9 @@ APE = replace(CAT, uri="ape.mp4", label=0, class_name="apes")
     ],
 )
 def test_a_clip_stays_if_content_label_and_split_are_those_of_the_manifest(now: VideoRecord, stays: bool) -> None:
-    assert Current.of([APE, now], ["apes", "cats"]).holds("cat.mp4", "e", 1) is stays
+    assert CurrentVideos.of([APE, now], ["apes", "cats"]).agrees("cat.mp4", "e", 1) is stays
 
 
 def test_a_clip_of_a_video_that_is_gone_stays_if_its_class_has_the_same_number() -> None:
     for before, stays in ((["apes", "cats"], True), (["bats", "cats"], True), (["apes", "dogs"], False), ([], False)):
-        assert Current.of([APE, CAT], before).holds("gone.mp4", "e", 1) is stays
+        assert CurrentVideos.of([APE, CAT], before).agrees("gone.mp4", "e", 1) is stays

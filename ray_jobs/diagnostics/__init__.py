@@ -1,0 +1,1 @@
+"""Checks of a cluster for `ardiff doctor --address`: its nodes and their network."""

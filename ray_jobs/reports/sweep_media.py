@@ -1,0 +1,71 @@
+"""Videos and contact sheets of a sweep's report."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ardiff.data import storage
+from ardiff.data.decode import decode_clip
+from ardiff.data.encode import contact_sheet, encode_video, tile
+from ardiff.sweep.specs import VideoSpec
+from ray_jobs.reports.html import Sheet, Video
+
+TILES = 8
+"""Videos of a point that play together."""
+SHEET_SEEDS = 1
+"""Seeds of each class that get a contact sheet."""
+TILE_PIXELS = 96
+"""Small videos are enlarged to this size, and videos beyond twice this size are reduced."""
+
+
+def point_videos(specs: Sequence[VideoSpec], labels: dict[str, str], fps: float) -> list[Video]:
+    """The first videos of each point in ``labels``, which play together; classes take turns."""
+    videos = []
+    for name, text in labels.items():
+        of_point = [spec for spec in specs if spec.point == name]
+        of_point.sort(key=lambda spec: (spec.sampling.seed, spec.sampling.class_label or 0))
+        videos.append(play_together(text, "", of_point[:TILES], fps))
+    return videos
+
+
+def play_together(title: str, caption: str, specs: Sequence[VideoSpec], fps: float) -> Video:
+    """One video with the videos of ``specs`` as tiles. Shorter ones start again until the longest ends."""
+    clips = [_read_frames(spec) for spec in specs]
+    longest = max(len(clip) for clip in clips)
+    side = max(clip.shape[1] for clip in clips)
+    tiles = np.stack([_enlarge(clip, side)[np.arange(longest) % len(clip)] for clip in clips])
+    tiled = tile(tiles, columns=min(4, len(clips)), scale=max(TILE_PIXELS // side, 1))
+    return Video(title, caption, encode_video(tiled, fps, crf=23), "video/mp4")
+
+
+def class_sheets(specs: Sequence[VideoSpec], labels: dict[str, str]) -> list[Sheet]:
+    """A contact sheet per class, with the same seed at every point in ``labels``, a row per point."""
+    sheets = []
+    order = list(labels)
+    classes = {spec.sampling.class_label for spec in specs}
+    for class_label in sorted(classes, key=lambda c: -1 if c is None else c):
+        of_class = [s for s in specs if s.sampling.class_label == class_label and s.point in labels]
+        for seed in sorted({spec.sampling.seed for spec in of_class})[:SHEET_SEEDS]:
+            chosen = [spec for spec in of_class if spec.sampling.seed == seed]
+            chosen.sort(key=lambda spec: order.index(spec.point))
+            clips = [_read_frames(spec) for spec in chosen]
+            side, columns = max(c.shape[1] for c in clips), min(16, max(len(c) for c in clips))
+            rows = [_enlarge(c[np.linspace(0, len(c) - 1, columns).round().astype(int)], side) for c in clips]
+            scale = max(TILE_PIXELS // 2 // side, 1)
+            png = contact_sheet(np.stack(rows), [labels[spec.point] for spec in chosen], scale=scale)
+            title = f"{chosen[0].class_name or 'Without a class'}, seed {seed}"
+            sheets.append(Sheet(title, "The same noise at every point, a row each; time runs to the right.", png))
+    return sheets
+
+
+def _read_frames(spec: VideoSpec) -> np.ndarray:
+    """uint8 ``(F, H, W, 3)``, reduced if the video is large."""
+    video = decode_clip(storage.read_bytes(spec.uri), 0, spec.sampling.num_frames)
+    factor = max(video.shape[1] // (2 * TILE_PIXELS), 1)
+    return video[:, ::factor, ::factor]
+
+
+def _enlarge(clip: np.ndarray, side: int) -> np.ndarray:
+    """Resizes to ``side`` pixels by nearest neighbours."""
+    index = np.arange(side) * clip.shape[1] // side
+    return clip[:, index][:, :, index]
