@@ -98,5 +98,5 @@ def test_training_is_reproducible_and_does_not_change_the_evaluation_model() -> 
 
 
 def test_deepspeed_is_refused() -> None:
-    with pytest.raises(ValueError, match="engine=torch only"):
+    with pytest.raises(ValueError, match="onednn=true needs engine=torch"):
         TrainConfig(engine="deepspeed", onednn=True)

@@ -104,5 +104,5 @@ def test_what_cannot_be_started_from(make_vae, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="files of 'model' are missing"):
         initialise_autoencoder(str(tmp_path), make_vae())
     (tmp_path / "model-0-of-1.safetensors").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="Cannot read the checkpoint's file"):
+    with pytest.raises(CheckpointError, match="Cannot read the checkpoint file"):
         initialise_autoencoder(str(tmp_path), make_vae())
