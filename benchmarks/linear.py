@@ -25,8 +25,7 @@ from ardiff.train.engines.factory import make_engine
 from ardiff.train.tasks import AutoencoderTask, Batch, DiTTask, Task
 from ardiff.vae import ARAutoencoder
 from ray_jobs.encode import EncodeConfig
-from ray_jobs.train_dit import TrainDiTConfig
-from ray_jobs.train_vae import TrainVAEConfig
+from ray_jobs.training.config import TrainDiTConfig, TrainVAEConfig
 
 VARIANTS = {"torch": False, "oneDNN": True}
 

@@ -29,8 +29,7 @@ from ray_jobs.reports.quickstart import write_quickstart_report
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.stages import StageRecord, read_stage, record_run
-from ray_jobs.train_dit import TrainDiTConfig
-from ray_jobs.train_vae import TrainVAEConfig
+from ray_jobs.training.config import TrainDiTConfig, TrainVAEConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,8 +21,7 @@ from ardiff.vae import ARAutoencoder
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.generate import GenerateConfig
 from ray_jobs.prepare import PrepareConfig
-from ray_jobs.train_dit import TrainDiTConfig
-from ray_jobs.train_vae import TrainVAEConfig
+from ray_jobs.training.config import TrainDiTConfig, TrainVAEConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BENCHMARKS = {"sky": 0, "taichi": 0, "ucf101": 101, "faceforensics": 0}
