@@ -1,4 +1,4 @@
-"""Bad input gets one clear sentence, the right exit code, and leaves nothing half-written.
+"""Bad input gives one clear sentence and the right exit code, and leaves no partial output.
 
 Everything runs in this process: what a job checks before it starts Ray without Ray, the rest in one Ray session, which
 the jobs join.
@@ -44,7 +44,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting Ray would fail the test: what it checks must be checked before."""
+    """Fails the test if Ray is started: the job must check its input first."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("Ray was started before the input was checked")
@@ -343,7 +343,7 @@ def test_generating_into_a_folder_of_other_settings(
     assert "other settings" in outcome.complaint
     assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before
 
-    # The same settings go on: one that is missing is made again, and is the same.
+    # The same settings resume: the missing video is generated again, with the same bytes.
     (output / "videos" / "00001.mp4").unlink()
     outcome = ardiff(*command)
     assert outcome.code == 0
@@ -413,7 +413,7 @@ def test_own_videos_in_class_folders_are_split_and_encoded(
 def test_a_set_of_latents_follows_labels_and_splits(
     ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path
 ) -> None:
-    """A class that comes first by name shifts the others' numbers, and a video is for testing now."""
+    """A new class that sorts first shifts the labels of the others, and a video moves to the test split."""
     from ardiff.pretrained import save_autoencoder
 
     source = put(tmp_path / "own", {f"{i}.mp4": video(seed=i) for i in range(4)})
@@ -445,7 +445,7 @@ def test_a_set_of_latents_follows_labels_and_splits(
 def test_videos_that_end_their_process_become_rows(
     ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two of the six videos of a task die of a segmentation fault whenever they are read, and the others stay."""
+    """Two of six videos kill every process that reads them; the other four are used."""
     from ardiff.pretrained import save_autoencoder
     from ray_jobs import encode, prepare
 

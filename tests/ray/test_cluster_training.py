@@ -1,4 +1,4 @@
-"""Training on two workers: killed workers, checkpoints on other numbers of workers, export, and what goes wrong."""
+"""Training on two workers: killed workers, checkpoints on other numbers of workers, export, and errors."""
 
 import contextlib
 import json
@@ -138,7 +138,7 @@ def test_the_adversarial_stage_follows_on_the_first_and_survives_a_killed_worker
 
 
 def wait_for_object(server: S3Server, bucket: str, key: str, seconds: float = PATIENCE) -> None:
-    """Waits until there is such an object."""
+    """Waits until the bucket holds an object ``key``."""
     client, deadline = server.client(), time.monotonic() + seconds
     while not client.list_objects_v2(Bucket=bucket, Prefix=key).get("KeyCount"):
         assert time.monotonic() < deadline, f"no {key}"
@@ -183,7 +183,7 @@ def test_training_to_s3_goes_on_while_the_server_is_away(
 def test_training_to_s3_waits_for_a_server_that_is_away_at_any_moment(
     ardiff: Command, cluster: None, latents: Path, tmp_path: Path
 ) -> None:
-    """A checkpoint every two steps, so that some of the moments are those in which Ray Train writes its own list."""
+    """With a checkpoint every two steps, the server is sometimes away while Ray Train writes its list."""
     own, log = Jobs(), tmp_path / "log"
     steps = ["train.num_steps=100", "train.checkpoint_every=2"]
     whole = settings(latents, "torch") + steps

@@ -1,4 +1,4 @@
-"""Real evaluations on small videos: every protocol end to end, with weights that a rule fills, and what goes wrong."""
+"""Evaluations of small videos: every protocol end to end, with weights made by a rule, and errors."""
 
 import functools
 import importlib.util
@@ -67,7 +67,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def video(seed: int, frames: int, size: int = SIZE, noise: float = 0.0) -> np.ndarray:
-    """Colours that drift over a smooth ground; with ``noise`` on top."""
+    """Colours that drift over a smooth background, plus ``noise``."""
     generator = np.random.default_rng(seed)
     ground = generator.normal(size=(4, 4, 3)).repeat(size // 4, 0).repeat(size // 4, 1) * 40 + 128
     way = generator.normal(size=(frames, 1, 1, 3)).cumsum(0) * 3
@@ -94,7 +94,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def evaluate(cluster: None, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str]]:
-    """``evaluate(real, fake, ...)``: exit code and what was said."""
+    """``evaluate(real, fake, ...)``: the exit code and the error output."""
 
     def run(real: object, *arguments: object) -> tuple[int, str]:
         capfd.readouterr()
@@ -116,7 +116,7 @@ def by_metric(folder: Path) -> dict[tuple[str, str], SetScore]:
 
 
 def test_styleganv_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[str, str], tmp_path: Path) -> None:
-    """A folder of videos; FVD and KVD from the same features; real features are reused; nothing is done twice."""
+    """A folder of videos, FVD and KVD from the same features. A second run computes no features."""
     arguments = ["--fake", videos / "other", "--metrics", "fvd,kvd", "--weights", weights["i3d"]]
     code, said = evaluate(videos / "real", *arguments, "--output", tmp_path / "a")
     assert code == 0, said
@@ -289,7 +289,7 @@ def test_the_quickstarts_score_has_fvd_if_the_weights_are_in_the_cache(
 
 @pytest.mark.parametrize("command", ["evaluate", "evaluate-quick"])
 def test_folders_of_pictures_are_scored(cluster: None, tmp_path: Path, command: str) -> None:
-    """By their manifest and as they lie, beside video files of the same pictures."""
+    """From a manifest and from a folder, beside video files of the same pictures."""
     put(tmp_path / "files", 8)
     for place in ("real/test", "fake"):
         for i in range(8):
@@ -310,7 +310,7 @@ def test_folders_of_pictures_are_scored(cluster: None, tmp_path: Path, command: 
 
 
 class Means:
-    """Means of the channels and of the first frame; kills its process once if a marker is not there yet."""
+    """Mean of each channel and deviation of the first frame. Without the marker file, kills its process once."""
 
     def __init__(self, device: torch.device, marker: str = "") -> None:
         self.marker = marker
@@ -355,7 +355,7 @@ def test_a_worker_that_is_killed_counts_no_video_twice(cluster: None, videos: Pa
 
 
 def test_what_is_missing_alone_is_extracted(cluster: None, videos: Path, tmp_path: Path) -> None:
-    """After an interruption that left 5 of 8 clips, the batches that lack one are done."""
+    """5 of 8 clips have features: only batches with a clip that has none are computed."""
     expected = direct(videos)
     there = [ClipFeatures(i, "", 0, "", expected[i]) for i in range(5)]
     FeatureStore(str(tmp_path / "store")).append(there)

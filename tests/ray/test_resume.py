@@ -1,4 +1,4 @@
-"""A training run that is killed and started again ends with the weights of one that never stopped, bit for bit."""
+"""A training run that is killed and resumed ends with the same bits as a run without interruption."""
 
 import json
 import re
@@ -122,7 +122,7 @@ def _kill_and_compare(jobs: Jobs, ardiff: Command, folder: Path, job: str, setti
 
     try:
         registered = snapshot(broken)["metrics"]["step"]
-    except ValueError:  # killed while Ray wrote its list: then the newest that is complete counts
+    except ValueError:  # killed while Ray wrote its list: the run resumes at the newest complete checkpoint
         complete = (broken / "ray").glob("checkpoint-*/state.json")
         registered = max(int(file.parent.name.split("-")[1]) for file in complete)
     assert seen <= registered < STEPS

@@ -36,7 +36,7 @@ def test_plots_show_every_set_and_real_clips_along_time() -> None:
     plots = curves(report())
     assert [plot.title for plot in plots] == ["FVD", *(name.capitalize() for name in STATISTICS)]
     assert plots[0].series["slow"] == ([8.0, 24.0, 40.0], [10.0, 20.0, 40.0])
-    assert plots[0].series["real, another set"][1] == [5.0] * 3
+    assert plots[0].series["real vs real"][1] == [5.0] * 3
     assert plots[1].series["real"][1] == [1.5] * 3
     assert draw(report()).startswith(b"\x89PNG")
     html = page(report(), "seed: 0", {"torch": "2"})
