@@ -1,4 +1,4 @@
-"""A client of the service, for scripts and the command line; it needs neither torch nor Ray.
+"""A client of the service for scripts and the command line. It imports neither torch nor Ray.
 
 >>> client = Client("http://127.0.0.1:8000")
 >>> video = client.create(class_label="ring", num_frames=128, seed=1)
@@ -14,19 +14,23 @@ import json
 import os
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
+from ardiff.config import field_documentation
 from ardiff.errors import ArdiffError
+from ardiff.sampling.params import SamplingParams
 
 ENDED = ("completed", "failed", "cancelled", "expired")
 
 
 class ServiceError(ArdiffError):
-    """The service refused, or cannot be reached. ``status`` is 0 for the latter."""
+    """The service rejected a request, or cannot be reached; then ``status`` is 0."""
 
     def __init__(self, message: str, status: int = 0, kind: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -34,37 +38,39 @@ class ServiceError(ArdiffError):
 
 
 class Client:
-    """Talks to one service. Every method raises ServiceError, and tries again where the service asks for it.
+    """A client of one service. Every method raises ServiceError, and retries after ``Retry-After``.
 
-    A connection that breaks is tried again too, once the service has been reached, except by what asks for a video.
+    After the first successful request it also retries broken connections, except for requests of new videos.
     """
 
     def __init__(self, url: str, key: str | None = None, patience: float = 60.0) -> None:
-        """``key`` is an API key; ``patience`` the seconds for which a busy service is asked again."""
+        """``key`` is an API key; ``patience`` is how many seconds to retry."""
         self.patience = patience
         self._reached = False
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(30.0, read=300.0))
 
     def create(self, reference: str | Path | None = None, **settings: Any) -> dict[str, Any]:
-        """Asks for a video and returns its record; ``reference`` is a picture or clip that it continues."""
+        """Requests a video and returns its state. ``reference`` is a picture or clip that the video continues.
+
+        ``settings`` are fields of :class:`~ardiff.sampling.params.SamplingParams`, ``model``, ``fps`` and ``size``.
+        """
         return self._retry(lambda: self._json("POST", "/v1/videos", **self._body(reference, settings)), once=True)
 
     def get(self, video_id: str) -> dict[str, Any]:
-        """The record of a video."""
+        """The state of a video."""
         return self._retry(lambda: self._json("GET", f"/v1/videos/{video_id}"))
 
     def videos(self, limit: int = 20) -> list[dict[str, Any]]:
         """The last videos, newest first."""
-        answer = self._retry(lambda: self._json("GET", "/v1/videos", params={"limit": limit}))
-        return list(answer["data"])
+        return list(self._retry(lambda: self._json("GET", "/v1/videos", params={"limit": limit}))["data"])
 
     def models(self) -> list[dict[str, Any]]:
-        """What can be asked for."""
+        """The models of the service and their limits."""
         return list(self._retry(lambda: self._json("GET", "/v1/models"))["data"])
 
     def cancel(self, video_id: str) -> dict[str, Any]:
-        """Cancels a video that is not finished, or removes a finished one."""
+        """Cancels an unfinished video, or deletes a finished one."""
         return self._retry(lambda: self._json("DELETE", f"/v1/videos/{video_id}"))
 
     def wait(
@@ -73,7 +79,7 @@ class Client:
         on_progress: Callable[[dict[str, Any]], None] = lambda video: None,
         seconds: float = 0.5,
     ) -> dict[str, Any]:
-        """Waits for the end, asking every ``seconds``. Raises ServiceError unless the video is completed."""
+        """Polls until the video ends. Raises ServiceError unless it is completed."""
         while (video := self.get(video_id))["status"] not in ENDED:
             on_progress(video)
             time.sleep(seconds)
@@ -88,13 +94,13 @@ class Client:
         return self._retry(lambda: self._write("GET", f"/v1/videos/{video_id}/content", Path(path)))
 
     def stream(self, reference: str | Path | None = None, **settings: Any) -> Iterator[bytes]:
-        """Asks for a video and yields its parts while it is generated; stop reading and it is cancelled."""
+        """Requests a video and yields its bytes while it is generated. Closing the iterator cancels the video."""
         body = self._body(reference, settings)
         with contextlib.ExitStack() as opened:
-            answer = self._retry(
+            response = self._retry(
                 lambda: opened.enter_context(self._checked("POST", "/v1/videos:stream", **body)), once=True
             )
-            yield from answer.iter_raw()
+            yield from response.iter_raw()
 
     def close(self) -> None:
         """Closes the connections."""
@@ -103,9 +109,9 @@ class Client:
     def _write(self, method: str, path: str, target: Path) -> Path:
         draft = target.with_name(f".{target.name}.part")
         try:
-            with self._checked(method, path) as answer, draft.open("wb") as file:
-                for part in answer.iter_raw():
-                    file.write(part)
+            with self._checked(method, path) as response, draft.open("wb") as file:
+                for chunk in response.iter_raw():
+                    file.write(chunk)
             draft.replace(target)
         except OSError as error:
             raise ServiceError(f"Cannot write {target}: {error.strerror}.") from error
@@ -114,29 +120,29 @@ class Client:
         return target
 
     def _body(self, reference: str | Path | None, settings: dict[str, Any]) -> dict[str, Any]:
-        given = {name: value for name, value in settings.items() if value is not None}
+        fields = {name: value for name, value in settings.items() if value is not None}
         if reference is None:
-            return {"json": given}
+            return {"json": fields}
         try:
             data = Path(reference).read_bytes()
         except OSError as error:
             raise ServiceError(f"Cannot read {reference}: {error.strerror}.") from error
-        return {"data": given, "files": {"input_reference": (Path(reference).name, data)}}
+        return {"data": fields, "files": {"input_reference": (Path(reference).name, data)}}
 
     def _checked(self, method: str, path: str, **options: Any) -> _Checked:
         return _Checked(self._http.stream(method, path, **options))
 
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
-            answer = self._http.request(method, path, **options)
+            response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise ServiceError(f"The service cannot be reached: {error}.", kind="connection") from error
-        _check(answer)
-        told: dict[str, Any] = answer.json()
-        return told
+        _check(response)
+        body: dict[str, Any] = response.json()
+        return body
 
     def _retry(self, action: Callable[[], Any], once: bool = False) -> Any:
-        """``once``: not again after a broken connection, since the service may have heard it."""
+        """Calls ``action`` until it succeeds. ``once``: not again after a broken connection; it may have arrived."""
         deadline = time.monotonic() + self.patience
         while True:
             try:
@@ -153,49 +159,49 @@ class Client:
 
 
 class _Checked:
-    """A streamed answer whose status is checked first."""
+    """A streamed response whose status is checked first."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def __enter__(self) -> httpx.Response:
         try:
-            answer: httpx.Response = self._stream.__enter__()
+            response: httpx.Response = self._stream.__enter__()
         except httpx.HTTPError as error:
             raise ServiceError(f"The service cannot be reached: {error}.", kind="connection") from error
         try:
-            if answer.is_error:
-                answer.read()
-            _check(answer)
+            if response.is_error:
+                response.read()
+            _check(response)
         except BaseException:
             self._stream.__exit__(*sys.exc_info())
             raise
-        return answer
+        return response
 
     def __exit__(self, *exc: Any) -> None:
         self._stream.__exit__(*exc)
         if isinstance(exc[1], httpx.HTTPError):
-            raise ServiceError("The video broke off: the service stopped generating it.", kind="connection") from exc[1]
+            raise ServiceError("The stream ended before the video was complete.", kind="connection") from exc[1]
 
 
-def _check(answer: httpx.Response) -> None:
-    if not answer.is_error:
+def _check(response: httpx.Response) -> None:
+    if not response.is_error:
         return
     try:
-        error = answer.json()["error"]
+        error = response.json()["error"]
     except (ValueError, KeyError):
-        error = {"message": f"The service answered {answer.status_code}.", "type": ""}
-    wait = answer.headers.get("retry-after", "")
+        error = {"message": f"The service responded with status {response.status_code}.", "type": ""}
+    wait = response.headers.get("retry-after", "")
     retry_after = float(wait) if wait.isdecimal() else None
-    raise ServiceError(error["message"], answer.status_code, error["type"], retry_after)
+    raise ServiceError(error["message"], response.status_code, error["type"], retry_after)
 
 
 def main(argv: Sequence[str]) -> int:
     """``ardiff client``. Returns 0; raises ServiceError."""
     options = _parser().parse_args(argv)
     client = Client(options.url, options.key or os.environ.get("ARDIFF_API_KEY"))
-    settings = {name: getattr(options, name, None) for name in _SETTINGS}
-    match options.verb:
+    settings = {name: getattr(options, name, None) for name in _request_options()}
+    match options.command:
         case "create":
             video = client.create(options.reference, **settings)
             print(video["id"])
@@ -220,43 +226,50 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-_SETTINGS: dict[str, type] = {
-    "model": str,
-    "class_label": str,
-    "num_frames": int,
-    "ar_step": int,
-    "num_inference_steps": int,
-    "guidance_scale": float,
-    "seed": int,
-    "fps": float,
-    "mode": str,
-}
+def _request_options() -> dict[str, dict[str, Any]]:
+    """Command line options for the fields of a request: the sampling parameters, ``model``, ``fps`` and ``size``."""
+    hints, documentation = typing.get_type_hints(SamplingParams), field_documentation(SamplingParams)
+    options: dict[str, dict[str, Any]] = {
+        "model": {"help": "a model of the service (default: its first one)"},
+        "fps": {"type": float, "help": "frames per second of the file"},
+        "size": {"help": "WIDTHxHEIGHT, which must be the model's"},
+    }
+    for name in (f.name for f in fields(SamplingParams)):
+        if typing.get_origin(hints[name]) is Literal:
+            options[name] = {"choices": typing.get_args(hints[name])}
+        else:  # of an optional type, the type itself
+            options[name] = {"type": next((arg for arg in typing.get_args(hints[name])), hints[name])}
+        options[name]["help"] = documentation[name].replace("%", "%%")
+    options["class_label"] |= {"type": str, "help": "class index or name"}
+    options["seed"]["help"] = "seed of the noise (default: the service draws one)"
+    del options["given_frames"]  # follows from --reference
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ardiff client", description="Asks a running service for videos.")
+    parser = argparse.ArgumentParser(prog="ardiff client", description="Requests videos from a running service.")
     parser.add_argument("--url", default=os.environ.get("ARDIFF_URL", "http://127.0.0.1:8000"), help="or $ARDIFF_URL")
-    parser.add_argument("--key", help="API key; better in $ARDIFF_API_KEY, where other users do not see it")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, text in (("create", "ask for a video"), ("stream", "save a video while it is generated")):
-        asking = verbs.add_parser(verb, help=text, description=text)
-        for name, kind in _SETTINGS.items():
-            asking.add_argument(f"--{name.replace('_', '-')}", type=kind)
-        asking.add_argument("--reference", metavar="FILE", help="picture or clip that the video continues")
-        asking.add_argument("--output", metavar="FILE", required=verb == "stream", help="where the video goes")
-    for verb, text in (
-        ("get", "print the record of a video"),
+    parser.add_argument("--key", help="API key; use $ARDIFF_API_KEY to hide it from other users of this machine")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command, text in (("create", "request a video"), ("stream", "save a video while it is generated")):
+        request = commands.add_parser(command, help=text, description=text)
+        for name, option in _request_options().items():
+            request.add_argument(f"--{name.replace('_', '-')}", **option)
+        request.add_argument("--reference", metavar="FILE", help="picture or clip that the video continues")
+        request.add_argument("--output", metavar="FILE", required=command == "stream", help="file of the video")
+    for command, text in (
+        ("get", "print the state of a video"),
         ("wait", "wait for a video"),
         ("download", "save a finished video"),
-        ("cancel", "cancel a video, or remove a finished one"),
+        ("cancel", "cancel an unfinished video, or delete a finished one"),
     ):
-        one = verbs.add_parser(verb, help=text, description=text)
-        one.add_argument("id")
-        if verb == "download":
-            one.add_argument("--output", metavar="FILE")
-    listing = verbs.add_parser("list", help="list the last videos")
-    listing.add_argument("--limit", type=int, default=20)
-    verbs.add_parser("models", help="print what can be asked for")
+        video = commands.add_parser(command, help=text, description=text)
+        video.add_argument("id")
+        if command == "download":
+            video.add_argument("--output", metavar="FILE")
+    newest = commands.add_parser("list", help="list the newest videos")
+    newest.add_argument("--limit", type=int, default=20)
+    commands.add_parser("models", help="print the models and their limits")
     return parser
 
 
@@ -264,12 +277,12 @@ def _progress(video: dict[str, Any]) -> None:
     print(f"{video['status']}: {video['frames_done']}/{video['num_frames']} frames", file=sys.stderr)
 
 
-def _save(parts: Iterator[bytes], output: str) -> None:
+def _save(chunks: Iterator[bytes], output: str) -> None:
     try:
         with Path(output).open("wb") as file:
-            for part in parts:
-                file.write(part)
-                file.flush()  # a player may be reading it
+            for chunk in chunks:
+                file.write(chunk)
+                file.flush()  # a player may read it already
     except OSError as error:
         raise ServiceError(f"Cannot write {output}: {error.strerror}.") from error
     print(output)

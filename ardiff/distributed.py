@@ -1,4 +1,4 @@
-"""The workers of a run: the ranks of torch's process group, or this process alone if there is none."""
+"""Collectives over the ranks of torch's process group. Without a process group, this process is rank 0 of 1."""
 
 import torch
 import torch.distributed as dist
@@ -6,17 +6,17 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """The number of this worker, 0-based."""
+    """This process's rank, 0-based."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size() -> int:
-    """How many workers there are."""
+    """The number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def sum_over(values: list[float], device: torch.device) -> list[float]:
-    """The sums over all workers of a list that is equally long on each, in float64."""
+    """Elementwise sums over all ranks, in float64. The lists must be equally long."""
     if size() == 1:
         return values
     total = torch.tensor(values, dtype=torch.float64, device=device)
@@ -25,7 +25,7 @@ def sum_over(values: list[float], device: torch.device) -> list[float]:
 
 
 def max_over(values: list[float], device: torch.device) -> list[float]:
-    """The largest over all workers of each of a list that is equally long on each, in float64."""
+    """Elementwise maxima over all ranks, in float64. The lists must be equally long."""
     if size() == 1:
         return values
     largest = torch.tensor(values, dtype=torch.float64, device=device)
@@ -33,20 +33,21 @@ def max_over(values: list[float], device: torch.device) -> list[float]:
     return largest.tolist()
 
 
-def average_(tensors: list[Tensor], bucket: int = 2**24) -> None:
-    """Replaces tensors by their means over all workers, which must hold the same ones in the same order.
+def average_(tensors: list[Tensor], bucket_size: int = 2**24) -> None:
+    """Replaces each tensor by its mean over all ranks, in place. All ranks must pass the same tensors in the same
+    order.
 
-    They travel together in buckets of at most ``bucket`` elements, or of one larger tensor.
+    Tensors are exchanged in buckets of at most ``bucket_size`` elements, or of one larger tensor.
     """
     if size() == 1:
         return
-    waiting = list(reversed(tensors))
-    while waiting:
-        members = [waiting.pop()]
-        while waiting and sum(t.numel() for t in members) + waiting[-1].numel() <= bucket:
-            members.append(waiting.pop())
-        flat = torch.cat([t.flatten() for t in members])
+    remaining = list(reversed(tensors))
+    while remaining:
+        bucket = [remaining.pop()]
+        while remaining and sum(t.numel() for t in bucket) + remaining[-1].numel() <= bucket_size:
+            bucket.append(remaining.pop())
+        flat = torch.cat([t.flatten() for t in bucket])
         dist.all_reduce(flat)
         flat /= size()
-        for tensor, mean in zip(members, flat.split([t.numel() for t in members]), strict=True):
+        for tensor, mean in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
             tensor.copy_(mean.reshape(tensor.shape))

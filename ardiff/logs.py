@@ -2,9 +2,9 @@
 
 ::
 
-    {"time": "2026-01-31T12:00:00.000+00:00", "level": "INFO", "logger": "ray_jobs.training.job", "message": "metrics",
-     "run": "train-dit-20260131-115500-0a1b", "job": "train-dit", "host": "worker-3", "rank": 5, "world_size": 8,
-     "step": 1200, "loss": 0.0312, "samples_per_second": 812.0}
+    {"time": "2026-01-31T12:00:00.000+00:00", "level": "INFO", "logger": "ray_jobs.training.callbacks",
+     "message": "metrics", "run": "train-dit-20260131-115500-0a1b", "job": "train-dit", "host": "worker-3", "rank": 5,
+     "world_size": 8, "step": 1200, "loss": 0.0312, "samples_per_second": 812.0}
 
 Every line names the run, the job and the host. Lines of training workers also have rank, world size and step. A job
 passes its run and job to other processes in environment variables.

@@ -1,13 +1,13 @@
-"""Loads the endpoint: time to the first frame, throughput by number of clients, scaling, as tables.
+"""Measures the endpoint: time to the first frame, throughput by number of clients, scaling. Prints tables.
 
     python benchmarks/serve.py                      # the tables of docs/performance.md, about ten minutes on two cores
     python benchmarks/serve.py --part latency       # one of them: latency, packing, scaling
-    python benchmarks/serve.py --url http://...     # latency and clients' throughput of a service that runs already
+    python benchmarks/serve.py --url http://...     # latency and throughput of a running service
 
-Without --url it saves a model with random weights, which do not change what is computed, and starts `ardiff serve` for
-each setting. Packing is compared in alternating pairs, a service that takes 16 jobs together against one that takes one
-(`service.engine.max_requests=1`), and the median of the pairs' ratios is printed; on a machine that does other work
-too, the replica's processor time says more than the clock.
+Without --url it saves a model with random weights, which cost as much as trained ones, and starts `ardiff serve` for
+each setting. Batching is measured in alternating pairs: a service that runs 16 jobs together against one that runs one
+at a time (`service.engine.max_requests=1`). The table has the median of the pairs' ratios. On a busy machine the CPU
+time of the replica is more reliable than the wall time.
 """
 
 import argparse
@@ -36,7 +36,8 @@ from ardiff.dit import DiT, DiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
-STARTED: dict[str, psutil.Process] = {}  # by address
+STARTED: dict[str, psutil.Process] = {}
+"""Processes of `ardiff serve` by URL."""
 PARTS = ["latency", "packing", "scaling"]
 STEPS = 20
 
@@ -55,23 +56,23 @@ def save_pipeline(folder: Path, options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def serving(pipeline: Path, threads: int, *settings: str) -> Iterator[str]:
-    """`ardiff serve` on a free port, with its files in a folder of its own; yields its address."""
+    """Runs `ardiff serve` on a free port, with its files in a temporary folder. Yields its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="sb-", dir="/tmp") as folder:
         command = [sys.executable, "-m", "ray_jobs.serve", "--checkpoint", str(pipeline), "--port", str(port)]
-        given = [f"--cpu-threads={threads}", f"service.storage={folder}/shared", "service.max_waiting=256"]
-        given += ["service.poll_seconds=0.1", "service.requests_per_minute=100000", "service.jobs_per_key=1000"]
+        arguments = [f"--cpu-threads={threads}", f"service.storage={folder}/shared", "service.max_waiting=256"]
+        arguments += ["service.poll_seconds=0.1", "service.requests_per_minute=100000", "service.jobs_per_key=1000"]
         process = subprocess.Popen(
-            [*command, *given, *settings], env={**os.environ, "RAY_TMPDIR": folder}, stderr=subprocess.DEVNULL
+            [*command, *arguments, *settings], env={**os.environ, "RAY_TMPDIR": folder}, stderr=subprocess.DEVNULL
         )
         url = f"http://127.0.0.1:{port}"
         STARTED[url] = psutil.Process(process.pid)
         try:
             while not _ready(url):
                 if process.poll() is not None:
-                    raise RuntimeError("the service does not start")
+                    raise RuntimeError("the service did not start")
                 time.sleep(0.3)
             yield url
         finally:
@@ -86,24 +87,24 @@ def _ready(url: str) -> bool:
 
 
 def stream(url: str, **fields: Any) -> tuple[float, float]:
-    """Seconds to the first frame's bytes and to the end of a stream."""
+    """Seconds until the first bytes and until the end of a stream."""
     started, first = time.perf_counter(), 0.0
-    with httpx.stream("POST", f"{url}/v1/videos:stream", json=fields, timeout=600) as answer:
-        if answer.is_error:
-            raise RuntimeError(f"{answer.status_code}: {answer.read().decode()}")
-        for _ in answer.iter_raw():
+    with httpx.stream("POST", f"{url}/v1/videos:stream", json=fields, timeout=600) as response:
+        if response.is_error:
+            raise RuntimeError(f"{response.status_code}: {response.read().decode()}")
+        for _ in response.iter_raw():
             first = first or time.perf_counter() - started
     return first, time.perf_counter() - started
 
 
 def watch(url: str, **fields: Any) -> None:
-    """Asks for a video, which may wait for its turn, and reads it while it is generated."""
-    asked = httpx.post(f"{url}/v1/videos", json=fields, timeout=600).raise_for_status().json()
-    httpx.get(f"{url}/v1/videos/{asked['id']}/stream", timeout=600).raise_for_status()
+    """Requests a video, which may wait in the queue, and reads it while it is generated."""
+    video = httpx.post(f"{url}/v1/videos", json=fields, timeout=600).raise_for_status().json()
+    httpx.get(f"{url}/v1/videos/{video['id']}/stream", timeout=600).raise_for_status()
 
 
 def load(url: str, clients: int, videos: int, **fields: Any) -> float:
-    """Seconds that ``clients`` clients need for ``videos`` videos, each asking for the next when it has one."""
+    """Seconds that ``clients`` clients need for ``videos`` videos. Each requests one video after the other."""
     numbers = iter(range(videos))
     lock = threading.Lock()
     failures: list[Exception] = []
@@ -131,19 +132,19 @@ def load(url: str, clients: int, videos: int, **fields: Any) -> float:
 
 
 def print_latency(url: str, repeats: int) -> None:
-    print("\n| F | ar_step | first frame s | whole video s | share |\n|---|---|---|---|---|")
+    print("\n| F | ar_step | first frame s | complete video s | share |\n|---|---|---|---|---|")
     for ar_step in (2, 5, 10, STEPS):
         rounds = [
             stream(url, num_frames=128, ar_step=ar_step, num_inference_steps=STEPS, class_label=0, seed=seed)
             for seed in range(repeats)
         ]
-        first, whole = (statistics.median(times) for times in zip(*rounds, strict=True))
+        first, complete = (statistics.median(times) for times in zip(*rounds, strict=True))
         share = statistics.median(a / b for a, b in rounds)
-        print(f"| 128 | {ar_step} | {first:.2f} | {whole:.2f} | **{share:.3f}** |", flush=True)
+        print(f"| 128 | {ar_step} | {first:.2f} | {complete:.2f} | **{share:.3f}** |", flush=True)
 
 
-def print_packing(packed: str, single: str, repeats: int, frames: int, numbers: list[int]) -> None:
-    print("\n| clients | videos/s packed | one at a time | ratio | CPU ms/frame packed | one at a time | ratio |")
+def print_batching(batched: str, single: str, repeats: int, frames: int, numbers: list[int]) -> None:
+    print("\n| clients | videos/s batched | one at a time | ratio | CPU ms/frame batched | one at a time | ratio |")
     print("|---|---|---|---|---|---|---|")
     fields = {"num_frames": frames, "ar_step": 5, "num_inference_steps": STEPS, "class_label": 0}
     for clients in numbers:
@@ -151,18 +152,19 @@ def print_packing(packed: str, single: str, repeats: int, frames: int, numbers: 
         rates, costs = [], []
         for _ in range(repeats):
             pair = []
-            for url in (packed, single):
-                before = _replica_seconds(url)
+            for url in (batched, single):
+                before = _cpu_seconds(url)
                 seconds = load(url, clients, videos, **fields)
-                pair.append((videos / seconds, 1000 * (_replica_seconds(url) - before) / videos / frames))
+                pair.append((videos / seconds, 1000 * (_cpu_seconds(url) - before) / videos / frames))
             rates.append([rate for rate, _ in pair])
             costs.append([cost for _, cost in pair])
         faster = statistics.median(a / b for a, b in rates)
         cheaper = statistics.median(b / a for a, b in costs)
-        together, alone = (statistics.median(rate) for rate in zip(*rates, strict=True))
-        little, much = (statistics.median(cost) for cost in zip(*costs, strict=True))
+        batched_rate, single_rate = (statistics.median(rate) for rate in zip(*rates, strict=True))
+        batched_cost, single_cost = (statistics.median(cost) for cost in zip(*costs, strict=True))
         print(
-            f"| {clients} | {together:.2f} | {alone:.2f} | **{faster:.2f}** | {little:.1f} | {much:.1f} "
+            f"| {clients} | {batched_rate:.2f} | {single_rate:.2f} | **{faster:.2f}** "
+            f"| {batched_cost:.1f} | {single_cost:.1f} "
             f"| **{cheaper:.2f}** |",
             flush=True,
         )
@@ -176,59 +178,61 @@ def print_clients(url: str, frames: int) -> None:
 
 
 def print_scaling(url: str, jobs: int) -> None:
-    """Follows the number of replicas while ``jobs`` jobs are asked for at once, and after."""
+    """Prints the number of replicas while ``jobs`` jobs run, and until it is 1 again."""
     client, started = Client(url), time.monotonic()
     waiting = {
         client.create(num_frames=128, ar_step=5, num_inference_steps=STEPS, seed=seed)["id"] for seed in range(jobs)
     }
     print("\n| after s | replicas | unfinished jobs |\n|---|---|---|")
-    seen, calm = 0, 0.0
+    last_count, idle_polls = 0, 0
     while True:
         waiting = {i for i in waiting if client.get(i)["status"] in ("queued", "in_progress")}
         count = len(_replicas(url))
-        if count != seen:
+        if count != last_count:
             print(f"| {time.monotonic() - started:.0f} | {count} | {len(waiting)} |", flush=True)
-            seen = count
-        if not waiting and seen <= 1:
-            calm += 1
-            if calm > 3:
+            last_count = count
+        if not waiting and count <= 1:
+            idle_polls += 1
+            if idle_polls > 3:
                 return
         time.sleep(0.5)
 
 
 def _replicas(url: str) -> list[psutil.Process]:
-    """Processes of the replicas of a service that this program has started."""
-    found = []
+    """Processes of the replicas of a service that this program started."""
+    replicas = []
     for process in STARTED[url].children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if "ServeReplica" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                replicas.append(process)
+    return replicas
 
 
-def _replica_seconds(url: str) -> float:
-    """Processor seconds that the replicas have used."""
+def _cpu_seconds(url: str) -> float:
+    """CPU seconds of the replicas so far."""
     return sum(sum(process.cpu_times()[:2]) for process in _replicas(url))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="a service that runs already")
-    parser.add_argument("--part", choices=PARTS, help="this table only; default: all")
+    parser.add_argument("--url", help="a running service")
+    parser.add_argument("--part", choices=PARTS, help="print only this table; default: all")
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=4, help="latent tokens per frame")
-    parser.add_argument("--frames", type=int, default=16, help="frames of a video where throughput is measured")
-    parser.add_argument("--threads", type=int, default=1, help="of a replica")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="at once, where packing is measured")
+    parser.add_argument("--frames", type=int, default=16, help="frames of a video for throughput")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a replica")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="numbers of clients for batching")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if options.url:
         print_latency(options.url, options.repeats)
         print_clients(options.url, options.frames)
         return
-    print(f"width {options.width}, depth {options.depth}, {options.tokens} tokens a frame, 32 x 32 pixels, S={STEPS},")
-    print(f"{options.threads} thread(s) a replica, torch {torch.__version__}; median of {options.repeats}")
+    print(
+        f"width {options.width}, depth {options.depth}, {options.tokens} tokens per frame, 32 x 32 pixels, S={STEPS},"
+    )
+    print(f"{options.threads} thread(s) per replica, torch {torch.__version__}; median of {options.repeats}")
     with tempfile.TemporaryDirectory() as folder:
         pipeline = Path(folder) / "pipeline"
         save_pipeline(pipeline, options)
@@ -240,12 +244,12 @@ def main() -> None:
                         print_latency(url, options.repeats)
                 case "packing":
                     with (
-                        serving(pipeline, options.threads) as packed,
+                        serving(pipeline, options.threads) as batched,
                         serving(pipeline, options.threads, "service.engine.max_requests=1") as single,
                     ):
-                        for url in (packed, single):
+                        for url in (batched, single):
                             stream(url, num_frames=4, num_inference_steps=4)
-                        print_packing(packed, single, options.repeats, options.frames, options.clients)
+                        print_batching(batched, single, options.repeats, options.frames, options.clients)
                 case "scaling":
                     scaling = [
                         "--max-replicas=3",

@@ -41,7 +41,9 @@ from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.config import TrainConfig
 from ardiff.train.engines.factory import make_engine
-from ardiff.train.estimate import EstimateConfig, count_step, estimate
+from ardiff.train.estimate.config import EstimateConfig
+from ardiff.train.estimate.counts import count_step
+from ardiff.train.estimate.zero import estimate_stages
 from ardiff.train.loop import train
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, Batch, DiTTask, DiTTaskConfig, Task
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
@@ -218,11 +220,11 @@ def print_formula(rounds: int) -> None:
     measured = {name: statistics.median(seconds) for name, seconds in spent.items()}
     first = next(iter(cases))
     unit = replace(cases[first], peak_tflops=1.0, utilisation=1.0)
-    rate = estimate(unit)[0].compute_seconds / measured[first]  # 10^12 operations per second
+    rate = estimate_stages(unit)[0].compute_seconds / measured[first]  # 10^12 operations per second
     print(f"{1000 * rate:.1f} GFLOP/s, from the first row\n\n| step | parameters | s | formula s | ratio |")
     print("|---|---|---|---|---|")
     for name, case in cases.items():
-        predicted = estimate(replace(case, peak_tflops=rate, utilisation=1.0))[0].compute_seconds
+        predicted = estimate_stages(replace(case, peak_tflops=rate, utilisation=1.0))[0].compute_seconds
         parameters = count_step(case).parameters / 1e6
         ratio = measured[name] / predicted
         print(f"| {name} | {parameters:.1f} M | {measured[name]:.3f} | {predicted:.3f} | **{ratio:.2f}** |")

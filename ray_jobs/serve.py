@@ -1,9 +1,10 @@
-"""The endpoint on Ray Serve: replicas that own the packed engine and answer HTTP themselves.
+"""The endpoint on Ray Serve.
 
     ardiff serve --checkpoint runs/quickstart/dit/pipeline     # on this machine, http://127.0.0.1:8000
     serve deploy cluster/serve_config.yaml                     # on a cluster
 
-A replica is ingress and engine in one: an interface in front of it would leave it generating when it dies.
+A replica is both ingress and engine. With an ingress of its own, a crash of the ingress would leave the engine
+generating for nobody.
 
 This module must not postpone the evaluation of annotations, see :mod:`ardiff.serving.api`.
 """
@@ -42,63 +43,64 @@ from ardiff.serving.api import build_app
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.keys import read_keys
 from ardiff.serving.metrics import MEASURES, PrometheusRecorder, Recorders
-from ardiff.serving.service import GIVING_BACK, VideoService
+from ardiff.serving.replica import RELEASE_SECONDS, Replica
 from ray_jobs.runtime.cluster import ray_cluster, resolve_device
 from ray_jobs.runtime.console import print_line
 
 APP = "ardiff"
 DEPLOYMENT = "VideoServer"
-MAX_REQUESTS = 512  # requests at a replica, and those on their way to one
+MAX_REQUESTS = 512
+"""Open requests of a replica, and requests that wait for one in Serve's proxy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplicaConfig:
-    """What a replica loads and how it serves; the ``args`` of a Serve configuration."""
+    """Models and settings of a replica: the ``args`` of a Serve configuration."""
 
     checkpoint: str | None = None
-    """Folder of a trained pipeline, local or s3://; served under the name ``default``."""
+    """Folder of a trained pipeline, local or s3://. It is served under the name ``default``."""
     models: dict[str, str] = field(default_factory=dict)
-    """Further pipelines by name, as ``models.NAME=PLACE``; the first is served where a request names none."""
+    """Further pipelines by name, as ``models.NAME=URI``. Requests without a model use the first one."""
     cpu_threads: int = 2
-    """Threads of a replica on CPUs, which is also the CPUs it asks Ray for."""
+    """CPU threads of a replica, and the CPUs that it requests from Ray."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto`` takes a GPU a replica if the cluster has some."""
+    """``auto`` gives each replica a GPU if the cluster has any."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Type of the weights, and of the arithmetic in the models."""
+    """Data type of the weights and activations."""
     service: ServiceConfig = field(default_factory=ServiceConfig)
-    """Queue, limits, storage, keys."""
+    """Queue, limits, storage and keys."""
 
     def __post_init__(self) -> None:
         if self.cpu_threads < 1:
             raise ValueError("cpu_threads must be at least 1")
-        if not all(isinstance(place, str) for place in self.models.values()):
-            raise ValueError("models maps names to places")
+        if not all(isinstance(uri, str) for uri in self.models.values()):
+            raise ValueError("models must map names to URIs")
 
     @property
-    def places(self) -> dict[str, str]:
+    def uris(self) -> dict[str, str]:
         """All pipelines by name."""
         return ({"default": self.checkpoint} if self.checkpoint else {}) | self.models
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeConfig(ReplicaConfig):
-    """A service on this machine, or on the cluster that RAY_ADDRESS names."""
+    """A service on this machine, or on the cluster at RAY_ADDRESS."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; another than this machine's own needs ``service.keys``."""
+    """Address to listen on. Any but a loopback address needs ``service.keys``."""
     port: int = 8000
     """Port to listen on."""
     min_replicas: int = 1
-    """Replicas at least."""
+    """Smallest number of replicas."""
     max_replicas: int = 1
-    """Replicas at most."""
+    """Largest number of replicas."""
     jobs_per_replica: float = 8.0
-    """Jobs, waiting or in work, for which there is to be one replica. Keep it below ``service.engine.max_requests``:
-    streams do not wait, so of those that find no place nothing is seen."""
+    """Queued and running jobs per replica at which the service scales. Keep it below ``service.engine.max_requests``:
+    streams do not wait, so rejected ones do not count as load."""
     upscale_delay_s: float = 5.0
-    """Seconds that more replicas must be needed before they are started."""
+    """Seconds of higher load before replicas are added."""
     downscale_delay_s: float = 60.0
-    """Seconds that fewer replicas must be enough before some are stopped."""
+    """Seconds of lower load before replicas are stopped."""
 
     def __post_init__(self) -> None:
         ReplicaConfig.__post_init__(self)
@@ -110,21 +112,21 @@ class ServeConfig(ReplicaConfig):
             raise ValueError("port must be in 1..65535")
         if not (_is_local(self.host) or self.service.keys or self.service.allow_anonymous):
             raise ValueError(
-                f"host {self.host} can be reached by others: give service.keys, or service.allow_anonymous=true"
+                f"other machines can reach host {self.host}: set service.keys, or service.allow_anonymous=true"
             )
 
     @property
     def replica(self) -> ReplicaConfig:
-        """The part that replicas see."""
+        """The part for the replicas, with absolute paths."""
         absolute = storage.absolute
         service = replace(
             self.service,
             storage=absolute(self.service.storage),
             keys=self.service.keys and absolute(self.service.keys),
         )
-        models = {name: absolute(place) for name, place in self.models.items()}
-        seen = replace(self, checkpoint=self.checkpoint and absolute(self.checkpoint), models=models, service=service)
-        return ReplicaConfig(**{f.name: getattr(seen, f.name) for f in fields(ReplicaConfig)})
+        models = {name: absolute(uri) for name, uri in self.models.items()}
+        config = replace(self, checkpoint=self.checkpoint and absolute(self.checkpoint), models=models, service=service)
+        return ReplicaConfig(**{f.name: getattr(config, f.name) for f in fields(ReplicaConfig)})
 
 
 @serve.deployment(
@@ -137,118 +139,118 @@ class ServeConfig(ReplicaConfig):
 )
 @serve.ingress()
 class VideoServer:
-    """A replica."""
+    """A replica of the service."""
 
     def __init__(self, config: dict[str, Any], device: str) -> None:
         settings = build(ReplicaConfig, config)
         torch.set_num_threads(settings.cpu_threads)
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
         pipelines = {
-            name: ARDiffusionPipeline.from_pretrained(place, device, dtype) for name, place in settings.places.items()
+            name: ARDiffusionPipeline.from_pretrained(uri, device, dtype) for name, uri in settings.uris.items()
         }
-        # The service tries again by itself, and tells its clients at once that storage is away.
+        # The service retries by itself, and its clients get an error at once if storage is unavailable.
         s3.configure(replace(s3.current(), retry_seconds=0.0, timeout=min(s3.current().timeout, 10.0)))
         self.recorder = PrometheusRecorder()
         context = serve.get_replica_context()
         logs.start_run("serve", context.app_name)
         logs.set_context(replica=context.replica_tag)
         recorders = Recorders(self.recorder, RayRecorder())
-        self.service = VideoService(pipelines, settings.service, recorders, context.replica_tag, _told_to_stop)
+        self.replica = Replica(pipelines, settings.service, recorders, context.replica_tag, _stop_requested)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self.service, self.recorder)
+        return build_app(self.replica, self.recorder)
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces a replica whose check fails."""
-        if not self.service.healthy:
-            raise RuntimeError("a loop of the service has ended: see the replica's log")
+        """Called by Serve, which replaces a replica that is not healthy."""
+        if not self.replica.healthy:
+            raise RuntimeError("a loop of the replica has ended: see its log")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What :func:`ray_jobs.serving.autoscaling.replicas_for_jobs` reads."""
-        return {"working": float(self.service.load), "waiting": float(self.service.waiting)}
+        """Metrics for :func:`ray_jobs.serving.autoscaling.replicas_for_jobs`."""
+        return {"running": float(len(self.replica.running)), "waiting": float(self.replica.queue.waiting)}
 
 
-def _told_to_stop() -> bool:
-    """Whether Serve is stopping this replica.
+def _stop_requested() -> bool:
+    """Whether Serve stops this replica.
 
-    Serve 2.60 has no hook for it: it waits for the connections first, and the application hears of it after that.
+    Serve 2.60 has no hook for this: it calls the application's shutdown only after all connections are closed.
     """
     worker = ray._private.worker.global_worker
     return bool(worker.actors[worker.actor_id]._replica_impl._shutting_down)
 
 
 class RayRecorder:
-    """Keeps the service's figures with Ray's own, which every node exports for Prometheus."""
+    """Records the service's metrics as Ray metrics, which every node exports for Prometheus."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}
         for m in MEASURES:
             tags: Any = m.tags
             match m.kind:
                 case "counter":
-                    self._kept[m.name] = ray_metrics.Counter(m.name, m.description, tags)
+                    self._metrics[m.name] = ray_metrics.Counter(m.name, m.description, tags)
                 case "gauge":
-                    self._kept[m.name] = ray_metrics.Gauge(m.name, m.description, tags)
+                    self._metrics[m.name] = ray_metrics.Gauge(m.name, m.description, tags)
                 case "histogram":
-                    self._kept[m.name] = ray_metrics.Histogram(m.name, m.description, list(m.buckets), tags)
+                    self._metrics[m.name] = ray_metrics.Histogram(m.name, m.description, list(m.buckets), tags)
 
     def record(self, name: str, value: float, **tags: str) -> None:
-        kept = self._kept[name]
-        match kept:
+        metric = self._metrics[name]
+        match metric:
             case ray_metrics.Counter():
                 if value > 0:
-                    kept.inc(value, tags)
+                    metric.inc(value, tags)
             case ray_metrics.Gauge():
-                kept.set(value, tags)
+                metric.set(value, tags)
             case ray_metrics.Histogram():
-                kept.observe(value, tags)
+                metric.observe(value, tags)
 
 
 def application(args: dict[str, Any]) -> serve.Application:
-    """What ``import_path: ray_jobs.serve:application`` of a Serve configuration makes; ``args`` is a ReplicaConfig."""
+    """The application for ``import_path: ray_jobs.serve:application``; ``args`` are the fields of ReplicaConfig."""
     return _application(build(ReplicaConfig, args), {})
 
 
-def grace(config: ServiceConfig) -> float:
-    """Seconds that a replica may take to stop: to drain, to give jobs back, and Serve's own steps."""
-    return config.drain_seconds + GIVING_BACK + 10
+def shutdown_seconds(config: ServiceConfig) -> float:
+    """Seconds that a replica may take to stop: draining, returning jobs to the queue, and Serve's own steps."""
+    return config.drain_seconds + RELEASE_SECONDS + 10
 
 
 def _application(config: ReplicaConfig, options: dict[str, Any]) -> serve.Application:
-    _check_places(config)
-    # Serve waits for GPUs by itself, as long as it takes.
+    _check_models(config)
+    # Serve itself waits for GPUs, for as long as it takes.
     device = config.device if config.device != "auto" else resolve_device("auto").type
     deployment: Deployment = VideoServer  # type: ignore[assignment]
     return deployment.options(
         ray_actor_options={"num_cpus": config.cpu_threads, "num_gpus": 1 if device == "cuda" else 0},
-        graceful_shutdown_timeout_s=grace(config.service),
+        graceful_shutdown_timeout_s=shutdown_seconds(config.service),
         **options,
     ).bind(to_dict(config), device)
 
 
-def _check_places(config: ReplicaConfig) -> None:
-    """Raises ArdiffError for what every replica would stumble over."""
-    if not config.places:
-        raise ConfigError("There is no model to serve: give --checkpoint PLACE, or models.NAME=PLACE.")
-    for place in config.places.values():
-        if not storage.exists(storage.join(place, CONFIG)):
-            raise CheckpointError(f"There is no trained model in {place}: it should hold {CONFIG}.")
+def _check_models(config: ReplicaConfig) -> None:
+    """Raises ArdiffError if there is no model, or one of them or the key file cannot be read."""
+    if not config.uris:
+        raise ConfigError("There is no model to serve: give --checkpoint URI, or models.NAME=URI.")
+    for uri in config.uris.values():
+        if not storage.exists(storage.join(uri, CONFIG)):
+            raise CheckpointError(f"There is no trained model in {uri}: {CONFIG} is missing.")
     if config.service.keys:
         read_keys(config.service.keys)
 
 
 def run(config: ServeConfig) -> None:
-    """Serves until it is interrupted, then lets the jobs in work finish. Raises ArdiffError before Ray is started."""
-    _check_places(config.replica)
+    """Serves until it is interrupted, then drains. Raises ArdiffError before Ray starts if the settings are wrong."""
+    _check_models(config.replica)
     _check_port(config.host, config.port)
-    # Serve's controller is to hear of the load often enough to act on it.
+    # Replicas report their load often enough for the delays of autoscaling.
     os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
-    with _stopping() as stop, ray_cluster(config.max_replicas * config.cpu_threads + 1):
+    with _interruption() as interrupted, ray_cluster(config.max_replicas * config.cpu_threads + 1):
         resolve_device(config.device)
         if others := serve.status().applications:
             raise ConfigError(
-                f"The cluster serves {', '.join(others)} already, which this would end: change that with "
-                "`serve deploy`, as cluster/README.md says, or unset RAY_ADDRESS."
+                f"The cluster already serves {', '.join(others)}, and this command would stop it: use `serve deploy` "
+                "as in cluster/README.md, or unset RAY_ADDRESS."
             )
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         encoding = LoggingConfig(encoding="JSON") if logs.is_json() else None
@@ -256,16 +258,14 @@ def run(config: ServeConfig) -> None:
         try:
             serve.run(_application(config.replica, {"autoscaling_config": _scaling(config)}), name=APP)
         except RuntimeError as error:
-            raise ArdiffError(f"The replicas do not start: {error} --debug shows their output.") from error
-        print_line(
-            f"Serving {', '.join(config.replica.places)} at http://{config.host}:{config.port} (the page is at /)."
-        )
+            raise ArdiffError(f"The replicas did not start: {error} --debug shows their output.") from error
+        print_line(f"Serving {', '.join(config.replica.uris)} at http://{config.host}:{config.port} (web page at /).")
         print_line(f"Records and videos: {config.replica.service.storage}. Ctrl-C drains and stops.")
-        stop.wait()
+        interrupted.wait()
         print_line(
-            f"Draining for at most {config.service.drain_seconds:g} s; what is left then goes back to the queue."
+            f"Draining for at most {config.service.drain_seconds:g} s. Unfinished jobs then return to the queue."
         )
-        _drain(grace(config.service) + 5)
+        _drain(shutdown_seconds(config.service) + 5)
 
 
 def _scaling(config: ServeConfig) -> dict[str, Any]:
@@ -290,22 +290,22 @@ def _drain(seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; the second signal does what it usually does."""
-    stop = threading.Event()
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def _interruption() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set. A second signal interrupts the process."""
+    interrupted = threading.Event()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def heard(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+    def handle(number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
             raise KeyboardInterrupt
-        stop.set()
+        interrupted.set()
 
-    for number in usual:
-        signal.signal(number, heard)
+    for number in previous:
+        signal.signal(number, handle)
     try:
-        yield stop
+        yield interrupted
     finally:
-        for number, handler in usual.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
@@ -317,7 +317,7 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
     except OSError as error:
         raise ConfigError(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Give another --port or --host."
+            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --port or --host."
         ) from error
 
 

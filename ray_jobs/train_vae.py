@@ -1,87 +1,53 @@
-"""Trains the AR-VAE on clips decoded by Ray Data.
+"""Trains the AR-VAE on clips that Ray Data decodes.
 
 python -m ray_jobs.train_vae --config configs/quickstart/train_vae.yaml train.num_steps=500
 """
 
 import functools
 import sys
-from dataclasses import dataclass, field
 
 import torch
 
 from ardiff.cli import main
 from ardiff.config import fingerprint
-from ardiff.data import storage
-from ardiff.data.config import ClipConfig
 from ardiff.data.manifest import content_of, manifest_table, read_manifest, usable
 from ardiff.data.streams import ClipStream
-from ardiff.models import AnyAutoencoderConfig, make_autoencoder
+from ardiff.models import make_autoencoder
 from ardiff.randomness import derive_seed
-from ardiff.train.config import TrainConfig
 from ardiff.train.export import describe_autoencoder
 from ardiff.train.initial import initialise_autoencoder
-from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
-from ardiff.vae import AutoencoderConfig
+from ardiff.train.tasks import AutoencoderTask
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.error_log import training_error_log
 from ray_jobs.runtime.stages import record_run, stage
-from ray_jobs.training.job import TrainJob, loss_note, run_training
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainVAEConfig:
-    """One run of AR-VAE training."""
-
-    output: str = "runs/vae"
-    """Folder of the run; the trained model is put into ``model`` below it."""
-    clips: ClipConfig = field(default_factory=ClipConfig)
-    """The data."""
-    init_from: str = ""
-    """Where the weights of an earlier stage lie: an AR-VAE folder, a pipeline folder or a training checkpoint (which
-    also has the discriminator), local or ``s3://``. Wider latents are pruned to ``vae.token_dim``. Empty starts from
-    random weights."""
-    vae: AnyAutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """The model."""
-    task: AutoencoderTaskConfig = field(default_factory=AutoencoderTaskConfig)
-    """The losses."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """The optimisation."""
-    resume: str = "auto"
-    """Where to begin. ``auto``: at the last checkpoint in the output folder, or afresh if there is none. ``latest``: at
-    the last checkpoint, which must be there. ``none``: afresh; earlier checkpoints of the output folder are deleted.
-    Else the place of a checkpoint of another run, used as long as the output folder has none of its own; learning
-    rates, schedule and other numbers of the optimisation may differ from that run's, the rest may not."""
-
-    @property
-    def model(self) -> str:
-        """Where the trained AR-VAE is written."""
-        return storage.join(self.output, "model")
+from ray_jobs.training.config import TrainVAEConfig
+from ray_jobs.training.job import TrainJob, loss_note
+from ray_jobs.training.trainer import run_training
 
 
 def run(config: TrainVAEConfig, key: str = "") -> None:
-    """Trains to the end, or goes on where an interrupted run of the same configuration stopped. Raises ArdiffError."""
+    """Trains to the end; resumes an interrupted run of the same configuration. Raises ArdiffError."""
     manifest, clips = read_manifest(config.clips.manifest), config.clips
     records = usable(manifest, "train", clips.span, clips.fps)
     with (
         ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
-        training_error_log(config.output, clips, manifest, records, config.resume) as bad,
+        training_error_log(config.output, clips, manifest, records, config.resume) as report,
     ):
-        videos, seed = manifest_table(records), config.train.seed
-        stream = ClipStream(videos, config.clips, config.vae.resolution, seed, report=bad)
+        stream = ClipStream(manifest_table(records), clips, config.vae.resolution, config.train.seed, report=report)
         job = TrainJob(
             name="AR-VAE",
             folder=config.output,
             fingerprint=fingerprint(
                 config.vae,
                 config.task,
-                config.clips.resume_key,
+                clips.resume_key,
                 content_of(records),
                 config.init_from,
                 config.train.resume_key,
             ),
             config=config.train,
             stream=stream,
-            make_task=functools.partial(_make_task, config, stream),
+            make_task=functools.partial(make_task, config, stream),
             record=functools.partial(record_run, config.output, config),
             description=describe_autoencoder(config.vae),
             result=config.model,
@@ -93,7 +59,8 @@ def run(config: TrainVAEConfig, key: str = "") -> None:
             record.results = {"history": history}
 
 
-def _make_task(config: TrainVAEConfig, stream: ClipStream) -> AutoencoderTask:
+def make_task(config: TrainVAEConfig, stream: ClipStream) -> AutoencoderTask:
+    """The task with initial weights from the seed or ``init_from``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
         task = AutoencoderTask(make_autoencoder(config.vae), config.task)

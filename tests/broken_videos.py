@@ -1,4 +1,4 @@
-"""A corpus of video files as the world holds them: damaged ones, each in its own way, and odd ones in good order."""
+"""A corpus of video files: files with different kinds of damage, and unusual files that are valid."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ NUM_FRAMES = 24
 
 
 def picture(frame: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """A smooth colour picture uint8 (H, W, 3), another for every frame."""
+    """A smooth colour picture uint8 (H, W, 3) for each frame number."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(0.15 * x + 0.4 * frame), np.cos(0.11 * y + 0.2 * frame), np.sin(0.07 * (x + y) - 0.3 * frame)]
     return (128 + 90 * np.stack(waves, axis=-1)).round().astype(np.uint8)
@@ -51,7 +51,7 @@ def encode(
 
 
 def sound() -> bytes:
-    """An mp4 that holds sound and nothing else."""
+    """An mp4 with only an audio stream."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as out:
         stream = out.add_stream("aac", rate=16000, layout="mono")
@@ -65,7 +65,7 @@ def sound() -> bytes:
 
 
 def corrupted(data: bytes, packet: int = 12) -> bytes:
-    """The mp4 with random bytes in the place of one packet."""
+    """The mp4 with one packet replaced by random bytes."""
     with av.open(io.BytesIO(data)) as container:
         entry = container.streams.video[0].index_entries[packet]
         start, end = entry.pos, entry.pos + entry.size
@@ -101,7 +101,7 @@ def still(frame: int, kind: str = "PNG") -> bytes:
 
 
 def broken() -> dict[str, tuple[bytes, str]]:
-    """Files that cannot be used: content, and the kind of error each is to be counted as."""
+    """Files that cannot be used: content and expected kind of error."""
     good = encode()
     return {
         "truncated.avi": (cut_off(), "truncated"),
@@ -121,7 +121,7 @@ IRREGULAR = [0, 100, 150, 400, 410, 800, 900, 1000, 1100, 1500]
 
 
 def odd() -> dict[str, tuple[bytes, tuple[int, int, int, int]]]:
-    """Files that are in order: content, and frames, width, height and rotation."""
+    """Valid files: content, and (frames, width, height, rotation)."""
     return {
         "one frame.mp4": (encode(frames=1), (1, 64, 48, 0)),
         "ten bits.mp4": (encode(pix_fmt="yuv420p10le"), (NUM_FRAMES, 64, 48, 0)),
@@ -134,7 +134,7 @@ def odd() -> dict[str, tuple[bytes, tuple[int, int, int, int]]]:
 
 
 def write(folder: Path) -> None:
-    """Writes the whole corpus."""
+    """Writes the corpus."""
     for name, (data, _) in [*broken().items(), *odd().items()]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)

@@ -1,4 +1,4 @@
-"""What all tests share: one thread for torch, and factories of tiny models with weights that are not zero anywhere."""
+"""Shared by all tests: one thread for torch, factories of tiny models with nonzero weights, and an S3 server."""
 
 import atexit
 import json
@@ -26,12 +26,12 @@ from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.vae import ARAutoencoder
 
 torch.set_num_threads(1)
-# A cache of their own: weights that a user has fetched must not change what the tests, and the jobs they start, do.
+# A separate cache: weights that a user has fetched must not change the tests or the jobs that they start.
 os.environ["ARDIFF_CACHE"] = tempfile.mkdtemp(prefix="ardiff-tests-")
 atexit.register(shutil.rmtree, os.environ["ARDIFF_CACHE"], ignore_errors=True)
-# DeepSpeed compiles an operator at its first use: checkouts that share a cache would do it again for each other.
+# DeepSpeed compiles an operator at its first use. Checkouts with a shared cache would overwrite each other's.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-# A process has one Ray token: Ray remembers the first, also where a test takes back what it set in the environment.
+# Ray remembers the first token of a process, so all tests use one.
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -47,7 +47,7 @@ def _fill(model: nn.Module, seed: int = 0, std: float = 0.2) -> None:
 
 @pytest.fixture(scope="session")
 def golden_schedule() -> Callable[[str], Any]:
-    """Reads one of the stored schedules, made with the authors' code or by exact enumeration."""
+    """Reads a stored schedule, made with the authors' code or by exact enumeration."""
     return lambda name: json.loads((GOLDEN / "schedule" / f"{name}.json").read_text())
 
 
@@ -91,13 +91,13 @@ def make_pipeline(
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """A real S3 server, one for all tests of a pytest process; a test that stops it starts one of its own instead."""
+    """A real S3 server for all tests of a pytest process. A test that stops it must start it again."""
     with S3Server() as server:
         yield server
 
 
 @pytest.fixture
 def s3_bucket(s3_server: S3Server) -> Iterator[str]:
-    """``s3://bucket`` of an empty bucket, with the environment variables that all processes need to reach it."""
+    """The URL of an empty bucket. The environment variables that reach it are set."""
     with environment(s3_server.environment()):
         yield f"s3://{s3_server.make_bucket()}"

@@ -1,4 +1,4 @@
-"""Ports of this machine for what the tests start."""
+"""Free ports for the servers that the tests start."""
 
 import contextlib
 import secrets
@@ -6,7 +6,7 @@ import socket
 
 
 def free_ports(count: int = 1) -> int:
-    """The first of ``count`` neighbouring ports that nobody has.
+    """The first of ``count`` consecutive free ports.
 
     They are below those that the system gives to connections and above those of Ray's workers, either of which would
     take one before its server listens on it.

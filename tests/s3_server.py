@@ -1,7 +1,7 @@
-"""A real S3 server for tests: OpenStack Swift, in a process of its own and a virtual environment of its own.
+"""A real S3 server for tests: OpenStack Swift, in its own process and its own virtual environment.
 
-It checks signatures, keeps what it stores over a restart, lists more than a thousand keys, and knows ranges and
-multipart uploads. It stores about 70 objects a second: hundreds for a test, not thousands.
+It checks signatures, keeps its objects over a restart, lists more than a thousand keys, and supports ranges and
+multipart uploads. It stores about 70 objects a second, so a test should store hundreds, not thousands.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ LAUNCHER = Path(__file__).with_name("s3") / "launch.py"
 
 
 class S3Server:
-    """``with S3Server() as server``: an S3 endpoint on a free port of 127.0.0.1, its files in a folder of its own."""
+    """``with S3Server() as server``: an S3 endpoint on a free port of 127.0.0.1, with a temporary folder."""
 
     def __init__(self) -> None:
         if not PYTHON.exists():
@@ -48,7 +48,7 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        """The URL that clients are given."""
+        """The URL for clients."""
         return f"http://127.0.0.1:{self.port}"
 
     def environment(self, user: str = "writer", secret: str | None = None) -> dict[str, str]:
@@ -65,7 +65,7 @@ class S3Server:
         }
 
     def client(self, user: str = "writer") -> Any:
-        """A boto3 client, to look at the store past our own code."""
+        """A boto3 client, independent of the code under test."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -80,24 +80,24 @@ class S3Server:
         )
 
     def make_bucket(self, name: str | None = None) -> str:
-        """A bucket, of a name not used before if none is given; returns the name."""
+        """Creates a bucket, by default with a new name. Returns the name."""
         name = name or f"test-{secrets.token_hex(6)}"
         self.client().create_bucket(Bucket=name)
         return name
 
     def requests(self, bucket: str) -> list[tuple[str, str]]:
-        """Method and key, with the query if there is one, of every request to a bucket so far; listings have no key."""
+        """Method and key (with the query) of every request to a bucket so far. The key of a listing is empty."""
         lines = (self.root / "requests.log").read_text().splitlines()
         found = [re.fullmatch(rf"(\w+) /{re.escape(bucket)}(?:/|(?=\?))(.*)", line) for line in lines]
         return [(match[1], match[2].removesuffix("?")) for match in found if match]
 
     def grant_reading(self, bucket: str) -> None:
-        """Lets the user ``reader`` get and list what is in ``bucket``, and nothing else."""
-        # To Swift, a bucket that all may read; it answers only requests that carry a known user's signature.
+        """Lets the user ``reader`` get and list the objects of ``bucket``, and nothing else."""
+        # For Swift the bucket is public, but it answers only requests with a known user's signature.
         self.client().put_bucket_acl(Bucket=bucket, ACL="public-read")
 
     def start(self, patience: float = 90.0) -> None:
-        """Starts the server, on the port that it had before, if any, and waits until it answers."""
+        """Starts the server and waits until it answers. A restart keeps the port."""
         for attempt in range(3):
             port = self.port or free_ports(4)
             self.process = subprocess.Popen(
@@ -113,10 +113,10 @@ class S3Server:
             self.stop()
             if attempt == 2:
                 raise RuntimeError(f"The S3 server did not start: {line or 'no answer'}")
-            time.sleep(1)  # so that whoever has the port for a moment lets go of it
+            time.sleep(1)  # another process may hold the port for a moment
 
     def start_after(self, seconds: float) -> Future[None]:
-        """Starts it after a while, in a thread; the result says whether it did."""
+        """Starts the server after some seconds, in a thread. The result raises if that failed."""
 
         def start() -> None:
             time.sleep(seconds)
@@ -125,7 +125,7 @@ class S3Server:
         return ThreadPoolExecutor(1).submit(start)
 
     def stop(self) -> None:
-        """Stops the server and what it started; what is stored stays."""
+        """Stops the server and its children. Stored objects stay."""
         process, self.process = self.process, None
         if process is None:
             return
@@ -140,7 +140,7 @@ class S3Server:
                 pipe.close()
 
     def close(self) -> None:
-        """Stops the server and deletes what it stored."""
+        """Stops the server and deletes all objects."""
         self.stop()
         shutil.rmtree(self.root, ignore_errors=True)
 
@@ -163,7 +163,7 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def _read_line(process: "subprocess.Popen[bytes]", patience: float) -> str:
-    """What the process says first; empty if it ends or ``patience`` seconds pass before."""
+    """The first line of the process's output; empty if it ends or ``patience`` seconds pass before."""
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], patience)
     return process.stdout.readline().decode().strip() if ready else ""

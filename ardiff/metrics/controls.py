@@ -31,7 +31,7 @@ def noise(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def blur(videos: np.ndarray, sigma: float = 1.0) -> np.ndarray:
     """Control without detail: a Gaussian blur of H and W, ``sigma`` in pixels. uint8 ``(B, F, H, W, 3)`` in and out.
 
-    Edges are extended by their last pixel. Raises ValueError unless ``sigma`` > 0.
+    The last pixel extends the edges. Raises ValueError unless ``sigma`` > 0.
     """
     if sigma <= 0:
         raise ValueError(f"sigma must be positive, not {sigma}")
@@ -41,15 +41,15 @@ def blur(videos: np.ndarray, sigma: float = 1.0) -> np.ndarray:
     kernel /= kernel.sum()
     for axis in (2, 3):
         size = videos.shape[axis]
-        places = np.clip(np.arange(size) + np.arange(-radius, radius + 1)[:, None], 0, size - 1)  # (taps, size)
-        blurred = sum(tap * blurred.take(place, axis=axis) for tap, place in zip(kernel, places, strict=True))
+        indices = np.clip(np.arange(size) + np.arange(-radius, radius + 1)[:, None], 0, size - 1)  # (taps, size)
+        blurred = sum(tap * blurred.take(index, axis=axis) for tap, index in zip(kernel, indices, strict=True))
     return np.round(blurred).astype(np.uint8)
 
 
 def jitter(videos: np.ndarray, generator: np.random.Generator, pixels: int = 1) -> np.ndarray:
-    """Control with rough motion: each frame moved by up to ``pixels`` in y and x. uint8 ``(B, F, H, W, 3)`` in and out.
+    """Control with rough motion: frames shifted by up to ``pixels`` in y and x. uint8 ``(B, F, H, W, 3)`` in and out.
 
-    Edges are extended by their last pixel. Raises ValueError unless ``pixels`` >= 1.
+    The last pixel extends the edges. Raises ValueError unless ``pixels`` >= 1.
     """
     if pixels < 1:
         raise ValueError(f"pixels must be at least 1, not {pixels}")
@@ -62,7 +62,7 @@ def jitter(videos: np.ndarray, generator: np.random.Generator, pixels: int = 1) 
 
 
 def content_swap(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Control without identity: the second half of each video is another one's. uint8 ``(B, F, H, W, 3)`` in and out.
+    """Control without identity: the second half of each video is of another one. uint8 ``(B, F, H, W, 3)`` in and out.
 
     Raises ValueError for fewer than two videos or frames.
     """

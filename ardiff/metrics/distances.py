@@ -69,4 +69,4 @@ def _rows(videos: VideoFeatures) -> np.ndarray:
 
 def _moments(videos: VideoFeatures) -> Moments:
     rows = (block.reshape(-1, block.shape[-1]) for block in videos)
-    return Moments.of_all(part[i : i + CHUNK] for part in rows for i in range(0, len(part), CHUNK))
+    return Moments.of_all(block[i : i + CHUNK] for block in rows for i in range(0, len(block), CHUNK))

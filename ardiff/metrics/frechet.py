@@ -19,9 +19,9 @@ def frechet_distance(real: Features, fake: Features, ddof: int = 1) -> float:
 
     ``|mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)`` (Dowson and Landau 1982; Heusel et al. 2017, Eq. 6). The
     cross term is the nuclear norm of ``Xc Yc^T / sqrt((n1 - ddof)(n2 - ddof))`` with ``Xc``, ``Yc`` the centred
-    features: ``(S1 S2)^(1/2)`` has the singular values of that product as eigenvalues, so no matrix root of an almost
-    singular covariance is taken. A side with more rows than features is first reduced to the R of its QR
-    decomposition, which leaves the singular values as they are.
+    features: the singular values of that product are the eigenvalues of ``(S1 S2)^(1/2)``, so no matrix root of an
+    almost singular covariance is needed. A side with more rows than features is first reduced to the R of its QR
+    decomposition, which has the same singular values.
 
     Args:
         real: ``(n1, D)`` floating point. fake: ``(n2, D)`` floating point.
@@ -29,7 +29,7 @@ def frechet_distance(real: Features, fake: Features, ddof: int = 1) -> float:
             StyleGAN-V.
 
     Returns:
-        The distance; rounding below zero is returned as 0.
+        The distance, at least 0.
 
     Raises:
         ValueError: A set is not a finite floating-point matrix of at least two rows, the widths differ, or ``ddof`` is
@@ -47,7 +47,7 @@ def frechet_distance(real: Features, fake: Features, ddof: int = 1) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Count, mean and scatter of rows that are too many to keep, all float64."""
+    """Count, mean and scatter of rows, to compute distances without all rows in memory. All are float64."""
 
     count: int
     mean: np.ndarray
@@ -63,17 +63,17 @@ class Moments:
         return cls(len(array), mean, (array - mean).T @ (array - mean))
 
     @classmethod
-    def of_all(cls, parts: Iterable[Features]) -> Moments:
-        """Moments of the rows of all parts, merged in their order."""
+    def of_all(cls, chunks: Iterable[Features]) -> Moments:
+        """Moments of the rows of all chunks, merged in order."""
         merged: Moments | None = None
-        for part in parts:
-            merged = cls.of(part) if merged is None else merged.merge(cls.of(part))
+        for chunk in chunks:
+            merged = cls.of(chunk) if merged is None else merged.merge(cls.of(chunk))
         if merged is None:
-            raise ValueError("there are no rows to take moments of")
+            raise ValueError("there are no rows to compute moments of")
         return merged
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of the rows of both (Chan, Golub and LeVeque 1979), without the cancellation of plain sums."""
+        """Moments of the rows of both (Chan, Golub and LeVeque 1979). They avoid the cancellation of plain sums."""
         if self.mean.shape != other.mean.shape:
             raise ValueError(f"moments of {len(self.mean)} and {len(other.mean)} features cannot be merged")
         count, shift = self.count + other.count, other.mean - self.mean
@@ -102,7 +102,7 @@ def gaussian_distance(
 
 
 def frechet_from_moments(real: Moments, fake: Moments, ddof: int = 1) -> float:
-    """:func:`frechet_distance` of sets of which only the moments are kept. Raises ValueError if the widths differ."""
+    """:func:`frechet_distance` from the moments of two sets. Raises ValueError if the widths differ."""
     if real.mean.shape != fake.mean.shape:
         raise ValueError(f"real and fake must have the same number of features, got {len(real.mean)}, {len(fake.mean)}")
     return gaussian_distance(real.mean, real.covariance(ddof), fake.mean, fake.covariance(ddof))
@@ -111,8 +111,8 @@ def frechet_from_moments(real: Moments, fake: Moments, ddof: int = 1) -> float:
 def kernel_distance(real: Features, fake: Features) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel ``k(x, y) = (x.y / D + 1)^3``.
 
-    Binkowski et al. 2018 (KID), on all rows instead of random subsets of them, so the value is deterministic. Being
-    unbiased it can be slightly negative. StyleGAN-V prints 1000 times this value.
+    Binkowski et al. 2018 (KID), on all rows instead of random subsets, so the value is deterministic. It is unbiased
+    and so can be slightly negative. StyleGAN-V prints 1000 times this value.
 
     Args:
         real: ``(n1, D)`` floating point. fake: ``(n2, D)`` floating point.
@@ -132,7 +132,7 @@ def _root(centred: np.ndarray, ddof: int) -> np.ndarray:
 
 
 def _eigen_root(covariance: np.ndarray) -> np.ndarray:
-    """``A`` with ``A^T A`` the covariance; eigenvalues that rounding made negative are 0."""
+    """``A`` with ``A^T A`` the covariance. Eigenvalues that rounding makes negative become 0."""
     values, vectors = np.linalg.eigh(covariance)
     root: np.ndarray = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
     return root

@@ -11,7 +11,7 @@ from einops import rearrange, reduce
 
 from ardiff.data.synthetic import CLASSES, signed_distance
 
-# Limits of `motion_checks` and `recognise`, set from real synthetic clips alone, raw and as H.264 at crf 8.
+# Limits of `motion_checks` and `recognise`. They were set on real synthetic clips only, raw and as H.264 at crf 8.
 MIN_VISIBLE = 15 / 16
 MAX_AREA_DRIFT = 0.08
 MAX_COLOUR_DRIFT = 0.05
@@ -20,23 +20,23 @@ MIN_SPEED, MAX_SPEED = 0.4, 3.0
 MIN_OVERLAP = 0.6
 
 MIN_CONTRAST = 40
-"""Grey levels by which an object's strongest pixel differs from the background in some channel."""
+"""Smallest difference in grey levels between an object's strongest pixel and the background, in any channel."""
 MIN_COVER = 0.1
-"""Smallest part of a pixel that counts as covered; less is noise."""
+"""Smallest covered part of a pixel that counts; less is noise."""
 ONE_OBJECT_SHARE = 0.9
-"""Share of the foreground that lies in one connected piece where a frame shows one object."""
+"""Smallest share of the foreground in one connected piece for a frame with one object."""
 MAX_OBJECT_SHARE = 0.5
 """Largest share of a frame that one object covers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tracking:
-    """What is seen of a single object before a plain background; NaN where a frame shows nothing."""
+    """A single object on a plain background, frame by frame; NaN for a frame without an object."""
 
     cover: np.ndarray
     """float32 ``(F, H, W)``: the part of each pixel that the foreground covers, 0 to 1."""
     one_object: np.ndarray
-    """bool ``(F,)``: the foreground is one connected piece, of no more than half of the frame."""
+    """bool ``(F,)``: the foreground is one connected piece of at most half of the frame."""
     centroid: np.ndarray
     """float64 ``(F, 2)``: y and x in pixels."""
     area: np.ndarray
@@ -46,10 +46,10 @@ class Tracking:
 
 
 def track(video: np.ndarray) -> Tracking:
-    """Segments one video, uint8 ``(F, H, W, 3)``, against its background, the median colour of the frames' border.
+    """Segments one video, uint8 ``(F, H, W, 3)``, from its background, the median colour of the frames' border.
 
-    A frame's object colour is the mean over the pixels at 0.7 of the strongest contrast or more; the cover of a pixel
-    is its place between background and object colour, so edges that are half covered count half.
+    The object colour of a frame is the mean over the pixels with at least 0.7 of the strongest contrast. The cover of a
+    pixel is its position between background and object colour, so a half-covered edge counts half.
 
     Raises:
         ValueError: Another dtype or shape.
@@ -64,7 +64,7 @@ def track(video: np.ndarray) -> Tracking:
     strongest = strength.max(axis=(1, 2))  # (F,)
     visible = strongest >= MIN_CONTRAST
     core = (strength >= 0.7 * strongest[:, None, None]) & visible[:, None, None]
-    with np.errstate(invalid="ignore"):  # 0 / 0 in frames without an object is the NaN that marks them
+    with np.errstate(invalid="ignore"):  # 0 / 0 = NaN marks frames without an object
         mean = reduce(contrast * core[..., None], "f h w c -> f c", "sum") / core.sum(axis=(1, 2))[:, None]
         cover = np.einsum("fhwc,fc->fhw", contrast, mean) / (mean**2).sum(axis=1)[:, None, None]
         cover = np.where(cover >= MIN_COVER, np.minimum(cover, 1.0), 0.0)
@@ -86,13 +86,13 @@ MOTION_CHECKS = ("one object", "steady area", "steady colour", "smooth motion", 
 
 
 def motion_checks(tracking: Tracking) -> dict[str, bool]:
-    """Whether one video shows a single object that stays itself and moves evenly.
+    """Whether one video shows a single object that keeps its appearance and moves evenly.
 
-    ``one object``: in 15 of 16 frames or more. ``steady area``: standard deviation of the area over its mean.
+    ``one object``: in at least 15 of 16 frames. ``steady area``: standard deviation of the area over its mean.
     ``steady colour``: root mean square distance from the mean colour over 255. ``smooth motion``: median length of the
-    centroid's second difference, which the few frames of a bounce leave alone. ``plausible speed``: median length of
-    the first difference. All but the first are over the frames that show something; a video with fewer than three such
-    neighbours fails them.
+    centroid's second difference; the median ignores the few frames of a bounce. ``plausible speed``: median length of
+    the first difference. All but the first use the frames with an object. A video without three such frames in a row
+    fails all checks.
     """
     seen = np.isfinite(tracking.area)
     area, colour = tracking.area[seen], tracking.colour[seen]
@@ -114,11 +114,11 @@ def motion_checks(tracking: Tracking) -> dict[str, bool]:
 
 
 def recognise(video: np.ndarray) -> int:
-    """Index in ``CLASSES`` of the shape that a video, uint8 ``(F, H, W, 3)``, shows; -1 if it shows none of them.
+    """The index in ``CLASSES`` of the shape in a video, uint8 ``(F, H, W, 3)``; -1 for none of them.
 
-    Nothing is trained: the cover of each frame with one object is compared with every shape drawn at the same centroid
-    and area, and the frame votes for the largest overlap (intersection over union of covers) if that reaches
-    ``MIN_OVERLAP``. The shape with most votes wins, provided that more than half of the frames voted.
+    The method is not trained. It compares the cover of each frame that has one object with every shape, drawn at the
+    same centroid and area. The frame votes for the shape with the largest overlap (intersection over union of covers)
+    if that is at least ``MIN_OVERLAP``. The shape with most votes wins if more than half of the frames voted.
 
     Raises:
         ValueError: Another dtype or shape.
@@ -147,7 +147,7 @@ def _overlap(cover: np.ndarray, centroid: np.ndarray, area: np.ndarray, shape: s
 
 @lru_cache
 def _unit_shape(shape: str) -> tuple[float, float]:
-    """Area and y of the centroid of ``shape`` of radius 1, by counting points of a fine grid."""
+    """Area and centroid y of ``shape`` with radius 1, from the points of a fine grid."""
     grid = np.linspace(-1.5, 1.5, 1501)
     inside = signed_distance(shape, grid[:, None], grid[None, :], 1.0) <= 0
     return float(inside.sum() * (grid[1] - grid[0]) ** 2), float(inside.sum(axis=1) @ grid / inside.sum())
@@ -156,7 +156,7 @@ def _unit_shape(shape: str) -> tuple[float, float]:
 def _largest_piece(foreground: np.ndarray) -> np.ndarray:
     """Pixels of the largest 8-connected piece of each frame: bool ``(F, H, W)`` to int64 ``(F,)``.
 
-    Every foreground pixel starts with a number of its own and takes the largest among its neighbours until nothing
+    Every foreground pixel starts with its own number and takes the largest number of its neighbours until nothing
     changes.
     """
     height, width = foreground.shape[1:]

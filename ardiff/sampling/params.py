@@ -192,6 +192,14 @@ class ModelInfo:
             )
         return None
 
+    @property
+    def valid_classes(self) -> str:
+        """The classes as the end of a sentence that begins with "the model"."""
+        if not self.num_classes:
+            return "has no classes"
+        names = f" ({', '.join(self.class_names[:50])})" if self.class_names else ""
+        return f"has classes 0..{self.num_classes - 1}{names}"
+
     def class_name(self, class_label: int | None) -> str:
         """The name of a class, or ``class N``; empty without a class."""
         if class_label is None:
@@ -239,12 +247,10 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
     if (reason := model.mode_error(params.mode, params.num_frames)) is not None:
         raise InvalidParamError("mode", reason)
     if params.class_label is not None:
-        classes = model.num_classes
-        valid = f"has classes 0..{classes - 1}" if classes else "has no classes"
         require(
-            0 <= params.class_label < classes,
+            0 <= params.class_label < model.num_classes,
             "class_label",
-            f"class_label {params.class_label} is out of range: the model {valid}",
+            f"class_label {params.class_label} is out of range: the model {model.valid_classes}",
         )
     require(
         0 <= params.given_frames < params.num_frames,

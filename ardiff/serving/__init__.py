@@ -1,4 +1,5 @@
-"""The endpoint without a cluster: jobs in shared storage, the engine's loop, the HTTP interface, the page.
+"""The endpoint without a cluster: HTTP API, page, jobs in shared storage, and the loop of the sampling engine.
 
-``ray_jobs/serve.py`` runs it on Ray Serve replicas; any ASGI server runs it alone.
+``ray_jobs/serve.py`` runs it as Ray Serve replicas; any ASGI server can run one. See
+:mod:`ardiff.serving.replica` for the way of a request.
 """

@@ -1,4 +1,4 @@
-"""What the endpoint accepts, how much of it, and how jobs are kept."""
+"""Configuration of the endpoint: limits of requests and keys, storage, and periods."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,10 @@ from ardiff.sampling.config import EngineConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestLimits:
-    """What one request may ask for; more is refused before any work."""
+    """Limits of one request. A request beyond them is rejected before any work.
+
+    A field with the name of a sampling parameter is its largest value.
+    """
 
     num_frames: int = 1024
     """Frames of a video."""
@@ -19,17 +22,17 @@ class RequestLimits:
     fps: float = 60.0
     """Frames per second of the file."""
     body_bytes: int = 32 * 2**20
-    """Bytes of a request, upload included."""
+    """Bytes of a request, including its upload."""
     upload_frames: int = 64
     """Frames of an uploaded clip."""
     upload_pixels: int = 4096 * 4096
     """Pixels of an uploaded frame."""
     upload_seconds: float = 10.0
-    """Seconds that decoding an upload may take, of processor and of wall clock; then its process is killed."""
+    """Seconds of CPU time and of wall time for decoding an upload; then its process is killed."""
     upload_memory_bytes: int = 2 * 2**30
     """Address space of the process that decodes an upload."""
     video_bytes: int = 256 * 2**20
-    """Bytes of an encoded video; a job that makes more fails."""
+    """Bytes of an encoded video. A job whose video is larger fails."""
 
     def __post_init__(self) -> None:
         counts = (self.num_frames, self.num_inference_steps, self.body_bytes, self.upload_frames, self.upload_pixels)
@@ -41,62 +44,62 @@ class RequestLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceConfig:
-    """How a replica serves."""
+    """Configuration of a replica."""
 
     storage: str = "runs/serve"
-    """Folder of job records and videos that all replicas share, local or s3://."""
+    """Folder of job records and videos, local or s3://. All replicas share it."""
     keys: str | None = None
-    """File of API keys, local or s3:// (``ardiff api-key`` writes its entries); without one, only this machine is
-    served, and needs none."""
+    """File of API keys, local or s3://; ``ardiff api-key`` prints its entries. Without it no key is needed, and only
+    requests from this machine are served."""
     keys_seconds: float = 5.0
-    """Between two looks at the file of keys: a key that is removed works no longer than that. A file that cannot be
-    read, or has an entry that is not valid, changes nothing, and the log says so."""
+    """Seconds between two reads of the key file. A removed key stops working after this time. If the file cannot be
+    read or has an invalid entry, the keys stay as they are, and an error is logged."""
     allow_anonymous: bool = False
-    """Without keys, answer under names other than this machine's own too. Anyone who reaches the service may use it."""
+    """Serve other machines without keys: anyone who reaches the service can use it."""
     requests_per_minute: int = 600
-    """Videos that may be asked for in a minute, by one key at one replica."""
+    """Videos that one key may request per minute, on each replica."""
     jobs_per_key: int = 64
     """Unfinished jobs of one key, on all replicas together."""
     streams_per_key: int = 64
-    """Streams that one key may have open at one replica."""
+    """Streams that one key may have open on one replica."""
     max_waiting: int = 64
-    """Jobs that may wait for a place, on all replicas together; further ones are refused with 503."""
+    """Jobs that may wait, on all replicas together. Further ones are rejected with 503."""
     job_seconds: float = 3600.0
-    """Seconds from a job's start to its deadline, when it fails."""
+    """Seconds that a job may run before it fails."""
     keep_seconds: float = 86400.0
-    """Seconds that a finished job and its video are kept."""
+    """Seconds that the record and the video of a finished job are kept."""
     poll_seconds: float = 0.5
-    """Between two looks at the shared queue and at cancellations."""
+    """Seconds between two reads of the shared queue and the cancellations."""
     heartbeat_seconds: float = 2.0
-    """Between two signs of life for the jobs in work."""
+    """Seconds between two heartbeats of a running job."""
     lease_seconds: float = 15.0
-    """Without a sign of life for so long, a job's replica counts as dead and another takes the job over."""
+    """Seconds without a heartbeat after which a job's replica counts as crashed, and another takes the job over."""
     max_attempts: int = 2
-    """Replicas that may die with a job before the job fails."""
+    """Replicas that may crash while they run a job before the job fails."""
     segment_seconds: float = 1.0
-    """Between two writes of a running job's progress and new part of the video, which other replicas read."""
+    """Seconds between two writes of a running job's progress and video segment, which other replicas read."""
     storage_seconds: float = 15.0
-    """Seconds that storage may take to answer before the request is refused with 503."""
+    """Seconds that a request waits for storage before it is rejected with 503."""
     drain_seconds: float = 60.0
-    """Seconds that a stopping replica goes on with its jobs; what is left then goes back to the queue."""
+    """Seconds that a stopping replica continues its jobs. Then unfinished ones return to the queue."""
     codec: VideoCodec = "h264"
-    """``h264`` and ``av1`` come as fragmented mp4, ``vp9`` as WebM."""
+    """``h264`` and ``av1`` are sent as fragmented mp4, ``vp9`` as WebM."""
     crf: int = 18
-    """Quality of the videos; smaller is better."""
+    """Constant rate factor of the encoder: a smaller value is better quality and more bytes."""
     fps: float = 8.0
-    """Frames per second where a request names none."""
+    """Frames per second if a request gives none."""
     limits: RequestLimits = field(default_factory=RequestLimits)
-    """What one request may ask for."""
+    """Limits of one request."""
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(max_requests=16))
-    """Limits and ways of computing of the sampling engine of each model."""
+    """The sampling engine of each model: limits and backends."""
 
     def __post_init__(self) -> None:
         per_key = (self.requests_per_minute, self.jobs_per_key, self.streams_per_key)
         if min(*per_key, self.max_attempts) < 1 or self.max_waiting < 0:
-            raise ValueError("limits of a key and max_attempts must be at least 1, max_waiting at least 0")
+            raise ValueError("limits per key and max_attempts must be at least 1, max_waiting at least 0")
         periods = (self.poll_seconds, self.heartbeat_seconds, self.segment_seconds, self.storage_seconds)
         if min(*periods, self.keys_seconds, self.job_seconds, self.keep_seconds) <= 0 or self.drain_seconds < 0:
-            raise ValueError("seconds must be positive")
+            raise ValueError("seconds must be positive, drain_seconds at least 0")
         if self.lease_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("lease_seconds must be at least twice heartbeat_seconds")
         if not 0 < self.fps <= self.limits.fps:

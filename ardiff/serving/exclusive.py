@@ -1,5 +1,4 @@
-"""What sharing a folder between replicas needs beyond :mod:`ardiff.data.storage`: to create a file that only one of
-several can create, and to see who wrote lately."""
+"""Storage operations that replicas need to share a folder: creating a file exclusively, and times of the last write."""
 
 import os
 import uuid
@@ -14,9 +13,9 @@ from ardiff.errors import DataError
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
-    """Writes the whole file if there is none: of several that try at once, one gets True.
+    """Writes a file if it does not exist. Of several callers at the same time, one gets True.
 
-    On S3 by ``If-None-Match: *``, which AWS decides atomically; OpenStack Swift looks first and then writes.
+    On S3 this is ``If-None-Match: *``, which is atomic on AWS. OpenStack Swift checks first and then writes.
 
     Raises:
         DataError: It cannot be written.
@@ -56,17 +55,17 @@ def _create_object(uri: str, path: str, data: bytes) -> bool:
 def changed_at(uri: str) -> dict[str, int]:
     """Names of all files below ``uri``, and when each was last written, in ns by the store's clock.
 
-    A folder that is not there holds no file. Raises DataError if it cannot be listed.
+    A missing folder holds no files. Raises DataError if it cannot be listed.
     """
     filesystem, path = open_filesystem(uri)
     selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-    for again in (True, True, False):
+    for retry in (True, True, False):
         try:
             infos = filesystem.get_file_info(selector)
             break
         except OSError as error:
-            # A folder that is made while it is looked for, or a file that goes while it is listed.
-            if not (again and isinstance(error, FileNotFoundError)):
+            # A folder may be created, or a file deleted, while it is listed.
+            if not (retry and isinstance(error, FileNotFoundError)):
                 raise DataError(f"Cannot list {uri}: {error}.") from error
     start = len(path.rstrip("/")) + 1
     files = {info.path[start:]: int(info.mtime_ns or 0) for info in infos if info.type == pafs.FileType.File}

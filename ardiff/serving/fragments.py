@@ -1,4 +1,4 @@
-"""Video that can be played while it is written: fragmented mp4, or live WebM, frame by frame.
+"""Encodes video that plays while it is written: fragmented mp4 or live WebM, frame by frame.
 
 Shapes: H W pixels. Frames are uint8 RGB.
 """
@@ -17,7 +17,7 @@ from ardiff.data.encode import VideoCodec, keep_scheduling
 _FRAGMENTED = {
     "movflags": "frag_every_frame+empty_moov+default_base_moof+frag_discont+skip_trailer",
     "use_editlist": "0",
-    "avoid_negative_ts": "disabled",  # a fragment's time is that of its packet, whatever came before
+    "avoid_negative_ts": "disabled",  # a fragment keeps the time of its packet
     "flush_packets": "1",
 }
 _LIVE = {"live": "1", "cluster_time_limit": "1", "flush_packets": "1"}
@@ -29,15 +29,15 @@ _ENCODERS: dict[VideoCodec, tuple[str, str, dict[str, str]]] = {
 
 
 class FragmentWriter:
-    """Encodes one video. One thread; a frame's bytes are there with the frame.
+    """Encodes one video in one thread. Each frame's bytes are returned with the frame.
 
-    libavformat keeps a packet until the next one shows how long it lasts, and PyAV has no way to make it let go. The
-    duration is known here, so each packet gets a muxer of its own, which is closed after it.
+    libavformat holds a packet back until the next one gives its duration, and PyAV cannot flush it. The duration is
+    known here, so each packet gets its own muxer, which is closed after it.
 
     >>> writer = FragmentWriter(32, 32, fps=8)
-    >>> head = writer.start()
-    >>> part = writer.add(frame)
-    >>> tail = writer.finish()
+    >>> header = writer.start()
+    >>> fragment = writer.add(frame)
+    >>> rest = writer.finish()
     """
 
     def __init__(self, height: int, width: int, fps: float, codec: VideoCodec = "h264", crf: int = 18) -> None:
@@ -51,12 +51,12 @@ class FragmentWriter:
         self._stream = stream
         stream.options = {**options, "crf": str(crf)}
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-        # Seeking and joining late need a frame now and then that depends on no other.
+        # Seeking and late readers need key frames.
         stream.codec_context.gop_size = 64
         stream.codec_context.thread_count = 1
 
     def start(self) -> bytes:
-        """The head of the file, which says what follows."""
+        """The header of the file."""
         with keep_scheduling():
             self._container.start_encoding()
         return self._sink.take()
@@ -69,8 +69,7 @@ class FragmentWriter:
                 # The three bytes after avcC's version: profile, constraints, level.
                 extradata = self._stream.codec_context.extradata or b"\x01\x42\xc0\x0a"
                 if extradata[0] != 1:  # Annex B: a start code, then the SPS
-                    at = extradata.index(b"\x00\x00\x01") + 3
-                    extradata = extradata[at:]
+                    extradata = extradata[extradata.index(b"\x00\x00\x01") + 3 :]
                 return f'video/mp4; codecs="avc1.{extradata[1:4].hex()}"'
             case "vp9":
                 return 'video/webm; codecs="vp9"'
@@ -78,13 +77,13 @@ class FragmentWriter:
                 return 'video/mp4; codecs="av01.0.04M.08"'
 
     def add(self, frame: np.ndarray) -> bytes:
-        """Takes a frame, uint8 ``(H, W, 3)``; returns what is complete now."""
+        """Encodes a frame, uint8 ``(H, W, 3)``. Returns the bytes that are complete."""
         frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         return self._mux(self._stream.encode(picture))
 
     def finish(self) -> bytes:
-        """The rest of the file; empty if the encoder held nothing back."""
+        """The rest of the file; empty if the encoder holds no frame back."""
         rest = self._mux(self._stream.encode(None))
         self._container.close()
         return rest
@@ -101,7 +100,7 @@ class FragmentWriter:
             with self._open() as container:
                 stream = container.add_stream_from_template(self._stream, opaque=True)
                 container.start_encoding()
-                self._sink.take()  # the head, once more
+                self._sink.take()  # drops the repeated header
                 packet.stream, packet.duration = stream, 1
                 container.mux(packet)
             self._fragments += 1
@@ -110,31 +109,31 @@ class FragmentWriter:
 
 
 class _Sink:
-    """A file that can only be written to, so that the muxer never goes back."""
+    """A file without seeking, so that the muxer never changes earlier bytes."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._chunks: list[bytes] = []
 
     def write(self, data: bytes) -> int:
-        self._parts.append(bytes(data))
+        self._chunks.append(bytes(data))
         return len(data)
 
     def take(self) -> bytes:
-        data, self._parts = b"".join(self._parts), []
+        data, self._chunks = b"".join(self._chunks), []
         return data
 
 
 def as_file(streamed: bytes) -> bytes:
-    """The same video, not encoded again, as a file that players can seek in: one index, for mp4 at the front."""
-    return _remuxed(streamed, {"movflags": "+faststart"}, {})
+    """Remuxes a stream to a file in which players can seek: with one index, for mp4 at the front."""
+    return _remux(streamed, {"movflags": "+faststart"}, {})
 
 
 def as_fragments(file: bytes) -> bytes:
-    """The same video, not encoded again, as it is streamed."""
-    return _remuxed(file, _FRAGMENTED, _LIVE)
+    """Remuxes a file to fragments, as they are streamed."""
+    return _remux(file, _FRAGMENTED, _LIVE)
 
 
-def _remuxed(data: bytes, mp4: dict[str, str], webm: dict[str, str]) -> bytes:
+def _remux(data: bytes, mp4: dict[str, str], webm: dict[str, str]) -> bytes:
     with av.open(io.BytesIO(data), "r") as source, tempfile.NamedTemporaryFile() as target:
         kind = "webm" if "webm" in source.format.name else "mp4"
         options = {"fflags": "+bitexact", **(mp4 if kind == "mp4" else webm)}

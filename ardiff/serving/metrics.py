@@ -1,4 +1,4 @@
-"""What the service measures, as a list; who keeps the figures is given: prometheus_client here, Ray's metrics there."""
+"""The metrics of the service, and recorders that export them: prometheus_client here, Ray's metrics in ray_jobs."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -10,7 +10,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One figure."""
+    """A metric."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -20,65 +20,67 @@ class Measure:
 
 
 MEASURES = (
-    Measure("ardiff_jobs_waiting", "gauge", "Jobs that wait for a place, on all replicas."),
-    Measure("ardiff_jobs_running", "gauge", "Jobs in work at this replica."),
+    Measure("ardiff_jobs_waiting", "gauge", "Queued jobs of all replicas."),
+    Measure("ardiff_jobs_running", "gauge", "Running jobs of this replica."),
     Measure("ardiff_jobs_ended", "counter", "Jobs that ended.", ("status",)),
     Measure("ardiff_frames", "counter", "Frames sent.", ("model",)),
     Measure("ardiff_frame_evaluations", "counter", "Frames that the model evaluated.", ("model",)),
-    Measure("ardiff_iterations", "counter", "Packed passes of the model.", ("model",)),
-    Measure("ardiff_iteration_seconds", "histogram", "Time of a packed pass, decoding and encoding.", ("model",)),
-    Measure("ardiff_frames_per_second", "gauge", "Frames sent a second, over the last ten seconds.", ("model",)),
+    Measure("ardiff_iterations", "counter", "Batched passes of the model.", ("model",)),
+    Measure("ardiff_iteration_seconds", "histogram", "Time of a batched pass with decoding and encoding.", ("model",)),
+    Measure("ardiff_frames_per_second", "gauge", "Frames sent per second, over the last ten seconds.", ("model",)),
     Measure("ardiff_first_frame_seconds", "histogram", "From a job's creation to its first frame.", ("model",)),
     Measure("ardiff_job_seconds", "histogram", "From a job's creation to its completion.", ("model",)),
-    Measure("ardiff_errors", "counter", "Failures and refusals.", ("kind",)),
-    Measure("ardiff_storage_up", "gauge", "1 if shared storage answered last time."),
+    Measure("ardiff_errors", "counter", "Failed jobs and rejected requests.", ("kind",)),
+    Measure("ardiff_storage_up", "gauge", "1 if the last call of shared storage succeeded."),
 )
 
 
 class Recorder(Protocol):
-    """Keeps the figures."""
+    """Records metrics."""
 
     def record(self, name: str, value: float, **tags: str) -> None:
-        """Adds ``value`` to a counter, sets a gauge to it, or has a histogram observe it."""
+        """Adds ``value`` to a counter, sets a gauge to it, or adds it to a histogram."""
 
 
 class PrometheusRecorder:
-    """Keeps the figures in this process, for ``/metrics``."""
+    """Records the metrics in this process, for ``/metrics``."""
 
     def __init__(self) -> None:
         self.registry = prometheus_client.CollectorRegistry()
-        self._kept: dict[str, prometheus_client.Counter | prometheus_client.Gauge | prometheus_client.Histogram] = {}
+        self._metrics: dict[str, prometheus_client.Counter | prometheus_client.Gauge | prometheus_client.Histogram] = {}
         for m in MEASURES:
             match m.kind:
                 case "counter":
-                    self._kept[m.name] = prometheus_client.Counter(
+                    self._metrics[m.name] = prometheus_client.Counter(
                         m.name, m.description, m.tags, registry=self.registry
                     )
                 case "gauge":
-                    self._kept[m.name] = prometheus_client.Gauge(m.name, m.description, m.tags, registry=self.registry)
+                    self._metrics[m.name] = prometheus_client.Gauge(
+                        m.name, m.description, m.tags, registry=self.registry
+                    )
                 case "histogram":
-                    self._kept[m.name] = prometheus_client.Histogram(
+                    self._metrics[m.name] = prometheus_client.Histogram(
                         m.name, m.description, m.tags, registry=self.registry, buckets=m.buckets
                     )
 
     def record(self, name: str, value: float, **tags: str) -> None:
-        kept = self._kept[name]
-        chosen = kept.labels(**tags) if tags else kept
-        match chosen:
+        metric = self._metrics[name]
+        metric = metric.labels(**tags) if tags else metric
+        match metric:
             case prometheus_client.Counter():
-                chosen.inc(value)
+                metric.inc(value)
             case prometheus_client.Gauge():
-                chosen.set(value)
+                metric.set(value)
             case prometheus_client.Histogram():
-                chosen.observe(value)
+                metric.observe(value)
 
     def text(self) -> bytes:
-        """The Prometheus exposition."""
+        """All metrics in the Prometheus text format."""
         return prometheus_client.generate_latest(self.registry)
 
 
 class Recorders:
-    """Gives each figure to several recorders."""
+    """Records each metric with several recorders."""
 
     def __init__(self, *recorders: Recorder) -> None:
         self._recorders = recorders

@@ -1,1 +1,1 @@
-"""One training loop, its tasks, its engines."""
+"""Training: one loop, with tasks that define losses and engines that update weights."""

@@ -34,7 +34,7 @@ class TrainState:
     fingerprint: str
     """Identifies the configuration of model, task and data, and the kind of optimizer."""
     hyperparameters: dict[str, Any] = field(default_factory=dict, compare=False)
-    """Hyperparameters of the optimization by setting, see :attr:`ardiff.train.config.TrainConfig.hyperparameters`."""
+    """Hyperparameters of the optimisation by setting, see :attr:`ardiff.train.config.TrainConfig.hyperparameters`."""
 
 
 def save_checkpoint(folder: Path, engine: Engine, state: TrainState, discriminator: Engine | None = None) -> None:

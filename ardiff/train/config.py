@@ -1,4 +1,4 @@
-"""Settings of the optimization: optimizer, batch, engine, checkpoints."""
+"""Settings of the optimisation: optimizer, batch, engine, checkpoints."""
 
 import itertools
 import math

@@ -1,9 +1,8 @@
-"""Counts operations as model FLOPs are defined: what forward and backward passes need, a multiplication and an addition
-being two.
+"""Counts model FLOPs: the operations of forward and backward passes, with a multiplication and an addition as two.
 
-Activations that are computed again in the backward pass are not counted (Chowdhery et al., 2022, App. B), in attention
-neither; nor are the optimizer and what is not a matrix product or convolution. Masked attention counts as if it were
-whole. A network that is only evaluated, as an encoder of clips, counts with the one pass that it makes.
+Only matrix products and convolutions count. Recomputed activations do not count (Chowdhery et al., 2022, App. B), also
+those of attention, and neither does the optimizer. Masked attention counts as if there were no mask. A frozen network,
+such as an encoder of clips, counts with its forward pass.
 """
 
 import contextlib
@@ -45,11 +44,11 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     },
     **({torch.ops.mkldnn._linear_pointwise: shape_wrapper(_linear)} if onednn.available() else {}),
 }
-"""Operations of a call, by the operator."""
+"""By operator, a function that gives the operations of a call."""
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts within its context; the backward pass of what is called in it has to be in it too."""
+    """Counts the operations in its context. The backward pass counts only if it runs in the context as well."""
 
     recomputing = False
 
@@ -68,7 +67,7 @@ class FlopCounter(TorchDispatchMode):
 
 @contextlib.contextmanager
 def recomputation() -> Iterator[None]:
-    """Around what was computed before and is computed again to save memory: it is not counted."""
+    """Marks a block as recomputation of activations, which does not count."""
     FlopCounter.recomputing = True
     try:
         yield

@@ -1,4 +1,4 @@
-"""Traces of a few training steps by torch's profiler, to be looked at in Perfetto or chrome://tracing."""
+"""Traces a few training steps with torch's profiler. View the traces in Perfetto or chrome://tracing."""
 
 import tempfile
 from collections.abc import Callable
@@ -7,25 +7,25 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-SKIPPED = 10
-"""Steps before the first that is traced: the first ones compile, fill caches and open connections."""
+SKIPPED_STEPS = 10
+"""Steps before the first traced one: the first steps compile, fill caches and open connections."""
 
 
 class Tracer:
-    """Traces some steps of what calls it.
+    """Traces some steps of a training loop.
 
     Args:
-        steps: How many; 0 traces nothing and costs nothing.
-        keep: Is given the trace, in Chrome's format and gzip, when it is complete.
+        steps: Number of steps to trace; 0 traces nothing and costs nothing.
+        on_trace: Called with the complete trace, in Chrome's format, gzipped.
     """
 
-    def __init__(self, steps: int, keep: Callable[[bytes], None]) -> None:
-        self.first, self.last, self.keep = SKIPPED, SKIPPED + steps, keep
+    def __init__(self, steps: int, on_trace: Callable[[bytes], None]) -> None:
+        self.first, self.last, self.on_trace = SKIPPED_STEPS, SKIPPED_STEPS + steps, on_trace
         self.done = 0
         self.profiler: profile | None = None
 
     def step(self) -> None:
-        """To be called after every step."""
+        """Must be called after every step."""
         self.done += 1
         if self.done == self.first < self.last:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
@@ -35,7 +35,7 @@ class Tracer:
             self.close()
 
     def close(self) -> None:
-        """Ends the trace early, if there is one."""
+        """Ends a running trace early."""
         if self.profiler is None:
             return
         profiler, self.profiler = self.profiler, None
@@ -43,4 +43,4 @@ class Tracer:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "trace.json.gz"
             profiler.export_chrome_trace(str(file))
-            self.keep(file.read_bytes())
+            self.on_trace(file.read_bytes())

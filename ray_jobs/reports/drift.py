@@ -1,4 +1,4 @@
-"""Drift over long videos as curves, one PNG and an HTML page."""
+"""Drift of long videos as plots, in one PNG and on an HTML page."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from ray_jobs.reports.html import Curve, Report, Sheet, render_report
 
 
 def curves(report: DriftReport) -> list[Curve]:
-    """A plot of the distance and one of each statistic along time, real clips as a level line."""
+    """A plot of FVD and of each statistic over time. Real clips are a horizontal line."""
     segments = len(report.sets[0].fvd)
     middles = [SEGMENT * (s + 0.5) for s in range(segments)]
-    level = None if report.real_fvd is None else [report.real_fvd] * segments
-    real = {} if level is None else {"real, another set": (middles, level)}
+    real = {} if report.real_fvd is None else {"real vs real": (middles, [report.real_fvd] * segments)}
     plots = [Curve("FVD", "frame", "FVD", {d.name: (middles, d.fvd) for d in report.sets} | real, log_y=False)]
     for name, meaning in STATISTICS.items():
         series = {d.name: (middles, d.statistics[name]) for d in report.sets}
@@ -37,7 +36,7 @@ def draw(report: DriftReport) -> bytes:
         axes.set_ylabel(plot.y_label, fontsize="small")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
-    figure.suptitle(f"Drift, {report.num_clips} videos a set; {report.protocol}", fontsize="small")
+    figure.suptitle(f"Drift, {report.num_clips} videos per set; {report.protocol}", fontsize="small")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
@@ -48,7 +47,7 @@ def page(report: DriftReport, config_yaml: str, versions: dict[str, str]) -> str
     return render_report(
         Report(
             title="Drift over long videos",
-            subtitle=f"Every {SEGMENT} frames of {report.num_clips} videos a set",
+            subtitle=f"Every {SEGMENT} frames of {report.num_clips} videos per set",
             summary=[f"{d.name}: FVD {d.fvd[0]:.1f} at the start, {d.fvd[-1]:.1f} at the end." for d in report.sets],
             stages=[],
             curves=curves(report),
@@ -57,6 +56,6 @@ def page(report: DriftReport, config_yaml: str, versions: dict[str, str]) -> str
             scores=[],
             config_yaml=config_yaml,
             versions=versions,
-            caveats=["Every segment is compared with the same real clips, so what changes is the video."],
+            caveats=["Every segment is compared with the same real clips, so a change is one of the videos."],
         )
     )

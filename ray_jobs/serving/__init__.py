@@ -1,1 +1,1 @@
-"""Parts of the Ray Serve deployment: autoscaling and configuration checks."""
+"""The Ray Serve deployment: autoscaling and checks of its configuration."""

@@ -1,4 +1,4 @@
-"""How many replicas the jobs of the endpoint need. Small on purpose: Serve's controller imports it."""
+"""Autoscaling policy of the endpoint. This module stays small because Serve's controller imports it."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from ray.serve.config import AutoscalingContext
 
 
 def replicas_for_jobs(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-    """Jobs in work and waiting, over ``target_ongoing_requests`` jobs a replica.
+    """The number of running and queued jobs divided by ``target_ongoing_requests``.
 
-    Serve's own policy counts HTTP requests, but a job outlives the request that asked for it. Every replica tells the
-    jobs it works on, and the length of the queue that all of them share. Bounds and delays are applied by Serve.
+    Serve's own policy counts HTTP requests, but a job outlives its request. Every replica reports its running jobs and
+    the length of the shared queue. Serve applies the bounds and delays.
     """
-    told = context.aggregated_metrics or {}
-    working = sum(told.get("working", {}).values())
-    waiting = max(told.get("waiting", {}).values(), default=0.0)
+    metrics = context.aggregated_metrics or {}
+    running = sum(metrics.get("running", {}).values())
+    waiting = max(metrics.get("waiting", {}).values(), default=0.0)
     assert context.config is not None
-    return (working + waiting) / context.config.get_target_ongoing_requests(), {}
+    return (running + waiting) / context.config.get_target_ongoing_requests(), {}

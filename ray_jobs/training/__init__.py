@@ -1,1 +1,1 @@
-"""Training on Ray Train: the worker loop, its trainer, its data and its callbacks."""
+"""Training on Ray Train: trainer, worker loop, data, callbacks and checkpoints."""

@@ -1,47 +1,52 @@
-"""The progress actor of a training run, which also records failed attempts and stops hopeless retries."""
+"""The progress actor of a training run. It also records failed attempts and stops retries that cannot help."""
 
 from ardiff.errors import TrainingError
 from ray_jobs.runtime.progress_actor import ProgressActor
 
 MAX_IDENTICAL_FAILURES = 3
-"""Attempts that may fail with the same error in a row; then training stops."""
+"""Consecutive attempts that may fail with the same error before training stops."""
 
 
 class TrainingProgress(ProgressActor):
-    """Progress of a training run over all its attempts. Ray Train starts a new attempt after a failure."""
+    """Progress of a training run over all attempts. Ray Train starts a new attempt after a failure."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.attempt_failure = self.attempt_error = ""  # of the running attempt: with and without the worker's name
-        self.last_attempt_failure, self.last_attempt_error, self.identical = "", "", 0
+        self.failed_worker = self.error_message = ""
+        """First failure of the running attempt; empty if there is none."""
+        self.last_failed_worker = self.last_error_message = ""
+        """First failure of the last failed attempt; empty if no worker reported one."""
+        self.identical_failures = 0
 
     def begin_attempt(self) -> None:
-        """Training begins again. Inputs that the previous attempt left unfinished did not crash a process."""
-        self.attempt_failure = ""
+        """Starts a new attempt. Inputs that the previous attempt left unfinished did not crash their process."""
+        self.failed_worker = self.error_message = ""
         self.unfinished.clear()
 
     def report_failure(self, worker: str, error: str) -> None:
-        """A worker of the running attempt has failed. Only the first report of an attempt is kept."""
-        if not self.attempt_failure:
-            self.attempt_failure, self.attempt_error = f"{worker} {error}", error
+        """Records that a worker of the running attempt failed. Only the first report of an attempt counts."""
+        if not self.failed_worker:
+            self.failed_worker, self.error_message = worker, error
 
-    def end_attempt(self, lost: str) -> None:
-        """An attempt has failed, for the reason ``lost`` if no worker reported one.
+    def end_attempt(self, default: str) -> None:
+        """Ends a failed attempt. ``default`` is the reason if no worker reported one.
 
-        Fails the run if the last ``MAX_IDENTICAL_FAILURES`` attempts failed with the same error.
+        Fails the run if the last ``MAX_IDENTICAL_FAILURES`` attempts failed with the same error, on any worker.
         """
-        reported = bool(self.attempt_failure)
-        self.last_attempt_failure, error = (self.attempt_failure, self.attempt_error) if reported else ("", "")
-        self.identical = self.identical + 1 if error and error == self.last_attempt_error else 1
-        self.last_attempt_error, self.attempt_failure = error, ""
-        self.log(f"An attempt failed: {self.last_attempt_failure or lost}")
-        if self.identical == MAX_IDENTICAL_FAILURES and self.error is None:
+        repeated = bool(self.error_message) and self.error_message == self.last_error_message
+        self.identical_failures = self.identical_failures + 1 if repeated else 1
+        self.last_failed_worker, self.last_error_message = self.failed_worker, self.error_message
+        self.failed_worker = self.error_message = ""
+        self.log(f"An attempt failed: {self.last_failure() or default}")
+        if self.identical_failures == MAX_IDENTICAL_FAILURES and self.error is None:
             self.error = TrainingError(
-                f"Training failed {MAX_IDENTICAL_FAILURES} times in the same way, so another attempt is of no use: "
-                f"{self.last_attempt_failure}. The last checkpoint is good; with --debug the same command shows the "
+                f"Training failed {MAX_IDENTICAL_FAILURES} times in the same way, so it is not tried again: "
+                f"{self.last_failure()}. The last checkpoint is good. Add --debug to the same command to see the "
                 "workers' output."
             )
 
     def last_failure(self) -> str:
-        """The worker and the error of the last failed attempt; empty if no worker reported one."""
-        return self.attempt_failure or self.last_attempt_failure
+        """Worker and error of the running attempt, or of the last failed one; empty if no worker reported one."""
+        if self.failed_worker:
+            return f"{self.failed_worker} {self.error_message}"
+        return f"{self.last_failed_worker} {self.last_error_message}".strip()

@@ -1,6 +1,4 @@
-"""How batches reach a training worker: Ray Data tasks load the chunks of a stream ahead, in the order of samples."""
-
-from __future__ import annotations
+"""Batches for a training worker: Ray Data tasks load the chunks of a stream ahead, in the order of the samples."""
 
 import time
 from collections.abc import Iterator
@@ -22,17 +20,17 @@ from ardiff.train.tasks import Batch
 from ray_jobs.runtime.crash_guard import MAX_CRASHES, crash_guard
 from ray_jobs.runtime.progress import report_errors
 
-CHUNKS_AT_ONCE = 8192
-"""Chunks of a stream that one Ray Data pipeline loads: it lists them all beforehand."""
+CHUNKS_PER_PIPELINE = 8192
+"""Chunks of a stream that one Ray Data pipeline loads. Ray Data lists them all in advance."""
 CHUNKS_PER_TASK = 4
-"""Chunks that a task of Ray Data loads one after the other: a task costs several milliseconds of its own."""
+"""Chunks that one Ray Data task loads, because a task costs several milliseconds of its own."""
 
 
 class PacedExecution(ExecutionCallback):
-    """Makes Ray Data's executor rest between its rounds.
+    """Makes Ray Data's executor sleep between its rounds.
 
-    While it waits for the trainer to take what is loaded, it polls without a pause (Ray 2.60) and keeps a core busy,
-    which on a small machine the training step then lacks.
+    While it waits for the trainer, it polls without a pause (Ray 2.60) and occupies a core, which the training step
+    needs on a small machine.
     """
 
     def on_execution_step(self, executor: StreamingExecutor) -> None:
@@ -41,76 +39,78 @@ class PacedExecution(ExecutionCallback):
 
 
 def ray_batches(stream: Stream, position: int, config: TrainConfig, rank: int, progress: Any) -> Iterator[Batch]:
-    """The micro-batches of one worker from ``position`` of the stream to the end of training, loaded ahead.
+    """The micro-batches of one rank from ``position`` of the stream to the end of training, loaded ahead.
 
-    Every batch is the next ``batch_size`` samples of the stream, and a worker's share the ``rank``-th part of them,
-    whatever Ray Data does: it is told to preserve the order, and each worker loads its own samples. An ArdiffError of
-    the stream is reported to the ``progress`` actor.
+    Every batch is the next ``batch_size`` samples of the stream, of which each rank loads its own slice, in order. An
+    ArdiffError of the stream is reported to the ``progress`` actor.
     """
     total = config.num_steps * config.batch_size
     while position < total:
         chunk, _ = stream.locate(position)
-        end = stream.start(chunk + CHUNKS_AT_ONCE) // config.batch_size * config.batch_size
+        end = stream.start(chunk + CHUNKS_PER_PIPELINE) // config.batch_size * config.batch_size
         end = min(total, max(end, position + config.batch_size))
-        yield from _ray_batches(stream, position, end, config, rank, progress)
+        yield from _pipeline_batches(stream, position, end, config, rank, progress)
         position = end
 
 
-def _ray_batches(
+def _pipeline_batches(
     stream: Stream, position: int, end: int, config: TrainConfig, rank: int, progress: Any
 ) -> Iterator[Batch]:
+    """The micro-batches of the samples ``position..end - 1`` from one Ray Data pipeline."""
+    micro_batches = config.micro_batches(rank, distributed.size())
+    indices = range(micro_batches[0].start, micro_batches[-1].stop)
     chunks = range(stream.locate(position)[0], stream.locate(end - 1)[0] + 1)
-    parts = config.micro_batches(rank, distributed.size())
-    places = {chunk: shared_rows(stream, chunk, position, end, parts, config.batch_size) for chunk in chunks}
-    mine = [chunk for chunk in chunks if len(places[chunk])]
+    rows = {chunk: rows_of_rank(stream, chunk, position, end, indices, config.batch_size) for chunk in chunks}
+    chunks_of_rank = [chunk for chunk in chunks if len(rows[chunk])]
 
     def load(row: Any) -> Any:
-        chunk = mine[int(row["id"][0])]
+        chunk = chunks_of_rank[int(row["id"][0])]
         with report_errors(progress):
-            return load_chunk(stream, chunk, places[chunk], progress, f"worker {rank}, chunk {chunk}")
+            return load_chunk(stream, chunk, rows[chunk], progress, f"worker {rank}, chunk {chunk}")
 
-    # Every chunk becomes a block as soon as it is loaded: Ray Data closes a block once it holds more than this.
-    share = sum(len(part) for part in parts) / config.batch_size
+    # Ray Data closes a block once it holds more than this: every chunk becomes a block as soon as it is loaded.
+    share = len(indices) / config.batch_size
     ray.data.DataContext.get_current().target_max_block_size = max(int(0.75 * share * stream.chunk_bytes), 1)
-    # Equal concurrency lets Ray Data fuse both into one kind of task, on processes that are started once.
-    tasks = config.loading_tasks
-    numbers = ray.data.range(len(mine), override_num_blocks=-(-len(mine) // CHUNKS_PER_TASK), concurrency=tasks)
+    # Equal concurrency lets Ray Data fuse both operators into one kind of task, on processes that start once.
+    count, tasks = len(chunks_of_rank), config.loading_tasks
+    numbers = ray.data.range(count, override_num_blocks=-(-count // CHUNKS_PER_TASK), concurrency=tasks)
     samples = numbers.map_batches(load, batch_size=1, compute=ray.data.TaskPoolStrategy(tasks))
-    # A split of one moves Ray Data's executor, a busy Python thread, to an actor: in this process it would hold the
-    # interpreter lock while the training step waits for it (four times slower steps were seen).
-    [shard] = samples.streaming_split(1)
-    sizes = [len(part) for part in parts]
-    for batch in shard.iter_batches(batch_size=sum(sizes), batch_format="numpy", prefetch_batches=2):
+    # A split of one moves Ray Data's executor, a busy Python thread, into an actor. In this process it would hold the
+    # interpreter lock while the training step waits for it (steps were up to four times slower).
+    [split] = samples.streaming_split(1)
+    sizes = [len(micro_batch) for micro_batch in micro_batches]
+    for batch in split.iter_batches(batch_size=len(indices), batch_format="numpy", prefetch_batches=2):
         tensors = {str(name): torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
         for values in zip(*(tensor.split(sizes) for tensor in tensors.values()), strict=True):
             yield dict(zip(tensors, values, strict=True))
 
 
 def load_chunk(stream: Stream, chunk: int, rows: np.ndarray, progress: Any, name: str) -> Columns:
-    """The samples of a chunk at ``rows``; clips one after the other if processes died over them, to learn of which.
+    """The samples at ``rows`` of a chunk. If they crashed processes before, loads clips one by one to find the culprit.
 
-    Without ``progress`` no crashes are counted. Raises DataError naming the video that ends the processes that read it.
+    Without ``progress`` no crashes are counted. Raises DataError naming a video that crashes the processes that read
+    it.
     """
     if progress is None:
         return stream.load(chunk, rows)
     with crash_guard(progress, name) as crashes:
         if crashes < MAX_CRASHES or not isinstance(stream, ClipStream):
             return stream.load(chunk, rows)
-        parts = []
+        clips = []
         for row in rows.tolist():
             with crash_guard(progress, f"{name}, clip {row}") as clip_crashes:
                 if clip_crashes >= MAX_CRASHES:
                     raise DataError(
-                        f"{stream.names(chunk)[row]} ends the process that reads it, by a fault or for lack of memory: "
-                        "take it out of the data set and run `ardiff prepare` again."
+                        f"{stream.names(chunk)[row]} crashes the process that reads it, by a fault in FFmpeg or for "
+                        "lack of memory: remove it from the data set and run `ardiff prepare` again."
                     )
-                parts.append(stream.load(chunk, np.array([row])))
-        return {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
+                clips.append(stream.load(chunk, np.array([row])))
+        return {column: np.concatenate([clip[column] for clip in clips]) for column in clips[0]}
 
 
-def shared_rows(stream: Stream, chunk: int, position: int, end: int, parts: list[range], batch_size: int) -> np.ndarray:
-    """The places in a chunk of the samples in ``position..end - 1`` that are in ``parts`` of a batch."""
-    places = np.arange(stream.start(chunk), stream.start(chunk + 1))
-    inside = places % batch_size
-    mine = (inside >= parts[0].start) & (inside < parts[-1].stop)
-    return np.flatnonzero(mine & (places >= position) & (places < end))
+def rows_of_rank(stream: Stream, chunk: int, position: int, end: int, indices: range, batch_size: int) -> np.ndarray:
+    """The rows of a chunk whose samples are in ``position..end - 1`` and at ``indices`` of their batch."""
+    positions = np.arange(stream.start(chunk), stream.start(chunk + 1))
+    index = positions % batch_size
+    in_indices = (index >= indices.start) & (index < indices.stop)
+    return np.flatnonzero(in_indices & (positions >= position) & (positions < end))

@@ -1,8 +1,5 @@
-"""What a training worker tells while it trains: progress, figures, sheets and checkpoints."""
+"""Logs a training run: progress bar, history, TensorBoard, Ray metrics, Weights & Biases, sample sheets and traces."""
 
-from __future__ import annotations
-
-import contextlib
 import importlib
 import io
 import json
@@ -10,20 +7,14 @@ import logging
 import os
 import re
 import secrets
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import ray
-import ray.data
-import ray.train
+import torch
 from PIL import Image
 from ray.util.metrics import Gauge
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -31,67 +22,65 @@ from ardiff import distributed, logs
 from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.encode import contact_sheet
-from ardiff.errors import ConfigError, DataError, TrainingError
+from ardiff.errors import ConfigError, DataError
 from ardiff.train.callbacks import TrainingCallback
-from ardiff.train.checkpoint import TrainState, write_state, write_tensors
-from ardiff.train.engines.base import Engine
-from ardiff.train.export import MODEL
-
-if TYPE_CHECKING:
-    from ray_jobs.training.job import TrainJob
+from ray_jobs.training.job import TrainJob
 
 logger = logging.getLogger(__name__)
-HISTORY = "history.json"
-BEST = "best/best.json"
+PROGRESS_INTERVAL = 0.5
+"""Seconds between updates of the progress bar."""
 
 
-class Observer(TrainingCallback):
-    """Tells the driver's progress bar, TensorBoard, Ray's metrics and the run's folder what happens.
+def new_attempt_id(device: torch.device) -> str:
+    """8 random hex digits, equal on all ranks, that keep the files of different attempts apart."""
+    [number] = distributed.sum_over([secrets.randbits(32) if distributed.rank() == 0 else 0.0], device)
+    return f"{int(number):08x}"
 
-    Every worker has one; it is the first worker's that talks, and all of them store checkpoints together.
-    """
 
-    def __init__(
-        self, job: TrainJob, engine: Engine, discriminator: Engine | None, start: int, progress_actor: Any
-    ) -> None:
-        self.job, self.engine, self.discriminator, self.progress_actor = job, engine, discriminator, progress_actor
-        self.leads = distributed.rank() == 0
-        self.losses: list[float] = []
-        self.failed_saves = 0
-        # Checkpoints of different attempts must not mix, and all workers have to agree on their names.
-        [token] = distributed.sum_over([secrets.randbits(32) if self.leads else 0.0], engine.device)
-        self.token = f"{int(token):08x}"
-        logs.set_context(step=start)
-        logger.info("training begins", extra={"fields": {"device": str(engine.device), "folder": job.folder}})
+class LoggingCallback(TrainingCallback):
+    """Rank 0 logs values and samples; every rank stores its own traces."""
+
+    def __init__(self, job: TrainJob, start: int, attempt: str, progress: Any) -> None:
+        """Starts the log of an attempt at step ``start``. Values that the history has of later steps are dropped."""
+        self.job, self.attempt, self.progress = job, attempt, progress
+        self.is_leader = distributed.rank() == 0
         self.history: dict[str, list[list[float]]] = {}
-        if not self.leads:
+        logs.set_context(step=start)
+        logger.info("training starts", extra={"fields": {"folder": job.folder}})
+        if not self.is_leader:
             return
-        if start and storage.exists(place := storage.join(job.folder, HISTORY)):
-            old = json.loads(storage.read_bytes(place))
-            self.history = {name: [p for p in points if p[0] <= start] for name, points in old.items()}
-        # TensorBoard's event files are appended to, which S3 cannot: they are staged here and copied at checkpoints.
-        self.staging = tempfile.TemporaryDirectory()
-        self.writer = SummaryWriter(self.staging.name, purge_step=start or None)
+        if start and storage.exists(job.history_file):
+            old = json.loads(storage.read_bytes(job.history_file))
+            self.history = {name: [point for point in points if point[0] <= start] for name, points in old.items()}
+        # TensorBoard appends to its event files, which S3 cannot do: they are uploaded from a local folder in flush().
+        self.local_folder = tempfile.TemporaryDirectory()
+        self.writer = SummaryWriter(self.local_folder.name, purge_step=start or None)
         self.gauges: dict[str, Gauge] = {}
-        self.wandb = _wandb_run(job) if job.config.wandb_project else None
-        self.next_tick = 0.0
-        progress_actor.begin_attempt.remote()
-        progress_actor.set.remote(start)
-        team = f"with {distributed.size()} of {job.config.num_workers} workers" if job.config.min_workers else ""
-        if start or team:
-            beginning = f"going on from the checkpoint of step {start}" if start else "starting"
-            progress_actor.log.remote(f"{job.name}: {beginning} {team}".rstrip())
+        self.wandb = _start_wandb(job) if job.config.wandb_project else None
+        self.next_update = 0.0
+        self._report_start(start)
+
+    def _report_start(self, start: int) -> None:
+        self.progress.begin_attempt.remote()
+        self.progress.set.remote(start)
+        config = self.job.config
+        workers = f"with {distributed.size()} of {config.num_workers} workers" if config.min_workers else ""
+        if start or workers:
+            event = f"resuming from the checkpoint of step {start}" if start else "starting"
+            self._print(f"{event} {workers}".rstrip())
+
+    def _print(self, line: str) -> None:
+        self.progress.log.remote(f"{self.job.name}: {line}")
 
     def on_step_end(self, step: int, loss: float) -> None:
         logs.set_context(step=step)
-        self.losses.append(loss)
         now = os.times().elapsed
-        if self.leads and (now >= self.next_tick or step == self.job.config.num_steps):
-            self.next_tick = now + 0.5
-            self.progress_actor.set.remote(step, f"loss {loss:.4f}")
+        if self.is_leader and (now >= self.next_update or step == self.job.config.num_steps):
+            self.next_update = now + PROGRESS_INTERVAL
+            self.progress.set.remote(step, f"loss {loss:.4f}")
 
     def on_log(self, step: int, values: dict[str, float]) -> None:
-        if not self.leads:
+        if not self.is_leader:
             return
         logger.info("metrics", extra={"fields": values})
         for name, value in values.items():
@@ -109,130 +98,38 @@ class Observer(TrainingCallback):
         try:
             storage.write_bytes(storage.join(self.job.folder, "samples", f"step-{step:06d}.png"), png)
         except DataError as error:
-            self.progress_actor.log.remote(f"{self.job.name}: the samples of step {step} were not stored: {error}")
+            self._print(f"the samples of step {step} were not stored: {error}")
 
     def on_trace(self, content: bytes) -> None:
-        """Stores a worker's trace; one that cannot be stored is not worth the run."""
-        name = f"{self.token}-worker-{distributed.rank()}.json.gz"
+        """Stores this rank's trace. A trace that cannot be stored does not stop training."""
+        name = f"{self.attempt}-worker-{distributed.rank()}.json.gz"
         try:
             storage.write_bytes(storage.join(self.job.folder, "profile", name), content)
         except DataError as error:
-            self.progress_actor.log.remote(f"{self.job.name}: the trace was not stored: {error}")
-
-    def on_checkpoint(self, state: TrainState) -> None:
-        """Stores a checkpoint, or says why it could not and lets training go on, as often as is configured.
-
-        Raises TrainingError when patience ends.
-        """
-        loss, began = statistics.fmean(self.losses), time.monotonic()
-        self.losses.clear()
-        name = f"checkpoint-{state.step:08d}-{self.token}"
-        with tempfile.TemporaryDirectory() as folder:
-            place = storage.join(self.job.checkpoints, name)
-            failure = self._together(lambda: self._write(Path(folder))) or self._together(self.flush, self.leads)
-            failure = failure or self._store(Path(folder), place, state)
-            if failure:
-                self._bear(state.step, failure)
-                return
-            self.failed_saves = 0
-            seconds = round(time.monotonic() - began, 3)
-            logger.info("checkpoint stored", extra={"fields": {"place": place, "seconds": seconds, "mean_loss": loss}})
-            filesystem, path = storage.open_filesystem(place, retry=True)
-            ray.train.report(
-                {"step": state.step, "loss": loss},
-                checkpoint=ray.train.Checkpoint(path, filesystem),
-                checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-            )
-            if self._is_best(loss):
-                best = storage.join(self.job.folder, "best", f"step-{state.step:08d}-{self.token}")
-                failure = self._store(Path(folder), best, state) or self._point_to_best(state.step, loss, best)
-        if failure and self.leads:
-            self.progress_actor.log.remote(
-                f"{self.job.name}: step {state.step} is the best one, but could not be kept as such: {failure}"
-            )
-
-    def _write(self, folder: Path) -> None:
-        write_tensors(folder, self.engine, self.discriminator)
-        if self.leads:
-            (folder / MODEL).write_text(json.dumps(self.job.description))
-
-    def _store(self, folder: Path, place: str, state: TrainState) -> str:
-        """Copies all workers' files to ``place``, then marks it complete. Says why if that failed, on all of them."""
-        failure = self._together(lambda: storage.upload_folder(folder, place))
-        if not failure:
-            failure = self._together(lambda: write_state(place, state), self.leads)
-        if failure and self.leads:
-            with contextlib.suppress(DataError):
-                storage.delete_folder(place)
-        return failure
-
-    def _together(self, write: Callable[[], None], here: bool = True) -> str:
-        """Calls ``write`` on the workers where ``here``; if it fails on any, says so on all."""
-        failure = ""
-        try:
-            if here:
-                write()
-        except (DataError, OSError, SafetensorError) as error:
-            failure = str(error)
-        [failures] = distributed.sum_over([float(bool(failure))], self.engine.device)
-        return failure or (f"{int(failures)} of {distributed.size()} workers could not write." if failures else "")
-
-    def _bear(self, step: int, failure: str) -> None:
-        self.failed_saves += 1
-        logger.warning("The checkpoint could not be stored: %s", failure)
-        patience = self.job.config.save_patience
-        if self.failed_saves > patience:
-            raise TrainingError(
-                f"The checkpoint of step {step} could not be stored, {self.failed_saves} in a row: {failure} "
-                "The last stored checkpoint is good: the same command goes on from it."
-            )
-        if self.leads:
-            self.progress_actor.log.remote(
-                f"{self.job.name}: the checkpoint of step {step} could not be stored "
-                f"({self.failed_saves} of {patience} failures borne): {failure}"
-            )
-
-    def _is_best(self, loss: float) -> bool:
-        """Whether no stored checkpoint followed on a lower mean loss; the first worker decides."""
-        better = False
-        if self.leads:
-            place = storage.join(self.job.folder, BEST)
-            with contextlib.suppress(DataError):
-                better = not storage.exists(place) or loss < json.loads(storage.read_bytes(place))["loss"]
-        return bool(distributed.sum_over([float(better)], self.engine.device)[0])
-
-    def _point_to_best(self, step: int, loss: float, place: str) -> str:
-        """Names the best checkpoint and deletes the one before it."""
-
-        def point() -> None:
-            pointer = storage.join(self.job.folder, BEST)
-            old = json.loads(storage.read_bytes(pointer))["checkpoint"] if storage.exists(pointer) else None
-            new = place.rpartition("/")[2]
-            storage.write_bytes(pointer, json.dumps({"step": step, "loss": loss, "checkpoint": new}).encode())
-            if old is not None:
-                storage.delete_folder(storage.join(self.job.folder, "best", old))
-
-        return self._together(point, self.leads)
+            self._print(f"the trace was not stored: {error}")
 
     def flush(self) -> None:
-        self.writer.flush()
-        storage.upload_folder(Path(self.staging.name), storage.join(self.job.folder, "tensorboard"))
-        storage.write_bytes(storage.join(self.job.folder, HISTORY), json.dumps(self.history).encode())
+        """Writes TensorBoard files and history into the run's folder, on rank 0. Raises DataError."""
+        if self.is_leader:
+            self.writer.flush()
+            storage.upload_folder(Path(self.local_folder.name), storage.join(self.job.folder, "tensorboard"))
+            storage.write_bytes(self.job.history_file, json.dumps(self.history).encode())
 
     def close(self) -> None:
-        if self.leads:
+        """Ends the log of a finished run. Raises DataError."""
+        if self.is_leader:
             self.flush()
             self.writer.close()
-            self.staging.cleanup()
+            self.local_folder.cleanup()
             if self.wandb is not None:
                 self.wandb.finish()
 
 
-def _wandb_run(job: TrainJob) -> Any:
-    """The run at Weights & Biases, the same one after every restart. Raises ConfigError without the package."""
+def _start_wandb(job: TrainJob) -> Any:
+    """The Weights & Biases run, the same one after every restart. Raises ConfigError without the package."""
     try:
         wandb = importlib.import_module("wandb")
     except ModuleNotFoundError as error:
         raise ConfigError("train.wandb_project needs the package wandb: pip install wandb.") from error
-    name = fingerprint(job.folder, job.fingerprint)
-    return wandb.init(project=job.config.wandb_project, id=name, name=job.folder, resume="allow")
+    run_id = fingerprint(job.folder, job.fingerprint)
+    return wandb.init(project=job.config.wandb_project, id=run_id, name=job.folder, resume="allow")

@@ -113,7 +113,7 @@ def test_a_killed_ablation_ends_with_the_same_numbers(
     assert jobs.left_over() == []
     err = ardiff("ablate", *arguments(folder, VARIANTS[:1])).expect(0)
     assert len(re.findall(r"✓ train-dit: done before", err)) == 1
-    assert re.search(r"going on from the checkpoint of step \d+", err)
+    assert re.search(r"resuming from the checkpoint of step \d+", err)
     columns = ["variant", "seed", "ar_step", "distance", "recognised", "psnr"]
     whole, resumed = (pd.read_parquet(run / "results.parquet")[columns] for run in (finished, folder))
     whole = whole[whole["variant"] != "broken"].reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""Bad input gets one clear sentence, the right exit code, and leaves nothing half-written.
+"""Bad input gives one clear sentence and the right exit code, and leaves no partial output.
 
 Everything runs in this process: what a job checks before it starts Ray without Ray, the rest in one Ray session, which
 the jobs join.
@@ -33,7 +33,8 @@ from ardiff.data.manifest import VideoRecord, read_manifest, write_manifest
 from ardiff.errors import DataError
 from ardiff.pipeline import ARDiffusionPipeline
 from ray_jobs.prepare import PrepareConfig
-from ray_jobs.quickstart import QuickstartConfig, Stages, encode_data
+from ray_jobs.quickstart import QuickstartConfig, encode_data
+from ray_jobs.runtime.stages import StageRunner
 
 pytestmark = pytest.mark.ray
 
@@ -43,7 +44,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting Ray would fail the test: what it checks must be checked before."""
+    """Fails the test if Ray is started: the job must check its input first."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("Ray was started before the input was checked")
@@ -182,7 +183,7 @@ def test_the_quickstart_looks_at_lengths_before_it_trains(tmp_path: Path, train:
     config = replace(config, train_vae=replace(config.train_vae, clips=ClipConfig(num_frames=4)))
     write_manifest(data.manifest, [record("a.mp4", train), record("b.mp4", test, "test")])
     with pytest.raises(DataError, match=f"All 1 videos of the '{split}' split are shorter than the 16 frames"):
-        encode_data(config, str(tmp_path / "run"), data, Stages(lambda: pytest.fail("a stage was begun")))
+        encode_data(config, str(tmp_path / "run"), data, StageRunner(lambda: pytest.fail("a stage was begun")))
 
 
 @pytest.mark.parametrize(
@@ -342,7 +343,7 @@ def test_generating_into_a_folder_of_other_settings(
     assert "other settings" in outcome.complaint
     assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before
 
-    # The same settings go on: one that is missing is made again, and is the same.
+    # The same settings resume: the missing video is generated again, with the same bytes.
     (output / "videos" / "00001.mp4").unlink()
     outcome = ardiff(*command)
     assert outcome.code == 0
@@ -412,7 +413,7 @@ def test_own_videos_in_class_folders_are_split_and_encoded(
 def test_a_set_of_latents_follows_labels_and_splits(
     ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path
 ) -> None:
-    """A class that comes first by name shifts the others' numbers, and a video is for testing now."""
+    """A new class that sorts first shifts the labels of the others, and a video moves to the test split."""
     from ardiff.pretrained import save_autoencoder
 
     source = put(tmp_path / "own", {f"{i}.mp4": video(seed=i) for i in range(4)})
@@ -444,7 +445,7 @@ def test_a_set_of_latents_follows_labels_and_splits(
 def test_videos_that_end_their_process_become_rows(
     ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two of the six videos of a task die of a segmentation fault whenever they are read, and the others stay."""
+    """Two of six videos kill every process that reads them; the other four are used."""
     from ardiff.pretrained import save_autoencoder
     from ray_jobs import encode, prepare
 

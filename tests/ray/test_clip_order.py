@@ -30,7 +30,7 @@ CLIPS = {
 
 
 def write_videos(folder: Path) -> list[VideoRecord]:
-    """Videos whose frame ``f`` is grey of brightness ``10 f``, darker on the left: a clip shows its start and flip."""
+    """Grey videos: frame ``f`` has brightness ``10 f`` and is darker on the left, so pixels show start and flip."""
     records = []
     for number, length in enumerate(LENGTHS):
         frames = np.zeros((length, 16, 16, 3), np.uint8)
@@ -44,7 +44,7 @@ def write_videos(folder: Path) -> list[VideoRecord]:
 
 
 def seen(batch: dict[str, np.ndarray]) -> list[list[int]]:
-    """Video, first frame and flip of every clip of a batch, read off its pixels."""
+    """Video, first frame and flip of every clip of a batch, from its pixels."""
     video = np.asarray(batch["video"]).astype(float)
     left, right = video[:, 0, :, :6].mean(axis=(1, 2, 3)), video[:, 0, :, 10:].mean(axis=(1, 2, 3))
     start = np.round(np.minimum(left, right) / 10).astype(int)

@@ -1,4 +1,4 @@
-"""The whole path on a cluster, only by submission: S3, a token, two nodes of which one is killed."""
+"""The whole path by submitted jobs on a cluster of two nodes with S3 and a token; one node is killed."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from ardiff.data import storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]
 PATIENCE = 900.0
-"""Seconds for a job that takes one minute on a machine with nothing else to do."""
+"""Seconds for a job that takes a minute on an idle machine."""
 
 SYNTHETIC = {"num_train": 24, "num_test": 16, "num_frames": 8, "num_long": 0, "resolution": 16, "radius": 3}
 VAE = {"resolution": 16, "patch_size": 8, "num_tokens": 2, "token_dim": 4, "width": 16, "depth": 1, "num_heads": 2}
@@ -27,7 +27,7 @@ TRAIN += ["train.batch_size=8", "train.log_every=2"]
 
 @pytest.fixture
 def cluster(s3_bucket: str) -> Iterator[Cluster]:
-    """A head and a node, each with room for one worker, and with the credentials of the bucket, unlike the laptop."""
+    """A head and a node, each with CPUs for one worker. Only they have the credentials of the bucket."""
     cluster = Cluster(head_cpus=3)
     try:
         cluster.add_node(cpus=3)
@@ -77,21 +77,21 @@ def test_from_videos_to_scores_with_a_node_killed(cluster: Cluster, s3_bucket: s
     dit += ["train.checkpoint_every=2"]
     process = laptop.start("submit", "train-dit", *dit, "train.num_steps=100000")
     try:
-        # A node dies in the middle: training goes on with what is left.
+        # A node dies: training resumes on the other.
         wait_for_step(f"{place}/dit", 4)
         cluster.kill_node(cluster.nodes[1])
         wait_for_step(f"{place}/dit", checkpoints(f"{place}/dit") + 4)
-        # Stopped from the laptop, and submitted again with an end in sight.
+        # Ctrl-C on the laptop stops it. It is submitted again with fewer steps.
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert "going on from the checkpoint of step" in out
+    assert "resuming from the checkpoint of step" in out
     assert "with 1 of 2 workers" in out
     reached = checkpoints(f"{place}/dit")
     out = submit("train-dit", *dit, f"train.num_steps={reached + 4}")
-    assert f"going on from the checkpoint of step {reached} with 1 of 2 workers" in out
+    assert f"resuming from the checkpoint of step {reached} with 1 of 2 workers" in out
     losses = json.loads(storage.read_bytes(f"{place}/dit/history.json"))["loss"]
     assert [step for step, _ in losses] == list(range(2, reached + 5, 2))
 

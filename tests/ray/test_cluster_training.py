@@ -1,4 +1,4 @@
-"""Training on two workers: killed workers, checkpoints on other numbers of workers, export, and what goes wrong."""
+"""Training on two workers: killed workers, checkpoints on other numbers of workers, export, and errors."""
 
 import contextlib
 import json
@@ -67,7 +67,7 @@ def check_killed_worker(ardiff: Command, folder: Path, job: str, settings: list[
         kill = pool.submit(kill_a_worker, broken)
         err = ardiff(job, "--output", broken, *settings).expect(0)
         kill.result()
-    assert re.search(r"going on from the checkpoint of step \d+", err), "the run ended before the worker was killed"
+    assert re.search(r"resuming from the checkpoint of step \d+", err), "the run ended before the worker was killed"
     assert_equal_checkpoints(whole, broken)
     assert_equal_files(whole / weights, broken / weights)
 
@@ -94,8 +94,8 @@ def test_zero_survives_a_killed_worker_and_its_checkpoint_resumes_on_one_worker(
     plain = [s for s in settings(latents, "zero2", 1) if "engine" not in s and "deepspeed" not in s]
     plain += ["train.optimizer.lr=2.00001e-4"]
     err = ardiff("train-dit", "--output", alone, "--resume", start, *plain).expect(0)
-    assert f"going on from the checkpoint of step {STEPS - 10}" in err
-    assert "going on with train.optimizer.lr from 0.0002 to 0.000200001" in err
+    assert f"resuming from the checkpoint of step {STEPS - 10}" in err
+    assert "resuming with train.optimizer.lr from 0.0002 to 0.000200001" in err
     history = json.loads((alone / "history.json").read_text())
     assert history["loss"] == [[STEPS, pytest.approx(logged["loss"][-1][1], rel=1e-4)]]
     assert history["lr"] == [[STEPS, 2.00001e-4]]
@@ -138,7 +138,7 @@ def test_the_adversarial_stage_follows_on_the_first_and_survives_a_killed_worker
 
 
 def wait_for_object(server: S3Server, bucket: str, key: str, seconds: float = PATIENCE) -> None:
-    """Waits until there is such an object."""
+    """Waits until the bucket holds an object ``key``."""
     client, deadline = server.client(), time.monotonic() + seconds
     while not client.list_objects_v2(Bucket=bucket, Prefix=key).get("KeyCount"):
         assert time.monotonic() < deadline, f"no {key}"
@@ -183,7 +183,7 @@ def test_training_to_s3_goes_on_while_the_server_is_away(
 def test_training_to_s3_waits_for_a_server_that_is_away_at_any_moment(
     ardiff: Command, cluster: None, latents: Path, tmp_path: Path
 ) -> None:
-    """A checkpoint every two steps, so that some of the moments are those in which Ray Train writes its own list."""
+    """With a checkpoint every two steps, the server is sometimes away while Ray Train writes its list."""
     own, log = Jobs(), tmp_path / "log"
     steps = ["train.num_steps=100", "train.checkpoint_every=2"]
     whole = settings(latents, "torch") + steps

@@ -1,4 +1,4 @@
-"""From files in a bucket to latents in a bucket, on a real S3 server, with bad files and a server that goes away."""
+"""``prepare`` and ``encode`` from bucket to bucket, on a real S3 server, with bad files and a server that stops."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def server(cluster: None, s3_server: S3Server) -> Iterator[S3Server]:
-    """The S3 server that the workers of the cluster reach, and this process as well."""
+    """The S3 server of the tests. This process and the workers of the cluster reach it."""
     with environment(s3_server.environment()):
         yield s3_server
 
@@ -47,7 +47,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def corpus(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The corpus of good and bad files in a bucket."""
+    """A bucket with good and bad files."""
     folder = tmp_path_factory.mktemp("corpus")
     broken_videos.write(folder)
     storage.upload_folder(folder, f"{bucket}/corpus")
@@ -132,7 +132,7 @@ def test_a_wrong_secret_ends_the_job_with_one_sentence(
 def test_a_job_waits_for_a_server_that_went_away(
     ardiff: Command, server: S3Server, corpus: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server stops when the job has listed the files and is about to probe them, and is back seconds later."""
+    """The server stops after the job has listed the files and before it probes them, and starts again seconds later."""
     original, restarts = prepare.remote_progress, []
 
     @contextlib.contextmanager
@@ -157,7 +157,7 @@ def test_a_job_waits_for_a_server_that_went_away(
 
 
 def latents_of(folder: str) -> dict[tuple[str, int, bool], np.ndarray]:
-    """All clips of a complete set by name, start and mirror."""
+    """All clips of a complete set by URI, start and mirroring."""
     description, found = read_description(folder), {}
     for file, rows in zip(description.files, description.rows, strict=True):
         shape = (description.num_frames, description.num_tokens, description.token_dim)
@@ -198,7 +198,7 @@ def test_only_missing_clips_are_encoded(
     columns = pq.read_table(path, filesystem=filesystem).column_names
     assert columns == ["uri", "etag", "label", "start", "mirrored", "latents"]
 
-    # More is asked for, a file of clips is lost and a video has changed: what is missing now is encoded, and no more.
+    # With more clips, a lost file and a changed video, exactly what is missing is encoded.
     lost = storage.list_files(folder, (".parquet",))[0]
     gone = {(k.uri, k.start) for k in read_keys(lost)}
     storage.delete_file(lost)
@@ -225,7 +225,7 @@ def test_only_missing_clips_are_encoded(
 def test_a_clip_that_is_damaged_is_left_out_and_the_others_of_the_video_are_kept(
     ardiff: Command, bucket: str, make_vae: Any
 ) -> None:
-    """The packet of frame 9 is damaged, so only clips that need it are lost: there is a key frame every 6 frames."""
+    """The packet of frame 9 is damaged. Key frames are 6 frames apart, so only the clips that need frame 9 are lost."""
     good = broken_videos.encode(bf=0)
     place = f"{bucket}/damaged/train/a.mp4"
     storage.write_bytes(place, good)
@@ -286,7 +286,7 @@ def test_a_kill_loses_no_more_than_the_files_in_flight(
 
 @pytest.mark.slow
 def test_the_dit_trains_on_clips(ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path) -> None:
-    """Straight from videos, one of which is gone by then; and on latents of the same AR-VAE with the same settings."""
+    """On videos, one of which is missing, and on latents of the same AR-VAE with the same settings."""
     for i in range(24):
         storage.write_bytes(f"{tmp_path}/videos/train/{i}.mp4", broken_videos.encode(crf=10 + i))
     storage.write_bytes(f"{tmp_path}/videos/test/b.mp4", broken_videos.encode())

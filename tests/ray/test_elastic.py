@@ -21,7 +21,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_workers_come_and_go_with_nodes(cluster: Cluster, latents: Path, tmp_path: Path) -> None:
-    """Each node has room for one worker: training begins on one, takes a second in, and goes on when it is killed."""
+    """Each node has room for one worker: training starts on one, adds a second, and continues when a node is killed."""
     log, output = tmp_path / "log", tmp_path / "run"
     sizes = ["train.num_steps=1000000", "train.checkpoint_every=100"]
     elastic = ["train.min_workers=1", "train.resize_interval=1", "train.cpu_threads=2", "train.max_failures=5"]
@@ -31,7 +31,7 @@ def test_workers_come_and_go_with_nodes(cluster: Cluster, latents: Path, tmp_pat
     wait_for_line(log, "1 of 2 workers")
     wait_for_checkpoint(output, process)
     node = cluster.add_node(cpus=3)
-    wait_for_line(log, r"going on from the checkpoint of step \d+ with 2 of 2 workers")
+    wait_for_line(log, r"resuming from the checkpoint of step \d+ with 2 of 2 workers")
     reached = wait_for_checkpoint(output, process)
     while wait_for_checkpoint(output, process) == reached:
         time.sleep(0.2)

@@ -34,7 +34,7 @@ def worker_lines(jobs: Jobs) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def poisoned(latents: Path, tmp_path: Path) -> Path:
-    """The latents with infinite values in the file that is read third, from step 16 on."""
+    """The latents with infinite values in the file that is read third, after 15 updates."""
     folder = tmp_path / "poisoned"
     shutil.copytree(latents, folder)
     files = [f"part-{i}.parquet" for i in range(5)]
@@ -53,11 +53,11 @@ def test_workers_log_rank_and_step_and_a_failure_names_both(jobs: Jobs, poisoned
     [reason] = [line for line in driver_lines if line["level"] == "ERROR"]
     match = re.match(r"The (loss|gradient) is .* at step (\d+)", reason["message"])
     assert match, reason
-    assert match[2] == "16"
+    assert match[2] == "15"  # updates made before
 
     lines = worker_lines(jobs)
     assert {(line["run"], line["job"]) for line in lines} == {("first", "train-dit")}
-    ranks = {(line["rank"], line["world_size"]) for line in lines if line["message"] == "training begins"}
+    ranks = {(line["rank"], line["world_size"]) for line in lines if line["message"] == "training starts"}
     assert ranks == {(0, 2), (1, 2)}
     metrics = [line for line in lines if line["message"] == "metrics"]
     assert [(line["rank"], line["step"]) for line in metrics] == [(0, step) for step in (5, 10, 15)]
@@ -69,7 +69,7 @@ def test_workers_log_rank_and_step_and_a_failure_names_both(jobs: Jobs, poisoned
     failed = [line for line in lines if line["level"] == "ERROR" and "TrainingError" in line.get("exception", "")]
     assert failed
     assert {line["rank"] for line in failed} <= {0, 1}  # Ray Train ends the other worker as soon as one has failed
-    assert {line["step"] for line in failed} == {16}
+    assert {line["step"] for line in failed} == {15}
 
 
 def test_the_driver_logs_progress_the_stage_and_the_folder_of_latents(

@@ -46,7 +46,7 @@ train_dit.train.log_every=4 train_dit.train.batch_size=8 train_dit.dit.width=32 
 generate.num_videos=4 generate.num_inference_steps=4 evaluate.num_clips=4 evaluate.batch_size=4
 samples.ar_steps=[0,2,4] samples.num_long=2 samples.long_frames=24 samples.long_ar_step=2
 """)
-# Most of the time of such a run goes into starting processes: one actor each is enough, and one set of videos.
+# Starting processes takes most of the time: one actor per stage and one set of videos are enough.
 TINIEST = shlex.split("""
 train_vae.train.sample_every=0 train_dit.train.sample_every=0 generate.max_actors=1 samples.ar_steps=[2]
 evaluate.max_actors=1 evaluate.controls=false evaluate.i3d_clips=0
@@ -141,7 +141,7 @@ def test_the_pipeline_alone_gives_the_same_video(
     assert pipeline.class_names == ["ring", "square", "triangle", "plus"]
     video = pipeline(class_label=1, num_frames=frames, ar_step=ar_step, num_inference_steps=4, seed=1).numpy()[0]
     stored = (finished[0] / place / "videos" / "00001.mp4").read_bytes()
-    # Through the codec on both sides: 4:2:0 video cannot hold the coloured noise of so short a training.
+    # Both through the codec: 4:2:0 video cannot store the coloured noise of an untrained model.
     through = decode_clip(encode_video(video, 8.0, crf=8), 0, frames)
     assert psnr(through, decode_clip(stored, 0, frames)) > 40
 

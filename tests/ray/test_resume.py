@@ -1,4 +1,4 @@
-"""A training run that is killed and started again ends with the weights of one that never stopped, bit for bit."""
+"""A training run that is killed and resumed ends with the same bits as a run without interruption."""
 
 import json
 import re
@@ -22,7 +22,8 @@ from ardiff.data.streams import LatentStream
 from ardiff.errors import TrainingError
 from ardiff.train.config import TrainConfig
 from ardiff.train.tasks import Task
-from ray_jobs.training.job import TrainJob, run_training
+from ray_jobs.training.job import TrainJob
+from ray_jobs.training.trainer import run_training
 
 pytestmark = pytest.mark.ray
 
@@ -53,8 +54,8 @@ def test_dit_training_survives_sigkill(
     snapshot_file = whole / "ray" / "checkpoint_manager_snapshot.json"
     snapshot_file.write_text(snapshot_file.read_text()[:100])
     err = ardiff("train-dit", "--output", whole, *settings).expect(0)
-    assert re.search(r"is damaged\. It was put aside", err)
-    assert f"going on from the checkpoint of step {STEPS - 10}" in err
+    assert re.search(r"is damaged\. It was renamed", err)
+    assert f"resuming from the checkpoint of step {STEPS - 10}" in err
     assert_equal_checkpoints(whole, tmp_path / "broken")
     assert_equal_files(whole / "pipeline" / "dit.safetensors", tmp_path / "broken" / "pipeline" / "dit.safetensors")
     assert len(list((whole / "ray").glob("checkpoint-*"))) == 2
@@ -110,7 +111,7 @@ def test_vae_training_survives_sigkill(
 def _kill_and_compare(jobs: Jobs, ardiff: Command, folder: Path, job: str, settings: list[str], weights: str) -> None:
     """Only the job that is killed has a process of its own."""
     whole, broken = folder / "whole", folder / "broken"
-    assert "going on" not in ardiff(job, "--output", whole, *settings).expect(0)
+    assert "resuming" not in ardiff(job, "--output", whole, *settings).expect(0)
 
     process = jobs.start(job.replace("-", "_"), "--output", str(broken), *settings)
     seen = wait_for_checkpoint(broken, process)
@@ -121,12 +122,12 @@ def _kill_and_compare(jobs: Jobs, ardiff: Command, folder: Path, job: str, setti
 
     try:
         registered = snapshot(broken)["metrics"]["step"]
-    except ValueError:  # killed while Ray wrote its list: then the newest that is complete counts
+    except ValueError:  # killed while Ray wrote its list: the run resumes at the newest complete checkpoint
         complete = (broken / "ray").glob("checkpoint-*/state.json")
         registered = max(int(file.parent.name.split("-")[1]) for file in complete)
     assert seen <= registered < STEPS
     err = ardiff(job, "--output", broken, *settings).expect(0)
-    assert re.findall(r"going on from the checkpoint of step (\d+)", err) == [str(registered)]
+    assert re.findall(r"resuming from the checkpoint of step (\d+)", err) == [str(registered)]
 
     assert_equal_files(whole / weights, broken / weights)
     assert_equal_checkpoints(whole, broken)

@@ -135,7 +135,7 @@ def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: C
             for _ in parts:
                 pass
     failed = server.wait_for(stream, lambda video: video["status"] == "failed")
-    assert failed["error"]["type"] == "replica_died"
+    assert failed["error"]["type"] == "replica_crashed"
     done = server.wait_for(job["id"], lambda video: video["status"] == "completed")
     expected = server.pipeline(**{**JOB, "num_frames": 300})[0]
     assert done["frames_sha256"] == hashlib.sha256(expected.numpy().tobytes()).hexdigest()

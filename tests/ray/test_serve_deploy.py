@@ -1,4 +1,4 @@
-"""``serve deploy cluster/serve_config.yaml`` on a real cluster: only the values changed, then a rolling update."""
+"""``serve deploy cluster/serve_config.yaml`` on a real cluster with other values, then a rolling update."""
 
 import contextlib
 import hashlib
@@ -43,7 +43,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def with_values(**values: Any) -> str:
-    """The shipped configuration with other values in its section of values, and nothing else changed."""
+    """The shipped configuration with other values in its section of values."""
     text = (ROOT / "cluster" / "serve_config.yaml").read_text()
     head, separator, rest = text.partition("\nproxy_location:")
     for name, value in values.items():
@@ -54,7 +54,7 @@ def with_values(**values: Any) -> str:
 
 
 class Endpoint:
-    """The application on the cluster, deployed as an operator does it."""
+    """The application, deployed on the cluster with Ray's command line."""
 
     def __init__(self, cluster: Cluster, folder: Path, **values: Any) -> None:
         self.cluster, self.folder, self.values = cluster, folder, {"host": "127.0.0.1", "port": free_ports(), **values}
@@ -62,7 +62,7 @@ class Endpoint:
         self.client = Client(self.url, KEY)
 
     def serve(self, *arguments: str) -> None:
-        """Ray's own command."""
+        """Runs Ray's ``serve`` command."""
         command = [str(Path(sys.executable).with_name("serve")), *arguments, "-a", f"http://{self.cluster.dashboard}"]
         done = subprocess.run(
             command, env=self.cluster.environment, cwd=self.folder, capture_output=True, text=True, check=False
@@ -138,7 +138,7 @@ def test_deploy_serve_update_and_scrape(
     ).content[:64]  # fmt: skip
     assert httpx.post(f"{endpoint.url}/v1/videos", json=JOB, timeout=60).status_code == 401
 
-    # Prometheus finds all figures, at the replica and at Ray's exporter of the node, which tells with a delay.
+    # Prometheus finds all metrics at the replica, and later at Ray's exporter of the node.
     own = names_at(f"{endpoint.url}/metrics", Authorization=f"Bearer {KEY}")
     wanted = set().union(*(exported(measure) for measure in MEASURES))
     assert {name.removeprefix("ray_") for name in wanted} <= own
@@ -147,7 +147,7 @@ def test_deploy_serve_update_and_scrape(
         assert time.monotonic() < deadline, missing
         time.sleep(2)
 
-    # A second model by name, while a client watches a video. It sees what 30 seconds give; jobs go to the new replica.
+    # A second model is deployed while a client streams a video. The stream may end after 30 seconds; jobs move on.
     ended: list[float] = []
     started = threading.Event()
 
@@ -184,7 +184,7 @@ def test_deploy_serve_update_and_scrape(
     assert [(line["job"], line["run"]) for line in said] == [("serve", "ardiff")], said
     assert said[0]["replica"]
 
-    # What runs on a cluster is not ended by somebody who tries a checkpoint there.
+    # `ardiff serve` on the same cluster does not end the deployed application.
     tried = cluster.run("serve", "--checkpoint", str(tmp_path / "first"))
     assert tried.code == 2, tried.err
     assert "The cluster serves ardiff already" in tried.err

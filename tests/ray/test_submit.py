@@ -1,4 +1,4 @@
-"""Jobs submitted to a real head, with a token and a second node, as from a laptop."""
+"""Jobs submitted from another machine to a cluster of two nodes that needs a token."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Laptop:
-    """Runs ``ardiff`` beside the cluster: it knows the dashboard's address and a token, and nothing else."""
+    """Runs ``ardiff`` as on another machine. It knows only the dashboard's address and a token."""
 
     def __init__(self, cluster: Cluster, **environment: str) -> None:
         self.address = f"http://{cluster.dashboard}"
@@ -60,7 +60,7 @@ class Laptop:
         return Result(process.returncode, out, err)
 
     def submit_plainly(self, folder: Path, *job: str) -> Result:
-        """``ray job submit --working-dir . -- python -m job`` in the folder, by Ray's own command."""
+        """``ray job submit --working-dir . -- python -m job`` in ``folder``."""
         done = subprocess.run(
             [Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", ".", "--", "python", "-m", *job],
             cwd=folder,
@@ -78,7 +78,7 @@ class Laptop:
         return Result(done.returncode, done.stdout, done.stderr)
 
     def jobs(self) -> list[dict[str, Any]]:
-        """What the cluster knows of all jobs, by Ray's own interface."""
+        """All jobs on Ray's list."""
         token = Path(self.token).read_text()
         request = urllib.request.Request(f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -116,7 +116,7 @@ def test_a_failing_job_ends_with_its_code_and_reason(cluster: Cluster, tmp_path:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """Code and configurations as of this checkout, with data and runs beside them."""
+    """A copy of this checkout's code and configurations, with folders for data and runs."""
     folder = tmp_path / "checkout"
     for name in ("ardiff", "ray_jobs", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))

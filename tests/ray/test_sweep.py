@@ -35,7 +35,7 @@ LONG = [
     "grid.seeds=4",
     "batch_size=2",
 ]
-"""Twelve videos that take a second or two each, so that there is time to break something."""
+"""Twelve videos of a second or two each, so that a process can be killed in between."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ Sweep = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def sweep(cluster: None, checkpoint: str, capfd: pytest.CaptureFixture[str]) -> Sweep:
-    """``sweep(output, "key=value", ...)``: exit code and what was said."""
+    """``sweep(output, "key=value", ...)``: the exit code and the error output."""
 
     def run(output: Path, *settings: str) -> tuple[int, str]:
         capfd.readouterr()
@@ -155,7 +155,7 @@ def test_two_actors_change_no_bit_and_again_generates_only_what_is_missing_or_da
     assert frames(lines_of(output)) == frames(before)
     assert [line["file_sha256"] for line in lines_of(output)] == [line["file_sha256"] for line in before]
     assert {uri: Path(uri).stat().st_mtime_ns for uri in stamps} == stamps
-    # A larger grid takes up what is there.
+    # A larger grid uses the videos that exist.
     code, err = sweep(output, "keep_latents=true", "grid.seeds=3")
     assert "6 videos generated, 12 were complete" in err
     assert len(lines_of(output)) == 18
@@ -233,7 +233,7 @@ def test_scores_that_are_impossible_fail_first_or_leave_a_report(sweep: Sweep, t
     code, err = sweep(tmp_path / "out", real_videos, *published)
     assert code == 1
     assert "ardiff weights fetch i3d" in err
-    assert not (tmp_path / "out").exists()  # no video was generated in vain
+    assert not (tmp_path / "out").exists()  # before any video is generated
     Path(record.uri).unlink()
     quick = ("quick.num_clips=2", "quick.num_frames=12", "quick.batch_size=2", "quick.resolution=16")
     code, err = sweep(tmp_path / "out", real_videos, "evaluate=quick", *quick)
@@ -249,7 +249,7 @@ def test_scores_that_are_impossible_fail_first_or_leave_a_report(sweep: Sweep, t
 
 @pytest.fixture(scope="module")
 def expected(cluster: None, checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Frames of the long grid, by one actor that nothing happens to."""
+    """Frames of the long grid, by one actor without interruption."""
     output = tmp_path_factory.mktemp("expected") / "out"
     assert main(["sweep", *arguments(checkpoint, output), "batch_size=12"]) == 0
     return frames(lines_of(output))
@@ -278,7 +278,7 @@ def test_killed_actors_and_drivers_cost_what_was_in_flight(
     assert frames(lines) == expected
     assert sum(line["attempts"] > 1 for line in lines) <= 2  # of the batch whose actor was killed
 
-    # Nothing but an actor killed: the job goes on by itself.
+    # After the death of an actor the job goes on without help.
     process = jobs.start("sweep", *arguments(checkpoint, tmp_path / "b", "max_actors=1"), log=tmp_path / "log")
     first = wait_for_records(process, tmp_path / "b", 1)[0]
     worker = re.search(r'"worker": ".*:(\d+)"', Path(first).read_text())

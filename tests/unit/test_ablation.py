@@ -26,7 +26,7 @@ from ray_jobs.reports.ablation import (
     Result,
     Variant,
     draw,
-    place_tables,
+    insert_tables,
     ratio,
     tables,
     write_results,
@@ -107,10 +107,10 @@ def test_only_intervals_without_1_are_bold() -> None:
 
 
 def test_text_around_the_tables_is_kept() -> None:
-    fresh = place_tables("# Title\n", "one")
+    fresh = insert_tables("# Title\n", "one")
     assert fresh == f"# Title\n\n{BEGIN}\n\none\n{END}\n"
     written = fresh.replace("# Title\n", "# Title\n\nBefore.\n") + "\nAfter.\n"
-    again = place_tables(written, "two")
+    again = insert_tables(written, "two")
     assert again == written.replace("one", "two")
 
 
@@ -196,25 +196,25 @@ def test_a_quickstart_gives_its_latents_its_recipe_and_its_pace(tmp_path: Path) 
     assert {u.variant for u in units if u.shared != "q"} == {"no_temporal_decoder"}
     assert {u.config.train_dit.dit.depth for u in units} == {2}
     # 16 units of half of the steps that took an hour.
-    assert describe_plan(config).endswith("about 8.0 hours, as long as these took in q")
+    assert describe_plan(config).endswith("about 8.0 hours at the speed of q")
     (tmp_path / "runs" / "ablation" / "fopp" / "seed-0" / "scores").mkdir(parents=True)
     done = tmp_path / "runs" / "ablation" / "fopp" / "seed-0" / "scores" / "stage.json"
     done.write_text(json.dumps(asdict(StageRecord("evaluate", "", 1.0, 1.0, "", {}))))
-    assert "left: 15 units, 7,500 training steps" in describe_plan(config)
+    assert "remaining: 15 units, 7,500 training steps" in describe_plan(config)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["seeds=[1]"], "at least 2 seeds"),
-        (["seeds=[1, 1]"], "seeds must not hold 1 twice"),
-        (["variants=[{name: a}, {name: a}]"], "variants must not hold a twice"),
+        (["seeds=[1, 1]"], "seeds must not contain 1 twice"),
+        (["variants=[{name: a}, {name: a}]"], "variants must not contain a twice"),
         (["variants=[{name: a/b}]"], "it becomes a folder"),
         (["variants=[{name: a, settings: [train_dit.dit.widht=3]}]"], "variant a: Unknown configuration key"),
         (["variants=[{name: a}, {name: b, settings: [train_dit.train.num_steps=9]}]"], "compares on one budget"),
         (["variants=[{name: a}]", "ar_steps=[99]"], "ar_step must be between 0 and"),
         (["variants=[]"], "There are no variants"),
-        (["variants=[{name: a}]", "quickstart=nowhere"], "holds no complete stage 'data'"),
+        (["variants=[{name: a}]", "quickstart=nowhere"], "has no complete stage 'data'"),
     ],
 )
 def test_impossible_plans(settings: list[str], message: str) -> None:

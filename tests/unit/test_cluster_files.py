@@ -43,7 +43,7 @@ from ardiff.train.loop import train
 from ardiff.train.tasks import DiTTask, DiTTaskConfig
 from ray_jobs.generation.queue import VIDEO_GAUGES
 from ray_jobs.runtime.stages import COMMIT
-from ray_jobs.serve import grace
+from ray_jobs.serve import shutdown_seconds
 from ray_jobs.serving.lint import lint
 from ray_jobs.submit import jobs
 
@@ -345,7 +345,7 @@ def test_both_files_of_the_endpoint_are_right_and_say_the_same(tmp_path: Path) -
     assert asked["num_gpus"] == int(resources["nvidia.com/gpu"])
     assert asked["num_cpus"] <= int(resources["cpu"])
     drain = config["applications"][0]["args"]["service"]["drain_seconds"]
-    assert pod["terminationGracePeriodSeconds"] > grace(ServiceConfig(drain_seconds=drain))
+    assert pod["terminationGracePeriodSeconds"] > shutdown_seconds(ServiceConfig(drain_seconds=drain))
     function = deployment["autoscaling_config"]["policy"]["policy_function"]
     module, _, attribute = function.partition(":")
     assert hasattr(importlib.import_module(module), attribute)

@@ -17,9 +17,9 @@ from ardiff.errors import CheckpointError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import save_autoencoder
 from ardiff.train.export import describe_dit, write_trained
-from ray_jobs import train_dit, train_vae
-from ray_jobs.train_dit import DiTDataConfig, TrainDiTConfig
-from ray_jobs.train_vae import TrainVAEConfig
+from ray_jobs import train_vae
+from ray_jobs.training import dit_data
+from ray_jobs.training.config import DiTDataConfig, TrainDiTConfig, TrainVAEConfig
 
 VIDEO = VideoRecord("a.mp4", 9, "h264", 64, 64, 8.0, 40, 0, "a", "train", "ok", "", etag="1")
 LATENTS = LatentSet("key", 8, 2, 4, ["a"], ["part.parquet"], [4], LatentStatistics.neutral(2, 4), "vae")
@@ -52,13 +52,13 @@ def test_latents_are_checked_against_the_vae_that_the_pipeline_gets(tmp_path: Pa
     known = replace(LATENTS, vae=place, vae_fingerprint=vae_fingerprint(place))
     write_description(str(tmp_path / "latents"), known)
     config = TrainDiTConfig(latents=str(tmp_path / "latents"))
-    assert train_dit._stored(config) == known
+    assert dit_data.stored_latents(config) == known
     moved = str(tmp_path / "moved")
     save_autoencoder(moved, make_vae())
-    assert train_dit._stored(replace(config, data=DiTDataConfig(vae=moved))).vae == moved
+    assert dit_data.stored_latents(replace(config, data=DiTDataConfig(vae=moved))).vae == moved
     save_autoencoder(place, make_vae(seed=1))  # trained again in the same place
     with pytest.raises(ConfigError, match=r"were made by the AR-VAE .* but .* run `ardiff encode`"):
-        train_dit._stored(config)
+        dit_data.stored_latents(config)
 
 
 def test_a_pipeline_gets_no_other_vae_than_its_latents(tmp_path: Path, make_vae: Any, make_dit: Any) -> None:
@@ -81,11 +81,11 @@ def test_statistics_are_of_what_is_trained_on(tmp_path: Path, monkeypatch: pytes
     def compute(*arguments: Any) -> None:
         raise ComputedError
 
-    monkeypatch.setattr(train_dit, "remote_progress", compute)
+    monkeypatch.setattr(dit_data, "remote_progress", compute)
     config, stream = TrainDiTConfig(output=str(tmp_path)), SimpleNamespace(locate=lambda position: (0, position))
-    kept = {"source": train_dit.fingerprint("these", config.train.seed), **asdict(LATENTS.statistics)}
+    kept = {"source": dit_data.fingerprint("these", config.train.seed), **asdict(LATENTS.statistics)}
     (tmp_path / "statistics.json").write_text(json.dumps(kept))
-    assert train_dit._statistics_of(config, stream, "these") == LATENTS.statistics  # type: ignore[arg-type]
+    assert dit_data.clip_statistics(config, stream, "these") == LATENTS.statistics  # type: ignore[arg-type]
     for again, source in ((config, "others"), (replace(config, resume="none"), "these")):
         with pytest.raises(ComputedError):
-            train_dit._statistics_of(again, stream, source)  # type: ignore[arg-type]
+            dit_data.clip_statistics(again, stream, source)  # type: ignore[arg-type]

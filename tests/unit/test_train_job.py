@@ -1,4 +1,4 @@
-"""ray_jobs.training.job without a cluster: who gets which samples, and storing checkpoints where that fails."""
+"""ray_jobs.training without a cluster: samples of each rank, storing checkpoints, resuming, failures."""
 
 import contextlib
 import json
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray.train
 import torch
 
 from ardiff.data import storage
@@ -25,21 +26,16 @@ from ardiff.train import shards
 from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.config import OptimizerConfig, TrainConfig
 from ardiff.train.engines.torch_engine import TorchEngine
-from ray_jobs.runtime import cluster, crash_guard, error_log
-from ray_jobs.training import job as job_module
+from ray_jobs.runtime import crash_guard, error_log, placement
+from ray_jobs.training import trainer
 from ray_jobs.training.attempts import TrainingProgress
-from ray_jobs.training.batches import load_chunk, shared_rows
-from ray_jobs.training.callbacks import Observer
-from ray_jobs.training.job import (
-    TrainJob,
-    _check_room,
-    _checkpoint_to_resume,
-    _interruptible,
-    _prepare_resumption,
-    _reason,
-    _tidy,
-    _with_names,
-)
+from ray_jobs.training.batches import load_chunk, rows_of_rank
+from ray_jobs.training.callbacks import LoggingCallback, new_attempt_id
+from ray_jobs.training.checkpoints import CheckpointCallback
+from ray_jobs.training.job import TrainJob
+from ray_jobs.training.resume import checkpoint_to_resume, delete_stale_checkpoints, prepare_resume
+from ray_jobs.training.trainer import check_cluster_size, explain_failure, raise_on_sigint
+from ray_jobs.training.worker import add_sample_names
 
 STREAM = LatentStream([f"file-{i}" for i in range(5)], [7, 9, 4, 8, 5], (4, 2, 4), seed=3, files_per_chunk=2)
 
@@ -53,7 +49,7 @@ def test_workers_share_every_batch_in_the_order_of_the_stream(num_workers: int, 
         [
             STREAM.start(chunk) + int(row)
             for chunk in chunks
-            for row in shared_rows(STREAM, chunk, position, 160, config.micro_batches(rank, num_workers), 8)
+            for row in rows_of_rank(STREAM, chunk, position, 160, config.micro_batches(rank, num_workers)[0], 8)
         ]
         for rank in range(num_workers)
     ]
@@ -73,9 +69,9 @@ def test_chunks_follow_each_other() -> None:
 def test_errors_name_the_samples() -> None:
     names = [STREAM.names(chunk) for chunk in range(2)]
     assert names[0][0].startswith("file-")
-    error = _with_names(TrainingError("The loss is nan at step 1 on worker 0, samples 2 to 4: see."), STREAM)
+    error = add_sample_names(TrainingError("The loss is nan at step 1 on worker 0, samples 2 to 4: see."), STREAM)
     assert str(error) == f"The loss is nan at step 1 on worker 0, samples 2 to 4 ({', '.join(names[0][2:5])}): see."
-    many = str(_with_names(TrainingError("samples 0 to 99"), STREAM))
+    many = str(add_sample_names(TrainingError("samples 0 to 99"), STREAM))
     assert many.endswith(", ...)")
 
 
@@ -89,35 +85,36 @@ class FakeProgress:
 
 
 @pytest.fixture
-def observer(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> Observer:
+def callback(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> CheckpointCallback:
+    """A callback whose ``reports`` are what Ray Train was told."""
     reports: list[Any] = []
-    monkeypatch.setattr(job_module.ray.train, "report", lambda metrics, **rest: reports.append((metrics, rest)))
-    config = TrainConfig(save_patience=2)
+    monkeypatch.setattr(ray.train, "report", lambda metrics, **rest: reports.append((metrics, rest)))
     job = TrainJob(
         name="test",
         folder=str(tmp_path / "run"),
         fingerprint="key",
-        config=config,
+        config=TrainConfig(save_patience=2),
         stream=STREAM,
         make_task=lambda: None,  # type: ignore[arg-type, return-value]
         record=lambda: None,
         description={"kind": "none"},
         result="",
     )
-    engine = TorchEngine(make_dit(), OptimizerConfig(), torch.device("cpu"))
-    made = Observer(job, engine, None, 0, FakeProgress())
-    made.reports = reports  # type: ignore[attr-defined]
-    return made
+    engine, progress = TorchEngine(make_dit(), OptimizerConfig(), torch.device("cpu")), FakeProgress()
+    log = LoggingCallback(job, 0, "0", progress)
+    callback = CheckpointCallback(job, engine, None, new_attempt_id(engine.device), progress, log.flush)
+    callback.reports = reports  # type: ignore[attr-defined]
+    return callback
 
 
-def save(observer: Any, step: int, loss: float) -> None:
-    observer.on_step_end(step, loss)
-    observer.on_checkpoint(TrainState(step, step * 16, "key"))
+def save(callback: Any, step: int, loss: float) -> None:
+    callback.on_step_end(step, loss)
+    callback.on_checkpoint(TrainState(step, step * 16, "key"))
 
 
-def test_storage_that_fails_is_borne_for_a_while(observer: Any, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(observer, 1, 3.0)
-    good = Path(observer.reports[0][1]["checkpoint"].path)
+def test_a_few_checkpoints_may_not_be_stored(callback: Any, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(callback, 1, 3.0)
+    good = Path(callback.reports[0][1]["checkpoint"].path)
     upload = storage.upload_folder
 
     def fail(local: Path, uri: str) -> None:
@@ -128,45 +125,45 @@ def test_storage_that_fails_is_borne_for_a_while(observer: Any, make_dit: Any, m
         upload(local, uri)
 
     monkeypatch.setattr(storage, "upload_folder", fail)
-    save(observer, 2, 2.0)
-    save(observer, 3, 2.0)
-    assert len(observer.reports) == 1
-    assert ["2 could not be stored (1 of 2" in line for line in observer.progress_actor.lines] == [True, False]
+    save(callback, 2, 2.0)
+    save(callback, 3, 2.0)
+    assert len(callback.reports) == 1
+    assert ["2 could not be stored (1 of 2" in line for line in callback.progress.lines] == [True, False]
     with pytest.raises(TrainingError, match=r"step 4 could not be stored, 3 in a row: .* No space left"):
-        save(observer, 4, 2.0)
+        save(callback, 4, 2.0)
     assert [p.name for p in good.parent.iterdir()] == [good.name]  # the half-written ones are gone
     engine = TorchEngine(make_dit(seed=4), OptimizerConfig(), torch.device("cpu"))
     assert load_checkpoint(good, engine, "key").step == 1
 
     monkeypatch.setattr(storage, "upload_folder", upload)
-    save(observer, 5, 2.0)
-    assert observer.failed_saves == 0
-    assert [metrics["step"] for metrics, _ in observer.reports] == [1, 5]
+    save(callback, 5, 2.0)
+    assert callback.failed_saves == 0
+    assert [metrics["step"] for metrics, _ in callback.reports] == [1, 5]
 
 
-def test_a_full_local_disk_is_borne_too(observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_local_disk_is_such_a_failure(callback: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(shards, "save_file", fail)
-    save(observer, 1, 3.0)
-    assert not observer.reports
-    assert "No space left on device" in observer.progress_actor.lines[-1]
+    save(callback, 1, 3.0)
+    assert not callback.reports
+    assert "No space left on device" in callback.progress.lines[-1]
 
 
-def test_the_best_checkpoint_is_kept_apart(observer: Any) -> None:
+def test_the_best_checkpoint_is_copied(callback: Any) -> None:
     for step, loss in enumerate([3.0, 1.0, 2.0, 1.5], start=1):
-        save(observer, step, loss)
-    folder = Path(observer.job.folder) / "best"
+        save(callback, step, loss)
+    folder = Path(callback.job.folder) / "best"
     best = json.loads((folder / "best.json").read_text())
     assert (best["step"], best["loss"]) == (2, 1.0)
     assert [p.name for p in folder.iterdir() if p.is_dir()] == [best["checkpoint"]]
     assert (folder / best["checkpoint"] / "state.json").exists()
-    assert [metrics["loss"] for metrics, _ in observer.reports] == [3.0, 1.0, 2.0, 1.5]
+    assert [metrics["loss"] for metrics, _ in callback.reports] == [3.0, 1.0, 2.0, 1.5]
 
 
-def test_a_checkpoint_counts_although_the_best_one_cannot_be_kept(
-    observer: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_counts_although_its_copy_as_the_best_fails(
+    callback: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload = storage.upload_folder
 
@@ -176,67 +173,67 @@ def test_a_checkpoint_counts_although_the_best_one_cannot_be_kept(
         upload(local, uri)
 
     monkeypatch.setattr(storage, "upload_folder", fail)
-    save(observer, 1, 3.0)
-    assert [metrics["step"] for metrics, _ in observer.reports] == [1]
-    assert observer.failed_saves == 0
-    assert re.search(r"step 1 is the best one, but .* No space left", observer.progress_actor.lines[-1])
+    save(callback, 1, 3.0)
+    assert [metrics["step"] for metrics, _ in callback.reports] == [1]
+    assert callback.failed_saves == 0
+    assert re.search(r"step 1 is the best one, but .* No space left", callback.progress.lines[-1])
 
 
-def test_checkpoints_on_no_list_are_deleted_at_the_start(observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_on_no_list_are_deleted_at_the_start(callback: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in range(1, 5):
-        save(observer, step, 1.0)
-    stored = [Path(rest["checkpoint"].path) for _, rest in observer.reports]
+        save(callback, step, 1.0)
+    stored = [Path(rest["checkpoint"].path) for _, rest in callback.reports]
     (stored[3] / "state.json").unlink()
-    snapshot = register(Path(observer.job.folder), [stored[1].name])
-    best = Path(observer.job.folder) / "best"
+    snapshot = register(Path(callback.job.folder), [stored[1].name])
+    best = Path(callback.job.folder) / "best"
     (best / "step-00000009-1").mkdir()
     (best / "step-00000009-1" / "state.json").write_text("{}")
     at = SimpleNamespace(path=str(stored[1]))
-    monkeypatch.setattr(job_module.ray.train, "get_checkpoint", lambda: at)
-    job = replace(observer.job, resume=str(stored[2]))
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: at)
+    job = replace(callback.job, resume=str(stored[2]))
 
-    _tidy(job)
+    delete_stale_checkpoints(job)
     assert [place.exists() for place in stored] == [False, True, True, False]
     assert [place.name[:13] for place in best.iterdir() if place.is_dir()] == ["step-00000001"]
-    _tidy(observer.job)
+    delete_stale_checkpoints(callback.job)
     assert [place.exists() for place in stored] == [False, True, False, False]
-    save(observer, 5, 1.0)
+    save(callback, 5, 1.0)
     snapshot.write_text("{")  # nothing is known: nothing is deleted
-    _tidy(observer.job)
-    assert Path(observer.reports[-1][1]["checkpoint"].path).exists()
+    delete_stale_checkpoints(callback.job)
+    assert Path(callback.reports[-1][1]["checkpoint"].path).exists()
 
 
-def test_a_failure_of_ray_train_itself_is_told_as_such(observer: Any) -> None:
-    failure = job_module.ray.train.ControllerError(OSError("No space left on device"))
-    told = str(_reason(failure, observer.job, ""))
-    assert "no worker failed: OSError: No space left on device. See that" in told
-    assert observer.job.checkpoints in told
-    lost = job_module.ray.train.WorkerGroupError("", {})
-    assert "3 times: a worker died without a word" in str(_reason(lost, observer.job, ""))
+def test_a_failure_of_ray_train_itself_is_explained(callback: Any) -> None:
+    failure = ray.train.ControllerError(OSError("No space left on device"))
+    message = str(explain_failure(failure, callback.job, ""))
+    assert "no worker failed: OSError: No space left on device. Check that" in message
+    assert callback.job.checkpoints in message
+    lost = ray.train.WorkerGroupError("", {})
+    assert "3 times: a worker process died without an error" in str(explain_failure(lost, callback.job, ""))
 
 
-def test_attempts_that_fail_alike_end() -> None:
-    told = TrainingProgress()
-    told.end_attempt("lost")
-    told.end_attempt("lost")
-    told.end_attempt("lost")
-    assert told.failure() is None
+def test_attempts_that_fail_in_the_same_way_stop_training() -> None:
+    progress = TrainingProgress()
+    progress.end_attempt("lost")
+    progress.end_attempt("lost")
+    progress.end_attempt("lost")
+    assert progress.failure() is None
     for step in (5, 6, 6):
-        told.report_failure("worker 1", f"at step {step}: ValueError: no")
-        told.report_failure("worker 0", "at step 7: RuntimeError: the other one is gone")
-        assert told.last_failure() == f"worker 1 at step {step}: ValueError: no"
-        told.end_attempt("lost")
-    assert told.failure() is None
-    told.report_failure("worker 0", "at step 6: ValueError: no")  # the third time, whoever it was first
-    told.end_attempt("lost")
-    assert re.search(r"3 times in the same way.*: worker 0 at step 6: ValueError: no\.", str(told.failure()))
-    assert told.last_failure() == "worker 0 at step 6: ValueError: no"
-    lines = told.read()[2]
+        progress.report_failure("worker 1", f"at step {step}: ValueError: no")
+        progress.report_failure("worker 0", "at step 7: RuntimeError: the other one is gone")
+        assert progress.last_failure() == f"worker 1 at step {step}: ValueError: no"
+        progress.end_attempt("lost")
+    assert progress.failure() is None
+    progress.report_failure("worker 0", "at step 6: ValueError: no")  # the third time, whoever it was first
+    progress.end_attempt("lost")
+    assert re.search(r"3 times in the same way.*: worker 0 at step 6: ValueError: no\.", str(progress.failure()))
+    assert progress.last_failure() == "worker 0 at step 6: ValueError: no"
+    lines = progress.read()[2]
     assert [line.removeprefix("An attempt failed: ")[:8] for line in lines] == ["lost"] * 3 + ["worker 1"] * 3 + [
         "worker 0"
     ]
-    told.end_attempt("lost")
-    assert told.last_failure() == ""
+    progress.end_attempt("lost")
+    assert progress.last_failure() == ""
 
 
 @pytest.mark.parametrize(
@@ -250,42 +247,41 @@ def test_attempts_that_fail_alike_end() -> None:
         ({"num_workers": 8, "min_workers": 2}, "cpu", ""),
     ],
 )
-def test_workers_without_room_are_refused(
+def test_more_workers_than_the_cluster_holds_are_an_error(
     changes: dict[str, Any], device: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_module, "await_resource", lambda kind, count: {"CPU": 8, "GPU": 2}[kind])
-    refused = pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext()
-    with refused:
-        _check_room(TrainConfig(batch_size=8, **changes), torch.device(device))
+    monkeypatch.setattr(trainer, "await_resource", lambda kind, count: {"CPU": 8, "GPU": 2}[kind])
+    with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+        check_cluster_size(TrainConfig(batch_size=8, **changes), torch.device(device))
 
 
-def test_where_to_begin(observer: Any, tmp_path: Path) -> None:
-    save(observer, 1, 3.0)
-    job, run = observer.job, Path(observer.job.folder)
-    stored = observer.reports[0][1]["checkpoint"].path
-    assert _prepare_resumption(job).resume == stored  # it is on no list of Ray Train's
+def test_where_to_start(callback: Any, tmp_path: Path) -> None:
+    save(callback, 1, 3.0)
+    job, run = callback.job, Path(callback.job.folder)
+    stored = callback.reports[0][1]["checkpoint"].path
+    assert prepare_resume(job).resume == stored  # it is on no list of Ray Train's
     with pytest.raises(CheckpointError, match="no checkpoint in"):
-        _prepare_resumption(replace(job, folder=str(tmp_path / "other"), resume="latest"))
+        prepare_resume(replace(job, folder=str(tmp_path / "other"), resume="latest"))
     with pytest.raises(CheckpointError, match="neither auto, latest, none"):
-        _prepare_resumption(replace(job, resume=str(tmp_path / "nothing")))
-    _prepare_resumption(replace(job, resume=stored))
+        prepare_resume(replace(job, resume=str(tmp_path / "nothing")))
+    prepare_resume(replace(job, resume=stored))
     register(run, [Path(stored).name])
     latest = replace(job, resume="latest")
-    assert _prepare_resumption(latest) is latest
-    _prepare_resumption(replace(job, resume="none"))
+    assert prepare_resume(latest) is latest
+    prepare_resume(replace(job, resume="none"))
     assert not (run / "ray").exists()
     assert not (run / "best").exists()
     assert not (run / "history.json").exists()
 
 
-def test_what_the_configuration_names_may_differ_in_numbers_and_the_runs_own_may_not(
-    observer: Any, monkeypatch: pytest.MonkeyPatch
+def test_only_a_checkpoint_of_another_run_may_have_other_hyperparameters(
+    callback: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_module.ray.train, "get_checkpoint", lambda: None)
-    save(observer, 1, 3.0)
-    own, best = observer.reports[0][1]["checkpoint"].path, "runs/other/best/step-00000001"
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
+    save(callback, 1, 3.0)
+    own, best = callback.reports[0][1]["checkpoint"].path, "runs/other/best/step-00000001"
     for resume, expected in ((own, (Path(own), False)), (best, (Path(best), True)), ("auto", (None, False))):
-        with _checkpoint_to_resume(replace(observer.job, resume=resume)) as found:
+        with checkpoint_to_resume(replace(callback.job, resume=resume)) as found:
             assert found == expected
 
 
@@ -297,11 +293,11 @@ def register(run: Path, names: list[str]) -> Path:
 
 
 @pytest.mark.parametrize("damage", ["torn", "a folder is gone", "a folder is incomplete"])
-def test_a_damaged_list_of_checkpoints_is_put_aside(observer: Any, damage: str) -> None:
-    save(observer, 1, 3.0)
-    save(observer, 2, 2.0)
-    run = Path(observer.job.folder)
-    first, second = (Path(rest["checkpoint"].path) for _, rest in observer.reports)
+def test_a_damaged_list_of_checkpoints_is_renamed(callback: Any, damage: str) -> None:
+    save(callback, 1, 3.0)
+    save(callback, 2, 2.0)
+    run = Path(callback.job.folder)
+    first, second = (Path(rest["checkpoint"].path) for _, rest in callback.reports)
     snapshot = register(run, [first.name, second.name])
     match damage:
         case "torn":
@@ -310,8 +306,8 @@ def test_a_damaged_list_of_checkpoints_is_put_aside(observer: Any, damage: str) 
             shutil.rmtree(second)
         case _:
             (second / "state.json").unlink()
-    begun = _prepare_resumption(replace(observer.job, resume="latest"))
-    assert begun.resume == str(second if damage == "torn" else first)
+    job = prepare_resume(replace(callback.job, resume="latest"))
+    assert job.resume == str(second if damage == "torn" else first)
     assert not snapshot.exists()
     assert snapshot.with_suffix(".json.damaged").exists()
 
@@ -333,28 +329,27 @@ def test_a_part_of_a_chunk_is_what_the_whole_has_there(tmp_path: Path) -> None:
     assert labels == whole["label"].tolist()
 
 
-def test_wandb_hears_the_metrics_if_asked_to(observer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert observer.wandb is None
-    config = replace(observer.job.config, wandb_project="project")
-    job = replace(observer.job, config=config)
+def test_wandb_logs_the_metrics_if_configured(callback: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(callback.job.config, wandb_project="project")
+    job = replace(callback.job, config=config)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
-        Observer(job, observer.engine, None, 0, FakeProgress())
+        LoggingCallback(job, 0, "0", FakeProgress())
     logged: list[Any] = []
     started: list[dict[str, Any]] = []
     run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("end"))
     fake = SimpleNamespace(init=lambda **settings: started.append(settings) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
-        made = Observer(job, observer.engine, None, 0, FakeProgress())
-    made.on_log(10, {"loss": 1.0})
-    made.close()
+        log = LoggingCallback(job, 0, "0", FakeProgress())
+    log.on_log(10, {"loss": 1.0})
+    log.close()
     assert logged == [(10, {"loss": 1.0}), "end"]
     assert started[0] == started[1]
     assert started[0]["project"] == "project"
 
 
-def test_a_chunk_that_ends_processes_is_loaded_clip_by_clip_and_the_video_named(
+def test_a_chunk_that_crashes_processes_is_loaded_clip_by_clip_and_the_video_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     progress = TrainingProgress()
@@ -385,7 +380,7 @@ def test_a_chunk_that_ends_processes_is_loaded_clip_by_clip_and_the_video_named(
         for _ in range(4):
             with pytest.raises(Death):
                 load_chunk(stream, 0, rows, handle, "chunk 0")
-        with pytest.raises(DataError, match=rf"{deadly}\.mp4 ends the process that reads it"):
+        with pytest.raises(DataError, match=rf"{deadly}\.mp4 crashes the process that reads it"):
             load_chunk(stream, 0, rows, handle, "chunk 0")
     progress.begin_attempt()  # with the attempt that ended, its loading tasks ended
     assert progress.unfinished == {}
@@ -394,12 +389,12 @@ def test_a_chunk_that_ends_processes_is_loaded_clip_by_clip_and_the_video_named(
     assert load_chunk(stream, 0, rows, None, "chunk 0")["label"].tolist() == whole["label"].tolist()
 
 
-def test_ctrl_c_is_an_interruption_and_is_heard_again_afterwards() -> None:
+def test_ctrl_c_is_an_interruption_during_and_after_training() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with _interruptible():
+    with raise_on_sigint():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray Train leaves one of its own
     assert signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(KeyboardInterrupt), _interruptible():
+    with pytest.raises(KeyboardInterrupt), raise_on_sigint():
         sys.exit(0)
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -412,7 +407,7 @@ def test_the_error_log_actor_runs_on_the_drivers_node(monkeypatch: pytest.Monkey
     context = SimpleNamespace(get_node_id=lambda: "a" * 56)
     fake = SimpleNamespace(remote=lambda kind: remote, get=lambda value: value, get_runtime_context=lambda: context)
     monkeypatch.setattr(error_log, "ray", fake)
-    monkeypatch.setattr(cluster, "ray", fake)
+    monkeypatch.setattr(placement, "ray", fake)
     with error_log.error_log("folder", 8, 0.1, "video"):
         strategy = asked["scheduling_strategy"]
     assert (strategy.node_id, strategy.soft) == ("a" * 56, False)

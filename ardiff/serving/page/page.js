@@ -1,14 +1,14 @@
-// The page of the service: asks for a video, plays it while it is generated, shows the schedule as it fills.
+// The web page of the service: requests a video, plays it while it is generated, and shows the progress of its schedule.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const NUMBERS = ["num_frames", "num_inference_steps", "ar_step", "guidance_scale", "seed"];
 const ACTIVE = ["queued", "in_progress"];
 let models = [];
-let current = null; // the video that is shown, as the service tells it
-let playing = null; // aborts the stream that is read
-let shown = 0; // counts up with each video shown, so that what belongs to an earlier one stops
-let broken = false; // the stream that is shown broke off
+let current = null; // state of the shown video
+let playing = null; // AbortController of the playing stream
+let shown = 0; // number of the shown video: loops of earlier ones end
+let broken = false; // whether the playing stream ended early
 
 class ServiceError extends Error {
   constructor(message, param, status) {
@@ -21,22 +21,22 @@ class ServiceError extends Error {
 async function call(path, options = {}) {
   const key = sessionStorage.getItem("key");
   const headers = { ...(options.headers || {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, { ...options, headers });
+    response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServiceError("The service cannot be reached.", null, 0);
   }
-  if (answer.ok) return answer;
-  const told = await answer.json().catch(() => ({}));
-  const wait = answer.headers.get("Retry-After");
-  const message = told.error ? told.error.message : `The service answered ${answer.status}.`;
-  if (answer.status === 401) $("key-field").hidden = false;
-  throw new ServiceError(wait ? `${message} (Try again in ${wait} s.)` : message, told.error && told.error.param, answer.status);
+  if (response.ok) return response;
+  const body = await response.json().catch(() => ({}));
+  const wait = response.headers.get("Retry-After");
+  const message = body.error ? body.error.message : `The service responded with status ${response.status}.`;
+  if (response.status === 401) $("key-field").hidden = false;
+  throw new ServiceError(wait ? `${message} (Try again in ${wait} s.)` : message, body.error && body.error.param, response.status);
 }
 
-function tell(message, param = null) {
+function showError(message, param = null) {
   $("error").textContent = message || "";
   $("error").hidden = !message;
   for (const field of document.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
@@ -64,9 +64,7 @@ function chooseModel() {
   const model = chosenModel();
   const classes = Array.from({ length: model.num_classes }, (_, i) => new Option(model.class_names[i] || `class ${i}`, i));
   $("class_label").replaceChildren(...classes, new Option("none", ""));
-  $("num_frames").max = model.max_frames;
-  $("num_inference_steps").max = model.max_inference_steps;
-  $("guidance_scale").max = model.max_guidance_scale;
+  for (const [name, maximum] of Object.entries(model.maximum)) if ($(name)) $(name).max = maximum;
   settingsChanged();
 }
 
@@ -88,23 +86,23 @@ function smallestArStep(frames, steps) {
 function settingsChanged() {
   const steps = Math.max(1, Number($("num_inference_steps").value) || 1);
   const frames = Math.max(1, Number($("num_frames").value) || 1);
-  const least = smallestArStep(frames, steps);
+  const smallest = smallestArStep(frames, steps);
   $("ar_step").max = steps;
-  $("ar_step").min = least;
+  $("ar_step").min = smallest;
   const step = Number($("ar_step").value);
   $("ar_step_value").textContent = step;
-  const how = step === 0 ? "all frames together" : step >= steps ? "one frame after another" : "frames overlap";
-  $("ar_step_help").textContent = `ar_step ${least} to ${steps}; ${step}: ${how}, ${steps + (frames - 1) * step} iterations.`;
+  const overlap = step === 0 ? "all frames together" : step >= steps ? "one frame after another" : "frames overlap";
+  $("ar_step_help").textContent = `ar_step ${smallest} to ${steps}; ${step}: ${overlap}, ${steps + (frames - 1) * step} iterations.`;
   if (!current || !ACTIVE.includes(current.status)) {
     drawSchedule({ num_frames: frames, num_inference_steps: steps, ar_step: step, given_frames: 0 }, 0);
   }
 }
 
-// ---- asking, watching
+// ---- requesting, watching
 
-async function ask(event) {
+async function requestVideo(event) {
   event.preventDefault();
-  tell("");
+  showError("");
   const values = settings();
   const file = $("input_reference").files[0];
   if ($("key").value) sessionStorage.setItem("key", $("key").value);
@@ -122,7 +120,7 @@ async function ask(event) {
     if (models.length === 0) await loadModels();
     show(await (await call("v1/videos", options)).json(), true);
   } catch (error) {
-    tell(error.message, error.param);
+    showError(error.message, error.param);
   } finally {
     $("go").disabled = false;
   }
@@ -140,13 +138,13 @@ function show(video, fresh) {
   $("now").scrollIntoView({ block: "nearest", behavior: "smooth" });
 }
 
-async function watch(id, mine) {
-  while (mine === shown) {
+async function watch(id, number) {
+  while (number === shown) {
     await new Promise((resolve) => setTimeout(resolve, 300));
-    if (mine !== shown) return;
+    if (number !== shown) return;
     try {
       const video = await (await call(`v1/videos/${id}`)).json();
-      if (mine !== shown) return;
+      if (number !== shown) return;
       update(video);
       if (!ACTIVE.includes(video.status)) {
         if (broken && video.status === "completed") play(video, playing.signal);
@@ -163,7 +161,7 @@ async function watch(id, mine) {
 const WORDS = { queued: "Queued", in_progress: "Generating", completed: "Completed", failed: "Failed", cancelled: "Cancelled", expired: "Expired" };
 
 function announce(text) {
-  // Screen readers read out what is written here, so only what is new.
+  // Screen readers read every change aloud.
   if ($("status").textContent !== text) $("status").textContent = text;
 }
 
@@ -171,11 +169,11 @@ function update(video) {
   current = video;
   const active = ACTIVE.includes(video.status);
   const first = video.first_frame_at ? `, first frame after ${(video.first_frame_at - video.created_at).toFixed(1)} s` : "";
-  const whole = video.completed_at ? `, whole after ${(video.completed_at - video.created_at).toFixed(1)} s` : "";
-  const why = video.error ? `: ${video.error.message}` : "";
-  announce(`${WORDS[video.status]}${why}. Seed ${video.seed}.`);
+  const complete = video.completed_at ? `, complete after ${(video.completed_at - video.created_at).toFixed(1)} s` : "";
+  const reason = video.error ? `: ${video.error.message}` : "";
+  announce(`${WORDS[video.status]}${reason}. Seed ${video.seed}.`);
   $("status").dataset.state = video.status;
-  $("counts").textContent = `${video.frames_done} of ${video.num_frames} frames${first}${whole}`;
+  $("counts").textContent = `${video.frames_done} of ${video.num_frames} frames${first}${complete}`;
   $("progress").value = video.progress;
   $("cancel").disabled = !active;
   $("links").replaceChildren(...(video.status === "completed" ? [downloadLink(video)] : []));
@@ -193,13 +191,13 @@ async function play(video, signal) {
       element.play().catch(() => {});
       return;
     }
-    const answer = await call(path, { signal });
-    const type = answer.headers.get("Content-Type");
-    if (Source && Source.isTypeSupported(type)) await playStream(new Source(), type, answer, signal);
-    else await playWhole(answer, signal);
+    const response = await call(path, { signal });
+    const type = response.headers.get("Content-Type");
+    if (Source && Source.isTypeSupported(type)) await playStream(new Source(), type, response, signal);
+    else await playWhole(response, signal);
   } catch (error) {
     if (error.name === "AbortError" || signal.aborted) return;
-    broken = true; // the whole video is shown once it is there
+    broken = true; // the finished video is shown later
   }
 }
 
@@ -209,25 +207,25 @@ function setSource(url) {
   element.src = url;
 }
 
-async function playStream(source, type, answer, signal) {
+async function playStream(source, type, response, signal) {
   const element = $("video");
   element.disableRemotePlayback = true;
   const opened = new Promise((resolve) => source.addEventListener("sourceopen", resolve, { once: true }));
   setSource(URL.createObjectURL(source));
   await opened;
   const buffer = source.addSourceBuffer(type);
-  const reader = answer.body.getReader();
+  const reader = response.body.getReader();
   let started = false;
   for (;;) {
     const { done, value } = await reader.read();
     if (signal.aborted) return;
     if (done) break;
-    const taken = new Promise((resolve, reject) => {
+    const appended = new Promise((resolve, reject) => {
       buffer.addEventListener("updateend", resolve, { once: true });
       buffer.addEventListener("error", reject, { once: true });
     });
     buffer.appendBuffer(value);
-    await taken;
+    await appended;
     if (!started && element.buffered.length) {
       started = true;
       element.play().catch(() => {});
@@ -236,9 +234,9 @@ async function playStream(source, type, answer, signal) {
   if (source.readyState === "open") source.endOfStream();
 }
 
-// Where Media Source Extensions are missing: play when all is there.
-async function playWhole(answer, signal) {
-  const blob = await answer.blob();
+// Without Media Source Extensions: play the complete video.
+async function playWhole(response, signal) {
+  const blob = await response.blob();
   if (signal.aborted) return;
   setSource(URL.createObjectURL(blob));
   $("video").play().catch(() => {});
@@ -248,15 +246,15 @@ async function cancel() {
   if (!current) return;
   $("cancel").disabled = true;
   try {
-    const told = await (await call(`v1/videos/${current.id}`, { method: "DELETE" })).json();
-    if (told.object === "video" && current && current.id === told.id) update(told);
+    const video = await (await call(`v1/videos/${current.id}`, { method: "DELETE" })).json();
+    if (video.object === "video" && current && current.id === video.id) update(video);
   } catch (error) {
-    tell(error.message);
+    showError(error.message);
   }
   refreshHistory();
 }
 
-// ---- the schedule: after iteration n, frame f has made clamp(n - f s, 0, S) of its S steps
+// ---- the schedule: after iteration n, frame f has done clamp(n - f ar_step, 0, S) of its S steps
 
 function drawSchedule(video, done) {
   const canvas = $("schedule");
@@ -274,26 +272,26 @@ function drawSchedule(video, done) {
     const frame = Math.floor((y * frames) / height);
     for (let x = 0; x < width; x += 1) {
       const n = Math.floor(((x + 1) * iterations) / width);
-      const made = frame < given ? steps : Math.min(Math.max(n - (frame - given) * video.ar_step, 0), steps);
-      const clean = made / steps;
-      const at = 4 * (y * width + x);
-      const moving = made > 0 && made < steps;
+      const stepsDone = frame < given ? steps : Math.min(Math.max(n - (frame - given) * video.ar_step, 0), steps);
+      const clean = stepsDone / steps;
+      const offset = 4 * (y * width + x);
+      const moving = stepsDone > 0 && stepsDone < steps;
       if (n <= done) {
-        image.data[at] = 235 - 205 * clean;
-        image.data[at + 1] = 240 - 145 * clean;
-        image.data[at + 2] = 250 - 60 * clean;
+        image.data[offset] = 235 - 205 * clean;
+        image.data[offset + 1] = 240 - 145 * clean;
+        image.data[offset + 2] = 250 - 60 * clean;
       } else {
-        const grey = moving ? 205 : made ? 190 : 240;
-        image.data.fill(grey, at, at + 3);
+        const grey = moving ? 205 : stepsDone ? 190 : 240;
+        image.data.fill(grey, offset, offset + 3);
       }
-      image.data[at + 3] = 255;
+      image.data[offset + 3] = 255;
     }
   }
   context.putImageData(image, 0, 0);
   canvas.dataset.done = done;
   const text = `${frames} frames by ${iterations} iterations, ar_step ${video.ar_step}`;
   canvas.setAttribute("aria-label", `Schedule: ${text}; ${done} iterations done`);
-  $("schedule-text").textContent = `${text}: each row is a frame, each column an iteration. Grey is to come; pale is noise, dark is clean. ${done} done.`;
+  $("schedule-text").textContent = `${text}: each row is a frame, each column an iteration. Grey iterations are not done yet; pale is noise, dark is clean. ${done} done.`;
 }
 
 // ---- history
@@ -315,19 +313,19 @@ function remember(video) {
 let refreshes = 0;
 
 async function refreshHistory() {
-  const mine = ++refreshes;
-  const found = [];
+  const number = ++refreshes;
+  const videos = [];
   for (const id of remembered()) {
     try {
-      found.push(await (await call(`v1/videos/${id}`)).json());
+      videos.push(await (await call(`v1/videos/${id}`)).json());
     } catch (error) {
       if (error.status === 404) localStorage.setItem("videos", JSON.stringify(remembered().filter((other) => other !== id)));
       else break;
     }
   }
-  if (mine !== refreshes) return; // a later one knows more
-  $("history").replaceChildren(...found.map(historyItem));
-  $("no-history").hidden = found.length > 0;
+  if (number !== refreshes) return; // a later refresh has newer states
+  $("history").replaceChildren(...videos.map(historyItem));
+  $("no-history").hidden = videos.length > 0;
 }
 
 function historyItem(video) {
@@ -358,7 +356,7 @@ function downloadLink(video) {
   link.download = `${video.id}.${(video.media_type || "").startsWith("video/webm") ? "webm" : "mp4"}`;
   link.textContent = `Download (${Math.ceil((video.bytes || 0) / 1024)} KiB)`;
   link.addEventListener("click", async (event) => {
-    if (!sessionStorage.getItem("key")) return; // the browser can do it alone
+    if (!sessionStorage.getItem("key")) return; // without a key the browser downloads by itself
     event.preventDefault();
     try {
       const url = URL.createObjectURL(await (await call(link.getAttribute("href"))).blob());
@@ -371,13 +369,13 @@ function downloadLink(video) {
 }
 
 async function start() {
-  $("ask").addEventListener("submit", ask);
+  $("request").addEventListener("submit", requestVideo);
   $("cancel").addEventListener("click", cancel);
   $("model").addEventListener("change", chooseModel);
   for (const id of ["num_frames", "num_inference_steps", "ar_step"]) $(id).addEventListener("input", settingsChanged);
   $("key").addEventListener("change", () => {
     sessionStorage.setItem("key", $("key").value);
-    tell("");
+    showError("");
     connect();
   });
   await connect();
@@ -388,7 +386,7 @@ async function connect() {
     await loadModels();
     await refreshHistory();
   } catch (error) {
-    tell(error.message);
+    showError(error.message);
   }
 }
 

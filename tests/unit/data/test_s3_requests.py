@@ -13,8 +13,8 @@ from test_streams import videos as videos
 from ardiff.data import storage
 from ardiff.data.streams import LatentStream, Stream
 from ardiff.train.config import TrainConfig
-from ardiff.train.scaling import clip_reads, latent_reads
-from ray_jobs.training.batches import shared_rows
+from ardiff.train.estimate.scaling import clip_reads, latent_reads
+from ray_jobs.training.batches import rows_of_rank
 
 
 def copied(paths: list[str], bucket: str) -> list[str]:
@@ -33,7 +33,7 @@ def read_epoch(
     config = TrainConfig(batch_size=batch_size, num_workers=workers, min_workers=1)
     for rank in range(workers):
         for chunk in range(stream.locate(0)[0], stream.locate(samples - 1)[0] + 1):
-            rows = shared_rows(stream, chunk, 0, samples, config.micro_batches(rank, workers), batch_size)
+            rows = rows_of_rank(stream, chunk, 0, samples, config.micro_batches(rank, workers)[0], batch_size)
             if len(rows):
                 stream.load(chunk, rows)
     return Counter(method for method, _ in server.requests(bucket.removeprefix("s3://"))[before:])

@@ -1,4 +1,4 @@
-"""A service on a free port of this machine, in a thread of the test, with a tiny model."""
+"""A replica with a tiny model on a free port of this machine, in a thread of the test."""
 
 import asyncio
 import contextlib
@@ -20,23 +20,26 @@ from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.serving.api import build_app
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.metrics import PrometheusRecorder
-from ardiff.serving.service import VideoService
+from ardiff.serving.records import JobRecord
+from ardiff.serving.replica import Replica
 
 QUICK = {
     "poll_seconds": 0.05,
     "heartbeat_seconds": 0.2,
-    "lease_seconds": 15.0,  # a busy machine keeps a replica from showing signs of life for seconds
+    "lease_seconds": 15.0,  # on a busy machine heartbeats are seconds late
     "segment_seconds": 0.1,
     "drain_seconds": 0.0,
 }
-
-
+JOB = {"num_frames": 24, "num_inference_steps": 20, "ar_step": 4, "seed": 4}
+"""A video of 112 iterations. Its first frame is final after 20, the next ones every 4."""
+LONG = {"num_frames": 400, "num_inference_steps": 20, "ar_step": 10}
+"""A video that does not finish while a test looks at it: 4010 iterations."""
 SHORT_LEASE = 1.5
-"""Seconds of a lease, for a replica that is to notice that another has died."""
+"""Seconds of a lease, for a replica that notices the crash of another."""
 
 
 def eventually(happened: Callable[[], Any], patience: float = 240.0) -> None:
-    """Waits until it is so."""
+    """Waits until ``happened()`` is true."""
     deadline = time.monotonic() + patience
     while not happened():
         assert time.monotonic() < deadline
@@ -45,9 +48,9 @@ def eventually(happened: Callable[[], Any], patience: float = 240.0) -> None:
 
 @dataclass
 class Served:
-    """A running service."""
+    """A running replica."""
 
-    service: VideoService
+    replica: Replica
     url: str
     client: httpx.Client
     loop: asyncio.AbstractEventLoop
@@ -57,8 +60,8 @@ class Served:
     lets: list[Callable[[float], None]] = field(default_factory=list, repr=False)
 
     def hold(self) -> Callable[[float], None]:
-        """From now on no iteration begins. Returns what lets so many more begin, ``math.inf`` for all that follow."""
-        engine, allowed, changed = next(iter(self.service.runners.values())).engine, 0.0, threading.Condition()
+        """Stops before the next iteration. Returns a function that allows so many more, ``math.inf`` for all."""
+        engine, allowed, changed = next(iter(self.replica.models.values())).engine, 0.0, threading.Condition()
         step = engine.step
 
         def held() -> Any:
@@ -90,32 +93,38 @@ class Served:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
+    def record(self, video: dict[str, Any]) -> JobRecord:
+        """The record in storage."""
+        record = self.replica.storage.store.read("anonymous", video["id"])
+        assert record is not None
+        return record
+
     def wait(self, video: dict[str, Any], status: str = "completed", patience: float = 240.0) -> dict[str, Any]:
         """Waits until the video has this status."""
         deadline = time.monotonic() + patience
-        while (found := self.look(video))["status"] != status:
-            assert time.monotonic() < deadline, found
-            assert found["status"] in ("queued", "in_progress"), found
+        while (latest := self.look(video))["status"] != status:
+            assert time.monotonic() < deadline, latest
+            assert latest["status"] in ("queued", "in_progress"), latest
             time.sleep(0.03)
-        return found
+        return latest
 
     def stop(self) -> None:
-        """Stops it as SIGTERM would."""
+        """Stops like SIGTERM."""
         self.server.should_exit = True
         for let in self.lets:
             let(math.inf)
         self.thread.join(timeout=240)
         assert not self.thread.is_alive()
 
-    def die(self) -> None:
-        """Stops it as SIGKILL would: no word to anybody, the records stay as they are."""
+    def crash(self) -> None:
+        """Stops like SIGKILL: the records stay as they are."""
 
         async def cut() -> None:
-            for task in self.service._tasks:
+            for task in self.replica._loops:
                 task.cancel()
-            self.service._storage.shutdown(wait=True)
-            self.service._beats.shutdown(wait=True)
-            self.service.jobs.clear()
+            self.replica.storage.close(wait=True)
+            for job in self.replica.running:
+                self.replica.running.remove(job.record.id)
 
         asyncio.run_coroutine_threadsafe(cut(), self.loop).result(30)
 
@@ -123,17 +132,17 @@ class Served:
 Serve = Callable[..., Served]
 
 
-@pytest.fixture
-def serve(make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path) -> Iterator[Serve]:
-    """``serve(replica="a", pipelines=None, stopping=None, **config)``: a service on the folder ``tmp_path/shared``."""
+@contextlib.contextmanager
+def serving(make_pipeline: Callable[..., ARDiffusionPipeline], folder: Path) -> Iterator[Serve]:
+    """What the fixture ``serve`` yields, for ``folder/shared``."""
     with contextlib.ExitStack() as stack:
 
         def start(
             replica: str = "a", pipelines: Any = None, stopping: threading.Event | None = None, **config: Any
         ) -> Served:
-            tree = {"storage": str(tmp_path / "shared"), **QUICK, **config}
-            told = stopping or threading.Event()
-            served = _start(replica, pipelines or {"tiny": make_pipeline()}, build(ServiceConfig, tree), told)
+            tree = {"storage": str(folder / "shared"), **QUICK, **config}
+            event = stopping or threading.Event()
+            served = _start(replica, pipelines or {"tiny": make_pipeline()}, build(ServiceConfig, tree), event)
             stack.callback(served.stop)
             stack.callback(served.client.close)
             return served
@@ -141,8 +150,15 @@ def serve(make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path) -> 
         yield start
 
 
+@pytest.fixture
+def serve(make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path) -> Iterator[Serve]:
+    """``serve(replica="a", pipelines=None, stopping=None, **config)``: a replica on the folder ``tmp_path/shared``."""
+    with serving(make_pipeline, tmp_path) as start:
+        yield start
+
+
 def _start(
-    replica: str, pipelines: dict[str, ARDiffusionPipeline], config: ServiceConfig, stopping: threading.Event
+    name: str, pipelines: dict[str, ARDiffusionPipeline], config: ServiceConfig, stopping: threading.Event
 ) -> Served:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -150,12 +166,12 @@ def _start(
 
     async def main() -> None:
         recorder = PrometheusRecorder()
-        service = VideoService(pipelines, config, recorder, replica, stopping.is_set)
+        replica = Replica(pipelines, config, recorder, name, stopping.is_set)
         options = uvicorn.Config(
-            build_app(service, recorder), log_level="error", timeout_graceful_shutdown=1, timeout_keep_alive=600
+            build_app(replica, recorder), log_level="error", timeout_graceful_shutdown=1, timeout_keep_alive=600
         )
         server = uvicorn.Server(options)
-        made.extend([service, asyncio.get_running_loop(), server])
+        made.extend([replica, asyncio.get_running_loop(), server])
         await server.serve(sockets=[listener])
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
@@ -165,7 +181,7 @@ def _start(
         assert thread.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    service, loop, server = made
+    replica, loop, server = made
     url = f"http://127.0.0.1:{port}"
     client = httpx.Client(base_url=url, timeout=240)
-    return Served(service, url, client, loop, server, thread, next(iter(pipelines.values())))
+    return Served(replica, url, client, loop, server, thread, next(iter(pipelines.values())))

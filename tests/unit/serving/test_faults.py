@@ -18,28 +18,26 @@ from ardiff.errors import DataError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling.engine import SamplingEngine
 from ardiff.serving.keys import digest
-from ardiff.serving.records import JobStore
+from ardiff.serving.store import JobStore
 
-from .conftest import SHORT_LEASE, Serve, eventually
-from .test_api import LONG, frames_of, sha256
-
-JOB = {"num_frames": 80, "num_inference_steps": 50, "ar_step": 10, "seed": 4}
+from .conftest import JOB, LONG, SHORT_LEASE, Serve, eventually
+from .test_api import frames_of, sha256
 
 
 def test_any_replica_answers_for_any_job(serve: Serve) -> None:
     first, second = serve("a"), serve("b")
     lets = [first.hold(), second.hold()]
     video = first.ask(**JOB)
-    eventually(lambda: video["id"] in first.service.jobs or video["id"] in second.service.jobs)
-    holder, other = (first, second) if video["id"] in first.service.jobs else (second, first)
+    eventually(lambda: video["id"] in first.replica.running or video["id"] in second.replica.running)
+    holder, other = (first, second) if video["id"] in first.replica.running else (second, first)
     for let in lets:
-        let(150)
+        let(50)
     eventually(lambda: other.look(video)["frames_done"] >= 5)
     assert other.look(video)["status"] == "in_progress"
     for let in lets:
         let(math.inf)
     streamed = other.client.get(f"/v1/videos/{video['id']}/stream")
-    assert len(frames_of(streamed.content)) == 80
+    assert len(frames_of(streamed.content)) == JOB["num_frames"]
     assert other.wait(video)["frames_sha256"] == holder.look(video)["frames_sha256"]
     assert other.client.get(f"/v1/videos/{video['id']}/content").status_code == 200
 
@@ -48,26 +46,26 @@ def test_a_job_is_cancelled_through_another_replica(serve: Serve) -> None:
     first = serve("a")
     let = first.hold()
     video = first.ask(**LONG)
-    let(100)
+    let(40)
     eventually(lambda: first.look(video)["frames_done"] > 0)
     second = serve("b")
     let(math.inf)
     assert second.client.delete(f"/v1/videos/{video['id']}").json()["status"] == "cancelled"
     assert first.look(video)["status"] == "cancelled"
-    assert not first.service.runners["tiny"].busy
+    assert not first.replica.models["tiny"].busy
 
 
 def test_a_dead_replicas_job_is_repeated_by_another_with_the_same_frames(serve: Serve) -> None:
     first = serve("a")
     let = first.hold()
     video = first.ask(**JOB)
-    let(100)
+    let(40)
     eventually(lambda: first.look(video)["frames_done"] >= 3)
-    first.die()
+    first.crash()
     second = serve("b", lease_seconds=SHORT_LEASE)
     done = second.wait(video)
     assert done["frames_sha256"] == sha256(second.pipeline(class_label=None, **JOB)[0])
-    assert second.service.store.read("anonymous", video["id"]).deaths == 1
+    assert second.record(video).crashes == 1
 
 
 def test_a_dead_replicas_stream_has_failed_and_is_not_repeated(serve: Serve) -> None:
@@ -75,10 +73,10 @@ def test_a_dead_replicas_stream_has_failed_and_is_not_repeated(serve: Serve) -> 
     with first.client.stream("POST", "/v1/videos:stream", json=LONG) as answer:
         parts = answer.iter_raw()  # kept: a client that drops it has left
         next(parts)
-        first.die()
+        first.crash()
         second = serve("b", lease_seconds=SHORT_LEASE)
         failed = second.wait({"id": answer.headers["x-video-id"]}, "failed")
-    assert failed["error"]["type"] == "replica_died"
+    assert failed["error"]["type"] == "replica_crashed"
 
 
 def test_a_job_that_kills_its_replicas_fails(serve: Serve) -> None:
@@ -86,12 +84,12 @@ def test_a_job_that_kills_its_replicas_fails(serve: Serve) -> None:
     first = serve("a", **settings)
     video = first.ask(**LONG)
     for name in ("b", "c"):
-        eventually(lambda at=first: at.service.store.read("anonymous", video["id"]).lease and at.service.jobs)
-        first.die()
+        eventually(lambda at=first: at.record(video).lease and at.replica.running)
+        first.crash()
         first = serve(name, **settings)
-        eventually(lambda at=first: at.look(video)["status"] == "failed" or at.service.jobs)
+        eventually(lambda at=first: at.look(video)["status"] == "failed" or at.replica.running)
     failed = first.wait(video, "failed")
-    assert failed["error"]["type"] == "replica_died"
+    assert failed["error"]["type"] == "replica_crashed"
 
 
 def test_jobs_of_a_dead_replica_are_repeated_one_at_a_time(serve: Serve) -> None:
@@ -99,29 +97,29 @@ def test_jobs_of_a_dead_replica_are_repeated_one_at_a_time(serve: Serve) -> None
     first = serve("a")
     let = first.hold()
     videos = [first.ask(**{**JOB, "seed": seed}) for seed in (1, 2, 3)]
-    eventually(lambda: first.service.runners["tiny"].here == 3)
-    let(100)
+    eventually(lambda: first.replica.models["tiny"].num_jobs == 3)
+    let(40)
     eventually(lambda: all(first.look(video)["frames_done"] > 0 for video in videos))
-    first.die()
+    first.crash()
     second = serve("b", lease_seconds=SHORT_LEASE)
     while any(second.look(video)["status"] != "completed" for video in videos):
-        assert second.service.runners["tiny"].here <= 1
+        assert second.replica.models["tiny"].num_jobs <= 1
         time.sleep(0.01)
-    assert [second.service.store.read("anonymous", v["id"]).deaths for v in videos] == [1, 1, 1]
+    assert [second.record(v).crashes for v in videos] == [1, 1, 1]
 
 
 def test_no_stream_starts_while_a_dead_replicas_job_waits_for_quiet(serve: Serve) -> None:
     first = serve("a")
     let = first.hold()
     video = first.ask(**JOB)
-    let(100)
+    let(40)
     eventually(lambda: first.look(video)["frames_done"] > 0)
     second = serve("b", lease_seconds=SHORT_LEASE)
     with second.client.stream("POST", "/v1/videos:stream", json={**LONG, "num_frames": 1000}) as answer:
         parts = answer.iter_raw()
         next(parts)
-        first.die()
-        eventually(lambda: second.service.store.read("anonymous", video["id"]).deaths and second.service._quiet)
+        first.crash()
+        eventually(lambda: second.record(video).crashes and second.replica.queue.waits_for_idle)
         refused = httpx.post(f"{second.url}/v1/videos:stream", json=LONG, timeout=60)
         assert (refused.status_code, refused.json()["error"]["type"]) == (503, "overloaded")
     assert second.wait(video)["status"] == "completed"
@@ -130,29 +128,31 @@ def test_no_stream_starts_while_a_dead_replicas_job_waits_for_quiet(serve: Serve
 def test_replicas_outlive_an_outage_longer_than_a_lease(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody could give a sign of life meanwhile, so nobody is taken for dead at once when storage is back."""
     first, second = serve("a"), serve("b", lease_seconds=SHORT_LEASE)
-    first.hold()(100)
+    first.hold()(40)
     with first.client.stream("POST", "/v1/videos:stream", json=LONG) as answer:
         video_id = answer.headers["x-video-id"]
-        eventually(lambda: video_id in second.service._seen)
+        eventually(lambda: video_id in second.replica.queue.leases_seen)
 
         def away(*arguments: object) -> None:
             raise DataError("away")
 
         with monkeypatch.context() as outage:
-            for name in ("open_jobs", "beat"):
+            for name in ("open_jobs", "heartbeat"):
                 outage.setattr(JobStore, name, away)
             time.sleep(2 * SHORT_LEASE)
-        time.sleep(1.0)
-        assert video_id in first.service.jobs
-        record = second.service.store.read("anonymous", video_id)
-        assert (record.lease, record.deaths) == (1, 0)
+        polls, open_jobs = [], JobStore.open_jobs
+        monkeypatch.setattr(JobStore, "open_jobs", lambda store: polls.append(store) or open_jobs(store))
+        eventually(lambda: polls.count(second.replica.storage.store) >= 3)
+        assert video_id in first.replica.running
+        record = second.record({"id": video_id})
+        assert (record.lease, record.crashes) == (1, 0)
 
 
 def test_a_key_that_is_removed_stops_working_while_a_sweep_hangs(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go = threading.Event()
-    monkeypatch.setattr(JobStore, "sweep", lambda store, seconds: let_go.wait(60))
+    monkeypatch.setattr(JobStore, "remove_expired", lambda store, seconds: let_go.wait(60))
     keys = tmp_path / "keys.yaml"
 
     def write(text: str) -> None:  # at once: a file that is half written lacks keys
@@ -176,49 +176,61 @@ def test_a_key_that_is_removed_stops_working_while_a_sweep_hangs(
         let_go.set()
 
 
-def slow_beats(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    beat = JobStore.beat
+def test_slow_storage_delays_no_heartbeat(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heartbeats of eight jobs are written at the same time, also while all other calls of storage hang."""
+    served = serve()
+    let = served.hold()
+    videos = [served.ask(**LONG, seed=seed) for seed in range(8)]
+    eventually(lambda: served.replica.models["tiny"].num_jobs == 8)
+    let(2)
+    release, together, heartbeats = threading.Event(), threading.Barrier(8), list[str]()
+    heartbeat = JobStore.heartbeat
 
     def slow(store: JobStore, record: Any) -> None:
-        time.sleep(seconds)
-        beat(store, record)
+        together.wait(60)  # breaks unless eight heartbeats are in progress
+        heartbeat(store, record)
+        heartbeats.append(record.id)
 
-    monkeypatch.setattr(JobStore, "beat", slow)
-
-
-def test_slow_storage_makes_no_sign_of_life_late(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after another, the signs of life of eight jobs would take longer than a lease lasts."""
-    first = serve("a", lease_seconds=5.0)
-    let = first.hold()
-    videos = [first.ask(**LONG, seed=seed) for seed in range(8)]
-    eventually(lambda: first.service.runners["tiny"].here == 8)
-    let(2)
-    slow_beats(monkeypatch, 0.8)
-    second = serve("b", lease_seconds=5.0)
-    eventually(lambda: len(second.service._seen) == 8)
-    time.sleep(7.0)  # more than a lease
-    records = [first.service.store.read("anonymous", video["id"]) for video in videos]
-    assert [(record.lease, record.deaths) for record in records] == [(1, 0)] * 8
+    for name in ("open_jobs", "write", "cancels"):
+        call = getattr(JobStore, name)
+        monkeypatch.setattr(JobStore, name, lambda *args, call=call: release.wait(60) and call(*args))
+    monkeypatch.setattr(JobStore, "heartbeat", slow)
+    try:
+        eventually(lambda: all(heartbeats.count(video["id"]) >= 2 for video in videos))
+    finally:
+        together.abort()
+        release.set()
 
 
-def test_a_late_sign_of_life_leaves_no_lease_behind(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_beats(monkeypatch, 0.5)
+def test_a_late_heartbeat_leaves_no_lease_behind(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, release, heartbeat = threading.Event(), threading.Event(), JobStore.heartbeat
+
+    def late(store: JobStore, record: Any) -> None:
+        started.set()
+        release.wait(60)
+        heartbeat(store, record)
+
+    monkeypatch.setattr(JobStore, "heartbeat", late)
     served = serve(heartbeat_seconds=0.05)
-    served.wait(served.ask(**JOB))
-    eventually(lambda: not served.service.jobs and not served.service._endings)
-    time.sleep(1.0)
-    assert served.service.store.leases() == {}
+    let = served.hold()
+    video = served.ask(**JOB)
+    assert started.wait(60)
+    let(math.inf)
+    served.wait(video)
+    release.set()
+    eventually(lambda: not served.replica.running and not served.replica.finisher.busy)
+    assert served.replica.storage.store.leases() == {}
 
 
 def test_a_video_that_cannot_be_made_a_file_fails(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(data: bytes) -> bytes:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("ardiff.serving.service.as_file", full)
+    monkeypatch.setattr("ardiff.serving.completion.as_file", full)
     served = serve()
     failed = served.wait(served.ask(num_frames=2, num_inference_steps=2), "failed")
     assert failed["error"]["type"] == "internal"
-    assert not served.service.jobs
+    assert not served.replica.running
 
 
 def test_a_stopping_replica_finishes_its_jobs(serve: Serve) -> None:
@@ -233,14 +245,14 @@ def test_a_stopping_replica_gives_back_what_it_cannot_finish(serve: Serve) -> No
     served = serve(drain_seconds=0.0)
     let = served.hold()
     video = served.ask(**JOB)
-    let(60)
+    let(40)
     eventually(lambda: served.look(video)["frames_done"] > 0)
     served.server.should_exit = True
-    eventually(lambda: any(job.stop for job in list(served.service.jobs.values())))
+    eventually(lambda: any(job.stop for job in served.replica.running))
     served.stop()
-    record = served.service.store.read("anonymous", video["id"])
-    assert (record.status, record.deaths) == ("queued", 0)
-    assert served.service.store.leases() == {}
+    record = served.record(video)
+    assert (record.status, record.crashes) == ("queued", 0)
+    assert served.replica.storage.store.leases() == {}
     assert serve("b").wait(video)["status"] == "completed"
 
 
@@ -261,12 +273,12 @@ def test_a_replica_that_is_told_to_stop_takes_no_job_and_gives_back_what_it_has(
     first.wait({"id": answer.headers["x-video-id"]}, "failed")
     refused = first.client.post("/v1/videos", json=JOB)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    eventually(lambda: not first.service.jobs)
+    eventually(lambda: not first.replica.running)
     time.sleep(0.3)  # several looks at the queue
-    records = [first.service.store.read("anonymous", video["id"]) for video in (running, waiting)]
-    assert [(record.status, record.deaths) for record in records] == [("queued", 0), ("queued", 0)]
+    records = [first.record(video) for video in (running, waiting)]
+    assert [(record.status, record.crashes) for record in records] == [("queued", 0), ("queued", 0)]
     assert records[1].lease == 0
-    assert first.service.store.leases() == {}
+    assert first.replica.storage.store.leases() == {}
     assert serve("b").wait(waiting)["status"] == "completed"
 
 
@@ -275,13 +287,13 @@ def test_a_reader_of_another_replicas_video_is_sent_away_when_time_is_over(serve
     reader = serve("a", stopping=stopping, drain_seconds=0.5, engine={"max_requests": 1})
     reader.hold()
     reader.ask(**LONG, seed=0)
-    eventually(lambda: reader.service.jobs)
+    eventually(lambda: reader.replica.running)
     worker = serve("b")
     let = worker.hold()
     video = worker.ask(**LONG, seed=1)
-    let(100)
+    let(40)
     eventually(lambda: worker.look(video)["frames_done"] > 0)
-    assert video["id"] in worker.service.jobs
+    assert video["id"] in worker.replica.running
     with reader.client.stream("GET", f"/v1/videos/{video['id']}/stream") as answer:
         parts = answer.iter_raw()
         next(parts)
@@ -308,7 +320,9 @@ def test_storage_away(serve: Serve, tmp_path: Path) -> None:
     point(real)
     served = serve()
     done = served.wait(served.ask(num_frames=2, num_inference_steps=2))
-    with served.client.stream("POST", "/v1/videos:stream", json={**LONG, "seed": 1}) as answer:
+    let = served.hold()
+    let(40)
+    with served.client.stream("POST", "/v1/videos:stream", json=JOB) as answer:
         parts = answer.iter_raw()
         received = next(parts)
         point(file)
@@ -324,12 +338,13 @@ def test_storage_away(serve: Serve, tmp_path: Path) -> None:
                 assert int(refused.headers["retry-after"]) >= 1
             assert client.get("/healthz").json()["status"] == "degraded"
             assert client.get("/healthz").status_code == 200
+            let(math.inf)
             received += b"".join(parts)
-            assert len(frames_of(received)) == 400
+            assert len(frames_of(received)) == JOB["num_frames"]
             running = client.get(f"/v1/videos/{answer.headers['x-video-id']}").json()
             assert running["status"] == "in_progress"  # it has not ended before that is known
             point(real)
-        assert served.wait({"id": answer.headers["x-video-id"]})["frames_done"] == 400
+        assert served.wait({"id": answer.headers["x-video-id"]})["frames_done"] == JOB["num_frames"]
     assert served.look(done)["status"] == "completed"
     assert served.client.get("/healthz").json()["status"] == "ok"
 
@@ -373,7 +388,7 @@ def test_a_service_on_s3_survives_its_absence(serve: Serve) -> None:
         done = first.wait(first.ask(**JOB))
         other = serve("b", storage=place, storage_seconds=15.0, heartbeat_seconds=1.0, lease_seconds=20.0)
         assert other.look(done)["frames_sha256"] == done["frames_sha256"]
-        assert len(frames_of(other.client.get(f"/v1/videos/{done['id']}/content").content)) == 80
+        assert len(frames_of(other.client.get(f"/v1/videos/{done['id']}/content").content)) == JOB["num_frames"]
         server.stop()
         refused = other.client.post("/v1/videos", json={})
         assert refused.status_code == 503
@@ -394,7 +409,7 @@ def test_a_record_that_cannot_be_read_stops_nothing(serve: Serve, tmp_path: Path
     (tmp_path / "shared" / "open" / f"{bad['id']}.anonymous").write_text("")
     served.wait(served.ask(num_frames=2, num_inference_steps=2))
     assert served.client.get(f"/v1/videos/{bad['id']}").status_code == 404
-    assert served.service.healthy
+    assert served.replica.healthy
 
 
 class Poisoned(SamplingEngine):
@@ -434,14 +449,14 @@ def test_out_of_memory_fails_one_job_and_no_other(
         alone = plain(seed=seed, **fields)[0]
         assert served.look(video)["frames_sha256"] is not None
         assert abs(frames_of(content).mean() - alone.float().mean()) < 4
-    assert served.service.healthy
+    assert served.replica.healthy
 
 
 def test_values_that_are_not_finite_fail_one_job(
     serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = serve()
-    engine = served.service.runners["tiny"].engine
+    engine = served.replica.models["tiny"].engine
     step = engine.step
 
     def poisoned() -> Any:

@@ -83,7 +83,7 @@ def test_hostile_requests_are_refused(serve: Serve) -> None:
     served = serve(**PATIENT)
     for method, path, options in HOSTILE:
         check(served.client.request(method, path, **options))
-    assert served.service.healthy
+    assert served.replica.healthy
     served.wait(served.ask(num_frames=2, num_inference_steps=2))
 
 
@@ -93,7 +93,7 @@ def test_requests_drawn_from_the_document_never_break_the_service(serve: Serve) 
     bad = fuzz(served, GenerationMode.NEGATIVE, examples=24)
     good = fuzz(served, GenerationMode.POSITIVE, examples=8)
     assert {202, 422} <= bad | good
-    assert served.service.healthy
+    assert served.replica.healthy
     served.wait(served.ask(num_frames=2, num_inference_steps=2))
 
 
@@ -114,4 +114,4 @@ def test_bodies_of_any_bytes_are_refused(serve: Serve) -> None:
     served = serve(limits=LIMITS)
     CLIENT = served.client
     _bytes()
-    assert served.service.healthy
+    assert served.replica.healthy

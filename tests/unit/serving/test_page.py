@@ -65,15 +65,15 @@ def begin(page: Page, served: Served, **fields: str) -> None:
 def test_the_page_plays_a_video_while_it_is_generated_and_cancels_it(page: Page, serve: Serve) -> None:
     served = serve()
     let = served.hold()
-    let(600)  # 79 frames, ten seconds of video
-    begin(page, served, num_frames="1000", num_inference_steps="50", seed="3")
+    let(420)  # 81 frames, ten seconds of video
+    begin(page, served, num_frames="1000", num_inference_steps="20", seed="3")
     until(page, "document.querySelector('#video').currentTime > 0.2")
     video = served.client.get("/v1/videos").json()["data"][0]
     assert video["status"] == "in_progress"
     assert 0 < video["frames_done"] < 1000
     until(page, "Number(document.querySelector('#schedule').dataset.done) > 0")
     before = page.evaluate("Number(document.querySelector('#schedule').dataset.done)")
-    let(400)
+    let(100)
     until(page, f"Number(document.querySelector('#schedule').dataset.done) > {before}")  # it fills
     page.click("#cancel")
     let(math.inf)

@@ -22,8 +22,9 @@ from ardiff.serving.config import ServiceConfig
 from ardiff.serving.fragments import FragmentWriter, as_file
 from ardiff.serving.keys import RateLimiter, digest, find_owner, read_keys
 from ardiff.serving.metrics import PrometheusRecorder
-from ardiff.serving.records import JobRecord, JobStore, new_id
-from ardiff.serving.service import VideoService
+from ardiff.serving.records import JobRecord, new_id
+from ardiff.serving.replica import Replica
+from ardiff.serving.store import JobStore
 from ardiff.serving.uploads import decode_upload
 from ray_jobs.serve import application
 from ray_jobs.serving.lint import lint
@@ -138,8 +139,10 @@ def test_rates_are_a_minutes_worth_refilled_evenly() -> None:
 def record(owner: str = "alice", **changes: Any) -> JobRecord:
     fields: dict[str, Any] = {
         "kind": "job",
-        "settings": {},
-        "num_frames": 4,
+        "model": "tiny",
+        "params": {"num_frames": 4},
+        "fps": 8.0,
+        "size": "16x16",
         "iterations": 4,
         "created_at": time.time(),
     }
@@ -170,7 +173,7 @@ def check_store(store: JobStore, at_once: int) -> None:
     assert held.lease == 1
     before = store.leases()[job.id]
     time.sleep(COUNTS_SECONDS)
-    store.beat(held)
+    store.heartbeat(held)
     assert store.leases()[job.id] != before
     assert np.array_equal(store.given_frames(held), given)
     store.write_segment(held, 0, b"part")
@@ -194,9 +197,9 @@ def check_store(store: JobStore, at_once: int) -> None:
     assert store.leases() == {}
     assert store.newest("alice", 5)[0].id == job.id
     time.sleep(COUNTS_SECONDS)
-    store.sweep(keep_seconds=60.0)
+    store.remove_expired(keep_seconds=60.0)
     assert store.video(ended) == b"video"  # which would not have been looked at yet
-    store.sweep(keep_seconds=0.0)
+    store.remove_expired(keep_seconds=0.0)
     assert store.read("alice", job.id) is None
     with pytest.raises(DataError):
         store.video(ended)
@@ -223,12 +226,12 @@ def test_a_sweep_reads_only_what_may_have_expired(tmp_path: Path, monkeypatch: p
     read: list[str] = []
     plain = JobStore.read
     monkeypatch.setattr(JobStore, "read", lambda store, owner, job: (read.append(job), plain(store, owner, job))[1])
-    store.sweep(keep)
+    store.remove_expired(keep)
     assert set(read) == {jobs["expired"].id, jobs["gone"].id}
     assert {file.stem for file in (tmp_path / "videos" / "alice").iterdir()} == {jobs["fresh"].id}
     assert {file.stem for file in (tmp_path / "jobs" / "alice").iterdir()} == {jobs["fresh"].id, jobs["expired"].id}
     read.clear()
-    store.sweep(keep)
+    store.remove_expired(keep)
     assert read == []
 
 
@@ -247,9 +250,9 @@ def test_what_serve_itself_refuses_says_when_to_come_back(tmp_path: Path) -> Non
 CONFIGURATION = Path(__file__).parents[3] / "cluster" / "serve_config.yaml"
 
 
-def test_the_shipped_serve_configuration_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shipped_serve_configuration_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint-serve", str(CONFIGURATION)]) == 0
-    assert "right" in capsys.readouterr().out
+    assert "is valid" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -286,4 +289,4 @@ def test_mistakes_that_serve_ignores_are_found(path: str, value: Any, reason: st
 def test_a_model_that_the_engine_cannot_sample_is_not_served(make_pipeline: Any, tmp_path: Path) -> None:
     pipelines = {"tiny": make_pipeline(), "both": make_pipeline(attention="bidirectional")}
     with pytest.raises(ConfigError, match=r"The model both cannot be served: .*mode=full"):
-        VideoService(pipelines, ServiceConfig(storage=str(tmp_path)), PrometheusRecorder(), "a")
+        Replica(pipelines, ServiceConfig(storage=str(tmp_path)), PrometheusRecorder(), "a")

@@ -11,23 +11,20 @@ from torch.profiler import ProfilerActivity, profile
 
 from ardiff.cli import main
 from ardiff.dit import DiT, DiTConfig
+from ardiff.sampling.params import SamplingParams
 from ardiff.train.config import OptimizerConfig
 from ardiff.train.engines.torch_engine import TorchEngine
-from ardiff.train.estimate import (
-    EstimateConfig,
-    WorkConfig,
-    _decoder_flops,
-    _encoder_flops,
-    _i3d_flops,
+from ardiff.train.estimate.command import estimate_jobs
+from ardiff.train.estimate.config import EstimateConfig, WorkConfig
+from ardiff.train.estimate.counts import (
     count_forward,
     count_step,
-    estimate,
-    estimate_jobs,
-    exchanged_bytes,
-    recommended,
-    state_bytes,
+    decoder_flops,
+    encoder_flops,
+    i3d_flops,
     video_flops,
 )
+from ardiff.train.estimate.zero import estimate_stages, exchanged_bytes, recommended, state_bytes
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 ROOT = Path(__file__).parents[3]
@@ -92,7 +89,7 @@ def test_what_each_stage_shares_out() -> None:
 
 
 def test_checkpointing_trades_memory_for_time() -> None:
-    kept, again = (estimate(dataclasses.replace(SMALL, activation_checkpointing=c))[1] for c in (False, True))
+    kept, again = (estimate_stages(dataclasses.replace(SMALL, activation_checkpointing=c))[1] for c in (False, True))
     assert again.activations < 0.5 * kept.activations
     assert again.compute_seconds == pytest.approx(kept.compute_seconds * 4 / 3)
     assert again.states == kept.states
@@ -100,7 +97,7 @@ def test_checkpointing_trades_memory_for_time() -> None:
 
 def test_the_choice_is_the_fastest_that_fits() -> None:
     paper = EstimateConfig()  # small models are smaller than the bucket, and fit best without ZeRO
-    stages = estimate(paper)
+    stages = estimate_stages(paper)
     chosen = [
         recommended(dataclasses.replace(paper, gpu_memory_gib=(s.memory + 1) / 0.9 / 2**30), stages) for s in stages
     ]
@@ -114,37 +111,43 @@ def test_a_generated_video_is_evaluations_of_frames_and_their_decoding() -> None
     """The parts against whole forward passes: of the AR-VAE, both halves; of the AR-DiT, a frame's share of a clip."""
     of_the_dit, _ = count_forward(DiT(DIT), 1, 4)
     of_the_vae, _ = count_forward(ARAutoencoder(VAE), 1, 4)
-    assert 4 * (_encoder_flops(VAE) + _decoder_flops(VAE)) == of_the_vae
+    assert 4 * (encoder_flops(VAE) + decoder_flops(VAE)) == of_the_vae
     for frames, steps, ar_step, evaluations in ((4, 10, 3, 4 * 10 + 3), (1, 7, 0, 7)):
-        work = WorkConfig(num_frames=frames, num_inference_steps=steps, ar_step=ar_step)
+        params = SamplingParams(num_frames=frames, num_inference_steps=steps, ar_step=ar_step)
         plain, guided = (
-            video_flops(dataclasses.replace(SMALL, work=dataclasses.replace(work, guided=guided)))
-            for guided in (False, True)
+            video_flops(dataclasses.replace(SMALL, work=WorkConfig(sampling=dataclasses.replace(params, **changes))))
+            for changes in ({}, {"guidance_scale": 2.0})
         )
         assert guided - plain == pytest.approx(evaluations * of_the_dit / 4)
-        assert plain - (guided - plain) == pytest.approx(frames * _decoder_flops(VAE))
+        assert plain - (guided - plain) == pytest.approx(frames * decoder_flops(VAE))
 
 
 def test_a_clip_through_i3d_takes_what_is_published_of_it() -> None:
     """108 G multiplications and additions for 64 frames (Carreira and Zisserman's network at 224 x 224)."""
-    assert _i3d_flops() == pytest.approx(2 * 108e9 / 4, rel=0.05)
+    assert i3d_flops() == pytest.approx(2 * 108e9 / 4, rel=0.05)
 
 
 def test_gpu_hours_of_the_jobs_by_hand() -> None:
     work = WorkConfig(
-        num_updates=1000, num_clips=50, num_videos=20, num_frames=4, num_scored=30, replicas=3, endpoint_hours=7
+        num_updates=1000,
+        num_clips=50,
+        num_videos=20,
+        sampling=SamplingParams(num_frames=4),
+        num_scored=30,
+        replicas=3,
+        endpoint_hours=7,
     )
     config = dataclasses.replace(SMALL, work=work, num_gpus=2, peak_tflops=1e-6, utilisation=0.5, gpu_memory_gib=100)
     rate = 0.5e6
     found = {job.name: job for job in estimate_jobs(config)}
-    stage = recommended(config, estimate(config))
+    stage = recommended(config, estimate_stages(config))
     assert stage is not None
     update = stage.compute_seconds + stage.exchange_seconds
     assert stage.compute_seconds == 3 * count_step(config).flops * 8 / rate
     assert found["train-dit"].gpu_hours == pytest.approx(2 * 1000 * update / 3600)
-    assert found["encode"].gpu_hours == pytest.approx(50 * 4 * _encoder_flops(VAE) / rate / 3600)
+    assert found["encode"].gpu_hours == pytest.approx(50 * 4 * encoder_flops(VAE) / rate / 3600)
     assert found["sweep"].gpu_hours == pytest.approx(20 * video_flops(config) / rate / 3600)
-    assert found["evaluate"].gpu_hours == pytest.approx(30 * _i3d_flops() / (0.5 * 19.5e12) / 3600)
+    assert found["evaluate"].gpu_hours == pytest.approx(30 * i3d_flops() / (0.5 * 19.5e12) / 3600)
     assert found["endpoint"].gpu_hours == 21
     assert [job.name for job in estimate_jobs(dataclasses.replace(config, model="vae"))] == ["train-vae"]
     assert "train-dit" not in {job.name for job in estimate_jobs(dataclasses.replace(config, gpu_memory_gib=1e-9))}

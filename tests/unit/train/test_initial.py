@@ -16,9 +16,8 @@ from ardiff.train.engines.torch_engine import TorchEngine
 from ardiff.train.initial import initialise_autoencoder, initialise_dit, pruned
 from ardiff.vae.config import DiscriminatorConfig
 from ardiff.vae.discriminator import PatchDiscriminator
-from ray_jobs.train_dit import TrainDiTConfig
-from ray_jobs.train_dit import _make_task as _make_dit_task
-from ray_jobs.train_vae import TrainVAEConfig, _make_task
+from ray_jobs import train_dit, train_vae
+from ray_jobs.training.config import TrainDiTConfig, TrainVAEConfig
 
 
 def engine(model: torch.nn.Module) -> TorchEngine:
@@ -58,8 +57,8 @@ def test_from_a_checkpoint_the_average_and_the_critic(make_vae, tmp_path: Path) 
 def test_the_job_starts_from_it(make_vae, tmp_path: Path) -> None:
     save_autoencoder(str(tmp_path), source := make_vae(seed=3))
     config = TrainVAEConfig(init_from=str(tmp_path), vae=source.config)
-    assert same(_make_task(config, None).model, source)  # type: ignore[arg-type]
-    assert not same(_make_task(replace(config, init_from=""), None).model, source)  # type: ignore[arg-type]
+    assert same(train_vae.make_task(config, None).model, source)  # type: ignore[arg-type]
+    assert not same(train_vae.make_task(replace(config, init_from=""), None).model, source)  # type: ignore[arg-type]
 
 
 def test_an_ar_dit_from_a_pipeline(make_pipeline, make_dit, tmp_path: Path) -> None:
@@ -67,8 +66,8 @@ def test_an_ar_dit_from_a_pipeline(make_pipeline, make_dit, tmp_path: Path) -> N
     source.save_pretrained(str(tmp_path))
     latents = LatentSet("x", 8, 2, 4, ["a", "b", "c"], [], [], source.statistics, "")
     config = TrainDiTConfig(init_from=str(tmp_path), dit=source.dit.config)
-    assert same(_make_dit_task(config, latents).model, source.dit)
-    assert not same(_make_dit_task(replace(config, init_from=""), latents).model, source.dit)
+    assert same(train_dit.make_task(config, latents).model, source.dit)
+    assert not same(train_dit.make_task(replace(config, init_from=""), latents).model, source.dit)
     with pytest.raises(CheckpointError, match=r"class_embedding\.weight is missing in the file"):
         initialise_dit(str(tmp_path), make_dit(positions="sincos"))
     with pytest.raises(CheckpointError, match="There is no trained model"):
@@ -104,5 +103,5 @@ def test_what_cannot_be_started_from(make_vae, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="files of 'model' are missing"):
         initialise_autoencoder(str(tmp_path), make_vae())
     (tmp_path / "model-0-of-1.safetensors").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="Cannot read the checkpoint's file"):
+    with pytest.raises(CheckpointError, match="Cannot read the checkpoint file"):
         initialise_autoencoder(str(tmp_path), make_vae())

@@ -12,11 +12,14 @@ import torch
 
 from ardiff.data.latents import latent_table
 from ardiff.dit import DiT, DiTConfig
+from ardiff.sampling.cost import frame_evaluations
+from ardiff.sampling.params import SamplingParams
 from ardiff.train.checkpoint import TrainState, save_checkpoint
 from ardiff.train.config import OptimizerConfig
 from ardiff.train.engines.torch_engine import TorchEngine
-from ardiff.train.estimate import EstimateConfig, count_step, estimate, exchanged_bytes
-from ardiff.train.scaling import (
+from ardiff.train.estimate.config import EstimateConfig
+from ardiff.train.estimate.counts import count_step
+from ardiff.train.estimate.scaling import (
     best_checkpoint_interval,
     checkpoint_bytes,
     checkpoint_requests,
@@ -24,9 +27,9 @@ from ardiff.train.scaling import (
     latent_bytes,
     lost_share,
     read_rate,
-    sampling_flops,
     time_between_failures,
 )
+from ardiff.train.estimate.zero import estimate_stages, exchanged_bytes
 
 DOCS = Path(__file__).parents[3] / "docs" / "scaling.md"
 
@@ -81,7 +84,7 @@ def plan(num_gpus: int) -> list[float]:
         num_gpus=num_gpus,
         bandwidth_gb=200.0 if num_gpus == 8 else 6.25,
     )
-    parameters, stages = count_step(config).parameters, estimate(config)
+    parameters, stages = count_step(config).parameters, estimate_stages(config)
     seconds = stages[1].compute_seconds + stages[1].exchange_seconds
     sent = [
         exchanged_bytes(parameters, stage, num_gpus, "bf16", config.gradient_accumulation) / 1e9 for stage in range(4)
@@ -102,7 +105,7 @@ def plan(num_gpus: int) -> list[float]:
         between / 3600,
         interval / 60,
         100 * lost_share(interval, stored, between, 300.0),
-        num_gpus * 0.4 * 312e12 / sampling_flops(16, 50, frame),
+        num_gpus * 0.4 * 312e12 / (frame * frame_evaluations(SamplingParams(ar_step=5), 16)),
     ]
 
 

@@ -16,7 +16,7 @@ from ardiff.config import build
 from ardiff.dit import DiT, DiTConfig
 from ardiff.train.config import TrainConfig
 from ardiff.train.engines.factory import make_engine
-from ardiff.train.estimate import bucket_bytes, exchanged_bytes, state_bytes
+from ardiff.train.estimate.zero import bucket_bytes, exchanged_bytes, state_bytes
 
 PARTS = 3
 CASES = [(stage, precision) for precision in ("fp32", "bf16") for stage in (0, 1, 2, 3)]

@@ -23,7 +23,7 @@ from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import load_autoencoder
 from ardiff.upstream.checkpoints import load_vae
 from ardiff.vae import DecoderCache
-from ray_jobs.train_vae import TrainVAEConfig
+from ray_jobs.training.config import TrainVAEConfig
 
 SMALL = ["--dit-heads", "4", "--vae-heads", "2", "--image-size", "64", "--num-frames", "4"]
 

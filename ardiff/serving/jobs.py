@@ -1,0 +1,109 @@
+"""The jobs that this replica runs, and the part of each video that is ready."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import numpy as np
+
+from ardiff.serving.errors import JobError
+from ardiff.serving.metrics import Recorder
+from ardiff.serving.records import JobRecord
+
+
+class FragmentLog:
+    """The video of a running job so far. It keeps all fragments, so readers may start late or stall."""
+
+    def __init__(self) -> None:
+        self.fragments: list[bytes] = []
+        self.ended = False
+        self._failure: JobError | None = None
+        self._changed = asyncio.Event()
+
+    def add(self, data: bytes) -> None:
+        """Appends a fragment."""
+        self.fragments.append(data)
+        self._notify()
+
+    def end(self, failure: JobError | None = None) -> None:
+        """Marks the video as complete, or as incomplete with the reason."""
+        self.ended, self._failure = True, failure
+        self._notify()
+
+    async def follow(self) -> AsyncIterator[bytes]:
+        """Yields all fragments as they are added. Raises the JobError of an incomplete video."""
+        sent = 0
+        while True:
+            while sent < len(self.fragments):
+                unsent, sent = self.fragments[sent:], len(self.fragments)
+                yield b"".join(unsent)  # a slow reader gets fewer, larger chunks
+            if self.ended:
+                break
+            await self._changed.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Job:
+    """A job whose lease this replica holds."""
+
+    def __init__(self, record: JobRecord, given_frames: np.ndarray | None, wake: asyncio.Event) -> None:
+        """
+        Args:
+            given_frames: uint8 ``(k, H, W, 3)``, the first frames of the video.
+            wake: Wakes the loop that runs the job, so that it notices a stop.
+        """
+        self.record, self.given_frames = record, given_frames
+        self.log = FragmentLog()
+        self.deadline: float | None = None
+        """When the job fails, by the monotonic clock; set when it starts."""
+        self.stop_reason: JobError | None = None
+        """Why the job leaves the engine before its next iteration."""
+        self.heartbeat: asyncio.Task[None] | None = None
+        """The last heartbeat, which may still be in progress."""
+        self.write_lock = asyncio.Lock()
+        """Held while the record or a segment is written, so that the record of the end is written last."""
+        self.published: JobRecord | None = None
+        """The record as other replicas see it."""
+        self.published_fragments, self.segments = 0, 0
+        self._wake = wake
+
+    def stop(self, reason: JobError) -> None:
+        """Stops the job before the next iteration. The first reason counts."""
+        self.stop_reason = self.stop_reason or reason
+        self._wake.set()
+
+
+class RunningJobs:
+    """All jobs whose lease this replica holds, by identifier."""
+
+    def __init__(self, metrics: Recorder) -> None:
+        self._jobs: dict[str, Job] = {}
+        self._metrics = metrics
+
+    def add(self, job: Job) -> None:
+        """Adds a job that starts here."""
+        self._jobs[job.record.id] = job
+        self._metrics.record("ardiff_jobs_running", len(self._jobs))
+
+    def remove(self, job_id: str) -> None:
+        """Removes a job that has ended here."""
+        self._jobs.pop(job_id, None)
+        self._metrics.record("ardiff_jobs_running", len(self._jobs))
+
+    def get(self, job_id: str, owner: str | None = None) -> Job | None:
+        """The job, or None if it does not run here or has another owner."""
+        job = self._jobs.get(job_id)
+        return job if job is not None and owner in (None, job.record.owner) else None
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._jobs
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(list(self._jobs.values()))
+
+    def __len__(self) -> int:
+        return len(self._jobs)

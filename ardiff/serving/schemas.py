@@ -1,0 +1,190 @@
+"""Requests and responses of the HTTP API. Their sampling parameters are the fields of :class:`SamplingParams`."""
+
+import typing
+from dataclasses import asdict, fields
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from ardiff.config import field_documentation
+from ardiff.sampling.params import SamplingMode, SamplingParams
+from ardiff.serving.config import RequestLimits, ServiceConfig
+from ardiff.serving.model_runner import ModelRunner
+from ardiff.serving.records import JobRecord, Status
+
+MAX_SEED = 2**53 - 1
+"""The largest integer that JavaScript represents exactly."""
+FROM_UPLOAD = "given_frames"
+"""The sampling parameter that follows from the upload and is not part of a request."""
+
+
+def _sampling_fields(known: type[BaseModel], *excluded: str) -> dict[str, Any]:
+    """Pydantic fields for those of SamplingParams that ``known`` does not define."""
+    hints, documentation = typing.get_type_hints(SamplingParams), field_documentation(SamplingParams)
+    return {
+        f.name: (hints[f.name], Field(f.default, description=documentation[f.name]))
+        for f in fields(SamplingParams)
+        if f.name not in known.model_fields and f.name not in excluded
+    }
+
+
+class RequestBase(BaseModel):
+    """The fields of a request that are not sampling parameters, or accept more than those."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, max_length=128, description="An id of /v1/models; null is the first of them.")
+    class_label: int | str | None = Field(
+        None, description="Class index or name; null generates without a class.", examples=[0]
+    )
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of the noise; null draws one.")
+    fps: float | None = Field(None, gt=0, allow_inf_nan=False, description="Frames per second of the video file.")
+    size: str | None = Field(None, max_length=32, description="WIDTHxHEIGHT; if given, it must be the model's.")
+
+
+VideoRequest = create_model(
+    "VideoRequest",
+    __base__=RequestBase,
+    __doc__="A video to generate. Unknown fields are rejected.",
+    **_sampling_fields(RequestBase, FROM_UPLOAD),
+)
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    type: str = Field(description="Kind of error, a stable identifier.")
+    message: str = Field(description="What is wrong, and what to do.")
+    param: str | None = Field(None, description="The invalid field.")
+
+
+class ErrorResponse(BaseModel):
+    """Any response other than success."""
+
+    error: ErrorBody
+
+
+class VideoBase(BaseModel):
+    """The state of a job."""
+
+    id: str
+    object: Literal["video"] = "video"
+    status: Status
+    progress: int = Field(description="Finished frames in percent.")
+    frames_done: int
+    iterations_done: int = Field(description="Iterations of the AD schedule that are done.")
+    iterations: int
+    model: str
+    fps: float
+    size: str
+    created_at: float = Field(description="Seconds since 1970, like all times.")
+    started_at: float | None
+    first_frame_at: float | None = Field(description="When the first frame was ready.")
+    completed_at: float | None
+    expires_at: float | None = Field(description="When the video is removed.")
+    error: ErrorBody | None
+    media_type: str | None
+    bytes: int | None
+    frames_sha256: str | None = Field(description="Hash of the frames before encoding, uint8 (F, H, W, 3).")
+
+
+Video = create_model("Video", __base__=VideoBase, __doc__="A job and its video.", **_sampling_fields(VideoBase))
+
+
+class VideoList(BaseModel):
+    """Videos, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]  # type: ignore[valid-type]
+    has_more: bool
+
+
+class DeletedVideo(BaseModel):
+    """A deleted video."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: bool = True
+
+
+class Model(BaseModel):
+    """A model that a request can name."""
+
+    id: str
+    object: Literal["model"] = "model"
+    size: str = Field(description="WIDTHxHEIGHT of its videos in pixels.")
+    num_classes: int
+    class_names: list[str]
+    window_frames: int = Field(description="Frames that the model sees at once.")
+    modes: list[SamplingMode] = Field(description="Sampling modes of videos longer than window_frames.")
+    maximum: dict[str, float] = Field(description="Largest value of a field of a request.")
+    default_fps: float
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """Whether this replica works."""
+
+    status: Literal["ok", "degraded"]
+    storage: Literal["ok", "unavailable"]
+    replica: str
+    running: int
+    waiting: int
+
+
+def maximum_values(limits: RequestLimits) -> dict[str, float]:
+    """Largest value of each field of a request that ``limits`` names."""
+    return {name: value for name, value in asdict(limits).items() if name in VideoRequest.model_fields}
+
+
+def to_model(runner: ModelRunner, config: ServiceConfig) -> Model:
+    """The entry of a model in /v1/models."""
+    maximum = maximum_values(config.limits)
+    maximum["num_frames"] = min(maximum["num_frames"], config.engine.max_frames)
+    maximum["num_inference_steps"] = min(maximum["num_inference_steps"], runner.info.num_timesteps)
+    return Model(
+        id=runner.name,
+        size=runner.size,
+        num_classes=runner.info.num_classes,
+        class_names=list(runner.info.class_names),
+        window_frames=runner.info.num_frames,
+        modes=runner.modes,
+        maximum=maximum,
+        default_fps=config.fps,
+    )
+
+
+def to_response(record: JobRecord) -> VideoBase:
+    """The response for a record."""
+    record = record.now()
+    completed = record.status == "completed"
+    error = None
+    if record.error is not None:
+        error = ErrorBody(type=record.error_type or "internal", message=record.error, param=None)
+    return Video(
+        **record.params,
+        id=record.id,
+        status=record.status,
+        progress=100 if completed else min(99, 100 * record.frames_done // record.sampling.num_frames),
+        frames_done=record.frames_done,
+        iterations_done=record.iterations_done,
+        iterations=record.iterations,
+        model=record.model,
+        fps=record.fps,
+        size=record.size,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        first_frame_at=record.first_frame_at,
+        completed_at=record.ended_at if completed else None,
+        expires_at=record.expires_at,
+        error=error,
+        media_type=record.media_type,
+        bytes=record.video_bytes,
+        frames_sha256=record.frames_sha256,
+    )
