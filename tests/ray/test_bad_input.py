@@ -142,7 +142,7 @@ def test_missing_inputs(ardiff: Command, no_ray: None, tmp_path: Path) -> None:
             ["train-vae", f"clips.manifest={nowhere}"],
             ["encode", "--manifest", nowhere],
             ["evaluate", "--real", nowhere],
-            ["evaluate", "--real", manifest, f"fake=[{nowhere}/manifest.parquet]"],
+            ["evaluate-quick", "--real", manifest, f"fake=[{nowhere}/manifest.parquet]"],
         ],
         "There is no trained model": [
             ["encode", "--manifest", manifest, "--vae", nowhere],
