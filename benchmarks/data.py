@@ -5,9 +5,9 @@
 ``decode``: frames per core-second, decoded and resized, of 256 x 256 H.264 files, for Ray Data with a trainer that does
 nothing and for one process that reads, decodes and resizes in a loop. ``storage``: reading and decoding from S3 and
 from disk. ``ranges``: a clip of a long video, read by ranges and as a whole file. ``memory``: peak memory of all
-processes, and bytes spilled by the object store, for a data set and for one ten times its size. The S3 server is that of
-the tests. Prints the tables of docs/performance.md. Other load on the machine changes seconds, but hardly changes ratios
-of CPU time.
+processes, and bytes spilled by the object store, for a data set and for one ten times its size. The S3 server is that
+of the tests. Prints the tables of docs/performance.md. Other load on the machine changes seconds, but hardly changes
+ratios of CPU time.
 """
 
 import argparse
