@@ -1,9 +1,9 @@
-"""What the quickstart's models cost on one thread, with linear layers by torch and by oneDNN: training and encoding.
+"""CPU time of the quickstart's models on one thread, with linear layers by torch and by oneDNN: training and encoding.
 
     python benchmarks/linear.py
 
-Both variants take turns in one process; the cost is CPU time, which other work on the machine disturbs less than wall
-time. Prints the table of docs/performance.md.
+Both variants alternate in one process. CPU time is measured because other work on the machine disturbs it less than
+wall time. Prints the table of docs/performance.md.
 """
 
 import argparse
@@ -32,8 +32,8 @@ VARIANTS = {"torch": False, "oneDNN": True}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each variant; the median counts")
-    parser.add_argument("--steps", type=int, default=5, help="steps per turn")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds per variant; the median is printed")
+    parser.add_argument("--steps", type=int, default=5, help="steps per round")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print("| step | torch ms | oneDNN ms | ratio |\n|---|---|---|---|")
@@ -43,16 +43,16 @@ def main() -> None:
         ("AR-VAE, encoding 64 clips", encoder),
     ):
         steps = {variant: make(flag) for variant, flag in VARIANTS.items()}
-        spent: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        for turn in range(arguments.rounds + 1):
+        times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}  # milliseconds per step
+        for number in range(arguments.rounds + 1):
             for variant, step in steps.items():
-                before = time.process_time()
+                start = time.process_time()
                 for _ in range(arguments.steps):
                     step()
-                if turn:  # the first warms up
-                    spent[variant].append(1000 * (time.process_time() - before) / arguments.steps)
-        plain, fast = (statistics.median(spent[variant]) for variant in VARIANTS)
-        print(f"| {name} | {plain:.1f} | {fast:.1f} | **{plain / fast:.2f}** |", flush=True)
+                if number:  # the first round warms up
+                    times[variant].append(1000 * (time.process_time() - start) / arguments.steps)
+        plain, onednn = (statistics.median(times[variant]) for variant in VARIANTS)
+        print(f"| {name} | {plain:.1f} | {onednn:.1f} | **{plain / onednn:.2f}** |", flush=True)
 
 
 def autoencoder() -> tuple[Task, Batch, TrainConfig]:
@@ -74,7 +74,7 @@ def dit() -> tuple[Task, Batch, TrainConfig]:
 
 
 def stepper(task: Task, batch: Batch, config: TrainConfig, onednn: bool) -> Callable[[], None]:
-    """One training step, to be called again and again."""
+    """A function that makes one training step."""
     engine = make_engine(task.model, replace(config, onednn=onednn), torch.device("cpu"))
     draws = BatchGenerator(torch_generator("benchmark"), config.batch_size, 0)
 
@@ -87,7 +87,7 @@ def stepper(task: Task, batch: Batch, config: TrainConfig, onednn: bool) -> Call
 
 
 def encoder(packed: bool) -> Callable[[], Tensor]:
-    """The latents of a batch of clips, as ``ardiff encode`` computes them, or by torch alone."""
+    """A function that encodes a batch of clips, with packed weights as ``ardiff encode``, or by torch alone."""
     config = load_config(EncodeConfig, [find_config("quickstart") / "encode.yaml"], [])
     sizes = load_config(TrainVAEConfig, [find_config("quickstart") / "train_vae.yaml"], []).vae
     video = torch.rand(config.batch_size, config.num_frames, 3, sizes.resolution, sizes.resolution)

@@ -179,16 +179,16 @@ class UpstreamDecoder(Decoder):
 
     def _decode_clip(self, tokens: Tensor, past: list[Tensor], keep: bool) -> tuple[Tensor, list[Tensor]]:
         """Decodes frames of one clip, ``(B, F, L, C) -> (N, 1 + P + L, C)``; ``keep`` returns the clip so far."""
-        x, kept = self._embed(tokens), list[Tensor]()
+        x, clip_so_far = self._embed(tokens), list[Tensor]()
         for layer, (block, attention) in enumerate(zip(self.blocks, self.temporal, strict=True)):
             x = rearrange(x, "(b f) p c -> b f p c", b=len(tokens))  # (B, F, 1 + P + L, C)
             class_token, patches, own = x.split(self.sizes, dim=2)
             patches, own, clip = attention(patches, own, past[2 * layer : 2 * layer + 2])
             if keep:
-                kept += [tensor.detach() for tensor in clip]
+                clip_so_far += [tensor.detach() for tensor in clip]
             x = torch.cat([class_token, patches, own], dim=2)  # (B, F, 1 + P + L, C)
             x = block(rearrange(x, "b f p c -> (b f) p c"))  # (N, 1 + P + L, C)
-        return x, kept
+        return x, clip_so_far
 
     def _frames(self, x: Tensor, batch: int) -> Tensor:
         """Pixels of the decoded patches, ``(N, 1 + P + L, C) -> (B, F, 3, H, W)``."""

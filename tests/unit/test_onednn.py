@@ -28,7 +28,7 @@ def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 
 
 @pytest.mark.skipif(not onednn.available(), reason="this torch is built without oneDNN")
-def test_loss_and_gradients_are_the_same_but_for_rounding() -> None:
+def test_loss_and_gradients_are_equal_up_to_rounding() -> None:
     plain, batch = model_and_batch()
     fast = copy.deepcopy(plain)
     onednn.accelerate_linear(fast)
@@ -54,7 +54,7 @@ def test_any_number_of_axes_with_and_without_bias(shape: tuple[int, ...], bias: 
     assert layer(x).shape == expected.shape
 
 
-def test_other_types_and_autocast_take_the_usual_way() -> None:
+def test_other_types_and_autocast_do_not_use_onednn() -> None:
     torch.manual_seed(2)
     layer, x = nn.Linear(16, 24), torch.randn(3, 16)
     wide = copy.deepcopy(layer).double()
@@ -69,7 +69,7 @@ def test_other_types_and_autocast_take_the_usual_way() -> None:
 
 
 @pytest.mark.skipif(not onednn.available(), reason="this torch is built without oneDNN")
-def test_packed_for_inference_the_autoencoder_is_the_same_but_for_rounding(make_vae: Callable[..., Any]) -> None:
+def test_a_packed_autoencoder_is_equal_up_to_rounding(make_vae: Callable[..., Any]) -> None:
     plain, video = make_vae(), torch.rand(3, 8, 3, 16, 16)
     packed = copy.deepcopy(plain)
     assert onednn.packable(packed)
@@ -81,7 +81,7 @@ def test_packed_for_inference_the_autoencoder_is_the_same_but_for_rounding(make_
         torch.testing.assert_close(packed.decode(latents), plain.decode(latents), rtol=1e-4, atol=1e-5)
 
 
-def test_training_repeats_bit_for_bit_and_leaves_the_evaluation_model_alone() -> None:
+def test_training_is_reproducible_and_does_not_change_the_evaluation_model() -> None:
     config = TrainConfig(num_steps=4, batch_size=5, onednn=True)
     weights = []
     for _ in range(2):
@@ -98,5 +98,5 @@ def test_training_repeats_bit_for_bit_and_leaves_the_evaluation_model_alone() ->
 
 
 def test_deepspeed_is_refused() -> None:
-    with pytest.raises(ValueError, match="engine=torch only"):
+    with pytest.raises(ValueError, match="onednn=true needs engine=torch"):
         TrainConfig(engine="deepspeed", onednn=True)

@@ -1,4 +1,4 @@
-"""Model folders: what is written loads, and what does not fit is refused by name."""
+"""Model folders: what is written loads, and errors name what does not fit."""
 
 import json
 from pathlib import Path
@@ -24,15 +24,15 @@ def test_autoencoder_round_trip(make_vae, tmp_path: Path) -> None:
     loaded = load_autoencoder(str(tmp_path / "vae"))
     assert loaded.config == model.config
     assert not loaded.training
-    for (name, ours), theirs in zip(model.named_parameters(), loaded.parameters(), strict=True):
-        assert torch.equal(ours, theirs), name
+    for (name, saved), parameter in zip(model.named_parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(saved, parameter), name
 
 
 def test_given_weights_are_saved_in_place_of_the_models_own(make_vae, tmp_path: Path) -> None:
     model, other = make_vae(), make_vae(seed=7)
     save_autoencoder(str(tmp_path), model, dict(other.named_parameters()))
-    for ours, theirs in zip(load_autoencoder(str(tmp_path)).parameters(), other.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    for loaded, saved in zip(load_autoencoder(str(tmp_path)).parameters(), other.parameters(), strict=True):
+        assert torch.equal(loaded, saved)
 
 
 def test_loading_leaves_the_saved_model_in_its_mode(make_vae, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_loading_leaves_the_saved_model_in_its_mode(make_vae, tmp_path: Path) ->
 
 
 def test_the_configuration_is_written_last(make_vae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder whose writing was interrupted is no model."""
+    """A folder without it was not written completely, and does not load."""
     monkeypatch.setattr("ardiff.data.storage.write_bytes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         save_autoencoder(str(tmp_path / "vae"), make_vae())
@@ -58,7 +58,7 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "not json", "[1]", "3"])
-def test_a_configuration_that_is_none(make_vae, tmp_path: Path, text: str) -> None:
+def test_an_invalid_configuration(make_vae, tmp_path: Path, text: str) -> None:
     save_autoencoder(str(tmp_path), make_vae())
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json (is not valid JSON|holds no configuration)"):
@@ -111,7 +111,7 @@ def test_damaged_weights_name_the_file(make_vae, tmp_path: Path, damage: str) ->
         load_autoencoder(str(tmp_path))
 
 
-def test_settings_of_another_version_are_named(make_vae, tmp_path: Path) -> None:
+def test_keys_of_another_version_are_named(make_vae, tmp_path: Path) -> None:
     save_autoencoder(str(tmp_path), make_vae())
     edit(tmp_path, vae={"width": 16, "hidden_size": 3})
     with pytest.raises(CheckpointError, match=r"another version of ardiff: Unknown configuration key 'hidden_size'"):

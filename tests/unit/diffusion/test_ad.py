@@ -1,4 +1,4 @@
-"""The closed form against the authors' loop, case by case, and the properties that windows must have."""
+"""The closed form against stored cases of the authors' loop, and the properties of windows."""
 
 import itertools
 
@@ -19,8 +19,8 @@ def test_every_stored_case(golden_schedule):
     cases = golden_schedule("ad_schedule")["cases"]
     assert len(cases) == 19
     for case in cases:
-        # Where S does not divide T the released code makes more steps than asked; its schedule is that of the steps
-        # it makes.
+        # Where S does not divide T the authors' code makes more than S steps; its schedule is that of the steps it
+        # makes.
         steps = case["num_ddim_timesteps"]
         schedule = ad_schedule(case["F"], steps, case["s"], case["window"])
         assert schedule.step_index.tolist() == case["index"]
@@ -129,7 +129,7 @@ def test_sizes_below_one(arguments: tuple[int, ...], message: str) -> None:
         check_ar_step(*arguments)
 
 
-def test_exactly_as_many_timesteps_as_asked() -> None:
+def test_exactly_s_timesteps() -> None:
     for num_timesteps in (1, 2, 3, 17, 1000):
         for steps in range(1, num_timesteps + 1):
             timesteps = inference_timesteps(num_timesteps, steps)
@@ -140,7 +140,7 @@ def test_exactly_as_many_timesteps_as_asked() -> None:
             assert int(timesteps[0]) < num_timesteps
 
 
-def test_equal_to_the_released_template_where_it_has_the_right_length() -> None:
+def test_equal_to_the_authors_timesteps_where_they_have_the_right_length() -> None:
     for steps in (s for s in range(1, 501) if 1000 % s == 0):
         assert inference_timesteps(1000, steps).tolist() == [t + 1 for t in range(0, 1000, 1000 // steps)][::-1]
 

@@ -99,8 +99,8 @@ def test_dtype_and_shape_are_kept(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 5, 30, 50, 1000])
-def test_ddim_with_perfect_predictions_walks_along_q(steps: int) -> None:
-    """Frames at different places of the template; the noise of a frame never changes."""
+def test_ddim_with_perfect_predictions_follows_q_sample(steps: int) -> None:
+    """Frames at different sampling steps; the noise of a frame never changes."""
     template = inference_timesteps(1000, steps)
     after = torch.cat([template[1:], torch.tensor([0])])
     factors = noise.ddim_coefficients(template, ABAR)

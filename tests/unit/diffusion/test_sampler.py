@@ -1,4 +1,4 @@
-"""The plain sampler with denoisers in closed form, which know what they are given."""
+"""The reference sampler with denoisers in closed form."""
 
 import itertools
 
@@ -16,7 +16,7 @@ CASES = [(5, 0, None), (5, 2, None), (5, STEPS, None), (5, 3, 8), (9, 2, 4), (9,
 
 
 class Recorder:
-    """Predicts a smooth function of what it sees, and keeps what it saw."""
+    """Predicts a smooth function of its input, and records the inputs."""
 
     def __init__(self) -> None:
         self.seen: list[torch.Tensor] = []
@@ -63,7 +63,7 @@ def test_the_denoiser_sees_the_window_at_the_right_timesteps(frames: int, ar_ste
 
 @pytest.mark.parametrize(("frames", "ar_step", "window"), CASES)
 def test_perfect_predictions_lead_to_the_clean_latents(frames: int, ar_step: int, window: int | None) -> None:
-    """Then every frame walks along its own straight path, so no schedule changes the result."""
+    """With them the result does not depend on the schedule."""
     noise = initial_noise([3], frames, 2, 4).double()
     target = torch.randn(1, frames, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     schedule = ad_schedule(frames, STEPS, ar_step, window)
@@ -92,7 +92,7 @@ def test_given_frames_are_seen_clean_and_stay() -> None:
         assert timesteps[:, :2].tolist() == [[last, last]]
 
 
-def test_frames_are_given_out_as_they_finish() -> None:
+def test_frames_are_yielded_as_they_finish() -> None:
     recorder, iterations, lengths = Recorder(), [], []
     condition = torch.zeros(1, 1, 2, 4)
     schedule = ad_schedule(4, 4, 2, num_given=1)

@@ -25,25 +25,25 @@ def codes(timesteps: torch.Tensor, base: int) -> np.ndarray:
     return (timesteps * base ** torch.arange(timesteps.shape[1] - 1, -1, -1)).sum(dim=1).numpy()
 
 
-def p_value(drawn: torch.Tensor, law: dict[tuple[int, ...], Fraction], base: int) -> float:
-    """Of the chi-square test that the rows of ``drawn`` follow ``law``; 0 if one has probability zero."""
-    index = codes(torch.tensor(list(law)), base)
+def p_value(drawn: torch.Tensor, probabilities: dict[tuple[int, ...], Fraction], base: int) -> float:
+    """Of the chi-square test that the rows of ``drawn`` follow ``probabilities``; 0 if one has probability zero."""
+    index = codes(torch.tensor(list(probabilities)), base)
     counts = np.bincount(codes(drawn, base), minlength=int(index.max()) + 1)
-    expected = np.array([float(p) for p in law.values()]) * len(drawn)
+    expected = np.array([float(p) for p in probabilities.values()]) * len(drawn)
     if counts.sum() != counts[index].sum():
         return 0.0
-    return 1.0 if len(law) == 1 else float(stats.chisquare(counts[index], expected).pvalue)
+    return 1.0 if len(probabilities) == 1 else float(stats.chisquare(counts[index], expected).pvalue)
 
 
 def test_joint_and_marginals_equal_the_exact_fractions(golden_schedule):
     cases = golden_schedule("fopp_exact")["cases"]
     assert len(cases) == 7
     for case in cases:
-        law = {tuple(row["t"]): Fraction(row["p"]) for row in case["joint"]}
-        assert sum(law.values()) == 1
-        assert len(law) == case["num_compositions"]
+        probabilities = {tuple(row["t"]): Fraction(row["p"]) for row in case["joint"]}
+        assert sum(probabilities.values()) == 1
+        assert len(probabilities) == case["num_compositions"]
         drawn = draw("fopp", SAMPLES, case["F"], case["T"])
-        assert p_value(drawn, law, case["T"]) > SMALLEST_P, (case["F"], case["T"])
+        assert p_value(drawn, probabilities, case["T"]) > SMALLEST_P, (case["F"], case["T"])
         for frame, marginal in enumerate(case["marginal"]):
             expected = {(t,): Fraction(p) for t, p in enumerate(marginal)}
             assert p_value(drawn[:, frame : frame + 1], expected, case["T"]) > SMALLEST_P
@@ -56,7 +56,7 @@ def test_the_chi_square_test_would_notice_an_error_of_two_percent(golden_schedul
         assert stats.ncx2.sf(critical, freedom, SAMPLES * 0.02**2) > 0.99
 
 
-def test_the_law_is_symmetric_under_reversal_of_frames_and_noise() -> None:
+def test_fopp_is_symmetric_under_reversal_of_frames_and_noise() -> None:
     """Checked at full size, where no table of exact fractions exists."""
     drawn = draw("fopp", 20_000, 16, 1000)
     mirrored = 999 - drawn.flip(1)
@@ -64,10 +64,10 @@ def test_the_law_is_symmetric_under_reversal_of_frames_and_noise() -> None:
         assert stats.ks_2samp(drawn[:, frame].numpy(), mirrored[:, frame].numpy()).pvalue > SMALLEST_P
 
 
-@pytest.mark.parametrize("law", ["fopp", "synchronous", "uniform_from_first"])
+@pytest.mark.parametrize("method", ["fopp", "synchronous", "uniform_from_first"])
 @pytest.mark.parametrize(("frames", "timesteps"), [(1, 1), (1, 1000), (5, 1), (16, 1000), (400, 1000), (40, 3)])
-def test_never_decreasing_and_in_range(law: str, frames: int, timesteps: int) -> None:
-    drawn = draw(law, 32, frames, timesteps)
+def test_never_decreasing_and_in_range(method: str, frames: int, timesteps: int) -> None:
+    drawn = draw(method, 32, frames, timesteps)
     assert drawn.shape == (32, frames)
     assert drawn.dtype == torch.int64
     assert drawn.device.type == "cpu"
@@ -77,7 +77,7 @@ def test_never_decreasing_and_in_range(law: str, frames: int, timesteps: int) ->
 
 
 def test_long_clips_use_the_whole_range() -> None:
-    """The released tables overflow from 309 frames on."""
+    """The tables of the authors' code overflow from 309 frames on."""
     drawn = draw("fopp", 256, 400, 1000)
     assert drawn[:, 0].min() < 20
     assert drawn[:, -1].max() > 980
@@ -96,29 +96,36 @@ def test_independent_is_uniform_per_frame() -> None:
 
 @pytest.mark.parametrize(("frames", "timesteps"), [(1, 4), (2, 3), (3, 3)])
 def test_uniform_from_first_is_uniform_between_predecessor_and_end(frames: int, timesteps: int) -> None:
-    law: dict[tuple[int, ...], Fraction] = {(t,): Fraction(1, timesteps) for t in range(timesteps)}
+    joint: dict[tuple[int, ...], Fraction] = {(t,): Fraction(1, timesteps) for t in range(timesteps)}
     for _ in range(frames - 1):
-        law = {(*row, t): p / (timesteps - row[-1]) for row, p in law.items() for t in range(row[-1], timesteps)}
+        joint = {(*row, t): p / (timesteps - row[-1]) for row, p in joint.items() for t in range(row[-1], timesteps)}
     if (frames, timesteps) == (2, 3):
         ninth, sixth, third = Fraction(1, 9), Fraction(1, 6), Fraction(1, 3)
-        assert law == {(0, 0): ninth, (0, 1): ninth, (0, 2): ninth, (1, 1): sixth, (1, 2): sixth, (2, 2): third}
-    assert p_value(draw("uniform_from_first", SAMPLES, frames, timesteps), law, timesteps) > SMALLEST_P
+        assert joint == {
+            (0, 0): ninth,
+            (0, 1): ninth,
+            (0, 2): ninth,
+            (1, 1): sixth,
+            (1, 2): sixth,
+            (2, 2): third,
+        }
+    assert p_value(draw("uniform_from_first", SAMPLES, frames, timesteps), joint, timesteps) > SMALLEST_P
 
 
-@pytest.mark.parametrize("law", METHODS)
-def test_the_generator_is_the_only_source_of_randomness(law: str) -> None:
-    first = draw(law, 64, 5, 20, seed=3)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_generator_is_the_only_source_of_randomness(method: str) -> None:
+    first = draw(method, 64, 5, 20, seed=3)
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    assert torch.equal(first, draw(law, 64, 5, 20, seed=3))
+    assert torch.equal(first, draw(method, 64, 5, 20, seed=3))
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(first, draw(law, 64, 5, 20, seed=4))
+    assert not torch.equal(first, draw(method, 64, 5, 20, seed=4))
 
 
-@pytest.mark.parametrize("law", METHODS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_clips_of_a_batch_are_drawn_apart(law: str, batch: int) -> None:
-    drawn = draw(law, batch, 3, 1000)
+def test_clips_of_a_batch_are_independent(method: str, batch: int) -> None:
+    drawn = draw(method, batch, 3, 1000)
     assert drawn.shape == (batch, 3)
     assert len(Counter(map(tuple, drawn.tolist()))) == batch
 
@@ -129,7 +136,7 @@ def test_unknown_method() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
-@pytest.mark.parametrize("law", METHODS)
-def test_sizes_below_one(law: str, sizes: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_sizes_below_one(method: str, sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        draw(law, *sizes)
+        draw(method, *sizes)

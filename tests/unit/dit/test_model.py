@@ -1,4 +1,4 @@
-"""The AR-DiT: what may influence what, to the last bit."""
+"""The AR-DiT: which inputs an output depends on, bitwise, and what its configuration allows."""
 
 import pytest
 import torch
@@ -60,8 +60,8 @@ def test_no_gradient_flows_from_earlier_outputs_to_later_inputs(make_dit, varian
 
 @pytest.mark.parametrize("positions", ["rotary", "sincos"])
 @pytest.mark.parametrize(("window", "depth"), [(1, 1), (3, 1), (2, 3), (3, 2)])
-def test_the_band_bounds_how_far_a_frame_reaches(make_dit, positions, window, depth):
-    """One block reaches ``window - 1`` frames on, so all of them ``depth * (window - 1)``."""
+def test_the_attention_window_bounds_how_far_a_frame_reaches(make_dit, positions, window, depth):
+    """One block passes a change on by ``window - 1`` frames, so all blocks by ``depth * (window - 1)``."""
     model = make_dit(positions=positions, attention_window=window, depth=depth)
     latents, timesteps, labels = inputs(model)
     expected, reach = model(latents, timesteps, labels), depth * (window - 1)
@@ -82,7 +82,7 @@ def test_fewer_frames_give_the_same_outputs(make_dit, variant):
         assert torch.allclose(part, whole[:, :frames], rtol=1e-4, atol=1e-5)
 
 
-def test_videos_of_a_batch_do_not_meet(make_dit):
+def test_videos_of_a_batch_are_independent(make_dit):
     model = make_dit()
     latents, timesteps, labels = inputs(model, batch=3)
     expected = model(latents, timesteps, labels)
@@ -94,7 +94,7 @@ def test_videos_of_a_batch_do_not_meet(make_dit):
 
 
 def test_rotary_depends_on_differences_of_positions_only(make_dit):
-    """What mode=rolling needs: frames 100.. are what frames 0.. are."""
+    """What mode=rolling needs: frames 100.. give the same output as frames 0.."""
     model = make_dit().double()
     latents, timesteps, labels = inputs(model, batch=1)
     attend = [masked_attention(model.mask, FRAMES)] * model.config.depth
@@ -133,7 +133,7 @@ def test_class_and_timestep_matter(make_dit):
     assert not torch.allclose(model(latents, timesteps // 2, torch.tensor([0, 0])), outputs[0], rtol=1e-3, atol=1e-3)
 
 
-def test_modulations_of_packed_frames_are_those_of_each_alone(make_dit):
+def test_modulations_of_packed_frames_equal_those_of_each_frame_alone(make_dit):
     model = make_dit().double()
     timesteps, labels = torch.tensor([0, 7, 999]), torch.tensor([0, 3, 1])
     together = model.modulations(timesteps, labels)

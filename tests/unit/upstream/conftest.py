@@ -1,4 +1,4 @@
-"""Small weights of the released shapes, filled by the rule that the golden outputs were made with."""
+"""Small weights with the authors' tensor names, filled by the rule that the golden outputs were made with."""
 
 import json
 import math
@@ -27,21 +27,21 @@ def filled(key: str, shape: list[int]) -> Tensor:
 
 @pytest.fixture(scope="session")
 def weights() -> Callable[[str], dict[str, Tensor]]:
-    """``weights("dit" | "vae_img" | "vae_wt")``: a new dict of the small model's weights by the release's names."""
-    kept: dict[str, dict[str, Tensor]] = {}
+    """``weights("dit" | "vae_img" | "vae_wt")``: a new dict of the small model's weights by the authors' names."""
+    filled_once: dict[str, dict[str, Tensor]] = {}
 
     def make(kind: str) -> dict[str, Tensor]:
-        if kind not in kept:
+        if kind not in filled_once:
             shapes = json.loads((GOLDEN / f"{kind}_parity.json").read_text())["state_dict"]
-            kept[kind] = {key: filled(key, shape) for key, shape in shapes.items()}
-        return dict(kept[kind])
+            filled_once[kind] = {key: filled(key, shape) for key, shape in shapes.items()}
+        return dict(filled_once[kind])
 
     return make
 
 
 @pytest.fixture(scope="session")
 def numbers() -> Callable[[str], dict[str, Tensor]]:
-    """``numbers("dit" | "vae_img" | "vae_wt" | "sampler")``: what the authors' code gave."""
+    """``numbers("dit" | "vae_img" | "vae_wt" | "sampler")``: inputs and outputs of the authors' code."""
 
     def read(kind: str) -> dict[str, Tensor]:
         with np.load(GOLDEN / f"{kind}_parity.npz") as file:
@@ -52,7 +52,7 @@ def numbers() -> Callable[[str], dict[str, Tensor]]:
 
 @pytest.fixture(scope="session")
 def full_keys() -> Callable[[str], tuple[dict[str, list[int]], int]]:
-    """``full_keys("dit" | "vae_img" | "vae_wt")``: names and shapes of the full-size weights, and how many numbers."""
+    """``full_keys("dit" | "vae_img" | "vae_wt")``: names and shapes of the full-size weights, and their total size."""
 
     def read(kind: str) -> tuple[dict[str, list[int]], int]:
         content = json.loads((GOLDEN / f"{kind}_full_keys.json").read_text())

@@ -1,4 +1,4 @@
-"""The released models: the numbers of the authors' code, their full sizes, and weights that do not fit."""
+"""The authors' models: numbers equal to those of their code, full sizes, and weights that do not fit."""
 
 import pytest
 import torch
@@ -39,9 +39,9 @@ def small_dit(weights, mode: str = "all") -> DiT:
     return load_dit(weights("dit"), num_heads=4, num_frames=4, condition_attention=mode)
 
 
-def error(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max())
+def error(output: Tensor, expected: Tensor) -> float:
+    assert output.shape == expected.shape
+    return float((output - expected).abs().max())
 
 
 @pytest.mark.parametrize(("mode", "name"), MODES.items())
@@ -54,7 +54,7 @@ def test_dit(weights, numbers, mode, name):
 @pytest.mark.parametrize("kind", ["vae_img", "vae_wt"])
 def test_vae(weights, numbers, kind):
     golden, model = numbers(kind), load_vae(weights(kind), num_heads=2, image_size=64)
-    latents = golden["z"][:, :, :, 0].transpose(2, 3)  # theirs are (B, F, D, 1, L)
+    latents = golden["z"][:, :, :, 0].transpose(2, 3)  # the authors' are (B, F, D, 1, L)
     with torch.no_grad():
         assert error(encode(model, golden["x"]), latents) < 1e-4
         assert error(decode(model, latents), golden["recon"]) < 1e-4
@@ -73,7 +73,7 @@ def guided(model: DiT, context: Tensor, scale: float) -> Denoiser:
 
 
 def rounded_coefficients(timesteps: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of a DDIM step as the release has them: where a step leads to is rounded to float32 first."""
+    """DDIM coefficients of the authors' code, which rounds ``alphas_cumprod`` of the next timestep to float32 first."""
     abar, rounded = alphas_cumprod[timesteps], alphas_cumprod.float().double()
     following = torch.cat([rounded[timesteps[1:]], rounded[:1]])
     x_factor = ((1.0 - following) / (1.0 - abar)).sqrt()
@@ -94,7 +94,7 @@ def test_sampling(weights, numbers, monkeypatch, frames, scale, ar_step):
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_frames_that_the_released_code_leaves_at_noise(weights, numbers, monkeypatch, scale):
+def test_frames_that_the_authors_code_leaves_at_noise(weights, numbers, monkeypatch, scale):
     """7 frames at ``ar_step`` 2 leave the window of 4 before their tenth step: refused, else the same numbers."""
     with pytest.raises(ValueError, match=r"window of 4 frames.*smallest valid ar_step is 3"):
         ad_schedule(7, 10, 2, window=4)
@@ -108,7 +108,7 @@ def test_frames_that_the_released_code_leaves_at_noise(weights, numbers, monkeyp
 
 @pytest.mark.parametrize("kind", ["dit", "vae_img", "vae_wt"])
 def test_full_size(full_keys, kind):
-    """Every released tensor has its place in our model, and no place is left empty."""
+    """Every tensor of the authors is a parameter of our model, and the other way round."""
     shapes, count = full_keys(kind)
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     with torch.device("meta"):
@@ -123,7 +123,7 @@ def test_full_size(full_keys, kind):
     assert count == {"dit": 672_454_660, "vae_img": 640_993_547, "vae_wt": 842_713_355}[kind]
 
 
-def test_sizes_of_the_release(full_keys) -> None:
+def test_sizes_of_the_authors_models(full_keys) -> None:
     dit = dit_config({n: torch.empty(s, device="meta") for n, s in full_keys("dit")[0].items()}, 16, 16, "all", "")
     assert (dit.width, dit.depth, dit.num_tokens, dit.token_dim, dit.condition_dim) == (1152, 28, 32, 4, 768)
     state = {n: torch.empty(s, device="meta") for n, s in full_keys("vae_wt")[0].items()}
@@ -132,7 +132,7 @@ def test_sizes_of_the_release(full_keys) -> None:
 
 
 def test_condition_tokens_of_its_own(weights, numbers):
-    """The tables beside the network: the labels' rows, zero tokens as null class, or class 0 as null class."""
+    """Class labels look up the condition tokens; the null class is zero tokens, or class 0."""
     golden = numbers("dit")
     context, settings = golden["context"], {"num_heads": 4, "num_frames": 4, "condition_attention": "all"}
     bare = load_dit(weights("dit"), **settings)
@@ -155,8 +155,8 @@ def test_condition_tokens_of_its_own(weights, numbers):
         give(bare, context[..., 1:])
 
 
-def test_who_reads_later_frames(weights, numbers):
-    """Perturbing the last frame: strictly causal to the last bit, or not, through the condition tokens."""
+def test_which_models_read_later_frames(weights, numbers):
+    """Perturbs the last frame. Earlier outputs are bitwise equal only if condition tokens see only one another."""
     golden = numbers("dit")
     other = golden["x"].clone()
     other[:, -1] += 1.0
@@ -208,8 +208,8 @@ def test_settings_that_do_not_fit(weights):
 
 
 @pytest.mark.parametrize("split", [[1] * 5, [2, 3], [4, 1], [3, 2]])
-def test_clips_decoded_in_pieces(weights, numbers, split):
-    """Clips of three frames: a piece goes on where the one before ended, and a clip does not know the one before."""
+def test_clips_decoded_in_chunks(weights, numbers, split):
+    """Clips of three frames: a chunk continues the one before, and a clip does not see the one before."""
     latents = numbers("vae_wt")["z"][:, :, :, 0].transpose(2, 3)
     latents = torch.cat([latents, latents.flip(1)], dim=1)[:, :5]
     model = load_vae(weights("vae_wt"), num_heads=2, image_size=64, num_frames=3)
@@ -222,7 +222,7 @@ def test_clips_decoded_in_pieces(weights, numbers, split):
 
 
 def test_an_autoencoder_from_titok(weights, numbers):
-    """It is a frame AR-VAE whose means are TiTok's first channels; temporal attention is there and adds nothing."""
+    """Its means are TiTok's first channels, and its temporal attention adds nothing yet."""
     plain = weights("vae_img")
     titok = {k: t for k, t in plain.items() if not k.startswith("pixel_quantize_conv")}
     titok["pixel_quantize.embedding.weight"] = plain["pixel_quantize_conv.weight"][:, :, 0, 0].T

@@ -1,4 +1,4 @@
-"""Files of strangers: every format that torch has written, damaged ones, and pickles that want to do something."""
+"""Untrusted files: every format that torch has written, damaged ones, and pickles that try to execute code."""
 
 import io
 import pickle

@@ -26,33 +26,34 @@ SIZES: dict[str, Any] = {
 
 
 def latents(frames: int = FRAMES) -> Tensor:
-    return torch.randn(2, frames, 2, 4, generator=torch.Generator().manual_seed(0))
+    return torch.randn(1, frames, 2, 4, generator=torch.Generator().manual_seed(0))
 
 
 def video(frames: int = 2) -> Tensor:
-    return torch.rand(2, frames, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return torch.rand(1, frames, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 @pytest.mark.parametrize("train", [False, True])
 def test_clips_do_not_see_each_other(make_vae, train: bool) -> None:
-    """With clips of four frames, a frame reads the earlier frames of its clip, and no later one."""
-    model = make_vae(temporal_window=4, **SIZES).train(train)
+    """With clips of three frames, a frame reads the earlier frames of its clip, and no later one."""
+    model = make_vae(temporal_window=3, **SIZES).train(train)
     with torch.no_grad():
-        expected = model.decode(latents())
-        for j in range(FRAMES):
-            other = latents()
+        expected = model.decode(latents(5))
+        for j in range(5):
+            other = latents(5)
             other[:, j] += 2.0
             changed = (model.decode(other) != expected).any(dim=(0, 2, 3, 4))
-            assert changed.tolist() == [j <= f and f // 4 == j // 4 for f in range(FRAMES)]
+            assert changed.tolist() == [j <= f and f // 3 == j // 3 for f in range(5)]
 
 
-@pytest.mark.parametrize("split", [[9], [1] * 9, [4, 5], [1, 7, 1], [2, 2, 2, 2, 1], [8, 1]])
-def test_decoding_clips_in_pieces_equals_decoding_at_once(make_vae, split: list[int]) -> None:
+@pytest.mark.parametrize("split", [[9], [1] * 9, [4, 5], [1, 7, 1]])
+def test_decoding_clips_in_chunks_equals_decoding_at_once(make_vae, split: list[int]) -> None:
     model = make_vae(temporal_window=4, **SIZES)
     with torch.no_grad():
-        at_once, cache, parts = model.decode(latents()), DecoderCache(), []
+        two = torch.cat([latents(), -latents().flip(1)])
+        at_once, cache, parts = model.decode(two), DecoderCache(), []
         frames = 0
-        for part in latents().split(split, dim=1):
+        for part in two.split(split, dim=1):
             parts.append(model.decode(part, cache))
             frames += part.shape[1]
             shapes = [tokens.shape for tokens in cache.tensors[1::2]]
@@ -64,7 +65,7 @@ def test_a_new_model_starts_as_a_decoder_of_single_frames() -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = UpstreamAutoencoder(UpstreamAutoencoderConfig(**SIZES))
-        assert torch.equal(model.decode(latents(), temporal=True), model.decode(latents(), temporal=False))
+        assert torch.equal(model.decode(latents(5), temporal=True), model.decode(latents(5), temporal=False))
 
 
 def test_a_decoder_without_temporal_attention(make_vae) -> None:
@@ -80,7 +81,7 @@ def test_latent_tokens_are_scrambled_before_the_moments(make_vae) -> None:
         posterior = model.encode(video())
     read = record.output.flatten(1).view(-1, 16, 2).transpose(1, 2)  # (N, L C) read as (N, C, L)
     assert torch.equal(scramble(record.output), read)
-    means = model.encoder.moments(read)[..., :4].view(2, 2, 2, 4)
+    means = model.encoder.moments(read)[..., :4].view(1, 2, 2, 4)
     assert torch.allclose(posterior.mean, means, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The AR-VAE: single frames in the encoder, causality in the decoder, pieces against the whole."""
+"""The AR-VAE: the encoder sees single frames, the decoder is causal, and decoding in chunks equals decoding at once."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_a_frame_reads_the_last_window_of_latents_and_no_later_one(make_vae, win
 
 @pytest.mark.parametrize("window", [1, 3, 5, 20])
 @pytest.mark.parametrize("split", [[9], [1] * 9, [4, 5], [1, 7, 1], [2, 2, 2, 2, 1], [8, 1]])
-def test_decoding_in_pieces_equals_decoding_at_once(make_vae, window, split):
+def test_decoding_in_chunks_equals_decoding_at_once(make_vae, window, split):
     model = make_vae(temporal_window=window)
     at_once, cache, parts = model.decode(latents()), DecoderCache(), []
     frames = 0
@@ -42,7 +42,7 @@ def test_decoding_in_pieces_equals_decoding_at_once(make_vae, window, split):
     assert torch.allclose(torch.cat(parts, dim=1), at_once, rtol=0, atol=1e-6 * float(at_once.abs().max()))
 
 
-def test_the_cache_keeps_no_graph_and_no_more_memory(make_vae):
+def test_the_cache_holds_no_graph_and_does_not_grow(make_vae):
     model, cache, sizes = make_vae(temporal_window=4), DecoderCache(), set()
     for part in latents(frames=60, batch=1).split(5, dim=1):
         model.decode(part, cache)
@@ -59,7 +59,7 @@ def test_decode_long(make_vae, chunk):
     assert torch.allclose(result, at_once, rtol=0, atol=1e-6 * float(at_once.detach().abs().max()))
 
 
-def test_without_time_every_frame_stands_alone(make_vae):
+def test_without_temporal_attention_each_frame_is_decoded_alone(make_vae):
     model = make_vae()
     expected = model.decode(latents(), temporal=False)
     other = latents()
@@ -76,14 +76,14 @@ def test_a_new_model_starts_as_a_decoder_of_single_frames() -> None:
     assert torch.equal(model.decode(latents(), temporal=True), model.decode(latents(), temporal=False))
 
 
-def test_frames_do_not_meet_in_the_encoder(make_vae):
+def test_each_frame_is_encoded_alone(make_vae):
     model = make_vae()
     expected = model.encode(video())
     other = video()
     other[1, 3] = -other[1, 3]
     changed = model.encode(other)
-    for ours, theirs in ((changed.mean, expected.mean), (changed.log_variance, expected.log_variance)):
-        assert (ours != theirs).any(dim=(2, 3)).nonzero().tolist() == [[1, 3]]
+    for output, before in ((changed.mean, expected.mean), (changed.log_variance, expected.log_variance)):
+        assert (output != before).any(dim=(2, 3)).nonzero().tolist() == [[1, 3]]
     one = model.encode(video()[:1, 5:6]).mean
     assert torch.allclose(one, expected.mean[:1, 5:6], rtol=1e-4, atol=1e-5)
 
@@ -98,7 +98,7 @@ def test_shapes_and_forward(make_vae):
     assert model.device.type == "cpu"
 
 
-def test_patches_and_pixels_are_cut_the_same_way(make_vae):
+def test_a_patch_decodes_to_the_pixels_at_its_position(make_vae):
     """A change in one corner of the output comes from that corner's placeholder."""
     model = make_vae()
     expected = model.decode(latents(), temporal=False)

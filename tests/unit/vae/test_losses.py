@@ -13,7 +13,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_hinge_is_flat_beyond_the_margin() -> None:
+def test_the_hinge_loss_is_zero_beyond_the_margin() -> None:
     assert float(hinge_discriminator_loss(torch.tensor([1.0, 5.0]), torch.tensor([-1.0, -9.0]))) == 0.0
     assert float(hinge_discriminator_loss(torch.tensor([0.0]), torch.tensor([0.0]))) == 1.0
     assert float(hinge_discriminator_loss(torch.tensor([-1.0]), torch.tensor([3.0]))) == 0.5 * (2 + 4)
@@ -21,17 +21,17 @@ def test_the_hinge_is_flat_beyond_the_margin() -> None:
 
 
 def test_the_adaptive_weight_is_the_ratio_of_the_gradients_of_the_last_weight() -> None:
-    first, last, critic = nn.Linear(5, 4), nn.Linear(4, 6), nn.Linear(6, 1)
-    for i, parameter in enumerate([*first.parameters(), *last.parameters(), *critic.parameters()]):
+    first, last, discriminator = nn.Linear(5, 4), nn.Linear(4, 6), nn.Linear(6, 1)
+    for i, parameter in enumerate([*first.parameters(), *last.parameters(), *discriminator.parameters()]):
         parameter.data = normal(*parameter.shape, seed=i)
     with recorded(last) as record:
         output = last(first(normal(3, 7, 5, seed=20)))
-    reconstruction, adversarial = (output - 1).square().mean(), -critic(output).mean()
+    reconstruction, adversarial = (output - 1).square().mean(), -discriminator(output).mean()
     norms = [torch.autograd.grad(x, last.weight, retain_graph=True)[0].norm() for x in (reconstruction, adversarial)]
     weight = adaptive_weight(reconstruction, adversarial, record)
     assert float(weight) == pytest.approx(float(norms[0] / (norms[1] + 1e-4)), rel=1e-5)
     assert not weight.requires_grad
-    assert all(p.grad is None for module in (first, last, critic) for p in module.parameters())
+    assert all(p.grad is None for module in (first, last, discriminator) for p in module.parameters())
     assert float(adaptive_weight(reconstruction, adversarial, record, limit=0.01)) == pytest.approx(0.01)
 
 
@@ -47,20 +47,20 @@ def test_the_adaptive_weight_of_a_convolution() -> None:
 
 @pytest.mark.parametrize("steepness", [1e-5, 1.0, 1e6])
 def test_the_adaptive_weight_keeps_small_and_large_gradients_in_fp16(steepness: float) -> None:
-    """The frames are almost right, and the mean over their pixels makes slopes that fp16 rounds to zero."""
+    """The frames are almost right, so the gradient of the mean over their pixels underflows in fp16."""
     last = nn.Linear(8, 48)
     last.weight.data, last.bias.data = normal(48, 8), normal(48, seed=1)
     inputs, error = normal(8, 64, 8, seed=2), 1e-3 * normal(8, 64, 48, seed=3)
-    found = []
+    weights = []
     for dtype in (torch.float16, torch.float32):
         with torch.autocast("cpu", dtype=torch.float16, enabled=dtype == torch.float16), recorded(last) as record:
             output = last(inputs)
             assert output.dtype == dtype
             reconstruction = (output.float() - (output.detach().float() - error)).square().mean()
             adversarial = -steepness * (output * output.detach()).float().mean()
-            found.append(float(adaptive_weight(reconstruction, adversarial, record)))
-    assert found[0] == pytest.approx(found[1], rel=0.01)
-    assert 0 < found[1] < 1e4
+            weights.append(float(adaptive_weight(reconstruction, adversarial, record)))
+    assert weights[0] == pytest.approx(weights[1], rel=0.01)
+    assert 0 < weights[1] < 1e4
 
 
 def test_recording_ends_with_its_context() -> None:
@@ -82,7 +82,7 @@ def test_the_discriminator_scores_patches(depth: int, size: int) -> None:
     assert not list(model.buffers()), "a checkpoint holds parameters only"
 
 
-def test_the_discriminator_learns_to_tell() -> None:
+def test_the_discriminator_learns() -> None:
     model = PatchDiscriminator(DiscriminatorConfig(width=4, depth=1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     real, fake = normal(8, 3, 8, 8), normal(8, 3, 8, 8, seed=1) * 0.2
