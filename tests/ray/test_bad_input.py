@@ -33,7 +33,8 @@ from ardiff.data.manifest import VideoRecord, read_manifest, write_manifest
 from ardiff.errors import DataError
 from ardiff.pipeline import ARDiffusionPipeline
 from ray_jobs.prepare import PrepareConfig
-from ray_jobs.quickstart import QuickstartConfig, Stages, encode_data
+from ray_jobs.quickstart import QuickstartConfig, encode_data
+from ray_jobs.runtime.stages import StageRunner
 
 pytestmark = pytest.mark.ray
 
@@ -141,7 +142,7 @@ def test_missing_inputs(ardiff: Command, no_ray: None, tmp_path: Path) -> None:
             ["train-vae", f"clips.manifest={nowhere}"],
             ["encode", "--manifest", nowhere],
             ["evaluate", "--real", nowhere],
-            ["evaluate", "--real", manifest, f"fake=[{nowhere}/manifest.parquet]"],
+            ["evaluate-quick", "--real", manifest, f"fake=[{nowhere}/manifest.parquet]"],
         ],
         "There is no trained model": [
             ["encode", "--manifest", manifest, "--vae", nowhere],
@@ -182,16 +183,16 @@ def test_the_quickstart_looks_at_lengths_before_it_trains(tmp_path: Path, train:
     config = replace(config, train_vae=replace(config.train_vae, clips=ClipConfig(num_frames=4)))
     write_manifest(data.manifest, [record("a.mp4", train), record("b.mp4", test, "test")])
     with pytest.raises(DataError, match=f"All 1 videos of the '{split}' split are shorter than the 16 frames"):
-        encode_data(config, str(tmp_path / "run"), data, Stages(lambda: pytest.fail("a stage was begun")))
+        encode_data(config, str(tmp_path / "run"), data, StageRunner(lambda: pytest.fail("a stage was begun")))
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("dit.num_tokens=3", "dit.num_tokens is 3, but the latents in {} have 2"),
-        ("dit.token_dim=8", "dit.token_dim is 8, but the latents in {} have 4"),
-        ("dit.num_frames=4", "dit.num_frames is 4, but the latents in {} are clips of 8 frames"),
-        ("dit.num_classes=5", "dit.num_classes is 5, but the latents in {} have 3 classes"),
+        ("dit.num_tokens=3", "dit.num_tokens is 3, but the latents of {} have 2"),
+        ("dit.token_dim=8", "dit.token_dim is 8, but the latents of {} have 4"),
+        ("dit.num_frames=4", "dit.num_frames is 4, but the clips of {} have 8 frames"),
+        ("dit.num_classes=5", "dit.num_classes is 5, but {} has 3 classes"),
     ],
 )
 def test_model_that_does_not_fit_the_latents(
