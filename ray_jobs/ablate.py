@@ -29,18 +29,17 @@ from ray_jobs.generation.config import GenerateConfig, VideoSets
 from ray_jobs.quickstart import (
     Inputs,
     QuickstartConfig,
-    Stages,
     data_stage,
     encode_data,
+    evaluation_stage,
     long_set,
-    scoring,
     short_sets,
     train_pipeline,
 )
 from ray_jobs.reports.ablation import Result, Variant, insert_tables, tables, write_results
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.console import print_line
-from ray_jobs.runtime.stages import StageRecord, read_stage, record_run, versions
+from ray_jobs.runtime.stages import StageRecord, StageRunner, read_stage, record_run, versions
 
 CONFIG_FIRST = True
 
@@ -203,13 +202,13 @@ def _results(config: AblateConfig, unit: Unit) -> list[Result]:
 def _run_unit(config: AblateConfig, unit: Unit) -> list[Result]:
     root = unit.config.folder
     inputs, before = _inputs(config, unit)
-    stages = Stages(functools.partial(record_run, root, unit.config), before)
+    stages = StageRunner(functools.partial(record_run, root, unit.config), before)
     pipeline = train_pipeline(unit.config, root, inputs, stages)
     sets = short_sets(unit.config, root, pipeline)
-    stages.do(generate.run_sets, VideoSets(output=f"{root}/samples", sets=tuple(sets)))
+    stages.run(generate.run_sets, VideoSets(output=f"{root}/samples", sets=tuple(sets)))
     # The controls are the same for all units.
-    scoring_config = replace(scoring(unit.config, root, inputs, sets), controls=False)
-    scores = stages.do(evaluate_quick.run, scoring_config).results["sets"]
+    scoring_config = replace(evaluation_stage(unit.config, root, inputs, sets), controls=False)
+    scores = stages.run(evaluate_quick.run, scoring_config).results["sets"]
     seconds = stages.records[-3].seconds
     return list(_read_scores(unit, scores, seconds))
 
@@ -219,13 +218,13 @@ def _inputs(config: AblateConfig, unit: Unit) -> tuple[Inputs, list[StageRecord]
     whole, given = unit.config, config.quickstart
     if given and _same_data(whole, _base_config(config)):
         data = data_stage(whole, storage.join(given, "data"))
-        stages = Stages(functools.partial(record_run, unit.shared, whole), _records(given, "data"))
+        stages = StageRunner(functools.partial(record_run, unit.shared, whole), _records(given, "data"))
     else:
         data = data_stage(
             whole, storage.join(config.output, "shared", f"data-{fingerprint(whole.data, whole.prepare)}")
         )
-        stages = Stages(functools.partial(record_run, unit.shared, whole))
-        stages.do(prepare.run, data)
+        stages = StageRunner(functools.partial(record_run, unit.shared, whole))
+        stages.run(prepare.run, data)
     if unit.shared != given:
         return encode_data(whole, unit.shared, data, stages), stages.records
     records = _records(given, "data", "vae", "latents")

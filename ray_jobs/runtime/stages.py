@@ -9,7 +9,7 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 
-from ardiff.config import to_yaml
+from ardiff.config import fingerprint, to_yaml
 from ardiff.data import s3, storage
 from ardiff.data.config import StorageConfig
-from ardiff.errors import ArdiffError
+from ardiff.errors import ArdiffError, ConfigError
 from ray_jobs.runtime.console import print_line
 
 STAGE = "stage.json"
@@ -80,6 +80,55 @@ def stage(name: str, folder: str, key: str) -> Iterator[StageRun]:
     storage.delete_file(interrupted)  # its time is in the record now
     line = f"[green]✓[/] {name}: {seconds:.1f} s, {record.peak_mib:.0f} MiB. {run.note}"
     print_line(line, stage=name, seconds=record.seconds, peak_mib=record.peak_mib)
+
+
+class StageRunner:
+    """Runs stages that build on each other and skips complete ones.
+
+    A stage's key is the fingerprint of its configuration and of the stage before it.
+    """
+
+    def __init__(self, record: Callable[[], None], previous: Sequence[StageRecord] = ()) -> None:
+        """
+        Args:
+            record: Called before a stage runs, to write configuration and versions.
+            previous: Complete stages that the first stage builds on.
+        """
+        self.record = record
+        self.records = list(previous)
+
+    def run(
+        self,
+        job: Callable[..., Any],
+        config: Any,
+        is_outdated: Callable[[StageRecord], bool] = lambda record: False,
+    ) -> StageRecord:
+        """Runs ``job(config, key)``, which writes its stage to ``config.output``, unless that stage is complete.
+
+        A complete stage runs again if ``is_outdated(record)``. Returns the stage's record. Raises ArdiffError.
+        """
+        key = fingerprint(config, self.records[-1].fingerprint if self.records else "")
+        record = _complete_stage(config.output, key)
+        if record is not None and not is_outdated(record):
+            print_line(f"[green]✓[/] {record.name}: done before. {record.note}")
+        else:
+            self.record()  # only now: a rejected run must leave the folder unchanged
+            job(config, key)
+            record = read_stage(config.output)
+            assert record is not None
+        self.records.append(record)
+        return record
+
+
+def _complete_stage(folder: str, key: str) -> StageRecord | None:
+    """The record in ``folder``, or None. Raises ConfigError if it is of a stage with another key."""
+    record = read_stage(folder)
+    if record is None or record.fingerprint == key:
+        return record
+    raise ConfigError(
+        f"{folder} holds the stage '{record.name}' of another configuration: choose another --output, or delete the "
+        "folder to run it again."
+    )
 
 
 class _MemoryWatch:

@@ -33,7 +33,8 @@ from ardiff.data.manifest import VideoRecord, read_manifest, write_manifest
 from ardiff.errors import DataError
 from ardiff.pipeline import ARDiffusionPipeline
 from ray_jobs.prepare import PrepareConfig
-from ray_jobs.quickstart import QuickstartConfig, Stages, encode_data
+from ray_jobs.quickstart import QuickstartConfig, encode_data
+from ray_jobs.runtime.stages import StageRunner
 
 pytestmark = pytest.mark.ray
 
@@ -182,7 +183,7 @@ def test_the_quickstart_looks_at_lengths_before_it_trains(tmp_path: Path, train:
     config = replace(config, train_vae=replace(config.train_vae, clips=ClipConfig(num_frames=4)))
     write_manifest(data.manifest, [record("a.mp4", train), record("b.mp4", test, "test")])
     with pytest.raises(DataError, match=f"All 1 videos of the '{split}' split are shorter than the 16 frames"):
-        encode_data(config, str(tmp_path / "run"), data, Stages(lambda: pytest.fail("a stage was begun")))
+        encode_data(config, str(tmp_path / "run"), data, StageRunner(lambda: pytest.fail("a stage was begun")))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from ardiff.metrics.weights import cached
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.quick import lacks_fvd
-from ray_jobs.quickstart import Inputs, QuickstartConfig, Stages, scoring
+from ray_jobs.quickstart import Inputs, QuickstartConfig, evaluation_stage
 from ray_jobs.reports.quickstart import _real_clips
-from ray_jobs.runtime.stages import stage
+from ray_jobs.runtime.stages import StageRunner, stage
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def test_a_complete_stage_is_run_again_only_if_it_lacks_something(
             run.results = {"number": len(runs)}
 
     def do(again: bool) -> int:
-        number: int = Stages(lambda: None).do(job, Config(str(tmp_path)), lambda record: again).results["number"]
+        number: int = StageRunner(lambda: None).run(job, Config(str(tmp_path)), lambda record: again).results["number"]
         return number
 
     assert [do(False), do(False)] == [1, 1]
@@ -57,9 +57,9 @@ def test_real_clips_are_scored_at_the_rate_that_was_trained_on() -> None:
     scores = QuickConfig(num_clips=2)
     config = QuickstartConfig(encode=EncodeConfig(fps=8.0), evaluate=scores)
     inputs = Inputs("manifest.parquet", "vae", "latents", synthetic=False)
-    assert scoring(config, "runs", inputs, []).fps == 8.0
+    assert evaluation_stage(config, "runs", inputs, []).fps == 8.0
     other = replace(config, evaluate=replace(scores, fps=4.0))
-    assert scoring(other, "runs", inputs, []).fps == 4.0
+    assert evaluation_stage(other, "runs", inputs, []).fps == 4.0
 
 
 def test_the_report_shows_folders_of_pictures(tmp_path: Path) -> None:
