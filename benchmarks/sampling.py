@@ -1,11 +1,11 @@
-"""Cost of sampling: the plain full sampler against the cached modes, in one run, as ratios.
+"""Cost of sampling: mode full against the cached modes window and rolling, in one run, as ratios.
 
     python benchmarks/sampling.py                # the tables of docs/performance.md, more than an hour on one core
     python benchmarks/sampling.py --quick        # fewer settings and repetitions
     python benchmarks/sampling.py --part packing # one of its tables
 
-Each setting is timed in pairs, full then fast, and the median of the pairs' ratios is printed. Weights are random: they
-do not change what is computed.
+Each setting is timed in pairs, full then cached, and the median of the ratios is printed. Weights are random, since
+they do not change the cost.
 """
 
 import argparse
@@ -34,7 +34,7 @@ DIFFUSION = DiffusionConfig()
 
 
 def build(width: int, depth: int, tokens: int) -> DiT:
-    """A model with random weights whose every part counts (adaLN-zero would make blocks the identity)."""
+    """A model with random weights everywhere: with adaLN-zero, blocks would be the identity."""
     model = DiT(
         DiTConfig(
             num_frames=16, num_tokens=tokens, width=width, depth=depth, num_heads=8, num_classes=4, attention_window=16
@@ -54,7 +54,7 @@ def make_request(frames: int, ar_step: int, mode: SamplingMode, seed: int = 0) -
 
 
 def run_full(model: DiT, frames: int, ar_step: int, iterations: int | None = None) -> tuple[float, int]:
-    """Seconds and frame evaluations of the plain sampler, or of its first ``iterations``."""
+    """Seconds and frame evaluations of mode ``full``, or of its first ``iterations``."""
     schedule = ad_schedule(frames, STEPS, ar_step, 16)
     assert schedule.window is not None
     spans = schedule.window[:iterations]
@@ -76,16 +76,16 @@ def run_fast(model: DiT, frames: int, ar_step: int, mode: SamplingMode) -> tuple
 
 
 def peak_mib(arguments: list[str]) -> float:
-    """Peak memory of sampling in a process of its own, beyond what it had with the model loaded, in MiB.
+    """Peak memory of sampling in a process of its own, without the memory of the loaded model, in MiB.
 
-    The process makes the first iterations only, which reach the peak: nothing grows later.
+    The process runs the first iterations only; memory does not grow after them.
     """
     command = [sys.executable, __file__, *arguments]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def print_peak(model: DiT, mode: SamplingMode, frames: int, ar_step: int, iterations: int = 150) -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts again at what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak to the memory resident now
     before = _resident("VmRSS")
     if mode == "full":
         run_full(model, frames, ar_step, iterations)
@@ -98,13 +98,13 @@ def print_peak(model: DiT, mode: SamplingMode, frames: int, ar_step: int, iterat
 
 
 def _resident(field: str) -> int:
-    """A memory figure of this process in KiB, from the kernel."""
+    """A memory counter of this process in KiB, as the kernel reports it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def compare(model: DiT, frames: int, ar_step: int, modes: list[SamplingMode], repeats: int, sizes: list[str]) -> None:
-    """Times the full sampler and each cached mode in turn, and prints a row per mode."""
+    """Times mode ``full`` and each cached mode in turn, and prints a row per mode."""
     rounds = [
         (run_full(model, frames, ar_step), [run_fast(model, frames, ar_step, mode) for mode in modes])
         for _ in range(repeats)
@@ -126,7 +126,7 @@ def compare(model: DiT, frames: int, ar_step: int, modes: list[SamplingMode], re
 def compare_all(
     model: DiT, frames: int, ar_steps: tuple[int, ...], modes: list[SamplingMode], repeats: int, sizes: list[str]
 ) -> None:
-    """The table of the full sampler against the cached modes."""
+    """Prints the table of mode ``full`` against the cached modes."""
     print(
         "\n| F | ar_step | mode | evaluations full | fast | ratio | full s | fast s | time ratio "
         "| full MiB | fast MiB |"
@@ -137,7 +137,7 @@ def compare_all(
 
 
 def stream_figures(model: DiT, tokens: int) -> None:
-    """Time to the first frame and steady frames per second, decoding included."""
+    """Prints the time to the first frame and the steady frames per second, decoding included."""
     vae = ARAutoencoder(AutoencoderConfig(resolution=64, num_tokens=tokens, width=256, depth=6, num_heads=8)).eval()
     print("\n| frames | ar_step | first frame, share of whole | frames/s steady | decoding, share of whole |")
     print("|---|---|---|---|---|")
@@ -162,7 +162,7 @@ def stream_figures(model: DiT, tokens: int) -> None:
 
 
 def packing_figures(model: DiT, repeats: int) -> None:
-    """Throughput of the packed engine with several requests in work, against one after another."""
+    """Prints the throughput of several requests at once, against one after another."""
     print("\n| requests at once | frames/s | ratio to one at a time |\n|---|---|---|")
     alone = 0.0
     for count in (1, 4, 16):

@@ -38,6 +38,11 @@ def keep_scheduling() -> Iterator[None]:
         os.sched_setscheduler(0, policy, parameters)
 
 
+def file_suffix(codec: VideoCodec) -> str:
+    """The file name extension of videos that :func:`encode_video` makes with ``codec``."""
+    return _ENCODERS[codec][1]
+
+
 def encode_video(frames: np.ndarray, fps: float, codec: VideoCodec = "h264", crf: int = 18) -> bytes:
     """Encodes ``frames`` uint8 ``(F, H, W, 3)`` as 4:2:0 video, which every browser plays.
 

@@ -36,6 +36,11 @@ def clip_statistics(clip: np.ndarray) -> np.ndarray:
     return np.array(values, dtype=np.float32)
 
 
+def mean_statistics(clips: np.ndarray) -> dict[str, float]:
+    """The mean of each of the ``STATISTICS`` over clips, float32 ``(V, 5)``."""
+    return dict(zip(STATISTICS, clips.mean(axis=0, dtype=np.float64).tolist(), strict=True))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
     """The drift of one set of videos."""

@@ -10,7 +10,7 @@ from typing import Any
 from ardiff.config import build
 from ardiff.errors import ConfigError
 from ardiff.sampling.cost import frame_evaluations, sequential_passes
-from ardiff.sampling.params import PER_VIDEO, SamplingParams, validate
+from ardiff.sampling.params import FROM_INPUT, PER_VIDEO, SamplingParams, validate
 from ardiff.sweep.models import SweptModel
 from ardiff.sweep.specs import OutputConfig, VideoSpec, make_spec, spec_id
 
@@ -44,7 +44,7 @@ class GridConfig:
         for name, listed in {"checkpoints": self.checkpoints, "classes": self.classes, **axes}.items():
             if listed is not None and (not listed or len(set(listed)) < len(listed)):
                 raise ValueError(f"{name} must hold at least one value, and none of them twice")
-        reserved = {*PER_VIDEO, "given_frames"}
+        reserved = {*PER_VIDEO, *FROM_INPUT}
         if names := reserved & (axes.keys() | self.sampling.changed().keys()):
             raise ValueError(
                 f"{', '.join(sorted(names))} cannot be a sampling parameter of a grid: classes, seeds and first_seed "

@@ -14,13 +14,12 @@ from typing import Any
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
-from ardiff.data.encode import VideoCodec
+from ardiff.data.encode import VideoCodec, file_suffix
 from ardiff.sampling.params import SamplingParams
 from ardiff.sweep.models import SweptModel
 
 READERS = 16
 """Records that are read in parallel."""
-SUFFIXES: dict[VideoCodec, str] = {"h264": "mp4", "vp9": "webm", "av1": "mp4"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +91,7 @@ def make_spec(
         fps=output.fps,
         codec=output.codec,
         crf=output.crf,
-        uri=storage.join(root, "videos", f"{name}.{SUFFIXES[output.codec]}"),
+        uri=storage.join(root, "videos", f"{name}.{file_suffix(output.codec)}"),
         latents=storage.join(root, "latents", f"{name}.safetensors") if output.keep_latents else "",
         record=storage.join(root, "records", f"{name}.json"),
     )

@@ -9,7 +9,7 @@ import torch
 
 from ardiff.config import fingerprint, to_yaml
 from ardiff.data import storage
-from ardiff.metrics.drift import SEGMENT, STATISTICS, Drift, DriftReport, clip_statistics
+from ardiff.metrics.drift import SEGMENT, STATISTICS, Drift, DriftReport, clip_statistics, mean_statistics
 from ardiff.metrics.store import FeatureStore
 from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.datasets import Clip, generated_clips
@@ -62,8 +62,7 @@ def _mean_statistics(config: EvaluateConfig, sets: list[list[Clip]]) -> list[dic
     extracted = extract(
         "statistics", clip_sets, measure_statistics, config.num_frames, config.resolution, Workers.on_cpus(config)
     )
-    means = [values.array()[:, 0].mean(axis=0, dtype=np.float64).tolist() for values, _ in extracted]
-    return [dict(zip(STATISTICS, values, strict=True)) for values in means]
+    return [mean_statistics(values.array()[:, 0]) for values, _ in extracted]
 
 
 def measure_statistics(device: torch.device) -> Measure:

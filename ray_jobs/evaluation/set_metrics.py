@@ -157,8 +157,8 @@ def _resample(
 ) -> Uncertainty:
     """The score's uncertainty. Each resampled distance is a task of the cluster."""
     resampling = Resampling(distance=spec.distance, num_videos=len(real), bootstrap=config.bootstrap, seed=config.seed)
-    sides = ray.put(real), ray.put(fake)
-    tasks: list[Any] = [ray.remote(_call).remote(draw, *sides) for draw in resampling.draws()]
+    call, sides = ray.remote(_call), (ray.put(real), ray.put(fake))
+    tasks: list[Any] = [call.remote(draw, *sides) for draw in resampling.draws()]
     with progress_bar(f"interval: {label}", len(tasks), "resample") as bar:
         waiting = list(tasks)
         while waiting:

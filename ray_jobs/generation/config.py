@@ -6,7 +6,7 @@ from typing import Literal
 from ardiff.data import storage
 from ardiff.data.encode import VideoCodec
 from ardiff.sampling.config import EngineConfig
-from ardiff.sampling.params import SamplingParams
+from ardiff.sampling.params import FROM_INPUT, SamplingParams
 from ardiff.sweep.grid import GridConfig
 from ardiff.sweep.specs import OutputConfig
 from ray_jobs.evaluation.config import EvaluateConfig, QuickConfig
@@ -45,8 +45,8 @@ class GenerateConfig(SamplingParams):
     def __post_init__(self) -> None:
         if min(self.num_videos, self.batch_size, self.max_actors, self.cpu_threads) < 1:
             raise ValueError("num_videos, batch_size, max_actors and cpu_threads must be at least 1")
-        if self.given_frames:
-            raise ValueError("given_frames must be 0: `ardiff generate` has no given frames")
+        if names := set(FROM_INPUT) & self.params.changed().keys():
+            raise ValueError(f"{', '.join(sorted(names))} cannot be set: `ardiff generate` has no such input")
 
     @property
     def params(self) -> SamplingParams:

@@ -84,7 +84,7 @@ def put(folder: Path, count: int, first: int = 0, frames: int = 16, **kwargs: An
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of 16-frame videos: 8 real ones, 4 others of the same kind, and the first 4 real ones with noise."""
+    """Folders of 16-frame videos: 8 real ones, 4 other ones, and the first 4 real ones with noise."""
     folder = tmp_path_factory.mktemp("videos")
     put(folder / "real", 8)
     put(folder / "other", 4, first=100)
@@ -147,7 +147,7 @@ def test_styleganv_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[st
 
 
 def test_ardiff_release_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[str, str], tmp_path: Path) -> None:
-    """FID-vid and FID-img, both sides through MPEG-4, on a manifest with splits."""
+    """FID-vid and FID-img with both sides re-encoded, on a manifest with splits."""
     files = sorted((videos / "real").iterdir())
     records = [
         VideoRecord(str(f), 1, "h264", SIZE, SIZE, 8.0, 16, 0, "video", "train" if i < 6 else "test", "ok", "")
@@ -176,7 +176,7 @@ def test_ardiff_release_end_to_end(evaluate: Evaluate, videos: Path, weights: di
 
 
 def test_pairs_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[str, str], tmp_path: Path) -> None:
-    """Reconstructions against originals of the same names; the exact originals are perfect."""
+    """Reconstructions against originals of the same names. Copies of the originals have perfect scores."""
     shutil.copytree(videos / "real", tmp_path / "same")
     code, said = evaluate(
         videos / "real", "--fake", f"{videos / 'noisy'},{tmp_path / 'same'}", "--metrics", "psnr,ssim,lpips",
@@ -228,7 +228,7 @@ def test_the_other_metric_of_each_protocol(
 
 @pytest.mark.slow
 def test_long_videos_on_s3(jobs: Jobs, s3_bucket: str, weights: dict[str, str]) -> None:
-    """128 frames, read from a real S3 server; scores, features and drift are written there."""
+    """128-frame videos on an S3 server, which also gets scores, features and drift."""
     weight = f"{s3_bucket}/i3d"
     storage.write_bytes(weight, Path(weights["i3d"]).read_bytes())
     for name, first in (("real", 0), ("fake", 40)):
@@ -254,7 +254,7 @@ def test_long_videos_on_s3(jobs: Jobs, s3_bucket: str, weights: dict[str, str]) 
 
 
 @pytest.mark.slow
-def test_the_quickstarts_score_has_fvd_if_the_weights_are_in_the_cache(
+def test_the_quick_evaluation_has_fvd_if_the_weights_are_in_the_cache(
     cluster: None, videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("real", "other"):
@@ -284,7 +284,7 @@ def test_the_quickstarts_score_has_fvd_if_the_weights_are_in_the_cache(
     assert all(values["fvd"] > 0 for values in scores["sets"].values() if "fvd" in values)
 
 
-# The extraction itself, with a measure that costs nothing.
+# Extraction with a cheap measure
 
 
 @pytest.mark.parametrize("command", ["evaluate", "evaluate-quick"])
@@ -346,7 +346,7 @@ def test_three_workers_give_the_same_score(cluster: None, videos: Path, tmp_path
     assert score == pytest.approx(frechet_distance(expected[:4], expected[4:]), rel=1e-9)
 
 
-def test_a_worker_that_is_killed_counts_no_video_twice(cluster: None, videos: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_counts_no_video_twice(cluster: None, videos: Path, tmp_path: Path) -> None:
     marker = tmp_path / "killed"
     assert np.array_equal(extracted(videos, tmp_path / "broken", 2, str(marker)), direct(videos))
     assert marker.exists()
@@ -354,7 +354,7 @@ def test_a_worker_that_is_killed_counts_no_video_twice(cluster: None, videos: Pa
     assert sorted(ids) == list(range(8))
 
 
-def test_what_is_missing_alone_is_extracted(cluster: None, videos: Path, tmp_path: Path) -> None:
+def test_only_missing_features_are_extracted(cluster: None, videos: Path, tmp_path: Path) -> None:
     """5 of 8 clips have features: only batches with a clip that has none are computed."""
     expected = direct(videos)
     there = [ClipFeatures(i, "", 0, "", expected[i]) for i in range(5)]
@@ -364,18 +364,18 @@ def test_what_is_missing_alone_is_extracted(cluster: None, videos: Path, tmp_pat
     assert parts == [[0, 1, 2, 3, 4], [4, 5, 6, 7]]
 
 
-# What goes wrong
+# Errors
 
 
-def test_what_is_refused_before_ray_is_started(
+def test_errors_before_ray_starts(
     videos: Path, weights: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def refuse(*args: object, **kwargs: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("Ray was started before the input was checked")
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr("ray.init", fail)
     (tmp_path / "empty").mkdir()
     real, fake = ["--real", str(videos / "real")], ["--fake", str(videos / "other")]
     cases: list[tuple[int, str, list[str]]] = [
@@ -412,7 +412,7 @@ def test_what_is_refused_before_ray_is_started(
         ("unpaired", "has no original called '000'"),
     ],
 )
-def test_what_is_refused_after_a_look_at_the_videos(
+def test_errors_after_opening_the_videos(
     evaluate: Evaluate, videos: Path, weights: dict[str, str], tmp_path: Path, case: str, message: str
 ) -> None:
     real, fake, settings = videos / "real", videos / "other", ["--weights", weights["i3d"]]

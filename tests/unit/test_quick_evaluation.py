@@ -28,8 +28,8 @@ def record(uri: str, size: int = 32, codec: str = "vp9") -> VideoRecord:
 def sets(num_videos: int) -> dict[str, list[Clip]]:
     """The first half of the real videos is the reference. Videos occur again if there are too few."""
     real = [Clip(record(f"{i % num_videos}.mp4"), i, 1) for i in range(2 * COUNT)]
-    found = dict.fromkeys(SHIFTS, real[COUNT:]) | {"reference": real[:COUNT]}
-    return found | {"ar-step-5": [Clip(record(f"g/{i}.mp4", codec="h264"), 0, 1) for i in range(COUNT)]}
+    clips = dict.fromkeys(SHIFTS, real[COUNT:]) | {"reference": real[:COUNT]}
+    return clips | {"ar-step-5": [Clip(record(f"g/{i}.mp4", codec="h264"), 0, 1) for i in range(COUNT)]}
 
 
 def scored(num_videos: int = 2 * COUNT, **settings: Any) -> tuple[list[SetScore], dict[str, Any]]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ardiff.metrics.drift import STATISTICS, Drift, DriftReport, clip_statistics
+from ardiff.metrics.drift import STATISTICS, Drift, DriftReport, clip_statistics, mean_statistics
 from ray_jobs.reports.drift import curves, draw, page
 
 
@@ -18,6 +18,7 @@ def test_statistics_of_known_clips() -> None:
     moving = columns.copy()
     moving[1::2] = moving[1::2, :, ::-1]  # stripes swap in every frame
     assert clip_statistics(moving)[names.index("motion")] == 40.0
+    assert mean_statistics(np.stack([clip_statistics(flat), clip_statistics(moving)]))["motion"] == 20.0
     red = flat.copy()
     red[..., 0] = 160
     assert clip_statistics(red)[names.index("saturation")] == 60.0
