@@ -1,13 +1,13 @@
-"""Feeding clips: the Ray Data path against a bare PyAV loop, S3 against local, ranges against whole files, memory.
+"""Loading clips: Ray Data against a plain PyAV loop, S3 against local files, ranges against whole files, and memory.
 
     python benchmarks/data.py [--part decode|storage|ranges|memory] [--quick]
 
-``decode``: frames per second and core, decoded and resized, of 256 x 256 H.264 files; the Ray Data path up to a trainer
-that does nothing, against one process that reads, decodes and resizes in a loop. ``storage``: reading and decoding from
-S3 and from disk. ``ranges``: a clip of a long video by ranges and by reading the whole. ``memory``: peak of all
-processes, and what the object store spilled, for a set and for one of ten times its size. The S3 server is that of the
-tests. Prints the tables of docs/performance.md; what the machine does besides shows in seconds, hardly in ratios of
-CPU time.
+``decode``: frames per core-second, decoded and resized, of 256 x 256 H.264 files, for Ray Data with a trainer that does
+nothing and for one process that reads, decodes and resizes in a loop. ``storage``: reading and decoding from S3 and
+from disk. ``ranges``: a clip of a long video, read by ranges and as a whole file. ``memory``: peak memory of all
+processes, and bytes spilled by the object store, for a data set and for one ten times its size. The S3 server is that
+of the tests. Prints the tables of docs/performance.md. Other load on the machine changes seconds, but hardly changes
+ratios of CPU time.
 """
 
 import argparse
@@ -48,11 +48,11 @@ def main() -> int:
     parser.add_argument("--part", choices=("all", "decode", "storage", "ranges", "memory"), default="all")
     parser.add_argument("--quick", action="store_true", help="fewer videos and repetitions")
     arguments = parser.parse_args()
-    wanted = ("decode", "storage", "ranges", "memory") if arguments.part == "all" else (arguments.part,)
+    parts = ("decode", "storage", "ranges", "memory") if arguments.part == "all" else (arguments.part,)
     with tempfile.TemporaryDirectory() as folder:
         records = make_videos(Path(folder), 12 if arguments.quick else 40)
         repeats = 3 if arguments.quick else 5
-        for part in wanted:
+        for part in parts:
             print(f"\n### {part}\n", flush=True)
             match part:
                 case "decode":
@@ -67,15 +67,15 @@ def main() -> int:
 
 
 def make_videos(folder: Path, count: int) -> list[VideoRecord]:
-    """Moving noise over a gradient, 256 x 256, 96 frames, x264 with a key frame a second."""
+    """Moving blocks of noise, 256 x 256, 96 frames, x264 with about one key frame per second."""
     records = []
     for number in range(count):
-        place = folder / f"{number}.mp4"
-        place.write_bytes(make_video(number, 96))
-        found = probe(place.read_bytes())
-        facts = ("h264", found.width, found.height, found.fps, found.num_frames, 0, "x", "train", "ok", "")
-        timing = {"pts_start": found.timing.start, "pts_step": found.timing.step}
-        records.append(VideoRecord(str(place), place.stat().st_size, *facts, **timing))
+        path = folder / f"{number}.mp4"
+        path.write_bytes(make_video(number, 96))
+        info = probe(path.read_bytes())
+        fields = ("h264", info.width, info.height, info.fps, info.num_frames, 0, "x", "train", "ok", "")
+        timing = {"pts_start": info.timing.start, "pts_step": info.timing.step}
+        records.append(VideoRecord(str(path), path.stat().st_size, *fields, **timing))
     return records
 
 
@@ -98,8 +98,8 @@ def make_video(seed: int, num_frames: int, crf: int = 23, size: int = 256, noise
     return buffer.getvalue()
 
 
-def bare_loop(records: list[VideoRecord], clips: int) -> float:
-    """Seconds of CPU time of one process that reads files and decodes and resizes clips, without anything of ours."""
+def plain_loop(records: list[VideoRecord], clips: int) -> float:
+    """CPU seconds of one process that reads files and decodes and resizes clips with PyAV only."""
     started = time.process_time()
     scaler = av.video.reformatter.VideoReformatter()
     for number in range(clips):
@@ -124,7 +124,7 @@ def bare_loop(records: list[VideoRecord], clips: int) -> float:
 
 
 def other_loop(package: str, records: list[VideoRecord], clips: int) -> float:
-    """The bare loop with decord, which resizes while it decodes, or torchcodec, with its own resize.
+    """The plain loop with decord, which resizes while it decodes, or torchcodec, which resizes separately.
 
     Raises ImportError if the package is not installed, or RuntimeError or OSError if it cannot be loaded.
     """
@@ -133,23 +133,23 @@ def other_loop(package: str, records: list[VideoRecord], clips: int) -> float:
     for number in range(clips):
         record = records[number % len(records)]
         start = int(numpy_generator("start", number).integers(record.num_frames - CLIPS.span + 1))
-        data, wanted = Path(record.uri).read_bytes(), list(range(start, start + CLIPS.num_frames))
+        data, numbers = Path(record.uri).read_bytes(), list(range(start, start + CLIPS.num_frames))
         if package == "decord":
             reader = module.VideoReader(io.BytesIO(data), width=RESOLUTION, height=RESOLUTION, num_threads=1)
-            reader.get_batch(wanted).asnumpy()
+            reader.get_batch(numbers).asnumpy()
         else:
-            frames = module.VideoDecoder(data, num_ffmpeg_threads=1).get_frames_at(wanted).data.float()
+            frames = module.VideoDecoder(data, num_ffmpeg_threads=1).get_frames_at(numbers).data.float()
             torch.nn.functional.interpolate(frames, (RESOLUTION, RESOLUTION), mode="area").byte()
     return time.process_time() - started
 
 
 @contextlib.contextmanager
 def other_core_busy(records: list[VideoRecord]) -> Iterator[None]:
-    """A second bare loop runs beside the block, as Ray and the trainer do beside a loading task."""
-    neighbour = multiprocessing.get_context("spawn").Process(target=bare_loop, args=(records, 1 << 30), daemon=True)
+    """Runs a second plain loop next to the block, as Ray and the trainer run next to a loading task."""
+    neighbour = multiprocessing.get_context("spawn").Process(target=plain_loop, args=(records, 1 << 30), daemon=True)
     neighbour.start()
     try:
-        while sum(psutil.Process(neighbour.pid).cpu_times()[:2]) < 1.0:  # it has imported everything
+        while sum(psutil.Process(neighbour.pid).cpu_times()[:2]) < 1.0:  # its imports are done
             time.sleep(0.1)
         yield
     finally:
@@ -163,7 +163,7 @@ def measure_decode(records: list[VideoRecord], repeats: int, clips: int) -> None
     frames = clips * CLIPS.num_frames
     stream = ClipStream(manifest_table(records), CLIPS, RESOLUTION, seed=0)
     rows: list[dict[str, float]] = []
-    bare_loop(records, 8)
+    plain_loop(records, 8)
     others = []
     for package in ("decord", "torchcodec"):
         try:
@@ -172,31 +172,31 @@ def measure_decode(records: list[VideoRecord], repeats: int, clips: int) -> None
         except (ImportError, RuntimeError, OSError) as error:
             print(f"{package}: {str(error).splitlines()[0]}")
     with ray_cluster():
-        feed(stream, 64 * stream.chunk_size)  # workers are up, the pages of the object store have been touched
+        feed(stream, 64 * stream.chunk_size)  # start workers, touch the pages of the object store
         for _ in range(repeats):
-            rows.append({"alone": frames / bare_loop(records, clips), "ours": frames / own_loop(stream, clips)})
+            rows.append({"alone": frames / plain_loop(records, clips), "stream": frames / stream_loop(stream, clips)})
             with other_core_busy(records):
-                rows[-1]["bare"] = frames / bare_loop(records, clips)
+                rows[-1]["contended"] = frames / plain_loop(records, clips)
             wall, cpu = feed(stream, clips)
             rows[-1] |= {"ray": frames / cpu, "wall": frames / wall}
             for package in others:
                 rows[-1][package] = frames / other_loop(package, records, clips)
     median = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-    print("| path | frames per core-second, median | to the bare loop alone | to one of two bare loops |")
+    print("| path | frames per core-second | relative to one bare loop | relative to one of two bare loops |")
     print("|---|---|---|---|")
     paths = {
         "alone": "PyAV loop, one process, the other core idle",
-        "bare": "PyAV loop, one of two processes on two cores",
-        "ours": "`ClipStream.load`, one process, the other core idle",
-        "ray": "Ray Data into a null trainer, which keeps both cores busy",
+        "contended": "PyAV loop, one of two processes on two cores",
+        "stream": "`ClipStream.load`, one process, the other core idle",
+        "ray": "Ray Data with a null trainer, which keeps both cores busy",
     }
     for name, title in {**paths, **{package: f"{package}, one process" for package in others}}.items():
-        alone, bare = (statistics.median(row[name] / row[base] for row in rows) for base in ("alone", "bare"))
-        print(f"| {title} | {median[name]:.0f} | **{alone:.2f}** | **{bare:.2f}** |")
-    print(f"\n{clips} clips, {repeats} repetitions; into the null trainer {median['wall']:.0f} frames/s of wall time")
+        alone, contended = (statistics.median(row[name] / row[base] for row in rows) for base in ("alone", "contended"))
+        print(f"| {title} | {median[name]:.0f} | **{alone:.2f}** | **{contended:.2f}** |")
+    print(f"\n{clips} clips, {repeats} repetitions; with the null trainer {median['wall']:.0f} frames/s of wall time")
 
 
-def own_loop(stream: ClipStream, clips: int) -> float:
+def stream_loop(stream: ClipStream, clips: int) -> float:
     started = time.process_time()
     for chunk in range(-(-clips // stream.chunk_size)):
         stream.load(chunk)
@@ -204,7 +204,7 @@ def own_loop(stream: ClipStream, clips: int) -> float:
 
 
 def feed(stream: ClipStream, clips: int, pause: float = 0.0) -> tuple[float, float]:
-    """Wall seconds, and CPU seconds of the loading tasks, of feeding ``clips`` clips to a trainer that does nothing."""
+    """Wall seconds and CPU seconds of the loading tasks, to load ``clips`` clips for a trainer that does nothing."""
     import ray
 
     from ardiff.train.config import TrainConfig
@@ -221,7 +221,7 @@ def feed(stream: ClipStream, clips: int, pause: float = 0.0) -> tuple[float, flo
 
 
 class Meter:
-    """A stream that adds up the CPU time of the processes that load it, from one load's begin to the next one's."""
+    """A stream that measures the CPU time of its loading processes, from the start of one load to the next."""
 
     def __init__(self, stream: ClipStream) -> None:
         import ray
@@ -235,8 +235,8 @@ class Meter:
         return getattr(self.stream, name)
 
     def load(self, chunk: int, rows: np.ndarray | None = None) -> object:
-        # All that the process has used by now, so what Ray does with a block is counted as well, but for the last one.
-        self.clock.tell.remote(os.getpid(), sum(psutil.Process().cpu_times()[:2]), chunk)
+        # The total of the process, so that Ray's work on a block counts too, except for the last block.
+        self.clock.record.remote(os.getpid(), sum(psutil.Process().cpu_times()[:2]), chunk)
         return self.stream.load(chunk, rows)
 
 
@@ -244,7 +244,7 @@ class Clock:
     def __init__(self) -> None:
         self.used: dict[int, list[float]] = {}
 
-    def tell(self, process: int, seconds: float, chunk: int) -> None:
+    def record(self, process: int, seconds: float, chunk: int) -> None:
         self.used.setdefault(process, []).append(seconds)
 
     def read(self) -> float:
@@ -258,7 +258,7 @@ class Clock:
 
 @contextlib.contextmanager
 def s3_bucket() -> Iterator[str]:
-    """A bucket of the server that AWS_ENDPOINT_URL names, or of the one that the tests start."""
+    """A bucket of the S3 server of the tests."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     from s3_server import S3Server, environment
 
@@ -294,7 +294,7 @@ def measure_storage(records: list[VideoRecord], repeats: int) -> None:
                 times.append(time.perf_counter() - started)
             loading.append(times)
     size = sum(r.size for r in records) / len(records) / 1024
-    print("| one reader, one file after the other | local, ms a file | S3, ms a file | S3 / local |\n|---|---|---|---|")
+    print("| one reader, sequential | local, ms per file | S3, ms per file | S3 / local |\n|---|---|---|---|")
     for name, pairs in ((f"reading files of {size:.0f} KiB", reading), ("clips: reading, decoding, resizing", loading)):
         local, s3 = (1e3 * statistics.median(pair[i] for pair in pairs) / len(records) for i in (0, 1))
         ratio = statistics.median(pair[1] / pair[0] for pair in pairs)
@@ -302,21 +302,21 @@ def measure_storage(records: list[VideoRecord], repeats: int) -> None:
 
 
 def measure_ranges(folder: Path, repeats: int) -> None:
-    """One clip in the middle of files of growing size: when do ranges pay?"""
+    """Reads one clip in the middle of files of growing size, by ranges and whole."""
     print("| size, MiB | whole, ms | ranges, ms | requests | bytes read | whole / ranges |\n|---|---|---|---|---|---|")
     with s3_bucket() as bucket:
         for frames in (60, 200, 600, 1200):
             data = make_video(0, frames, crf=1, noise=True)
             timing: Timing = probe(data).timing
             storage.write_bytes(f"{bucket}/long.mp4", data)
-            wanted = list(range(frames // 2, frames // 2 + 16))
+            numbers = list(range(frames // 2, frames // 2 + 16))
             by_whole, by_ranges, requests, amount = [], [], 0, 0
             for _ in range(repeats):
                 started = time.perf_counter()
-                decode_frames(storage.read_bytes(f"{bucket}/long.mp4"), wanted, RESOLUTION, timing)
+                decode_frames(storage.read_bytes(f"{bucket}/long.mp4"), numbers, RESOLUTION, timing)
                 between = time.perf_counter()
                 with counting() as read:
-                    decode_frames(storage.RangeReader(f"{bucket}/long.mp4", len(data)), wanted, RESOLUTION, timing)
+                    decode_frames(storage.RangeReader(f"{bucket}/long.mp4", len(data)), numbers, RESOLUTION, timing)
                 by_whole.append(between - started)
                 by_ranges.append(time.perf_counter() - between)
                 requests, amount = len(read), sum(read)
@@ -331,7 +331,7 @@ def measure_ranges(folder: Path, repeats: int) -> None:
 
 @contextlib.contextmanager
 def counting() -> Iterator[list[int]]:
-    """The lengths of the ranges that are read inside the block."""
+    """The lengths of the ranges that the block reads."""
     lengths: list[int] = []
     original = storage.read_range
 
@@ -347,7 +347,7 @@ def counting() -> Iterator[list[int]]:
 
 
 def measure_memory(records: list[VideoRecord], clips: int) -> None:
-    """Peak memory of this process and all it started, and bytes spilled, with a trainer slower than the data."""
+    """Peak memory of this process and its children, and bytes spilled, with a trainer slower than the data."""
     print("| videos | clips | peak, MiB | spilled |\n|---|---|---|---|")
     for times in (1, 10):
         command = [sys.executable, __file__, "--memory-of", str(times), str(clips)]

@@ -3,8 +3,8 @@
     ardiff serve --checkpoint runs/quickstart/dit/pipeline     # on this machine, http://127.0.0.1:8000
     serve deploy cluster/serve_config.yaml                     # on a cluster
 
-A replica is both ingress and engine. With an ingress of its own, a crash of the ingress would leave the engine
-generating for nobody.
+A replica is both ingress and engine. If the ingress were separate and crashed, the engine would continue to generate
+videos without a reader.
 
 This module must not postpone the evaluation of annotations, see :mod:`ardiff.serving.api`.
 """

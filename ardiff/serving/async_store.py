@@ -38,7 +38,7 @@ class AsyncStore:
         self._heartbeat_threads = ThreadPoolExecutor(max_heartbeats, "heartbeats")
 
     async def call(self, operation: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
-        """Runs a method of the store, however long it takes. Raises RequestError 503 if storage is unavailable."""
+        """Runs a method of the store without a timeout. Raises RequestError 503 if storage is unavailable."""
         return await self._run(self._threads, functools.partial(operation, *args, **kwargs))
 
     async def call_timed(self, operation: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
@@ -58,7 +58,7 @@ class AsyncStore:
             raise _unavailable()
 
     def close(self, wait: bool = False) -> None:
-        """Stops the threads after their present calls, and waits for those if asked to."""
+        """Stops the threads after their current calls; with ``wait``, returns after those."""
         self._threads.shutdown(wait=wait)
         self._heartbeat_threads.shutdown(wait=wait)
 

@@ -48,7 +48,7 @@ class JobFinisher:
         self._start(self._finish(job, failure, frames_sha256))
 
     def withdraw(self, record: JobRecord) -> None:
-        """Removes what a refused request left in storage, once storage is available again."""
+        """Removes the files of a rejected request, once storage is available again."""
         self._start(self._withdraw(record))
 
     async def finish_queued(self, record: JobRecord, status: Status, failure: JobError | None = None) -> JobRecord:
@@ -83,7 +83,7 @@ class JobFinisher:
             seconds = (record.ended_at or record.created_at) - record.created_at
             self._metrics.record("ardiff_job_seconds", seconds, model=record.model)
         self.on_finished()
-        if job.heartbeat is not None:  # it may still write a lease that nobody holds any more
+        if job.heartbeat is not None:  # it may write the lease again after its removal
             await job.heartbeat
             with contextlib.suppress(RequestError):
                 await self._storage.call(self._storage.store.drop_leases, record)
@@ -134,7 +134,7 @@ class JobFinisher:
             await asyncio.sleep(self._config.storage_seconds)
             with contextlib.suppress(RequestError):
                 if (job := self._running.get(record.id)) is not None:
-                    job.stop(JobError("cancelled", "The request was refused."))
+                    job.stop(JobError("cancelled", "The request was rejected."))
                     continue
                 await self._storage.call(self._storage.store.delete, record)
                 return

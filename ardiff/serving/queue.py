@@ -33,7 +33,7 @@ class JobQueue:
         metrics: Recorder,
         stopping: Callable[[], bool],
     ) -> None:
-        """``stopping`` tells whether the replica shuts down: then it takes no more jobs."""
+        """``stopping`` returns whether the replica shuts down: then it takes no more jobs."""
         self._storage, self._running, self._models, self._finisher = storage, running, models, finisher
         self._config, self._metrics, self._stopping = config, metrics, stopping
         self.waiting = 0

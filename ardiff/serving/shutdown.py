@@ -9,7 +9,7 @@ class Shutdown:
     """Whether the replica shuts down, and until when its jobs may run."""
 
     def __init__(self, requested: Callable[[], bool], drain_seconds: float) -> None:
-        """``requested`` tells whether the host of the replica wants it to stop."""
+        """``requested`` returns whether the host of the replica wants it to stop."""
         self._requested, self._drain_seconds = requested, drain_seconds
         self.deadline = math.inf
         """End of the time for draining, by the monotonic clock."""

@@ -1,4 +1,4 @@
-"""Jobs in shared storage: any replica can answer for any job, and a crash loses none.
+"""Jobs in shared storage. Any replica can serve any job, and no job is lost when one crashes.
 
 ::
 

@@ -142,7 +142,7 @@ def test_missing_inputs(ardiff: Command, no_ray: None, tmp_path: Path) -> None:
             ["train-vae", f"clips.manifest={nowhere}"],
             ["encode", "--manifest", nowhere],
             ["evaluate", "--real", nowhere],
-            ["evaluate", "--real", manifest, f"fake=[{nowhere}/manifest.parquet]"],
+            ["evaluate-quick", "--real", manifest, f"fake=[{nowhere}/manifest.parquet]"],
         ],
         "There is no trained model": [
             ["encode", "--manifest", manifest, "--vae", nowhere],
@@ -189,10 +189,10 @@ def test_the_quickstart_looks_at_lengths_before_it_trains(tmp_path: Path, train:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("dit.num_tokens=3", "dit.num_tokens is 3, but the latents in {} have 2"),
-        ("dit.token_dim=8", "dit.token_dim is 8, but the latents in {} have 4"),
-        ("dit.num_frames=4", "dit.num_frames is 4, but the latents in {} are clips of 8 frames"),
-        ("dit.num_classes=5", "dit.num_classes is 5, but the latents in {} have 3 classes"),
+        ("dit.num_tokens=3", "dit.num_tokens is 3, but the latents of {} have 2"),
+        ("dit.token_dim=8", "dit.token_dim is 8, but the latents of {} have 4"),
+        ("dit.num_frames=4", "dit.num_frames is 4, but the clips of {} have 8 frames"),
+        ("dit.num_classes=5", "dit.num_classes is 5, but {} has 3 classes"),
     ],
 )
 def test_model_that_does_not_fit_the_latents(

@@ -69,7 +69,7 @@ def test_ctrl_c_ends_training_as_interrupted(jobs: Jobs, latents: Path, tmp_path
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
-    assert err.rstrip().endswith("The same command goes on where this one stopped (without resume=none).")
+    assert err.rstrip().endswith("The same command resumes (without resume=none).")
     assert "Traceback" not in err
     assert jobs.left_over() == []
 

@@ -70,4 +70,4 @@ def test_jobs_wait_for_the_nodes_that_they_ask_for(cluster: Cluster, tmp_path: P
     finally:
         process.kill()
     assert out == "cpu cuda\n", err
-    assert "device=auto: the cluster has no GPU now, so CPUs compute." in err
+    assert "device=auto: the cluster has no GPU now, so the job runs on CPUs." in err

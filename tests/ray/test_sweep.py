@@ -185,7 +185,7 @@ def test_invalid_videos_are_recorded_and_the_others_are_generated(
         *("quick.num_frames=12", "quick.controls=false"),
     )
     assert code == 1
-    assert err.rstrip().endswith("the same command tries them again.")
+    assert err.rstrip().endswith("The same command tries the failed videos again.")
     assert "Traceback" not in err
     assert "ardiff: 10 of 16 videos could not be generated; all others are complete." in err
     lines = lines_of(output)

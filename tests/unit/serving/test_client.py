@@ -20,7 +20,7 @@ def frames_in(file: Path) -> int:
         return len(list(container.decode(video=0)))
 
 
-def test_a_script_asks_waits_and_downloads(serve: Serve, tmp_path: Path) -> None:
+def test_a_script_requests_waits_and_downloads(serve: Serve, tmp_path: Path) -> None:
     served = serve()
     client = Client(served.url)
     seen: list[str] = []
@@ -46,7 +46,7 @@ def test_a_script_asks_waits_and_downloads(serve: Serve, tmp_path: Path) -> None
     client.close()
 
 
-def test_a_stream_waits_for_a_free_place(serve: Serve) -> None:
+def test_a_stream_retries_until_a_slot_is_free(serve: Serve) -> None:
     served = serve(engine={"max_requests": 1})
     first = Client(served.url).stream(num_frames=1000, num_inference_steps=50)
     next(first)
@@ -54,15 +54,15 @@ def test_a_stream_waits_for_a_free_place(serve: Serve) -> None:
     assert list(Client(served.url).stream(num_frames=2, num_inference_steps=2))
 
 
-def test_a_broken_connection_is_tried_again_but_not_by_what_asks_for_a_video() -> None:
-    heard: list[str] = []
+def test_a_broken_connection_is_retried_except_for_new_videos() -> None:
+    requests: list[str] = []
 
     class Breaking(BaseHTTPRequestHandler):
-        """Hangs up on every other request without a word."""
+        """Closes the connection on every other request."""
 
         def answer(self) -> None:
-            heard.append(self.command)
-            if len(heard) % 2 == 0:
+            requests.append(self.command)
+            if len(requests) % 2 == 0:
                 self.connection.close()
                 return
             body = b'{"data": []}'
@@ -79,14 +79,14 @@ def test_a_broken_connection_is_tried_again_but_not_by_what_asks_for_a_video() -
         threading.Thread(target=server.serve_forever).start()
         client = Client(f"http://127.0.0.1:{server.server_port}")
         assert client.models() == client.models() == []
-        assert heard == ["GET"] * 3
+        assert requests == ["GET"] * 3
         with pytest.raises(ServiceError, match="cannot be reached"):
             client.create()
-        assert heard == ["GET"] * 3 + ["POST"]
+        assert requests == ["GET"] * 3 + ["POST"]
         server.shutdown()
     nobody = Client(f"http://127.0.0.1:{server.server_port}")
     with pytest.raises(ServiceError, match="cannot be reached"):
-        nobody.models()  # at once: it may be the wrong place
+        nobody.models()  # no retry: the URL may be wrong
 
 
 def test_the_command(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +100,7 @@ def test_the_command(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["client", "--url", url, "stream", *settings, "--output", str(tmp_path / "b.mp4")]) == 0
     assert frames_in(tmp_path / "b.mp4") == 5
 
-    def listed() -> bool:  # a stream's end is told before its record is written
+    def listed() -> bool:  # a stream ends before its record is written
         assert main(["client", "--url", url, "list"]) == 0
         return capsys.readouterr().out.count("completed") == 2
 

@@ -1,4 +1,4 @@
-"""What breaks: replicas that die or stop, storage that goes away, iterations that fail. No job is lost."""
+"""Faults: crashed and stopped replicas, unavailable storage, failed iterations. No job is lost."""
 
 import math
 import threading
@@ -17,6 +17,7 @@ from ardiff.data.config import StorageConfig
 from ardiff.errors import DataError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling.engine import SamplingEngine
+from ardiff.sampling.request import SampleRequest
 from ardiff.serving.keys import digest
 from ardiff.serving.store import JobStore
 
@@ -24,7 +25,7 @@ from .conftest import JOB, LONG, SHORT_LEASE, Serve, eventually
 from .test_api import frames_of, sha256
 
 
-def test_any_replica_answers_for_any_job(serve: Serve) -> None:
+def test_any_replica_serves_any_job(serve: Serve) -> None:
     first, second = serve("a"), serve("b")
     lets = [first.hold(), second.hold()]
     video = first.ask(**JOB)
@@ -55,7 +56,7 @@ def test_a_job_is_cancelled_through_another_replica(serve: Serve) -> None:
     assert not first.replica.models["tiny"].busy
 
 
-def test_a_dead_replicas_job_is_repeated_by_another_with_the_same_frames(serve: Serve) -> None:
+def test_another_replica_repeats_the_job_of_a_crashed_one_with_the_same_frames(serve: Serve) -> None:
     first = serve("a")
     let = first.hold()
     video = first.ask(**JOB)
@@ -68,10 +69,10 @@ def test_a_dead_replicas_job_is_repeated_by_another_with_the_same_frames(serve: 
     assert second.record(video).crashes == 1
 
 
-def test_a_dead_replicas_stream_has_failed_and_is_not_repeated(serve: Serve) -> None:
+def test_the_stream_of_a_crashed_replica_fails_and_is_not_repeated(serve: Serve) -> None:
     first = serve("a")
     with first.client.stream("POST", "/v1/videos:stream", json=LONG) as answer:
-        parts = answer.iter_raw()  # kept: a client that drops it has left
+        parts = answer.iter_raw()  # held: dropping it would close the connection
         next(parts)
         first.crash()
         second = serve("b", lease_seconds=SHORT_LEASE)
@@ -79,7 +80,7 @@ def test_a_dead_replicas_stream_has_failed_and_is_not_repeated(serve: Serve) -> 
     assert failed["error"]["type"] == "replica_crashed"
 
 
-def test_a_job_that_kills_its_replicas_fails(serve: Serve) -> None:
+def test_a_job_that_crashes_its_replicas_fails(serve: Serve) -> None:
     settings = {"max_attempts": 2, "lease_seconds": SHORT_LEASE}
     first = serve("a", **settings)
     video = first.ask(**LONG)
@@ -92,8 +93,8 @@ def test_a_job_that_kills_its_replicas_fails(serve: Serve) -> None:
     assert failed["error"]["type"] == "replica_crashed"
 
 
-def test_jobs_of_a_dead_replica_are_repeated_one_at_a_time(serve: Serve) -> None:
-    """One of them may be what killed it, and is not to take the others with it again."""
+def test_jobs_of_a_crashed_replica_are_repeated_one_at_a_time(serve: Serve) -> None:
+    """One of them may have caused the crash, and must not fail the others with it."""
     first = serve("a")
     let = first.hold()
     videos = [first.ask(**{**JOB, "seed": seed}) for seed in (1, 2, 3)]
@@ -108,7 +109,7 @@ def test_jobs_of_a_dead_replica_are_repeated_one_at_a_time(serve: Serve) -> None
     assert [second.record(v).crashes for v in videos] == [1, 1, 1]
 
 
-def test_no_stream_starts_while_a_dead_replicas_job_waits_for_quiet(serve: Serve) -> None:
+def test_no_stream_starts_while_the_job_of_a_crashed_replica_waits_for_an_idle_one(serve: Serve) -> None:
     first = serve("a")
     let = first.hold()
     video = first.ask(**JOB)
@@ -126,7 +127,7 @@ def test_no_stream_starts_while_a_dead_replicas_job_waits_for_quiet(serve: Serve
 
 
 def test_replicas_outlive_an_outage_longer_than_a_lease(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody could give a sign of life meanwhile, so nobody is taken for dead at once when storage is back."""
+    """No heartbeat could be written meanwhile, so no replica counts as crashed when storage is available again."""
     first, second = serve("a"), serve("b", lease_seconds=SHORT_LEASE)
     first.hold()(40)
     with first.client.stream("POST", "/v1/videos:stream", json=LONG) as answer:
@@ -140,9 +141,8 @@ def test_replicas_outlive_an_outage_longer_than_a_lease(serve: Serve, monkeypatc
             for name in ("open_jobs", "heartbeat"):
                 outage.setattr(JobStore, name, away)
             time.sleep(2 * SHORT_LEASE)
-        polls, open_jobs = [], JobStore.open_jobs
-        monkeypatch.setattr(JobStore, "open_jobs", lambda store: polls.append(store) or open_jobs(store))
-        eventually(lambda: polls.count(second.replica.storage.store) >= 3)
+        for _ in range(3):
+            second.poll()
         assert video_id in first.replica.running
         record = second.record({"id": video_id})
         assert (record.lease, record.crashes) == (1, 0)
@@ -155,7 +155,7 @@ def test_a_key_that_is_removed_stops_working_while_a_sweep_hangs(
     monkeypatch.setattr(JobStore, "remove_expired", lambda store, seconds: let_go.wait(60))
     keys = tmp_path / "keys.yaml"
 
-    def write(text: str) -> None:  # at once: a file that is half written lacks keys
+    def write(text: str) -> None:  # in one step: a half-written file lacks keys
         draft = keys.with_suffix(".new")
         draft.write_text(text)
         draft.replace(keys)
@@ -169,7 +169,7 @@ def test_a_key_that_is_removed_stops_working_while_a_sweep_hangs(
         eventually(lambda: served.client.get("/v1/models", headers=header).status_code == 401, 50)
         other = {"authorization": "Bearer kb"}
         assert served.client.get("/v1/models", headers=other).status_code == 200
-        write("")  # the last one is removed, which does not open the door to everybody
+        write("")  # without any key nobody has access
         eventually(lambda: served.client.get("/v1/models", headers=other).status_code == 401, 50)
         assert served.client.get("/v1/models").status_code == 401
     finally:
@@ -241,7 +241,7 @@ def test_a_stopping_replica_finishes_its_jobs(serve: Serve) -> None:
     assert serve("b").look(video)["status"] == "completed"
 
 
-def test_a_stopping_replica_gives_back_what_it_cannot_finish(serve: Serve) -> None:
+def test_a_stopping_replica_returns_unfinished_jobs_to_the_queue(serve: Serve) -> None:
     served = serve(drain_seconds=0.0)
     let = served.hold()
     video = served.ask(**JOB)
@@ -256,8 +256,8 @@ def test_a_stopping_replica_gives_back_what_it_cannot_finish(serve: Serve) -> No
     assert serve("b").wait(video)["status"] == "completed"
 
 
-def test_a_replica_that_is_told_to_stop_takes_no_job_and_gives_back_what_it_has(serve: Serve) -> None:
-    """Whoever hosts it waits for its connections first, so it must end what they read in time by itself."""
+def test_a_replica_whose_host_stops_it_takes_no_job_and_returns_its_own(serve: Serve) -> None:
+    """The host waits for open connections first, so the replica itself must end them in time."""
     stopping = threading.Event()
     first = serve("a", stopping=stopping, drain_seconds=1.0, engine={"max_requests": 2})
     with first.client.stream("POST", "/v1/videos:stream", json={**LONG, "num_frames": 1000}) as answer:
@@ -274,7 +274,7 @@ def test_a_replica_that_is_told_to_stop_takes_no_job_and_gives_back_what_it_has(
     refused = first.client.post("/v1/videos", json=JOB)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     eventually(lambda: not first.replica.running)
-    time.sleep(0.3)  # several looks at the queue
+    first.poll()
     records = [first.record(video) for video in (running, waiting)]
     assert [(record.status, record.crashes) for record in records] == [("queued", 0), ("queued", 0)]
     assert records[1].lease == 0
@@ -282,7 +282,7 @@ def test_a_replica_that_is_told_to_stop_takes_no_job_and_gives_back_what_it_has(
     assert serve("b").wait(waiting)["status"] == "completed"
 
 
-def test_a_reader_of_another_replicas_video_is_sent_away_when_time_is_over(serve: Serve) -> None:
+def test_a_reader_of_another_replicas_video_is_disconnected_after_the_time_for_draining(serve: Serve) -> None:
     stopping = threading.Event()
     reader = serve("a", stopping=stopping, drain_seconds=0.5, engine={"max_requests": 1})
     reader.hold()
@@ -306,13 +306,13 @@ def test_a_reader_of_another_replicas_video_is_sent_away_when_time_is_over(serve
     assert worker.client.delete(f"/v1/videos/{video['id']}").json()["status"] == "cancelled"
 
 
-def test_storage_away(serve: Serve, tmp_path: Path) -> None:
-    """Requests are refused, a running stream goes on, and what ended meanwhile is recorded when storage is back."""
+def test_unavailable_storage(serve: Serve, tmp_path: Path) -> None:
+    """Requests are rejected, a running stream continues, and its end is recorded when storage is available again."""
     shared, real, file = tmp_path / "shared", tmp_path / "real", tmp_path / "file"
     real.mkdir()
     file.write_text("not a folder")
 
-    def point(target: Path) -> None:  # at once: between two steps, whoever writes would make the folder anew
+    def point(target: Path) -> None:  # in one step: otherwise a writer could create the folder in between
         draft = shared.with_name("draft")
         draft.symlink_to(target)
         draft.replace(shared)
@@ -342,14 +342,14 @@ def test_storage_away(serve: Serve, tmp_path: Path) -> None:
             received += b"".join(parts)
             assert len(frames_of(received)) == JOB["num_frames"]
             running = client.get(f"/v1/videos/{answer.headers['x-video-id']}").json()
-            assert running["status"] == "in_progress"  # it has not ended before that is known
+            assert running["status"] == "in_progress"  # until its end is written
             point(real)
         assert served.wait({"id": answer.headers["x-video-id"]})["frames_done"] == JOB["num_frames"]
     assert served.look(done)["status"] == "completed"
     assert served.client.get("/healthz").json()["status"] == "ok"
 
 
-def test_requests_do_not_line_up_for_storage_that_hangs(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_do_not_queue_for_storage_that_hangs(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(storage_seconds=1.5)
     let_go = threading.Event()
     with monkeypatch.context() as outage:
@@ -371,7 +371,7 @@ def test_requests_do_not_line_up_for_storage_that_hangs(serve: Serve, monkeypatc
     served.wait(served.ask(num_frames=2, num_inference_steps=2))
 
 
-def test_a_job_for_a_model_that_is_gone_fails(serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline]) -> None:
+def test_a_job_for_a_removed_model_fails(serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline]) -> None:
     first = serve(pipelines={"old": make_pipeline()})
     video = first.ask(**LONG)
     first.stop()
@@ -380,7 +380,7 @@ def test_a_job_for_a_model_that_is_gone_fails(serve: Serve, make_pipeline: Calla
 
 
 @pytest.mark.slow
-def test_a_service_on_s3_survives_its_absence(serve: Serve) -> None:
+def test_a_service_on_s3_survives_an_outage(serve: Serve) -> None:
     impatient = StorageConfig(retry_seconds=0.0, timeout=10.0).environment()  # as a replica is
     with S3Server() as server, environment(server.environment() | impatient):
         place = f"s3://{server.make_bucket()}/serve"
@@ -402,7 +402,7 @@ def test_a_service_on_s3_survives_its_absence(serve: Serve) -> None:
         assert other.wait(answer.json())["frames_sha256"] == done["frames_sha256"]
 
 
-def test_a_record_that_cannot_be_read_stops_nothing(serve: Serve, tmp_path: Path) -> None:
+def test_an_unreadable_record_does_not_stop_the_service(serve: Serve, tmp_path: Path) -> None:
     served = serve()
     bad = served.wait(served.ask(num_frames=2, num_inference_steps=2))
     (tmp_path / "shared" / "jobs" / "anonymous" / f"{bad['id']}.json").write_text("{")
@@ -413,17 +413,23 @@ def test_a_record_that_cannot_be_read_stops_nothing(serve: Serve, tmp_path: Path
 
 
 class Poisoned(SamplingEngine):
-    """An engine that has no memory for more than some frames at once, or for one seed at all."""
+    """An engine that runs out of memory in its fifth iteration, and in all further ones, with the job of seed 13."""
 
-    seed = 13
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.poisoned, self.steps = set[int](), 0
+
+    def submit(self, request: SampleRequest) -> int:
+        request_id = super().submit(request)
+        if request.params.seed == 13:
+            self.poisoned.add(request_id)
+        return request_id
 
     def step(self) -> Any:
-        if any(self.seed in lane.request.seeds for lane in self._lanes.values()) and self._steps() > 4:
+        self.steps += 1
+        if self.poisoned & self.running and self.steps > 4:
             raise torch.OutOfMemoryError("out of memory")
         return super().step()
-
-    def _steps(self) -> int:
-        return max(lane.iteration for lane in self._lanes.values())
 
 
 def test_out_of_memory_fails_one_job_and_no_other(
@@ -457,17 +463,23 @@ def test_values_that_are_not_finite_fail_one_job(
 ) -> None:
     served = serve()
     engine = served.replica.models["tiny"].engine
-    step = engine.step
+    step, submit, poisoned = engine.step, engine.submit, set[int]()
 
-    def poisoned() -> Any:
+    def remember(request: SampleRequest) -> int:
+        request_id = submit(request)
+        if request.params.seed == 13:
+            poisoned.add(request_id)
+        return request_id
+
+    def poison() -> Any:
         finished = step()
         for frames in finished:
-            lane = engine._lanes.get(frames.request_id)
-            if lane is not None and 13 in lane.request.seeds:
+            if frames.request_id in poisoned:
                 frames.latents.fill_(float("nan"))
         return finished
 
-    monkeypatch.setattr(engine, "step", poisoned)
+    monkeypatch.setattr(engine, "submit", remember)
+    monkeypatch.setattr(engine, "step", poison)
     fields = {"num_frames": 10, "num_inference_steps": 10, "ar_step": 5}
     bad, good = served.ask(seed=13, **fields), served.ask(seed=1, **fields)
     assert served.wait(bad, "failed")["error"]["type"] == "not_finite"

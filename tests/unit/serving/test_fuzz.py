@@ -1,4 +1,4 @@
-"""Malformed and hostile requests, drawn from the OpenAPI document: no 5xx, and the service goes on."""
+"""Malformed and hostile requests, drawn from the OpenAPI document: no 5xx, and the service continues."""
 
 import contextlib
 from typing import Any
@@ -79,7 +79,7 @@ PATIENT: dict[str, Any] = {
 }
 
 
-def test_hostile_requests_are_refused(serve: Serve) -> None:
+def test_hostile_requests_are_rejected(serve: Serve) -> None:
     served = serve(**PATIENT)
     for method, path, options in HOSTILE:
         check(served.client.request(method, path, **options))
@@ -109,7 +109,7 @@ def _bytes(body: bytes, kind: str) -> None:
 CLIENT: httpx.Client | None = None
 
 
-def test_bodies_of_any_bytes_are_refused(serve: Serve) -> None:
+def test_random_bodies_are_rejected(serve: Serve) -> None:
     global CLIENT
     served = serve(limits=LIMITS)
     CLIENT = served.client

@@ -1,4 +1,4 @@
-"""The page in a real Chromium: it plays a stream that is not finished, cancels, and says what is wrong."""
+"""The web page in a real Chromium: it plays an unfinished stream, cancels, and shows errors."""
 
 import math
 import time
@@ -110,7 +110,7 @@ def test_bad_input_is_explained_at_its_field(page: Page, serve: Serve) -> None:
     assert page.is_hidden("#error")
 
 
-def test_the_keyboard_alone_and_a_phone_are_enough(browser: Any, serve: Serve) -> None:
+def test_the_page_works_with_the_keyboard_and_on_a_phone(browser: Any, serve: Serve) -> None:
     served = serve()
     context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     context.set_default_timeout(120_000)
@@ -133,7 +133,7 @@ def test_the_keyboard_alone_and_a_phone_are_enough(browser: Any, serve: Serve) -
     context.close()
 
 
-def test_a_key_is_asked_for_where_one_is_needed(page: Page, serve: Serve, tmp_path: Path) -> None:
+def test_the_page_requests_a_key_if_the_service_needs_one(page: Page, serve: Serve, tmp_path: Path) -> None:
     from ardiff.serving.keys import digest
 
     (tmp_path / "keys.yaml").write_text(f"alice: {{sha256: {digest('ka')}}}")
