@@ -12,7 +12,7 @@ from ardiff.errors import ConfigError
 from ardiff.sampling.cost import frame_evaluations, sequential_passes
 from ardiff.sampling.params import FROM_INPUT, PER_VIDEO, SamplingParams, validate
 from ardiff.sweep.models import SweptModel
-from ardiff.sweep.specs import VideoOutput, VideoSpec, make_spec, spec_id
+from ardiff.sweep.specs import OutputSettings, VideoSpec, make_spec, spec_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +111,7 @@ def class_labels(grid: GridConfig, model: SweptModel) -> list[int | None]:
     return list(range(model.info.num_classes) if grid.classes is None else grid.classes) or [None]
 
 
-def point_specs(grid: GridConfig, point: SweepPoint, output: VideoOutput) -> list[VideoSpec]:
+def point_specs(grid: GridConfig, point: SweepPoint, output: OutputSettings) -> list[VideoSpec]:
     """The specs of a sweep point, class by class."""
     specs = []
     for label, seed in itertools.product(class_labels(grid, point.model), range(grid.seeds)):

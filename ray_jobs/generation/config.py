@@ -8,9 +8,9 @@ from ardiff.data.encode import VideoCodec
 from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.params import FROM_INPUT, SamplingParams
 from ardiff.sweep.grid import GridConfig
-from ardiff.sweep.specs import VideoOutput
+from ardiff.sweep.specs import OutputSettings
 from ray_jobs.evaluation.config import EvaluateConfig, QuickConfig
-from ray_jobs.generation.actors import Workers
+from ray_jobs.generation.actors import WorkerSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,14 +59,14 @@ class GenerateConfig(SamplingParams):
         return storage.join(self.output, "manifest.parquet")
 
     @property
-    def files(self) -> VideoOutput:
+    def files(self) -> OutputSettings:
         """Where the videos are stored, and in which format."""
-        return VideoOutput(output=self.output, fps=self.fps, codec=self.codec, crf=self.crf)
+        return OutputSettings(output=self.output, fps=self.fps, codec=self.codec, crf=self.crf)
 
     @property
-    def workers(self) -> Workers:
+    def workers(self) -> WorkerSettings:
         """The generating actors."""
-        return Workers(
+        return WorkerSettings(
             device=self.device,
             batch_size=self.batch_size,
             min_actors=1,
@@ -145,16 +145,16 @@ class SweepConfig:
         return self.quick if self.evaluate == "quick" else self.scores
 
     @property
-    def files(self) -> VideoOutput:
+    def files(self) -> OutputSettings:
         """Where the videos are stored, and in which format."""
-        return VideoOutput(
+        return OutputSettings(
             output=self.output, fps=self.fps, codec=self.codec, crf=self.crf, keep_latents=self.keep_latents
         )
 
     @property
-    def workers(self) -> Workers:
+    def workers(self) -> WorkerSettings:
         """The generating actors."""
-        return Workers(
+        return WorkerSettings(
             device=self.device,
             batch_size=self.batch_size,
             min_actors=self.min_actors,
