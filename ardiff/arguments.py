@@ -94,7 +94,7 @@ def command_parser(command: str, summary: str, module: ModuleType, config_class:
     documentation = field_documentation(config_class)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        if section_classes(hints[field.name]):
+        if section_classes(hints[field.name]) or "from_input" in field.metadata:  # a section, or not a setting
             continue
         flag = f"--{field.name.replace('_', '-')}"
         text = _help_text(field, documentation).replace("%", "%%")

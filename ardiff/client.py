@@ -24,7 +24,7 @@ import httpx
 
 from ardiff.config import field_documentation
 from ardiff.errors import ArdiffError
-from ardiff.sampling.params import SamplingParams
+from ardiff.sampling.params import FROM_INPUT, SamplingParams
 
 ENDED = ("completed", "failed", "cancelled", "expired")
 
@@ -234,7 +234,7 @@ def _request_options() -> dict[str, dict[str, Any]]:
         "fps": {"type": float, "help": "frames per second of the file"},
         "size": {"help": "WIDTHxHEIGHT, which must be the model's"},
     }
-    for name in (f.name for f in fields(SamplingParams)):
+    for name in (f.name for f in fields(SamplingParams) if f.name not in FROM_INPUT):
         if typing.get_origin(hints[name]) is Literal:
             options[name] = {"choices": typing.get_args(hints[name])}
         else:  # of an optional type, the type itself
@@ -242,7 +242,6 @@ def _request_options() -> dict[str, dict[str, Any]]:
         options[name]["help"] = documentation[name].replace("%", "%%")
     options["class_label"] |= {"type": str, "help": "class index or name"}
     options["seed"]["help"] = "seed of the noise (default: the service draws one)"
-    del options["given_frames"]  # follows from --reference
     return options
 
 

@@ -1,14 +1,14 @@
-"""What training costs: plain torch beside ZeRO, and batches from memory beside those that Ray Data feeds.
+"""Training throughput: plain torch compared with ZeRO, and batches from memory compared with batches from Ray Data.
 
     python benchmarks/training.py [--quick] [--workers 2]
     python benchmarks/training.py --part formula [--rounds 5]
 
-One Ray Train job runs all combinations one after the other on the same workers, so that the ratios are of one run. The
-model and the data are made here; the steps before the measured ones warm up.
+One Ray Train job runs all combinations in turn on the same workers, so the ratios are of one run. Model and data are
+random. The first steps of each combination warm up and are not measured.
 
-``formula`` compares the time of a step with what `ardiff estimate` says, for small models on one thread. The operations
-per second come from the first of them, so the other ratios say whether the formula holds. Steps take turns; the time is
-CPU time, which other work on the machine disturbs less.
+``formula`` compares the time of a step with the prediction of `ardiff estimate`, for small models on one thread. The
+first model gives the operations per second, and the ratios of the others show whether the formula holds. The models
+take turns, and the time is CPU time, which other load on the machine disturbs less.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["engines", "formula"], default="engines")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a smaller model and fewer steps")
-    parser.add_argument("--rounds", type=int, default=5, help="of formula: turns of each model; the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="with --part formula: steps per model; the median counts")
     options = parser.parse_args()
     if options.part == "formula":
         print_formula(options.rounds)
@@ -106,7 +106,7 @@ def write_latents(folder: Path) -> LatentStream:
 
 
 def measure(job: dict[str, Any]) -> None:
-    """On every worker: all engines with both feeds."""
+    """Runs on every worker: all engines with both sources of batches."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -120,7 +120,7 @@ def measure(job: dict[str, Any]) -> None:
 
 
 def run(changes: dict[str, Any], feed: str, job: dict[str, Any]) -> dict[str, float]:
-    """Samples per second and more of one combination."""
+    """Throughput of one combination."""
     steps = WARM_UP + (15 if job["quick"] else 60)
     tree = {"num_steps": WARM_UP, "batch_size": 16, "num_workers": job["workers"], "log_every": 10**6, **changes}
     warm_up = build(TrainConfig, {**tree, "loading_tasks": 1})
@@ -142,14 +142,14 @@ def run(changes: dict[str, Any], feed: str, job: dict[str, Any]) -> dict[str, fl
 
 
 def from_memory(stream: LatentStream, config: TrainConfig) -> Iterator[Batch]:
-    """The first batch, again and again."""
+    """The first micro-batch, repeated."""
     batch = {name: torch.from_numpy(values[: config.micro_batch_size]) for name, values in stream.load(0).items()}
     return itertools.repeat(batch)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     base = rows[0]["samples_per_second"]
-    print("| engine | batches from | samples/s | to torch from memory | waiting for data |")
+    print("| engine | batches from | samples/s | relative to torch from memory | waiting for data |")
     print("|---|---|---|---|---|")
     for row in rows:
         rate = row["samples_per_second"]
@@ -159,7 +159,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def formula_cases() -> dict[str, EstimateConfig]:
-    """Steps of small models; that by which the others are measured comes first."""
+    """Small models by name. The first one calibrates the operations per second."""
 
     def dit(width: int, depth: int, **changes: Any) -> EstimateConfig:
         model = DiTConfig(num_frames=FRAMES, num_tokens=16, width=width, depth=depth, num_heads=width // 32)
@@ -172,7 +172,7 @@ def formula_cases() -> dict[str, EstimateConfig]:
         "AR-DiT, width 128, depth 4": dit(128, 4),
         "AR-DiT, width 192, depth 6": dit(192, 6),
         "AR-DiT, width 384, depth 8": dit(384, 8),
-        "AR-DiT, width 256, depth 6, in 4 passes": dit(256, 6, micro_batch_size=1, gradient_accumulation=4),
+        "AR-DiT, width 256, depth 6, 4 micro-batches": dit(256, 6, micro_batch_size=1, gradient_accumulation=4),
         "AR-DiT, width 256, depth 6, checkpointed": dit(256, 6, activation_checkpointing=True),
         "AR-VAE, frames": replace(base, model="vae", vae=vae, num_frames=1, micro_batch_size=16),
         "AR-VAE, clips of 8 frames": replace(base, model="vae", vae=vae, num_frames=8, micro_batch_size=2),
@@ -180,7 +180,7 @@ def formula_cases() -> dict[str, EstimateConfig]:
 
 
 def stepper(case: EstimateConfig) -> Callable[[], None]:
-    """One update of a model of ``case``, to be called again and again."""
+    """A function that makes one update of a model of ``case``."""
     size, passes = case.micro_batch_size, case.gradient_accumulation
     task: Task
     if case.model == "dit":

@@ -11,15 +11,17 @@ from typing import Any
 from rich.markup import escape
 
 from ardiff.cli import main
+from ardiff.config import to_yaml
 from ardiff.data.manifest import usable
 from ardiff.errors import ConfigError
 from ardiff.metrics.scores import SetScore, table, write_scores
 from ardiff.metrics.weights import find_state
 from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.datasets import Dataset, OpenDataset, codecs, list_videos, open_videos
-from ray_jobs.evaluation.drift import write_drift
+from ray_jobs.evaluation.drift import measure_drift
 from ray_jobs.evaluation.paired_metrics import score_pairs
 from ray_jobs.evaluation.set_metrics import Inputs, Weights, score_sets
+from ray_jobs.reports.drift import write_drift
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.stages import record_run, stage, versions
@@ -51,7 +53,7 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
             scores += score_pairs(inputs, config.paired_metrics)
         content = write_scores(config.output, scores, versions())
         if config.drift:
-            write_drift(inputs)
+            write_drift(measure_drift(inputs), config.output, to_yaml(config))
         record.results, record.note = content, f"{len(scores)} scores of {len(generated)} sets"
         print_line(escape(table([(score.set, score) for score in scores])))
     return content

@@ -1,4 +1,4 @@
-"""What a video is to be: :class:`SamplingParams`, and :func:`validate`, which checks them against a model.
+"""Sampling parameters: :class:`SamplingParams`, and :func:`validate`, which checks them against a model.
 
 The pipeline, the sampling engine, ``ardiff generate``, sweeps, the HTTP API and its client all use this class. No other
 layer declares a sampling parameter: each reads ``dataclasses.fields(SamplingParams)``. To add a parameter, add a field
@@ -31,7 +31,7 @@ class InvalidParamError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """What one video is to be. Equal parameters and equal weights give equal frames."""
+    """Parameters of one video. Equal parameters and equal weights give equal frames."""
 
     num_frames: int = field(default=16, metadata={"tag": "f"})
     """Frames of the video, given ones included. It may be longer than the model sees at once."""
@@ -50,7 +50,7 @@ class SamplingParams:
     """Class index. None generates without a class; `ardiff generate` then takes the classes in turn."""
     seed: int = field(default=0, metadata={"per_video": True, "tag": "seed-"})
     """Seed of the noise. `ardiff generate` counts up from it."""
-    given_frames: int = field(default=0, metadata={"tag": "given-"})
+    given_frames: int = field(default=0, metadata={"from_input": True, "tag": "given-"})
     """First frames that are given by the caller instead of generated."""
 
     def shared(self) -> SamplingParams:
@@ -89,6 +89,8 @@ class SamplingParams:
 
 PER_VIDEO = tuple(f.name for f in fields(SamplingParams) if f.metadata.get("per_video"))
 """Fields that may differ between the videos of a batch."""
+FROM_INPUT = tuple(f.name for f in fields(SamplingParams) if f.metadata.get("from_input"))
+"""Fields that follow from another input of a call, such as given frames. They are not settings of a job."""
 
 
 def expand_params(

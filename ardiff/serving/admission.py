@@ -12,7 +12,7 @@ import numpy as np
 from ardiff.errors import DataError
 from ardiff.sampling.cost import sequential_passes
 from ardiff.sampling.engine import EngineLimitError
-from ardiff.sampling.params import InvalidParamError, ModelInfo, SamplingParams
+from ardiff.sampling.params import FROM_INPUT, InvalidParamError, ModelInfo, SamplingParams
 from ardiff.serving.async_store import AsyncStore
 from ardiff.serving.completion import JobFinisher
 from ardiff.serving.config import RequestLimits, ServiceConfig
@@ -22,7 +22,7 @@ from ardiff.serving.keys import ApiKeys, RateLimiter
 from ardiff.serving.model_runner import ModelRunner
 from ardiff.serving.queue import JobQueue
 from ardiff.serving.records import JobRecord, new_id
-from ardiff.serving.schemas import FROM_UPLOAD, RequestBase, maximum_values
+from ardiff.serving.schemas import RequestBase, maximum_values
 from ardiff.serving.shutdown import Shutdown
 from ardiff.serving.uploads import decode_upload
 
@@ -154,7 +154,7 @@ def _check(params: SamplingParams, model: ModelRunner) -> SamplingParams:
     try:
         return model.check(params)
     except InvalidParamError as error:
-        param = "input_reference" if error.param == FROM_UPLOAD else error.param
+        param = "input_reference" if error.param in FROM_INPUT else error.param
         raise invalid(param, f"{str(error).removesuffix('.')}.") from error
     except EngineLimitError as error:
         raise invalid(None, str(error)) from error

@@ -1,24 +1,23 @@
 """Requests and responses of the HTTP API. Their sampling parameters are the fields of :class:`SamplingParams`."""
 
 import typing
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ardiff.config import field_documentation
-from ardiff.sampling.params import SamplingMode, SamplingParams
+from ardiff.sampling.params import FROM_INPUT, SamplingMode, SamplingParams
 from ardiff.serving.config import RequestLimits, ServiceConfig
 from ardiff.serving.model_runner import ModelRunner
 from ardiff.serving.records import JobRecord, Status
 
 MAX_SEED = 2**53 - 1
 """The largest integer that JavaScript represents exactly."""
-FROM_UPLOAD = "given_frames"
-"""The sampling parameter that follows from the upload and is not part of a request."""
 
 
-def _sampling_fields(known: type[BaseModel], *excluded: str) -> dict[str, Any]:
+def _sampling_fields(known: type[BaseModel], excluded: Sequence[str] = ()) -> dict[str, Any]:
     """Pydantic fields for those of SamplingParams that ``known`` does not define."""
     hints, documentation = typing.get_type_hints(SamplingParams), field_documentation(SamplingParams)
     return {
@@ -46,7 +45,7 @@ VideoRequest = create_model(
     "VideoRequest",
     __base__=RequestBase,
     __doc__="A video to generate. Unknown fields are rejected.",
-    **_sampling_fields(RequestBase, FROM_UPLOAD),
+    **_sampling_fields(RequestBase, excluded=FROM_INPUT),
 )
 
 

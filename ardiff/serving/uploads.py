@@ -20,6 +20,8 @@ from ardiff.data.probe import probe
 from ardiff.errors import ArdiffError, DataError, DecodeError
 
 _PICTURES = ("PNG", "JPEG", "WEBP")
+START_SECONDS = 20.0
+"""Wall time for starting the process: on a busy machine, starting Python alone takes seconds."""
 _REJECTED = 3
 """Exit status for a file that cannot be used; the reason is on standard error."""
 
@@ -51,8 +53,7 @@ async def decode_upload(
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        # On a busy machine, starting Python alone takes seconds of wall time.
-        output, reason = await asyncio.wait_for(process.communicate(data), seconds + 20)
+        output, reason = await asyncio.wait_for(process.communicate(data), seconds + START_SECONDS)
     except TimeoutError as error:
         raise DataError(f"The upload takes more than {seconds:g} s to decode.") from error
     finally:

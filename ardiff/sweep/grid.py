@@ -10,9 +10,9 @@ from typing import Any
 from ardiff.config import build
 from ardiff.errors import ConfigError
 from ardiff.sampling.cost import frame_evaluations, sequential_passes
-from ardiff.sampling.params import PER_VIDEO, SamplingParams, validate
+from ardiff.sampling.params import FROM_INPUT, PER_VIDEO, SamplingParams, validate
 from ardiff.sweep.models import SweptModel
-from ardiff.sweep.specs import OutputConfig, VideoSpec, make_spec, spec_id
+from ardiff.sweep.specs import OutputSettings, VideoSpec, make_spec, spec_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class GridConfig:
         for name, listed in {"checkpoints": self.checkpoints, "classes": self.classes, **axes}.items():
             if listed is not None and (not listed or len(set(listed)) < len(listed)):
                 raise ValueError(f"{name} must hold at least one value, and none of them twice")
-        reserved = {*PER_VIDEO, "given_frames"}
+        reserved = {*PER_VIDEO, *FROM_INPUT}
         if names := reserved & (axes.keys() | self.sampling.changed().keys()):
             raise ValueError(
                 f"{', '.join(sorted(names))} cannot be a sampling parameter of a grid: classes, seeds and first_seed "
@@ -111,7 +111,7 @@ def class_labels(grid: GridConfig, model: SweptModel) -> list[int | None]:
     return list(range(model.info.num_classes) if grid.classes is None else grid.classes) or [None]
 
 
-def point_specs(grid: GridConfig, point: SweepPoint, output: OutputConfig) -> list[VideoSpec]:
+def point_specs(grid: GridConfig, point: SweepPoint, output: OutputSettings) -> list[VideoSpec]:
     """The specs of a sweep point, class by class."""
     specs = []
     for label, seed in itertools.product(class_labels(grid, point.model), range(grid.seeds)):

@@ -23,7 +23,7 @@ READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OutputConfig:
+class OutputSettings:
     """Where videos are stored, and in which format."""
 
     output: str
@@ -76,7 +76,7 @@ def spec_id(weights: str, params: SamplingParams, precision: str) -> str:
 
 
 def make_spec(
-    model: SweptModel, params: SamplingParams, precision: str, output: OutputConfig, name: str, point: str = ""
+    model: SweptModel, params: SamplingParams, precision: str, output: OutputSettings, name: str, point: str = ""
 ) -> VideoSpec:
     """The spec of a video of ``model``; ``name`` is the path of its files in the output folder, without suffix."""
     root = storage.absolute(output.output)

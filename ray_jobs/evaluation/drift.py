@@ -1,13 +1,11 @@
-"""Drift of long videos: scores every 16 frames of each set against the same real clips, as JSON, PNG and HTML."""
+"""Drift of long videos: scores every 16 frames of each set against the same real clips."""
 
-import functools
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from ardiff.config import fingerprint, to_yaml
+from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.metrics.drift import SEGMENT, STATISTICS, Drift, DriftReport, clip_statistics, mean_statistics
 from ardiff.metrics.store import FeatureStore
@@ -15,12 +13,10 @@ from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.datasets import Clip, generated_clips
 from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract
 from ray_jobs.evaluation.set_metrics import Inputs, Reference, extract_features, reference_clips
-from ray_jobs.reports.drift import draw, page
-from ray_jobs.runtime.stages import versions
 
 
-def write_drift(inputs: Inputs) -> None:
-    """Writes ``drift.json``, ``drift.png`` and ``drift.html`` to the output folder. Raises ArdiffError."""
+def measure_drift(inputs: Inputs) -> DriftReport:
+    """The distance and the mean statistics of each segment of each set. Raises ArdiffError."""
     config, spec = inputs.config, inputs.config.drift_spec
     segment_config = replace(config, num_frames=SEGMENT, drift=False)
     starts = range(0, config.num_frames, SEGMENT)
@@ -40,17 +36,13 @@ def write_drift(inputs: Inputs) -> None:
         own = slice(number * len(starts), (number + 1) * len(starts))
         statistics = {name: [m[name] for m in means[own]] for name in STATISTICS}
         drifts.append(Drift(name=dataset.name, fvd=distances[own], statistics=statistics))
-    report = DriftReport(
+    return DriftReport(
         sets=drifts,
         real_fvd=real.baseline.distance,
         real_statistics=real_means,
         num_clips=config.num_clips,
         protocol=f"{config.protocol}, {spec.feature}, {spec.resize}",
     )
-    path = functools.partial(storage.join, config.output)
-    storage.write_bytes(path("drift.json"), json.dumps(asdict(report), indent=1).encode())
-    storage.write_bytes(path("drift.png"), draw(report))
-    storage.write_bytes(path("drift.html"), page(report, to_yaml(config), versions()).encode())
 
 
 def _mean_statistics(config: EvaluateConfig, sets: list[list[Clip]]) -> list[dict[str, float]]:

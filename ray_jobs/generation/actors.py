@@ -32,7 +32,7 @@ REPORT_SECONDS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerConfig:
+class WorkerSettings:
     """The actors that generate videos."""
 
     device: str
@@ -51,7 +51,7 @@ class WorkerConfig:
 
 
 def generate_videos(
-    specs: Sequence[VideoSpec], complete: dict[str, Record], workers: WorkerConfig, description: str, invalid: int = 0
+    specs: Sequence[VideoSpec], complete: dict[str, Record], workers: WorkerSettings, description: str, invalid: int = 0
 ) -> dict[str, Record]:
     """Generates every spec whose record is not in ``complete``.
 
@@ -102,7 +102,7 @@ def generate_videos(
     return records
 
 
-def _check_resources(workers: WorkerConfig, device: torch.device) -> None:
+def _check_resources(workers: WorkerSettings, device: torch.device) -> None:
     """Raises ConfigError if the cluster can never start ``min_actors`` actors, which would wait forever."""
     kind: Literal["CPU", "GPU"] = "GPU" if device.type == "cuda" else "CPU"
     each = workers.gpus if kind == "GPU" else workers.cpu_threads
@@ -121,7 +121,7 @@ class GenerationWorker:
     and generates what is missing of the one that was running.
     """
 
-    def __init__(self, workers: WorkerConfig, device: str, queue: Any) -> None:
+    def __init__(self, workers: WorkerSettings, device: str, queue: Any) -> None:
         torch.set_num_threads(workers.cpu_threads)
         self.workers, self.device, self.queue, self.last_report = workers, device, queue, 0.0
         self.loaded: tuple[str, str] | None = None

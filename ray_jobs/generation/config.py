@@ -6,11 +6,11 @@ from typing import Literal
 from ardiff.data import storage
 from ardiff.data.encode import VideoCodec
 from ardiff.sampling.config import EngineConfig
-from ardiff.sampling.params import SamplingParams
+from ardiff.sampling.params import FROM_INPUT, SamplingParams
 from ardiff.sweep.grid import GridConfig
-from ardiff.sweep.specs import OutputConfig
+from ardiff.sweep.specs import OutputSettings
 from ray_jobs.evaluation.config import EvaluateConfig, QuickConfig
-from ray_jobs.generation.actors import WorkerConfig
+from ray_jobs.generation.actors import WorkerSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +45,8 @@ class GenerateConfig(SamplingParams):
     def __post_init__(self) -> None:
         if min(self.num_videos, self.batch_size, self.max_actors, self.cpu_threads) < 1:
             raise ValueError("num_videos, batch_size, max_actors and cpu_threads must be at least 1")
-        if self.given_frames:
-            raise ValueError("given_frames must be 0: `ardiff generate` has no given frames")
+        if names := set(FROM_INPUT) & self.params.changed().keys():
+            raise ValueError(f"{', '.join(sorted(names))} cannot be set: `ardiff generate` has no such input")
 
     @property
     def params(self) -> SamplingParams:
@@ -59,14 +59,14 @@ class GenerateConfig(SamplingParams):
         return storage.join(self.output, "manifest.parquet")
 
     @property
-    def files(self) -> OutputConfig:
+    def files(self) -> OutputSettings:
         """Where the videos are stored, and in which format."""
-        return OutputConfig(output=self.output, fps=self.fps, codec=self.codec, crf=self.crf)
+        return OutputSettings(output=self.output, fps=self.fps, codec=self.codec, crf=self.crf)
 
     @property
-    def workers(self) -> WorkerConfig:
+    def workers(self) -> WorkerSettings:
         """The generating actors."""
-        return WorkerConfig(
+        return WorkerSettings(
             device=self.device,
             batch_size=self.batch_size,
             min_actors=1,
@@ -145,16 +145,16 @@ class SweepConfig:
         return self.quick if self.evaluate == "quick" else self.scores
 
     @property
-    def files(self) -> OutputConfig:
+    def files(self) -> OutputSettings:
         """Where the videos are stored, and in which format."""
-        return OutputConfig(
+        return OutputSettings(
             output=self.output, fps=self.fps, codec=self.codec, crf=self.crf, keep_latents=self.keep_latents
         )
 
     @property
-    def workers(self) -> WorkerConfig:
+    def workers(self) -> WorkerSettings:
         """The generating actors."""
-        return WorkerConfig(
+        return WorkerSettings(
             device=self.device,
             batch_size=self.batch_size,
             min_actors=self.min_actors,

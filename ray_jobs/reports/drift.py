@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import asdict
 
+from ardiff.data import storage
 from ardiff.metrics.drift import SEGMENT, STATISTICS, DriftReport
 from ray_jobs.reports.html import Curve, Report, Sheet, render_report
+from ray_jobs.runtime.stages import versions
+
+
+def write_drift(report: DriftReport, output: str, config_yaml: str) -> None:
+    """Writes ``drift.json``, ``drift.png`` and ``drift.html`` to the folder ``output``."""
+    storage.write_bytes(storage.join(output, "drift.json"), json.dumps(asdict(report), indent=1).encode())
+    storage.write_bytes(storage.join(output, "drift.png"), draw(report))
+    storage.write_bytes(storage.join(output, "drift.html"), page(report, config_yaml, versions()).encode())
 
 
 def curves(report: DriftReport) -> list[Curve]:

@@ -1,4 +1,5 @@
-"""A run's report as one HTML file that needs no network: tables, curves, pictures and videos are all inside it."""
+"""A run's report as a single HTML file. Tables, curves, images and videos are embedded; nothing is loaded from
+outside."""
 
 import base64
 import math
@@ -15,14 +16,14 @@ LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 10.0, 40.0
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A step of the run."""
+    """A stage of the run."""
 
     name: str
     seconds: float
     peak_mib: float
-    """Largest memory of a process in MiB."""
+    """Peak memory in MiB."""
     status: str
-    """``done``, ``failed`` or any other word."""
+    """``done``, ``failed`` or any other text."""
     note: str
 
 
@@ -34,10 +35,10 @@ class Curve:
     x_label: str
     y_label: str
     series: dict[str, tuple[list[float], list[float]]]
-    """Name to (x, y), of equal length. Points that are not finite, or not positive on a log axis, are left out."""
+    """(x, y) by name, of equal length. Points that are not finite, or not positive on a log axis, are skipped."""
     log_y: bool
     labels: dict[str, list[str]] = field(default_factory=dict)
-    """Texts beside the points of a series, which are then marked; one a point."""
+    """By series, a text beside each point. Labelled points are marked."""
     caption: str = ""
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A picture, as PNG bytes."""
+    """An image, as PNG bytes."""
 
     title: str
     caption: str
@@ -59,7 +60,7 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A video (``video/mp4``) or an animated picture (``image/webp``), as the file's bytes."""
+    """A video (``video/mp4``) or an animated image (``image/webp``), as the bytes of the file."""
 
     title: str
     caption: str
@@ -73,19 +74,19 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A value in the table of its unit, in which rows are sorted by value."""
+    """A score. There is one table per unit, sorted by value."""
 
     name: str
     value: float
     unit: str
     note: str
     highlight: bool = False
-    """The row is a model's score, as opposed to a control."""
+    """Marks the score of a model, as opposed to a control."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text under a heading; every column but the first is of numbers."""
+    """Rows of text under a heading. All columns except the first are numbers."""
 
     title: str
     caption: str
@@ -99,7 +100,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the page shows. Sections without content are left out."""
+    """Content of the page. Sections without content are omitted."""
 
     title: str
     subtitle: str
@@ -114,19 +115,19 @@ class Report:
     caveats: list[str]
     tables: list[Table] = field(default_factory=list)
     command: str = ""
-    """What repeats the run."""
+    """Command that repeats the run."""
     leading: list[Curve] = field(default_factory=list)
-    """Plots that come before everything else."""
+    """Plots before all other sections."""
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Writes ``report`` as one HTML file, making its folder if needed."""
+    """Writes ``report`` as one HTML file. Creates the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_report(report), encoding="utf-8")
 
 
 def render_report(report: Report) -> str:
-    """The page as text. Everything in ``report`` is escaped; nothing is loaded from elsewhere."""
+    """The page as HTML text. All content is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=_number, tick=_tick_label, duration=_duration, memory=_memory, data_uri=_data_uri)
     template = environment.from_string(files("ray_jobs.reports").joinpath("report.html.j2").read_text(encoding="utf-8"))
@@ -147,7 +148,7 @@ def render_report(report: Report) -> str:
 class _ScoreRow:
     score: Score
     percent: float | None
-    """Length of the bar; None for a value that has no place on a log scale."""
+    """Length of the bar; None for a value that a log scale cannot show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,18 +164,18 @@ class _ScoreTable:
 
 
 def _score_tables(scores: list[Score]) -> list[_ScoreTable]:
-    """One table per unit, in order of first appearance, on a log scale of whole decades."""
+    """One table per unit, in order of appearance, with a log scale of whole decades."""
     tables = []
     for unit in dict.fromkeys(score.unit for score in scores):
         rows = sorted((score for score in scores if score.unit == unit), key=lambda score: score.value)
         logs = [math.log10(score.value) for score in rows if _on_log_scale(score.value)]
         low = math.floor(min(logs, default=0.0))
         decades = max(math.ceil(max(logs, default=1.0)) - low, 1)
-        places = [
+        percents = [
             100.0 * (math.log10(score.value) - low) / decades if _on_log_scale(score.value) else None for score in rows
         ]
         tables.append(
-            _ScoreTable(unit, 10.0**low, decades, [_ScoreRow(s, p) for s, p in zip(rows, places, strict=True)])
+            _ScoreTable(unit, 10.0**low, decades, [_ScoreRow(s, p) for s, p in zip(rows, percents, strict=True)])
         )
     return tables
 
@@ -193,7 +194,7 @@ class _Line:
     """SVG path data."""
     last: float
     points: list[tuple[float, float, str]]
-    """Places of marked points, and their texts."""
+    """Coordinates and texts of marked points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,7 @@ class _Plot:
     curve: Curve
     lines: list[_Line]
     x_ticks: list[tuple[float, str]]
-    """Place and label."""
+    """Coordinate and label."""
     y_ticks: list[tuple[float, str]]
     size: tuple[float, float] = (PLOT_WIDTH, PLOT_HEIGHT)
     box: tuple[float, float, float, float] = (LEFT, TOP, PLOT_WIDTH - RIGHT, PLOT_HEIGHT - BOTTOM)
@@ -226,27 +227,27 @@ def _plot(curve: Curve) -> _Plot:
     for name, values in series.items():
         if not values:
             continue
-        places = [(x_axis.place(x), y_axis.place(y), text) for x, y, text in values]
-        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y, _ in places)
-        lines.append(_Line(name, path, values[-1][1], places if name in curve.labels else []))
+        coordinates = [(x_axis.to_svg(x), y_axis.to_svg(y), text) for x, y, text in values]
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y, _ in coordinates)
+        lines.append(_Line(name, path, values[-1][1], coordinates if name in curve.labels else []))
     return _Plot(curve, lines, x_axis.ticks(), y_axis.ticks())
 
 
 class _Axis:
-    """Maps values to places between ``start`` and ``end``, with a little air around the extremes of a y axis."""
+    """Maps values to SVG coordinates between ``start`` and ``end``, with a margin around the extremes."""
 
     def __init__(self, values: list[float], start: float, end: float, log: bool) -> None:
         self.start, self.end, self.log = start, end, log
         low, high = self._scaled(min(values)), self._scaled(max(values))
-        air = 0.04 * (high - low) or 0.5
-        self.low, self.high = low - air, high + air
+        margin = 0.04 * (high - low) or 0.5
+        self.low, self.high = low - margin, high + margin
 
-    def place(self, value: float) -> float:
+    def to_svg(self, value: float) -> float:
         return self.start + (self._scaled(value) - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Round values along the axis: powers of ten, or 1-2-5 steps of them, or evenly spaced ones."""
-        return [(self.place(value), _tick_label(value)) for value in self._tick_values()]
+        """Round values along the axis: powers of ten, 1-2-5 steps of them, or evenly spaced values."""
+        return [(self.to_svg(value), _tick_label(value)) for value in self._tick_values()]
 
     def _tick_values(self) -> list[float]:
         if self.log:
@@ -279,7 +280,7 @@ def _tick_label(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, all of them before the decimal point."""
+    """Three significant digits, or all digits before the decimal point."""
     if not math.isfinite(value):
         return str(value)
     if abs(value) >= 100:

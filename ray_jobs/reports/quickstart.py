@@ -1,4 +1,4 @@
-"""The quickstart's page: what was run, what it looks like and how it scores."""
+"""The quickstart's report: stages, curves, videos and scores."""
 
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from ray_jobs.reports.html import Curve, Report, Score, Sheet, Stage, Video, wri
 from ray_jobs.runtime.stages import StageRecord, versions
 
 CAVEATS = [
-    "This run shows that the system works, from files to scores. It does not show the paper's claims, which need the "
-    "paper's data and sizes: docs/ablation.md says what its variants do at this scale.",
+    "This run shows that the system works from files to scores. It cannot show the paper's claims, which need the "
+    "paper's data and sizes: docs/ablation.md reports its variants at this scale.",
     "Which ar_step scores best changes with the seed: compare several before preferring one.",
 ]
 
@@ -29,7 +29,7 @@ def write_quickstart_report(
     generated: list[GenerateConfig],
     evaluated: QuickConfig,
 ) -> None:
-    """Writes the self-contained page from the stages' records and the generated videos."""
+    """Writes the report from the records of the stages and the generated videos."""
     by_name = {record.name: record for record in records}
     curves = [
         Curve(
@@ -66,7 +66,7 @@ def _summary(scores: dict[str, Any], total: float, peak: float) -> list[str]:
     sets = scores["sets"]
     models = {name: values["distance"] for name, values in sets.items() if name.startswith("ar-step-")}
     best = min(models, key=models.__getitem__)
-    shuffled = sets.get("shuffled frames")  # one of the controls, which can be left out
+    shuffled = sets.get("shuffled frames")  # missing if controls are off
     control = "" if shuffled is None else f", shuffled frames {shuffled['distance']:.1f}"
     lines = [
         f"All stages took {total / 60:.1f} minutes; the largest used {peak / 1024:.1f} GiB.",
@@ -85,12 +85,12 @@ def _summary(scores: dict[str, Any], total: float, peak: float) -> list[str]:
 
 def _extractor_caveat(scores: dict[str, Any]) -> str:
     random = (
-        f"The distance uses a seeded random network ({scores['extractors']['distance']}), not I3D: read it against the "
-        "controls of this table, never against published FVD numbers."
+        f"The distance uses a seeded random network ({scores['extractors']['distance']}), not I3D: compare it with the "
+        "controls of this table, never with published FVD values."
     )
     if "fvd" not in scores["extractors"]:
         return f"{random} `ardiff weights fetch i3d` adds FVD to the next run."
-    return f"{random} FVD is of the real I3D ({scores['extractors']['fvd']}); so few clips raise it."
+    return f"{random} FVD uses the real I3D ({scores['extractors']['fvd']}); so few clips bias it upwards."
 
 
 def _series(points: list[list[float]]) -> tuple[list[float], list[float]]:
@@ -111,7 +111,7 @@ def _describe(config: GenerateConfig) -> str:
 def _sheet(config: GenerateConfig) -> Sheet:
     records = read_manifest(config.manifest)[:8]
     png = contact_sheet(_frames(config, len(records)), [r.class_name for r in records])
-    return Sheet(f"Generated: {_describe(config)}", "A row is a video, time runs to the right.", png)
+    return Sheet(f"Generated: {_describe(config)}", "Each row is a video; time runs to the right.", png)
 
 
 def _real_clips(config: QuickConfig, count: int) -> tuple[np.ndarray, list[str]]:
@@ -123,7 +123,7 @@ def _real_clips(config: QuickConfig, count: int) -> tuple[np.ndarray, list[str]]
 
 def _real_sheet(config: QuickConfig) -> Sheet:
     png = contact_sheet(*_real_clips(config, 8))
-    return Sheet("Real, held out", "What the model has not seen, for comparison.", png)
+    return Sheet("Real, held out", "Clips that the model has not seen, for comparison.", png)
 
 
 def _real_video(config: QuickConfig, fps: float) -> Video:
@@ -140,7 +140,7 @@ def _playing(title: str, videos: np.ndarray, fps: float) -> Video:
 
 
 def _score(score: dict[str, Any], values: dict[str, float]) -> Score:
-    """A row of the table of its metric, with its interval; what else was measured of the set stands at its distance."""
+    """The table row of a score, with its interval. The row of a set's distance also lists its other values."""
     notes = [] if score["low"] is None else [f"95 % interval {score['low']:.1f} to {score['high']:.1f}"]
     if score["metric"] == "distance" and (words := describe(values)):
         notes.append(words)

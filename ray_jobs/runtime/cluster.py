@@ -67,8 +67,7 @@ def ray_cluster(cpus: int = 4) -> Iterator[None]:
         if not any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
             # Ray would create a token in the home folder, where two simultaneous first runs conflict.
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        ray.init(
-            address="local",
+        _start_local_cluster(
             num_cpus=max(4, cpus, os.cpu_count() or 1),
             object_store_memory=400 * 2**20,
             include_dashboard=False,
@@ -88,6 +87,21 @@ def ray_cluster(cpus: int = 4) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local_cluster(**options: Any) -> None:
+    """Starts Ray on this machine. Tries three times: Ray's limit of 30 seconds is too short on a busy machine.
+
+    The processes of a failed attempt end with this process.
+    """
+    for attempt in range(3):
+        try:
+            ray.init(address="local", **options)
+        except Exception as error:  # Ray raises no narrower type
+            if attempt == 2 or "timed out during startup" not in str(error):
+                raise
+        else:
+            return
 
 
 def _silence_ray() -> None:

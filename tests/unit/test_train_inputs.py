@@ -1,4 +1,4 @@
-"""What ties a training run to its data: the videos' content, the AR-VAE of the latents, and their statistics."""
+"""What identifies the data of a training run: content of the videos, AR-VAE of the latents, statistics."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ LATENTS = LatentSet("key", 8, 2, 4, ["a"], ["part.parquet"], [4], LatentStatisti
 
 
 def fingerprint_of(manifest: Path, records: list[VideoRecord], monkeypatch: pytest.MonkeyPatch) -> str:
-    """Of a run of AR-VAE training on these videos."""
+    """The fingerprint of an AR-VAE training run on these videos."""
     jobs: list[Any] = []
     manifest.parent.mkdir(exist_ok=True)
     write_manifest(str(manifest), records)
@@ -38,7 +38,7 @@ def fingerprint_of(manifest: Path, records: list[VideoRecord], monkeypatch: pyte
     return str(jobs[0].fingerprint)
 
 
-def test_a_run_is_of_its_videos_wherever_their_manifest_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_is_of_the_videos_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = replace(VIDEO, uri="b.mp4", label=1, class_name="b")
     whole = fingerprint_of(tmp_path / "one" / "manifest.parquet", [VIDEO, other], monkeypatch)
     assert fingerprint_of(tmp_path / "two" / "manifest.parquet", [VIDEO, other], monkeypatch) == whole
@@ -61,7 +61,7 @@ def test_latents_are_checked_against_the_vae_that_the_pipeline_gets(tmp_path: Pa
         dit_data.stored_latents(config)
 
 
-def test_a_pipeline_gets_no_other_vae_than_its_latents(tmp_path: Path, make_vae: Any, make_dit: Any) -> None:
+def test_a_pipeline_gets_the_vae_of_its_latents(tmp_path: Path, make_vae: Any, make_dit: Any) -> None:
     place, dit = str(tmp_path / "vae"), make_dit()
     save_autoencoder(place, make_vae())
     latents = replace(LATENTS, vae=place, vae_fingerprint=vae_fingerprint(place))
@@ -74,7 +74,7 @@ def test_a_pipeline_gets_no_other_vae_than_its_latents(tmp_path: Path, make_vae:
     write_trained({**description, "vae_fingerprint": ""}, dit.state_dict(), str(tmp_path / "pipeline"))
 
 
-def test_statistics_are_of_what_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_statistics_are_of_the_training_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class ComputedError(Exception):
         pass
 

@@ -76,7 +76,7 @@ def test_errors_name_the_samples() -> None:
 
 
 class FakeProgress:
-    """Stands for the actor that the driver follows."""
+    """Replaces the progress actor."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -312,7 +312,7 @@ def test_a_damaged_list_of_checkpoints_is_renamed(callback: Any, damage: str) ->
     assert snapshot.with_suffix(".json.damaged").exists()
 
 
-def test_a_part_of_a_chunk_is_what_the_whole_has_there(tmp_path: Path) -> None:
+def test_rows_of_a_chunk_equal_those_of_the_whole_chunk(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     from ardiff.data.latents import latent_table

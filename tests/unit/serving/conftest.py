@@ -93,6 +93,10 @@ class Served:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
+    def poll(self) -> None:
+        """Has the replica look at the queue now."""
+        asyncio.run_coroutine_threadsafe(self.replica.queue.poll(), self.loop).result(60)
+
     def record(self, video: dict[str, Any]) -> JobRecord:
         """The record in storage."""
         record = self.replica.storage.store.read("anonymous", video["id"])

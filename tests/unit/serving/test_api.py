@@ -162,10 +162,8 @@ def test_a_client_that_disconnects_cancels_its_stream(serve: Serve) -> None:
         next(answer.iter_raw())
         video = {"id": answer.headers["x-video-id"]}
     done = served.wait(video, "cancelled")
-    evaluations = served.replica.models["tiny"].engine.frame_evaluations
-    time.sleep(0.3)
-    assert served.replica.models["tiny"].engine.frame_evaluations == evaluations
     assert not served.replica.models["tiny"].busy
+    assert not served.replica.models["tiny"].engine.busy
     assert done["frames_done"] < 400
 
 

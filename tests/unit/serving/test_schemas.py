@@ -6,10 +6,10 @@ from dataclasses import asdict, fields
 
 from ardiff.client import _request_options
 from ardiff.config import field_documentation
-from ardiff.sampling.params import SamplingParams
+from ardiff.sampling.params import FROM_INPUT, SamplingParams
 from ardiff.serving.config import RequestLimits
 from ardiff.serving.requests import document_body
-from ardiff.serving.schemas import FROM_UPLOAD, Video, VideoRequest
+from ardiff.serving.schemas import Video, VideoRequest
 
 NAMES = {f.name for f in fields(SamplingParams)}
 DOCUMENTATION = field_documentation(SamplingParams)
@@ -19,8 +19,8 @@ def test_a_request_has_every_parameter_with_its_default_and_description() -> Non
     parameters = asdict(SamplingParams())
     request = VideoRequest.model_fields
     assert set(request) - NAMES == {"model", "fps", "size"}
-    assert NAMES - set(request) == {FROM_UPLOAD}
-    for name in NAMES - {FROM_UPLOAD, "class_label", "seed"}:  # which accept more than SamplingParams
+    assert NAMES - set(request) == {*FROM_INPUT}
+    for name in NAMES - {*FROM_INPUT, "class_label", "seed"}:  # which accept more than SamplingParams
         assert (request[name].default, request[name].description) == (parameters[name], DOCUMENTATION[name])
 
 

@@ -10,7 +10,7 @@ from ardiff.errors import ConfigError
 from ardiff.sampling.params import SamplingParams
 from ardiff.sweep.grid import GridConfig, class_labels, point_specs, sweep_points
 from ardiff.sweep.models import SweptModel
-from ardiff.sweep.specs import OutputConfig, VideoSpec
+from ardiff.sweep.specs import OutputSettings, VideoSpec
 
 GRID = GridConfig(
     checkpoints=("m",),
@@ -18,7 +18,7 @@ GRID = GridConfig(
     axes={"num_frames": [8, 20], "guidance_scale": [1, 2.5], "ar_step": [1, 5]},
     seeds=3,
 )
-OUTPUT = OutputConfig(output="out", fps=8.0, codec="h264", crf=8)
+OUTPUT = OutputSettings(output="out", fps=8.0, codec="h264", crf=8)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def model(make_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Swept
     return SweptModel.load(folder)
 
 
-def specs_of(grid: GridConfig, model: SweptModel, output: OutputConfig = OUTPUT) -> list[VideoSpec]:
+def specs_of(grid: GridConfig, model: SweptModel, output: OutputSettings = OUTPUT) -> list[VideoSpec]:
     return [spec for point in sweep_points(grid, [model], "fp32") for spec in point_specs(grid, point, output)]
 
 
@@ -61,7 +61,7 @@ def test_every_sampling_parameter_is_an_axis(model: SweptModel) -> None:
 
 
 def test_latents_and_codecs_have_files(model: SweptModel) -> None:
-    output = OutputConfig(output="s3://b/o", fps=8.0, codec="vp9", crf=30, keep_latents=True)
+    output = OutputSettings(output="s3://b/o", fps=8.0, codec="vp9", crf=30, keep_latents=True)
     spec = specs_of(GRID, model, output)[0]
     assert spec.uri.startswith("s3://b/o/videos/")
     assert spec.uri.endswith(".webm")

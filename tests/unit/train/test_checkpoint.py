@@ -26,7 +26,7 @@ def test_round_trip(engine: TorchEngine, make_dit, tmp_path: Path) -> None:
 
 
 def test_state_is_written_last(engine: TorchEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint that was interrupted while it was written is none."""
+    """A checkpoint that was interrupted while being written is not complete."""
 
     def fail(tensors: object, file: Path) -> None:
         file.write_bytes(b"half")
@@ -55,7 +55,7 @@ def test_missing_folder(engine: TorchEngine, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "no-such", engine, "abc")
 
 
-def test_another_configuration_is_refused_before_anything_is_loaded(
+def test_another_configuration_is_an_error_before_anything_is_loaded(
     engine: TorchEngine, make_dit, tmp_path: Path
 ) -> None:
     save_checkpoint(tmp_path, engine, TrainState(1, 1, "abc"))
@@ -73,7 +73,7 @@ def test_the_state_is_plain_json(engine: TorchEngine, tmp_path: Path) -> None:
     assert json.loads((tmp_path / STATE).read_text()) == state
 
 
-def test_other_numbers_are_named_and_refused_but_where_any_will_do(engine: TorchEngine, tmp_path: Path) -> None:
+def test_other_hyperparameters_are_an_error_unless_any_are_accepted(engine: TorchEngine, tmp_path: Path) -> None:
     before, after = (TrainConfig(optimizer=OptimizerConfig(lr=lr)).hyperparameters for lr in (2e-4, 1e-5))
     save_checkpoint(tmp_path, engine, TrainState(3, 48, "abc", before))
     assert load_checkpoint(tmp_path, engine, "abc", hyperparameters=before).hyperparameters == before

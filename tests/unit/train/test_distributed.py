@@ -1,4 +1,4 @@
-"""Several workers do what one does: on the same global batch the same losses and weights, whatever the engine."""
+"""Several ranks equal one: the same losses and weights on the same batch, with every engine."""
 
 import itertools
 import json
@@ -63,7 +63,7 @@ def samples(first: int, count: int) -> dict[str, torch.Tensor]:
 
 
 def work(changes: dict[str, Any], folder: Path, start: Path | None = None) -> None:
-    """One worker's part of a run; the first one writes the logged values."""
+    """Trains on one rank. Rank 0 writes the logged values."""
     config = settings(**{"num_workers": distributed.size(), **changes})
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -87,7 +87,7 @@ def work(changes: dict[str, Any], folder: Path, start: Path | None = None) -> No
 
 
 def work_adversarially(changes: dict[str, Any], folder: Path, start: Path | None = None) -> None:
-    """One worker's part of an AR-VAE's adversarial training, which begins at its third step."""
+    """Trains an AR-VAE on one rank, with a discriminator from the third step on."""
     config = settings(num_workers=distributed.size(), gradient_accumulation=2, **changes)
     sizes = {"resolution": 16, "patch_size": 8, "num_tokens": 2, "width": 16, "depth": 1, "num_heads": 2}
     with torch.random.fork_rng():
@@ -144,7 +144,7 @@ KINDS = {"torch": {}, **{f"zero{stage}": zero(stage) for stage in range(4)}}
 
 
 def work_all(folder: Path) -> None:
-    """Every kind of engine: the whole run, and one that goes on from its third step; ZeRO 3 also from ZeRO 2."""
+    """With every engine: a whole run, and one resumed from its third step; ZeRO 3 also from ZeRO 2."""
     for kind, changes in KINDS.items():
         settings = {"gradient_accumulation": 2, **changes}
         work(settings, folder / kind)
@@ -161,7 +161,7 @@ def work_all(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs on two workers, and ``alone``, on one worker with the plain engine."""
+    """Runs on two ranks, and ``alone`` on one rank with the torch engine."""
     folder = tmp_path_factory.mktemp("runs")
     work({}, folder / "alone")
     run_workers(2, work_all, folder)
@@ -170,7 +170,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_workers_equal_one_with_plain_adamw(runs: Path, kind: str) -> None:
-    """To 5e-6 in every weight, average and moment after six steps with a learning rate of 1e-2, in float32."""
+    """To 5e-6 in every weight, EMA weight and moment after six steps with a learning rate of 1e-2, in float32."""
     assert_close(runs / kind / "6", runs / "alone" / "6", 5e-6)
     ours, theirs = values(runs / kind), values(runs / "alone")
     assert ours.keys() == theirs.keys()
@@ -180,13 +180,13 @@ def test_two_workers_equal_one_with_plain_adamw(runs: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "bf16"])
-def test_going_on_is_exact(runs: Path, kind: str) -> None:
+def test_resuming_is_exact(runs: Path, kind: str) -> None:
     assert_same(runs / f"{kind} resumed" / "6", runs / kind / "6")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_going_on_with_another_number_of_workers(runs: Path, kind: str) -> None:
-    """Two workers' checkpoint of any ZeRO stage, on one worker without DeepSpeed: the same losses to rounding."""
+def test_resuming_with_another_number_of_workers(runs: Path, kind: str) -> None:
+    """A checkpoint of two ranks and any ZeRO stage, on one rank without DeepSpeed: equal losses up to rounding."""
     folder = runs / f"{kind} alone"
     work({}, folder, runs / kind / "3")
     assert_close(folder / "6", runs / "alone" / "6", 5e-6)
@@ -198,7 +198,7 @@ UNEVEN = {kind: {**KINDS[kind], "num_workers": 4, "min_workers": 1} for kind in 
 
 
 def work_unevenly(folder: Path) -> None:
-    """Three of at most four workers, with 2, 3 and 3 of 8 samples in two parts each, from scratch and going on."""
+    """Three of at most four ranks with 2, 3 and 3 of 8 samples in two micro-batches each, from scratch and resumed."""
     for kind, changes in UNEVEN.items():
         work(changes, folder / f"{kind} uneven")
         work(changes, folder / f"{kind} from two", folder / kind / "3")
@@ -215,7 +215,7 @@ def test_workers_with_unequal_shares_equal_one(runs: Path) -> None:
                     assert values(runs / name)[step][logged] == pytest.approx(expected, rel=1e-5)
 
 
-def test_going_on_at_another_stage(runs: Path) -> None:
+def test_resuming_at_another_stage(runs: Path) -> None:
     assert_close(runs / "zero3 from zero2" / "6", runs / "alone" / "6", 5e-6)
 
 
@@ -249,13 +249,13 @@ def test_each_worker_writes_whole_tensors(runs: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["torch", "zero2", "zero3"])
 def test_adversarial_training(runs: Path, kind: str) -> None:
-    """Both networks equal those of the plain engine on two workers, and go on exactly."""
+    """Both networks equal those of the torch engine on two ranks, and resume exactly."""
     for place in ("6", "6/discriminator"):
         assert_close(runs / f"{kind} gan" / place, runs / "torch gan" / place, 1e-5, ("model", "ema"))
         assert_same(runs / f"{kind} gan resumed" / place, runs / f"{kind} gan" / place)
 
 
-def test_a_missing_share_is_noticed(runs: Path, tmp_path: Path) -> None:
+def test_a_missing_shard_is_an_error(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "zero2" / "6", tmp_path / "copy")
     next((tmp_path / "copy").glob("ema-1-of-2*")).unlink()
     with pytest.raises(CheckpointError, match="files of 'ema' are missing"):
@@ -263,7 +263,7 @@ def test_a_missing_share_is_noticed(runs: Path, tmp_path: Path) -> None:
 
 
 def measure_and_store(folder: Path) -> None:
-    """Measures where the second worker has waited for data."""
+    """Measures a run in which rank 1 waits for data."""
     ticks = itertools.count()
     meter = Meter(settings(num_workers=2), CPU, lambda: float(next(ticks)))  # a second between two looks at it
     with meter.waiting():
@@ -279,7 +279,7 @@ def test_the_longest_wait_is_logged(tmp_path: Path) -> None:
 
 
 def draw_and_store(folder: Path) -> None:
-    """The noise that a worker's samples get in six steps."""
+    """Stores the noise of a rank's samples in six steps."""
     [part] = settings(num_workers=distributed.size()).parts(distributed.rank(), distributed.size())
     rows = []
     for step in range(STEPS):
@@ -316,12 +316,12 @@ def test_no_two_workers_ever_share_a_draw(tmp_path: Path) -> None:
         (zero(3, raw={"zero_optimization": {"offload_param": {"device": "nvme"}}}), "offload_param.device = 'nvme'"),
     ],
 )
-def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_contradictions_are_errors(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(**changes)
 
 
-def test_the_raw_section_is_passed_on() -> None:
+def test_the_raw_section_is_merged() -> None:
     raw = {"zero_optimization": {"reduce_bucket_size": 1000, "stage": 2}, "wall_clock_breakdown": True}
     merged = settings(num_workers=2, **zero(2, raw=raw)).deepspeed_settings(2)
     assert merged["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}

@@ -5,7 +5,7 @@ from torch import nn
 from ardiff.train.ema import EMA
 
 
-def test_average_follows_the_rising_decay() -> None:
+def test_the_ema_follows_the_rising_decay() -> None:
     model = nn.Linear(2, 1, bias=False)
     model.weight.data.fill_(1.0)
     ema, expected = EMA(model, 0.5), 1.0
@@ -17,7 +17,7 @@ def test_average_follows_the_rising_decay() -> None:
         assert ema.weights["weight"].flatten().tolist() == pytest.approx([expected] * 2, rel=1e-6)
 
 
-def test_the_average_is_float32_and_apart_from_the_weights() -> None:
+def test_the_ema_is_a_float32_copy_of_the_weights() -> None:
     model = nn.Linear(3, 2).bfloat16()
     ema = EMA(model, 0.9)
     before = {name: a.clone() for name, a in ema.weights.items()}

@@ -34,8 +34,8 @@ SMALL = EstimateConfig(dit=DIT, vae=VAE, num_frames=4, micro_batch_size=8, preci
 
 
 @pytest.mark.parametrize("model", ["dit", "vae"])
-def test_activations_are_those_that_the_allocator_gives_out(model: str) -> None:
-    """The memory that is more after a forward pass than before, of a real model, by torch's profiler."""
+def test_activations_are_what_the_allocator_allocates(model: str) -> None:
+    """The increase of memory in a forward pass of a real model, from torch's profiler."""
     config = dataclasses.replace(SMALL, model=model)
     counts, real = count_step(config), DiT(DIT) if model == "dit" else ARAutoencoder(VAE)
     if isinstance(real, DiT):
@@ -67,7 +67,7 @@ def test_operations_of_the_dit_by_hand() -> None:
     assert count_step(SMALL).flops == 2 * (5 * (linear + attention) + rest)
 
 
-def test_states_are_those_that_the_plain_engine_holds() -> None:
+def test_states_are_what_the_torch_engine_holds() -> None:
     engine = TorchEngine(DiT(DIT), OptimizerConfig(), torch.device("cpu"))
     for parameter in engine.model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -78,7 +78,7 @@ def test_states_are_those_that_the_plain_engine_holds() -> None:
     assert state_bytes(parameters, 0, 8, "fp32") == held == 20 * parameters
 
 
-def test_what_each_stage_shares_out() -> None:
+def test_what_each_stage_shards() -> None:
     assert [state_bytes(100, stage, 4, "bf16") for stage in range(4)] == [2000, 800, 650, 500]
     assert [state_bytes(100, stage, 1, "fp32") for stage in range(4)] == [2000, 2400, 2400, 2400]
     assert [exchanged_bytes(100, stage, 4, "bf16", 8) for stage in range(4)] == [600, 450, 2550, 3600]
@@ -108,7 +108,7 @@ def test_the_choice_is_the_fastest_that_fits() -> None:
 
 
 def test_a_generated_video_is_evaluations_of_frames_and_their_decoding() -> None:
-    """The parts against whole forward passes: of the AR-VAE, both halves; of the AR-DiT, a frame's share of a clip."""
+    """Against whole forward passes: both halves of the AR-VAE, and the AR-DiT per frame."""
     of_the_dit, _ = count_forward(DiT(DIT), 1, 4)
     of_the_vae, _ = count_forward(ARAutoencoder(VAE), 1, 4)
     assert 4 * (encoder_flops(VAE) + decoder_flops(VAE)) == of_the_vae
@@ -122,7 +122,7 @@ def test_a_generated_video_is_evaluations_of_frames_and_their_decoding() -> None
         assert plain - (guided - plain) == pytest.approx(frames * decoder_flops(VAE))
 
 
-def test_a_clip_through_i3d_takes_what_is_published_of_it() -> None:
+def test_operations_of_i3d_are_the_published_ones() -> None:
     """108 G multiplications and additions for 64 frames (Carreira and Zisserman's network at 224 x 224)."""
     assert i3d_flops() == pytest.approx(2 * 108e9 / 4, rel=0.05)
 
@@ -166,7 +166,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_documented_costs_are_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every block of docs/scaling.md that shows a command and what it prints, and the runbook's table."""
+    """Every block of docs/scaling.md with a command and its output, and the table of cluster/README.md."""
     shown = re.findall(r"```\n\$ ardiff (estimate.*)\n((?:.+\n)+?)```", (ROOT / "docs" / "scaling.md").read_text())
     assert shown
     for command, output in shown:

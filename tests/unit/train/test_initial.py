@@ -1,4 +1,4 @@
-"""Where a stage begins: from what, and what is refused."""
+"""Initial weights from an earlier stage."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_from_a_model_and_from_a_pipeline(make_vae, make_pipeline, tmp_path: Pat
         assert model.training
 
 
-def test_from_a_checkpoint_the_average_and_the_critic(make_vae, tmp_path: Path) -> None:
+def test_from_a_checkpoint_the_ema_and_the_discriminator(make_vae, tmp_path: Path) -> None:
     sizes = DiscriminatorConfig(width=4, depth=1)
     first, discriminator = engine(make_vae(seed=3)), engine(PatchDiscriminator(sizes))
     for each in (first, discriminator):
@@ -76,7 +76,7 @@ def test_an_ar_dit_from_a_pipeline(make_pipeline, make_dit, tmp_path: Path) -> N
 
 
 def test_wider_latents_are_pruned_to_their_first_channels(make_vae, tmp_path: Path) -> None:
-    """The pruned model encodes to the first channels, and decodes as the wide one does with the others at zero."""
+    """The pruned model encodes to the first channels, and decodes like the wide one with the others at zero."""
     wide, model = make_vae(seed=3, token_dim=12), make_vae(seed=5)
     save_autoencoder(str(tmp_path), wide)
     initialise_autoencoder(str(tmp_path), model)
@@ -96,7 +96,7 @@ def test_narrower_latents_are_not_widened(make_vae, tmp_path: Path) -> None:
         initialise_autoencoder(str(tmp_path), make_vae())
 
 
-def test_what_cannot_be_started_from(make_vae, tmp_path: Path) -> None:
+def test_invalid_initial_weights(make_vae, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither a trained model nor a training checkpoint"):
         initialise_autoencoder(str(tmp_path / "none"), make_vae())
     (tmp_path / "state.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""The one loop: accumulation, resumption to the last bit, and stopping before harm is done."""
+"""The training loop: accumulation, exact resuming, and stopping before a bad update."""
 
 import gzip
 import itertools
@@ -30,7 +30,7 @@ FRESH = TrainState(0, 0, "key")
 
 
 class Regression(Task):
-    """Least squares without randomness: the mean over a batch is the mean over its parts."""
+    """Least squares without randomness: the mean over a batch is the mean over its micro-batches."""
 
     def __init__(self, model: nn.Module | None = None) -> None:
         self.model = model or nn.Linear(3, 1)
@@ -44,7 +44,7 @@ class Regression(Task):
 
 
 class Recorder(TrainingCallback):
-    """Keeps what it hears; writes checkpoints where it has a folder for them."""
+    """Keeps the arguments of all hooks, and writes checkpoints if it has a folder."""
 
     def __init__(
         self, engine: TorchEngine | None = None, folder: Path | None = None, discriminator: TorchEngine | None = None
@@ -139,11 +139,11 @@ def make_task(kind: str, make_dit: Any, make_vae: Any, seed: int = 0) -> Task:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(("kind", "parts"), [("dit", 1), ("dit", 2), ("vae", 1)])
-def test_going_on_from_a_checkpoint_equals_an_unbroken_run(
+def test_resuming_from_a_checkpoint_equals_an_uninterrupted_run(
     make_dit: Any, make_vae: Any, tmp_path: Path, kind: str, parts: int, optimizer: str
 ) -> None:
-    law = OptimizerConfig(name=optimizer, lr=1e-2, schedule="cosine", warmup_steps=2)  # type: ignore[arg-type]
-    config = settings(optimizer=law, gradient_accumulation=parts, checkpoint_every=3)
+    optimizer_config = OptimizerConfig(name=optimizer, lr=1e-2, schedule="cosine", warmup_steps=2)  # type: ignore[arg-type]
+    config = settings(optimizer=optimizer_config, gradient_accumulation=parts, checkpoint_every=3)
     unbroken, first = run(make_task(kind, make_dit, make_vae), config, kind, folder=tmp_path)
     task = make_task(kind, make_dit, make_vae, seed=9)  # what was in memory is lost
     engine = make_engine(task, config)
@@ -162,12 +162,12 @@ def test_going_on_from_a_checkpoint_equals_an_unbroken_run(
 
 
 def test_training_learns() -> None:
-    law = OptimizerConfig(lr=5e-2)
-    _, recorder = run(regression(), settings(num_steps=150, optimizer=law))
+    optimizer_config = OptimizerConfig(lr=5e-2)
+    _, recorder = run(regression(), settings(num_steps=150, optimizer=optimizer_config))
     assert recorder.losses[150] < 0.01 * recorder.losses[1]
 
 
-def test_what_the_observer_hears() -> None:
+def test_when_hooks_are_called() -> None:
     ticks = itertools.count(0.0, 2.0)
     config = settings(num_steps=7, log_every=3, checkpoint_every=2, sample_every=5)
     engine, recorder = run(regression(), config, clock=lambda: next(ticks))
@@ -189,7 +189,7 @@ def test_without_sample_every_there_are_no_samples() -> None:
     assert not run(regression(), settings())[1].sheets
 
 
-def test_a_finished_run_is_left_as_it_is() -> None:
+def test_a_finished_run_does_not_change() -> None:
     task, config, done = regression(), settings(), TrainState(6, 24, "key")
     before = [p.detach().clone() for p in task.model.parameters()]
     recorder = Recorder()
@@ -221,7 +221,7 @@ def run_gan(task: AutoencoderTask, config: TrainConfig, **arguments: Any) -> tup
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_adversarial_training_goes_on_to_the_last_bit(make_vae: Any, tmp_path: Path, parts: int) -> None:
+def test_adversarial_training_resumes_exactly(make_vae: Any, tmp_path: Path, parts: int) -> None:
     config = settings(gradient_accumulation=parts, checkpoint_every=3)
     unbroken, first = run_gan(gan(make_vae), config, folder=tmp_path)
     task = gan(make_vae, seed=9)
@@ -236,8 +236,10 @@ def test_adversarial_training_goes_on_to_the_last_bit(make_vae: Any, tmp_path: P
 
 
 def test_the_learning_rate_of_every_optimizer_is_logged(make_dit: Any, make_vae: Any) -> None:
-    law = OptimizerConfig(name="muon", lr=1e-3, muon_lr=1e-2, schedule="drop", drop_step=3, drop_factor=0.1)
-    config = settings(optimizer=law, log_every=1)
+    optimizer_config = OptimizerConfig(
+        name="muon", lr=1e-3, muon_lr=1e-2, schedule="drop", drop_step=3, drop_factor=0.1
+    )
+    config = settings(optimizer=optimizer_config, log_every=1)
     _, recorder = run(make_task("dit", make_dit, make_vae), config, "dit")
     rates = [(logged["lr"], logged["muon_lr"]) for logged in recorder.logged.values()]
     assert rates == [pytest.approx((1e-3 * f, 1e-2 * f)) for f in [1.0] * 3 + [0.1] * 3]
@@ -246,7 +248,7 @@ def test_the_learning_rate_of_every_optimizer_is_logged(make_dit: Any, make_vae:
     assert recorder.logged[6]["discriminator_lr"] == recorder.logged[6]["lr"] == 1e-2 * recorder.logged[6]["lr_factor"]
 
 
-def test_the_critic_waits_for_its_step_and_then_learns(make_vae: Any) -> None:
+def test_the_discriminator_trains_from_its_first_step_on(make_vae: Any) -> None:
     task, config = gan(make_vae, from_step=4), settings(log_every=1)
     assert task.discriminator is not None
     seen = {0: [p.detach().clone() for p in task.discriminator.parameters()]}
@@ -266,7 +268,7 @@ def test_the_critic_waits_for_its_step_and_then_learns(make_vae: Any) -> None:
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_critic_that_is_not_finite_stops_before_any_change_of_it(make_vae: Any, what: str) -> None:
+def test_a_discriminator_that_is_not_finite_stops_before_its_update(make_vae: Any, what: str) -> None:
     task, config = gan(make_vae, from_step=0), settings(checkpoint_every=1)
     assert task.discriminator is not None
     honest, calls = task.discriminator_loss, 0
@@ -289,7 +291,7 @@ def test_a_critic_that_is_not_finite_stops_before_any_change_of_it(make_vae: Any
 
 
 class Spoilt(Regression):
-    """Goes wrong at the third step, in its second part."""
+    """Returns a bad loss in the second micro-batch of the third step."""
 
     def __init__(self, what: str) -> None:
         super().__init__(regression().model)
@@ -319,10 +321,10 @@ class Spoilt(Regression):
         ("gradient", "gradient is not finite at step 2, samples 8 to 11"),
     ],
 )
-def test_what_is_not_finite_stops_before_any_change(what: str, message: str) -> None:
-    law = OptimizerConfig(lr=1e-2)
-    expected, _ = run(regression(), settings(gradient_accumulation=2, num_steps=2, optimizer=law))
-    config = settings(gradient_accumulation=2, checkpoint_every=1, optimizer=law)
+def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_update(what: str, message: str) -> None:
+    optimizer_config = OptimizerConfig(lr=1e-2)
+    expected, _ = run(regression(), settings(gradient_accumulation=2, num_steps=2, optimizer=optimizer_config))
+    config = settings(gradient_accumulation=2, checkpoint_every=1, optimizer=optimizer_config)
     task = Spoilt(what)
     engine = make_engine(task, config)
     recorder = Recorder()
@@ -344,7 +346,7 @@ def test_data_that_ends_is_an_error(parts: int) -> None:
         run(regression(), config, batches=batches)
 
 
-def test_noise_differs_between_steps_and_parts() -> None:
+def test_noise_differs_between_steps_and_micro_batches() -> None:
     seen: list[float] = []
 
     class Spy(Regression):
@@ -399,12 +401,12 @@ def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(("schedule", "bound"), [("constant", False), ("drop", False), ("cosine", True)])
 def test_the_number_of_steps_matters_where_the_schedule_needs_it(schedule: str, bound: bool) -> None:
-    law = OptimizerConfig(schedule=schedule)  # type: ignore[arg-type]
-    numbers = [settings(num_steps=steps, optimizer=law).hyperparameters for steps in (6, 7)]
+    optimizer_config = OptimizerConfig(schedule=schedule)  # type: ignore[arg-type]
+    numbers = [settings(num_steps=steps, optimizer=optimizer_config).hyperparameters for steps in (6, 7)]
     assert (numbers[0] != numbers[1]) == bound
 
 
-def test_numbers_of_the_optimizer_may_change_but_not_its_kind() -> None:
+def test_hyperparameters_may_change_but_not_the_optimizer() -> None:
     plain, other = settings(), settings(optimizer=OptimizerConfig(lr=1e-5, beta1=0.8, schedule="drop"))
     assert plain.resume_key == other.resume_key
     assert plain.hyperparameters != other.hyperparameters
@@ -412,8 +414,8 @@ def test_numbers_of_the_optimizer_may_change_but_not_its_kind() -> None:
     assert plain.resume_key != settings(seed=1).resume_key
 
 
-def test_a_checkpoint_goes_on_with_another_learning_rate(tmp_path: Path) -> None:
-    """As if the schedule had said so."""
+def test_resuming_with_another_learning_rate(tmp_path: Path) -> None:
+    """The result equals a schedule that drops the rate."""
     drop = OptimizerConfig(lr=1e-2, schedule="drop", drop_step=3, drop_factor=0.05)
     unbroken, _ = run(regression(), settings(optimizer=drop))
     first = settings(num_steps=3, optimizer=OptimizerConfig(lr=1e-2))
@@ -431,7 +433,7 @@ def test_micro_batches() -> None:
 
 
 @pytest.mark.parametrize(("batch", "num_workers", "accumulation"), [(8, 4, 1), (8, 3, 2), (32, 7, 1), (10, 5, 2)])
-def test_shares_of_any_number_of_workers_make_up_the_batch(batch: int, num_workers: int, accumulation: int) -> None:
+def test_micro_batches_of_all_ranks_make_up_the_batch(batch: int, num_workers: int, accumulation: int) -> None:
     elastic = {"min_workers": 1, "num_workers": num_workers, "gradient_accumulation": accumulation}
     config = settings(batch_size=batch, **elastic)
     for size in range(1, num_workers + 1):
@@ -458,12 +460,12 @@ class Failing(Regression):
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
-def test_running_out_of_memory_says_where_and_what_to_change(error: Exception) -> None:
+def test_lack_of_memory_names_worker_step_and_remedy(error: Exception) -> None:
     with pytest.raises(TrainingError, match=r"Worker 0 ran out of memory at step 1: .*gradient_accumulation.*stage"):
         run(Failing(error), settings())
 
 
-def test_other_failures_say_where() -> None:
+def test_other_failures_name_worker_and_step() -> None:
     with pytest.raises(KeyError) as caught:
         run(Failing(KeyError("lost")), settings())
     assert caught.value.__notes__ == ["worker 0 at step 1"]
@@ -476,7 +478,7 @@ def test_other_failures_say_where() -> None:
         ("on_checkpoint", r"storing the checkpoint of step 6: .*train\.deepspeed\.stage"),
     ],
 )
-def test_memory_that_runs_out_elsewhere_is_told_too(part: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_in_hooks_is_explained_too(part: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -486,7 +488,7 @@ def test_memory_that_runs_out_elsewhere_is_told_too(part: str, message: str, mon
 
 
 class Jumping(Regression):
-    """Its loss is 1, and another from one step on."""
+    """Its loss is 1, and another one from step 130 on."""
 
     def __init__(self, height: float, stage_starts: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -506,11 +508,11 @@ def test_a_spike_stops_before_its_update() -> None:
     run(Jumping(30.0), settings(num_steps=140, max_loss_ratio=0.0))
 
 
-def test_a_stage_that_begins_is_no_spike() -> None:
+def test_the_start_of_a_stage_is_no_spike() -> None:
     run(Jumping(30.0, stage_starts=(130,)), settings(num_steps=140))
 
 
-def test_a_loss_with_an_adaptive_weight_measures_no_spike() -> None:
+def test_the_spike_check_is_off_with_an_adaptive_weight() -> None:
     task = Jumping(30.0)
     task.discriminator = nn.Linear(1, 1)
     task.discriminator_loss = lambda: (task.discriminator.weight.sum(), {})  # type: ignore[method-assign, union-attr]
@@ -524,7 +526,7 @@ class Negative(Regression):
         return self.model.weight.sum() * 0 - 1.0, {}
 
 
-def test_a_median_that_is_not_positive_measures_no_spike() -> None:
+def test_the_spike_check_is_off_if_the_median_is_not_positive() -> None:
     run(Negative(), settings(num_steps=110))
 
 
@@ -537,7 +539,7 @@ def test_losses_by_frame_and_timestep_are_means_of_their_kind(make_dit: Any, mak
         assert min(ranges) <= logged["loss"] <= max(ranges)
 
 
-def test_what_is_measured() -> None:
+def test_logged_throughput() -> None:
     _, recorder = run(regression(), settings(log_every=1, peak_tflops=1e-6))
     logged = recorder.logged[6]
     assert 0 <= logged["data_wait_share"] <= 1
@@ -569,7 +571,7 @@ def test_operations_are_six_for_every_weight_and_token_and_attention(make_dit: A
     assert operations(task, settings=changes) == [6 * (inner + attention) + 4 * first] * 6
 
 
-def test_a_frozen_encoder_counts_with_the_pass_that_it_makes(make_dit: Any) -> None:
+def test_a_frozen_encoder_counts_with_its_forward_pass(make_dit: Any) -> None:
     task, encoder = make_task("dit", make_dit, None), nn.Linear(4, 4)
     assert isinstance(task, DiTTask)
     [plain] = set(operations(task))
@@ -579,7 +581,7 @@ def test_a_frozen_encoder_counts_with_the_pass_that_it_makes(make_dit: Any) -> N
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_operations_follow_the_critic_and_the_temporal_decoder(make_vae: Any, parts: int) -> None:
+def test_operations_include_the_discriminator_and_the_temporal_decoder(make_vae: Any, parts: int) -> None:
     def of_steps(adversarial: int, temporal: int) -> list[int]:
         task, changes = gan(make_vae, adversarial, temporal_from_step=temporal), {"gradient_accumulation": parts}
         return operations(
@@ -593,7 +595,7 @@ def test_operations_follow_the_critic_and_the_temporal_decoder(make_vae: Any, pa
     assert of_steps(2, 4) == [*bare] * 2 + [*adversarial] * 2 + [*both] * 2
 
 
-def test_fp16_skips_what_overflows_until_its_scale_fits(tmp_path: Path) -> None:
+def test_fp16_skips_overflowing_steps_until_its_scale_fits(tmp_path: Path) -> None:
     config = settings(num_steps=30, precision="fp16", checkpoint_every=12)
     engine, _ = run(regression(), config, folder=tmp_path)
     exact, _ = run(regression(), settings(num_steps=30))
@@ -607,7 +609,7 @@ def test_fp16_skips_what_overflows_until_its_scale_fits(tmp_path: Path) -> None:
     assert torch.equal(resumed.model.weight, engine.model.weight)
 
 
-def test_fp16_gives_up_when_nothing_fits() -> None:
+def test_fp16_stops_after_many_overflows() -> None:
     class Steep(Regression):
         def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
             return (self.model.weight.sum() * 0).sqrt(), {}

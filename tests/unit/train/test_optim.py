@@ -42,7 +42,7 @@ def test_moment_decays_are_the_configured_ones(make_dit):
     assert adamw.param_groups[0]["betas"] == (0.8, 0.95)
 
 
-def test_constant_law() -> None:
+def test_constant_schedule() -> None:
     assert [learning_rate_factor(OptimizerConfig(), step, 10) for step in range(10)] == [1.0] * 10
 
 
@@ -80,7 +80,7 @@ def test_drop_has_two_constant_phases() -> None:
     assert rates == pytest.approx([2e-4, 2e-4, 1e-5, 1e-5])  # Sec. 4.1
 
 
-def test_unknown_law() -> None:
+def test_unknown_schedule() -> None:
     config = OptimizerConfig(schedule="step")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown schedule 'step'"):
         learning_rate_factor(config, 0, 1)

@@ -34,14 +34,14 @@ from ardiff.train.estimate.zero import estimate_stages, exchanged_bytes
 DOCS = Path(__file__).parents[3] / "docs" / "scaling.md"
 
 
-def test_latents_take_as_many_bytes() -> None:
+def test_bytes_of_latents() -> None:
     latents = np.random.default_rng(0).normal(size=(256, 16, 32, 4))
     file = io.BytesIO()
     pq.write_table(latent_table({"latents": latents, "label": np.zeros(256, dtype=np.int64)}), file)
     assert 1.0 < len(file.getvalue()) / (256 * latent_bytes(16, 32, 4)) < 1.34
 
 
-def test_a_checkpoint_takes_as_many_bytes(tmp_path: Path) -> None:
+def test_bytes_of_a_checkpoint(tmp_path: Path) -> None:
     model = DiT(DiTConfig(num_frames=4, num_tokens=4, token_dim=4, width=128, depth=4, num_heads=4))
     engine = TorchEngine(model, OptimizerConfig(), torch.device("cpu"))
     for parameter in model.parameters():
@@ -55,7 +55,7 @@ def test_a_checkpoint_takes_as_many_bytes(tmp_path: Path) -> None:
 
 
 def work_through(interval: float, seconds: float, between: float, restart: float, failures: int) -> float:
-    """The share of time that is lost in a simulated run, which loses what it did since its last checkpoint."""
+    """The share of lost time in a simulated run, where a failure loses the work since the last checkpoint."""
     generator = np.random.default_rng(0)
     clock = done = 0.0
     for life in generator.exponential(between, failures):

@@ -54,7 +54,7 @@ class Perfect(torch.nn.Module):
         return self.answer
 
 
-def test_autoencoder_loss_is_its_parts(make_vae):
+def test_autoencoder_loss_is_the_sum_of_its_terms(make_vae):
     model, video = make_vae(), to_unit(clips()["video"])
     noise = torch.randn(2, 4, 2, 4, generator=generator())
     output, posterior = model(video, noise)
@@ -66,7 +66,7 @@ def test_autoencoder_loss_is_its_parts(make_vae):
         assert float(loss) == pytest.approx(float(distance + 0.25 * posterior.kl()), rel=1e-5)
 
 
-def test_smoothness_is_the_step_of_the_latent_means(make_vae):
+def test_smoothness_is_the_difference_of_latent_means(make_vae):
     model, batch = make_vae(), clips()
     plain, smooth = (
         AutoencoderTask(model, AutoencoderTaskConfig(smoothness_weight=weight)).loss(batch, 0, draws())
@@ -160,7 +160,7 @@ def test_neither_loss_reaches_the_other_network(make_vae):
     assert set(parts) == {"discriminator_real", "discriminator_fake"}
 
 
-def test_without_a_weight_there_is_no_critic(make_vae):
+def test_without_a_weight_there_is_no_discriminator(make_vae):
     task = AutoencoderTask(make_vae(), AutoencoderTaskConfig())
     assert task.discriminator is None
     with pytest.raises(NotImplementedError):
@@ -208,7 +208,7 @@ def test_dit_is_trained_on_the_configured_target(prediction: str) -> None:
 
 
 @pytest.mark.parametrize("law", ["fopp", "synchronous", "independent", "uniform_from_first"])
-def test_dit_draws_timesteps_by_the_configured_law(law: str) -> None:
+def test_dit_draws_timesteps_as_configured(law: str) -> None:
     batch = latents(64)
     model = Perfect(batch["latents"])
     dit_task(model, DiffusionConfig(timestep_sampling=law)).loss(batch, 0, draws())  # type: ignore[arg-type]
@@ -356,7 +356,7 @@ def test_draws_are_cut_from_those_of_the_whole_batch() -> None:
 
 
 @pytest.mark.parametrize("kind", ["dit", "vae"])
-def test_the_loss_of_a_batch_is_the_mean_over_its_parts(make_dit, make_vae, kind: str) -> None:
+def test_the_loss_of_a_batch_is_the_mean_over_its_micro_batches(make_dit, make_vae, kind: str) -> None:
     batch = latents(6) if kind == "dit" else {"video": clips()["video"].repeat(3, 1, 1, 1, 1)}
     task = (
         dit_task(make_dit(), class_dropout=0.5)

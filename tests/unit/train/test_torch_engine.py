@@ -32,7 +32,7 @@ def update(engine: TorchEngine, step: int, factor: float = 1.0) -> float:
 
 
 def content(engine: TorchEngine) -> dict[str, torch.Tensor]:
-    """Everything that an update may change, as copies."""
+    """Copies of everything that an update may change."""
     found = {f"weight {n}": p.detach().clone() for n, p in engine.model.named_parameters()}
     found |= {f"average {n}": a.clone() for n, a in engine.ema.weights.items()}
     for i, optimizer in enumerate(engine.optimizers):
@@ -48,7 +48,7 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_saved_and_loaded_goes_on_to_the_last_bit(make_dit, tmp_path: Path, name: str) -> None:
+def test_a_restored_engine_continues_exactly(make_dit, tmp_path: Path, name: str) -> None:
     engine = make_engine(make_dit().train(), name)
     for step in range(3):
         update(engine, step)
@@ -71,7 +71,7 @@ def test_saving_changes_nothing_and_unpickles_nothing(make_dit, tmp_path: Path) 
     assert {p.name for p in tmp_path.iterdir()} == {f"{part}-0-of-1.safetensors" for part in GROUPS}
 
 
-def test_weights_of_another_size_are_refused(make_dit, tmp_path: Path) -> None:
+def test_weights_of_another_size_are_an_error(make_dit, tmp_path: Path) -> None:
     write_tensors(tmp_path, make_engine(make_dit()))
     with pytest.raises(CheckpointError, match="of another model"):
         make_engine(make_dit(width=32)).restore(ShardReader(tmp_path))
@@ -98,8 +98,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(make_dit, name: str, valu
     assert_same(content(engine), content(engine_without))
 
 
-def test_norm_is_that_before_clipping_and_the_update_that_after() -> None:
-    """Shown with plain gradient descent in the optimizer's place."""
+def test_the_norm_is_before_clipping_and_the_update_after() -> None:
+    """With plain gradient descent as the optimizer."""
     model = nn.Linear(2, 1, bias=False)
     model.weight.data.zero_()
     engine = TorchEngine(model, OptimizerConfig(lr=1.0), CPU, max_grad_norm=1.0)

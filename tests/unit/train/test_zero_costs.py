@@ -29,7 +29,7 @@ RING = {"all_reduce": 2, "reduce_scatter_tensor": 1, "all_gather_into_tensor": 1
 
 
 def live_bytes() -> int:
-    """Memory of all tensors there are."""
+    """Bytes of all live tensors."""
     gc.collect()
     tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter)]
     tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]
@@ -39,7 +39,7 @@ def live_bytes() -> int:
 
 
 def count_payloads() -> Counter[str]:
-    """From now on, the bytes that each kind of collective is called for."""
+    """Counts the bytes of each kind of collective from now on."""
     counts = Counter[str]()
 
     def wrap(name: str) -> None:
@@ -58,7 +58,7 @@ def count_payloads() -> Counter[str]:
 
 
 def measure(folder: Path) -> None:
-    """An update with three passes, under every stage: the most that a worker holds between passes, what it sends."""
+    """Measures an update of three passes under every stage: peak bytes between passes, and bytes sent."""
     payloads, found = count_payloads(), {}
     latents, zeros = torch.randn(2, 2, 2, 4), torch.zeros(2, 2, dtype=torch.int64)
     for stage, precision in CASES:

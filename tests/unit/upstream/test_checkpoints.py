@@ -16,7 +16,6 @@ from ardiff.upstream.autoencoder import UpstreamAutoencoder
 from ardiff.upstream.checkpoints import dit_config, load_dit, load_vae, vae_config, vae_from_titok
 from ardiff.upstream.dit import UpstreamDiT
 from ardiff.upstream.keys import DIT_RULES, VAE_RULES, translate
-from ardiff.vae import DecoderCache
 
 MODES = {
     "self": "y_share_norm_temporal_causal",
@@ -207,20 +206,6 @@ def test_settings_that_do_not_fit(weights):
         load_vae(state, num_heads=2, image_size=64)
 
 
-@pytest.mark.parametrize("split", [[1] * 5, [2, 3], [4, 1], [3, 2]])
-def test_clips_decoded_in_chunks(weights, numbers, split):
-    """Clips of three frames: a chunk continues the one before, and a clip does not see the one before."""
-    latents = numbers("vae_wt")["z"][:, :, :, 0].transpose(2, 3)
-    latents = torch.cat([latents, latents.flip(1)], dim=1)[:, :5]
-    model = load_vae(weights("vae_wt"), num_heads=2, image_size=64, num_frames=3)
-    with torch.no_grad():
-        at_once, cache = model.decode(latents), DecoderCache()
-        parts = torch.cat([model.decode(part, cache) for part in latents.split(split, dim=1)], dim=1)
-        assert error(parts, at_once) < 1e-4
-        assert error(at_once[:, 3:], model.decode(latents[:, 3:])) < 1e-4
-        assert error(at_once[:, :2], model.decode(latents[:, :2])) < 1e-4
-
-
 def test_an_autoencoder_from_titok(weights, numbers):
     """Its means are TiTok's first channels, and its temporal attention adds nothing yet."""
     plain = weights("vae_img")
@@ -232,8 +217,8 @@ def test_an_autoencoder_from_titok(weights, numbers):
         ("encoder.conv_out.bias", 0),
         ("decoder.decoder_embed.weight", 1),
     ):
-        kept = plain[key].narrow(axis, 0, 4)
-        titok[key] = torch.cat([kept, 9 * kept, -3 * kept], dim=axis)  # 12 channels
+        first = plain[key].narrow(axis, 0, 4)
+        titok[key] = torch.cat([first, 9 * first, -3 * first], dim=axis)  # 12 channels
     plain["pixel_quantize_conv.bias"] = torch.zeros(256)
     settings = {"num_heads": 2, "image_size": 64}
     made = vae_from_titok(titok, token_dim=4, num_frames=3, source="TiTok", **settings)

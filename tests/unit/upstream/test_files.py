@@ -26,8 +26,8 @@ class Payload:
         return Path.touch, (self.mark,)
 
 
-def write(file: Path, content: object, how: str) -> None:
-    match how:
+def write(file: Path, content: object, file_format: str) -> None:
+    match file_format:
         case "archive":
             torch.save(content, file)
         case "legacy":
@@ -43,49 +43,49 @@ def write(file: Path, content: object, how: str) -> None:
                     archive.addfile(entry, io.BytesIO(data))
 
 
-@pytest.mark.parametrize("how", ["archive", "legacy", "safetensors"])
+@pytest.mark.parametrize("file_format", ["archive", "legacy", "safetensors"])
 @pytest.mark.parametrize(
     "wrap", [lambda t: t, lambda t: {"state_dict": t, "step": 3}, lambda t: {"model": {"module": t}}]
 )
-def test_every_format(tmp_path, how, wrap):
-    file = tmp_path / ("w.safetensors" if how == "safetensors" else "w.bin")
-    if how == "safetensors":
+def test_every_format(tmp_path, file_format, wrap):
+    file = tmp_path / ("w.safetensors" if file_format == "safetensors" else "w.bin")
+    if file_format == "safetensors":
         save_file({f"module.{name}": tensor for name, tensor in TENSORS.items()}, file)
     else:
-        write(file, wrap({f"module.{name}": tensor for name, tensor in TENSORS.items()}), how)
+        write(file, wrap({f"module.{name}": tensor for name, tensor in TENSORS.items()}), file_format)
     read = read_checkpoint(str(file))
     assert read.keys() == TENSORS.keys()
     assert all(torch.equal(read[name], TENSORS[name]) for name in read)
 
 
-@pytest.mark.parametrize("how", ["archive", "legacy", "pickle", "tar"])
+@pytest.mark.parametrize("file_format", ["archive", "legacy", "pickle", "tar"])
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".safetensors"])
-def test_nothing_is_executed(tmp_path, how, suffix):
+def test_nothing_is_executed(tmp_path, file_format, suffix):
     mark, file = tmp_path / "executed", tmp_path / f"w{suffix}"
-    write(file, {"a.weight": torch.ones(2), "b": Payload(mark)}, how)
+    write(file, {"a.weight": torch.ones(2), "b": Payload(mark)}, file_format)
     with pytest.raises(CheckpointError, match=r"refused|Cannot read the weights"):
         read_checkpoint(str(file))
     assert not mark.exists()
-    if how != "tar":  # the payload works: this is what is not done
+    if file_format != "tar":  # the payload works: this is what is not done
         data = io.BytesIO(file.read_bytes())
-        pickle.load(data) if how == "pickle" else torch.load(data, weights_only=False)  # noqa: S301
+        pickle.load(data) if file_format == "pickle" else torch.load(data, weights_only=False)  # noqa: S301
         assert mark.exists()
 
 
-@pytest.mark.parametrize("how", ["archive", "legacy"])
-def test_the_refusal_says_what_to_do(tmp_path, how):
-    write(tmp_path / "w.bin", {"a": Payload(tmp_path / "executed")}, how)
+@pytest.mark.parametrize("file_format", ["archive", "legacy"])
+def test_the_refusal_says_what_to_do(tmp_path, file_format):
+    write(tmp_path / "w.bin", {"a": Payload(tmp_path / "executed")}, file_format)
     with pytest.raises(CheckpointError, match=r"w\.bin holds more than tensors.*refused.*safetensors"):
         read_checkpoint(str(tmp_path / "w.bin"))
 
 
-@pytest.mark.parametrize("how", ["archive", "legacy", "safetensors"])
-@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.9, 0.999])
-def test_truncated(tmp_path, how, kept):
-    file = tmp_path / ("w.safetensors" if how == "safetensors" else "w.bin")
-    save_file(TENSORS, file) if how == "safetensors" else write(file, TENSORS, how)
+@pytest.mark.parametrize("file_format", ["archive", "legacy", "safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_truncated(tmp_path, file_format, share):
+    file = tmp_path / ("w.safetensors" if file_format == "safetensors" else "w.bin")
+    save_file(TENSORS, file) if file_format == "safetensors" else write(file, TENSORS, file_format)
     data = file.read_bytes()
-    file.write_bytes(data[: int(kept * len(data))])
+    file.write_bytes(data[: int(share * len(data))])
     with pytest.raises(CheckpointError, match=r"Cannot read the weights .*w\."):
         read_checkpoint(str(file))
 
