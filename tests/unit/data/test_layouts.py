@@ -82,7 +82,7 @@ def test_folders() -> None:
     assert assign("folders", ["train/b/1.mp4", "test/a/x/"], {}, 0.5) == [("b", 1, "train"), ("a", 0, "test")]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.keys() - {"folders"})
+@pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - {"folders"}))
 def test_paths_that_do_not_fit_the_layout_are_an_error_that_shows_the_expected_ones(layout: LayoutName) -> None:
     with pytest.raises(DataError, match=rf"layout={layout}, which expects .*The first video is stuff/1.mp4"):
         assign(layout, ["stuff/1.mp4"], {}, 0.5)
