@@ -118,8 +118,9 @@ def run(config: EncodeConfig, key: str = "") -> str:
     folder = storage.absolute(storage.join(config.output, name))
     shape = (config.num_frames, model.num_tokens, model.token_dim)
     with ray_cluster(config.max_actors + 3), stage("encode", config.output, key) as record:
-        starts = [config.starts(r.length_at(config.fps)) for r in records]
-        wanted = np.concatenate([clip_numbers(i, s, config.mirrored) for i, s in enumerate(starts)])
+        wanted = np.concatenate(
+            [clip_numbers(i, config.starts(r.length_at(config.fps)), config.mirrored) for i, r in enumerate(records)]
+        )
         stored_classes = _stored_classes(folder)
         stored = _remove_outdated(folder, records, CurrentVideos.of(manifest, stored_classes))
         missing = np.setdiff1d(wanted, stored)
@@ -165,19 +166,19 @@ def _remove_outdated(folder: str, records: list[VideoRecord], current: CurrentVi
     def read(row: dict[str, Any]) -> dict[str, Any]:
         return {"file": row["file"], **read_labelled_keys(row["file"]).to_pydict()}
 
-    keys = list(ray.data.from_items([{"file": file} for file in files]).map(read).iter_rows())
-    numbers, stays = stored_clips(keys, records, current)
-    if outdated := sum(int((~stay).sum()) for stay in stays):
+    rows = ray.data.from_items([{"file": file} for file in files]).map(read).iter_rows()
+    numbers, stays = stored_clips(rows, records, current)
+    if outdated := sum(int((~stay).sum()) for stay in stays.values()):
         print_line(f"{outdated} clips of the set are removed: the content, label or split of their videos has changed")
-    for columns, stay in zip(keys, stays, strict=True):
+    for file, stay in stays.items():
         if stay.all():
             continue
         # The description counts rows, so the set is not complete from here on.
         storage.delete_file(storage.join(folder, DESCRIPTION))
         if stay.any():
-            storage.write_bytes(columns["file"], select_rows(columns["file"], stay))
+            storage.write_bytes(file, select_rows(file, stay))
         else:
-            storage.delete_file(columns["file"])
+            storage.delete_file(file)
     return numbers
 
 

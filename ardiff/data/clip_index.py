@@ -4,8 +4,9 @@ A clip's number holds the index of its video among the records, its first frame,
 integer per clip is all that the driver of the encode job keeps of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,30 +65,33 @@ class CurrentVideos:
 
 
 def stored_clips(
-    keys: Sequence[dict[str, list]], records: Sequence[VideoRecord], current: CurrentVideos
-) -> tuple[np.ndarray, list[np.ndarray]]:
+    files: Iterable[dict[str, Any]], records: Sequence[VideoRecord], current: CurrentVideos
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The clips of a set that stay.
 
     Args:
-        keys: For every file the columns ``uri``, ``etag``, ``label``, ``start`` and ``mirrored`` of its clips.
+        files: For every file its URI ``file``, and ``uri``, ``etag``, ``label``, ``start`` and ``mirrored`` of its
+            clips. Only their numbers are kept in memory.
         records: The videos to encode. Videos that are not among them get indices after them.
         current: The manifest.
 
     Returns:
-        The numbers of the clips that stay, ascending; and for every file which of its clips stay, bool. A clip that is
-        stored twice stays once.
+        The numbers of the clips that stay, ascending; and by file which of its clips stay, bool. A clip that is stored
+        twice stays once.
     """
     index = {record.uri: i for i, record in enumerate(records)}
-    parts: list[np.ndarray] = []
-    for columns in keys:
+    parts: dict[str, np.ndarray] = {}
+    for columns in files:
         videos = [index.setdefault(str(uri), len(index)) for uri in columns["uri"]]
         clips = zip(columns["uri"], columns["etag"], columns["label"], strict=True)
         agrees = np.array([current.agrees(str(uri), str(etag), int(label)) for uri, etag, label in clips], dtype=bool)
         numbers = (np.array(videos, dtype=np.int64) << (START_BITS + 1)) + (np.array(columns["start"], np.int64) << 1)
-        parts.append(np.where(agrees, numbers + np.array(columns["mirrored"], dtype=np.int64), -1))
+        numbers += np.array(columns["mirrored"], dtype=np.int64)
+        parts[columns["file"]] = np.where(agrees, numbers, -1)
     if not parts:
-        return np.array([], dtype=np.int64), []
-    numbers, first = np.unique(np.concatenate(parts), return_index=True)
-    stays = np.zeros(sum(map(len, parts)), dtype=bool)
+        return np.array([], dtype=np.int64), {}
+    numbers, first = np.unique(np.concatenate(list(parts.values())), return_index=True)
+    stays = np.zeros(sum(map(len, parts.values())), dtype=bool)
     stays[first[numbers >= 0]] = True
-    return numbers[numbers >= 0], np.split(stays, np.cumsum([len(part) for part in parts[:-1]]))
+    ends = np.cumsum([len(part) for part in parts.values()])
+    return numbers[numbers >= 0], dict(zip(parts, np.split(stays, ends[:-1]), strict=True))

@@ -11,7 +11,7 @@ from broken_videos import IRREGULAR, encode, picture
 
 from ardiff.data import clips as clips_module
 from ardiff.data import storage
-from ardiff.data.clips import natural_order, probe_video, read_clips
+from ardiff.data.clips import natural_order, probe_video, read_clips, read_good_clips
 from ardiff.data.config import ClipConfig
 from ardiff.data.decode import decode_clip, decode_frames, frame_times
 from ardiff.data.error_log import BadSample
@@ -251,3 +251,14 @@ def test_clips_at_a_rate(records: list[VideoRecord]) -> None:
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         ClipConfig(**wrong)
+
+
+def test_bad_clips_are_reported_and_the_others_read(tmp_path: Path) -> None:
+    good = encode(frames=24, bf=0)
+    probed = record(put(tmp_path / "a.mp4", good))
+    put(tmp_path / "a.mp4", broken_videos.corrupted(good, 9))  # there is a key frame every 6 frames
+    reported: list[BadSample] = []
+    clips = read_good_clips(probed, [0, 3, 6, 9, 12], 3, 1, 0.0, 16, reported.append)
+    assert [(sample.clip, sample.error) for sample in reported] == [(9, "corrupt")]
+    assert sorted(clips) == [0, 3, 6, 12]
+    assert clips[12].shape == (3, 16, 16, 3)
