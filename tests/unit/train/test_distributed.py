@@ -208,7 +208,8 @@ def test_workers_with_unequal_shares_equal_one(runs: Path) -> None:
     run_workers(3, work_unevenly, runs)
     for kind in UNEVEN:
         for name in (f"{kind} uneven", f"{kind} from two"):
-            assert_close(runs / name / "6", runs / "alone" / "6", 5e-6)
+            # Three ranks sum in another order than one. An AMD EPYC 7001 gives 8.1e-6 in one weight; a step moves 1e-2.
+            assert_close(runs / name / "6", runs / "alone" / "6", 2e-5)
             for step in ("4", "5", "6"):
                 for logged in ("loss", "mean_timestep"):
                     expected = values(runs / "alone")[step][logged]
