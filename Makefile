@@ -45,7 +45,7 @@ types: setup ## mypy
 
 test-setup: setup s3-server chromium .venv/torch_extensions/.ready
 
-check: lint types test-setup ## lint, types and unit tests: run it before each commit
+check: lint types s3-server ## lint, types and unit tests: run it before each commit
 	$(PYTEST) $(SPREAD) tests/unit $(ARGS)
 
 test: lint types test-setup ## lint, types and all tests that are not slow: what CI runs
