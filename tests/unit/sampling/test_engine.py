@@ -270,11 +270,11 @@ def test_cancel_frees_the_place_at_the_next_iteration() -> None:
 @pytest.mark.parametrize("backend", ["ragged", "masked", "flex"])
 @pytest.mark.parametrize("ends", ["done", "cancelled"])
 def test_memory_is_free_at_once(backend: str, ends: str) -> None:
-    """Keys and values, and the engine itself, go when they are let go, not when Python looks for cycles."""
+    """Keys and values, and the engine itself, are freed by reference counts, without the garbage collector."""
     engine = SamplingEngine(make_model(), DIFFUSION, EngineConfig(attention_backend=backend))  # type: ignore[arg-type]
     request_id = engine.submit(make_request())
     engine.step()
-    places = [weakref.ref(engine), weakref.ref(engine._lanes[request_id].cache)]
+    references = [weakref.ref(engine), weakref.ref(engine._running[request_id].cache)]
     gc.disable()
     try:
         if ends == "done":
@@ -282,9 +282,9 @@ def test_memory_is_free_at_once(backend: str, ends: str) -> None:
                 engine.step()
         else:
             engine.cancel(request_id)
-        assert places[1]() is None
+        assert references[1]() is None
         del engine
-        assert places[0]() is None
+        assert references[0]() is None
     finally:
         gc.enable()
 
