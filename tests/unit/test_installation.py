@@ -93,8 +93,9 @@ def test_a_command_without_its_extra_says_what_to_install() -> None:
 
 @pytest.mark.slow
 def test_the_bare_wheel_generates_in_an_empty_environment(
-    make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path
+    make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # it would show pip and Python this checkout
     source, environment = tmp_path / "source", tmp_path / "environment"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt"):
