@@ -36,9 +36,9 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         ArdiffError: There are no usable videos or too few, or weights are missing. All checks that need no open video
             come before Ray starts.
     """
-    real, weights = check(config)
     datasets = [list_videos(uri) for uri in config.fake]
     _check_names(datasets)
+    real, weights = check(config)
     with ray_cluster(), stage("evaluate", config.output, key) as record:
         record_run(config.output, config)
         open_real = open_videos(real, config.split, config.span, config.fps)

@@ -17,6 +17,7 @@ from s3_server import S3Server, environment
 from torch import nn
 
 from ardiff.config import build
+from ardiff.data.config import STORAGE_VARIABLE
 from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT
@@ -43,6 +44,16 @@ def _fill(model: nn.Module, seed: int = 0, std: float = 0.2) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data.normal_(std=std, generator=generator)
+
+
+@pytest.fixture(autouse=True)
+def storage_settings() -> Iterator[None]:
+    """A job that runs in this process sets its storage settings for the process: they end with the test."""
+    before = os.environ.get(STORAGE_VARIABLE)
+    yield
+    os.environ.pop(STORAGE_VARIABLE, None)
+    if before is not None:
+        os.environ[STORAGE_VARIABLE] = before
 
 
 @pytest.fixture(scope="session")

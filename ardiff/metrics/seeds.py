@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 
@@ -36,6 +35,8 @@ def mean_over_seeds(values: Sequence[float], log: bool = False) -> Estimate:
     data = np.log(data) if log else data
     mean, half = float(data.mean()), np.inf
     if len(data) > 1:
+        from scipy import stats  # comes with the jobs, not with the method
+
         quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(data) - 1))
         half = quantile * float(data.std(ddof=1)) / len(data) ** 0.5
     low, high = mean - half, mean + half

@@ -281,7 +281,7 @@ def test_the_longest_wait_is_logged(tmp_path: Path) -> None:
 
 def draw_and_store(folder: Path) -> None:
     """Stores the noise of a rank's samples in six steps."""
-    [part] = settings(num_workers=distributed.size()).parts(distributed.rank(), distributed.size())
+    [part] = settings(num_workers=distributed.size()).micro_batches(distributed.rank(), distributed.size())
     rows = []
     for step in range(STEPS):
         draws = BatchGenerator(torch_generator("training", 0, step, 0), 8, part.start)

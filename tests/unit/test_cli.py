@@ -163,9 +163,9 @@ def test_a_job_that_cannot_work_exits_with_1(capsys: pytest.CaptureFixture[str],
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        ([], 2, "give --checkpoint PLACE"),
+        ([], 2, "give --checkpoint URI"),
         (["--checkpoint", "none"], 1, "There is no trained model in"),
-        (["--checkpoint", "x", "--host", "0.0.0.0"], 2, "give service.keys"),
+        (["--checkpoint", "x", "--host", "0.0.0.0"], 2, "set service.keys"),
         (["--checkpoint", "x", "service.lease_seconds=1"], 2, "at least twice heartbeat_seconds"),
         (["--checkpoint", "x", "--min-replicas", "2"], 2, "max_replicas"),
     ],
