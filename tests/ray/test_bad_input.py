@@ -141,7 +141,7 @@ def test_missing_inputs(ardiff: Command, no_ray: None, tmp_path: Path) -> None:
         "There is no manifest": [
             ["train-vae", f"clips.manifest={nowhere}"],
             ["encode", "--manifest", nowhere],
-            ["evaluate", "--real", nowhere],
+            ["evaluate", "--real", nowhere, "--fake", manifest],
             ["evaluate-quick", "--real", manifest, f"fake=[{nowhere}/manifest.parquet]"],
         ],
         "There is no trained model": [
@@ -171,7 +171,7 @@ def test_videos_shorter_than_a_clip(ardiff: Command, no_ray: None, tmp_path: Pat
         assert outcome.code == 1
         assert "All 2 videos of the 'train' split are shorter" in outcome.complaint
         assert "the shortest has 9, the longest 12" in outcome.complaint
-    outcome = ardiff("evaluate", "--real", manifest, "--output", output)
+    outcome = ardiff("evaluate", "--real", manifest, "--fake", manifest, "--output", output)
     assert outcome.code == 1
     assert "All 1 videos of the 'test' split are shorter than the 16 frames" in outcome.complaint
     assert not output.exists()
