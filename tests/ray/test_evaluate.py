@@ -265,7 +265,7 @@ def test_the_quick_evaluation_has_fvd_if_the_weights_are_in_the_cache(
     command += ["--fake", str(tmp_path / "other" / "manifest.parquet"), "--num-clips", "2", "--batch-size", "2"]
     assert main([*command, "controls=false", "--output", str(tmp_path / "without")]) == 0
     scores = json.loads((tmp_path / "without" / "scores.json").read_text())
-    assert scores["extractors"] == {"distance": "random3d-seed0-v1"}
+    assert scores["extractors"] == {"distance": "random3d-seed0-v2"}
     assert "fvd" not in scores["sets"]["other"]
 
     monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path / "cache"))
