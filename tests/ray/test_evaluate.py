@@ -146,6 +146,7 @@ def test_styleganv_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[st
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").rglob("*.parquet")} == before
 
 
+@pytest.mark.slow
 def test_ardiff_release_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[str, str], tmp_path: Path) -> None:
     """FID-vid and FID-img with both sides re-encoded, on a manifest with splits."""
     files = sorted((videos / "real").iterdir())
@@ -193,6 +194,7 @@ def test_pairs_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[str, s
     assert scores["noisy", "psnr"].baseline is None
 
 
+@pytest.mark.slow
 def test_drift_end_to_end(evaluate: Evaluate, weights: dict[str, str], tmp_path: Path) -> None:
     fake = put(tmp_path / "long", 2, first=50, frames=32)
     real = put(tmp_path / "real", 2, first=70, frames=32)
