@@ -89,7 +89,7 @@ def dit() -> tuple[Task, Batch, TrainConfig]:
 
 def stepper(task: Task, batch: Batch, config: TrainConfig, onednn: bool) -> Callable[[], None]:
     """A function that makes one training step."""
-    engine = make_engine(task.model, replace(config, onednn=onednn), torch.device("cpu"))
+    engine = make_engine(task.model, replace(config, linear="onednn" if onednn else "torch"), torch.device("cpu"))
     draws = BatchGenerator(torch_generator("benchmark"), config.batch_size, 0)
 
     def step() -> None:

@@ -86,9 +86,10 @@ class TrainConfig:
     dynamically. DeepSpeed (stages 1 to 3) computes with a copy of the weights in this precision."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` uses a GPU if there is one."""
-    onednn: bool = False
-    """On CPUs, compute linear layers with oneDNN in float32 (engine ``torch`` only): equal up to rounding, and faster
-    where MKL is slow, as on AMD processors. Ignored if torch was built without oneDNN."""
+    linear: Literal["torch", "onednn", "auto"] = "torch"
+    """What computes linear layers in float32 on CPUs. ``onednn`` (engine ``torch`` only) equals torch up to rounding,
+    and is faster on some processors. ``auto`` takes what is faster here, by a measurement whose result is kept in the
+    cache folder. Without oneDNN in torch, all of them are ``torch``."""
     cpu_threads: int = 2
     """Threads of a CPU worker, which is also the number of CPUs that it requests from Ray."""
     loading_tasks: int = 2
@@ -152,8 +153,8 @@ class TrainConfig:
                 f"engine=deepspeed needs optimizer.name=adamw, not {self.optimizer.name}: ZeRO shards matrices into "
                 "flat pieces, which Muon cannot orthogonalise; use adamw, or engine=torch"
             )
-        if self.onednn and self.engine != "torch":
-            raise ValueError("onednn=true needs engine=torch")
+        if self.linear != "torch" and self.engine != "torch":
+            raise ValueError(f"linear={self.linear} needs engine=torch")
         if self.deepspeed != DeepSpeedConfig() and self.engine != "deepspeed":
             raise ValueError("the settings of deepspeed are for engine=deepspeed")
         if self.engine == "deepspeed" and self.deepspeed.stage == 0 and self.precision == "fp16":

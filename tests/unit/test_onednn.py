@@ -82,7 +82,7 @@ def test_a_packed_autoencoder_is_equal_up_to_rounding(make_vae: Callable[..., An
 
 
 def test_training_is_reproducible_and_does_not_change_the_evaluation_model() -> None:
-    config = TrainConfig(num_steps=4, batch_size=5, onednn=True)
+    config = TrainConfig(num_steps=4, batch_size=5, linear="onednn")
     weights = []
     for _ in range(2):
         model, batch = model_and_batch()
@@ -98,5 +98,5 @@ def test_training_is_reproducible_and_does_not_change_the_evaluation_model() -> 
 
 
 def test_deepspeed_is_refused() -> None:
-    with pytest.raises(ValueError, match="onednn=true needs engine=torch"):
-        TrainConfig(engine="deepspeed", onednn=True)
+    with pytest.raises(ValueError, match="linear=onednn needs engine=torch"):
+        TrainConfig(engine="deepspeed", linear="onednn")

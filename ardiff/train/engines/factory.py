@@ -10,6 +10,7 @@ from ardiff import distributed, onednn
 from ardiff.errors import ConfigError
 from ardiff.train.config import TrainConfig
 from ardiff.train.engines.base import Engine
+from ardiff.train.engines.linear import fastest_linear
 from ardiff.train.engines.torch_engine import TorchEngine
 
 
@@ -19,8 +20,10 @@ def make_engine(model: nn.Module, config: TrainConfig, device: torch.device) -> 
     match config.engine:
         case "torch":
             engine = TorchEngine(model, *common, activation_checkpointing=config.activation_checkpointing)
-            if config.onednn and device.type == "cpu" and onednn.available():
-                onednn.accelerate_linear(model)
+            if device.type == "cpu" and onednn.available():
+                linear = fastest_linear() if config.linear == "auto" else config.linear
+                if linear == "onednn":
+                    onednn.accelerate_linear(model)
             return engine
         case "deepspeed":
             if device.type == "cpu":

@@ -559,7 +559,7 @@ def operations(task: Task, kind: str = "dit", **arguments: Any) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"onednn": True}, {"activation_checkpointing": True}, {"gradient_accumulation": 2}]
+    "changes", [{}, {"linear": "onednn"}, {"activation_checkpointing": True}, {"gradient_accumulation": 2}]
 )
 def test_operations_are_six_for_every_weight_and_token_and_attention(make_dit: Any, changes: dict[str, Any]) -> None:
     width, depth, batch, frames, tokens, dim = 16, 2, 4, 4, 2, 4
