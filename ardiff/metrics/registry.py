@@ -1,8 +1,8 @@
 """The registries of metrics and of feature networks.
 
-A file in ``networks/``, ``sets/`` or ``pairs/`` defines one network or metric and registers it. The registries import
-all of these files, so a new file needs no other change: its name becomes valid in configurations and appears in
-``--help``.
+A file in ``networks/``, ``sets/``, ``pairs/`` or ``videos/`` defines a network or metrics and registers them. The
+registries import all of these files, so a new file needs no other change: its name becomes valid in configurations and
+appears in ``--help``.
 
 Shapes: n clips, F frames, S the side of the square frames that a network takes, k rows of D features per clip.
 """
@@ -89,6 +89,10 @@ class Metric:
     unit: str = ""
     higher_is_better: bool = False
 
+    def rank(self, score: float) -> float:
+        """A number that is smaller for a better score."""
+        return -score if self.higher_is_better else score
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SetMetric(Metric):
@@ -109,6 +113,17 @@ class PairedMetric(Metric):
     """Smallest height and width in pixels."""
     value_range: str = "0 to 255"
     """Range of the pixel values that are compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoMetric(Metric):
+    """A share of each generated video, 0 to 1, measured without an original. A score is the mean over videos.
+
+    The quick evaluation computes it. Its value for real clips is the score's baseline.
+    """
+
+    detail: bool = False
+    """A part of another metric, or a weaker form of it: tables have it, plots and summaries do not."""
 
 
 _metrics: dict[str, Metric] = {}
@@ -163,6 +178,12 @@ def set_specs(metric: Metric) -> Mapping[str, MetricSpec]:
     return metric.specs if isinstance(metric, SetMetric) else {}
 
 
+def is_detail(name: str) -> bool:
+    """Whether tables alone show the metric. Raises ValueError if there is no such metric."""
+    metric = find_metric(name)
+    return isinstance(metric, VideoMetric) and metric.detail
+
+
 def find_spec(protocol: str, name: str) -> MetricSpec:
     """How ``protocol`` computes the set metric ``name``. Raises ValueError if it does not define it."""
     specs = set_specs(find_metric(name))
@@ -174,7 +195,7 @@ def find_spec(protocol: str, name: str) -> MetricSpec:
 @functools.cache
 def _load() -> None:
     """Imports every file that registers a network or a metric."""
-    for folder in ("networks", "sets", "pairs"):
+    for folder in ("networks", "sets", "pairs", "videos"):
         package = importlib.import_module(f"ardiff.metrics.{folder}")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
