@@ -10,6 +10,7 @@ Shapes: n clips, F frames, S the side of the square frames that a network takes,
 import difflib
 import functools
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """A network with published weights."""
+    """A network with published weights, or an untrained one."""
 
     name: str
     build: Callable[..., nn.Module]
@@ -49,6 +50,8 @@ class Network:
     """A package that contains the weights; None if there is none."""
     convert: Callable[[dict[str, Any]], State] | None = None
     """Converts the arrays of the source to a state dict."""
+    untrained: bool = False
+    """``build`` makes the weights, always the same, so none are read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,10 +91,21 @@ class Metric:
     name: str
     unit: str = ""
     higher_is_better: bool = False
+    ideal: float | None = None
+    """The best score of a ratio, from which it deviates both ways; None if the smallest or the largest is best."""
 
     def rank(self, score: float) -> float:
         """A number that is smaller for a better score."""
+        if self.ideal is not None:
+            return abs(math.log(score / self.ideal)) if score > 0 else math.inf
         return -score if self.higher_is_better else score
+
+    @property
+    def advice(self) -> str:
+        """Which scores are better, in words."""
+        if self.ideal is not None:
+            return f"closer to {self.ideal:g} is better"
+        return "higher is better" if self.higher_is_better else "lower is better"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,8 +173,8 @@ def scored_metric_names() -> list[str]:
 
 
 def network_names() -> list[str]:
-    """All networks."""
-    return list(networks())
+    """The networks that need weights."""
+    return [name for name, network in networks().items() if not network.untrained]
 
 
 def find_metric(name: str) -> Metric:

@@ -24,7 +24,8 @@ def metric_title(metric: str) -> str:
     """A metric's name at the start of a title."""
     if metric in ("drift", "deviation"):  # rankings of videos, no metrics
         return metric.capitalize()
-    return metric.upper() if set_specs(find_metric(metric)) else metric.capitalize()
+    registered = find_metric(metric)
+    return metric.upper() if set_specs(registered) and registered.ideal is None else metric.capitalize()
 
 
 def quality_curves(
@@ -61,10 +62,10 @@ def quality_curves(
 
         title = metric_title(metric)
         is_share = metric != ranking.name and isinstance(find_metric(metric), VideoMetric)
-        better, log_y = "Higher" if is_share else "Lower", not is_share
-        caption = f"{COST_CAPTION} {better} and further left is better."
+        advice, log_y = "lower is better" if metric == ranking.name else find_metric(metric).advice, not is_share
+        caption = f"{COST_CAPTION} Further left is cheaper; {advice}."
         curves.append(Curve(f"{title} against cost", cost_axis, title, series(cost), log_y, labels, caption))
-        caption = f"{better} is better."
+        caption = f"{advice.capitalize()}."
         curves.append(Curve(f"{title} over ar_step", "ar_step", title, series(step), log_y, labels, caption))
     costs = {name: ([step(s) for s in group], [cost(s) for s in group]) for name, group in groups.items()}
     labels = {name: [f"{cost(s):.2f}" for s in group] for name, group in groups.items()}
