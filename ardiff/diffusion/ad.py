@@ -67,13 +67,16 @@ def ad_schedule(
 def inference_timesteps(num_timesteps: int, num_inference_steps: int) -> Tensor:
     """The timestep of each sampling step: int64 ``(S,)``, strictly descending, within ``0..T-1``.
 
-    They are evenly spaced and shifted up by one, and equal those of the authors' DDIM code wherever S divides T.
-    (Otherwise the authors' code makes more than S steps, and leaves the range from S = T/2 + 1 on.)
+    They are evenly spaced and shifted up by one, and equal those of the authors' DDIM code wherever S > 1 divides T.
+    (Otherwise the authors' code makes more than S steps, and leaves the range from S = T/2 + 1 on. Its single step of
+    S = 1 takes pure noise for the nearly clean timestep 1; here it is made from T - 1.)
 
     Raises:
         ValueError: S is not in ``1..T``.
     """
     if not 1 <= num_inference_steps <= num_timesteps:
         raise ValueError(f"num_inference_steps must be in 1..{num_timesteps}, got {num_inference_steps}")
+    if num_inference_steps == 1:
+        return torch.tensor([num_timesteps - 1])
     steps = torch.arange(num_inference_steps) * num_timesteps // num_inference_steps
     return (steps + (1 if num_inference_steps < num_timesteps else 0)).flip(0)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from ardiff.diffusion.ar_step import check_ar_step, smallest_ar_step
+from ardiff.diffusion.solver_names import Solver, TimestepSpacing
 
 SamplingMode = Literal["window", "rolling", "full"]
 DEFAULT_AR_STEP = 5
@@ -37,6 +38,13 @@ class SamplingParams:
     """Frames of the video, given ones included. It may be longer than the model sees at once."""
     num_inference_steps: int = field(default=50, metadata={"tag": "s"})
     """Sampling steps per frame, S in the paper."""
+    solver: Solver = field(default="ddim", metadata={"tag": ""})
+    """How a frame gets from one sampling step to the next. ddim: first order. dpmpp_2m: DPM-Solver++(2M), second order,
+    for few steps. unipc: dpmpp_2m with a corrector. All evaluate the model once per step."""
+    timestep_spacing: TimestepSpacing | None = field(default=None, metadata={"tag": ""})
+    """The timesteps of the sampling steps. leading: even, ending at 1. trailing: even, starting at the last training
+    timestep. log_snr: even in the logarithm of the signal-to-noise ratio. None is leading for ddim and log_snr for the
+    other solvers."""
     ar_step: int | None = field(default=None, metadata={"tag": "ar"})
     """Difference of timesteps between neighbouring frames, in sampling steps: 0 denoises all frames together,
     num_inference_steps one frame after another. None is 5, or the nearest valid value."""
@@ -78,6 +86,12 @@ class SamplingParams:
     def guided(self) -> bool:
         """Whether the model is also evaluated without a class, for classifier-free guidance."""
         return self.guidance_scale != 1.0
+
+    @property
+    def resolved_timestep_spacing(self) -> TimestepSpacing:
+        """``timestep_spacing``, or what None stands for. :func:`validate` leaves None, so that ids of earlier videos,
+        which hold no spacing, stay valid."""
+        return self.timestep_spacing or ("leading" if self.solver == "ddim" else "log_snr")
 
     @property
     def resolved_ar_step(self) -> int:
@@ -244,8 +258,11 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
         "guidance_scale",
         f"guidance_scale must be a finite number of at least 0, got {params.guidance_scale}",
     )
-    modes = get_args(SamplingMode)
-    require(params.mode in modes, "mode", f"mode must be one of {', '.join(modes)}, got {params.mode!r}")
+    choices = {"solver": Solver, "timestep_spacing": TimestepSpacing, "mode": SamplingMode}
+    values = {**{name: getattr(params, name) for name in choices}, "timestep_spacing": params.resolved_timestep_spacing}
+    for name, choice in choices.items():
+        valid = get_args(choice)
+        require(values[name] in valid, name, f"{name} must be one of {', '.join(valid)}, got {values[name]!r}")
     if (reason := model.mode_error(params.mode, params.num_frames)) is not None:
         raise InvalidParamError("mode", reason)
     if params.class_label is not None:
