@@ -11,11 +11,11 @@ from ardiff.data.container import Source
 from ardiff.data.decode import decode_frames, frame_times
 from ardiff.data.error_log import BadSample, bad_sample
 from ardiff.data.manifest import VideoRecord
-from ardiff.data.pictures import crop_square, decode_image
+from ardiff.data.pictures import IMAGE_FORMATS, crop_square, decode_image
 from ardiff.data.probe import Probe, Timing, probe
 from ardiff.errors import DataError, DecodeError, StorageError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = tuple(IMAGE_FORMATS)
 RANGE_BYTES = 20 * 2**20
 """Files from this size on are read by ranges if a small share of them is needed. Smaller files are read whole: one
 request costs less than about six for the ranges of a clip (``benchmarks/data.py --part ranges``)."""
@@ -32,8 +32,8 @@ def probe_video(file: storage.StoredFile) -> Probe:
     if len(shapes) != 1:
         raise DecodeError("its pictures differ in size" if shapes else "it holds no picture", "size changes")
     [(height, width, _)] = shapes
-    suffix = pictures[0].rpartition(".")[2].lower()
-    return Probe("png" if suffix == "png" else "jpeg", width, height, 0.0, len(pictures), 0, Timing())
+    codec = IMAGE_FORMATS["." + pictures[0].rpartition(".")[2].lower()].lower()
+    return Probe(codec, width, height, 0.0, len(pictures), 0, Timing())
 
 
 def read_clip(
@@ -122,7 +122,7 @@ def frame_files(folder: str) -> list[str]:
 
 def natural_order(name: str) -> list[tuple[int, str]]:
     """A key that sorts numbers inside names by their value."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _at_rate(video: VideoRecord, numbers: Sequence[int], fps: float, source: Source | None) -> dict[int, int]:

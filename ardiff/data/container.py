@@ -1,10 +1,14 @@
-"""Opening video files with PyAV, and the errors of files that cannot be opened or decoded."""
+"""Opening video files with PyAV: the video stream, its frames with their times, and the errors of unusable files."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import av
 import av.container
+from av.stream import Disposition
 
+from ardiff.data.signatures import explain
 from ardiff.data.storage import RangeReader
 from ardiff.errors import DecodeError
 
@@ -13,31 +17,81 @@ Source = bytes | RangeReader
 MAX_PIXELS = 1 << 26
 """Pixels of the largest picture that is decoded (8192 x 8192). A header can claim any size."""
 # Among all formats that FFmpeg knows, it would take some files of garbage for obscure kinds of video.
-_FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf"
+_FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,mxf"
+_NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+# Their decoders fail on pictures before the first key frame, which others skip.
+_NEED_KEY_FRAME = ("vp8", "vp9")
 
 
-def open_video(source: Source) -> av.container.InputContainer:
-    """Opens the first video stream for strict decoding. Raises av.FFmpegError or ValueError."""
+@contextmanager
+def open_video(source: Source) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Opens the best video stream for strict decoding. Raises av.FFmpegError or ValueError.
+
+    The best stream is FFmpeg's choice among those that are neither cover art nor thumbnails.
+    """
     options = {"err_detect": "explode", "format_whitelist": _FORMATS}
     # FFmpeg's default buffer of 32 KiB needs dozens of requests for a file that is read by ranges.
     file, buffer = (io.BytesIO(source), 32768) if isinstance(source, bytes) else (source, 1 << 20)
     if not isinstance(source, bytes):
         source.seek(0)
-    container = av.open(file, mode="r", options=options, buffer_size=buffer)
-    if not container.streams.video:
-        container.close()
+    # Titles and comments may be in any encoding, and nothing here reads them.
+    with av.open(file, mode="r", options=options, buffer_size=buffer, metadata_errors="replace") as container:
+        stream = _video_stream(container)
+        if stream.codec_context is None:  # a truncated header; PyAV's annotations do not know it
+            raise ValueError("its codec is not known")
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"its pictures of {width} x {height} are too large")
+        stream.thread_type = "NONE"
+        stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+        yield container, stream
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    streams = [stream for stream in container.streams.video if not stream.disposition & _NO_VIDEO]
+    if not streams:
         raise ValueError("it has no video stream")
-    stream = container.streams.video[0]
-    if stream.codec_context is None:  # a truncated header; PyAV's annotations do not know it
-        container.close()
-        raise ValueError("its codec is not known")
-    if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-        size = f"{stream.codec_context.width} x {stream.codec_context.height}"
-        container.close()
-        raise ValueError(f"its pictures of {size} are too large")
-    stream.thread_type = "NONE"
-    stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
-    return container
+    best = container.streams.best("video")
+    return next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
+
+
+def decode_stream(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[tuple[int | None, av.VideoFrame]]:
+    """The frames from the current position on, in presentation order, each with its time in the stream's units.
+
+    Pictures before the first key frame are skipped. AVI stores no presentation times, and FFmpeg's guesses are out of
+    order where there are B-frames. There, the time of a frame is that of the packet with which the decoder returns it.
+    The delay between both is constant.
+    """
+    by_packet = uses_packet_times(container, stream)
+    started = stream.codec_context.name not in _NEED_KEY_FRAME
+    time: int | None = None
+    step = 0
+    for packet in container.demux(stream):
+        started = started or packet.is_keyframe
+        if not started:
+            continue
+        for frame in packet.decode():
+            if not by_packet:
+                yield frame.pts, frame
+                continue
+            previous = time
+            # The last frames come out when no packet is left.
+            time = frame.dts if frame.dts is not None else previous and previous + step
+            step = time - previous if time is not None and previous is not None else 0
+            yield time, frame
+
+
+def uses_packet_times(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+    """Whether the times of frames are those of packets; see :func:`decode_stream`."""
+    # The delay of MPEG-4 part 2 is one frame. That of H.264 can change within a file.
+    return container.format.name == "avi" and (stream.codec_context.name == "mpeg4" or not has_b_frames(stream))
+
+
+def has_b_frames(stream: av.VideoStream) -> bool:
+    """Whether frames are stored in another order than they are shown."""
+    return bool(stream.codec_context.has_b_frames)
 
 
 def size_of(source: Source) -> int:
@@ -45,13 +99,25 @@ def size_of(source: Source) -> int:
     return len(source) if isinstance(source, bytes) else source.size
 
 
+def read_at(source: Source, position: int, length: int) -> bytes:
+    """``length`` bytes from ``position`` on, fewer at the end of the file."""
+    if isinstance(source, bytes):
+        return source[position : position + length]
+    source.seek(position)
+    return source.read(length) or b""
+
+
 def decode_error(error: Exception, source: Source, decoded: int) -> DecodeError:
     """The DecodeError for an error of PyAV that occurred after ``decoded`` frames."""
-    if size_of(source) == 0:
+    size = size_of(source)
+    if size == 0:
         return DecodeError("it is empty", "empty")
-    if isinstance(error, av.FFmpegError):
-        after = f" after {decoded} frames" if decoded else ""
-        return DecodeError(f"it cannot be decoded{after} ({error.strerror})", "corrupt" if decoded else "undecodable")
     text = str(error) or "it is no video"
+    if isinstance(error, av.FFmpegError) or "codec is not known" in text:
+        cause = explain(lambda position, length: read_at(source, position, length), size)
+        reason = cause or getattr(error, "strerror", text)
+        after = f" after {decoded} frames" if decoded else ""
+        kind = "corrupt" if decoded else "undecodable"
+        return DecodeError(f"it cannot be decoded{after}: {reason}", kind)
     kinds = {"no video stream": "no video stream", "too large": "too large", "frames, not": "changed"}
     return DecodeError(text, next((kind for part, kind in kinds.items() if part in text), "undecodable"))

@@ -6,12 +6,16 @@ Frames are uint8 ``(F, H, W, 3)`` RGB, upright, and numbered from 0 in presentat
 from collections.abc import Sequence
 
 import av
+import av.container
 import numpy as np
 
-from ardiff.data.container import Source, decode_error, open_video
-from ardiff.data.pictures import crop_square, to_rgb
+from ardiff.data.container import Source, decode_error, decode_stream, has_b_frames, open_video, uses_packet_times
+from ardiff.data.pictures import crop_square, pixel_aspect_of, to_rgb
 from ardiff.data.probe import Timing
 from ardiff.errors import ClipTooShortError, DecodeError
+
+_SEEKS = 3
+"""Key frames that are tried before decoding starts at the beginning."""
 
 
 def decode_clip(
@@ -52,49 +56,81 @@ def decode_frames(
     if timing is not None and timing.step and wanted[0] > 0:
         pictures = _decode_from_key_frame(source, wanted, resolution, timing)
     if pictures is None:
-        pictures, count = {}, 0
-        numbers = set(wanted)
-        try:
-            with open_video(source) as container:
-                for index, frame in enumerate(container.decode(container.streams.video[0])):
-                    count = index + 1
-                    if index in numbers:
-                        pictures[index] = to_rgb(frame, resolution)
-                    if index == wanted[-1]:
-                        break
-        except (av.FFmpegError, IndexError, ValueError) as error:
-            raise decode_error(error, source, count) from error
-        if len(pictures) < len(numbers):
-            raise ClipTooShortError(f"the clip needs frame {wanted[-1]}, the video has {count} frames")
+        pictures = _decode_from_beginning(source, wanted, resolution)
     if len({picture.shape for picture in pictures.values()}) > 1:
         raise DecodeError("its frames change their size", "size changes")
+    return pictures
+
+
+def _decode_from_beginning(source: Source, wanted: Sequence[int], resolution: int | None) -> dict[int, np.ndarray]:
+    pictures, numbers, count = dict[int, np.ndarray](), set(wanted), 0
+    try:
+        with open_video(source) as (container, stream):
+            aspect = pixel_aspect_of(stream)
+            for index, (_, frame) in enumerate(decode_stream(container, stream)):
+                count = index + 1
+                if index in numbers:
+                    pictures[index] = to_rgb(frame, resolution, aspect)
+                if index == wanted[-1]:
+                    break
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise decode_error(error, source, count) from error
+    if len(pictures) < len(numbers):
+        raise ClipTooShortError(f"the clip needs frame {wanted[-1]}, the video has {count} frames")
     return pictures
 
 
 def _decode_from_key_frame(
     source: Source, wanted: Sequence[int], resolution: int | None, timing: Timing
 ) -> dict[int, np.ndarray] | None:
-    """Like :func:`decode_frames`; None if the times do not identify the frames, or there is damage."""
-    pictures, numbers = dict[int, np.ndarray](), set(wanted)
+    """Like :func:`decode_frames`; None if no key frame before the clip is found by its time, or there is damage."""
+    target = round(timing.start + wanted[0] * timing.step)
     try:
-        with open_video(source) as container:
-            stream = container.streams.video[0]
-            container.seek(round(timing.start + wanted[0] * timing.step), stream=stream, backward=True)
-            previous: int | None = None
-            for frame in container.decode(stream):
-                if frame.pts is None:
-                    return None
-                index = round((frame.pts - timing.start) / timing.step)
-                skipped = index > wanted[0] if previous is None else index != previous + 1
-                if skipped or abs(timing.start + index * timing.step - frame.pts) > 1.5:
-                    return None
-                previous = index
-                if index in numbers:
-                    pictures[index] = to_rgb(frame, resolution)
-                if index == wanted[-1]:
+        with open_video(source) as (container, stream):
+            for _ in range(_SEEKS):
+                container.seek(target, stream=stream, backward=True)
+                pictures = _decode_here(container, stream, wanted, resolution, timing)
+                if pictures is not None:
                     return pictures
+                container.seek(target, stream=stream, backward=True)
+                stored = next((p.dts for p in container.demux(stream) if p.dts is not None), None)
+                if stored is None or stored > target:
+                    return None
+                target = stored - 1
     except (av.FFmpegError, IndexError, ValueError):
         return None
+    return None
+
+
+def _decode_here(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    wanted: Sequence[int],
+    resolution: int | None,
+    timing: Timing,
+) -> dict[int, np.ndarray] | None:
+    """The wanted frames from the container's position on; None if the first frame is late or the order has gaps.
+
+    The first frame must be a key frame: containers may mark others as such, and some decoders return grey for them.
+    """
+    pictures, numbers = dict[int, np.ndarray](), set(wanted)
+    aspect = pixel_aspect_of(stream)
+    previous: int | None = None
+    for time, frame in decode_stream(container, stream):
+        if time is None:
+            return None
+        index = round((time - timing.start) / timing.step)
+        if abs(timing.start + index * timing.step - time) > 1.5:
+            return None
+        if previous is None and (index > wanted[0] or not frame.key_frame):
+            return None
+        if previous is not None and index != previous + 1:
+            return None
+        previous = index
+        if index in numbers:
+            pictures[index] = to_rgb(frame, resolution, aspect)
+        if index == wanted[-1]:
+            return pictures
     return None
 
 
@@ -105,12 +141,14 @@ def frame_times(source: Source, num_frames: int) -> np.ndarray:
         DecodeError: The file cannot be decoded, has no times, or has another number of frames.
     """
     try:
-        with open_video(source) as container:
-            stream = container.streams.video[0]
-            shown = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
-            if len(shown) != num_frames:  # some packets hold no visible frame
+        with open_video(source) as (container, stream):
+            by_packet = uses_packet_times(container, stream)
+            packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+            shown = [packet.dts if by_packet else packet.pts for packet in packets]
+            # Some packets hold no visible frame, or frames are returned later than their packets.
+            if len(shown) != num_frames or (by_packet and has_b_frames(stream)):
                 container.seek(0, stream=stream)
-                shown = [frame.pts for frame in container.decode(stream)]
+                shown = [time for time, _ in decode_stream(container, stream)]
             if len(shown) != num_frames or stream.time_base is None:
                 raise ValueError(f"it has {len(shown)} frames, not {num_frames} as before")
             ticks = np.array(sorted(time for time in shown if time is not None), dtype=np.float64)

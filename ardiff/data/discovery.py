@@ -16,6 +16,12 @@ from ardiff.errors import DataError
 PROBE_AGAIN = ("unreadable", "crashed")
 """Kinds of error that may not occur again in the next run."""
 
+WARNINGS = {
+    "interlaced": "moving edges are combs of lines; deinterlace with ffmpeg's filter bwdif",
+    "hdr": "colours look pale; map them to SDR with ffmpeg's filter zscale or libplacebo",
+}
+"""What the warnings of a probe mean, and what to do."""
+
 
 def discover(
     source: str,
@@ -119,6 +125,8 @@ def probe_record(record: VideoRecord, frame_fps: float) -> VideoRecord:
         rotation=probe.rotation,
         pts_start=probe.timing.start,
         pts_step=probe.timing.step,
+        pixel_aspect=probe.pixel_aspect,
+        warnings=", ".join(probe.warnings),
         status="ok",
     )
 
@@ -147,6 +155,8 @@ def summarize(records: Sequence[VideoRecord]) -> str:
     for status in ("error", "skipped"):
         kinds = Counter(r.error or r.reason for r in records if r.status == status)
         lines += [f"{status}: {count} {kind}" for kind, count in kinds.most_common()]
+    found = Counter(name for r in records if r.status == "ok" for name in r.warnings.split(", ") if name)
+    lines += [f"warning: {count} {name}: {WARNINGS[name]}" for name, count in found.most_common()]
     return "\n".join(line.rstrip() for line in lines)
 
 

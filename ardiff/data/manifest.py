@@ -54,6 +54,10 @@ class VideoRecord:
     pts_start: int = 0
     pts_step: float = 0.0
     """When frames are shown: :class:`ardiff.data.probe.Timing`."""
+    pixel_aspect: float = 1.0
+    """Width of a stored pixel divided by its height. Width and height are those with square pixels."""
+    warnings: str = ""
+    """What the pictures suffer from, separated by commas: ``interlaced``, ``hdr``."""
 
     @property
     def is_folder(self) -> bool:

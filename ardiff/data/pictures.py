@@ -1,29 +1,60 @@
-"""Single pictures: decoded frames and image files as upright RGB arrays, scaled and cropped."""
+"""Single pictures: decoded frames and image files as upright RGB arrays of square pixels, scaled and cropped."""
 
 import functools
 import io
 import threading
+from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import av.video.reformatter
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from PIL import Image, ImageOps
 
 from ardiff.data.container import MAX_PIXELS
 from ardiff.errors import DecodeError
 
+IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"} | {
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+"""Suffixes of pictures, and the formats that Pillow may take them for."""
+MAX_ASPECT = 16
+"""The largest ratio of the sides of a picture. Scaled by its short side, a narrower one would need much memory."""
+_NEARLY_SQUARE = 0.01
+
 
 def decode_image(data: bytes, resolution: int | None = None) -> np.ndarray:
-    """A PNG or JPEG picture as uint8 ``(H, W, 3)``, upright, scaled like frames. Raises DecodeError."""
+    """A picture as uint8 ``(H, W, 3)``, upright, scaled like frames. Raises DecodeError."""
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+        with Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values()))) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DecodeError(f"its picture of {image.width} x {image.height} is too large", "too large")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            check_aspect(image.width, image.height)
+            upright = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = "truncated" if "truncated" in str(error) else "corrupt" if data else "empty"
         raise DecodeError(f"it cannot be decoded ({error})" if data else "it is empty", kind) from error
     return to_rgb(av.VideoFrame.from_ndarray(np.asarray(upright), format="rgb24"), resolution)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits scaled to 8 bits, which Pillow would clip; others as they are."""
+    if image.mode == "F":
+        raise ValueError("its values are floating-point numbers, whose range is not known")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its values have more than 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def check_aspect(width: int, height: int) -> None:
+    """Raises DecodeError if one side is more than MAX_ASPECT times the other."""
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DecodeError(f"its pictures of {width} x {height} are narrower than 1:{MAX_ASPECT}", "too narrow")
 
 
 class _Scaler(threading.local):
@@ -40,24 +71,88 @@ class _Scaler(threading.local):
 _scaler = _Scaler()
 
 
-def to_rgb(frame: av.VideoFrame, resolution: int | None) -> np.ndarray:
-    """The frame as uint8 ``(H, W, 3)``, upright, its short side scaled to ``resolution`` pixels if given."""
-    if resolution is None or min(frame.width, frame.height) == resolution:
+def check_convertible(frame: av.VideoFrame) -> None:
+    """Raises ValueError if FFmpeg cannot convert this kind of pixels."""
+    _scaler.reformat(frame, width=16, height=16, format="rgb24")
+
+
+def to_rgb(frame: av.VideoFrame, resolution: int | None, pixel_aspect: float = 1.0) -> np.ndarray:
+    """The frame as uint8 ``(H, W, 3)``, upright, its short side scaled to ``resolution`` pixels if given.
+
+    ``pixel_aspect`` is the width of a stored pixel divided by its height.
+    """
+    width, height = square_pixels(frame.width, frame.height, pixel_aspect)
+    scale = 1.0 if resolution is None else resolution / min(width, height)
+    if (width, height) == (frame.width, frame.height) and scale == 1.0:
         rgb = _scaler.reformat(frame, format="rgb24").to_ndarray()
     else:
-        scale = resolution / min(frame.width, frame.height)
-        width, height = (max(round(side * scale), resolution) for side in (frame.width, frame.height))
+        if resolution is not None:
+            width, height = (max(round(side * scale), resolution) for side in (width, height))
         interpolation = "AREA" if scale < 1 else "BICUBIC"
         rgb = _scaler.reformat(
             frame, width=width, height=height, format="rgb24", interpolation=interpolation
         ).to_ndarray()
-    return np.ascontiguousarray(turn_upright(rgb, frame))
+    return np.ascontiguousarray(orientation(frame).apply(rgb))
 
 
-def turn_upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Turns a picture ``(H, W, ...)`` by the frame's rotation."""
-    quarters = frame.rotation // 90
-    return np.rot90(picture, quarters) if quarters else picture
+def pixel_aspect_of(stream: av.VideoStream) -> float:
+    """Width of a stored pixel divided by its height. 1 if the file does not say, or says nearly 1.
+
+    Encoders write ratios such as 640:639 after they have rounded a size.
+    """
+    ratio = stream.sample_aspect_ratio or Fraction(1)
+    return 1.0 if ratio <= 0 or abs(ratio - 1) <= _NEARLY_SQUARE else float(ratio)
+
+
+def square_pixels(width: int, height: int, pixel_aspect: float) -> tuple[int, int]:
+    """The size of a picture whose pixels are made square. No side shrinks."""
+    if pixel_aspect >= 1:
+        return round(width * pixel_aspect), height
+    return width, round(height / pixel_aspect)
+
+
+class Orientation(NamedTuple):
+    """How a stored picture is turned to stand upright."""
+
+    mirrored: bool
+    """Whether it is mirrored left to right, first."""
+    quarters: int
+    """Counter-clockwise turns by 90 degrees, 0 to 3."""
+
+    def apply(self, picture: np.ndarray) -> np.ndarray:
+        """Turns a picture ``(H, W, ...)``; the result is a view."""
+        if self.mirrored:
+            picture = picture[:, ::-1]
+        return np.rot90(picture, self.quarters) if self.quarters else picture
+
+
+def orientation(frame: av.VideoFrame) -> Orientation:
+    """The orientation nearest to the frame's display matrix (ISO/IEC 14496-12, 6.2.2).
+
+    Matrices that are degenerate leave the picture as it is.
+    """
+    # Frame.side_data would keep the frame in a cycle of references, and so its memory until Python collects garbage.
+    data = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # not in PyAV's annotations
+    if data is None:
+        return Orientation(False, 0)
+    return _nearest_orientation(bytes(data))
+
+
+@functools.lru_cache(maxsize=64)
+def _nearest_orientation(matrix: bytes) -> Orientation:
+    """From nine native 32-bit integers ``a b u, c d v, x y w``: points ``(x, y)``, y downwards, as row vectors."""
+    linear = np.frombuffer(matrix, np.int32).reshape(3, 3)[:2, :2].astype(np.float64)
+    scales = np.hypot(linear[0], linear[1])
+    if not scales.all() or np.linalg.det(linear / scales) == 0:
+        return Orientation(False, 0)
+    quarter, mirror = np.array([[0.0, -1.0], [1.0, 0.0]]), np.diag([-1.0, 1.0])
+    candidates = [Orientation(mirrored, quarters) for mirrored in (False, True) for quarters in range(4)]
+
+    def similarity(candidate: Orientation) -> float:
+        turned = np.linalg.matrix_power(quarter, candidate.quarters)
+        return float(np.sum((mirror @ turned if candidate.mirrored else turned) * linear / scales))
+
+    return max(candidates, key=similarity)
 
 
 def crop_square(frames: np.ndarray, resolution: int | None, position: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:

@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
-import av.container
 import numpy as np
 
-from ardiff.data.container import Source, decode_error, open_video, size_of
-from ardiff.data.pictures import turn_upright
+from ardiff.data.container import Source, decode_error, decode_stream, open_video
+from ardiff.data.integrity import check_claims, check_whole, missing_pictures
+from ardiff.data.pictures import check_aspect, check_convertible, orientation, pixel_aspect_of, square_pixels
 from ardiff.errors import DecodeError
+
+_HDR_TRANSFERS = (16, 18)  # PQ and HLG, ITU-T H.273, table 3
+_INTERLACED_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +29,21 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Properties of a video file. Width and height are those of the upright picture."""
+    """Properties of a video file. Width and height are those of the upright picture with square pixels."""
 
     codec: str
     width: int
     height: int
     fps: float
-    """The mean, for a variable rate."""
+    """From the times of the frames; the mean, for a variable rate."""
     num_frames: int
     rotation: int
     """Degrees, counter-clockwise, by which decoded pictures are turned to stand upright."""
     timing: Timing
+    pixel_aspect: float = 1.0
+    """Width of a stored pixel divided by its height."""
+    warnings: tuple[str, ...] = ()
+    """What the pictures suffer from: ``interlaced``, ``hdr``."""
 
 
 def probe(source: Source) -> Probe:
@@ -46,47 +54,67 @@ def probe(source: Source) -> Probe:
     noticed.
 
     Raises:
-        DecodeError: The file is no video, is damaged, or is shorter than its container states.
+        DecodeError: The file is no video, is damaged, is shorter than its container states, its pictures change their
+            size, or are too large or too narrow.
     """
-    height, width, rotation = 0, 0, 0
     times: list[int | None] = []
+    sizes: set[tuple[int, int]] = set()
+    interlaced = 0
     try:
-        with open_video(source) as container:
-            stream = container.streams.video[0]
-            stated, codec, rate = stream.frames, stream.codec_context.codec.canonical_name, stream.average_rate
-            base, truncated = stream.time_base, _is_truncated(container, source)
-            try:
-                for frame in container.decode(stream):
-                    times.append(frame.pts)
-                    if len(times) == 1:
-                        height, width = turn_upright(frame.to_ndarray(format="gray8"), frame).shape
-                        rotation = frame.rotation % 360
-            except av.FFmpegError:
-                if not truncated:
-                    raise
-            # The number of frames that mp4 states includes those that an edit list hides.
-            truncated = truncated or ("mp4" not in container.format.name.split(",") and stated > len(times))
+        check_claims(source)
+        with open_video(source) as (container, stream):
+            check_whole(source, container, stream)
+            first: av.VideoFrame | None = None
+            for time, frame in decode_stream(container, stream):
+                if first is None:
+                    first = frame
+                times.append(time)
+                sizes.add((frame.width, frame.height))
+                interlaced += frame.interlaced_frame
+            if first is None:
+                raise DecodeError("it holds no frame", "no frames")
+            check_convertible(first)
+            codec, rate, base = stream.codec_context.codec.canonical_name, stream.average_rate, stream.time_base
+            aspect = pixel_aspect_of(stream)
+            missing = missing_pictures(container, stream, len(times))
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise decode_error(error, source, len(times)) from error
-    if truncated:
-        raise DecodeError(f"it is truncated: its header states {stated} frames, it has {len(times)}", "truncated")
-    if not times:
-        raise DecodeError("it holds no frame", "no frames")
-    fps, shown = float(rate or 0), [t for t in times if t is not None]
+    if missing:
+        raise DecodeError(f"it is damaged: {missing} pictures that its index lists are not there", "corrupt")
+    if len(sizes) > 1:
+        listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
+        raise DecodeError(f"its frames change their size ({listed})", "size changes")
+    width, height = square_pixels(first.width, first.height, aspect)
+    check_aspect(width, height)
+    turn = orientation(first)
+    if turn.quarters % 2:
+        width, height = height, width
     timing = _timing(times)
-    if timing.step == 0 and base and len(shown) > 1 and shown[-1] > shown[0]:
-        fps = (len(shown) - 1) / float((shown[-1] - shown[0]) * base)
-    return Probe(codec, width, height, fps, len(times), rotation, timing)
+    warnings = [
+        name
+        for name, applies in (
+            ("interlaced", interlaced > _INTERLACED_SHARE * len(times)),
+            ("hdr", int(first.color_trc) in _HDR_TRANSFERS),
+        )
+        if applies
+    ]
+    fps = _frame_rate(times, timing, base, rate)
+    return Probe(codec, width, height, fps, len(times), 90 * turn.quarters, timing, aspect, tuple(warnings))
 
 
-def _is_truncated(container: av.container.InputContainer, source: Source) -> bool:
-    """Whether the file is shorter than its index or header states."""
-    size = size_of(source)
-    if "mp4" in container.format.name.split(","):
-        return any(entry.pos + entry.size > size for entry in container.streams.video[0].index_entries)
-    if container.format.name == "avi" and isinstance(source, bytes):
-        return size < int.from_bytes(source[4:8], "little") + 8
-    return False
+def _frame_rate(times: Sequence[int | None], timing: Timing, base: Fraction | None, stated: Fraction | None) -> float:
+    """Frames per second, from the times of the frames; what the file states if there are no times.
+
+    Containers round times to their units. A stated rate within this error is more precise than the measured one.
+    """
+    shown = [time for time in times if time is not None]
+    if base is None or len(shown) < 2 or max(shown) == min(shown):
+        return float(stated or 0)
+    step = timing.step or (max(shown) - min(shown)) / (len(shown) - 1)
+    error = 2 / (len(shown) - 1)
+    if timing.step and stated and abs(float(1 / (stated * base)) - step) <= error:
+        return float(stated)
+    return 1 / (step * float(base))
 
 
 def _timing(times: Sequence[int | None]) -> Timing:

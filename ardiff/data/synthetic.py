@@ -32,6 +32,12 @@ def video_length(config: SyntheticConfig, index: int, split: Split) -> int:
 
 def render_video(config: SyntheticConfig, index: int, split: Split) -> np.ndarray:
     """Video ``index`` of ``split``, uint8 ``(F, H, W, 3)``. Its class is ``index % 4``."""
+    centre, colour = trajectory(config, index, split)
+    return draw_shape(config, CLASSES[index % len(CLASSES)], centre, colour)
+
+
+def trajectory(config: SyntheticConfig, index: int, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """The centre of the shape in each frame of a video, y and x in pixels ``(F, 2)``, and its colour ``(3,)``."""
     generator = numpy_generator("synthetic", config.seed, split, index)
     colour = COLOURS[generator.integers(len(COLOURS))]
     speed, angle = generator.uniform(1.0, 2.0), generator.uniform(0.0, 2.0 * np.pi)
@@ -40,11 +46,15 @@ def render_video(config: SyntheticConfig, index: int, split: Split) -> np.ndarra
     phase = generator.uniform(0.0, 2.0 * extent, size=2)
     time = np.arange(video_length(config, index, split))[:, None]
     distance = (phase + velocity * time) % (2.0 * extent)
-    centre = config.radius + extent - np.abs(distance - extent)  # (F, 2), a triangle wave between the walls
+    return config.radius + extent - np.abs(distance - extent), colour  # a triangle wave between the walls
+
+
+def draw_shape(config: SyntheticConfig, shape: str, centre: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """``shape`` at each ``centre`` ``(F, 2)``, in a ``colour`` ``(3,)`` of 0 to 1, as uint8 ``(F, H, W, 3)``."""
     pixel = np.arange(config.resolution) + 0.5
     y = pixel[None, :, None] - centre[:, 0, None, None]
     x = pixel[None, None, :] - centre[:, 1, None, None]
-    cover = np.clip(0.5 - signed_distance(CLASSES[index % len(CLASSES)], y, x, config.radius), 0.0, 1.0)[..., None]
+    cover = np.clip(0.5 - signed_distance(shape, y, x, config.radius), 0.0, 1.0)[..., None]
     return np.round(255.0 * (cover * colour + (1.0 - cover) * BACKGROUND)).astype(np.uint8)
 
 

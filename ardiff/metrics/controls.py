@@ -6,7 +6,7 @@ Shapes: B videos, F frames, H W pixels. Videos are uint8 ``(B, F, H, W, 3)``.
 from collections.abc import Callable
 
 import numpy as np
-from einops import repeat
+from einops import rearrange, repeat
 
 
 def shuffled_frames(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -75,11 +75,77 @@ def content_swap(videos: np.ndarray, generator: np.random.Generator) -> np.ndarr
     return swapped
 
 
+NEAREST = 2
+"""Frames among which :func:`identity_flicker` draws."""
+COLOUR_WEIGHT = 10.0
+"""Pixels of distance that the whole length of a colour counts in :func:`identity_flicker`."""
+SHIFT_WEIGHT = 0.02
+"""Pixels below one of distance that a shift by a whole pixel counts in :func:`identity_flicker`."""
+
+
+def identity_flicker(videos: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Control whose frames are each right and whose identity flickers. uint8 ``(B, F, H, W, 3)`` in and out.
+
+    Every frame comes from another video than the frame before it, and never from the video that it replaces. It is
+    shifted by whole pixels so that the centre of its content lies where the replaced frame has it. So position and
+    motion stay equal to a fraction of a pixel, and what moves changes. The frame is drawn from the ``NEAREST`` of all
+    frames of the other videos: those with the most similar colour of the content, the smallest remainder of the shift
+    below a pixel and, with less weight, the smallest shift, since the last pixel extends the edges. No labels are
+    needed. With four balanced classes, one frame in four shows the right one by chance. With two videos, all frames
+    come from the other one.
+
+    Raises ValueError for fewer than two videos.
+    """
+    count, length, height, width = _batch(videos).shape[:4]
+    if count < 2:
+        raise ValueError(f"identity_flicker needs at least 2 videos, got {videos.shape}")
+    centre, colour = (rearrange(values, "b f c -> (b f) c") for values in _content(videos))
+    frames, source = rearrange(videos, "b f h w c -> (b f) h w c"), np.arange(count * length) // length
+    flickering = np.empty_like(frames)
+    previous = -1
+    for index, video in enumerate(source):
+        shift = centre[index] - centre  # (B F, 2)
+        cost = np.abs(shift - np.round(shift)).sum(axis=1) + SHIFT_WEIGHT * np.abs(shift).sum(axis=1)
+        cost += COLOUR_WEIGHT * np.linalg.norm(colour[index] - colour, axis=1)
+        cost[source == video] = np.inf
+        if index % length and count > 2:
+            cost[source == previous] = np.inf
+        chosen = generator.choice(np.argsort(cost, kind="stable")[:NEAREST])
+        previous = source[chosen]
+        down, right = np.round(shift[chosen]).astype(int)
+        y = np.clip(np.arange(height) - down, 0, height - 1)
+        x = np.clip(np.arange(width) - right, 0, width - 1)
+        flickering[index] = frames[chosen][y[:, None], x]
+    return rearrange(flickering, "(b f) h w c -> b f h w c", b=count)
+
+
+def _content(videos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the content of each frame is, and its colour, for uint8 ``(B, F, H, W, 3)``.
+
+    Content is what differs from the video's median colour; the squared difference is a pixel's weight.
+
+    Returns:
+        The centre of the content, y and x in pixels, float64 ``(B, F, 2)``; the middle of a frame without content. The
+        direction in which the content's colour differs from the median, of length 1 or 0, float64 ``(B, F, 3)``.
+    """
+    contrast = videos - np.median(videos, axis=(1, 2, 3), keepdims=True)  # (B, F, H, W, 3)
+    weight = (contrast**2).sum(axis=-1)  # (B, F, H, W)
+    total = weight.sum(axis=(2, 3))  # (B, F)
+    weight = np.where(total[..., None, None] > 0, weight, 1.0)
+    rows, columns = weight.sum(axis=3), weight.sum(axis=2)
+    y = (rows @ np.arange(weight.shape[2])) / rows.sum(axis=-1)
+    x = (columns @ np.arange(weight.shape[3])) / columns.sum(axis=-1)
+    colour = (contrast * weight[..., None]).sum(axis=(2, 3))
+    length = np.linalg.norm(colour, axis=-1, keepdims=True)
+    return np.stack([y, x], axis=-1), np.divide(colour, length, out=np.zeros_like(colour), where=length > 0)
+
+
 CONTROLS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
-    "content swap": content_swap,
-    "jitter": jitter,
     "blur": lambda videos, _: blur(videos),
+    "jitter": jitter,
     "frozen": frozen,
+    "content swap": content_swap,
+    "identity flicker": identity_flicker,
     "shuffled frames": shuffled_frames,
     "noise": noise,
 }

@@ -1,138 +1,87 @@
-"""Tracks and recognises one plain shape in a video of the synthetic set.
+"""Recognises the shapes of the synthetic set, frame by frame, and measures how well a video keeps its shape.
 
 Shapes: F frames, H W pixels, K classes. A video is uint8 ``(F, H, W, 3)``.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from einops import rearrange, reduce
 
 from ardiff.data.synthetic import CLASSES, signed_distance
+from ardiff.metrics.tracking import MOTION_CHECKS, Tracking, motion_checks, track
 
-# Limits of `motion_checks` and `recognise`. They were set on real synthetic clips only, raw and as H.264 at crf 8.
-MIN_VISIBLE = 15 / 16
-MAX_AREA_DRIFT = 0.08
-MAX_COLOUR_DRIFT = 0.05
-MAX_ACCELERATION = 0.5
-MIN_SPEED, MAX_SPEED = 0.4, 3.0
 MIN_OVERLAP = 0.6
-
-MIN_CONTRAST = 40
-"""Smallest difference in grey levels between an object's strongest pixel and the background, in any channel."""
-MIN_COVER = 0.1
-"""Smallest covered part of a pixel that counts; less is noise."""
-ONE_OBJECT_SHARE = 0.9
-"""Smallest share of the foreground in one connected piece for a frame with one object."""
-MAX_OBJECT_SHARE = 0.5
-"""Largest share of a frame that one object covers."""
+"""Smallest overlap of a frame with a shape that it shows. Set on real synthetic clips only."""
+NO_SHAPE = -1
+"""The class of a frame or video that shows none of the shapes."""
+SHAPE_MEASURES = ("frame identity", "neighbours alike", "motion", *MOTION_CHECKS, "recognised")
+"""What :func:`shape_measures` measures."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tracking:
-    """A single object on a plain background, frame by frame; NaN for a frame without an object."""
+def frame_classes(tracking: Tracking) -> np.ndarray:
+    """The index in ``CLASSES`` of the shape in each frame, int64 ``(F,)``; -1 for none of them.
 
-    cover: np.ndarray
-    """float32 ``(F, H, W)``: the part of each pixel that the foreground covers, 0 to 1."""
-    one_object: np.ndarray
-    """bool ``(F,)``: the foreground is one connected piece of at most half of the frame."""
-    centroid: np.ndarray
-    """float64 ``(F, 2)``: y and x in pixels."""
-    area: np.ndarray
-    """float64 ``(F,)``: pixels covered."""
-    colour: np.ndarray
-    """float64 ``(F, 3)``: mean RGB of the object's core, 0 to 255."""
-
-
-def track(video: np.ndarray) -> Tracking:
-    """Segments one video, uint8 ``(F, H, W, 3)``, from its background, the median colour of the frames' border.
-
-    The object colour of a frame is the mean over the pixels with at least 0.7 of the strongest contrast. The cover of a
-    pixel is its position between background and object colour, so a half-covered edge counts half.
-
-    Raises:
-        ValueError: Another dtype or shape.
+    The method is not trained. It compares the cover of each frame that has one object with every shape, drawn at the
+    same centroid and area. The frame shows the shape with the largest overlap (intersection over union of covers) if
+    that is at least ``MIN_OVERLAP``.
     """
-    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
-        raise ValueError(f"expected a uint8 video (F, H, W, 3), got {video.dtype} {video.shape}")
-    frames = video.astype(np.float64)
-    sides = [frames[:, 0], frames[:, -1], frames[:, :, 0], frames[:, :, -1]]
-    background = np.median(np.concatenate([rearrange(side, "f n c -> (f n) c") for side in sides]), axis=0)  # (3,)
-    contrast = frames - background
-    strength = np.abs(contrast).max(axis=-1)  # (F, H, W)
-    strongest = strength.max(axis=(1, 2))  # (F,)
-    visible = strongest >= MIN_CONTRAST
-    core = (strength >= 0.7 * strongest[:, None, None]) & visible[:, None, None]
-    with np.errstate(invalid="ignore"):  # 0 / 0 = NaN marks frames without an object
-        mean = reduce(contrast * core[..., None], "f h w c -> f c", "sum") / core.sum(axis=(1, 2))[:, None]
-        cover = np.einsum("fhwc,fc->fhw", contrast, mean) / (mean**2).sum(axis=1)[:, None, None]
-        cover = np.where(cover >= MIN_COVER, np.minimum(cover, 1.0), 0.0)
-        area = np.where(cover.any(axis=(1, 2)), cover.sum(axis=(1, 2)), np.nan)
-        y = (cover.sum(axis=2) @ np.arange(video.shape[1])) / area
-        x = (cover.sum(axis=1) @ np.arange(video.shape[2])) / area
-    foreground = cover >= 0.5
-    connected = _largest_piece(foreground) >= ONE_OBJECT_SHARE * foreground.sum(axis=(1, 2))
-    return Tracking(
-        cover=cover.astype(np.float32),
-        one_object=foreground.any(axis=(1, 2)) & connected & (foreground.mean(axis=(1, 2)) <= MAX_OBJECT_SHARE),
-        centroid=np.stack([y, x], axis=1),
-        area=area,
-        colour=background + mean,
-    )
+    seen = tracking.one_object
+    classes = np.full(len(seen), NO_SHAPE)
+    if seen.any():
+        cover, centroid, area = tracking.cover[seen], tracking.centroid[seen], tracking.area[seen]
+        overlaps = np.stack(
+            [_overlap(cover, centroid, area, shape) for shape in CLASSES]
+        )  # (K, frames with one object)
+        classes[seen] = np.where(overlaps.max(axis=0) >= MIN_OVERLAP, overlaps.argmax(axis=0), NO_SHAPE)
+    return classes
 
 
-MOTION_CHECKS = ("one object", "steady area", "steady colour", "smooth motion", "plausible speed")
+def frame_identity(classes: np.ndarray, label: int) -> float:
+    """The share of frames that show the shape ``label``, from the classes of the frames ``(F,)``."""
+    return float((classes == label).mean())
 
 
-def motion_checks(tracking: Tracking) -> dict[str, bool]:
-    """Whether one video shows a single object that keeps its appearance and moves evenly.
+def neighbours_alike(classes: np.ndarray) -> float:
+    """The share of neighbouring frames that show the same shape, from the classes of the frames ``(F,)``, F >= 2.
 
-    ``one object``: in at least 15 of 16 frames. ``steady area``: standard deviation of the area over its mean.
-    ``steady colour``: root mean square distance from the mean colour over 255. ``smooth motion``: median length of the
-    centroid's second difference; the median ignores the few frames of a bounce. ``plausible speed``: median length of
-    the first difference. All but the first use the frames with an object. A video without three such frames in a row
-    fails all checks.
+    A frame that shows no shape is like no other.
     """
-    seen = np.isfinite(tracking.area)
-    area, colour = tracking.area[seen], tracking.colour[seen]
-    velocity = np.diff(tracking.centroid, axis=0)
-    speed = np.linalg.norm(velocity, axis=1)
-    acceleration = np.linalg.norm(np.diff(velocity, axis=0), axis=1)
-    speed, acceleration = speed[np.isfinite(speed)], acceleration[np.isfinite(acceleration)]
-    if len(acceleration) == 0:
-        return dict.fromkeys(MOTION_CHECKS, False)
-    colour_drift = np.sqrt(((colour - colour.mean(axis=0)) ** 2).sum(axis=1).mean()) / 255.0
-    results = (
-        tracking.one_object.mean() >= MIN_VISIBLE,
-        area.std() <= MAX_AREA_DRIFT * area.mean(),
-        colour_drift <= MAX_COLOUR_DRIFT,
-        np.median(acceleration) <= MAX_ACCELERATION,
-        MIN_SPEED <= np.median(speed) <= MAX_SPEED,
-    )
-    return {name: bool(result) for name, result in zip(MOTION_CHECKS, results, strict=True)}
+    return float(((classes[1:] == classes[:-1]) & (classes[1:] != NO_SHAPE)).mean())
+
+
+def majority(classes: np.ndarray) -> int:
+    """The class of most frames ``(F,)`` if more than half of the frames show a shape, else -1.
+
+    It hides flicker: a video that turns from one shape into another and back still has a class.
+    """
+    counts = np.bincount(classes[classes != NO_SHAPE], minlength=len(CLASSES))
+    return int(counts.argmax()) if 2 * counts.sum() > len(classes) else NO_SHAPE
 
 
 def recognise(video: np.ndarray) -> int:
-    """The index in ``CLASSES`` of the shape in a video, uint8 ``(F, H, W, 3)``; -1 for none of them.
+    """The :func:`majority` class of a video, uint8 ``(F, H, W, 3)``. Raises ValueError for another dtype or shape."""
+    return majority(frame_classes(track(video)))
 
-    The method is not trained. It compares the cover of each frame that has one object with every shape, drawn at the
-    same centroid and area. The frame votes for the shape with the largest overlap (intersection over union of covers)
-    if that is at least ``MIN_OVERLAP``. The shape with most votes wins if more than half of the frames voted.
+
+def shape_measures(video: np.ndarray, label: int) -> dict[str, float]:
+    """The ``SHAPE_MEASURES`` of one video, uint8 ``(F, H, W, 3)`` with F >= 2, that should show the shape ``label``.
+
+    ``frame identity`` and ``neighbours alike`` are shares of frames and of pairs of them. The others are 1 or 0: each
+    check of :func:`~ardiff.metrics.tracking.motion_checks`, ``motion`` for all of them, and ``recognised`` if
+    ``label`` is the :func:`majority` class.
 
     Raises:
         ValueError: Another dtype or shape.
     """
     tracking = track(video)
-    seen = tracking.one_object
-    if not seen.any():
-        return -1
-    overlaps = np.stack(
-        [_overlap(tracking.cover[seen], tracking.centroid[seen], tracking.area[seen], shape) for shape in CLASSES]
-    )  # (K, frames with one object)
-    votes = np.where(overlaps.max(axis=0) >= MIN_OVERLAP, overlaps.argmax(axis=0), -1)
-    counts = np.bincount(votes[votes >= 0], minlength=len(CLASSES))
-    return int(counts.argmax()) if 2 * counts.sum() > len(video) else -1
+    classes, checks = frame_classes(tracking), motion_checks(tracking)
+    return {
+        "frame identity": frame_identity(classes, label),
+        "neighbours alike": neighbours_alike(classes),
+        "motion": float(all(checks.values())),
+        **{name: float(passed) for name, passed in checks.items()},
+        "recognised": float(majority(classes) == label),
+    }
 
 
 def _overlap(cover: np.ndarray, centroid: np.ndarray, area: np.ndarray, shape: str) -> np.ndarray:
@@ -151,21 +100,3 @@ def _unit_shape(shape: str) -> tuple[float, float]:
     grid = np.linspace(-1.5, 1.5, 1501)
     inside = signed_distance(shape, grid[:, None], grid[None, :], 1.0) <= 0
     return float(inside.sum() * (grid[1] - grid[0]) ** 2), float(inside.sum(axis=1) @ grid / inside.sum())
-
-
-def _largest_piece(foreground: np.ndarray) -> np.ndarray:
-    """Pixels of the largest 8-connected piece of each frame: bool ``(F, H, W)`` to int64 ``(F,)``.
-
-    Every foreground pixel starts with its own number and takes the largest number of its neighbours until nothing
-    changes.
-    """
-    height, width = foreground.shape[1:]
-    own = rearrange(np.arange(1, height * width + 1), "(h w) -> h w", h=height)
-    label = np.where(foreground, own, 0)
-    while True:
-        spread = np.pad(label, ((0, 0), (1, 1), (1, 1)))
-        spread = np.maximum(np.maximum(spread[:, :-2], spread[:, 1:-1]), spread[:, 2:])
-        spread = np.maximum(np.maximum(spread[:, :, :-2], spread[:, :, 1:-1]), spread[:, :, 2:]) * foreground
-        if np.array_equal(spread, label):
-            return np.array([np.bincount(frame[frame > 0], minlength=1).max() for frame in label])
-        label = spread

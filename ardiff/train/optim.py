@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ardiff.train.config import OptimizerConfig
+from ardiff.train.muon import Muon
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
@@ -18,7 +19,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     )
     if not matrices:
         return [adamw]
-    muon = torch.optim.Muon(list(matrices.values()), lr=config.muon_lr, weight_decay=config.weight_decay)
+    muon = Muon(list(matrices.values()), lr=config.muon_lr, weight_decay=config.weight_decay)
     return [adamw, muon]
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from ardiff.data.manifest import Split
 from ardiff.metrics.drift import SEGMENT
+from ardiff.metrics.networks.random3d import MIN_FRAMES
 from ardiff.metrics.protocol import ProtocolName
 from ardiff.metrics.registry import (
     MetricSpec,
@@ -144,6 +145,8 @@ class QuickConfig(ScoredClips):
 
     def __post_init__(self) -> None:
         ScoredClips.__post_init__(self)
+        if self.num_frames < MIN_FRAMES:
+            raise ValueError(f"num_frames must be at least {MIN_FRAMES}: the distance measures how changes change")
         if self.batch_size < 2 or self.num_clips % self.batch_size == 1:
             raise ValueError("batch_size must be at least 2 and must not leave a last batch of one clip")
         if self.i3d_clips == 1 or self.i3d_clips < 0:

@@ -26,7 +26,8 @@ from ardiff.metrics.protocol import Protocol
 from ardiff.metrics.registry import State
 from ardiff.metrics.scores import SetScore
 from ardiff.metrics.sets.fvd import STYLEGANV as FVD
-from ardiff.metrics.shapes import motion_checks, recognise, track
+from ardiff.metrics.shapes import recognise
+from ardiff.metrics.tracking import motion_checks, track
 from ardiff.metrics.uncertainty import Resampling, Uncertainty
 from ardiff.metrics.weights import cached, find_state
 from ardiff.pretrained import load_autoencoder
@@ -188,7 +189,7 @@ def compute_scores(
         metric="distance",
         network="random3d",
         weights=RandomVideoFeatures(config.extractor_seed).name,
-        feature="112 pooled",
+        feature="128 pooled",
         num_frames=config.num_frames,
         stride=config.stride,
         fps=config.fps,

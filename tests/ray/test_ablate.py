@@ -17,7 +17,7 @@ from resuming import wait_for_checkpoint
 from ardiff.cli import main
 from ardiff.data import storage
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SETTINGS = shlex.split("""
 prepare.synthetic.num_train=16 prepare.synthetic.num_test=8 prepare.synthetic.num_frames=24 prepare.synthetic.num_long=0
@@ -84,7 +84,6 @@ def test_a_second_run_trains_nothing(ardiff: Callable[..., Result], cluster: Non
     assert (finished / "results.parquet").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_an_ablation_on_s3_gives_the_same_numbers(
     ardiff: Callable[..., Result], cluster: None, finished: Path, s3_bucket: str
 ) -> None:
@@ -100,7 +99,6 @@ def test_an_ablation_on_s3_gives_the_same_numbers(
     assert storage.read_bytes(f"{output}/ablation.png").startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_a_killed_ablation_ends_with_the_same_numbers(
     jobs: Jobs, ardiff: Callable[..., Result], cluster: None, finished: Path, tmp_path: Path
 ) -> None:

@@ -442,6 +442,7 @@ def test_a_set_of_latents_follows_labels_and_splits(
     assert encode({0: "cats", 3: "bats"}) == {"0": 1, "3": 0}
 
 
+@pytest.mark.slow
 def test_videos_that_end_their_process_become_rows(
     ardiff: Command, cluster: None, make_vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,7 +60,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[VideoRecord]:
 
 
 @pytest.mark.parametrize("uniform", ["videos", pytest.param("clips", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("num_workers", "first_step"), [(1, 0), (2, 0), (3, 0), (1, RESTART)])
+@pytest.mark.parametrize(
+    ("num_workers", "first_step"),
+    [(3, 0), (1, RESTART), *(pytest.param(n, 0, marks=pytest.mark.slow) for n in (1, 2))],
+)
 def test_the_clip_list_is_the_stored_one(
     records: list[VideoRecord],
     cluster: None,

@@ -76,6 +76,7 @@ def check_killed_dit_worker(ardiff: Command, latents: Path, folder: Path, engine
     check_killed_worker(ardiff, folder, "train-dit", settings(latents, engine), "pipeline/dit.safetensors")
 
 
+@pytest.mark.slow
 def test_zero_survives_a_killed_worker_and_its_checkpoint_resumes_on_one_worker(
     ardiff: Command, cluster: None, latents: Path, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def poisoned(latents: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_workers_log_rank_and_step_and_a_failure_names_both(jobs: Jobs, poisoned: Path, tmp_path: Path) -> None:
     settings = [f"latents={poisoned}", "files_per_chunk=1", *[f"dit.{name}={value}" for name, value in SIZES.items()]]
     result = jobs.run("train_dit", "--log", "json", f"output={tmp_path}/first", *settings, *TRAIN)

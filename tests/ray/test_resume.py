@@ -33,6 +33,7 @@ TRAIN = [f"train.num_steps={STEPS}", "train.checkpoint_every=10", "train.log_eve
 SIZES = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2}
 
 
+@pytest.mark.slow
 def test_dit_training_survives_sigkill(
     jobs: Jobs, ardiff: Command, cluster: None, latents: Path, tmp_path: Path
 ) -> None:
@@ -74,6 +75,7 @@ def test_ctrl_c_ends_training_as_interrupted(jobs: Jobs, latents: Path, tmp_path
     assert jobs.left_over() == []
 
 
+@pytest.mark.slow
 def test_attempts_that_fail_alike_end_although_any_number_may_fail(
     cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -164,6 +164,7 @@ def test_two_actors_change_no_bit_and_again_generates_only_what_is_missing_or_da
     assert "give another output" in err
 
 
+@pytest.mark.slow
 def test_invalid_videos_are_recorded_and_the_others_are_generated(
     sweep: Sweep, reference: Path, tmp_path: Path
 ) -> None:

@@ -76,7 +76,7 @@ def test_every_score_has_baseline_interval_and_protocol(tmp_path: Path) -> None:
         "fvd": by_name["ar-step-5", "fvd"].score,
         "recognised": 0.5,
     }
-    assert summary["extractors"] == {"distance": "random3d-seed0-v1", "fvd": "i3d, Kinetics-400, 4 clips a set"}
+    assert summary["extractors"] == {"distance": "random3d-seed0-v2", "fvd": "i3d, Kinetics-400, 4 clips a set"}
     content = write_scores(str(tmp_path), scores, {}, summary)
     assert content["sets"] == summary["sets"]
     assert read_scores(str(tmp_path)) == scores
@@ -84,7 +84,7 @@ def test_every_score_has_baseline_interval_and_protocol(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "scores.parquet").num_rows == len(scores)
     text = table([(s.set, s) for s in scores])
     assert "95 % interval" in text
-    assert "distance (quick: random3d seed0-v1, 16 frames" in text
+    assert "distance (quick: random3d seed0-v2, 16 frames" in text
     row = _score(content["scores"][0], summary["sets"]["ar-step-5"])
     assert (row.name, row.unit, row.highlight) == ("ar-step-5", "distance", True)
     assert row.note.startswith("95 % interval ")

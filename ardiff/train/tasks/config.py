@@ -14,13 +14,13 @@ class AutoencoderTaskConfig:
     """Distance between pixels in [-1, 1]."""
     kl_weight: float = 1e-3
     """Weight of the Kullback-Leibler term. A higher weight makes latents smoother and easier for the DiT to learn."""
-    smoothness_weight: float = 0.0
-    """Weight of the mean squared difference between the latent means of neighbouring frames; 0 leaves it out. Latents
-    of small models may jump from frame to frame, which is hard for the DiT to learn. Not in the paper. Clips of one
-    frame have no such term."""
+    straightness_weight: float = 0.0
+    """Weight of the mean squared second difference of the latent means along time; 0 leaves it out. Latents that move
+    straight while an object moves evenly let the DiT predict the next frame from the frames before it. Not in the
+    paper. Clips of fewer than three frames have no such term."""
     kl_warmup_steps: int = 0
-    """Steps over which ``kl_weight`` and ``smoothness_weight`` rise linearly from zero. At full weight from the start,
-    a small model may end up with latents that carry no content (posterior collapse)."""
+    """Steps over which ``kl_weight`` and ``straightness_weight`` rise linearly from zero. At full weight from the
+    start, a small model may end up with latents that carry no content (posterior collapse)."""
     temporal_from_step: int = 0
     """First step at which the decoder attends to earlier frames; before it, frames are decoded alone (stages 1 and 2 of
     Sec. 4.1)."""
@@ -36,9 +36,9 @@ class AutoencoderTaskConfig:
     """Sizes of the discriminator."""
 
     def __post_init__(self) -> None:
-        if min(self.kl_weight, self.smoothness_weight, self.perceptual_weight, self.adversarial_weight) < 0:
+        if min(self.kl_weight, self.straightness_weight, self.perceptual_weight, self.adversarial_weight) < 0:
             raise ValueError(
-                "kl_weight, smoothness_weight, perceptual_weight and adversarial_weight must not be negative"
+                "kl_weight, straightness_weight, perceptual_weight and adversarial_weight must not be negative"
             )
         if self.perceptual_weight and not self.perceptual_weights:
             raise ValueError("perceptual_weight needs perceptual_weights, the file with the weights of LPIPS")

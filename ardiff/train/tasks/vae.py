@@ -54,9 +54,9 @@ class AutoencoderTask(Task):
             reconstruction = reconstruction + self.config.perceptual_weight * logged["perceptual"]
         warmup = min(1.0, (step + 1) / (self.config.kl_warmup_steps + 1))
         loss = reconstruction + warmup * self.config.kl_weight * kl
-        if self.config.smoothness_weight and video.shape[1] > 1:
-            logged["smoothness"] = posterior.mean.diff(dim=1).square().mean()
-            loss = loss + warmup * self.config.smoothness_weight * logged["smoothness"]
+        if self.config.straightness_weight and video.shape[1] > 2:
+            logged["curvature"] = posterior.mean.diff(n=2, dim=1).square().mean()
+            loss = loss + warmup * self.config.straightness_weight * logged["curvature"]
         if self.discriminator is None or step < self.config.adversarial_from_step:
             return loss, logged
         self._real_and_fake = rearrange(video, TO_FRAMES), rearrange(output.detach(), TO_FRAMES)

@@ -4,9 +4,18 @@ import pytest
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
-from ardiff.data.synthetic import CLASSES, render_video
+from ardiff.data.synthetic import CLASSES, draw_shape, render_video, trajectory
 from ardiff.metrics import controls
-from ardiff.metrics.shapes import MOTION_CHECKS, motion_checks, recognise, track
+from ardiff.metrics.shapes import (
+    SHAPE_MEASURES,
+    frame_classes,
+    frame_identity,
+    majority,
+    neighbours_alike,
+    recognise,
+    shape_measures,
+)
+from ardiff.metrics.tracking import MOTION_CHECKS, motion_checks, track
 
 
 def render(indices: range, resolution: int = 32, radius: float = 7.0) -> np.ndarray:
@@ -78,6 +87,37 @@ def test_jitter_moves_whole_frames():
         assert after[2:-2, 2:-2].tobytes() in windows
 
 
+def test_identity_flicker_keeps_motion_and_colour_and_changes_the_shape(real):
+    """Each frame is one of another video, moved by whole pixels to where the replaced frame has its object."""
+    flickering = controls.identity_flicker(real, np.random.default_rng(0))
+    identity, alike, distances = [], [], []
+    for index, (before, after) in enumerate(zip(real, flickering, strict=True)):
+        old, new = track(before), track(after)
+        distances.append(np.linalg.norm(old.centroid - new.centroid, axis=1))
+        assert np.abs(old.colour - new.colour).max() < 25
+        classes = frame_classes(new)
+        identity.append(frame_identity(classes, index % 4))
+        alike.append(neighbours_alike(classes))
+    assert np.quantile(distances, 0.95) < 0.3
+    assert 0.15 < np.mean(identity) < 0.35  # one in four by chance
+    assert 0.15 < np.mean(alike) < 0.35
+
+
+def test_identity_flicker_takes_no_frame_of_the_same_video_nor_of_one_video_twice():
+    """Four videos with one frame each that moves by whole pixels, so the source of each frame can be read off."""
+    videos = np.full((4, 6, 24, 24, 3), 26, dtype=np.uint8)
+    for video in range(4):
+        for frame in range(6):
+            videos[video, frame, 8 : 10 + 2 * video, 3 + 2 * frame : 7 + 2 * frame] = 200
+    areas = (controls.identity_flicker(videos, np.random.default_rng(0)) == 200).sum(axis=(2, 3, 4))  # (4, 6)
+    sources = (areas / 12 - 2) / 2  # areas are 4 (2 + 2 video) pixels of 3 channels
+    assert len(set(sources.ravel()) & {0, 1, 2, 3}) == len(set(sources.ravel())) >= 3
+    assert (sources != np.arange(4)[:, None]).all()
+    assert (sources[:, 1:] != sources[:, :-1]).all()
+    pair = (controls.identity_flicker(videos[:2], np.random.default_rng(0)) == 200).sum(axis=(2, 3, 4))
+    assert np.array_equal((pair / 12 - 2) / 2, np.repeat([[1], [0]], 6, axis=1))
+
+
 def test_blur_is_a_gaussian_that_keeps_plain_areas():
     plain = np.full((1, 1, 20, 20, 3), 77, dtype=np.uint8)
     assert np.array_equal(controls.blur(plain, 2.0), plain)
@@ -96,6 +136,7 @@ def test_blur_is_a_gaussian_that_keeps_plain_areas():
         lambda videos: controls.jitter(videos, np.random.default_rng(0), pixels=0),
         lambda videos: controls.content_swap(videos[:1], np.random.default_rng(0)),
         lambda videos: controls.content_swap(videos[:, :1], np.random.default_rng(0)),
+        lambda videos: controls.identity_flicker(videos[:1], np.random.default_rng(0)),
         lambda videos: controls.frozen(videos[0], np.random.default_rng(0)),
         lambda videos: controls.noise(videos.astype(float), np.random.default_rng(0)),
         lambda videos: controls.shuffled_frames(videos[:0], np.random.default_rng(0)),
@@ -162,6 +203,7 @@ def test_shapes_of_other_sizes_are_recognised():
         ("shuffled frames", "smooth motion", 0.05),
         ("frozen", "plausible speed", 0.0),
         ("noise", "one object", 0.0),
+        ("identity flicker", "steady area", 0.2),
     ],
 )
 def test_each_control_fails_its_check(real, control, check, most):
@@ -193,6 +235,42 @@ def test_a_shape_seen_in_too_few_frames_is_not_recognised(real):
     video[7:] = 26
     assert recognise(real[1]) == 1
     assert recognise(video) == -1
+
+
+def drawn(shapes: list[str]) -> np.ndarray:
+    """A video that moves evenly and shows the given shape in each frame; no object for an empty name."""
+    config = SyntheticConfig(num_frames=len(shapes), num_long=0)
+    centre, colour = trajectory(config, 0, "train")
+    frames = [draw_shape(config, shape or "ring", centre[i : i + 1], colour)[0] for i, shape in enumerate(shapes)]
+    return np.stack([frame if shape else np.full_like(frame, 26) for frame, shape in zip(frames, shapes, strict=True)])
+
+
+def test_measures_of_a_shape_that_turns_into_another_one():
+    """Most frames show a ring, so the vote says ring; every measure of single frames sees the others."""
+    video = drawn(["ring"] * 4 + ["plus"] + ["ring"] * 3 + ["square"] * 2 + ["", "ring"])
+    classes = frame_classes(track(video))
+    assert classes.tolist() == [0, 0, 0, 0, 3, 0, 0, 0, 1, 1, -1, 0]
+    measures = shape_measures(video, 0)
+    assert tuple(measures) == SHAPE_MEASURES
+    assert measures["frame identity"] == pytest.approx(8 / 12)
+    assert measures["neighbours alike"] == pytest.approx(6 / 11)
+    assert (measures["recognised"], measures["steady area"], measures["motion"]) == (1.0, 0.0, 0.0)
+    assert (measures["steady colour"], measures["one object"]) == (1.0, 0.0)
+    assert shape_measures(video, 3)["frame identity"] == pytest.approx(1 / 12)
+    assert shape_measures(video, 3)["recognised"] == 0.0
+
+
+def test_measures_of_an_intact_video_are_one(real):
+    assert set(shape_measures(real[2], 2).values()) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("classes", "alike", "vote"),
+    [([2, 2, 2, 2], 1.0, 2), ([0, 1, 0, 1], 0.0, 0), ([-1, -1, 3, 3], 1 / 3, -1), ([-1, 3, 3, 3], 2 / 3, 3)],
+)
+def test_neighbours_and_votes(classes, alike, vote):
+    assert neighbours_alike(np.array(classes)) == pytest.approx(alike)
+    assert majority(np.array(classes)) == vote
 
 
 def test_one_missing_frame_in_sixteen_is_forgiven_two_are_not(real):

@@ -1,8 +1,10 @@
 import math
 
 import pytest
+import torch
 
 from ardiff.train.config import OptimizerConfig
+from ardiff.train.muon import Muon, orthogonalise
 from ardiff.train.optim import build_optimizers, learning_rate_factor
 
 
@@ -100,3 +102,39 @@ def test_unknown_schedule() -> None:
 def test_impossible_settings(changes):
     with pytest.raises(ValueError, match="must"):
         OptimizerConfig(**changes)
+
+
+def test_muon_is_torchs_up_to_the_rounding_of_bfloat16() -> None:
+    """On matrices of several shapes, wide, tall and square, over several updates."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 24), (24, 8), (8, 8), (8, 24)]
+    start = [torch.randn(shape, generator=generator) for shape in shapes]
+    ours, torchs = ([torch.nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
+    optimizers = [
+        cls(matrices, lr=0.1, weight_decay=0.1) for cls, matrices in ((Muon, ours), (torch.optim.Muon, torchs))
+    ]
+    for _ in range(3):
+        for pair in zip(ours, torchs, strict=True):
+            pair[0].grad = pair[1].grad = torch.randn(pair[0].shape, generator=generator)
+        for optimizer in optimizers:
+            optimizer.step()
+    for matrix, other, first in zip(ours, torchs, start, strict=True):
+        assert float((matrix - first).abs().max()) > 0.1
+        assert torch.allclose(matrix, other, atol=5e-3)
+
+
+def test_updates_of_muon_are_nearly_orthogonal() -> None:
+    matrices = torch.randn(3, 6, 20, generator=torch.Generator().manual_seed(1))
+    for x in (matrices, matrices.mT):
+        values = torch.linalg.svdvals(orthogonalise(x, (3.4445, -4.775, 2.0315), 5, 1e-7))  # (3, 6)
+        assert 0.5 < float(values.min()) < float(values.max()) < 1.5
+    parallel = orthogonalise(matrices, (3.4445, -4.775, 2.0315), 5, 1e-7)
+    assert torch.allclose(orthogonalise(matrices[1:2], (3.4445, -4.775, 2.0315), 5, 1e-7)[0], parallel[1], atol=1e-6)
+
+
+def test_muon_leaves_parameters_without_a_gradient() -> None:
+    still, moving = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    moving.grad = torch.eye(4)
+    Muon([still, moving], lr=0.1).step()
+    assert torch.equal(still, torch.ones(4, 4))
+    assert not torch.equal(moving, still)

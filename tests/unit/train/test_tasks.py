@@ -66,19 +66,20 @@ def test_autoencoder_loss_is_the_sum_of_its_terms(make_vae):
         assert float(loss) == pytest.approx(float(distance + 0.25 * posterior.kl()), rel=1e-5)
 
 
-def test_smoothness_is_the_difference_of_latent_means(make_vae):
+def test_straightness_is_the_second_difference_of_latent_means(make_vae):
     model, batch = make_vae(), clips()
-    plain, smooth = (
-        AutoencoderTask(model, AutoencoderTaskConfig(smoothness_weight=weight)).loss(batch, 0, draws())
+    plain, straight = (
+        AutoencoderTask(model, AutoencoderTaskConfig(straightness_weight=weight)).loss(batch, 0, draws())
         for weight in (0.0, 2.0)
     )
     means = model.encode(to_unit(batch["video"])).mean
-    step = float((means[:, 1:] - means[:, :-1]).square().mean())
-    assert step > 0
-    assert float(smooth[1]["smoothness"]) == pytest.approx(step, rel=1e-5)
-    assert float(smooth[0] - plain[0]) == pytest.approx(2 * step, rel=1e-4)
-    single = AutoencoderTask(model, AutoencoderTaskConfig(smoothness_weight=2.0))
-    assert "smoothness" not in single.loss({**batch, "video": batch["video"][:, :1]}, 0, draws())[1]
+    curvature = float((means[:, 2:] - 2 * means[:, 1:-1] + means[:, :-2]).square().mean())
+    assert curvature > 0
+    assert float(straight[1]["curvature"]) == pytest.approx(curvature, rel=1e-5)
+    assert float(straight[0] - plain[0]) == pytest.approx(2 * curvature, rel=1e-4)
+    for frames in (1, 2):  # too few for a second difference
+        short = AutoencoderTask(model, AutoencoderTaskConfig(straightness_weight=2.0))
+        assert "curvature" not in short.loss({**batch, "video": batch["video"][:, :frames]}, 0, draws())[1]
 
 
 def test_the_terms_on_latents_warm_up(make_vae):
@@ -87,7 +88,7 @@ def test_the_terms_on_latents_warm_up(make_vae):
     def loss(step: int, **settings: Any) -> float:
         return float(AutoencoderTask(model, AutoencoderTaskConfig(**settings)).loss(batch, step, draws())[0])
 
-    weights = {"kl_weight": 3.0, "smoothness_weight": 20.0}
+    weights = {"kl_weight": 3.0, "straightness_weight": 20.0}
     bare, whole = loss(0, kl_weight=0.0), loss(0, **weights)
     assert whole > 1.1 * bare
     for step, share in ((0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)):
@@ -323,7 +324,7 @@ def test_the_generator_is_the_only_source_of_randomness(make_dit, make_vae):
     ("make", "settings"),
     [
         (AutoencoderTaskConfig, {"kl_weight": -1.0}),
-        (AutoencoderTaskConfig, {"smoothness_weight": -1.0}),
+        (AutoencoderTaskConfig, {"straightness_weight": -1.0}),
         (AutoencoderTaskConfig, {"kl_warmup_steps": -1}),
         (AutoencoderTaskConfig, {"temporal_from_step": -1}),
         (AutoencoderTaskConfig, {"adversarial_weight": -1.0}),

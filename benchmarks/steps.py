@@ -1,9 +1,9 @@
-"""CPU time of the quickstart's models on one thread, with linear layers by torch and by oneDNN: training and encoding.
+"""CPU time of the quickstart's models on one thread: linear layers by torch and by oneDNN, Muon by torch and by ardiff.
 
-    python benchmarks/linear.py
+    python benchmarks/steps.py
 
 Both variants alternate in one process. CPU time is measured because other work on the machine disturbs it less than
-wall time. Prints the table of docs/performance.md.
+wall time. Prints the tables of docs/performance.md.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ardiff.config import find_config, load_config
 from ardiff.data.latents import LatentStatistics
@@ -22,12 +22,13 @@ from ardiff.onednn import pack_linear
 from ardiff.randomness import BatchGenerator, torch_generator
 from ardiff.train.config import TrainConfig
 from ardiff.train.engines.factory import make_engine
+from ardiff.train.muon import Muon
 from ardiff.train.tasks import AutoencoderTask, Batch, DiTTask, Task
 from ardiff.vae import ARAutoencoder
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.training.config import TrainDiTConfig, TrainVAEConfig
 
-VARIANTS = {"torch": False, "oneDNN": True}
+Step = Callable[[], object]
 
 
 def main() -> None:
@@ -36,23 +37,36 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps per round")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("| step | torch ms | oneDNN ms | ratio |\n|---|---|---|---|")
-    for name, make in (
-        ("AR-VAE, training", lambda flag: stepper(*autoencoder(), onednn=flag)),
-        ("AR-DiT, training", lambda flag: stepper(*dit(), onednn=flag)),
-        ("AR-VAE, encoding 64 clips", encoder),
-    ):
-        steps = {variant: make(flag) for variant, flag in VARIANTS.items()}
-        times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}  # milliseconds per step
-        for number in range(arguments.rounds + 1):
-            for variant, step in steps.items():
-                start = time.process_time()
-                for _ in range(arguments.steps):
-                    step()
-                if number:  # the first round warms up
-                    times[variant].append(1000 * (time.process_time() - start) / arguments.steps)
-        plain, onednn = (statistics.median(times[variant]) for variant in VARIANTS)
-        print(f"| {name} | {plain:.1f} | {onednn:.1f} | **{plain / onednn:.2f}** |", flush=True)
+    tables: dict[tuple[str, str], dict[str, Callable[[bool], Step]]] = {
+        ("torch", "oneDNN"): {
+            "AR-VAE, training": lambda flag: stepper(*autoencoder(), onednn=flag),
+            "AR-DiT, training": lambda flag: stepper(*dit(), onednn=flag),
+            "AR-VAE, encoding 64 clips": encoder,
+        },
+        ("torch.optim.Muon", "ardiff's Muon"): {
+            "AR-VAE, update of the weights": lambda flag: updater(autoencoder()[0].model, batched=flag),
+            "AR-DiT, update of the weights": lambda flag: updater(dit()[0].model, batched=flag),
+        },
+    }
+    for (plain, fast), rows in tables.items():
+        print(f"| step | {plain} ms | {fast} ms | ratio |\n|---|---|---|---|")
+        for name, make in rows.items():
+            before, after = measure([make(False), make(True)], arguments.rounds, arguments.steps)
+            print(f"| {name} | {before:.1f} | {after:.1f} | **{before / after:.2f}** |", flush=True)
+        print()
+
+
+def measure(variants: list[Step], rounds: int, steps: int) -> list[float]:
+    """Milliseconds of CPU time per step of each variant, the median of the rounds. The first round warms up."""
+    times: list[list[float]] = [[] for _ in variants]
+    for number in range(rounds + 1):
+        for variant, step in zip(times, variants, strict=True):
+            start = time.process_time()
+            for _ in range(steps):
+                step()
+            if number:
+                variant.append(1000 * (time.process_time() - start) / steps)
+    return [statistics.median(variant) for variant in times]
 
 
 def autoencoder() -> tuple[Task, Batch, TrainConfig]:
@@ -84,6 +98,14 @@ def stepper(task: Task, batch: Batch, config: TrainConfig, onednn: bool) -> Call
         engine.step(0, 1.0)
 
     return step
+
+
+def updater(model: nn.Module, batched: bool) -> Step:
+    """A function that updates the matrices of the blocks from random gradients."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name]
+    for matrix in matrices:
+        matrix.grad = torch.randn_like(matrix)
+    return (Muon if batched else torch.optim.Muon)(matrices, lr=1e-3, weight_decay=0.0).step
 
 
 def encoder(packed: bool) -> Callable[[], Tensor]:
