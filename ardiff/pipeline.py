@@ -215,6 +215,7 @@ class ARDiffusionPipeline:
             params.resolved_ar_step,
             config.num_frames,
             params.given_frames,
+            params.sink_frames,
         )
         seeds = [video.seed for video in request.videos]
         noise = initial_noise(seeds, params.num_frames, config.num_tokens, config.token_dim)

@@ -22,25 +22,43 @@ class ADSchedule:
         step_index: int64 ``(N, F)``: sampling steps that the frame has made after the iteration; 0 is noise, S clean.
         update: bool ``(N, F)``: whether the frame makes a step in the iteration. Other frames do not change at all.
         window: int64 ``(N, 2)``, half-open: the frames that the model sees. None: it always sees all.
+        sink_frames: First frames that stay when the window moves. They replace its first ones.
     """
 
     step_index: Tensor
     update: Tensor
     window: Tensor | None = None
+    sink_frames: int = 0
+
+    def visible(self, iteration: int) -> Tensor:
+        """Indices of the frames that the model sees in an iteration, in the order of a clip, int64 ``(W,)``."""
+        if self.window is None:
+            return torch.arange(self.step_index.shape[1])
+        start, end = self.window[iteration].tolist()
+        if start == 0:
+            return torch.arange(end)
+        return torch.cat([torch.arange(self.sink_frames), torch.arange(start + self.sink_frames, end)])
 
 
 def ad_schedule(
-    num_frames: int, num_inference_steps: int, ar_step: int, window: int | None = None, num_given: int = 0
+    num_frames: int,
+    num_inference_steps: int,
+    ar_step: int,
+    window: int | None = None,
+    num_given: int = 0,
+    sink_frames: int = 0,
 ) -> ADSchedule:
     """The AD schedule in closed form: after iteration n = 1, 2, ..., frame f has made ``clamp(n - f s, 0, S)`` steps.
 
     Eq. 5 in step indices. With ``window``, the model sees that many frames. The window moves by one when the next frame
-    makes its first step; the frame that leaves must be clean by then.
+    makes its first step; the frame that leaves must be clean by then. The ``sink_frames`` first frames of the video
+    never leave it. They stand at the first positions of every window (attention sink: Xiao et al., 2024, Sec. 3.2).
 
     Args:
         num_frames: F. num_inference_steps: S. ar_step: s.
         window: Frames that the model sees at once, or None for all of them.
         num_given: Given first frames: clean from the start, never updated.
+        sink_frames: First frames that stay when the window moves, at most ``window - 1``.
 
     Returns:
         The schedule; it has ``S + (F - num_given - 1) s`` iterations.
@@ -49,7 +67,7 @@ def ad_schedule(
         ValueError: A size below 1, or an ``ar_step`` outside ``0..S`` or too small for the window. The message names
             the smallest valid ``ar_step``.
     """
-    check_ar_step(num_frames, num_inference_steps, ar_step, window)
+    check_ar_step(num_frames, num_inference_steps, ar_step, window, sink_frames)
     if not 0 <= num_given < num_frames:
         raise ValueError(f"{num_given} given frames leave nothing to generate of {num_frames}")
     iteration = torch.arange(num_inference_steps + (num_frames - num_given - 1) * ar_step + 1)  # (N+1,)
@@ -61,7 +79,7 @@ def ad_schedule(
         started = (index[1:] > 0).sum(dim=1)  # (N,)
         end = started.clamp(min=min(window, num_frames))
         spans = torch.stack([(end - window).clamp(min=0), end], dim=1)
-    return ADSchedule(step_index=index[1:], update=index[1:] != index[:-1], window=spans)
+    return ADSchedule(step_index=index[1:], update=index[1:] != index[:-1], window=spans, sink_frames=sink_frames)
 
 
 def inference_timesteps(num_timesteps: int, num_inference_steps: int) -> Tensor:

@@ -60,7 +60,7 @@ def stream_full(
     Args:
         denoise: Predicts the clean latents of the visible frames.
         noise: ``(B, F, L, D)``.
-        schedule: If it has a ``window``, the denoiser sees the frames of the window as a clip of their own.
+        schedule: If it has a ``window``, the denoiser sees its frames, and the sink's, as a clip of their own.
         diffusion: Gives the noise level of each timestep.
         condition: Clean latents ``(B, num_given, L, D)`` of given first frames; the schedule's ``num_given``.
         solver, timestep_spacing: See :mod:`ardiff.diffusion.solvers`. Each frame has its own history.
@@ -80,15 +80,17 @@ def stream_full(
         x[:, :final] = condition
         yield x[:, :final].clone()
     for n, (index, update) in enumerate(zip(schedule.step_index, schedule.update, strict=True)):
-        start, end = (0, x.shape[1]) if schedule.window is None else schedule.window[n].tolist()
+        frames = schedule.visible(n)  # (W,)
         level = torch.where((index == num_steps) & ~update, len(timesteps) - 1, index)  # (F,)
-        visible, k = x[:, start:end], index[start:end].expand(len(x), -1)  # (B, W, L, D), (B, W)
-        x0 = denoise(visible, timesteps[level[start:end]].expand(len(x), -1).to(x.device))  # (B, W, L, D)
-        remembered = tuple(tensor[:, start:end].clone() for tensor in history)
-        denoised, remembers = solver_step(visible, x0, remembered, (k - 1).clamp(min=0), table)  # (B, W, L, D) each
-        moves = update[start:end, None, None].to(x.device)  # (W, 1, 1)
+        visible, *remembered = (tensor[:, frames] for tensor in (x, *history))  # (B, W, L, D) each
+        k = index[frames].expand(len(x), -1)  # (B, W)
+        x0 = denoise(visible, timesteps[level[frames]].expand(len(x), -1).to(x.device))  # (B, W, L, D)
+        denoised, remembers = solver_step(
+            visible, x0, tuple(remembered), (k - 1).clamp(min=0), table
+        )  # (B, W, L, D) each
+        moves = update[frames, None, None].to(x.device)  # (W, 1, 1)
         for state, new in zip((x, *history), (denoised, *remembers), strict=True):
-            state[:, start:end] = torch.where(moves, new, state[:, start:end])
+            state[:, frames] = torch.where(moves, new, state[:, frames])
         already_final, final = final, int((index == num_steps).sum())
         if final > already_final:
             yield x[:, already_final:final].clone()

@@ -7,7 +7,10 @@ from ardiff.sampling.params import SamplingParams
 
 
 def sequential_passes(params: SamplingParams) -> int:
-    """Passes of the model that must follow each other: ``S + (F - 1) ar_step`` for F frames that are not given."""
+    """Passes of the model that must follow each other: ``S + (F - 1) ar_step`` for F frames that are not given.
+
+    The engine adds one to store the sink, if the given frames fill the window.
+    """
     generated = params.num_frames - params.given_frames
     return params.num_inference_steps + (generated - 1) * params.resolved_ar_step
 
@@ -16,8 +19,8 @@ def frame_evaluations(params: SamplingParams, window: int) -> int:
     """Evaluations of a frame by the model for one video; guidance doubles them.
 
     Without guidance and given frames: ``F S + F - 1`` in mode ``rolling``, and in mode ``window`` up to ``window``
-    frames. In longer videos, the clean frames are evaluated again whenever the window moves (see
-    :mod:`ardiff.sampling.engine`). Mode ``full`` evaluates every visible frame in every pass.
+    frames. In longer videos, the clean frames are evaluated again whenever the window moves, except those of the sink
+    (see :mod:`ardiff.sampling.engine`). Mode ``full`` evaluates every visible frame in every pass.
 
     Args:
         window: Frames that the model sees at once.
@@ -35,11 +38,14 @@ def frame_evaluations(params: SamplingParams, window: int) -> int:
             return given
         return min(frames, given + (iteration - 1) // ar_step + 1) if ar_step else frames
 
+    sink = params.sink_frames if moving_window else 0
     total, stored, base = 0, 0, 0
+    if started(1) > window:  # many frames are given: the sink needs a pass of its own
+        total = sink
     for iteration in range(1, passes + 1):
         end = started(iteration)
         if moving_window and end - window > base:
-            base = stored = end - window
+            base, stored = end - window, end - window + sink
         total += end - stored
-        stored = max(base, started(iteration - steps))
+        stored = max(base + sink if base else 0, started(iteration - steps))
     return branches * total

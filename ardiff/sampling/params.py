@@ -54,6 +54,9 @@ class SamplingParams:
     """What a frame of a long video sees. window: the last frames, as many as the model was trained on. rolling: the
     cached keys and values of earlier frames; needs a model trained with dit.attention_window. full: the result of
     window without any cache, slowly."""
+    sink_frames: int = field(default=0, metadata={"tag": "sink"})
+    """First frames that every window of a long video holds, in the places of its first ones (attention sink). For
+    mode=window and mode=full."""
     class_label: int | None = field(default=None, metadata={"per_video": True, "tag": "class-"})
     """Class index. None generates without a class; `ardiff generate` then takes the classes in turn."""
     seed: int = field(default=0, metadata={"per_video": True, "tag": "seed-"})
@@ -225,7 +228,22 @@ class ModelInfo:
 
     def smallest_ar_step(self, params: SamplingParams) -> int:
         """The smallest valid ``ar_step`` for the other parameters."""
-        return smallest_ar_step(params.num_frames, params.num_inference_steps, self._window(params))
+        window = self._window(params)
+        return smallest_ar_step(params.num_frames, params.num_inference_steps, window, params.sink_frames)
+
+    def sink_error(self, params: SamplingParams) -> str | None:
+        """Why the model cannot sample with these ``sink_frames``, and what is valid; None if it can."""
+        if not 0 <= params.sink_frames < self.num_frames:
+            most = self.num_frames - 1
+            return f"sink_frames must be between 0 and {most}, because the window has {self.num_frames} frames"
+        if params.sink_frames and params.mode == "rolling":
+            return "sink_frames needs a window: sample with mode=window or mode=full, or with sink_frames=0"
+        if params.sink_frames and self.attention_window is not None and self.attention_window < self.num_frames:
+            return (
+                f"sink_frames must be 0 for this model: its last frames do not see the first ones of the window "
+                f"(dit.attention_window={self.attention_window}, dit.num_frames={self.num_frames})"
+            )
+        return None
 
     def _window(self, params: SamplingParams) -> int | None:
         """Frames of the moving window; None where a frame sees all earlier ones."""
@@ -265,6 +283,8 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
         require(values[name] in valid, name, f"{name} must be one of {', '.join(valid)}, got {values[name]!r}")
     if (reason := model.mode_error(params.mode, params.num_frames)) is not None:
         raise InvalidParamError("mode", reason)
+    if (reason := model.sink_error(params)) is not None:
+        raise InvalidParamError("sink_frames", f"{reason}; got {params.sink_frames}")
     if params.class_label is not None:
         require(
             0 <= params.class_label < model.num_classes,
@@ -280,7 +300,7 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
         params = replace(params, ar_step=min(max(DEFAULT_AR_STEP, model.smallest_ar_step(params)), steps))
     assert params.ar_step is not None
     try:
-        check_ar_step(params.num_frames, steps, params.ar_step, model._window(params))
+        check_ar_step(params.num_frames, steps, params.ar_step, model._window(params), params.sink_frames)
     except ValueError as error:
         raise InvalidParamError("ar_step", str(error)) from error
     return params

@@ -89,7 +89,9 @@ class RequestState:
 
     def advance(self) -> FrameSpan:
         """Starts the next iteration: draws the noise of frames that start. Returns the frames to evaluate."""
-        given, num_steps, device = self.params.given_frames, self.params.num_inference_steps, self.shared.device
+        if self._sink_is_missing():
+            return self._span(0, self.params.sink_frames, self.params.sink_frames)
+        given = self.params.given_frames
         self.iteration += 1
         moving, end = self._finished(self.iteration - 1), self._started(self.iteration)
         for frame in range(max(self._started(self.iteration - 1), given), end):
@@ -98,18 +100,32 @@ class RequestState:
             self.history[frame] = noise.new_zeros(self.solver.history_size, *noise.shape)
         if self.window is not None:
             first = max(0, end - self.window)
-            if first > self.cache.base:  # the window moved, so every frame in it sees other frames than before
+            if first > self.cache.base:  # the window moved, so all frames but the sink see other frames than before
                 self.cache.restart(first)
-                self.stored = first
-                self.frames = {f: x for f, x in self.frames.items() if f >= first}
+                self.stored = self._first_needed()
+                self.frames = {f: x for f, x in self.frames.items() if f >= self.stored}
         else:
             band = self.shared.model.config.attention_window or end
             self.cache.reserve(max(0, self.stored - band + 1), end)
+        return self._span(self.stored, moving, end)
+
+    def _span(self, start: int, moving: int, end: int) -> FrameSpan:
+        """The frames ``start .. end - 1`` at the sampling steps that they make in this iteration."""
+        given, num_steps = self.params.given_frames, self.params.num_inference_steps
         # Computed on the device, so that an iteration does not wait for earlier work on it.
-        frames = torch.arange(self.stored, end, device=device)
+        frames = torch.arange(start, end, device=self.shared.device)
         steps = (self.iteration - 1 - (frames - given) * self.params.resolved_ar_step).clamp(min=0)
         steps = torch.where((frames < given) | (steps >= num_steps), len(self.tables[0]) - 1, steps)
-        return FrameSpan(self.stored, moving, end, steps)
+        return FrameSpan(start, moving, end, steps)
+
+    def _sink_is_missing(self) -> bool:
+        """Whether the first window has moved already, because many frames are given, and holds no sink yet."""
+        unsaved = self.iteration == 0 and self.stored < self.params.sink_frames
+        return unsaved and self.window is not None and self._started(1) > self.window
+
+    def _first_needed(self) -> int:
+        """The first frame after the sink whose latents the window holds; 0 before it has moved."""
+        return self.cache.base + self.params.sink_frames if self.cache.base else 0
 
     def inputs(self, span: FrameSpan) -> Tensor:
         """Latents of the evaluated frames, once per branch of guidance, ``(F B, L, D)`` frame by frame."""
@@ -133,6 +149,8 @@ class RequestState:
         """Guided clean latents of the moving frames, ``(F, B, L, D)``, from the model's output ``(F B, L, D)``."""
         videos, moving = len(self.request.videos), span.moving - span.start
         output = output.unflatten(0, (span.end - span.start, self.request.sequences))[moving:]
+        if span.moving == span.end:
+            return output[:, :videos]
         latents = torch.stack([self.frames[f] for f in range(span.moving, span.end)])  # (F, B, L, D)
         timesteps = self.solver.timesteps[span.steps[moving:]][:, None].expand(-1, videos)
         prediction, alphas_cumprod = self.shared.diffusion.prediction, self.shared.alphas_cumprod
@@ -144,6 +162,9 @@ class RequestState:
 
     def update(self, span: FrameSpan, x0: Tensor) -> FinishedFrames | None:
         """Makes one sampling step of the moving frames. Returns the frames that are final now, or None."""
+        self.stored = span.moving
+        if span.moving == span.end:
+            return None
         moving = range(span.moving, span.end)
         latents = torch.stack([self.frames[f] for f in moving])  # (F, B, L, D)
         history = torch.stack([self.history[f] for f in moving]).unbind(dim=1)  # H times (F, B, L, D)
@@ -151,11 +172,10 @@ class RequestState:
         self.frames.update(zip(moving, latents.unbind(), strict=True))
         if history:
             self.history.update(zip(moving, torch.stack(history, dim=1).unbind(), strict=True))
-        self.stored = span.moving
         final = self._finished(self.iteration)
         for frame in range(span.moving, final):
             del self.history[frame]
-        needed = self.stored if self.window is None else self.cache.base
+        needed = self.stored if self.window is None else self._first_needed()
         self.frames = {f: x for f, x in self.frames.items() if f >= needed}
         if final == span.moving:
             return None

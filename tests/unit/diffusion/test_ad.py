@@ -120,9 +120,28 @@ def test_out_of_range(ar_step: int) -> None:
         ad_schedule(4, 10, ar_step)
 
 
+def test_a_sink_stays_in_every_window() -> None:
+    """The first frames, then the last ones that started; all frames that are left out are clean."""
+    for frames, steps, window, ar_step, sink in itertools.product((5, 11), (1, 4), (3, 5), (1, 2, 4), (0, 1, 2)):
+        if not smallest_ar_step(frames, steps, window, sink) <= ar_step <= steps:
+            continue
+        schedule = ad_schedule(frames, steps, ar_step, window, sink_frames=sink)
+        for n, index in enumerate(schedule.step_index):
+            visible, started = schedule.visible(n).tolist(), int((index > 0).sum())
+            end = max(started, window)
+            assert visible == [*range(sink), *range(end - window + sink, end)]
+            before = schedule.step_index[n - 1] if n else torch.zeros(frames, dtype=torch.int64)
+            assert all(before[frame] == steps for frame in set(range(started)) - set(visible))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0, 5, 0), "num_frames"), ((3, 0, 0), "num_inference_steps"), ((3, 5, 0, 0), "window must be at least 1")],
+    [
+        ((3, 5, 0, 2, 2), "sink_frames must be between 0 and 1"),
+        ((0, 5, 0), "num_frames"),
+        ((3, 0, 0), "num_inference_steps"),
+        ((3, 5, 0, 0), "window must be at least 1"),
+    ],
 )
 def test_sizes_below_one(arguments: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,5 +1,6 @@
 """Predicted costs equal those that the engine and the plain sampler measure."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,13 +21,22 @@ from ardiff.sampling.request import SampleRequest
 def test_the_engine_evaluates_as_many_frames(
     make_dit: Any, mode: SamplingMode, given: int, frames: int, steps: int
 ) -> None:
-    model = make_dit(attention_window=8)
-    given = min(given, frames - 1)
+    check_cost(make_dit, steps, SamplingParams(num_frames=frames, mode=mode, given_frames=min(given, frames - 1)))
+
+
+@pytest.mark.parametrize("given", [0, 3, 8, 12])
+@pytest.mark.parametrize("sink", [1, 4])
+def test_a_sink_is_evaluated_once(make_dit: Any, sink: int, given: int) -> None:
+    check_cost(make_dit, 4, SamplingParams(num_frames=20, sink_frames=sink, given_frames=given))
+
+
+def check_cost(make_dit: Any, steps: int, params: SamplingParams) -> None:
+    """Every valid ``ar_step`` with a window of 8 frames, two videos."""
+    model, given = make_dit(attention_window=8), params.given_frames
     condition = torch.zeros(2, given, 2, 4) if given else None
-    for ar_step in range(smallest_ar_step(frames, steps, 8 if mode == "window" else None), steps + 1):
-        params = SamplingParams(
-            num_frames=frames, num_inference_steps=steps, ar_step=ar_step, mode=mode, given_frames=given
-        )
+    window = 8 if params.mode == "window" else None
+    for ar_step in range(smallest_ar_step(params.num_frames, steps, window, params.sink_frames), steps + 1):
+        params = replace(params, num_inference_steps=steps, ar_step=ar_step)
         engine = SamplingEngine(model, DiffusionConfig())
         videos = tuple(expand_params(params, class_label=[0, 1], seed=[0, 1]))
         engine.run(SampleRequest(videos=videos, condition=condition))
@@ -38,6 +48,13 @@ def test_guidance_costs_a_second_branch() -> None:
     [guided] = expand_params(params, guidance_scale=2.5)
     assert frame_evaluations(params, 8) == 8 * 5 + 7
     assert frame_evaluations(guided, 8) == 2 * (8 * 5 + 7)
+
+
+def test_published_costs_of_long_videos() -> None:
+    """Per frame and branch of 512 frames in 4 steps: most of it is the clean frames of a window that moves."""
+    params = SamplingParams(num_frames=512, num_inference_steps=4, ar_step=1)
+    costs = [frame_evaluations(replace(params, sink_frames=sink), 16) / 512 for sink in (0, 1)]
+    assert costs == pytest.approx([15.65, 14.69], abs=0.01)
 
 
 @pytest.mark.parametrize(("frames", "ar_step"), [(8, 0), (8, 5), (20, 2)])
