@@ -216,6 +216,7 @@ class ARDiffusionPipeline:
             config.num_frames,
             params.given_frames,
             params.sink_frames,
+            params.window_stride,
         )
         seeds = [video.seed for video in request.videos]
         noise = initial_noise(seeds, params.num_frames, config.num_tokens, config.token_dim)

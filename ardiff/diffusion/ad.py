@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ardiff.diffusion.ar_step import check_ar_step
+from ardiff.diffusion.ar_step import check_ar_step, window_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ def ad_schedule(
     window: int | None = None,
     num_given: int = 0,
     sink_frames: int = 0,
+    window_stride: int = 1,
 ) -> ADSchedule:
     """The AD schedule in closed form: after iteration n = 1, 2, ..., frame f has made ``clamp(n - f s, 0, S)`` steps.
 
@@ -59,6 +60,7 @@ def ad_schedule(
         window: Frames that the model sees at once, or None for all of them.
         num_given: Given first frames: clean from the start, never updated.
         sink_frames: First frames that stay when the window moves, at most ``window - 1``.
+        window_stride: Frames by which the window moves at once, at most ``window - sink_frames``.
 
     Returns:
         The schedule; it has ``S + (F - num_given - 1) s`` iterations.
@@ -67,7 +69,7 @@ def ad_schedule(
         ValueError: A size below 1, or an ``ar_step`` outside ``0..S`` or too small for the window. The message names
             the smallest valid ``ar_step``.
     """
-    check_ar_step(num_frames, num_inference_steps, ar_step, window, sink_frames)
+    check_ar_step(num_frames, num_inference_steps, ar_step, window, sink_frames, window_stride)
     if not 0 <= num_given < num_frames:
         raise ValueError(f"{num_given} given frames leave nothing to generate of {num_frames}")
     iteration = torch.arange(num_inference_steps + (num_frames - num_given - 1) * ar_step + 1)  # (N+1,)
@@ -77,8 +79,8 @@ def ad_schedule(
     spans = None
     if window is not None:
         started = (index[1:] > 0).sum(dim=1)  # (N,)
-        end = started.clamp(min=min(window, num_frames))
-        spans = torch.stack([(end - window).clamp(min=0), end], dim=1)
+        start = torch.tensor([window_start(count, window, window_stride) for count in started.tolist()])
+        spans = torch.stack([start, (start + window).clamp(max=num_frames)], dim=1)
     return ADSchedule(step_index=index[1:], update=index[1:] != index[:-1], window=spans, sink_frames=sink_frames)
 
 

@@ -57,6 +57,9 @@ class SamplingParams:
     sink_frames: int = field(default=0, metadata={"tag": "sink"})
     """First frames that every window of a long video holds, in the places of its first ones (attention sink). For
     mode=window and mode=full."""
+    window_stride: int = field(default=1, metadata={"tag": "stride"})
+    """Frames by which the window of a long video moves at once. More than 1 saves evaluations; a frame then sees
+    between stride and one frame less than the window before it. For mode=window and mode=full."""
     class_label: int | None = field(default=None, metadata={"per_video": True, "tag": "class-"})
     """Class index. None generates without a class; `ardiff generate` then takes the classes in turn."""
     seed: int = field(default=0, metadata={"per_video": True, "tag": "seed-"})
@@ -229,7 +232,9 @@ class ModelInfo:
     def smallest_ar_step(self, params: SamplingParams) -> int:
         """The smallest valid ``ar_step`` for the other parameters."""
         window = self._window(params)
-        return smallest_ar_step(params.num_frames, params.num_inference_steps, window, params.sink_frames)
+        return smallest_ar_step(
+            params.num_frames, params.num_inference_steps, window, params.sink_frames, params.window_stride
+        )
 
     def sink_error(self, params: SamplingParams) -> str | None:
         """Why the model cannot sample with these ``sink_frames``, and what is valid; None if it can."""
@@ -243,6 +248,15 @@ class ModelInfo:
                 f"sink_frames must be 0 for this model: its last frames do not see the first ones of the window "
                 f"(dit.attention_window={self.attention_window}, dit.num_frames={self.num_frames})"
             )
+        return None
+
+    def stride_error(self, params: SamplingParams) -> str | None:
+        """Why ``window_stride`` is not valid for the other parameters; None if it is."""
+        most = self.num_frames - params.sink_frames
+        if not 1 <= params.window_stride <= most:
+            return f"window_stride must be between 1 and {most}, the frames of the window that move"
+        if params.window_stride > 1 and params.mode == "rolling":
+            return "window_stride needs a window: sample with mode=window or mode=full, or with window_stride=1"
         return None
 
     def _window(self, params: SamplingParams) -> int | None:
@@ -285,6 +299,8 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
         raise InvalidParamError("mode", reason)
     if (reason := model.sink_error(params)) is not None:
         raise InvalidParamError("sink_frames", f"{reason}; got {params.sink_frames}")
+    if (reason := model.stride_error(params)) is not None:
+        raise InvalidParamError("window_stride", f"{reason}; got {params.window_stride}")
     if params.class_label is not None:
         require(
             0 <= params.class_label < model.num_classes,
@@ -300,7 +316,8 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
         params = replace(params, ar_step=min(max(DEFAULT_AR_STEP, model.smallest_ar_step(params)), steps))
     assert params.ar_step is not None
     try:
-        check_ar_step(params.num_frames, steps, params.ar_step, model._window(params), params.sink_frames)
+        window, sink_frames = model._window(params), params.sink_frames
+        check_ar_step(params.num_frames, steps, params.ar_step, window, sink_frames, params.window_stride)
     except ValueError as error:
         raise InvalidParamError("ar_step", str(error)) from error
     return params

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ardiff.diffusion.ar_step import window_start
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guide
 from ardiff.diffusion.prediction import predicted_x0
@@ -99,7 +100,7 @@ class RequestState:
             self.frames[frame] = noise
             self.history[frame] = noise.new_zeros(self.solver.history_size, *noise.shape)
         if self.window is not None:
-            first = max(0, end - self.window)
+            first = window_start(end, self.window, self.params.window_stride)
             if first > self.cache.base:  # the window moved, so all frames but the sink see other frames than before
                 self.cache.restart(first)
                 self.stored = self._first_needed()

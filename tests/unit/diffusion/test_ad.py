@@ -120,16 +120,17 @@ def test_out_of_range(ar_step: int) -> None:
         ad_schedule(4, 10, ar_step)
 
 
-def test_a_sink_stays_in_every_window() -> None:
-    """The first frames, then the last ones that started; all frames that are left out are clean."""
-    for frames, steps, window, ar_step, sink in itertools.product((5, 11), (1, 4), (3, 5), (1, 2, 4), (0, 1, 2)):
-        if not smallest_ar_step(frames, steps, window, sink) <= ar_step <= steps:
+@pytest.mark.parametrize(("sink", "stride"), [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (0, 3)])
+def test_sinks_and_strides(sink: int, stride: int) -> None:
+    """The first frames, then those from a multiple of the stride on; all frames that are left out are clean."""
+    for frames, steps, window, ar_step in itertools.product((5, 11), (1, 4), (3, 5), (1, 2, 4)):
+        if not smallest_ar_step(frames, steps, window, sink, stride) <= ar_step <= steps:
             continue
-        schedule = ad_schedule(frames, steps, ar_step, window, sink_frames=sink)
+        schedule = ad_schedule(frames, steps, ar_step, window, sink_frames=sink, window_stride=stride)
         for n, index in enumerate(schedule.step_index):
             visible, started = schedule.visible(n).tolist(), int((index > 0).sum())
-            end = max(started, window)
-            assert visible == [*range(sink), *range(end - window + sink, end)]
+            start = next(s for s in range(0, frames, stride) if started <= s + window)
+            assert visible == [*range(sink), *range(start + sink, min(start + window, frames))]
             before = schedule.step_index[n - 1] if n else torch.zeros(frames, dtype=torch.int64)
             assert all(before[frame] == steps for frame in set(range(started)) - set(visible))
 
@@ -138,6 +139,7 @@ def test_a_sink_stays_in_every_window() -> None:
     ("arguments", "message"),
     [
         ((3, 5, 0, 2, 2), "sink_frames must be between 0 and 1"),
+        ((3, 5, 0, 2, 1, 2), "window_stride must be between 1 and 1, got 2"),
         ((0, 5, 0), "num_frames"),
         ((3, 0, 0), "num_inference_steps"),
         ((3, 5, 0, 0), "window must be at least 1"),

@@ -39,7 +39,7 @@ def reference(model: DiT, request: SampleRequest, window: int | None) -> Tensor:
     noise = initial_noise([0, 1], params.num_frames, 2, 4).to(next(model.parameters()).dtype)
     denoise = guided_denoiser(model, DIFFUSION, torch.tensor([0, 1]), params.guidance_scale)
     steps, ar_step, given = params.num_inference_steps, params.resolved_ar_step, params.given_frames
-    schedule = ad_schedule(params.num_frames, steps, ar_step, window, given, params.sink_frames)
+    schedule = ad_schedule(params.num_frames, steps, ar_step, window, given, params.sink_frames, params.window_stride)
     spacing = params.resolved_timestep_spacing
     return sample_full(denoise, noise, schedule, DIFFUSION, request.condition, params.solver, spacing)
 
@@ -106,23 +106,28 @@ def test_packed_requests_equal_each_alone(make_dit: Callable[..., DiT]) -> None:
         check_equal(torch.cat(streamed, dim=1), alone[:, request.params.given_frames :], 1e-12)
 
 
-@pytest.mark.parametrize(("frames", "ar_step", "given", "sink"), [(20, 1, 0, 1), (12, 2, 3, 5), (20, 2, 11, 3)])
+@pytest.mark.parametrize(
+    ("frames", "ar_step", "given", "sink", "stride"),
+    [(20, 1, 0, 1, 1), (12, 2, 3, 5, 1), (20, 2, 11, 3, 1), (20, 1, 0, 0, 3), (20, 2, 3, 2, 5), (20, 4, 9, 1, 7)],
+)
 @pytest.mark.parametrize("attention_backend", ["ragged", "masked"])
-def test_a_sink_equals_the_plain_sampler(
-    make_dit: Callable[..., DiT], frames: int, ar_step: int, given: int, sink: int, attention_backend: Any
+def test_sinks_and_strides_equal_the_plain_sampler(
+    make_dit: Callable[..., DiT], frames: int, ar_step: int, given: int, sink: int, stride: int, attention_backend: Any
 ) -> None:
-    settings = {"num_frames": frames, "ar_step": ar_step, "sink_frames": sink, "solver": "dpmpp_2m"}
+    settings = {"num_frames": frames, "ar_step": ar_step, "solver": "dpmpp_2m"}
+    settings |= {"sink_frames": sink, "window_stride": stride}
     config = EngineConfig(attention_backend=attention_backend)
     for dtype, tolerance in PRECISIONS:
         model, request = make_dit().to(dtype), make_request(given, dtype, **settings)
         check_equal(SamplingEngine(model, DIFFUSION, config).run(request), reference(model, request, 8), tolerance)
 
 
-def test_a_sink_changes_only_frames_after_the_first_window(make_dit: Callable[..., DiT]) -> None:
+@pytest.mark.parametrize("changes", [{"sink_frames": 1}, {"window_stride": 4}])
+def test_only_frames_after_the_first_window_change(make_dit: Callable[..., DiT], changes: dict[str, int]) -> None:
     model = make_dit().double()
-    plain, sink = (SamplingEngine(model, DIFFUSION).run(make_request(sink_frames=k, ar_step=4)) for k in (0, 1))
-    assert torch.equal(plain[:, :8], sink[:, :8])
-    assert ((plain - sink)[:, 8:].abs().amax(dim=(0, 2, 3)) > 1e-3).all()
+    plain, changed = (SamplingEngine(model, DIFFUSION).run(make_request(ar_step=4, **c)) for c in ({}, changes))
+    assert torch.equal(plain[:, :8], changed[:, :8])
+    assert ((plain - changed)[:, 8:].abs().amax(dim=(0, 2, 3)) > 1e-3).all()
 
 
 def test_solvers_differ(make_dit: Callable[..., DiT]) -> None:
@@ -162,13 +167,16 @@ def test_unknown_names_are_errors_that_list_the_valid_ones(changes: dict[str, An
         ({"sink_frames": -1}, {}, "sink_frames must be between 0 and 7"),
         ({"sink_frames": 1, "mode": "rolling"}, {"attention_window": 8}, "sample with mode=window or mode=full"),
         ({"sink_frames": 1}, {"attention_window": 5}, "dit.attention_window=5, dit.num_frames=8"),
+        ({"window_stride": 0}, {}, "window_stride must be between 1 and 8"),
+        ({"window_stride": 7, "sink_frames": 2}, {}, "window_stride must be between 1 and 6"),
+        ({"window_stride": 2, "mode": "rolling"}, {"attention_window": 8}, "window_stride needs a window"),
     ],
 )
-def test_impossible_sinks(changes: dict[str, Any], model: dict[str, Any], message: str) -> None:
+def test_impossible_windows(changes: dict[str, Any], model: dict[str, Any], message: str) -> None:
     info = ModelInfo(num_frames=8, num_classes=0, num_timesteps=1000, **model)
     with pytest.raises(InvalidParamError, match=message) as error:
         validate(SamplingParams(**changes), info)
-    assert error.value.param == "sink_frames"
+    assert error.value.param == next(iter(changes))
 
 
 def test_a_sink_leaves_less_time_in_the_window() -> None:
@@ -179,3 +187,7 @@ def test_a_sink_leaves_less_time_in_the_window() -> None:
     with pytest.raises(InvalidParamError, match="3 of which are the first ones of the video; got 3"):
         validate(replace(params, sink_frames=3, ar_step=3), info)
     validate(replace(params, sink_frames=3, ar_step=4), info)
+    assert info.smallest_ar_step(replace(params, sink_frames=1, window_stride=3)) == 4
+    with pytest.raises(InvalidParamError, match="window of 8 frames, which moves by 7; got 9"):
+        validate(replace(params, window_stride=7, ar_step=9), info)
+    assert validate(replace(params, window_stride=7), info).ar_step == 10
