@@ -18,7 +18,7 @@ from ardiff.cli import main
 from ardiff.data import storage
 from ardiff.data.clips import read_clips
 from ardiff.data.config import SyntheticConfig
-from ardiff.data.discovery import discover, probe_record, reuse_probe, summarize, with_error
+from ardiff.data.discovery import describe_suffixes, discover, probe_record, reuse_probe, summarize, with_error
 from ardiff.data.encode import contact_sheet
 from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, write_errors
 from ardiff.data.layouts import LayoutName
@@ -107,11 +107,13 @@ def find_videos(config: PrepareConfig, source: str) -> list[VideoRecord]:
     lists = None
     if config.train_list is not None and config.test_list is not None:
         lists = config.train_list, config.test_list
-    records, unmatched = discover(source, config.output, config.layout, config.test_fraction, lists)
-    if unmatched:
-        examples = "; ".join(unmatched[:3])
-        print_line(f"[yellow]{len(unmatched)} lines of the lists[/] match no video of {source}, such as {examples}")
-    return records
+    found = discover(source, config.output, config.layout, config.test_fraction, lists)
+    if found.unmatched:
+        lines, examples = len(found.unmatched), "; ".join(found.unmatched[:3])
+        print_line(f"[yellow]{lines} lines of the lists[/] match no video of {source}, such as {examples}")
+    if found.ignored:
+        print_line(f"[yellow]not taken:[/] {describe_suffixes(found.ignored)}")
+    return found.records
 
 
 def _draw(config: PrepareConfig) -> list[VideoRecord]:
