@@ -43,12 +43,12 @@ class PrepareConfig:
     """The videos of a data set, and the folder of its manifest."""
 
     source: str | None = None
-    """Folder or ``s3://`` prefix of videos and of folders of pictures. Without it the synthetic set is drawn into the
-    output folder."""
+    """Folder or ``s3://`` prefix of videos and of folders of pictures, or a list of their URIs (.txt, .csv, .parquet).
+    Without it the synthetic set is drawn into the output folder."""
     output: str = "runs/data"
     """Folder of the manifest, and of the synthetic videos."""
     layout: LayoutName = "folders"
-    """How the videos lie in the source, which defines their classes and splits. docs/data.md shows each layout."""
+    """How the videos lie in a folder, which defines their classes and splits. docs/data.md shows each layout."""
     train_list: str | None = None
     """File that lists the training videos, one per line, instead of the splits of the layout. Needs ``test_list``."""
     test_list: str | None = None

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from ardiff.data import storage
@@ -11,7 +12,8 @@ from ardiff.data.error_log import BadSample, bad_sample
 from ardiff.data.layouts import Assignment, LayoutName, assign, is_split_file, split_by_lists, with_labels
 from ardiff.data.manifest import VIDEO_SUFFIXES, VideoRecord
 from ardiff.data.storage import StoredFile
-from ardiff.errors import DataError
+from ardiff.data.uri_lists import is_list, read_list
+from ardiff.errors import DataError, StorageError
 
 PROBE_AGAIN = ("unreadable", "crashed")
 """Kinds of error that may not occur again in the next run."""
@@ -45,7 +47,7 @@ def discover(
     """The videos below ``source`` with class and split, not probed yet.
 
     Args:
-        source: Folder or ``s3://`` prefix.
+        source: Folder or ``s3://`` prefix, or a list of videos, see :func:`ardiff.data.uri_lists.read_list`.
         output: Files below it are ignored: an earlier run wrote them.
         layout: How the videos lie in ``source``.
         test_fraction: See :func:`ardiff.data.layouts.assign`.
@@ -54,6 +56,10 @@ def discover(
     Raises:
         DataError: There is no video, or the videos do not fit the layout or the lists.
     """
+    if is_list(source):
+        if split_lists is not None:
+            raise DataError(f"{source} is a list of videos: give their splits in its column 'split'.")
+        return Discovery(_listed_records(source, test_fraction), [], Counter())
     source = storage.absolute(source).rstrip("/")
     output = storage.absolute(output).rstrip("/")
     listed = storage.list_objects(source, unreadable=True)
@@ -76,6 +82,28 @@ def discover(
         splits, unmatched = split_by_lists(paths, train, test)
         assigned = with_labels([a and s and (a.class_name, s) for a, s in zip(assigned, splits, strict=True)])
     return Discovery([unprobed_record(v, a) for v, a in zip(videos, assigned, strict=True)], unmatched, ignored)
+
+
+def _listed_records(source: str, test_fraction: float) -> list[VideoRecord]:
+    videos = read_list(source, test_fraction)
+    with ThreadPoolExecutor(16) as pool:  # the threads wait for storage
+        files = list(pool.map(_find_video, (video.uri for video in videos)))
+    assigned = with_labels([(video.class_name, video.split) for video in videos])
+    return [unprobed_record(file, assignment) for file, assignment in zip(files, assigned, strict=True)]
+
+
+def _find_video(uri: str) -> StoredFile:
+    """The file or folder of pictures at ``uri``, with a ``problem`` if there is none."""
+    if not uri.endswith("/"):
+        return storage.find_file(uri)
+    try:
+        pictures = storage.list_objects(uri, IMAGE_SUFFIXES, unreadable=True)
+    except DataError as error:
+        if isinstance(error, StorageError) and error.transient:
+            raise
+        return StoredFile(uri, 0, "", str(error))
+    found = {video.uri: video for video in group_files(uri.rstrip("/").rpartition("/")[0], pictures)}
+    return found.get(uri, StoredFile(uri, 0, "", "it holds no picture"))
 
 
 def unprobed_record(video: StoredFile, assignment: Assignment | None) -> VideoRecord:

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 from ardiff.data import s3
 from ardiff.data.local_files import list_local
 from ardiff.data.retries import with_retries
-from ardiff.errors import DataError
+from ardiff.errors import DataError, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +173,10 @@ def size(uri: str) -> int:
     if _has_empty_part(uri):
         found = _listed_size(uri)
     else:
-        info = _file_info(uri)
-        found = int(info.size) if info.type == pafs.FileType.File else None
+        found = _file_info(uri).size  # None for a folder, and if there is none
     if found is None:
         raise DataError(f"There is no file {uri}: check the path.")
-    return found
+    return int(found)
 
 
 def _file_info(uri: str) -> pafs.FileInfo:
@@ -192,8 +191,8 @@ def _has_empty_part(uri: str) -> bool:
 
 def _listed_size(uri: str) -> int | None:
     """Bytes of an object, by listing: it is the first of those whose keys begin with its own."""
-    entry = _first_object(uri)
-    return entry[1] if entry is not None and entry[0] == _bucket_and_key(uri)[1] else None
+    key, length, _ = _first_object(uri) or ("", 0, "")
+    return length if key == _bucket_and_key(uri)[1] else None
 
 
 def _first_object(prefix: str) -> tuple[str, int, str] | None:
@@ -237,6 +236,31 @@ def list_objects(uri: str, suffixes: tuple[str, ...] = (), unreadable: bool = Fa
     matching = [f for f in listed if (not suffixes or f[0].lower().endswith(suffixes)) and (unreadable or not f[3])]
     visible = [f for f in matching if not any(part.startswith(".") for part in f[0].split("/"))]
     return [StoredFile(f"{root}/{name}", size, etag, problem) for name, size, etag, problem in sorted(visible)]
+
+
+def find_file(uri: str) -> StoredFile:
+    """The file at ``uri``, as a listing describes it; with a ``problem`` if there is none or it cannot be reached.
+
+    Raises StorageError if storage is unavailable.
+    """
+
+    def look() -> StoredFile:
+        if _is_s3(uri):
+            bucket, key = _bucket_and_key(uri)
+            head = s3.client().head_object(Bucket=bucket, Key=key)
+            return StoredFile(uri, head["ContentLength"], head["ETag"].strip('"'))
+        filesystem, path = open_filesystem(uri)
+        info = filesystem.get_file_info(path)
+        if info.type != pafs.FileType.File:
+            return StoredFile(uri, 0, "", "there is no such file")
+        return StoredFile(uri, info.size, f"{info.mtime_ns or 0:x}")
+
+    try:
+        return with_retries(f"Cannot look at {uri}", look)
+    except DataError as error:
+        if isinstance(error, StorageError) and error.transient:
+            raise
+        return StoredFile(uri, 0, "", str(error))
 
 
 def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
