@@ -191,8 +191,8 @@ def _has_empty_part(uri: str) -> bool:
 
 def _listed_size(uri: str) -> int | None:
     """Bytes of an object, by listing: it is the first of those whose keys begin with its own."""
-    key, length, _ = _first_object(uri) or ("", 0, "")
-    return length if key == _bucket_and_key(uri)[1] else None
+    entry = _first_object(uri)
+    return entry[1] if entry is not None and entry[0] == _bucket_and_key(uri)[1] else None
 
 
 def _first_object(prefix: str) -> tuple[str, int, str] | None:
@@ -239,10 +239,7 @@ def list_objects(uri: str, suffixes: tuple[str, ...] = (), unreadable: bool = Fa
 
 
 def find_file(uri: str) -> StoredFile:
-    """The file at ``uri``, as a listing describes it; with a ``problem`` if there is none or it cannot be reached.
-
-    Raises StorageError if storage is unavailable.
-    """
+    """The file at ``uri``, with a ``problem`` if there is none. Raises StorageError if storage is unavailable."""
 
     def look() -> StoredFile:
         if _is_s3(uri):
