@@ -140,11 +140,9 @@ def _probe(config: PrepareConfig, unprobed: list[VideoRecord]) -> list[VideoReco
     known = _known(config.manifest) | _known(interim)
     records = {r.uri: reuse_probe(r, known.get(r.uri)) for r in unprobed}
     pending = [r for r in records.values() if not r.status]
-    if len(pending) < len(unprobed):
+    if reused := sum(not r.status for r in unprobed) - len(pending):
         gone = len(known.keys() - records.keys())
-        print_line(
-            f"{len(pending)} videos are new or changed, {len(unprobed) - len(pending)} are known, {gone} are gone"
-        )
+        print_line(f"{len(pending)} videos are new or changed, {reused} are known, {gone} are gone")
     if pending:
         with remote_progress("probing", len(pending), "video") as progress:
 
