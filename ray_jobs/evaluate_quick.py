@@ -18,7 +18,8 @@ from ardiff.data import storage
 from ardiff.metrics.scores import table, write_scores
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import list_videos
-from ray_jobs.evaluation.quick import clip_sets, compute_scores, describe, find_i3d, measure, summarize, to_parquet
+from ray_jobs.evaluation.quick import clip_sets, find_i3d, measure, to_parquet
+from ray_jobs.evaluation.quick_scores import compute_scores, summarize
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.stages import record_run, stage, versions
@@ -44,12 +45,9 @@ def run(config: QuickConfig, key: str = "") -> dict[str, Any]:
         frame = measure(config, sets, i3d)
         scores = compute_scores(config, frame, sets, datasets, i3d)
         storage.write_bytes(storage.join(config.output, "features.parquet"), to_parquet(frame))
-        content = write_scores(config.output, scores, versions(), summarize(frame, scores))
+        content = write_scores(config.output, scores, versions(), summarize(scores))
         record.results = content
         print_line(escape(table([(score.set, score) for score in scores])))
-        for name, values in content["sets"].items():
-            if text := describe(values):
-                print_line(f"  {escape(name)}: {text}")
     return content
 
 

@@ -21,7 +21,7 @@ from ardiff.errors import ConfigError
 from ray_jobs import encode, evaluate_quick, generate, prepare, train_dit, train_vae
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluation.config import QuickConfig
-from ray_jobs.evaluation.quick import lacks_fvd
+from ray_jobs.evaluation.quick import is_outdated
 from ray_jobs.generation.config import GenerateConfig, VideoSets
 from ray_jobs.prepare import PrepareConfig
 from ray_jobs.reports.quickstart import write_quickstart_report
@@ -106,7 +106,7 @@ def run(config: QuickstartConfig) -> None:
         long = long_set(config, root, pipeline)
         stages.run(generate.run_sets, VideoSets(output=f"{root}/samples", sets=(*short, long)))
         evaluation = evaluation_stage(config, root, inputs, short)
-        stages.run(evaluate_quick.run, evaluation, lambda record: lacks_fvd(evaluation, record.results))
+        stages.run(evaluate_quick.run, evaluation, lambda record: is_outdated(evaluation, record.results))
     report = Path(root) / "report.html"
     write_quickstart_report(report, config, stages.records, [*short, long], evaluation)
     print_line(f"[bold]{report}[/]")

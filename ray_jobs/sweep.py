@@ -18,6 +18,8 @@ from ardiff.cli import main
 from ardiff.data import storage
 from ardiff.data.manifest import write_manifest as write_video_manifest
 from ardiff.errors import ArdiffError, ConfigError
+from ardiff.metrics.registry import is_detail
+from ardiff.metrics.scores import format_score
 from ardiff.sampling.params import validate
 from ardiff.sweep.batches import record_failure
 from ardiff.sweep.grid import SweepPoint, class_labels, point_specs, sweep_points
@@ -201,13 +203,15 @@ def _point_scores(results: dict[str, Any]) -> list[PointScore]:
     scores = [
         PointScore(set=s["set"], metric=s["metric"], value=s["score"], low=s["low"], high=s["high"])
         for s in results["scores"]
+        if not is_detail(s["metric"])
     ]
     have_real = {score.metric for score in scores if score.set == "real"}
+    shown = {score.metric for score in scores}
     baselines = {s["metric"]: s["baseline"] for s in results["scores"] if s["baseline"] is not None}
     return scores + [
         PointScore(set="real", metric=metric, value=value, low=None, high=None)
         for metric, value in baselines.items()
-        if metric not in have_real
+        if metric in shown - have_real
     ]
 
 
@@ -215,7 +219,7 @@ def _print_summary(summaries: Sequence[PointSummary], scores: Sequence[PointScor
     """Prints a table of the points."""
     points = [summary.point for summary in summaries]
     metrics = list(dict.fromkeys(score.metric for score in scores))
-    values = {(score.set, score.metric): f"{score.value:.2f}" for score in scores}
+    values = {(score.set, score.metric): format_score(score.metric, score.value) for score in scores}
     rows = [
         [label(s.point, points), str(s.generated), str(s.failed), f"{s.seconds:.2f}", f"{s.frames_per_second:.1f}"]
         + [values.get((s.point.name, metric), "") for metric in metrics]

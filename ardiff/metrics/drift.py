@@ -3,9 +3,14 @@
 Shapes: F frames, H W pixels, S segments.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from ardiff.data.synthetic import CLASSES
+from ardiff.metrics.shapes import frame_classes, frame_identity, neighbours_alike
+from ardiff.metrics.tracking import track
 
 SEGMENT = 16
 """Frames of a segment."""
@@ -41,6 +46,51 @@ def mean_statistics(clips: np.ndarray) -> dict[str, float]:
     return dict(zip(STATISTICS, clips.mean(axis=0, dtype=np.float64).tolist(), strict=True))
 
 
+SHAPE_STATISTICS = {
+    "frame identity": "share of frames that show the asked class",
+    "neighbours alike": "share of neighbouring frames that show the same shape",
+}
+"""The statistics of segments of the synthetic set's videos, with their meaning."""
+
+
+def content_colour(clip: np.ndarray) -> np.ndarray:
+    """The mean RGB of what differs from a clip's median colour, uint8 ``(F, H, W, 3)`` to float32 ``(3,)``.
+
+    A pixel's weight is its squared difference from the median colour. A plain clip has its own colour.
+    """
+    background = np.median(clip, axis=(0, 1, 2))  # (3,)
+    contrast = clip - background
+    weight = (contrast**2).sum(axis=-1, keepdims=True)
+    moved = (contrast * weight).sum(axis=(0, 1, 2)) / max(float(weight.sum()), 1.0)
+    return (background + moved).astype(np.float32)
+
+
+def colour_drift(colours: np.ndarray) -> list[float]:
+    """How far the colours of videos move from their first segment, ``(S, V, 3)`` to ``(S,)``, in grey levels.
+
+    The root mean square over videos of the distance of their :func:`content_colour` in RGB.
+    """
+    distances = ((colours - colours[0]).astype(np.float64) ** 2).sum(axis=-1)  # (S, V)
+    return np.sqrt(distances.mean(axis=1)).tolist()
+
+
+def shape_statistics(clip: np.ndarray) -> np.ndarray:
+    """What frames of the synthetic set show, uint8 ``(F, H, W, 3)`` to float32 ``(K + 1,)``.
+
+    The share of frames that show each class, and of neighbours that show the same; see :mod:`ardiff.metrics.shapes`.
+    """
+    classes = frame_classes(track(clip))
+    shares = [frame_identity(classes, label) for label in range(len(CLASSES))]
+    return np.array([*shares, neighbours_alike(classes)], dtype=np.float32)
+
+
+def mean_shape_statistics(values: np.ndarray, labels: Sequence[int]) -> dict[str, float]:
+    """The mean of each of the ``SHAPE_STATISTICS`` over clips, from ``(V, K + 1)`` and the classes asked for."""
+    identity = values[np.arange(len(values)), np.asarray(labels)]
+    means = (identity.mean(dtype=np.float64), values[:, -1].mean(dtype=np.float64))
+    return dict(zip(SHAPE_STATISTICS, map(float, means), strict=True))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
     """The drift of one set of videos."""
@@ -49,7 +99,9 @@ class Drift:
     fvd: list[float]
     """FVD of each segment to real clips, ``(S,)``."""
     statistics: dict[str, list[float]]
-    """Mean of each of the ``STATISTICS`` per segment, ``(S,)``."""
+    """Mean of each of the ``STATISTICS`` per segment, ``(S,)``; of synthetic videos also ``SHAPE_STATISTICS``."""
+    colour: list[float]
+    """The :func:`colour_drift` of each segment, ``(S,)``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

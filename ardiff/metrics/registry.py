@@ -1,8 +1,8 @@
 """The registries of metrics and of feature networks.
 
-A file in ``networks/``, ``sets/`` or ``pairs/`` defines one network or metric and registers it. The registries import
-all of these files, so a new file needs no other change: its name becomes valid in configurations and appears in
-``--help``.
+A file in ``networks/``, ``sets/``, ``pairs/`` or ``videos/`` defines a network or metrics and registers them. The
+registries import all of these files, so a new file needs no other change: its name becomes valid in configurations and
+appears in ``--help``.
 
 Shapes: n clips, F frames, S the side of the square frames that a network takes, k rows of D features per clip.
 """
@@ -10,6 +10,7 @@ Shapes: n clips, F frames, S the side of the square frames that a network takes,
 import difflib
 import functools
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """A network with published weights."""
+    """A network with published weights, or an untrained one."""
 
     name: str
     build: Callable[..., nn.Module]
@@ -49,6 +50,8 @@ class Network:
     """A package that contains the weights; None if there is none."""
     convert: Callable[[dict[str, Any]], State] | None = None
     """Converts the arrays of the source to a state dict."""
+    untrained: bool = False
+    """``build`` makes the weights, always the same, so none are read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +91,21 @@ class Metric:
     name: str
     unit: str = ""
     higher_is_better: bool = False
+    ideal: float | None = None
+    """The best score of a ratio, from which it deviates both ways; None if the smallest or the largest is best."""
+
+    def rank(self, score: float) -> float:
+        """A number that is smaller for a better score."""
+        if self.ideal is not None:
+            return abs(math.log(score / self.ideal)) if score > 0 else math.inf
+        return -score if self.higher_is_better else score
+
+    @property
+    def advice(self) -> str:
+        """Which scores are better, in words."""
+        if self.ideal is not None:
+            return f"closer to {self.ideal:g} is better"
+        return "higher is better" if self.higher_is_better else "lower is better"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +127,17 @@ class PairedMetric(Metric):
     """Smallest height and width in pixels."""
     value_range: str = "0 to 255"
     """Range of the pixel values that are compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoMetric(Metric):
+    """A share of each generated video, 0 to 1, measured without an original. A score is the mean over videos.
+
+    The quick evaluation computes it. Its value for real clips is the score's baseline.
+    """
+
+    detail: bool = False
+    """A part of another metric, or a weaker form of it: tables have it, plots and summaries do not."""
 
 
 _metrics: dict[str, Metric] = {}
@@ -144,8 +173,8 @@ def scored_metric_names() -> list[str]:
 
 
 def network_names() -> list[str]:
-    """All networks."""
-    return list(networks())
+    """The networks that need weights."""
+    return [name for name, network in networks().items() if not network.untrained]
 
 
 def find_metric(name: str) -> Metric:
@@ -163,6 +192,12 @@ def set_specs(metric: Metric) -> Mapping[str, MetricSpec]:
     return metric.specs if isinstance(metric, SetMetric) else {}
 
 
+def is_detail(name: str) -> bool:
+    """Whether tables alone show the metric. Raises ValueError if there is no such metric."""
+    metric = find_metric(name)
+    return isinstance(metric, VideoMetric) and metric.detail
+
+
 def find_spec(protocol: str, name: str) -> MetricSpec:
     """How ``protocol`` computes the set metric ``name``. Raises ValueError if it does not define it."""
     specs = set_specs(find_metric(name))
@@ -174,7 +209,7 @@ def find_spec(protocol: str, name: str) -> MetricSpec:
 @functools.cache
 def _load() -> None:
     """Imports every file that registers a network or a metric."""
-    for folder in ("networks", "sets", "pairs"):
+    for folder in ("networks", "sets", "pairs", "videos"):
         package = importlib.import_module(f"ardiff.metrics.{folder}")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")

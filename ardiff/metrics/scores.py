@@ -14,7 +14,7 @@ from ardiff.config import build
 from ardiff.data import storage
 from ardiff.errors import ConfigError, DataError
 from ardiff.metrics.protocol import Protocol
-from ardiff.metrics.registry import find_metric
+from ardiff.metrics.registry import VideoMetric, find_metric
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,12 +89,17 @@ def describe_protocol(protocol: Protocol) -> str:
 
 
 def table(rows: Sequence[tuple[str, SetScore]]) -> str:
-    """A table of named scores, the best first within each metric, under their common protocol."""
+    """A table of named scores, the best first within each metric, under their common protocol.
+
+    The shares of videos share one table at the end, with a column per metric.
+    """
     lines: list[str] = []
-    for name in dict.fromkeys(score.metric for _, score in rows):
+    shares = [(label, score) for label, score in rows if isinstance(find_metric(score.metric), VideoMetric)]
+    names = {score.metric for _, score in shares}
+    for name in dict.fromkeys(score.metric for _, score in rows if score.metric not in names):
         metric = find_metric(name)
         metric_rows = [(label, score) for label, score in rows if score.metric == name]
-        metric_rows.sort(key=lambda item: item[1].score, reverse=metric.higher_is_better)
+        metric_rows.sort(key=lambda item: metric.rank(item[1].score))
         width = max(len(label) for label, _ in metric_rows)
         heading = f"{name}{f' in {metric.unit}' if metric.unit else ''}"
         lines.append(f"{heading} ({describe_protocol(metric_rows[0][1].protocol)})")
@@ -108,7 +113,30 @@ def table(rows: Sequence[tuple[str, SetScore]]) -> str:
             infinity = "" if s.infinity is None else _number(s.infinity)
             cells = f"{_number(s.score):>11} {interval:>23} {baseline:>18} {infinity:>14}"
             lines.append(f"  {label:<{width}} {cells}".rstrip())
-    return "\n".join(lines)
+    return "\n".join([*lines, *_share_table(shares)])
+
+
+def _share_table(shares: Sequence[tuple[str, SetScore]]) -> list[str]:
+    """The lines of a table of shares in percent: a row per label, the best first, and a column per metric."""
+    if not shares:
+        return []
+    values = {(label, score.metric): format_score(score.metric, score.score) for label, score in shares}
+    names = list(dict.fromkeys(score.metric for _, score in shares))
+    best_first = sorted(shares, key=lambda item: item[1].score, reverse=True)
+    labels = dict.fromkeys(label for label, score in best_first if score.metric == names[0])
+    labels |= dict.fromkeys(label for label, _ in shares)
+    width = max(len(label) for label in labels)
+    protocol = shares[0][1].protocol
+    lines = [f"means over videos ({describe_protocol(protocol)})", f"  {'':<{width}} {'  '.join(names)}"]
+    for label in labels:
+        cells = "  ".join(f"{values.get((label, name), ''):>{len(name)}}" for name in names)
+        lines.append(f"  {label:<{width}} {cells}".rstrip())
+    return lines
+
+
+def format_score(metric: str, value: float) -> str:
+    """A score in the unit of its metric: a share in percent, any other as a number."""
+    return f"{100 * value:.0f} %" if isinstance(find_metric(metric), VideoMetric) else _number(value)
 
 
 def _number(value: float) -> str:

@@ -53,7 +53,8 @@ def run(config: WeightsConfig) -> None:
     """Lists or fetches weights. Raises ArdiffError."""
     folder = None if config.cache is None else Path(config.cache)
     if config.action == "list":
-        for name, network in networks().items():
+        for name in network_names():
+            network = find_network(name)
             file = cached(name, folder)
             remedy = f"ardiff weights fetch {name}" if network.source else "give a file with --weights"
             print(f"{name:<11} {file if file.exists() else f'missing: {remedy}'}")
@@ -106,7 +107,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
 
 
 def find_state(name: str, files: tuple[str, ...] = ()) -> tuple[State, str]:
-    """The weights of a network, and their :func:`state_sha256`.
+    """The weights of a network, and their :func:`state_sha256`. Those of an untrained network need no file.
 
     Args:
         name: The network.
@@ -117,6 +118,9 @@ def find_state(name: str, files: tuple[str, ...] = ()) -> tuple[State, str]:
         CheckpointError: There are no weights of this network, a file cannot be read, or the cached file is damaged.
     """
     network = find_network(name)
+    if network.untrained:
+        model = network.build()
+        return model.state_dict(), state_sha256(model)
     for file in files:
         state = read_state(file)
         if identify(state, file) == name:
@@ -151,12 +155,12 @@ def read_state(uri: str) -> State:
 
 def identify(state: Mapping[str, Tensor], source: str) -> str:
     """The name of the network that the weights belong to. Raises CheckpointError if there is none."""
-    for name, network in networks().items():
+    for name in network_names():
         with torch.device("meta"):
-            expected = {key: value.shape for key, value in network.build().state_dict().items()}
+            expected = {key: value.shape for key, value in find_network(name).build().state_dict().items()}
         if all(key in state and state[key].shape == shape for key, shape in expected.items() if _is_required(key)):
             return name
-    raise CheckpointError(f"{source} holds the weights of none of the networks {', '.join(networks())}.")
+    raise CheckpointError(f"{source} holds the weights of none of the networks {', '.join(network_names())}.")
 
 
 def fill_network(model: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:

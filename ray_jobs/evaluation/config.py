@@ -79,6 +79,8 @@ class EvaluateConfig(ScoredClips):
     cache."""
     drift: bool = False
     """Also score every 16 frames of the generated videos against real clips, and plot the scores."""
+    shapes: bool = False
+    """Every video shows one shape of the synthetic set: ``drift`` also measures which shape each frame shows."""
     cpus_per_actor: float = 1.0
     """CPUs that an actor reserves; with a fraction, several actors share one."""
     gpus_per_actor: float = 1.0
@@ -99,6 +101,8 @@ class EvaluateConfig(ScoredClips):
             raise ValueError(f"{names} compare all frames of the videos: leave out fps and stride")
         for spec in self.set_metrics.values():
             spec.network.check_frames(self.num_frames)
+        if self.shapes and not self.drift:
+            raise ValueError("shapes is measured by drift: give --drift too, or use `ardiff evaluate-quick --shapes`")
         if self.drift and (self.num_frames % SEGMENT or self.num_frames < 2 * SEGMENT):
             raise ValueError(
                 f"drift compares segments of {SEGMENT} frames: give --frames 32, 128 or another multiple of {SEGMENT}"

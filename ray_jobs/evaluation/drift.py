@@ -1,13 +1,25 @@
 """Drift of long videos: scores every 16 frames of each set against the same real clips."""
 
-from dataclasses import replace
+import functools
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
-from ardiff.metrics.drift import SEGMENT, STATISTICS, Drift, DriftReport, clip_statistics, mean_statistics
+from ardiff.metrics.drift import (
+    SEGMENT,
+    STATISTICS,
+    Drift,
+    DriftReport,
+    clip_statistics,
+    colour_drift,
+    content_colour,
+    mean_shape_statistics,
+    mean_statistics,
+    shape_statistics,
+)
 from ardiff.metrics.store import FeatureStore
 from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.datasets import Clip, generated_clips
@@ -16,9 +28,9 @@ from ray_jobs.evaluation.set_metrics import Inputs, Reference, extract_features,
 
 
 def measure_drift(inputs: Inputs) -> DriftReport:
-    """The distance and the mean statistics of each segment of each set. Raises ArdiffError."""
+    """The distance, the mean statistics and the colour of each segment of each set. Raises ArdiffError."""
     config, spec = inputs.config, inputs.config.drift_spec
-    segment_config = replace(config, num_frames=SEGMENT, drift=False)
+    segment_config = replace(config, num_frames=SEGMENT, drift=False, shapes=False)
     starts = range(0, config.num_frames, SEGMENT)
     clips = reference_clips(segment_config, inputs.real.records)
     segments = [
@@ -30,31 +42,62 @@ def measure_drift(inputs: Inputs) -> DriftReport:
     real_extracted, *extracted = extract_features(segment_config, spec, state, sha256, clips, segments)
     real = Reference.of(segment_config, spec, clips, real_extracted)
     distances = [spec.distance(real.features, features) for features, _ in extracted]
-    real_means, *means = _mean_statistics(segment_config, [clips[: config.num_clips], *segments])
+    real_means, *means = _measure_segments(segment_config, config.shapes, [clips[: config.num_clips], *segments])
     drifts = []
     for number, dataset in enumerate(inputs.generated):
         own = slice(number * len(starts), (number + 1) * len(starts))
-        statistics = {name: [m[name] for m in means[own]] for name in STATISTICS}
-        drifts.append(Drift(name=dataset.name, fvd=distances[own], statistics=statistics))
+        statistics = {name: [m.statistics[name] for m in means[own]] for name in real_means.statistics}
+        colour = colour_drift(np.stack([m.colours for m in means[own]]))
+        drifts.append(Drift(name=dataset.name, fvd=distances[own], statistics=statistics, colour=colour))
     return DriftReport(
         sets=drifts,
         real_fvd=real.baseline.distance,
-        real_statistics=real_means,
+        real_statistics=real_means.statistics,
         num_clips=config.num_clips,
         protocol=f"{config.protocol}, {spec.feature}, {spec.resize}",
     )
 
 
-def _mean_statistics(config: EvaluateConfig, sets: list[list[Clip]]) -> list[dict[str, float]]:
-    """The mean of each statistic over each set of clips."""
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """The measurements of one segment of a set of videos."""
+
+    statistics: dict[str, float]
+    """Means over videos."""
+    colours: np.ndarray
+    """float32 ``(V, 3)``."""
+
+
+def _measure_segments(config: EvaluateConfig, shapes: bool, sets: list[list[Clip]]) -> list[_Segment]:
+    """The measurements of each set of clips."""
     clip_sets = []
     for clips in sets:
-        key = fingerprint(["statistics", config.num_frames, config.resolution], data_keys(clips))
-        clip_sets.append(ClipSet(clips, FeatureStore(storage.join(config.output, "features", f"statistics-{key}"))))
-    extracted = extract(
-        "statistics", clip_sets, measure_statistics, config.num_frames, config.resolution, Workers.on_cpus(config)
-    )
-    return [mean_statistics(values.array()[:, 0]) for values, _ in extracted]
+        key = fingerprint(["segments", shapes, config.num_frames, config.resolution], data_keys(clips))
+        clip_sets.append(ClipSet(clips, FeatureStore(storage.join(config.output, "features", f"segments-{key}"))))
+    build = functools.partial(_measure_segment, shapes)
+    extracted = extract("statistics", clip_sets, build, config.num_frames, config.resolution, Workers.on_cpus(config))
+    return [
+        _summarize(values.array()[:, 0], [clip.video.label for clip in clips])
+        for (values, _), clips in zip(extracted, sets, strict=True)
+    ]
+
+
+def _summarize(values: np.ndarray, labels: list[int]) -> _Segment:
+    """From the measurements of :func:`_measure_segment`, ``(V, D)``."""
+    simple, colours, shapes = np.split(values, [len(STATISTICS), len(STATISTICS) + 3], axis=1)
+    statistics = mean_statistics(simple) | (mean_shape_statistics(shapes, labels) if shapes.size else {})
+    return _Segment(statistics, colours)
+
+
+def _measure_segment(shapes: bool, device: torch.device) -> Measure:
+    """Measures clips, ``(n, 1, D)``: the ``STATISTICS``, the colour and, with ``shapes``, what each frame shows."""
+
+    def measure(clip: np.ndarray) -> np.ndarray:
+        return np.concatenate(
+            [clip_statistics(clip), content_colour(clip), *([shape_statistics(clip)] if shapes else [])]
+        )
+
+    return lambda clips: np.stack([measure(clip)[None] for clip in clips])
 
 
 def measure_statistics(device: torch.device) -> Measure:

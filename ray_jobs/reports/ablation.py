@@ -5,6 +5,7 @@ A unit is one variant trained with one seed. It has one result per ``ar_step``.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -20,6 +21,12 @@ from ardiff.metrics.seeds import CONFIDENCE, Estimate, mean_over_seeds, ratio_ov
 
 BEGIN, END = "<!-- ablation: begin -->", "<!-- ablation: end -->"
 """Markers in a Markdown file. The tables replace the text between them; the text around them stays."""
+SHARES = {
+    "frame_identity": "Frames that show the asked class",
+    "neighbours_alike": "Neighbouring frames that show the same shape",
+    "motion": "Videos that pass all motion checks",
+}
+"""The fields of a :class:`Result` that have a table of shares."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,10 +55,14 @@ class Result:
     ar_step: int
     distance: float | None = None
     """Distance of the quick evaluation to held-out clips; smaller is better."""
-    recognised: float | None = None
-    """Share of the videos whose class is recognised; None for data without known shapes."""
+    frame_identity: float | None = None
+    """Share of the frames that show the asked class; None for data without known shapes, as the next three."""
+    neighbours_alike: float | None = None
+    """Share of the neighbouring frames that show the same shape."""
     motion: float | None = None
-    """Share of the videos with plausible motion; None for data without known shapes."""
+    """Share of the videos that pass all motion checks."""
+    recognised: float | None = None
+    """Share of the videos whose class wins a vote of their frames."""
     reconstruction: float | None = None
     """Distance of the AR-VAE's reconstructions of held-out clips."""
     psnr: float | None = None
@@ -91,15 +102,20 @@ def tables(variants: Sequence[Variant], results: Sequence[Result], header: Seque
         "Bold: the interval excludes 1. By chance, it does so in one of twenty cells.",
         _table(variants[1:], steps, lambda v, s: _ratio_text(ratio(results, v, base, s))),
     ]
-    if any(r.recognised is not None for r in results):
-        blocks += [
-            f"**Share of videos whose class is recognised**, in percent: mean over seeds, [{CONFIDENCE:.0%} interval].",
-            _table(variants, steps, lambda v, s: _mean_text(results, v, s, "recognised", scale=100.0)),
-        ]
+    for quantity, title in SHARES.items():
+        if any(getattr(r, quantity) is not None for r in results):
+            blocks += [
+                f"**{title}**, in percent: mean over seeds, [{CONFIDENCE:.0%} interval].",
+                _table(variants, steps, functools.partial(_percent_text, results, quantity)),
+            ]
     if failed := sorted({(r.variant, r.seed, r.reason) for r in results if r.reason}):
         lines = [f"- `{name}`, seed {seed}: {reason}" for name, seed, reason in failed]
         blocks += ["**Failed:**", "\n".join(lines)]
     return "\n\n".join(blocks) + "\n"
+
+
+def _percent_text(results: Sequence[Result], quantity: str, variant: str, ar_step: int) -> str:
+    return _mean_text(results, variant, ar_step, quantity, scale=100.0)
 
 
 def _reference_distances(results: Iterable[Result]) -> str:
@@ -167,7 +183,7 @@ def write_results(folder: str, variants: Sequence[Variant], results: Sequence[Re
 
 
 def draw(variants: Sequence[Variant], results: Sequence[Result]) -> bytes:
-    """A PNG of each variant's distance and share recognised: a dot per seed, a bar for the mean and its interval.
+    """A PNG of each variant's distance and frame identity: a dot per seed, a bar for the mean and its interval.
 
     Intervals that exceed the axes are cut.
     """
@@ -175,8 +191,8 @@ def draw(variants: Sequence[Variant], results: Sequence[Result]) -> bytes:
 
     steps = sorted({r.ar_step for r in results})
     panels = [("distance", "distance to real clips (smaller is better)")]
-    if any(r.recognised is not None for r in results):
-        panels.append(("recognised", "share recognised"))
+    if any(r.frame_identity is not None for r in results):
+        panels.append(("frame_identity", "frames of the asked class"))
     figure = Figure(figsize=(max(7.0, 1.5 * len(variants)), 4.0 * len(panels)), layout="constrained")
     for axes, (quantity, label) in zip(np.atleast_1d(figure.subplots(len(panels), 1)), panels, strict=True):
         _draw_estimates(axes, variants, results, steps, quantity)

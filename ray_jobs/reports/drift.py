@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import asdict
+from typing import Any
 
 from ardiff.data import storage
-from ardiff.metrics.drift import SEGMENT, STATISTICS, DriftReport
+from ardiff.metrics.drift import SEGMENT, SHAPE_STATISTICS, STATISTICS, Drift, DriftReport
 from ray_jobs.reports.html import Curve, Report, Sheet, render_report
 from ray_jobs.runtime.stages import versions
+
+COLUMNS = 4
+"""Plots beside each other."""
 
 
 def write_drift(report: DriftReport, output: str, config_yaml: str) -> None:
@@ -25,11 +30,13 @@ def curves(report: DriftReport) -> list[Curve]:
     middles = [SEGMENT * (s + 0.5) for s in range(segments)]
     real = {} if report.real_fvd is None else {"real vs real": (middles, [report.real_fvd] * segments)}
     plots = [Curve("FVD", "frame", "FVD", {d.name: (middles, d.fvd) for d in report.sets} | real, log_y=False)]
-    for name, meaning in STATISTICS.items():
+    meanings = STATISTICS | SHAPE_STATISTICS
+    for name in report.real_statistics:
         series = {d.name: (middles, d.statistics[name]) for d in report.sets}
         series["real"] = (middles, [report.real_statistics[name]] * segments)
-        plots.append(Curve(name.capitalize(), "frame", meaning, series, log_y=False))
-    return plots
+        plots.append(Curve(name.capitalize(), "frame", meanings[name], series, log_y=False))
+    colour = {d.name: (middles, d.colour) for d in report.sets}
+    return [*plots, Curve("Colour", "frame", "distance from the first segment", colour, log_y=False)]
 
 
 def draw(report: DriftReport) -> bytes:
@@ -37,10 +44,12 @@ def draw(report: DriftReport) -> bytes:
     from matplotlib.figure import Figure  # imports slowly
 
     plots = curves(report)
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
-    for axes, plot in zip(figure.subplots(2, 3).flat, plots, strict=True):
+    rows = math.ceil(len(plots) / COLUMNS)
+    figure = Figure(figsize=(4 * COLUMNS, 3.25 * rows), layout="constrained")
+    for number, plot in enumerate(plots):
+        axes = figure.add_subplot(rows, COLUMNS, number + 1)
         for name, (x, y) in plot.series.items():
-            style = {"color": "grey", "linestyle": "--"} if name.startswith("real") else {"marker": "o"}
+            style: dict[str, Any] = {"color": "grey", "linestyle": "--"} if name.startswith("real") else {"marker": "o"}
             axes.plot(x, y, label=name, **style)
         axes.set_title(plot.title)
         axes.set_xlabel(plot.x_label)
@@ -59,7 +68,7 @@ def page(report: DriftReport, config_yaml: str, versions: dict[str, str]) -> str
         Report(
             title="Drift over long videos",
             subtitle=f"Every {SEGMENT} frames of {report.num_clips} videos per set",
-            summary=[f"{d.name}: FVD {d.fvd[0]:.1f} at the start, {d.fvd[-1]:.1f} at the end." for d in report.sets],
+            summary=[_summary(drift) for drift in report.sets],
             stages=[],
             curves=curves(report),
             sheets=[Sheet("All in one picture", report.protocol, draw(report))],
@@ -70,3 +79,10 @@ def page(report: DriftReport, config_yaml: str, versions: dict[str, str]) -> str
             caveats=["Every segment is compared with the same real clips, so a change is one of the videos."],
         )
     )
+
+
+def _summary(drift: Drift) -> str:
+    text = f"{drift.name}: FVD {drift.fvd[0]:.1f} at the start, {drift.fvd[-1]:.1f} at the end"
+    if identity := drift.statistics.get("frame identity"):
+        text += f"; frames of the asked class {100 * identity[0]:.0f} % and {100 * identity[-1]:.0f} %"
+    return f"{text}; colour moves by {drift.colour[-1]:.1f} grey levels."

@@ -9,10 +9,13 @@ from ardiff.config import to_yaml
 from ardiff.data.clips import read_clip
 from ardiff.data.encode import contact_sheet, encode_video, tile
 from ardiff.data.manifest import read_manifest, usable
+from ardiff.metrics.scores import format_score
+from ardiff.metrics.shapes import SHAPE_MEASURES
+from ardiff.metrics.tracking import MOTION_CHECKS
 from ray_jobs.evaluation.config import QuickConfig
-from ray_jobs.evaluation.quick import describe
+from ray_jobs.evaluation.quick_scores import describe
 from ray_jobs.generation.config import GenerateConfig
-from ray_jobs.reports.html import Curve, Report, Score, Sheet, Stage, Video, write_report
+from ray_jobs.reports.html import Curve, Report, Score, Sheet, Stage, Table, Video, write_report
 from ray_jobs.runtime.stages import StageRecord, versions
 
 CAVEATS = [
@@ -54,7 +57,10 @@ def write_quickstart_report(
             curves=curves,
             sheets=[_real_sheet(evaluated), *(_sheet(g) for g in generated)],
             videos=[_real_video(evaluated, generated[0].fps), *(_video(g) for g in generated)],
-            scores=[_score(score, scores["sets"][score["set"]]) for score in scores["scores"]],
+            scores=[
+                _score(s, scores["sets"][s["set"]]) for s in scores["scores"] if s["metric"] in scores["extractors"]
+            ],
+            tables=_share_tables(scores["sets"]),
             config_yaml=to_yaml(config),
             versions=versions(),
             caveats=[*CAVEATS, _extractor_caveat(scores)],
@@ -80,7 +86,53 @@ def _summary(scores: dict[str, Any], total: float, peak: float) -> list[str]:
         control = f", shuffled frames {shuffled['fvd']:.1f}" if shuffled is not None and "fvd" in shuffled else ""
         real = f"{sets['real']['fvd']:.1f}"
         lines.insert(0, f"Best FVD: {fvd:.1f}; real clips reach {real}{control}. Extractor: {extractor}.")
-    return lines
+    return [*_share_lines(sets, list(models)), *lines]
+
+
+def _share_lines(sets: dict[str, dict[str, float]], models: list[str]) -> list[str]:
+    """How well the videos of all models keep their shape and move; none for data without known shapes.
+
+    A share is given as a range over the models, so the best of them does not stand for all.
+    """
+    if not all("frame identity" in sets[name] for name in models):
+        return []
+
+    def shares(metric: str) -> str:
+        values = sorted(sets[name][metric] for name in models)
+        low, high = format_score(metric, values[0]), format_score(metric, values[-1])
+        return low if low == high else f"{low.removesuffix(' %')} to {high}"
+
+    real = sets["real"]
+    checks = ", ".join(f"{name} {shares(name)}" for name in MOTION_CHECKS)
+    return [
+        f"Frames that show the asked class: {shares('frame identity')}; neighbouring frames that show the same shape: "
+        f"{shares('neighbours alike')}. Real clips: {format_score('frame identity', real['frame identity'])} and "
+        f"{format_score('neighbours alike', real['neighbours alike'])}.",
+        f"Videos that pass all motion checks: {shares('motion')} ({checks}). Real clips: "
+        f"{format_score('motion', real['motion'])}.",
+    ]
+
+
+def _share_tables(sets: dict[str, dict[str, float]]) -> list[Table]:
+    """The shares of every set in percent, the best first; none for data without known shapes."""
+    measured = {name: values for name, values in sets.items() if "frame identity" in values}
+    if not measured:
+        return []
+    rows = [
+        [name, *(f"{100 * values[measure]:.0f}" for measure in SHAPE_MEASURES)]
+        for name, values in sorted(measured.items(), key=lambda item: -item[1]["frame identity"])
+    ]
+    caption = (
+        "Percent, means over videos. Frame identity: frames that show the asked class. Neighbours alike: neighbouring "
+        "frames that show the same shape. Motion: videos that pass all five checks beside it. Recognised: videos whose "
+        "class wins a vote of their frames, which hides a shape that turns into another one and back."
+    )
+    return [Table("Shapes and motion", caption, ["set", *SHAPE_MEASURES], rows)]
+
+
+def _distances(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    """The scores that are distances between features; the others are shares or describe the reconstruction."""
+    return [score for score in scores["scores"] if score["metric"] in scores["extractors"]]
 
 
 def _extractor_caveat(scores: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ardiff.config import to_yaml
 from ardiff.data import storage
+from ardiff.metrics.registry import VideoMetric, find_metric
+from ardiff.metrics.scores import format_score
 from ardiff.sweep.specs import Record, VideoSpec
 from ardiff.sweep.summary import PointScore, PointSummary, failure_table, label
 from ray_jobs.generation.config import SweepConfig
@@ -47,7 +49,7 @@ def write_sweep_report(
         curves=statistics_curves(summaries, complete, records, ranking, labels),
         sheets=class_sheets(complete, shown),
         videos=point_videos(complete, shown, config.fps) + ranking.extreme_videos(config.fps),
-        scores=[_score(score, labels) for score in scores],
+        scores=[_score(s, labels) for s in scores if not isinstance(find_metric(s.metric), VideoMetric)],
         config_yaml=to_yaml(config),
         versions=versions(),
         caveats=[*_score_caveats(config), ranking.caption, *notes, *failures, *_shown_caveat(shown, summaries)],
@@ -83,9 +85,15 @@ def _summary(
         f"{len({r.worker for r in complete})}.",
     ]
     for metric in dict.fromkeys(score.metric for score in scores):
-        best = min((s for s in scores if s.metric == metric and s.set in labels), key=lambda s: s.value)
-        real = next((f"; real clips reach {s.value:.1f}" for s in scores if (s.metric, s.set) == (metric, "real")), "")
-        lines.append(f"Best {metric_title(metric)}: {best.value:.1f}, {labels[best.set]}{real}.")
+        rank = find_metric(metric).rank
+        of_points = [s for s in scores if s.metric == metric and s.set in labels]
+        if not of_points:  # such as the PSNR of reconstructions
+            continue
+        best = min(of_points, key=lambda s: rank(s.value))
+        real = [format_score(metric, s.value) for s in scores if (s.metric, s.set) == (metric, "real")]
+        reached = f"; real clips reach {real[0]}" if real else ""
+        value = format_score(metric, best.value)
+        lines.append(f"Best {metric_title(metric)}: {value}, {labels[best.set]}{reached}.")
     return lines
 
 
@@ -117,12 +125,18 @@ def _point_table(
 
 
 def _with_interval(score: PointScore) -> str:
-    interval = f" ({score.low:.1f} to {score.high:.1f})" if score.low is not None and score.high is not None else ""
-    return f"{score.value:.1f}{interval}"
+    return f"{format_score(score.metric, score.value)}{_interval(score, ' ({} to {})')}"
+
+
+def _interval(score: PointScore, text: str) -> str:
+    """The ends of the interval in ``text``; nothing without an interval."""
+    if score.low is None or score.high is None:
+        return ""
+    return text.format(format_score(score.metric, score.low), format_score(score.metric, score.high))
 
 
 def _score(score: PointScore, labels: dict[str, str]) -> Score:
-    note = f"95 % interval {score.low:.1f} to {score.high:.1f}" if score.low is not None else ""
+    note = _interval(score, "95 % interval {} to {}")
     is_point = score.set in labels
     return Score(labels.get(score.set, score.set), score.value, metric_title(score.metric), note, highlight=is_point)
 

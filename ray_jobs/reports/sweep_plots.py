@@ -5,15 +5,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ardiff.metrics.drift import STATISTICS
+from ardiff.metrics.registry import VideoMetric, find_metric, set_specs
 from ardiff.sweep.specs import Record, VideoSpec
 from ardiff.sweep.statistics import segment_length
 from ardiff.sweep.summary import PointScore, PointSummary, label
 from ray_jobs.reports.html import Curve
 from ray_jobs.reports.sweep_ranking import Ranking
 
-COST_CAPTION = (
-    "Table 2 of the paper as a plot: points are labelled with their ar_step. Lower and further left is better."
-)
+COST_CAPTION = "Table 2 of the paper as a plot: points are labelled with their ar_step."
 MAX_SERIES = 6
 """Points that get a curve in the plots of statistics."""
 
@@ -23,7 +22,10 @@ Series = dict[str, tuple[list[float], list[float]]]
 
 def metric_title(metric: str) -> str:
     """A metric's name at the start of a title."""
-    return metric.capitalize() if metric in ("distance", "drift", "deviation") else metric.upper()
+    if metric in ("drift", "deviation"):  # rankings of videos, no metrics
+        return metric.capitalize()
+    registered = find_metric(metric)
+    return metric.upper() if set_specs(registered) and registered.ideal is None else metric.capitalize()
 
 
 def quality_curves(
@@ -59,9 +61,12 @@ def quality_curves(
             return lines | _level(lines, values.get("real"))
 
         title = metric_title(metric)
-        caption = "Lower is better."
-        curves.append(Curve(f"{title} against cost", cost_axis, title, series(cost), True, labels, COST_CAPTION))
-        curves.append(Curve(f"{title} over ar_step", "ar_step", title, series(step), True, labels, caption))
+        is_share = metric != ranking.name and isinstance(find_metric(metric), VideoMetric)
+        advice, log_y = "lower is better" if metric == ranking.name else find_metric(metric).advice, not is_share
+        caption = f"{COST_CAPTION} Further left is cheaper; {advice}."
+        curves.append(Curve(f"{title} against cost", cost_axis, title, series(cost), log_y, labels, caption))
+        caption = f"{advice.capitalize()}."
+        curves.append(Curve(f"{title} over ar_step", "ar_step", title, series(step), log_y, labels, caption))
     costs = {name: ([step(s) for s in group], [cost(s) for s in group]) for name, group in groups.items()}
     labels = {name: [f"{cost(s):.2f}" for s in group] for name, group in groups.items()}
     curves.append(Curve("Cost over ar_step", "ar_step", cost_axis, costs, False, labels))

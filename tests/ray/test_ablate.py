@@ -61,7 +61,7 @@ def test_a_variant_that_fails_is_a_row_and_the_others_are_measured(finished: Pat
     assert len(frame) == 2 * 2 * 2
     measured, failed = frame[frame["reason"] == ""], frame[frame["reason"] != ""]
     assert set(measured["variant"]) == {"both"}
-    assert np.isfinite(measured[["distance", "recognised", "psnr", "reconstruction"]].to_numpy(dtype=float)).all()
+    assert np.isfinite(measured[["distance", "frame_identity", "psnr", "reconstruction"]].to_numpy(dtype=float)).all()
     assert set(failed["variant"]) == {"broken"}
     assert failed["reason"].str.contains("dit.num_tokens is 3").all()
     assert json.loads((finished / "results.json").read_text())["about"]["measured"] == 4
@@ -91,7 +91,7 @@ def test_an_ablation_on_s3_gives_the_same_numbers(
     ardiff("ablate", *arguments(output, VARIANTS[:1])).expect(0)
     frame = pd.read_parquet(io.BytesIO(storage.read_bytes(f"{output}/results.parquet")))
     local = pd.read_parquet(finished / "results.parquet")
-    columns = ["seed", "ar_step", "distance", "recognised", "psnr"]
+    columns = ["seed", "ar_step", "distance", "frame_identity", "psnr"]
     pd.testing.assert_frame_equal(
         frame[columns], local.loc[local["variant"] == "both", columns].reset_index(drop=True), check_exact=True
     )
@@ -112,7 +112,7 @@ def test_a_killed_ablation_ends_with_the_same_numbers(
     err = ardiff("ablate", *arguments(folder, VARIANTS[:1])).expect(0)
     assert len(re.findall(r"✓ train-dit: done before", err)) == 1
     assert re.search(r"resuming from the checkpoint of step \d+", err)
-    columns = ["variant", "seed", "ar_step", "distance", "recognised", "psnr"]
+    columns = ["variant", "seed", "ar_step", "distance", "frame_identity", "psnr"]
     whole, resumed = (pd.read_parquet(run / "results.parquet")[columns] for run in (finished, folder))
     whole = whole[whole["variant"] != "broken"].reset_index(drop=True)
     pd.testing.assert_frame_equal(whole, resumed, check_exact=True)

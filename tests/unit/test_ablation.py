@@ -84,11 +84,11 @@ def test_pairs_cancel_what_a_seed_does_to_both() -> None:
 
 def test_tables_say_what_was_measured_and_what_failed() -> None:
     results = [
-        result("base", seed, distance, step, recognised=0.5 + seed / 10, real=6.0, reconstruction=20.0)
+        result("base", seed, distance, step, frame_identity=0.5 + seed / 10, real=6.0, reconstruction=20.0)
         for seed, distance in enumerate((10.0, 11.0, 12.0))
         for step in (0, 5)
     ]
-    results += [result("other", seed, 10 * (10.0 + seed), 5, recognised=0.25) for seed in range(3)]
+    results += [result("other", seed, 10 * (10.0 + seed), 5, frame_identity=0.25) for seed in range(3)]
     results += [result("other", 0, None, 0, reason="it broke")]
     text = tables(VARIANTS, results, ["a budget", "some seeds"])
     assert text.startswith("- a budget\n- some seeds\n")
@@ -115,8 +115,8 @@ def test_text_around_the_tables_is_kept() -> None:
 
 
 def test_results_are_files_and_a_picture(tmp_path: Path) -> None:
-    results = [result("base", s, 10.0 + s, recognised=0.9, real=6.0) for s in range(2)]
-    results += [result("other", 0, 900.0, recognised=0.1), result("other", 1, None, reason="it broke")]
+    results = [result("base", s, 10.0 + s, frame_identity=0.9, real=6.0) for s in range(2)]
+    results += [result("other", 0, 900.0, frame_identity=0.1), result("other", 1, None, reason="it broke")]
     write_results(str(tmp_path), VARIANTS, results, {"units": 4})
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["about"] == {"units": 4}

@@ -1,5 +1,6 @@
 """Scores of the quick evaluation from measurements of its clips. No Ray is started."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from ardiff.data.manifest import VideoRecord
-from ardiff.errors import ConfigError
+from ardiff.errors import ArdiffError, ConfigError
 from ardiff.metrics.compare import comparable
 from ardiff.metrics.scores import SetScore, read_scores, table, write_scores
+from ardiff.metrics.shapes import SHAPE_MEASURES
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import Clip, Dataset
-from ray_jobs.evaluation.quick import compute_scores, has_fvd, resolution_of, summarize
-from ray_jobs.reports.quickstart import _score
+from ray_jobs.evaluation.quick import has_fvd, resolution_of
+from ray_jobs.evaluation.quick_scores import compute_scores, describe, summarize
+from ray_jobs.reports.quickstart import _score, _share_lines, _share_tables
 
 COUNT, WITH_I3D = 12, 4
 SHIFTS = {"reference": 0.0, "real": 0.0, "ar-step-5": 0.5, "noise": 4.0, "shuffled frames": 2.0}
+
+
+def measures(share: float) -> dict[str, float]:
+    """The measures of a video whose frames show the asked class in a share of them, and whose motion is not smooth."""
+    values = dict.fromkeys(SHAPE_MEASURES, 1.0) | {"frame identity": share}
+    return values if share == 1.0 else values | {"neighbours alike": share / 2, "motion": 0.0, "smooth motion": 0.0}
 
 
 def record(uri: str, size: int = 32, codec: str = "vp9") -> VideoRecord:
@@ -41,14 +50,14 @@ def scored(num_videos: int = 2 * COUNT, **settings: Any) -> tuple[list[SetScore]
             row["features"] = generator.normal(shift, 1.0, 6).tolist()
             if has_fvd(name) and i < WITH_I3D:
                 row["i3d"] = generator.normal(shift, 1.0, 400).tolist()
-            if name == "ar-step-5":
-                row["recognised"] = i % 2 == 0
+            if name in ("real", "ar-step-5", "noise"):
+                row |= measures(share=(i % 4) / 3 if name == "ar-step-5" else 1.0)
             rows.append(row)
     frame = pd.DataFrame(rows).sort_values(["set", "index"], ignore_index=True)
     config = QuickConfig(num_clips=COUNT, batch_size=4, **{"bootstrap": 20, **settings})
     datasets = [Dataset("data/manifest.parquet", [], []), Dataset("samples/ar-step-5/manifest.parquet", [], [])]
     scores = compute_scores(config, frame, clips, datasets, ({}, "weights-sha"))
-    return scores, summarize(frame, scores)
+    return scores, summarize(scores)
 
 
 def test_every_score_has_baseline_interval_and_protocol(tmp_path: Path) -> None:
@@ -71,11 +80,13 @@ def test_every_score_has_baseline_interval_and_protocol(tmp_path: Path) -> None:
     assert (fvd.network, fvd.weights, fvd.ddof, fvd.resize) == ("i3d", "weights-sha", 0, "bilinear to 224x224")
     assert fvd.real_data != by_name["real", "distance"].protocol.real_data
 
-    assert summary["sets"]["ar-step-5"] == {
-        "distance": by_name["ar-step-5", "distance"].score,
-        "fvd": by_name["ar-step-5", "fvd"].score,
-        "recognised": 0.5,
-    }
+    assert (
+        summary["sets"]["ar-step-5"].items()
+        >= {
+            "distance": by_name["ar-step-5", "distance"].score,
+            "fvd": by_name["ar-step-5", "fvd"].score,
+        }.items()
+    )
     assert summary["extractors"] == {"distance": "random3d-seed0-v2", "fvd": "i3d, Kinetics-400, 4 clips a set"}
     content = write_scores(str(tmp_path), scores, {}, summary)
     assert content["sets"] == summary["sets"]
@@ -88,11 +99,65 @@ def test_every_score_has_baseline_interval_and_protocol(tmp_path: Path) -> None:
     row = _score(content["scores"][0], summary["sets"]["ar-step-5"])
     assert (row.name, row.unit, row.highlight) == ("ar-step-5", "distance", True)
     assert row.note.startswith("95 % interval ")
-    assert row.note.endswith(", class recognised 50 %")
+    assert "frames of the asked class 50 %, neighbours alike 38 %, all motion checks 25 %" in row.note
+
+
+def test_shares_of_videos_are_scores_with_interval_and_baseline() -> None:
+    """A quarter of the videos each show the class in none, a third, two thirds and all of their frames."""
+    scores, summary = scored()
+    by_name = {(s.set, s.metric): s for s in scores}
+    model = by_name["ar-step-5", "frame identity"]
+    assert model.score == pytest.approx(0.5)
+    assert model.low is not None
+    assert 0.2 < model.low < 0.5 < (model.high or 0) < 0.8
+    assert (model.baseline, model.baseline_num) == (1.0, COUNT)
+    assert (model.protocol.metric, model.protocol.network, model.protocol.num_fake) == ("frame identity", "none", COUNT)
+    assert by_name["noise", "frame identity"].low is None
+    assert ("shuffled frames", "frame identity") not in by_name, "its videos were not measured"
+    values = summary["sets"]["ar-step-5"]
+    shares = {name: values[name] for name in ("neighbours alike", "motion", "smooth motion", "one object")}
+    assert shares == pytest.approx(
+        {"neighbours alike": 0.375, "motion": 0.25, "smooth motion": 0.25, "one object": 1.0}
+    )
+    assert summary["extractors"].keys() == {"distance", "fvd"}
+
+
+def test_tables_and_the_report_lead_with_frames_and_motion_and_not_with_the_vote() -> None:
+    scores, summary = scored()
+    text = table([(s.set, s) for s in scores])
+    header, *rows = text[text.index("means over videos (quick: mean over videos, 16 frames") :].splitlines()[1:]
+    assert header.split("  ")[-9:] == list(SHAPE_MEASURES)
+    assert [row.split("  ")[1] for row in rows] == ["noise", "real", "ar-step-5"]
+    assert rows[-1].split()[1:5] == ["50", "%", "38", "%"]
+    sets = summary["sets"]
+    identity, motion = _share_lines(sets | {"ar-step-0": sets["real"]}, ["ar-step-5", "ar-step-0"])
+    assert "asked class: 50 to 100 %; neighbouring frames that show the same shape: 38 to 100 %" in identity
+    assert "motion checks: 25 to 100 % (one object 100 %, " in motion
+    assert "recognised" not in identity + motion
+    [shown] = _share_tables(sets)
+    assert shown.header == ["set", *SHAPE_MEASURES]
+    assert shown.rows[-1][:3] == ["ar-step-5", "50", "38"]
+
+
+def test_scores_of_earlier_versions_are_read_and_not_compared(tmp_path: Path) -> None:
+    """They have no measures of single frames, and their distance is of another network."""
+    old = {"distance": 20.0, "recognised": 0.9, "motion": 0.5, "psnr": 30.0}
+    assert describe(old) == "PSNR 30.0 dB"
+    assert _share_lines({"real": old, "ar-step-5": old}, ["ar-step-5"]) == []
+    assert _share_tables({"real": old}) == []
+    scores, _ = scored()
+    [score] = [s for s in scores if (s.set, s.metric) == ("real", "distance")]
+    earlier = replace(score, protocol=replace(score.protocol, weights="random3d-seed0-v1"))
+    for name, content in (("old", [earlier]), ("new", scores)):
+        write_scores(str(tmp_path / name), content, {})
+    with pytest.raises(ArdiffError, match=r"distance of .*'weights' is 'random3d-seed0-v1' in one protocol"):
+        comparable((str(tmp_path / "old"), str(tmp_path / "new")))
 
 
 def test_a_baseline_is_of_other_videos() -> None:
-    assert all(score.baseline is None for score in scored(num_videos=COUNT + 1)[0])
+    """A distance has none if the sets share videos; a share is compared with that of real clips in any case."""
+    scores, _ = scored(num_videos=COUNT + 1)
+    assert {score.metric for score in scores if score.baseline is not None} == set(SHAPE_MEASURES)
 
 
 def test_intervals_can_be_left_out() -> None:

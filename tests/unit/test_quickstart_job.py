@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from ardiff.data.manifest import VideoRecord, write_manifest
+from ardiff.metrics.networks.random3d import RandomVideoFeatures
+from ardiff.metrics.shapes import SHAPE_MEASURES
 from ardiff.metrics.weights import cached
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluation.config import QuickConfig
-from ray_jobs.evaluation.quick import lacks_fvd
+from ray_jobs.evaluation.quick import is_outdated
 from ray_jobs.quickstart import Inputs, QuickstartConfig, evaluation_stage
 from ray_jobs.reports.quickstart import _real_clips
 from ray_jobs.runtime.stages import StageRunner, stage
@@ -41,16 +44,20 @@ def test_a_complete_stage_is_run_again_only_if_it_lacks_something(
     assert len(set(runs)) == 1
 
 
-def test_scores_lack_fvd_once_the_weights_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_outdated_once_they_lack_fvd_or_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path))
-    config = QuickConfig()
-    without, with_fvd = {"extractors": {"distance": "random"}}, {"extractors": {"distance": "random", "fvd": "i3d"}}
-    assert not lacks_fvd(config, without)
+    config, network = QuickConfig(), RandomVideoFeatures(0).name
+    without: dict[str, Any] = {"extractors": {"distance": network}, "sets": {"real": {"distance": 1.0}}}
+    with_fvd = without | {"extractors": {"distance": network, "fvd": "i3d"}}
+    assert not is_outdated(config, without)
+    assert is_outdated(QuickConfig(extractor_seed=1), without)
+    assert is_outdated(QuickConfig(shapes=True), without)
+    assert not is_outdated(QuickConfig(shapes=True), without | {"sets": {"real": dict.fromkeys(SHAPE_MEASURES, 1.0)}})
     cached("i3d").parent.mkdir(parents=True)
     cached("i3d").touch()
-    assert lacks_fvd(config, without)
-    assert not lacks_fvd(config, with_fvd)
-    assert not lacks_fvd(QuickConfig(i3d_clips=0), without)
+    assert is_outdated(config, without)
+    assert not is_outdated(config, with_fvd)
+    assert not is_outdated(QuickConfig(i3d_clips=0), without)
 
 
 def test_real_clips_are_scored_at_the_rate_that_was_trained_on() -> None:

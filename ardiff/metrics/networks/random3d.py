@@ -45,8 +45,8 @@ class RandomVideoFeatures(nn.Module):
         self.name = f"random3d-seed{seed}-v2"
         for stream, depth in STREAMS.items():
             generator = torch_generator("random3d", seed, stream)
-            self.register_buffer(f"{stream}_1", _unit_rows(WIDTH, 3, (depth, 5, 5), generator))
-            self.register_buffer(f"{stream}_2", _unit_rows(WIDTH, WIDTH, (1, 3, 3), generator))
+            self.register_buffer(f"{stream}_1", unit_rows(WIDTH, 3, (depth, 5, 5), generator))
+            self.register_buffer(f"{stream}_2", unit_rows(WIDTH, WIDTH, (1, 3, 3), generator))
 
     def forward(self, video: Tensor) -> Tensor:
         """Features of videos.
@@ -113,7 +113,7 @@ def scale_features(real_reference: Tensor, features: Tensor) -> Tensor:
     return (features.double() - reference.mean(dim=0)) / scale
 
 
-def _unit_rows(out_width: int, in_width: int, kernel: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+def unit_rows(out_width: int, in_width: int, kernel: tuple[int, int, int], generator: torch.Generator) -> Tensor:
     """Gaussian kernels ``(out, in, *kernel)`` whose rows have norm 1."""
     weight = torch.randn(out_width, in_width, *kernel, generator=generator)
     return weight / weight.square().sum(dim=(1, 2, 3, 4), keepdim=True).sqrt()

@@ -3,7 +3,20 @@
 import numpy as np
 import pytest
 
-from ardiff.metrics.drift import STATISTICS, Drift, DriftReport, clip_statistics, mean_statistics
+from ardiff.data.config import SyntheticConfig
+from ardiff.data.synthetic import draw_shape, trajectory
+from ardiff.metrics.drift import (
+    SHAPE_STATISTICS,
+    STATISTICS,
+    Drift,
+    DriftReport,
+    clip_statistics,
+    colour_drift,
+    content_colour,
+    mean_shape_statistics,
+    mean_statistics,
+    shape_statistics,
+)
 from ray_jobs.reports.drift import curves, draw, page
 
 
@@ -26,20 +39,54 @@ def test_statistics_of_known_clips() -> None:
         clip_statistics(flat[:1])
 
 
-def report() -> DriftReport:
+def report(shapes: bool = False) -> DriftReport:
     way = {name: [1.0, 2.0, 4.0] for name in STATISTICS}
-    sets = [Drift(name=n, fvd=[10.0, 20.0, 40.0 + i], statistics=way) for i, n in enumerate(("slow", "<fast>"))]
-    level = dict.fromkeys(STATISTICS, 1.5)
+    way |= {name: [1.0, 0.75, 0.5] for name in SHAPE_STATISTICS if shapes}
+    colour = [0.0, 3.0, 12.5]
+    sets = [
+        Drift(name=n, fvd=[10.0, 20.0, 40.0 + i], statistics=way, colour=colour)
+        for i, n in enumerate(("slow", "<fast>"))
+    ]
+    level = dict.fromkeys(way, 1.5)
     return DriftReport(sets=sets, real_fvd=5.0, real_statistics=level, num_clips=8, protocol="styleganv")
 
 
 def test_plots_show_every_set_and_real_clips_along_time() -> None:
     plots = curves(report())
-    assert [plot.title for plot in plots] == ["FVD", *(name.capitalize() for name in STATISTICS)]
+    assert [plot.title for plot in plots] == ["FVD", *(name.capitalize() for name in STATISTICS), "Colour"]
     assert plots[0].series["slow"] == ([8.0, 24.0, 40.0], [10.0, 20.0, 40.0])
     assert plots[0].series["real vs real"][1] == [5.0] * 3
     assert plots[1].series["real"][1] == [1.5] * 3
     assert draw(report()).startswith(b"\x89PNG")
     html = page(report(), "seed: 0", {"torch": "2"})
-    assert "slow: FVD 10.0 at the start, 40.0 at the end." in html
+    assert "slow: FVD 10.0 at the start, 40.0 at the end; colour moves by 12.5 grey levels." in html
     assert "<fast>" not in html
+
+
+def test_synthetic_videos_have_plots_of_what_their_frames_show() -> None:
+    plots = {plot.title: plot for plot in curves(report(shapes=True))}
+    assert plots["Frame identity"].series["slow"][1] == [1.0, 0.75, 0.5]
+    assert plots["Colour"].series["<fast>"][1] == [0.0, 3.0, 12.5]
+    assert draw(report(shapes=True)).startswith(b"\x89PNG")
+    assert "; frames of the asked class 100 % and 50 %; colour" in page(report(shapes=True), "seed: 0", {"torch": "2"})
+
+
+def test_colour_is_that_of_the_content_and_drift_its_distance_from_the_start() -> None:
+    clip = np.full((3, 16, 16, 3), 26, np.uint8)
+    assert content_colour(clip).tolist() == [26.0, 26.0, 26.0]
+    for frame in range(3):
+        clip[frame, 4:9, 3 + frame : 8 + frame] = (200, 100, 26)
+    assert content_colour(clip).tolist() == [200.0, 100.0, 26.0]
+    colours = np.array([[[10.0, 0, 0], [0, 0, 0]], [[10.0, 3, 4], [0, 0, 0]], [[10.0, 3, 4], [0, 12, 5]]])
+    assert colour_drift(colours) == pytest.approx([0.0, (25 / 2) ** 0.5, (194 / 2) ** 0.5])
+
+
+def test_shapes_of_segments() -> None:
+    """Rings that turn into pluses for the last quarter of the frames."""
+    config = SyntheticConfig(num_frames=8, num_long=0)
+    centre, colour = trajectory(config, 0, "train")
+    ring, plus = (draw_shape(config, shape, centre, colour) for shape in ("ring", "plus"))
+    turned = shape_statistics(np.concatenate([ring[:6], plus[6:]]))
+    assert turned.tolist() == pytest.approx([0.75, 0.0, 0.0, 0.25, 6 / 7])
+    means = mean_shape_statistics(np.stack([turned, shape_statistics(plus)]), [0, 3])
+    assert means == pytest.approx({"frame identity": 0.875, "neighbours alike": (6 / 7 + 1) / 2})

@@ -1,0 +1,1 @@
+"""Metrics of generated videos alone, without originals, one file each."""
