@@ -235,10 +235,11 @@ def _request_options() -> dict[str, dict[str, Any]]:
         "size": {"help": "WIDTHxHEIGHT, which must be the model's"},
     }
     for name in (f.name for f in fields(SamplingParams) if f.name not in FROM_INPUT):
-        if typing.get_origin(hints[name]) is Literal:
-            options[name] = {"choices": typing.get_args(hints[name])}
-        else:  # of an optional type, the type itself
-            options[name] = {"type": next((arg for arg in typing.get_args(hints[name])), hints[name])}
+        hint = hints[name]
+        if type(None) in typing.get_args(hint):  # of an optional type, the type itself
+            hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
+        options[name] = {"choices": choices} if choices else {"type": hint}
         options[name]["help"] = documentation[name].replace("%", "%%")
     options["class_label"] |= {"type": str, "help": "class index or name"}
     options["seed"]["help"] = "seed of the noise (default: the service draws one)"

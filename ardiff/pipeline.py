@@ -215,12 +215,22 @@ class ARDiffusionPipeline:
             params.resolved_ar_step,
             config.num_frames,
             params.given_frames,
+            params.sink_frames,
+            params.window_stride,
         )
         seeds = [video.seed for video in request.videos]
         noise = initial_noise(seeds, params.num_frames, config.num_tokens, config.token_dim)
         labels = torch.tensor(request.labels(self.dit)[: len(seeds)], device=self.device)
         denoise = guided_denoiser(self.dit, self.diffusion, labels, params.guidance_scale)
-        yield from stream_full(denoise, noise.to(self.device), schedule, self.diffusion, request.condition)
+        yield from stream_full(
+            denoise,
+            noise.to(self.device),
+            schedule,
+            self.diffusion,
+            request.condition,
+            params.solver,
+            params.resolved_timestep_spacing,
+        )
 
     def engine(self, config: EngineConfig | None = None) -> SamplingEngine:
         """A :class:`SamplingEngine`, which runs many requests on this model together."""

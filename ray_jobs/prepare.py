@@ -18,7 +18,7 @@ from ardiff.cli import main
 from ardiff.data import storage
 from ardiff.data.clips import read_clips
 from ardiff.data.config import SyntheticConfig
-from ardiff.data.discovery import discover, probe_record, reuse_probe, summarize, with_error
+from ardiff.data.discovery import describe_suffixes, discover, probe_record, reuse_probe, summarize, with_error
 from ardiff.data.encode import contact_sheet
 from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, write_errors
 from ardiff.data.layouts import LayoutName
@@ -43,12 +43,12 @@ class PrepareConfig:
     """The videos of a data set, and the folder of its manifest."""
 
     source: str | None = None
-    """Folder or ``s3://`` prefix of videos and of folders of pictures. Without it the synthetic set is drawn into the
-    output folder."""
+    """Folder or ``s3://`` prefix of videos and of folders of pictures, or a list of their URIs (.txt, .csv, .parquet).
+    Without it the synthetic set is drawn into the output folder."""
     output: str = "runs/data"
     """Folder of the manifest, and of the synthetic videos."""
     layout: LayoutName = "folders"
-    """How the videos lie in the source, which defines their classes and splits. docs/data.md shows each layout."""
+    """How the videos lie in a folder, which defines their classes and splits. docs/data.md shows each layout."""
     train_list: str | None = None
     """File that lists the training videos, one per line, instead of the splits of the layout. Needs ``test_list``."""
     test_list: str | None = None
@@ -107,11 +107,13 @@ def find_videos(config: PrepareConfig, source: str) -> list[VideoRecord]:
     lists = None
     if config.train_list is not None and config.test_list is not None:
         lists = config.train_list, config.test_list
-    records, unmatched = discover(source, config.output, config.layout, config.test_fraction, lists)
-    if unmatched:
-        examples = "; ".join(unmatched[:3])
-        print_line(f"[yellow]{len(unmatched)} lines of the lists[/] match no video of {source}, such as {examples}")
-    return records
+    found = discover(source, config.output, config.layout, config.test_fraction, lists)
+    if found.unmatched:
+        lines, examples = len(found.unmatched), "; ".join(found.unmatched[:3])
+        print_line(f"[yellow]{lines} lines of the lists[/] match no video of {source}, such as {examples}")
+    if found.ignored:
+        print_line(f"[yellow]not taken:[/] {describe_suffixes(found.ignored)}")
+    return found.records
 
 
 def _draw(config: PrepareConfig) -> list[VideoRecord]:
@@ -138,11 +140,9 @@ def _probe(config: PrepareConfig, unprobed: list[VideoRecord]) -> list[VideoReco
     known = _known(config.manifest) | _known(interim)
     records = {r.uri: reuse_probe(r, known.get(r.uri)) for r in unprobed}
     pending = [r for r in records.values() if not r.status]
-    if len(pending) < len(unprobed):
+    if reused := sum(not r.status for r in unprobed) - len(pending):
         gone = len(known.keys() - records.keys())
-        print_line(
-            f"{len(pending)} videos are new or changed, {len(unprobed) - len(pending)} are known, {gone} are gone"
-        )
+        print_line(f"{len(pending)} videos are new or changed, {reused} are known, {gone} are gone")
     if pending:
         with remote_progress("probing", len(pending), "video") as progress:
 

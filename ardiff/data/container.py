@@ -22,6 +22,9 @@ _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Dispositio
 # Their decoders fail on pictures before the first key frame, which others skip.
 _NEED_KEY_FRAME = ("vp8", "vp9")
 
+# With B-frames, the delay of these decoders is one frame. That of H.264 can change within a file.
+_DELAY_OF_ONE = ("mpeg1video", "mpeg2video", "mpeg4")
+
 
 @contextmanager
 def open_video(source: Source) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
@@ -85,8 +88,8 @@ def decode_stream(
 
 def uses_packet_times(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
     """Whether the times of frames are those of packets; see :func:`decode_stream`."""
-    # The delay of MPEG-4 part 2 is one frame. That of H.264 can change within a file.
-    return container.format.name == "avi" and (stream.codec_context.name == "mpeg4" or not has_b_frames(stream))
+    delay_is_constant = not has_b_frames(stream) or stream.codec_context.name in _DELAY_OF_ONE
+    return container.format.name == "avi" and delay_is_constant
 
 
 def has_b_frames(stream: av.VideoStream) -> bool:

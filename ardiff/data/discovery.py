@@ -3,7 +3,8 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 from ardiff.data import storage
 from ardiff.data.clips import IMAGE_SUFFIXES, natural_order, probe_video
@@ -11,7 +12,8 @@ from ardiff.data.error_log import BadSample, bad_sample
 from ardiff.data.layouts import Assignment, LayoutName, assign, is_split_file, split_by_lists, with_labels
 from ardiff.data.manifest import VIDEO_SUFFIXES, VideoRecord
 from ardiff.data.storage import StoredFile
-from ardiff.errors import DataError
+from ardiff.data.uri_lists import is_list, read_list
+from ardiff.errors import DataError, StorageError
 
 PROBE_AGAIN = ("unreadable", "crashed")
 """Kinds of error that may not occur again in the next run."""
@@ -23,35 +25,52 @@ WARNINGS = {
 """What the warnings of a probe mean, and what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What lies below a source."""
+
+    records: list[VideoRecord]
+    """The videos."""
+    unmatched: list[str]
+    """Lines of the split lists that match no video."""
+    ignored: Counter[str]
+    """Files that belong to no video, by suffix."""
+
+
 def discover(
     source: str,
     output: str,
     layout: LayoutName,
     test_fraction: float,
     split_lists: tuple[str, str] | None = None,
-) -> tuple[list[VideoRecord], list[str]]:
+) -> Discovery:
     """The videos below ``source`` with class and split, not probed yet.
 
     Args:
-        source: Folder or ``s3://`` prefix.
+        source: Folder or ``s3://`` prefix, or a list of videos, see :func:`ardiff.data.uri_lists.read_list`.
         output: Files below it are ignored: an earlier run wrote them.
         layout: How the videos lie in ``source``.
         test_fraction: See :func:`ardiff.data.layouts.assign`.
         split_lists: URIs of the lists of training and test videos, which replace the splits of the layout.
 
-    Returns:
-        The records, and the lines of ``split_lists`` that match no video.
-
     Raises:
         DataError: There is no video, or the videos do not fit the layout or the lists.
     """
+    if is_list(source):
+        if split_lists is not None:
+            raise DataError(f"{source} is a list of videos: give their splits in its column 'split'.")
+        return Discovery(_listed_records(source, test_fraction), [], Counter())
     source = storage.absolute(source).rstrip("/")
     output = storage.absolute(output).rstrip("/")
-    files = [f for f in storage.list_objects(source) if output == source or not f.uri.startswith(f"{output}/")]
+    listed = storage.list_objects(source, unreadable=True)
+    files = [f for f in listed if output == source or not f.uri.startswith(f"{output}/")]
     videos = group_files(source, files)
+    ignored = ignored_suffixes(source, files, videos)
     if not videos:
+        content = f" It holds {describe_suffixes(ignored)}." if ignored else ""
         raise DataError(
-            f"There is no video in {source}. Videos are {', '.join(VIDEO_SUFFIXES)} files and folders of pictures."
+            f"There is no video in {source}.{content} Videos are {', '.join(VIDEO_SUFFIXES)} files and folders of "
+            "pictures."
         )
     prefix = len(source) + 1
     paths = [video.uri[prefix:] for video in videos]
@@ -62,14 +81,41 @@ def discover(
         train, test = map(storage.read_bytes, split_lists)
         splits, unmatched = split_by_lists(paths, train, test)
         assigned = with_labels([a and s and (a.class_name, s) for a, s in zip(assigned, splits, strict=True)])
-    return [unprobed_record(v, a) for v, a in zip(videos, assigned, strict=True)], unmatched
+    return Discovery([unprobed_record(v, a) for v, a in zip(videos, assigned, strict=True)], unmatched, ignored)
+
+
+def _listed_records(source: str, test_fraction: float) -> list[VideoRecord]:
+    videos = read_list(source, test_fraction)
+    with ThreadPoolExecutor(16) as pool:  # the threads wait for storage
+        files = list(pool.map(_find_video, (video.uri for video in videos)))
+    assigned = with_labels([(video.class_name, video.split) for video in videos])
+    return [unprobed_record(file, assignment) for file, assignment in zip(files, assigned, strict=True)]
+
+
+def _find_video(uri: str) -> StoredFile:
+    """The file or folder of pictures at ``uri``, with a ``problem`` if there is none."""
+    if not uri.endswith("/"):
+        return storage.find_file(uri)
+    try:
+        pictures = storage.list_objects(uri, IMAGE_SUFFIXES, unreadable=True)
+    except DataError as error:
+        if isinstance(error, StorageError) and error.transient:
+            raise
+        return StoredFile(uri, 0, "", str(error))
+    found = {video.uri: video for video in group_files(uri.rstrip("/").rpartition("/")[0], pictures)}
+    return found.get(uri, StoredFile(uri, 0, "", "it holds no picture"))
 
 
 def unprobed_record(video: StoredFile, assignment: Assignment | None) -> VideoRecord:
     """The record of a video of which only the class and the split are known."""
     name, label, split = assignment or ("", 0, "train")
-    status, reason = ("", "") if assignment else ("skipped", "it belongs to no split of this data set")
-    return VideoRecord(video.uri, video.size, "", 0, 0, 0.0, 0, label, name, split, status, reason, etag=video.etag)
+    status, reason, error = "", "", ""
+    if assignment is None:
+        status, reason = "skipped", "it belongs to no split of this data set"
+    elif video.problem:
+        status, reason, error = "error", video.problem, "unreadable"
+    fields = (label, name, split, status, reason, error)
+    return VideoRecord(video.uri, video.size, "", 0, 0, 0.0, 0, *fields, etag=video.etag)
 
 
 def group_files(source: str, files: Sequence[StoredFile]) -> list[StoredFile]:
@@ -89,8 +135,28 @@ def group_files(source: str, files: Sequence[StoredFile]) -> list[StoredFile]:
         pictures = sorted(folders[folder], key=lambda file: natural_order(file.uri))
         content = "".join(f"{p.uri[len(folder) :]}\0{p.size}\0{p.etag}\0" for p in pictures)
         etag = hashlib.sha256(content.encode()).hexdigest()[:32]
-        videos.append(StoredFile(folder, sum(p.size for p in pictures), etag))
+        bad = next((f"{p.uri[len(folder) :]}: {p.problem}" for p in pictures if p.problem), "")
+        videos.append(StoredFile(folder, sum(p.size for p in pictures), etag, bad))
     return sorted(videos, key=lambda file: file.uri)
+
+
+def ignored_suffixes(source: str, files: Sequence[StoredFile], videos: Sequence[StoredFile]) -> Counter[str]:
+    """The files that belong to none of the videos found in them, counted by suffix; empty for names without one."""
+    names = {video.uri for video in videos}
+
+    def is_used(file: StoredFile) -> bool:
+        folder = file.uri.rpartition("/")[0] + "/"
+        return file.uri in names or (folder in names and file.uri.lower().endswith(IMAGE_SUFFIXES))
+
+    left = [file.uri.rpartition("/")[2].lower() for file in files if not is_used(file)]
+    return Counter(f".{name.rpartition('.')[2]}" if "." in name else "" for name in left)
+
+
+def describe_suffixes(suffixes: Counter[str]) -> str:
+    """Such as ``3 files (2 .txt, 1 without a suffix)``."""
+    parts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common(10))
+    more = f", and {len(suffixes) - 10} other suffixes" if len(suffixes) > 10 else ""
+    return f"{suffixes.total()} files ({parts}{more})"
 
 
 def _parents(uri: str) -> list[str]:

@@ -150,13 +150,14 @@ def _folders(paths: Sequence[str], split_files: Mapping[str, bytes], test_fracti
             f"{stray} lies in no class folder, but {other} does: move the one into a class folder or the other out."
         )
     names = [p[0] for p in inner] if all(in_class) else ["video"] * len(inner)
-    splits = [SPLIT_FOLDERS[p[0].lower()] if has_split else _hashed_split("/".join(p), test_fraction) for p in parts]
+    splits = [SPLIT_FOLDERS[p[0].lower()] if has_split else hashed_split("/".join(p), test_fraction) for p in parts]
     if len(set(splits)) == 1:
         splits[-1] = "test" if splits[-1] == "train" else "train"
     return list(zip(names, splits, strict=True))
 
 
-def _hashed_split(path: str, test_fraction: float) -> Split:
+def hashed_split(path: str, test_fraction: float) -> Split:
+    """The split of a video by a hash of its path: ``test_fraction`` of them are test videos."""
     draw = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "little") / 2**64
     return "test" if draw < test_fraction else "train"
 

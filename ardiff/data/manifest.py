@@ -19,7 +19,8 @@ from ardiff.data import storage
 from ardiff.errors import DataError
 
 Split = Literal["train", "test"]
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+_SUFFIXES = "mp4 m4v mov 3gp avi mkv webm ts m2ts mts mpg mpeg wmv asf flv mxf"
+VIDEO_SUFFIXES = tuple(f".{suffix}" for suffix in _SUFFIXES.split())
 
 
 @dataclass(frozen=True, slots=True)

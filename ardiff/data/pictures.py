@@ -15,7 +15,12 @@ from PIL import Image, ImageOps
 from ardiff.data.container import MAX_PIXELS
 from ardiff.errors import DecodeError
 
-IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"} | {
+IMAGE_FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }

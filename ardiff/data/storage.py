@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ardiff.data import s3
+from ardiff.data.local_files import list_local
 from ardiff.data.retries import with_retries
-from ardiff.errors import DataError
+from ardiff.errors import DataError, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class StoredFile:
     """Bytes."""
     etag: str
     """Changes when the content changes: the etag of S3, or the modification time of a local file."""
+    problem: str = ""
+    """Why it cannot be read, such as a link to nothing; empty if it can."""
 
 
 def is_remote(uri: str) -> bool:
@@ -160,15 +163,20 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 def exists(uri: str) -> bool:
     """Whether ``uri`` is a file or a folder that is not empty."""
+    if _has_empty_part(uri):
+        return _listed_size(uri) is not None or _first_object(f"{uri.rstrip('/')}/") is not None
     return bool(_file_info(uri).type != pafs.FileType.NotFound)
 
 
 def size(uri: str) -> int:
     """Bytes of the file. Raises DataError if there is none."""
-    info = _file_info(uri)
-    if info.type != pafs.FileType.File:
+    if _has_empty_part(uri):
+        found = _listed_size(uri)
+    else:
+        found = _file_info(uri).size  # None for a folder, and if there is none
+    if found is None:
         raise DataError(f"There is no file {uri}: check the path.")
-    return int(info.size)
+    return int(found)
 
 
 def _file_info(uri: str) -> pafs.FileInfo:
@@ -176,40 +184,80 @@ def _file_info(uri: str) -> pafs.FileInfo:
     return with_retries(f"Cannot look at {uri}", lambda: filesystem.get_file_info(path))
 
 
-def list_objects(uri: str, suffixes: tuple[str, ...] = ()) -> list[StoredFile]:
+def _has_empty_part(uri: str) -> bool:
+    """Whether it is a key such as ``a//b``, which S3 allows and PyArrow's file system rejects."""
+    return _is_s3(uri) and "//" in uri.removeprefix("s3://")
+
+
+def _listed_size(uri: str) -> int | None:
+    """Bytes of an object, by listing: it is the first of those whose keys begin with its own."""
+    entry = _first_object(uri)
+    return entry[1] if entry is not None and entry[0] == _bucket_and_key(uri)[1] else None
+
+
+def _first_object(prefix: str) -> tuple[str, int, str] | None:
+    return with_retries(f"Cannot list {prefix}", lambda: next(s3.objects(*_bucket_and_key(prefix)), None))
+
+
+def list_objects(uri: str, suffixes: tuple[str, ...] = (), unreadable: bool = False) -> list[StoredFile]:
     """All files below ``uri``, sorted by name; their URIs begin with ``uri``.
 
     Args:
         uri: A folder or prefix.
         suffixes: Suffixes to keep, lower case, with the dot; none keeps all. Hidden files are skipped.
+        unreadable: Whether to list also local entries that cannot be read, see :mod:`ardiff.data.local_files`.
 
     Raises:
         DataError: The folder does not exist or cannot be listed.
     """
     root = uri.rstrip("/")
 
-    def entries() -> list[tuple[str, int, str]] | None:
+    def entries() -> list[tuple[str, int, str, str]] | None:
         if _is_s3(uri):
             bucket, prefix = _bucket_and_key(f"{root}/")
-            objects = [(key[len(prefix) :], size, etag) for key, size, etag in s3.objects(bucket, prefix)]
+            objects = [(key[len(prefix) :], size, etag, "") for key, size, etag in s3.objects(bucket, prefix)]
             if not objects and prefix:
                 return None
             return [entry for entry in objects if entry[0] and not entry[0].endswith("/")]
         filesystem, path = open_filesystem(uri)
         try:
+            if isinstance(filesystem, pafs.LocalFileSystem):
+                return [(*file,) for file in list_local(path)]
             infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
         except FileNotFoundError:
             return None
         skip = len(path.rstrip("/")) + 1
         files = [info for info in infos if info.type == pafs.FileType.File]
-        return [(info.path[skip:], info.size, f"{info.mtime_ns:x}") for info in files]
+        return [(info.path[skip:], info.size, f"{info.mtime_ns:x}", "") for info in files]
 
     listed = with_retries(f"Cannot list {uri}", entries)
     if listed is None:
         raise DataError(f"There is no folder {uri}: check the path.")
-    matching = [f for f in listed if not suffixes or f[0].lower().endswith(suffixes)]
+    matching = [f for f in listed if (not suffixes or f[0].lower().endswith(suffixes)) and (unreadable or not f[3])]
     visible = [f for f in matching if not any(part.startswith(".") for part in f[0].split("/"))]
-    return [StoredFile(f"{root}/{name}", size, etag) for name, size, etag in sorted(visible)]
+    return [StoredFile(f"{root}/{name}", size, etag, problem) for name, size, etag, problem in sorted(visible)]
+
+
+def find_file(uri: str) -> StoredFile:
+    """The file at ``uri``, with a ``problem`` if there is none. Raises StorageError if storage is unavailable."""
+
+    def look() -> StoredFile:
+        if _is_s3(uri):
+            bucket, key = _bucket_and_key(uri)
+            head = s3.client().head_object(Bucket=bucket, Key=key)
+            return StoredFile(uri, head["ContentLength"], head["ETag"].strip('"'))
+        filesystem, path = open_filesystem(uri)
+        info = filesystem.get_file_info(path)
+        if info.type != pafs.FileType.File:
+            return StoredFile(uri, 0, "", "there is no such file")
+        return StoredFile(uri, info.size, f"{info.mtime_ns or 0:x}")
+
+    try:
+        return with_retries(f"Cannot look at {uri}", look)
+    except DataError as error:
+        if isinstance(error, StorageError) and error.transient:
+            raise
+        return StoredFile(uri, 0, "", str(error))
 
 
 def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:

@@ -89,17 +89,17 @@ def ddim_step(x: Tensor, x0: Tensor, step: Tensor, x_factor: Tensor, x0_factor: 
         step: int64 ``(B, F)``, the 0-based index of the sampling step that each frame makes.
         x_factor, x0_factor: ``(S,)`` from :func:`ddim_coefficients`.
     """
-    return _per_frame(x_factor, step, x) * x + _per_frame(x0_factor, step, x) * x0
+    return per_frame(x_factor, step, x) * x + per_frame(x0_factor, step, x) * x0
 
 
 def _coefficients(timesteps: Tensor, alphas_cumprod: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """The factors of signal and noise in Eq. 2, to broadcast over ``like``."""
-    signal = _per_frame(alphas_cumprod.double().sqrt(), timesteps, like)
-    sigma = _per_frame((1.0 - alphas_cumprod.double()).sqrt(), timesteps, like)
+    signal = per_frame(alphas_cumprod.double().sqrt(), timesteps, like)
+    sigma = per_frame((1.0 - alphas_cumprod.double()).sqrt(), timesteps, like)
     return signal, sigma
 
 
-def _per_frame(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
+def per_frame(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
     """``table[index]`` with the dtype of ``like`` and trailing axes of length 1 to broadcast over it."""
     values = table.to(like.device)[index.to(like.device)].to(like.dtype)
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))

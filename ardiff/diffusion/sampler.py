@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ardiff.diffusion.ad import ADSchedule, inference_timesteps
+from ardiff.diffusion.ad import ADSchedule
 from ardiff.diffusion.config import DiffusionConfig
-from ardiff.diffusion.noise import ddim_coefficients, ddim_step
 from ardiff.diffusion.prediction import Denoiser
+from ardiff.diffusion.solver_names import Solver, TimestepSpacing
+from ardiff.diffusion.solvers import model_timesteps, solver_step, solver_table
 from ardiff.randomness import torch_generator
 
 
@@ -36,9 +37,12 @@ def sample_full(
     schedule: ADSchedule,
     diffusion: DiffusionConfig,
     condition: Tensor | None = None,
+    solver: Solver = "ddim",
+    timestep_spacing: TimestepSpacing = "leading",
 ) -> Tensor:
     """All frames of :func:`stream_full`, clean latents ``(B, F, L, D)``."""
-    return torch.cat(list(stream_full(denoise, noise, schedule, diffusion, condition)), dim=1)
+    frames = stream_full(denoise, noise, schedule, diffusion, condition, solver, timestep_spacing)
+    return torch.cat(list(frames), dim=1)
 
 
 @torch.no_grad()
@@ -48,36 +52,45 @@ def stream_full(
     schedule: ADSchedule,
     diffusion: DiffusionConfig,
     condition: Tensor | None = None,
+    solver: Solver = "ddim",
+    timestep_spacing: TimestepSpacing = "leading",
 ) -> Iterator[Tensor]:
-    """Denoises ``noise`` along the schedule with deterministic DDIM steps (Sec. 3.4).
+    """Denoises ``noise`` along the schedule (Sec. 3.4) with the steps of a solver, deterministic DDIM by default.
 
     Args:
         denoise: Predicts the clean latents of the visible frames.
         noise: ``(B, F, L, D)``.
-        schedule: If it has a ``window``, the denoiser sees the frames of the window as a clip of their own.
-        diffusion: Gives the timesteps and the coefficients of the steps.
+        schedule: If it has a ``window``, the denoiser sees its frames, and the sink's, as a clip of their own.
+        diffusion: Gives the noise level of each timestep.
         condition: Clean latents ``(B, num_given, L, D)`` of given first frames; the schedule's ``num_given``.
+        solver, timestep_spacing: See :mod:`ardiff.diffusion.solvers`. Each frame has its own history.
 
     Yields:
         Clean latents ``(B, n, L, D)`` of the n frames that became final; first the given frames, if any. A frame that
         makes no step in an iteration stays bitwise equal.
     """
     num_steps = int(schedule.step_index.max())
-    timesteps = inference_timesteps(diffusion.num_timesteps, num_steps)  # (S,)
-    x_factor, x0_factor = ddim_coefficients(timesteps, diffusion.alphas_cumprod())  # (S,) each
-    timesteps = torch.cat([torch.tensor([diffusion.num_timesteps - 1]), timesteps])  # (S + 1,); index 0 is noise
+    table = solver_table(diffusion, num_steps, solver, timestep_spacing)
+    timesteps = model_timesteps(diffusion, num_steps, timestep_spacing)  # the last one is that of clean frames
+    timesteps = torch.cat([torch.tensor([diffusion.num_timesteps - 1]), timesteps])  # index 0 is noise
     x, final = noise.clone(), 0
+    history = tuple(torch.zeros_like(x) for _ in range(table.history_size))  # (B, F, L, D) each
     if condition is not None:
         final = condition.shape[1]
         x[:, :final] = condition
         yield x[:, :final].clone()
     for n, (index, update) in enumerate(zip(schedule.step_index, schedule.update, strict=True)):
-        start, end = (0, x.shape[1]) if schedule.window is None else schedule.window[n].tolist()
-        visible, k = x[:, start:end], index[start:end].expand(len(x), -1)  # (B, W, L, D), (B, W)
-        x0 = denoise(visible, timesteps[k].to(x.device))  # (B, W, L, D)
-        denoised = ddim_step(visible, x0, (k - 1).clamp(min=0), x_factor, x0_factor)  # (B, W, L, D)
-        moves = update[start:end, None, None].to(x.device)  # (W, 1, 1)
-        x[:, start:end] = torch.where(moves, denoised, visible)
+        frames = schedule.visible(n)  # (W,)
+        level = torch.where((index == num_steps) & ~update, len(timesteps) - 1, index)  # (F,)
+        visible, *remembered = (tensor[:, frames] for tensor in (x, *history))  # (B, W, L, D) each
+        k = index[frames].expand(len(x), -1)  # (B, W)
+        x0 = denoise(visible, timesteps[level[frames]].expand(len(x), -1).to(x.device))  # (B, W, L, D)
+        denoised, remembers = solver_step(
+            visible, x0, tuple(remembered), (k - 1).clamp(min=0), table
+        )  # (B, W, L, D) each
+        moves = update[frames, None, None].to(x.device)  # (W, 1, 1)
+        for state, new in zip((x, *history), (denoised, *remembers), strict=True):
+            state[:, frames] = torch.where(moves, new, state[:, frames])
         already_final, final = final, int((index == num_steps).sum())
         if final > already_final:
             yield x[:, already_final:final].clone()

@@ -30,7 +30,7 @@ class CacheSlots:
 
 
 class FrameCache:
-    """Preallocated keys and values of ``capacity`` consecutive frames; slot 0 holds frame ``base``.
+    """Preallocated keys and values of ``capacity`` consecutive frames; frame f has slot ``f - base``.
 
     With strict temporal causality the keys and values of a clean frame are final, so they are computed once.
     """
@@ -65,7 +65,8 @@ class FrameCache:
         return 2 * config.depth * sequences * capacity * config.num_tokens * config.width * dtype.itemsize
 
     def restart(self, base: int) -> None:
-        """Drops all frames; slot 0 now holds frame ``base``."""
+        """Slot 0 now is that of frame ``base``. Slots keep what they hold until it is overwritten: the first ones may
+        stay as an attention sink."""
         self.base = base
 
     def reserve(self, first: int, end: int) -> None:
@@ -79,7 +80,7 @@ class FrameCache:
         self.base = first
 
     def slots(self, first: int, end: int) -> CacheSlots:
-        """Slots of the frames ``first .. end - 1``. All frames from ``base`` to ``first`` must be stored already."""
+        """Slots of the frames ``first .. end - 1``. All slots before them must be filled already."""
         slot, num_tokens, last = first - self.base, (end - first) * self.tokens, self.last_slots
         if last is not None and (last.first, len(last.tokens)) == (slot, num_tokens):
             return last  # no frame has started or finished

@@ -3,11 +3,15 @@
 Both take parameters that :func:`ardiff.sampling.params.validate` has returned.
 """
 
+from ardiff.diffusion.ar_step import window_start
 from ardiff.sampling.params import SamplingParams
 
 
 def sequential_passes(params: SamplingParams) -> int:
-    """Passes of the model that must follow each other: ``S + (F - 1) ar_step`` for F frames that are not given."""
+    """Passes of the model that must follow each other: ``S + (F - 1) ar_step`` for F frames that are not given.
+
+    The engine adds one to store the sink, if the given frames fill the window.
+    """
     generated = params.num_frames - params.given_frames
     return params.num_inference_steps + (generated - 1) * params.resolved_ar_step
 
@@ -16,8 +20,9 @@ def frame_evaluations(params: SamplingParams, window: int) -> int:
     """Evaluations of a frame by the model for one video; guidance doubles them.
 
     Without guidance and given frames: ``F S + F - 1`` in mode ``rolling``, and in mode ``window`` up to ``window``
-    frames. In longer videos, the clean frames are evaluated again whenever the window moves (see
-    :mod:`ardiff.sampling.engine`). Mode ``full`` evaluates every visible frame in every pass.
+    frames. In longer videos, the clean frames are evaluated again whenever the window moves, which is once in
+    ``window_stride`` frames, except those of the sink (see :mod:`ardiff.sampling.engine`). Mode ``full`` evaluates
+    every visible frame in every pass.
 
     Args:
         window: Frames that the model sees at once.
@@ -25,8 +30,6 @@ def frame_evaluations(params: SamplingParams, window: int) -> int:
     branches = 2 if params.guided else 1
     given, frames = params.given_frames, params.num_frames
     steps, ar_step, passes = params.num_inference_steps, params.resolved_ar_step, sequential_passes(params)
-    if params.mode == "full":
-        return branches * passes * min(frames, window)
     moving_window = params.mode == "window" and frames > window
 
     def started(iteration: int) -> int:
@@ -35,11 +38,18 @@ def frame_evaluations(params: SamplingParams, window: int) -> int:
             return given
         return min(frames, given + (iteration - 1) // ar_step + 1) if ar_step else frames
 
+    if params.mode == "full":
+        starts = (window_start(started(n), window, params.window_stride) for n in range(1, passes + 1))
+        return branches * sum(min(window, frames - start) for start in starts)
+    sink = params.sink_frames if moving_window else 0
     total, stored, base = 0, 0, 0
+    if started(1) > window:  # many frames are given: the sink needs a pass of its own
+        total = sink
     for iteration in range(1, passes + 1):
         end = started(iteration)
-        if moving_window and end - window > base:
-            base = stored = end - window
+        start = window_start(end, window, params.window_stride) if moving_window else 0
+        if start > base:
+            base, stored = start, start + sink
         total += end - stored
-        stored = max(base, started(iteration - steps))
+        stored = max(base + sink if base else 0, started(iteration - steps))
     return branches * total

@@ -1,27 +1,35 @@
 """Tables of the model's modulations, which depend on timestep and class but on no latent.
 
-Shapes: S sampling steps, M modulations of a frame (shifts, scales and gates of all blocks).
+Shapes: R timesteps that a model is shown, M modulations of a frame (shifts, scales and gates of all blocks).
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ardiff.diffusion.ad import inference_timesteps
 from ardiff.diffusion.config import DiffusionConfig
+from ardiff.diffusion.solver_names import TimestepSpacing
+from ardiff.diffusion.solvers import model_timesteps
 from ardiff.dit import DiT
 from ardiff.sampling.request import SampleRequest
 
 MAX_IDLE_TABLES = 16
 """Tables that no running request uses, kept for requests to come."""
 
-TableKey = tuple[int, int]
-"""Number of sampling steps, and class index."""
+
+class TableKey(NamedTuple):
+    """What a table depends on."""
+
+    num_inference_steps: int
+    timestep_spacing: TimestepSpacing
+    label: int
+    """Class index as the model takes it."""
 
 
 class ModulationTables:
-    """One table ``(S, M)`` per number of sampling steps and class; requests share them."""
+    """One table ``(R, M)`` per template of timesteps and class; requests share them."""
 
     def __init__(self, model: DiT, diffusion: DiffusionConfig) -> None:
         self.model, self.diffusion = model, diffusion
@@ -30,23 +38,30 @@ class ModulationTables:
     def __len__(self) -> int:
         return len(self._tables)
 
-    def get(self, num_inference_steps: int, label: int) -> Tensor:
-        """The table ``(S, M)``, computed on first use."""
-        key = num_inference_steps, label
+    def timesteps(self, key: TableKey) -> Tensor:
+        """The timestep of each row, int64 ``(R,)``; the last one is that of clean frames."""
+        return model_timesteps(self.diffusion, key.num_inference_steps, key.timestep_spacing)
+
+    def get(self, key: TableKey) -> Tensor:
+        """The table ``(R, M)``, computed on first use."""
         if key not in self._tables:
-            device = next(self.model.parameters()).device
-            timesteps = inference_timesteps(self.diffusion.num_timesteps, num_inference_steps).to(device)
-            self._tables[key] = self.model.modulations(timesteps, torch.full_like(timesteps, label))
+            timesteps = self.timesteps(key).to(next(self.model.parameters()).device)
+            self._tables[key] = self.model.modulations(timesteps, torch.full_like(timesteps, key.label))
         return self._tables[key]
+
+    def key(self, request: SampleRequest, label: int) -> TableKey:
+        """The table that a request needs for sequences of one class."""
+        params = request.params
+        return TableKey(params.num_inference_steps, params.resolved_timestep_spacing, label)
 
     def keys_of(self, requests: Iterable[SampleRequest]) -> set[TableKey]:
         """The tables that requests need."""
-        return {(r.params.num_inference_steps, label) for r in requests for label in r.labels(self.model)}
+        return {self.key(request, label) for request in requests for label in request.labels(self.model)}
 
     def num_bytes(self, keys: Iterable[TableKey]) -> int:
         """Memory of tables."""
         dtype = next(self.model.parameters()).dtype
-        return sum(num_steps for num_steps, _ in keys) * self.model.modulation_width * dtype.itemsize
+        return sum(len(self.timesteps(key)) for key in keys) * self.model.modulation_width * dtype.itemsize
 
     def evict(self, running: Iterable[SampleRequest], spare_bytes: int) -> None:
         """Drops the oldest tables that no running request uses, until few are left and they fit ``spare_bytes``."""

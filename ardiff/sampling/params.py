@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from ardiff.diffusion.ar_step import check_ar_step, smallest_ar_step
+from ardiff.diffusion.solver_names import Solver, TimestepSpacing
 
 SamplingMode = Literal["window", "rolling", "full"]
 DEFAULT_AR_STEP = 5
@@ -37,6 +38,13 @@ class SamplingParams:
     """Frames of the video, given ones included. It may be longer than the model sees at once."""
     num_inference_steps: int = field(default=50, metadata={"tag": "s"})
     """Sampling steps per frame, S in the paper."""
+    solver: Solver = field(default="ddim", metadata={"tag": ""})
+    """How a frame gets from one sampling step to the next. ddim: first order. dpmpp_2m: DPM-Solver++(2M), second order,
+    for few steps. unipc: dpmpp_2m with a corrector. All evaluate the model once per step."""
+    timestep_spacing: TimestepSpacing | None = field(default=None, metadata={"tag": ""})
+    """The timesteps of the sampling steps. leading: even, ending at 1. trailing: even, starting at the last training
+    timestep. log_snr: even in the logarithm of the signal-to-noise ratio. None is leading for ddim and log_snr for the
+    other solvers."""
     ar_step: int | None = field(default=None, metadata={"tag": "ar"})
     """Difference of timesteps between neighbouring frames, in sampling steps: 0 denoises all frames together,
     num_inference_steps one frame after another. None is 5, or the nearest valid value."""
@@ -46,6 +54,12 @@ class SamplingParams:
     """What a frame of a long video sees. window: the last frames, as many as the model was trained on. rolling: the
     cached keys and values of earlier frames; needs a model trained with dit.attention_window. full: the result of
     window without any cache, slowly."""
+    sink_frames: int = field(default=0, metadata={"tag": "sink"})
+    """First frames that every window of a long video holds, in the places of its first ones (attention sink). For
+    mode=window and mode=full."""
+    window_stride: int = field(default=1, metadata={"tag": "stride"})
+    """Frames by which the window of a long video moves at once. More than 1 saves evaluations; a frame then sees
+    between stride and one frame less than the window before it. For mode=window and mode=full."""
     class_label: int | None = field(default=None, metadata={"per_video": True, "tag": "class-"})
     """Class index. None generates without a class; `ardiff generate` then takes the classes in turn."""
     seed: int = field(default=0, metadata={"per_video": True, "tag": "seed-"})
@@ -78,6 +92,12 @@ class SamplingParams:
     def guided(self) -> bool:
         """Whether the model is also evaluated without a class, for classifier-free guidance."""
         return self.guidance_scale != 1.0
+
+    @property
+    def resolved_timestep_spacing(self) -> TimestepSpacing:
+        """``timestep_spacing``, or what None stands for. :func:`validate` leaves None, so that ids of earlier videos,
+        which hold no spacing, stay valid."""
+        return self.timestep_spacing or ("leading" if self.solver == "ddim" else "log_snr")
 
     @property
     def resolved_ar_step(self) -> int:
@@ -211,7 +231,33 @@ class ModelInfo:
 
     def smallest_ar_step(self, params: SamplingParams) -> int:
         """The smallest valid ``ar_step`` for the other parameters."""
-        return smallest_ar_step(params.num_frames, params.num_inference_steps, self._window(params))
+        window = self._window(params)
+        return smallest_ar_step(
+            params.num_frames, params.num_inference_steps, window, params.sink_frames, params.window_stride
+        )
+
+    def sink_error(self, params: SamplingParams) -> str | None:
+        """Why the model cannot sample with these ``sink_frames``, and what is valid; None if it can."""
+        if not 0 <= params.sink_frames < self.num_frames:
+            most = self.num_frames - 1
+            return f"sink_frames must be between 0 and {most}, because the window has {self.num_frames} frames"
+        if params.sink_frames and params.mode == "rolling":
+            return "sink_frames needs a window: sample with mode=window or mode=full, or with sink_frames=0"
+        if params.sink_frames and self.attention_window is not None and self.attention_window < self.num_frames:
+            return (
+                f"sink_frames must be 0 for this model: its last frames do not see the first ones of the window "
+                f"(dit.attention_window={self.attention_window}, dit.num_frames={self.num_frames})"
+            )
+        return None
+
+    def stride_error(self, params: SamplingParams) -> str | None:
+        """Why ``window_stride`` is not valid for the other parameters; None if it is."""
+        most = self.num_frames - params.sink_frames
+        if not 1 <= params.window_stride <= most:
+            return f"window_stride must be between 1 and {most}, the frames of the window that move"
+        if params.window_stride > 1 and params.mode == "rolling":
+            return "window_stride needs a window: sample with mode=window or mode=full, or with window_stride=1"
+        return None
 
     def _window(self, params: SamplingParams) -> int | None:
         """Frames of the moving window; None where a frame sees all earlier ones."""
@@ -244,10 +290,17 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
         "guidance_scale",
         f"guidance_scale must be a finite number of at least 0, got {params.guidance_scale}",
     )
-    modes = get_args(SamplingMode)
-    require(params.mode in modes, "mode", f"mode must be one of {', '.join(modes)}, got {params.mode!r}")
+    choices = {"solver": Solver, "timestep_spacing": TimestepSpacing, "mode": SamplingMode}
+    values = {**{name: getattr(params, name) for name in choices}, "timestep_spacing": params.resolved_timestep_spacing}
+    for name, choice in choices.items():
+        valid = get_args(choice)
+        require(values[name] in valid, name, f"{name} must be one of {', '.join(valid)}, got {values[name]!r}")
     if (reason := model.mode_error(params.mode, params.num_frames)) is not None:
         raise InvalidParamError("mode", reason)
+    if (reason := model.sink_error(params)) is not None:
+        raise InvalidParamError("sink_frames", f"{reason}; got {params.sink_frames}")
+    if (reason := model.stride_error(params)) is not None:
+        raise InvalidParamError("window_stride", f"{reason}; got {params.window_stride}")
     if params.class_label is not None:
         require(
             0 <= params.class_label < model.num_classes,
@@ -263,7 +316,8 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
         params = replace(params, ar_step=min(max(DEFAULT_AR_STEP, model.smallest_ar_step(params)), steps))
     assert params.ar_step is not None
     try:
-        check_ar_step(params.num_frames, steps, params.ar_step, model._window(params))
+        window, sink_frames = model._window(params), params.sink_frames
+        check_ar_step(params.num_frames, steps, params.ar_step, window, sink_frames, params.window_stride)
     except ValueError as error:
         raise InvalidParamError("ar_step", str(error)) from error
     return params

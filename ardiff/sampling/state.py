@@ -1,7 +1,7 @@
 """The state of a running request: its latents, its cache, and its progress through the AD schedule.
 
 Shapes: B videos of a request, F frames evaluated in an iteration, L tokens, D latent width, S sampling steps,
-M modulations of a frame.
+H tensors that the solver remembers, M modulations of a frame.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ardiff.diffusion.ad import inference_timesteps
+from ardiff.diffusion.ar_step import window_start
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guide
-from ardiff.diffusion.noise import ddim_coefficients
 from ardiff.diffusion.prediction import predicted_x0
 from ardiff.diffusion.sampler import frame_noise
+from ardiff.diffusion.solvers import solver_step, solver_table
 from ardiff.dit import DiT
 from ardiff.sampling.cache import FrameCache
 from ardiff.sampling.config import AttentionBackend
@@ -44,7 +44,8 @@ class FrameSpan:
     moving: int
     end: int
     steps: Tensor
-    """int64 ``(end - start,)`` on the model's device: the sampling step at which each frame is evaluated."""
+    """int64 ``(end - start,)`` on the model's device: the sampling step at which each frame is evaluated. For clean
+    frames it is the last row of the modulations."""
 
 
 class RequestState:
@@ -61,6 +62,7 @@ class RequestState:
         self.iteration = 0
         self.stored = 0  # frames before this one are clean, and their keys and values are in the cache
         self.frames: dict[int, Tensor] = {}  # latents (B, L, D) of the frames that are still needed
+        self.history: dict[int, Tensor] = {}  # (H, B, L, D) of the moving frames: what the solver remembers of each
         if request.condition is not None:
             condition = request.condition.to(shared.device, shared.dtype)
             self.frames = dict(enumerate(condition.unbind(dim=1)))
@@ -72,13 +74,12 @@ class RequestState:
             shared.weights_dtype,
             shared.device,
         )
-        timesteps = inference_timesteps(shared.diffusion.num_timesteps, self.params.num_inference_steps)
-        self.timesteps = timesteps.to(shared.device)
-        factors = ddim_coefficients(timesteps, shared.diffusion.alphas_cumprod())
-        self.x_factor, self.x0_factor = (f.to(shared.device, shared.dtype) for f in factors)
+        steps, spacing = self.params.num_inference_steps, self.params.resolved_timestep_spacing
+        table = solver_table(shared.diffusion, steps, self.params.solver, spacing)
+        self.solver = table.to(shared.device, shared.dtype)
         labels = request.labels(shared.model)
         distinct = list(dict.fromkeys(labels))
-        self.tables = [shared.tables.get(self.params.num_inference_steps, label) for label in distinct]  # (S, M) each
+        self.tables = [shared.tables.get(shared.tables.key(request, label)) for label in distinct]  # (R, M) each
         indices = [distinct.index(label) for label in labels]
         self.table_of_sequence = torch.tensor(indices, device=shared.device)  # (B or 2 B,)
 
@@ -89,25 +90,43 @@ class RequestState:
 
     def advance(self) -> FrameSpan:
         """Starts the next iteration: draws the noise of frames that start. Returns the frames to evaluate."""
-        given, num_steps, device = self.params.given_frames, self.params.num_inference_steps, self.shared.device
+        if self._sink_is_missing():
+            return self._span(0, self.params.sink_frames, self.params.sink_frames)
+        given = self.params.given_frames
         self.iteration += 1
         moving, end = self._finished(self.iteration - 1), self._started(self.iteration)
         for frame in range(max(self._started(self.iteration - 1), given), end):
-            self.frames[frame] = self._draw_noise(frame)
+            noise = self._draw_noise(frame)
+            self.frames[frame] = noise
+            self.history[frame] = noise.new_zeros(self.solver.history_size, *noise.shape)
         if self.window is not None:
-            first = max(0, end - self.window)
-            if first > self.cache.base:  # the window moved, so every frame in it sees other frames than before
+            first = window_start(end, self.window, self.params.window_stride)
+            if first > self.cache.base:  # the window moved, so all frames but the sink see other frames than before
                 self.cache.restart(first)
-                self.stored = first
-                self.frames = {f: x for f, x in self.frames.items() if f >= first}
+                self.stored = self._first_needed()
+                self.frames = {f: x for f, x in self.frames.items() if f >= self.stored}
         else:
             band = self.shared.model.config.attention_window or end
             self.cache.reserve(max(0, self.stored - band + 1), end)
+        return self._span(self.stored, moving, end)
+
+    def _span(self, start: int, moving: int, end: int) -> FrameSpan:
+        """The frames ``start .. end - 1`` at the sampling steps that they make in this iteration."""
+        given, num_steps = self.params.given_frames, self.params.num_inference_steps
         # Computed on the device, so that an iteration does not wait for earlier work on it.
-        frames = torch.arange(self.stored, end, device=device)
-        steps = (self.iteration - 1 - (frames - given) * self.params.resolved_ar_step).clamp(0, num_steps - 1)
-        steps = torch.where(frames < given, num_steps - 1, steps)
-        return FrameSpan(self.stored, moving, end, steps)
+        frames = torch.arange(start, end, device=self.shared.device)
+        steps = (self.iteration - 1 - (frames - given) * self.params.resolved_ar_step).clamp(min=0)
+        steps = torch.where((frames < given) | (steps >= num_steps), len(self.tables[0]) - 1, steps)
+        return FrameSpan(start, moving, end, steps)
+
+    def _sink_is_missing(self) -> bool:
+        """Whether the first window has moved already, because many frames are given, and holds no sink yet."""
+        unsaved = self.iteration == 0 and self.stored < self.params.sink_frames
+        return unsaved and self.window is not None and self._started(1) > self.window
+
+    def _first_needed(self) -> int:
+        """The first frame after the sink whose latents the window holds; 0 before it has moved."""
+        return self.cache.base + self.params.sink_frames if self.cache.base else 0
 
     def inputs(self, span: FrameSpan) -> Tensor:
         """Latents of the evaluated frames, once per branch of guidance, ``(F B, L, D)`` frame by frame."""
@@ -131,8 +150,10 @@ class RequestState:
         """Guided clean latents of the moving frames, ``(F, B, L, D)``, from the model's output ``(F B, L, D)``."""
         videos, moving = len(self.request.videos), span.moving - span.start
         output = output.unflatten(0, (span.end - span.start, self.request.sequences))[moving:]
+        if span.moving == span.end:
+            return output[:, :videos]
         latents = torch.stack([self.frames[f] for f in range(span.moving, span.end)])  # (F, B, L, D)
-        timesteps = self.timesteps[span.steps[moving:]][:, None].expand(-1, videos)
+        timesteps = self.solver.timesteps[span.steps[moving:]][:, None].expand(-1, videos)
         prediction, alphas_cumprod = self.shared.diffusion.prediction, self.shared.alphas_cumprod
         branches = [
             predicted_x0(prediction, branch, latents, timesteps, alphas_cumprod)
@@ -142,13 +163,20 @@ class RequestState:
 
     def update(self, span: FrameSpan, x0: Tensor) -> FinishedFrames | None:
         """Makes one sampling step of the moving frames. Returns the frames that are final now, or None."""
-        steps, shape = span.steps[span.moving - span.start :], (-1, 1, 1, 1)
-        latents = torch.stack([self.frames[f] for f in range(span.moving, span.end)])
-        latents = self.x_factor[steps].view(shape) * latents + self.x0_factor[steps].view(shape) * x0
-        self.frames.update(zip(range(span.moving, span.end), latents.unbind(), strict=True))
         self.stored = span.moving
+        if span.moving == span.end:
+            return None
+        moving = range(span.moving, span.end)
+        latents = torch.stack([self.frames[f] for f in moving])  # (F, B, L, D)
+        history = torch.stack([self.history[f] for f in moving]).unbind(dim=1)  # H times (F, B, L, D)
+        latents, history = solver_step(latents, x0, history, span.steps[span.moving - span.start :], self.solver)
+        self.frames.update(zip(moving, latents.unbind(), strict=True))
+        if history:
+            self.history.update(zip(moving, torch.stack(history, dim=1).unbind(), strict=True))
         final = self._finished(self.iteration)
-        needed = self.stored if self.window is None else self.cache.base
+        for frame in range(span.moving, final):
+            del self.history[frame]
+        needed = self.stored if self.window is None else self._first_needed()
         self.frames = {f: x for f, x in self.frames.items() if f >= needed}
         if final == span.moving:
             return None

@@ -426,6 +426,7 @@ REQUESTS = {
     "write_bytes": {"s3:PutObject", "s3:AbortMultipartUpload"},
     "exists": {"s3:GetObject", "s3:ListBucket"},
     "size": {"s3:GetObject"},
+    "find_file": {"s3:GetObject"},
     "read_range": {"s3:GetObject"},
     "list_files": {"s3:ListBucket"},
     "list_objects": {"s3:ListBucket"},

@@ -120,9 +120,30 @@ def test_out_of_range(ar_step: int) -> None:
         ad_schedule(4, 10, ar_step)
 
 
+@pytest.mark.parametrize(("sink", "stride"), [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (0, 3)])
+def test_sinks_and_strides(sink: int, stride: int) -> None:
+    """The first frames, then those from a multiple of the stride on; all frames that are left out are clean."""
+    for frames, steps, window, ar_step in itertools.product((5, 11), (1, 4), (3, 5), (1, 2, 4)):
+        if not smallest_ar_step(frames, steps, window, sink, stride) <= ar_step <= steps:
+            continue
+        schedule = ad_schedule(frames, steps, ar_step, window, sink_frames=sink, window_stride=stride)
+        for n, index in enumerate(schedule.step_index):
+            visible, started = schedule.visible(n).tolist(), int((index > 0).sum())
+            start = next(s for s in range(0, frames, stride) if started <= s + window)
+            assert visible == [*range(sink), *range(start + sink, min(start + window, frames))]
+            before = schedule.step_index[n - 1] if n else torch.zeros(frames, dtype=torch.int64)
+            assert all(before[frame] == steps for frame in set(range(started)) - set(visible))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0, 5, 0), "num_frames"), ((3, 0, 0), "num_inference_steps"), ((3, 5, 0, 0), "window must be at least 1")],
+    [
+        ((3, 5, 0, 2, 2), "sink_frames must be between 0 and 1"),
+        ((3, 5, 0, 2, 1, 2), "window_stride must be between 1 and 1, got 2"),
+        ((0, 5, 0), "num_frames"),
+        ((3, 0, 0), "num_inference_steps"),
+        ((3, 5, 0, 0), "window must be at least 1"),
+    ],
 )
 def test_sizes_below_one(arguments: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -141,7 +162,7 @@ def test_exactly_s_timesteps() -> None:
 
 
 def test_equal_to_the_authors_timesteps_where_they_have_the_right_length() -> None:
-    for steps in (s for s in range(1, 501) if 1000 % s == 0):
+    for steps in (s for s in range(2, 501) if 1000 % s == 0):
         assert inference_timesteps(1000, steps).tolist() == [t + 1 for t in range(0, 1000, 1000 // steps)][::-1]
 
 

@@ -19,6 +19,8 @@ ALLOWED = {
     "ardiff/sampling/modulations.py": "a table of modulations has one row per sampling step",
     "ardiff/diffusion/ad.py": "equations take their variables one by one",
     "ardiff/diffusion/ar_step.py": "equations take their variables one by one",
+    "ardiff/diffusion/sampler.py": "equations take their variables one by one",
+    "ardiff/diffusion/solvers.py": "equations take their variables one by one",
     "ardiff/diffusion/guidance.py": "equations take their variables one by one",
     "ardiff/serving/config.py": "upper limits of an endpoint",
     "ardiff/serving/schemas.py": "the HTTP API also accepts a class by its name",

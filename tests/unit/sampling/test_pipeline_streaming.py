@@ -31,9 +31,11 @@ def pipeline() -> ARDiffusionPipeline:
 
 @pytest.mark.parametrize("frames", [5, 20])
 @pytest.mark.parametrize("mode", ["window", "rolling", "full"])
-def test_streaming_equals_batch(pipeline: ARDiffusionPipeline, frames: int, mode: str) -> None:
-    video = pipeline(num_frames=frames, mode=mode, **SETTINGS)
-    streamed = torch.stack(list(pipeline.stream(num_frames=frames, mode=mode, **SETTINGS)), dim=1)
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "unipc"])
+def test_streaming_equals_batch(pipeline: ARDiffusionPipeline, frames: int, mode: str, solver: str) -> None:
+    settings = {**SETTINGS, "num_frames": frames, "mode": mode, "solver": solver}
+    video = pipeline(**settings)
+    streamed = torch.stack(list(pipeline.stream(**settings)), dim=1)
     assert video.shape == (2, frames, 16, 16, 3)
     assert video.dtype == torch.uint8
     assert torch.equal(video, streamed)
@@ -46,9 +48,10 @@ def test_incremental_decoding_gives_the_pixels_of_decoding_at_once(pipeline: ARD
 
 
 @pytest.mark.parametrize("frames", [6, 20])
-def test_window_equals_full(pipeline: ARDiffusionPipeline, frames: int) -> None:
-    fast = pipeline(num_frames=frames, mode="window", **SETTINGS)
-    plain = pipeline(num_frames=frames, mode="full", **SETTINGS)
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "unipc"])
+def test_window_equals_full(pipeline: ARDiffusionPipeline, frames: int, solver: str) -> None:
+    settings = {**SETTINGS, "num_frames": frames, "solver": solver}
+    fast, plain = pipeline(mode="window", **settings), pipeline(mode="full", **settings)
     assert (fast.int() - plain.int()).abs().max() <= 1
 
 

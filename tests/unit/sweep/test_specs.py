@@ -109,7 +109,7 @@ def test_ids_depend_on_everything_that_frames_depend_on() -> None:
     params = SamplingParams(num_frames=8, ar_step=2, seed=3)
     ids = {spec_id("f00d", params, "fp32"), spec_id("beef", params, "fp32"), spec_id("f00d", params, "bf16")}
     assert len(ids) == 3
-    changes = {"mode": "full", "class_label": 7}
+    changes = {"mode": "full", "class_label": 7, "solver": "unipc", "timestep_spacing": "trailing"}
     for field in fields(SamplingParams):
         other = replace(params, **{field.name: changes.get(field.name, 77)})
         assert spec_id("f00d", other, "fp32") not in ids, field.name

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ardiff.diffusion import ad, sampler
+from ardiff.diffusion import ad, solvers
 from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guide
@@ -87,7 +87,7 @@ def test_sampling(weights, numbers, monkeypatch, frames, scale, ar_step):
     latents = sample_full(denoise, golden[f"xT_{frames}"], schedule, DiffusionConfig())
     assert error(latents, golden[f"zfrozen_{name}"]) < 2e-4
     assert error(latents, golden[f"z_{name}"]) < 2e-3
-    monkeypatch.setattr(sampler, "ddim_coefficients", rounded_coefficients)
+    monkeypatch.setattr(solvers, "ddim_coefficients", rounded_coefficients)
     latents = sample_full(denoise, golden[f"xT_{frames}"], schedule, DiffusionConfig())
     assert error(latents, golden[f"zfrozen_{name}"]) < 2e-5
 
