@@ -194,6 +194,25 @@ def test_pairs_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[str, s
     assert scores["noisy", "psnr"].baseline is None
 
 
+def test_temporal_consistency_needs_no_weights(evaluate: Evaluate, tmp_path: Path) -> None:
+    """A shuffled copy of the real videos changes more from frame to frame than other real videos do."""
+    real, fake = put(tmp_path / "real", 8), tmp_path / "shuffled"
+    fake.mkdir()
+    for number, file in enumerate(sorted(real.iterdir())[:4]):
+        order = np.random.default_rng(number).permutation(16)
+        (fake / file.name).write_bytes(encode_video(video(number, 16)[order], 8.0, crf=8))
+    metrics = "frame-difference,frame-second-difference"
+    code, said = evaluate(real, "--fake", fake, "--metrics", metrics, "--output", tmp_path / "out")
+    assert code == 0, said
+    scores = by_metric(tmp_path / "out")
+    for metric in metrics.split(","):
+        score = scores["shuffled", metric]
+        assert score.low is not None
+        assert score.score > 1.5 > (score.baseline or 0.0) > 0.5
+        assert (score.baseline_num, score.infinity, score.protocol.network) == (4, None, "random-frames")
+    assert "frame-difference (styleganv: random-frames" in said
+
+
 @pytest.mark.slow
 def test_drift_end_to_end(evaluate: Evaluate, weights: dict[str, str], tmp_path: Path) -> None:
     fake = put(tmp_path / "long", 2, first=50, frames=32)
@@ -202,12 +221,14 @@ def test_drift_end_to_end(evaluate: Evaluate, weights: dict[str, str], tmp_path:
         shutil.copy(file, real / file.name)
     code, said = evaluate(
         real, "--fake", fake, "--metrics", "psnr", "--frames", 32, "--num-clips", 2, "--bootstrap", 0,
-        "--drift", "--weights", weights["i3d"], "--output", tmp_path / "out",
+        "--drift", "--shapes", "--weights", weights["i3d"], "--output", tmp_path / "out",
     )  # fmt: skip
     assert code == 0, said
     drift = json.loads((tmp_path / "out" / "drift.json").read_text())
     assert [len(s["fvd"]) for s in drift["sets"]] == [2]
     assert drift["sets"][0]["fvd"][0] != drift["sets"][0]["fvd"][1]
+    assert drift["sets"][0]["colour"][0] == 0.0 < drift["sets"][0]["colour"][1]
+    assert drift["sets"][0]["statistics"]["frame identity"] == [0.0, 0.0], "these videos show no shape"
     assert (tmp_path / "out" / "drift.png").read_bytes().startswith(b"\x89PNG")
     assert "Drift over long videos" in (tmp_path / "out" / "drift.html").read_text()
 
