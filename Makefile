@@ -32,7 +32,7 @@ s3-server: .venv-s3/.ready ## create .venv-s3 with the S3 server that the tests 
 chromium: ## install Debian's Chromium for the tests of the web page, unless it is there
 	@test -x /usr/bin/chromium || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null
 
-quickstart: setup ## data -> AR-VAE -> latents -> AR-DiT -> videos -> scores -> report.html (about 9 minutes)
+quickstart: setup ## data -> AR-VAE -> latents -> AR-DiT -> videos -> scores -> report.html
 	$(BIN)/ardiff quickstart $(ARGS)
 
 lint: setup ## ruff, and the layers of pyproject.toml (import-linter)

@@ -110,7 +110,7 @@ def test_latents_are_complete_and_described(finished: tuple[Path, Result]) -> No
     description = read_description(folder)
     # Clips start every 8 frames: 2 in each of 22 videos of 24 frames, 4 in each of 2 of 40.
     assert sum(description.rows) == 22 * 2 + 2 * 4
-    parts = [read_latents(f"{folder}/{file}", (16, 4, 4)) for file in description.files]
+    parts = [read_latents(f"{folder}/{file}", (16, 1, 8)) for file in description.files]
     assert [len(latents) for latents, _ in parts] == description.rows
     latents = np.concatenate([latents for latents, _ in parts])
     assert np.isfinite(latents).all()
