@@ -13,7 +13,7 @@ from ardiff.data.layouts import Assignment, LayoutName, assign, is_split_file, s
 from ardiff.data.manifest import VIDEO_SUFFIXES, VideoRecord
 from ardiff.data.storage import StoredFile
 from ardiff.data.uri_lists import is_list, read_list
-from ardiff.errors import DataError, StorageError
+from ardiff.errors import DataError
 
 PROBE_AGAIN = ("unreadable", "crashed")
 """Kinds of error that may not occur again in the next run."""
@@ -99,9 +99,7 @@ def _find_video(uri: str) -> StoredFile:
     try:
         pictures = storage.list_objects(uri, IMAGE_SUFFIXES, unreadable=True)
     except DataError as error:
-        if isinstance(error, StorageError) and error.transient:
-            raise
-        return StoredFile(uri, 0, "", str(error))
+        return StoredFile(uri, 0, "", bad_sample(uri, -1, error).message)
     found = {video.uri: video for video in group_files(uri.rstrip("/").rpartition("/")[0], pictures)}
     return found.get(uri, StoredFile(uri, 0, "", "it holds no picture"))
 

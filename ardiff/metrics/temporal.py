@@ -1,4 +1,4 @@
-"""How much the frames of videos change, compared with those of real videos. No labels are needed.
+"""How much the frames of videos change, compared with those of real videos. No labels and no weights are needed.
 
 Shapes: V videos of k frames, D features per frame.
 """
@@ -11,6 +11,8 @@ import numpy as np
 from ardiff.metrics.distances import CHUNK, Features
 from ardiff.metrics.features import VideoFeatures
 from ardiff.metrics.frechet import Moments
+from ardiff.metrics.networks.random_frames import RANDOM_FRAMES_EXTRACTOR
+from ardiff.metrics.registry import MetricSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +56,18 @@ class ChangeRatio:
             differences = np.diff(block.astype(np.float64), n=self.order, axis=1) / scale
             changes.append(np.sqrt((differences**2).mean(axis=(1, 2))))
         return np.concatenate(changes)
+
+
+def change_specs(order: int) -> dict[str, MetricSpec]:
+    """How each protocol computes the :class:`ChangeRatio` of an order, from the features of every frame."""
+    feature, distance = "32 pooled, every frame", ChangeRatio(order)
+    return {
+        "styleganv": MetricSpec(network=RANDOM_FRAMES_EXTRACTOR, feature=feature, resize="bilinear", distance=distance),
+        "ardiff-release": MetricSpec(
+            network=RANDOM_FRAMES_EXTRACTOR,
+            feature=feature,
+            resize="bicubic-antialias",
+            reencode=True,
+            distance=distance,
+        ),
+    }

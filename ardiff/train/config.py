@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ardiff.config import to_dict
-from ardiff.train.engines.config import DeepSpeedConfig, Precision
+from ardiff.train.engines.config import DeepSpeedConfig, Linear, Precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +86,7 @@ class TrainConfig:
     dynamically. DeepSpeed (stages 1 to 3) computes with a copy of the weights in this precision."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` uses a GPU if there is one."""
-    linear: Literal["torch", "onednn", "auto"] = "torch"
+    linear: Linear = "torch"
     """What computes linear layers in float32 on CPUs. ``onednn`` (engine ``torch`` only) equals torch up to rounding,
     and is faster on some processors. ``auto`` takes what is faster here, by a measurement whose result is kept in the
     cache folder. Without oneDNN in torch, all of them are ``torch``."""

@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ class Muon(torch.optim.Muon):
     model on a processor that has no bfloat16 instructions. Here all matrices of a shape are one batch, in float32
     except on CUDA devices.
     """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.0, momentum: float = 0.95) -> None:
+        """Of torch's other options, only the defaults are implemented: Nesterov's momentum, the original rates."""
+        super().__init__(params, lr=lr, weight_decay=weight_decay, momentum=momentum)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -36,9 +41,9 @@ class Muon(torch.optim.Muon):
                 torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype)), alpha=-rate)
         return loss
 
-    def _momentum(self, parameter: Tensor, group: dict[str, object]) -> Tensor:
+    def _momentum(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """Advances the momentum of ``parameter`` by its gradient and returns Nesterov's update before projection."""
-        gradient, momentum = parameter.grad, float(group["momentum"])  # type: ignore[arg-type]
+        gradient, momentum = parameter.grad, group["momentum"]
         assert gradient is not None
         state = self.state[parameter]
         buffer: Tensor = state.setdefault("momentum_buffer", torch.zeros_like(gradient))

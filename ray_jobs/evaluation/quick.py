@@ -16,7 +16,6 @@ from ardiff.data.manifest import VideoRecord
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.errors import ConfigError
 from ardiff.metrics.controls import CONTROLS
-from ardiff.metrics.distances import Frechet
 from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.networks.i3d import MIN_FRAMES
 from ardiff.metrics.networks.random3d import RandomVideoFeatures
@@ -41,8 +40,6 @@ from ray_jobs.runtime.progress import remote_progress, report_errors
 REFERENCE, REAL, RECONSTRUCTION = "reference", "real", "reconstruction"
 FVD_CONTROL = "shuffled frames"
 """The only control of FVD: I3D takes seconds per clip."""
-DISTANCE = Frechet(ddof=1)
-"""The distance between random features."""
 Sets = dict[str, list[Clip]]
 """The clips of each set by its name."""
 I3D = tuple[State, str]

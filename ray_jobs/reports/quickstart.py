@@ -57,9 +57,7 @@ def write_quickstart_report(
             curves=curves,
             sheets=[_real_sheet(evaluated), *(_sheet(g) for g in generated)],
             videos=[_real_video(evaluated, generated[0].fps), *(_video(g) for g in generated)],
-            scores=[
-                _score(s, scores["sets"][s["set"]]) for s in scores["scores"] if s["metric"] in scores["extractors"]
-            ],
+            scores=[_score(score, scores["sets"][score["set"]]) for score in _distances(scores)],
             tables=_share_tables(scores["sets"]),
             config_yaml=to_yaml(config),
             versions=versions(),

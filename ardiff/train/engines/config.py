@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Linear = Literal["torch", "onednn", "auto"]
 OFF: dict[str, Any] = {"enabled": False}
 NO_OFFLOAD: dict[str, Any] = {"device": "none"}
 

@@ -10,7 +10,7 @@ from ardiff import distributed, onednn
 from ardiff.errors import ConfigError
 from ardiff.train.config import TrainConfig
 from ardiff.train.engines.base import Engine
-from ardiff.train.engines.linear import fastest_linear
+from ardiff.train.engines.linear import choose_linear
 from ardiff.train.engines.torch_engine import TorchEngine
 
 
@@ -20,10 +20,8 @@ def make_engine(model: nn.Module, config: TrainConfig, device: torch.device) -> 
     match config.engine:
         case "torch":
             engine = TorchEngine(model, *common, activation_checkpointing=config.activation_checkpointing)
-            if device.type == "cpu" and onednn.available():
-                linear = fastest_linear() if config.linear == "auto" else config.linear
-                if linear == "onednn":
-                    onednn.accelerate_linear(model)
+            if device.type == "cpu" and choose_linear(config.linear) == "onednn":
+                onednn.accelerate_linear(model)
             return engine
         case "deepspeed":
             if device.type == "cpu":

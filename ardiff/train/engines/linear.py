@@ -13,22 +13,28 @@ from torch import nn
 
 from ardiff import onednn
 from ardiff.metrics.weights import cache_folder
+from ardiff.train.engines.config import Linear
 
 logger = logging.getLogger(__name__)
 
-Linear = Literal["torch", "onednn"]
+FixedLinear = Literal["torch", "onednn"]
 ROWS, WIDTH = 1024, 96
 ROUNDS = 8
 
 
-def fastest_linear() -> Linear:
+def choose_linear(setting: Linear) -> FixedLinear:
+    """What computes linear layers on this CPU: the setting, :func:`fastest_linear`, or torch if it has no oneDNN."""
+    if not onednn.available():
+        return "torch"
+    return fastest_linear() if setting == "auto" else setting
+
+
+def fastest_linear() -> FixedLinear:
     """What is faster on this processor with this torch and this number of threads.
 
     It is measured once, within a second, and kept in the cache folder, so that all runs of one kind of machine compute
-    alike: a run that is resumed gives the same bits.
+    alike: a run that is resumed gives the same bits. Needs oneDNN.
     """
-    if not onednn.available():
-        return "torch"
     key = f"{_processor()}, torch {torch.__version__}, threads {torch.get_num_threads()}"
     file = cache_folder() / "linear.json"
     known = _read(file)
@@ -64,7 +70,7 @@ def _processor() -> str:
     return f"{names[0]} {'avx512f' if ' avx512f' in flags[0] else ''}" if names and flags else platform.processor()
 
 
-def _read(file: Path) -> dict[str, Linear]:
+def _read(file: Path) -> dict[str, FixedLinear]:
     """The choices of before; none if the file is missing or damaged."""
     try:
         found = json.loads(file.read_text())
@@ -73,7 +79,7 @@ def _read(file: Path) -> dict[str, Linear]:
     return {k: v for k, v in found.items() if v in ("torch", "onednn")} if isinstance(found, dict) else {}
 
 
-def _write(file: Path, choices: dict[str, Linear]) -> None:
+def _write(file: Path, choices: dict[str, FixedLinear]) -> None:
     """Replaces the file as a whole. A folder that cannot be written is no error: the next run measures again."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
