@@ -1,0 +1,250 @@
+"""What the quickstart's models make, in one process without Ray: for experiments with the training recipe.
+
+    python benchmarks/quality.py
+    python benchmarks/quality.py --vae task.straightness_weight=0.06 --dit train.num_steps=1800
+    python benchmarks/quality.py --vae-only
+    python benchmarks/quality.py --part solvers
+
+Settings are those of configs/quickstart, changed by ``--vae`` and ``--dit``. Prints the tables of docs/training.md, and
+with ``--part solvers`` that of docs/sampling.md. One run takes about 20 minutes on two cores. The order of the data
+differs from that of Ray Data, so the results are those of another seed of `ardiff quickstart`.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ardiff.config import find_config, load_config
+from ardiff.data.clips import read_clip
+from ardiff.data.config import SyntheticConfig
+from ardiff.data.encode import contact_sheet
+from ardiff.data.latents import latent_sums, statistics_of
+from ardiff.data.synthetic import CLASSES, write_video
+from ardiff.data.transforms import to_uint8, to_unit
+from ardiff.diffusion.noise import q_sample
+from ardiff.diffusion.prediction import predicted_x0
+from ardiff.metrics.pairs.psnr import psnr
+from ardiff.metrics.shapes import shape_measures
+from ardiff.models import make_autoencoder, make_dit
+from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.train.callbacks import TrainingCallback
+from ardiff.train.checkpoint import TrainState
+from ardiff.train.config import TrainConfig
+from ardiff.train.engines.base import ema_model
+from ardiff.train.engines.factory import make_engine
+from ardiff.train.loop import train
+from ardiff.train.tasks import AutoencoderTask, Batch, DiTTask, Task
+from ray_jobs.training.config import TrainDiTConfig, TrainVAEConfig
+
+FRAMES = 16
+STEP = 8
+"""Frames between the starts of two clips of a video, as in configs/quickstart/encode.yaml."""
+SHOWN = ("frame identity", "neighbours alike", "steady area", "steady colour", "smooth motion")
+AR_STEPS = (1, 5, 20)
+SOLVERS: dict[str, dict[str, Any]] = {
+    "ddim, S = 20, ar_step 5": {"num_inference_steps": 20, "ar_step": 5},
+    "ddim, S = 4, ar_step 1": {"num_inference_steps": 4, "ar_step": 1},
+    "dpmpp_2m, S = 4, ar_step 1": {"num_inference_steps": 4, "ar_step": 1, "solver": "dpmpp_2m"},
+    "unipc, S = 4, ar_step 1": {"num_inference_steps": 4, "ar_step": 1, "solver": "unipc"},
+    "dpmpp_2m, S = 8, ar_step 2": {"num_inference_steps": 8, "ar_step": 2, "solver": "dpmpp_2m"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", nargs="*", default=[], help="key=value settings of the AR-VAE's training")
+    parser.add_argument("--dit", nargs="*", default=[], help="key=value settings of the AR-DiT's training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of both trainings")
+    parser.add_argument("--videos", type=int, default=64, help="generated videos per setting")
+    parser.add_argument("--vae-only", action="store_true", help="train and measure the AR-VAE only")
+    parser.add_argument("--part", choices=("recipe", "solvers"), default="recipe", help="what to sample")
+    parser.add_argument("--sheets", type=Path, help="folder for sheets of consecutive frames")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    train_videos, test_videos = (draw(split, count) for split, count in (("train", 1024), ("test", 256)))
+    seed = [f"train.seed={arguments.seed}"]
+    vae_config = load_config(TrainVAEConfig, [find_config("quickstart/train_vae.yaml")], arguments.vae + seed)
+    torch.manual_seed(arguments.seed)
+    vae = make_autoencoder(vae_config.vae)
+    batches = clip_batches(train_videos, vae_config.clips.num_frames, vae_config.train, arguments.seed + 1)
+    vae = run(AutoencoderTask(vae, vae_config.task), vae_config.train, batches)
+    report_autoencoder(vae, test_videos[:128, :FRAMES])
+    if arguments.vae_only:
+        return
+    clips, labels = encode(vae, train_videos, STEP)
+    statistics = statistics_of([latent_sums(clips.numpy())])
+    sizes = [f"dit.num_tokens={clips.shape[2]}", f"dit.token_dim={clips.shape[3]}"]
+    config = load_config(TrainDiTConfig, [find_config("quickstart/train_dit.yaml")], sizes + arguments.dit + seed)
+    torch.manual_seed(arguments.seed)
+    task = DiTTask(make_dit(config.dit), config.task, config.diffusion, statistics)
+    dit = run(task, config.train, latent_batches(clips, labels, config.train, arguments.seed + 11))
+    pipeline = ARDiffusionPipeline(vae, dit, config.diffusion, statistics, CLASSES)
+    if arguments.part == "solvers":
+        report_solvers(pipeline, arguments.videos)
+    else:
+        report_next_frame(pipeline, *encode(vae, test_videos, FRAMES))
+        report_recipe(pipeline, arguments.videos, test_videos, arguments.sheets)
+
+
+# --------------------------------------------------------------------------------------------------- data and training
+
+
+def draw(split: str, count: int) -> Tensor:
+    """Videos of the synthetic set, through H.264 as in the quickstart: uint8 ``(count, 48, 32, 32, 3)``."""
+    config = SyntheticConfig(num_train=1024, num_test=256, num_frames=48, num_long=0)
+    with tempfile.TemporaryDirectory() as folder:
+        records = [write_video(config, folder, index, split) for index in range(count)]  # type: ignore[arg-type]
+        return torch.from_numpy(np.stack([read_clip(r, 0, 48, 1, config.resolution) for r in records]))
+
+
+def run(task: Task, config: TrainConfig, batches: Iterator[Batch]) -> Any:
+    """Trains the task's model. Returns its moving average."""
+    engine = make_engine(task.model, config, torch.device("cpu"))
+    start = time.process_time()
+    train(task, engine, batches, config, TrainState(0, 0, ""), [Progress(config.num_steps)])
+    print(f"{config.num_steps} steps, {time.process_time() - start:.0f} s CPU", flush=True)
+    model = ema_model(engine)
+    assert model is not None
+    return model.eval().requires_grad_(False)
+
+
+class Progress(TrainingCallback):
+    """Prints the logged losses a few times."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps = num_steps
+
+    def on_log(self, step: int, values: dict[str, float]) -> None:
+        if step % 300 == 0 or step == self.num_steps:
+            shown = {k: v for k, v in values.items() if k in ("loss", "reconstruction", "kl", "curvature")}
+            print(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()), flush=True)
+
+
+def batches_of(count: int, size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless random batches of the numbers below ``count``."""
+    while True:
+        order = generator.permutation(count)
+        yield from (order[k : k + size] for k in range(0, count - size + 1, size))
+
+
+def clip_batches(videos: Tensor, num_frames: int, config: TrainConfig, seed: int) -> Iterator[Batch]:
+    """Batches of the AR-VAE: one clip of each video."""
+    generator = np.random.default_rng(seed)
+    for chosen in batches_of(len(videos), config.batch_size, generator):
+        starts = generator.integers(0, videos.shape[1] - num_frames + 1, len(chosen))
+        yield {"video": torch.stack([videos[i, s : s + num_frames] for i, s in zip(chosen, starts, strict=True)])}
+
+
+def latent_batches(clips: Tensor, labels: Tensor, config: TrainConfig, seed: int) -> Iterator[Batch]:
+    """Batches of the AR-DiT."""
+    for chosen in batches_of(len(clips), config.batch_size, np.random.default_rng(seed)):
+        index = torch.from_numpy(chosen)
+        yield {"latents": clips[index], "label": labels[index]}
+
+
+@torch.no_grad()
+def encode(vae: Any, videos: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """The latents of all clips ``step`` frames apart, ``(n, 16, L, D)``, and their classes ``(n,)``."""
+    latents = torch.cat([vae.encode(to_unit(part)).mean for part in videos.split(32)])  # (V, 48, L, D)
+    starts = range(0, videos.shape[1] - FRAMES + 1, step)
+    clips = torch.stack([latents[:, s : s + FRAMES] for s in starts], dim=1).flatten(0, 1)
+    return clips, (torch.arange(len(videos)) % len(CLASSES)).repeat_interleave(len(starts))
+
+
+# ------------------------------------------------------------------------------------------------------------- reports
+
+
+def measures(videos: np.ndarray) -> dict[str, float]:
+    """The mean of each measure of shapes over videos whose classes come in turn."""
+    rows = [shape_measures(video, index % len(CLASSES)) for index, video in enumerate(videos)]
+    return {name: float(np.mean([row[name] for row in rows])) for name in SHOWN}
+
+
+def row(name: str, cells: Sequence[str]) -> None:
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def header(first: str, columns: Sequence[str]) -> None:
+    row(first, columns)
+    row("---", ["---"] * len(columns))
+
+
+@torch.no_grad()
+def report_autoencoder(vae: Any, clips: Tensor) -> None:
+    """PSNR, how straight latents are over their variance, and what reconstructions show."""
+    latents = vae.encode(to_unit(clips)).mean
+    decoded = to_uint8(vae.decode_long(latents)).numpy()
+    decibels = np.mean([psnr(a, b) for a, b in zip(clips.numpy(), decoded, strict=True)])
+    variance = float(latents.var())
+    line, copy = (float(latents.diff(n=n, dim=1).square().mean()) / variance for n in (2, 1))
+    header("latents", ["PSNR", "straight line", "copy", *SHOWN])
+    cells = [f"{value:.3f}" for value in (line, copy, *measures(decoded).values())]
+    row(f"{latents.shape[2]} x {latents.shape[3]}", [f"{decibels:.1f} dB", *cells])
+
+
+@torch.no_grad()
+def report_next_frame(pipeline: ARDiffusionPipeline, clips: Tensor, labels: Tensor) -> None:
+    """The error of frame 8 after eight clean frames by its timestep, and of copying or extending the frames before."""
+    diffusion, x0 = pipeline.diffusion, pipeline.statistics.normalise(clips)
+    abar = diffusion.alphas_cumprod()
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    header("t of frame 8", ["squared error of x0"])
+    for t in (1, 20, 50, 200, 400, 600, 800, 999):
+        timesteps = torch.zeros(x0.shape[:2], dtype=torch.long)
+        timesteps[:, 8:] = t
+        noisy = q_sample(x0, eps, timesteps, abar)
+        noisy[:, :8] = x0[:, :8]
+        output = pipeline.dit(noisy, timesteps, labels)
+        predicted = predicted_x0(diffusion.prediction, output, noisy, timesteps, abar)
+        row(str(t), [f"{float((predicted - x0)[:, 8].square().mean()):.4f}"])
+    row("copy", [f"{float((x0[:, 7] - x0[:, 8]).square().mean()):.4f}"])
+    row("straight line", [f"{float((2 * x0[:, 7] - x0[:, 6] - x0[:, 8]).square().mean()):.4f}"])
+
+
+def generate(pipeline: ARDiffusionPipeline, count: int, seed: int = 0, **params: Any) -> np.ndarray:
+    """Videos of the classes in turn, uint8 ``(count, F, H, W, 3)``."""
+    parts = []
+    for first in range(0, count, 32):
+        numbers = range(first, min(first + 32, count))
+        labels, seeds = [n % len(CLASSES) for n in numbers], [1000 * seed + n for n in numbers]
+        given = {"condition": c[first : numbers.stop]} if (c := params.get("condition")) is not None else {}
+        parts.append(pipeline(class_label=labels, seed=seeds, **{"guidance_scale": 1.5, **params, **given}))
+    return torch.cat(parts).numpy()
+
+
+def report_recipe(pipeline: ARDiffusionPipeline, count: int, test: Tensor, sheets: Path | None) -> None:
+    """What videos show by ``ar_step``, continued from real frames, and at the ends of long videos."""
+    header("videos", SHOWN)
+    for ar_step in AR_STEPS:
+        videos = generate(pipeline, count, num_inference_steps=20, ar_step=ar_step)
+        row(f"ar_step {ar_step}", [f"{value:.3f}" for value in measures(videos).values()])
+        if sheets is not None:
+            sheets.mkdir(parents=True, exist_ok=True)
+            (sheets / f"ar-step-{ar_step}.png").write_bytes(contact_sheet(videos[:8], [*CLASSES, *CLASSES]))
+    given = test[: min(count, 32), :8]
+    videos = generate(pipeline, len(given), num_inference_steps=20, ar_step=20, condition=given)
+    row("8 frames after 8 real ones", [f"{value:.3f}" for value in measures(videos[:, 8:]).values()])
+    videos = generate(pipeline, min(count, 16), num_inference_steps=20, ar_step=5, num_frames=128)
+    for name, part in (("first", videos[:, :FRAMES]), ("last", videos[:, -FRAMES:])):
+        row(f"{name} 16 of 128 frames", [f"{value:.3f}" for value in measures(part).values()])
+
+
+def report_solvers(pipeline: ARDiffusionPipeline, count: int) -> None:
+    """What videos show by solver, for three sampling seeds."""
+    header("setting", [*SHOWN, "CPU s"])
+    for name, params in SOLVERS.items():
+        start = time.process_time()
+        results = [measures(generate(pipeline, count, seed, **params)) for seed in range(3)]
+        cells = [", ".join(f"{result[measure]:.3f}" for result in results) for measure in SHOWN]
+        row(name, [*cells, f"{(time.process_time() - start) / 3:.1f}"])
+
+
+if __name__ == "__main__":
+    main()
