@@ -22,7 +22,7 @@ from ardiff.data.discovery import describe_suffixes, discover, probe_record, reu
 from ardiff.data.encode import contact_sheet
 from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, write_errors
 from ardiff.data.layouts import LayoutName
-from ardiff.data.manifest import Split, VideoRecord, read_manifest, usable, write_manifest
+from ardiff.data.manifest import Split, VideoRecord, read_manifest, record_of, usable, write_manifest
 from ardiff.data.pictures import crop_square
 from ardiff.data.synthetic import write_video
 from ardiff.errors import DataError
@@ -129,7 +129,7 @@ def _draw(config: PrepareConfig) -> list[VideoRecord]:
     with progress_bar("drawing", len(items), "video") as bar:
         bar.update(0)
         for row in ray.data.from_items(items, override_num_blocks=min(32, len(items))).map(draw).iter_rows():
-            records.append(VideoRecord(**row))
+            records.append(record_of(row))
             bar.update(len(records))
     return records
 
@@ -147,7 +147,7 @@ def _probe(config: PrepareConfig, unprobed: list[VideoRecord]) -> list[VideoReco
         with remote_progress("probing", len(pending), "video") as progress:
 
             def probe(row: dict[str, Any]) -> dict[str, Any]:
-                record = VideoRecord(**row)
+                record = record_of(row)
                 with report_errors(progress), crash_guard(progress, record.uri) as crashes:
                     if crashes < MAX_CRASHES:
                         record = probe_record(record, config.frame_fps)
@@ -160,7 +160,7 @@ def _probe(config: PrepareConfig, unprobed: list[VideoRecord]) -> list[VideoReco
             dataset = ray.data.from_items([asdict(r) for r in pending], override_num_blocks=blocks)
             saved = time.monotonic()
             for row in dataset.map(probe, max_retries=TASK_RETRIES).iter_rows():
-                records[row["uri"]] = VideoRecord(**row)
+                records[row["uri"]] = record_of(row)
                 if time.monotonic() - saved > SAVE_SECONDS:
                     write_manifest(interim, [r for r in records.values() if r.status])
                     saved = time.monotonic()
@@ -185,7 +185,7 @@ def _write_sheet(config: PrepareConfig, records: list[VideoRecord]) -> None:
     chosen = numpy_generator("contact sheet").permutation(len(good))[: config.sheet_clips]
 
     def draw(row: dict[str, Any]) -> list[dict[str, Any]]:
-        record = VideoRecord(**row)
+        record = record_of(row)
         frames = np.linspace(0, record.num_frames - 1, 8).round().astype(int).tolist()
         try:
             [clip] = read_clips(record, [frames], 0.0, 96)
