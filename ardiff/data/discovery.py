@@ -113,7 +113,7 @@ def _find_video(uri: str) -> StoredFile:
     return found.get(uri, StoredFile(uri, 0, "", "it holds no picture"))
 
 
-def unprobed_record(video: StoredFile, assignment: Assignment | None, captions: tuple[str, ...]) -> VideoRecord:
+def unprobed_record(video: StoredFile, assignment: Assignment | None, captions: tuple[str, ...] = ()) -> VideoRecord:
     """The record of a video of which only the class, the split and the captions are known."""
     name, label, split = assignment or ("", 0, "train")
     status, reason, error = "", "", ""
