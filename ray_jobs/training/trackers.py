@@ -60,7 +60,7 @@ class TensorBoardTracker:
 
     def __init__(self, job: TrainJob, start: int) -> None:
         self.target, self.local = storage.join(job.folder, "tensorboard"), tempfile.TemporaryDirectory()
-        self.writer = SummaryWriter(self.local.name, purge_step=start or None)
+        self.writer = SummaryWriter(self.local.name, purge_step=start + 1 if start else None)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
