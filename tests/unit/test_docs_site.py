@@ -25,7 +25,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_in_the_site(site: Path) -> None:
     pages = {path.relative_to(ROOT / "docs").with_suffix("") for path in ROOT.glob("docs/**/*.md")}
     built = {path.parent.relative_to(site) for path in site.rglob("index.html")}
-    assert {page for page in pages if page.name != "index"} == built - {Path(".")}
+    assert {page for page in pages if page.name != "index"} == built - {Path()}
     navigation = (site / "index.html").read_text()
     assert [str(page) for page in pages if page.name != "index" and f'href="{page}/"' not in navigation] == []
     assert not list(site.rglob("*.py"))
