@@ -1,11 +1,11 @@
-"""ARDiffusionPipeline: generates videos from class labels and seeds with a trained AR-VAE and AR-DiT.
+"""ARDiffusionPipeline: generates videos from classes, prompts and seeds with a trained AR-VAE and AR-DiT.
 
 Shapes: B videos, F frames, H W pixels, L tokens, D latent width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,18 +17,17 @@ from ardiff.config import to_dict
 from ardiff.data import storage
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
-from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.config import DiffusionConfig
-from ardiff.diffusion.guidance import guided_denoiser
-from ardiff.diffusion.sampler import initial_noise, stream_full
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.pretrained import CONFIG, build_config, load_weights, local_folder, read_config, write_model
 from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.engine import SamplingEngine
+from ardiff.sampling.full import stream_request
 from ardiff.sampling.params import ModelInfo, SamplingParams, expand_params, validate
-from ardiff.sampling.request import SampleRequest
+from ardiff.sampling.request import EncodedPrompt, SampleRequest
+from ardiff.sampling.text import Encoder, PromptEncoder, TextSource
 from ardiff.vae import ARAutoencoder, DecoderCache
 
 KIND = "ar-diffusion-pipeline"
@@ -51,9 +50,18 @@ class ARDiffusionPipeline:
         statistics: LatentStatistics,
         class_names: Sequence[str] = (),
         engine: EngineConfig | None = None,
+        text_source: TextSource | None = None,
+        text_encoder: Encoder | None = None,
     ) -> None:
-        """``engine`` configures the modes ``window`` and ``rolling``. Raises CheckpointError if the latents of the two
-        models differ in shape."""
+        """
+        Args:
+            engine: Configures the modes ``window`` and ``rolling``.
+            text_source: The text encoder with which the AR-DiT was trained.
+            text_encoder: The same encoder, if it is loaded already.
+
+        Raises:
+            CheckpointError: The latents of the two models differ in shape, or the text encoder does not fit.
+        """
         vae_shape, dit_shape = ((m.config.num_tokens, m.config.token_dim) for m in (vae, dit))
         if vae_shape != dit_shape:
             raise CheckpointError(
@@ -64,6 +72,7 @@ class ARDiffusionPipeline:
         self.statistics = statistics
         self.class_names = list(class_names)
         self.engine_config = engine or EngineConfig()
+        self.text = PromptEncoder(dit.config.condition_dim, text_source, text_encoder)
 
     @classmethod
     def from_pretrained(
@@ -72,8 +81,12 @@ class ARDiffusionPipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         engine: EngineConfig | None = None,
+        text_encoder: str | None = None,
     ) -> ARDiffusionPipeline:
         """Loads a folder that :meth:`save_pretrained` has written, local or ``s3://``, with weights of ``dtype``.
+
+        The text encoder is loaded at the first prompt, from the place that the folder records or from
+        ``text_encoder``, and checked then.
 
         Raises:
             CheckpointError: The pipeline is missing or incomplete, or its weights do not fit its configuration.
@@ -82,6 +95,10 @@ class ARDiffusionPipeline:
             config = read_config(folder, KIND)
             vae = make_autoencoder(build_config(AnyAutoencoderConfig, config["vae"]))
             dit = make_dit(build_config(AnyDiTConfig, config["dit"]))
+            source = None
+            if "text_encoder" in config:
+                source = build_config(TextSource, config["text_encoder"])
+                source = source if text_encoder is None else replace(source, uri=text_encoder)
             return cls(
                 load_weights(vae, folder / "vae.safetensors"),
                 load_weights(dit, folder / "dit.safetensors"),
@@ -89,6 +106,7 @@ class ARDiffusionPipeline:
                 LatentStatistics(**config["latent_statistics"]),
                 config["class_names"],
                 engine,
+                source,
             ).to(device, dtype)
 
     def save_pretrained(self, uri: str) -> None:
@@ -101,6 +119,8 @@ class ARDiffusionPipeline:
             "latent_statistics": asdict(self.statistics),
             "class_names": self.class_names,
         }
+        if self.text.source is not None:
+            config["text_encoder"] = to_dict(self.text.source)
         modules = {"vae": dict(self.vae.named_parameters()), "dit": dict(self.dit.named_parameters())}
         write_model(uri, config, modules)
 
@@ -134,14 +154,15 @@ class ARDiffusionPipeline:
         >>> pipeline(class_label=[0, 3], seed=[1, 2], num_frames=128, ar_step=5)
 
         Args:
-            params: Parameters of one video, or of each; they may differ in ``class_label`` and ``seed`` only. None is
-                the defaults of :class:`~ardiff.sampling.params.SamplingParams`.
+            params: Parameters of one video, or of each; they may differ in those of a single video only, such as
+                ``prompt`` and ``seed``. None is the defaults of :class:`~ardiff.sampling.params.SamplingParams`.
             condition: Given first frames, uint8 ``(k, H, W, 3)`` or ``(B, k, H, W, 3)``: one frame animates an image,
                 several continue a clip. The video holds them as the AR-VAE reconstructs them.
             condition_at: Indices of the given frames in the video; only ``0..k-1`` is possible.
             on_frames: Called with the number of final frames whenever it grows.
             changes: Fields of :class:`~ardiff.sampling.params.SamplingParams` that replace those of ``params``.
-                ``class_label`` and ``seed`` also take sequences; a single value goes with all values of the other.
+                ``class_label``, ``prompt``, ``negative_prompt``, ``conditions`` and ``seed`` also take sequences with a
+                value per video; a single value goes with all values of the others.
 
         Returns:
             uint8 ``(B, F, H, W, 3)`` on the CPU.
@@ -149,6 +170,7 @@ class ARDiffusionPipeline:
         Raises:
             TypeError: An unknown parameter; names the nearest one.
             ValueError: A parameter or the condition is out of range; says what is valid.
+            CheckpointError: The text encoder is missing, or it is another than in training.
         """
         frames = []
         for frame in self.stream(params, condition=condition, condition_at=condition_at, **changes):
@@ -190,9 +212,9 @@ class ARDiffusionPipeline:
             raise ValueError(f"given_frames is {videos[0].given_frames}, but condition holds {given_frames} frames")
         videos = [validate(replace(video, given_frames=given_frames), info) for video in videos]
         given = self.encode_condition(condition, condition_at, len(videos))
-        request = SampleRequest(videos=tuple(videos), condition=given)
+        request = SampleRequest(videos=tuple(videos), condition=given, prompts=self.encode_prompts(videos))
         if request.params.mode == "full":
-            yield from self._stream_full(request)
+            yield from stream_request(self.dit, self.diffusion, request, self.text.max_tokens)
             return
         max_frames = max(self.engine_config.max_frames, request.params.num_frames * len(videos))
         engine = self.engine(replace(self.engine_config, max_frames=max_frames))
@@ -206,31 +228,15 @@ class ARDiffusionPipeline:
         finally:
             engine.cancel(request_id)  # frees memory after a failure, or if the caller stops early
 
-    def _stream_full(self, request: SampleRequest) -> Iterator[Tensor]:
-        """Mode ``full``: the plain sampler, which evaluates every visible frame in every iteration."""
-        params, config = request.params, self.dit.config
-        schedule = ad_schedule(
-            params.num_frames,
-            params.num_inference_steps,
-            params.resolved_ar_step,
-            config.num_frames,
-            params.given_frames,
-            params.sink_frames,
-            params.window_stride,
-        )
-        seeds = [video.seed for video in request.videos]
-        noise = initial_noise(seeds, params.num_frames, config.num_tokens, config.token_dim)
-        labels = torch.tensor(request.labels(self.dit)[: len(seeds)], device=self.device)
-        denoise = guided_denoiser(self.dit, self.diffusion, labels, params.guidance_scale)
-        yield from stream_full(
-            denoise,
-            noise.to(self.device),
-            schedule,
-            self.diffusion,
-            request.condition,
-            params.solver,
-            params.resolved_timestep_spacing,
-        )
+    def encode_prompts(self, videos: Iterable[SamplingParams]) -> dict[str, EncodedPrompt]:
+        """Every text of the videos, encoded for a :class:`SampleRequest`.
+
+        Raises:
+            CheckpointError: The text encoder is missing, or it is another than in training.
+            InvalidParamError: A prompt is too long, if ``long_prompts`` of the engine's configuration is ``error``.
+        """
+        texts = dict.fromkeys(text for video in videos for text in video.texts)
+        return self.text.encode(texts, self.device, self.engine_config.long_prompts)
 
     def engine(self, config: EngineConfig | None = None) -> SamplingEngine:
         """A :class:`SamplingEngine`, which runs many requests on this model together."""

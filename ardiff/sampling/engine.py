@@ -91,6 +91,9 @@ class SamplingEngine:
         shape = None if request.condition is None else tuple(request.condition.shape)
         if shape != expected:
             raise ValueError(f"condition must be {expected} with given_frames={params.given_frames}, got {shape}")
+        for text in {text for video in request.videos for text in video.texts}:
+            if (width := request.prompt(text).states.shape[1]) != config.condition_dim:
+                raise ValueError(f"the token states of a prompt must be {config.condition_dim} wide, got {width}")
         if params.num_frames * videos > self.config.max_frames:
             raise EngineLimitError(
                 f"{videos} x {params.num_frames} frames are beyond the limit of {self.config.max_frames} frames."
@@ -103,10 +106,13 @@ class SamplingEngine:
         return request
 
     def num_bytes(self, requests: Sequence[SampleRequest]) -> int:
-        """Memory of checked requests: keys and values of each, and the modulation tables, which they share."""
-        config, dtype, tables = self._shared.model.config, self._shared.weights_dtype, self._shared.tables
+        """Memory of checked requests: keys and values of each, and what they share: the tables of modulations and
+        of the keys and values of prompts."""
+        config, dtype = self._shared.model.config, self._shared.weights_dtype
+        tables, prompts = self._shared.tables, self._shared.prompts
         caches = (FrameCache.num_bytes(config, r.sequences, r.cache_frames(config), dtype) for r in requests)
-        return sum(caches) + tables.num_bytes(tables.keys_of(requests))
+        shared = tables.num_bytes(tables.keys_of(requests)) + prompts.num_bytes(prompts.keys_of(requests))
+        return sum(caches) + shared
 
     def cancel(self, request_id: int) -> bool:
         """Drops a request and frees its memory. Returns False if it is neither waiting nor running."""
@@ -157,7 +163,7 @@ class SamplingEngine:
             if (spare := self.config.max_cache_bytes - self.num_bytes(running)) < 0:
                 return
             self._waiting.popleft()
-            self._shared.tables.evict(running, spare)
+            self._shared.evict(running, spare)
             self._running[request_id] = RequestState(request_id, request, self._shared)
 
     def _evaluate(self, states: list[RequestState], spans: list[FrameSpan]) -> list[Tensor]:
@@ -178,6 +184,10 @@ class SamplingEngine:
             return attend
 
         attention = [layer_attention(layer) for layer in range(self._shared.model.config.depth)]
+        attend_text = None
+        if self._shared.model.config.text:
+            attend_text = self._shared.prompts.attention([key for state, span in pairs for key in state.prompts(span)])
         inputs = inputs.to(self._shared.weights_dtype)
-        output = self._model.forward_frames(inputs, modulations, positions, attention).to(self._shared.dtype)
+        output = self._model.forward_frames(inputs, modulations, positions, attention, attend_text)
+        output = output.to(self._shared.dtype)
         return [state.predict(span, chunk) for (state, span), chunk in zip(pairs, output.split(sizes), strict=True)]
