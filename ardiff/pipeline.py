@@ -5,7 +5,8 @@ Shapes: B videos, F frames, H W pixels, L tokens, D latent width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -23,9 +24,17 @@ from ardiff.errors import CheckpointError
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.pretrained import CONFIG, build_config, load_weights, local_folder, read_config, write_model
 from ardiff.sampling.config import EngineConfig
+from ardiff.sampling.control import Apply, Encode, LiveControl
 from ardiff.sampling.engine import SamplingEngine
 from ardiff.sampling.full import stream_request
-from ardiff.sampling.params import ModelInfo, SamplingParams, expand_params, validate
+from ardiff.sampling.params import (
+    FrameCondition,
+    InvalidParamError,
+    ModelInfo,
+    SamplingParams,
+    expand_params,
+    validate,
+)
 from ardiff.sampling.request import EncodedPrompt, SampleRequest
 from ardiff.sampling.text import Encoder, PromptEncoder, TextSource
 from ardiff.vae import ARAutoencoder, DecoderCache
@@ -184,15 +193,18 @@ class ARDiffusionPipeline:
         *,
         condition: Tensor | None = None,
         condition_at: Sequence[int] | None = None,
+        control: LiveControl | None = None,
         **changes: Any,
     ) -> Iterator[Tensor]:
         """Like calling the pipeline, but yields each frame, uint8 ``(B, H, W, 3)``, as soon as it is final.
 
         The first frame comes after ``num_inference_steps`` iterations, then one every ``ar_step``. Memory does not grow
         with the number of frames, except for the latents in mode ``full``. Arguments are checked on the first frame.
+        ``control`` changes the condition on the way, except in mode ``full``.
         """
         cache = DecoderCache()
-        for latents in self.stream_latents(params, condition=condition, condition_at=condition_at, **changes):
+        frames = self.stream_latents(params, condition=condition, condition_at=condition_at, control=control, **changes)
+        for latents in frames:
             yield from self.decode(latents, cache)
 
     @torch.no_grad()
@@ -202,31 +214,33 @@ class ARDiffusionPipeline:
         *,
         condition: Tensor | None = None,
         condition_at: Sequence[int] | None = None,
+        control: LiveControl | None = None,
         **changes: Any,
     ) -> Iterator[Tensor]:
         """Like :meth:`stream`, but yields clean diffusion latents ``(B, n, L, D)`` of the n frames that became final,
         for :meth:`decode`."""
-        videos, info = expand_params(params, **changes), self.info
-        given_frames = 0 if condition is None or condition.ndim < 4 else condition.shape[-4]
+        videos = expand_params(params, **changes)
+        if videos[0].mode == "full":
+            if control is not None:
+                raise InvalidParamError("mode", "a live control needs mode=window or mode=rolling, got mode=full")
+            request = self._request(videos, condition, condition_at)
+            yield from stream_request(self.dit, self.diffusion, request, self.text.max_tokens)
+            return
+        control = control or LiveControl()
+        stream = _Stream(self, videos, condition, condition_at)
+        with control.attached(stream.start):
+            yield from stream.latents(control)
+
+    def _request(
+        self, videos: Sequence[SamplingParams], condition: Tensor | None, condition_at: Sequence[int] | None
+    ) -> SampleRequest:
+        """The checked request of a call, with given frames and prompts encoded."""
+        info, given_frames = self.info, 0 if condition is None or condition.ndim < 4 else condition.shape[-4]
         if videos[0].given_frames not in (0, given_frames):
             raise ValueError(f"given_frames is {videos[0].given_frames}, but condition holds {given_frames} frames")
         videos = [validate(replace(video, given_frames=given_frames), info) for video in videos]
         given = self.encode_condition(condition, condition_at, len(videos))
-        request = SampleRequest(videos=tuple(videos), condition=given, prompts=self.encode_prompts(videos))
-        if request.params.mode == "full":
-            yield from stream_request(self.dit, self.diffusion, request, self.text.max_tokens)
-            return
-        max_frames = max(self.engine_config.max_frames, request.params.num_frames * len(videos))
-        engine = self.engine(replace(self.engine_config, max_frames=max_frames))
-        request_id = engine.submit(request)
-        try:
-            if given is not None:
-                yield given
-            while engine.busy:
-                for finished in engine.step():
-                    yield finished.latents
-        finally:
-            engine.cancel(request_id)  # frees memory after a failure, or if the caller stops early
+        return SampleRequest(videos=tuple(videos), condition=given, prompts=self.encode_prompts(videos))
 
     def encode_prompts(self, videos: Iterable[SamplingParams]) -> dict[str, EncodedPrompt]:
         """Every text of the videos, encoded for a :class:`SampleRequest`.
@@ -284,6 +298,49 @@ class ARDiffusionPipeline:
                 "causal, so a frame never sees a later one and cannot lead to it"
             )
         return self.statistics.normalise(self.vae.latents(to_unit(condition.to(self.device)).to(self.vae_dtype)))
+
+
+class _Stream:
+    """A call of the pipeline on an engine of its own."""
+
+    def __init__(
+        self,
+        pipeline: ARDiffusionPipeline,
+        videos: Sequence[SamplingParams],
+        condition: Tensor | None,
+        condition_at: Sequence[int] | None,
+    ) -> None:
+        self.pipeline, self.videos, self.given = pipeline, videos, (condition, condition_at)
+
+    def start(self, changes: Mapping[str, Any]) -> tuple[Encode, Apply]:
+        """Submits the request with changes from frame 0 on. Returns functions for later changes."""
+        videos = self.videos
+        if changes:
+            videos = [video.with_change(FrameCondition(frame=0, **changes)) for video in videos]
+        self.request = self.pipeline._request(videos, *self.given)
+        config, params = self.pipeline.engine_config, self.request.params
+        max_frames = max(config.max_frames, params.num_frames * len(videos))
+        self.engine = self.pipeline.engine(replace(config, max_frames=max_frames))
+        self.request_id = self.engine.submit(self.request)
+
+        def encode(changes: Mapping[str, Any]) -> Mapping[str, EncodedPrompt]:
+            changed = replace(params, conditions=(FrameCondition(frame=0, **changes),))
+            return self.pipeline.encode_prompts((validate(changed, self.engine.info),))
+
+        return encode, functools.partial(self.engine.change, self.request_id)
+
+    def latents(self, control: LiveControl) -> Iterator[Tensor]:
+        """Clean latents ``(B, n, L, D)`` of the n frames that became final."""
+        try:
+            if self.request.condition is not None:
+                yield self.request.condition
+            while self.engine.busy:
+                with control.iteration():
+                    events = self.engine.step()
+                for finished in events:
+                    yield finished.latents
+        finally:
+            self.engine.cancel(self.request_id)  # frees memory after a failure, or if the caller stops early
 
 
 def read_info(uri: str) -> ModelInfo:

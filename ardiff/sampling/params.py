@@ -142,6 +142,18 @@ class SamplingParams:
                 values |= change.changes()
         return FrameCondition(frame=frame, **values)
 
+    def with_change(self, change: FrameCondition) -> SamplingParams:
+        """The parameters with one more change, which may be at the frame of another one. Later changes stay."""
+        at_frame = [other.changes() for other in self.conditions if other.frame == change.frame]
+        merged = FrameCondition(frame=change.frame, **{**(at_frame[0] if at_frame else {}), **change.changes()})
+        others = [other for other in self.conditions if other.frame != change.frame]
+        return replace(self, conditions=tuple(sorted((*others, merged), key=lambda other: other.frame)))
+
+    def without_past(self, frame: int) -> SamplingParams:
+        """Parameters for the frames from ``frame`` on: their values, without the changes that led to them."""
+        values: dict[str, Any] = self.condition_of(frame).changes()
+        return replace(self, **values, conditions=tuple(c for c in self.conditions if c.frame > frame))
+
     @property
     def texts(self) -> tuple[str, ...]:
         """All distinct texts of the video, to be encoded."""

@@ -5,7 +5,7 @@ Shapes: B videos, F frames, L tokens, D latent width, M text tokens, E their wid
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -103,6 +103,14 @@ class SampleRequest:
         if text not in self.prompts:
             raise ValueError(f"the prompt {text[:64]!r} is not encoded: the request must hold it in prompts")
         return self.prompts[text]
+
+    def without_past(self, frame: int) -> "SampleRequest":
+        """The request for the frames from ``frame`` on, without conditions and prompts of frames before it."""
+        videos = tuple(video.without_past(frame) for video in self.videos)
+        texts = {text for video in videos for text in video.texts}
+        prompts = {text: prompt for text, prompt in self.prompts.items() if text in texts}
+        request = replace(self, videos=videos, prompts=prompts)
+        return request if request.guided == self.guided else self
 
     def guidance_scales(self, frame: int) -> list[float]:
         """The strength of guidance of each video at a frame."""

@@ -56,7 +56,7 @@ class FrameSpan:
     steps: Tensor
     """int64 ``(end - start,)`` on the model's device: the sampling step at which each frame is evaluated. For clean
     frames it is the last row of the modulations."""
-    conditions: Tensor
+    condition_index: Tensor
     """int64 ``(end - start,)`` on the model's device: which of the request's conditions each frame has."""
 
 
@@ -104,6 +104,16 @@ class RequestState:
         self.table_of_sequence = torch.tensor(tables, device=shared.device)  # (C, Q)
         self.guidance_scales = torch.tensor(scales, dtype=shared.dtype, device=shared.device)  # (C, B)
         self.prompt_keys = {start: request.prompt_keys(start) for start in starts} if shared.model.config.text else {}
+
+    @property
+    def started(self) -> int:
+        """The first frame that has not started."""
+        return self._started(self.iteration)
+
+    @property
+    def oldest(self) -> int:
+        """The first frame that may be evaluated again."""
+        return min(self.frames, default=self.started)
 
     @property
     def done(self) -> bool:
@@ -160,7 +170,7 @@ class RequestState:
     def modulations(self, span: FrameSpan) -> Tensor:
         """Modulations of the evaluated frames from the tables, ``(F B, M)``."""
         rows = torch.stack([table[span.steps] for table in self.tables], dim=1)  # (F, classes, M)
-        tables = self.table_of_sequence[span.conditions]  # (F, Q)
+        tables = self.table_of_sequence[span.condition_index]  # (F, Q)
         return rows[torch.arange(len(rows), device=rows.device)[:, None], tables].flatten(0, 1)
 
     def prompts(self, span: FrameSpan) -> list[PromptKey]:
@@ -190,7 +200,7 @@ class RequestState:
         ]
         if not self.request.guided:
             return branches[0]
-        scales = self.guidance_scales[span.conditions[moving:]][..., None, None]  # (F, B, 1, 1)
+        scales = self.guidance_scales[span.condition_index[moving:]][..., None, None]  # (F, B, 1, 1)
         return guide(branches[0], branches[1], scales)
 
     def update(self, span: FrameSpan, x0: Tensor) -> FinishedFrames | None:

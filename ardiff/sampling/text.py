@@ -7,7 +7,7 @@ import importlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -58,6 +58,12 @@ class TextSource:
     def of(cls, encoder: Encoder) -> "TextSource":
         """That of a loaded encoder."""
         return cls(uri=encoder.uri, fingerprint=encoder.fingerprint, max_tokens=encoder.max_tokens)
+
+
+def load_encoder(uri: str, device: torch.device, dtype: torch.dtype, max_tokens: int) -> Encoder:
+    """The text encoder in a folder, a bucket or a model hub. Raises ArdiffError."""
+    encoder: Encoder = importlib.import_module("ardiff.text.encoder").TextEncoder.load(uri, device, dtype, max_tokens)
+    return encoder
 
 
 class PromptEncoder:
@@ -127,9 +133,10 @@ class PromptEncoder:
                 raise CheckpointError(
                     "The pipeline names no text encoder: load it with from_pretrained(..., text_encoder=URI)."
                 )
-            load: Callable[..., Encoder] = importlib.import_module("ardiff.text.encoder").TextEncoder.load
-            dtype, max_tokens = DTYPES[self.source.dtype], self.source.max_tokens
-            self._encoder = self._checked(load(self.source.uri, device=device, dtype=dtype, max_tokens=max_tokens))
+            source = self.source
+            self._encoder = self._checked(
+                load_encoder(source.uri, device=device, dtype=DTYPES[source.dtype], max_tokens=source.max_tokens)
+            )
         return self._encoder
 
     def _checked(self, encoder: Encoder) -> Encoder:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from toy_text import WIDTH, encoded
 
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
@@ -17,7 +18,6 @@ from ardiff.sampling.request import EncodedPrompt, SampleRequest
 
 STEPS = 6
 DIFFUSION = DiffusionConfig()
-WIDTH = 5
 CHANGES = [
     FrameCondition(frame=3, prompt="a square moves"),
     FrameCondition(frame=7, class_label=2, guidance_scale=3.0),
@@ -34,19 +34,12 @@ def make_model(dtype: torch.dtype = torch.float64, **changes: Any) -> DiT:
     return model.to(dtype).eval()
 
 
-def encode(text: str) -> EncodedPrompt:
-    """One token per word, which depends on the words before it."""
-    words = text.split()
-    states = [torch.randn(WIDTH, generator=torch.Generator().manual_seed(sum(w.encode()))) for w in words]
-    return EncodedPrompt.of(torch.stack(states).cumsum(dim=0))
-
-
 def make_request(condition: torch.Tensor | None = None, **changes: Any) -> SampleRequest:
     given = 0 if condition is None else condition.shape[1]
     settings = {"prompt": "a red ring", "num_frames": 6, "ar_step": 2, "num_inference_steps": STEPS}
     videos = tuple(expand_params(**{**settings, "given_frames": given, **changes}))
     texts = dict.fromkeys(text for video in videos for text in video.texts)
-    return SampleRequest(videos=videos, condition=condition, prompts={text: encode(text) for text in texts})
+    return SampleRequest(videos=videos, condition=condition, prompts=encoded(*texts))
 
 
 def full(model: DiT, request: SampleRequest) -> torch.Tensor:
