@@ -214,7 +214,8 @@ def _values_of_videos(name: str, value: Any) -> list[Any] | None:
     """The value of each video, if ``value`` is a sequence of them; None if it is that of all videos."""
     if name == "conditions":
         items = list(value)
-        return None if all(map(_is_condition, items)) else [as_conditions(item) for item in items]
+        of_videos = all(isinstance(i, Sequence) and not isinstance(i, str) and not _is_condition(i) for i in items)
+        return [as_conditions(item) for item in items] if items and of_videos else None
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else None
 
 

@@ -121,12 +121,12 @@ def test_long_prompts_are_cut_with_a_warning_or_refused(
     assert "has more than the 8 tokens that are read: the rest of it has no effect" in caplog.text
     assert torch.equal(cut, latents(pipeline, prompt=long.removesuffix(" nine")))
     pipeline.engine_config = EngineConfig(long_prompts="error")
-    with pytest.raises(InvalidParamError, match="shorten it, or set engine.long_prompts=truncate"):
+    with pytest.raises(InvalidParamError, match=r"shorten it, or set engine\.long_prompts=truncate"):
         latents(pipeline, prompt=long)
 
 
 def test_a_model_without_text_says_so_before_any_work(make_pipeline, encoder: ToyEncoder) -> None:
-    pipeline = make_pipeline(text_encoder=encoder)
+    pipeline = make_pipeline(text_encoder=encoder, condition_dim=5)
     with pytest.raises(InvalidParamError, match="the model takes no text: leave prompt out"):
         pipeline(prompt="a ring", **SHORT)
     assert not pipeline.info.text
