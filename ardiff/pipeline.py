@@ -19,9 +19,11 @@ from ardiff.data import storage
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.config import DiffusionConfig
+from ardiff.diffusion.solvers import model_timesteps
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
+from ardiff.output import OutputType, VideoOutput, check_output, draw_seeds, to_output
 from ardiff.pretrained import CONFIG, build_config, load_weights, local_folder, read_config, write_model
 from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.control import Apply, Encode, LiveControl
@@ -40,6 +42,7 @@ from ardiff.sampling.text import Encoder, PromptEncoder, TextSource
 from ardiff.vae import ARAutoencoder, DecoderCache
 
 KIND = "ar-diffusion-pipeline"
+StepCallback = Callable[["ARDiffusionPipeline", int, Tensor, dict[str, Any]], Any]
 MAX_DECODED = 16
 """Frames that are decoded at once, summed over videos. Bounds the memory of decoding."""
 
@@ -48,7 +51,8 @@ class ARDiffusionPipeline:
     """Generates videos. Needs neither Ray nor the trainer.
 
     >>> pipeline = ARDiffusionPipeline.from_pretrained("runs/quickstart/pipeline")
-    >>> video = pipeline(class_label=[0, 1], num_frames=16, ar_step=5, seed=[0, 1])  # uint8 (2, 16, H, W, 3)
+    >>> output = pipeline(class_label=[0, 1], num_frames=16, ar_step=5, seed=[0, 1])
+    >>> output.frames  # uint8 (2, 16, H, W, 3)
     """
 
     def __init__(
@@ -88,11 +92,11 @@ class ARDiffusionPipeline:
         cls,
         uri: str,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype = torch.float32,
         engine: EngineConfig | None = None,
         text_encoder: str | None = None,
     ) -> ARDiffusionPipeline:
-        """Loads a folder that :meth:`save_pretrained` has written, local or ``s3://``, with weights of ``dtype``.
+        """Loads a folder that :meth:`save_pretrained` has written, local or ``s3://``, with weights of ``torch_dtype``.
 
         The text encoder is loaded at the first prompt, from the place that the folder records or from
         ``text_encoder``, and checked then.
@@ -116,7 +120,7 @@ class ARDiffusionPipeline:
                 config["class_names"],
                 engine,
                 source,
-            ).to(device, dtype)
+            ).to(device, torch_dtype)
 
     def save_pretrained(self, uri: str) -> None:
         """Writes ``config.json``, ``vae.safetensors`` and ``dit.safetensors`` to a folder, local or ``s3://``."""
@@ -133,10 +137,11 @@ class ARDiffusionPipeline:
         modules = {"vae": dict(self.vae.named_parameters()), "dit": dict(self.dit.named_parameters())}
         write_model(uri, config, modules)
 
-    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> ARDiffusionPipeline:
-        """Moves both models to a device, and converts their weights to ``dtype`` if it is given."""
-        self.vae.to(device, dtype)
-        self.dit.to(device, dtype)
+    def to(self, *args: Any, **kwargs: Any) -> ARDiffusionPipeline:
+        """Moves both models to a device, converts their weights to a dtype, or both: the arguments of
+        ``torch.nn.Module.to``."""
+        self.vae.to(*args, **kwargs)
+        self.dit.to(*args, **kwargs)
         return self
 
     @property
@@ -155,12 +160,16 @@ class ARDiffusionPipeline:
         *,
         condition: Tensor | None = None,
         condition_at: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: OutputType = "uint8",
+        fps: float = 8.0,
         on_frames: Callable[[int], None] = lambda final_frames: None,
+        callback_on_step_end: StepCallback | None = None,
         **changes: Any,
-    ) -> Tensor:
+    ) -> VideoOutput:
         """Generates videos. A video depends on its own parameters only, not on the other videos of the call.
 
-        >>> pipeline(class_label=[0, 3], seed=[1, 2], num_frames=128, ar_step=5)
+        >>> pipeline(class_label=[0, 3], seed=[1, 2], num_frames=128, ar_step=5).frames
 
         Args:
             params: Parameters of one video, or of each; they may differ in those of a single video only, such as
@@ -168,43 +177,53 @@ class ARDiffusionPipeline:
             condition: Given first frames, uint8 ``(k, H, W, 3)`` or ``(B, k, H, W, 3)``: one frame animates an image,
                 several continue a clip. The video holds them as the AR-VAE reconstructs them.
             condition_at: Indices of the given frames in the video; only ``0..k-1`` is possible.
+            generator: Draws the seeds, one per video, instead of ``seed``; or one generator per video.
+            output_type: The form of the frames, see :func:`~ardiff.output.to_output`.
+            fps: Frames per second of ``output_type="mp4"``.
             on_frames: Called with the number of final frames whenever it grows.
+            callback_on_step_end: Called after each iteration with the pipeline, the index of the iteration, the
+                timesteps that the frames have reached, int64 ``(F,)`` on the CPU, and an empty dictionary. An exception
+                in it stops the call.
             changes: Fields of :class:`~ardiff.sampling.params.SamplingParams` that replace those of ``params``.
                 ``class_label``, ``prompt``, ``negative_prompt``, ``conditions`` and ``seed`` also take sequences with a
                 value per video; a single value goes with all values of the others.
 
         Returns:
-            uint8 ``(B, F, H, W, 3)`` on the CPU.
+            The videos in ``frames``, by default uint8 ``(B, F, H, W, 3)`` on the CPU.
 
         Raises:
             TypeError: An unknown parameter; names the nearest one.
             ValueError: A parameter or the condition is out of range; says what is valid.
             CheckpointError: The text encoder is missing, or it is another than in training.
         """
+        check_output(output_type, fps)
         frames = []
-        for frame in self.stream(params, condition=condition, condition_at=condition_at, **changes):
+        for frame in self.stream(
+            params,
+            condition=condition,
+            condition_at=condition_at,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            **changes,
+        ):
             frames.append(frame)
             on_frames(len(frames))
-        return torch.stack(frames, dim=1)
+        return to_output(torch.stack(frames, dim=1), output_type, fps)
 
     def stream(
-        self,
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        condition: Tensor | None = None,
-        condition_at: Sequence[int] | None = None,
-        control: LiveControl | None = None,
-        **changes: Any,
+        self, params: SamplingParams | Sequence[SamplingParams] | None = None, **options: Any
     ) -> Iterator[Tensor]:
         """Like calling the pipeline, but yields each frame, uint8 ``(B, H, W, 3)``, as soon as it is final.
 
         The first frame comes after ``num_inference_steps`` iterations, then one every ``ar_step``. Memory does not grow
         with the number of frames, except for the latents in mode ``full``. Arguments are checked on the first frame.
-        ``control`` changes the condition on the way, except in mode ``full``.
+
+        Args:
+            params: As in a call.
+            options: Arguments of :meth:`stream_latents`.
         """
         cache = DecoderCache()
-        frames = self.stream_latents(params, condition=condition, condition_at=condition_at, control=control, **changes)
-        for latents in frames:
+        for latents in self.stream_latents(params, **options):
             yield from self.decode(latents, cache)
 
     @torch.no_grad()
@@ -214,22 +233,32 @@ class ARDiffusionPipeline:
         *,
         condition: Tensor | None = None,
         condition_at: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        callback_on_step_end: StepCallback | None = None,
         control: LiveControl | None = None,
         **changes: Any,
     ) -> Iterator[Tensor]:
         """Like :meth:`stream`, but yields clean diffusion latents ``(B, n, L, D)`` of the n frames that became final,
-        for :meth:`decode`."""
+        for :meth:`decode`.
+
+        ``control`` changes the condition on the way, except in mode ``full``.
+        """
+        if generator is not None:
+            if "seed" in changes:
+                raise ValueError("give either seed or generator, not both")
+            changes["seed"] = draw_seeds(generator, len(expand_params(params, **changes)))
         videos = expand_params(params, **changes)
         if videos[0].mode == "full":
             if control is not None:
                 raise InvalidParamError("mode", "a live control needs mode=window or mode=rolling, got mode=full")
             request = self._request(videos, condition, condition_at)
-            yield from stream_request(self.dit, self.diffusion, request, self.text.max_tokens)
+            on_step = self._step_callback(request, callback_on_step_end)
+            yield from stream_request(self.dit, self.diffusion, request, self.text.max_tokens, on_step)
             return
         control = control or LiveControl()
         stream = _Stream(self, videos, condition, condition_at)
         with control.attached(stream.start):
-            yield from stream.latents(control)
+            yield from stream.latents(control, self._step_callback(stream.request, callback_on_step_end))
 
     def _request(
         self, videos: Sequence[SamplingParams], condition: Tensor | None, condition_at: Sequence[int] | None
@@ -241,6 +270,25 @@ class ARDiffusionPipeline:
         videos = [validate(replace(video, given_frames=given_frames), info) for video in videos]
         given = self.encode_condition(condition, condition_at, len(videos))
         return SampleRequest(videos=tuple(videos), condition=given, prompts=self.encode_prompts(videos))
+
+    def _stores_sink_first(self, params: SamplingParams) -> bool:
+        """Whether the engine needs an iteration more, for the sink of a window that the given frames have left."""
+        return params.sink_frames > 0 and params.mode == "window" and params.given_frames >= self.dit.config.num_frames
+
+    def _step_callback(self, request: SampleRequest, callback: StepCallback | None) -> Callable[[int], None]:
+        """Calls ``callback`` with the timesteps that the frames have reached after an iteration of this index."""
+        if callback is None:
+            return lambda step: None
+        params = request.params
+        timesteps = model_timesteps(self.diffusion, params.num_inference_steps, params.resolved_timestep_spacing)
+        lag = (torch.arange(params.num_frames) - params.given_frames) * params.resolved_ar_step  # (F,)
+        given = torch.arange(params.num_frames) < params.given_frames
+
+        def on_step(step: int) -> None:
+            reached = (step + 1 - lag).clamp(0, len(timesteps) - 1)
+            callback(self, step, timesteps[reached.masked_fill(given, len(timesteps) - 1)], {})
+
+        return on_step
 
     def encode_prompts(self, videos: Iterable[SamplingParams]) -> dict[str, EncodedPrompt]:
         """Every text of the videos, encoded for a :class:`SampleRequest`.
@@ -329,14 +377,18 @@ class _Stream:
 
         return encode, functools.partial(self.engine.change, self.request_id)
 
-    def latents(self, control: LiveControl) -> Iterator[Tensor]:
+    def latents(self, control: LiveControl, on_step: Callable[[int], None]) -> Iterator[Tensor]:
         """Clean latents ``(B, n, L, D)`` of the n frames that became final."""
+        step = -1 if self.pipeline._stores_sink_first(self.request.params) else 0
         try:
             if self.request.condition is not None:
                 yield self.request.condition
             while self.engine.busy:
                 with control.iteration():
                     events = self.engine.step()
+                if step >= 0:
+                    on_step(step)
+                step += 1
                 for finished in events:
                     yield finished.latents
         finally:

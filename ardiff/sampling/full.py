@@ -3,7 +3,7 @@
 Shapes: B videos, F frames, L tokens, D latent width, P prompts, M text tokens, E their width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,13 +18,18 @@ from ardiff.sampling.request import SampleRequest
 
 
 def stream_request(
-    model: DiT, diffusion: DiffusionConfig, request: SampleRequest, max_tokens: int = 1
+    model: DiT,
+    diffusion: DiffusionConfig,
+    request: SampleRequest,
+    max_tokens: int = 1,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> Iterator[Tensor]:
     """Clean latents ``(B, n, L, D)`` of the n frames of a checked request that became final; given frames first.
 
     Args:
         max_tokens: Text is padded to this length or more. With that of the text encoder, all prompts are computed in
             the same shapes, so that another prompt does not change the rounding of frames before it.
+        on_step: Called after each iteration with its index.
     """
     params, config, weight = request.params, model.config, next(model.parameters())
     schedule = ad_schedule(
@@ -47,6 +52,7 @@ def stream_request(
         request.condition,
         params.solver,
         params.resolved_timestep_spacing,
+        on_step,
     )
 
 

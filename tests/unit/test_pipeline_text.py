@@ -59,7 +59,7 @@ def test_videos_follow_their_own_prompts(pipeline: ARDiffusionPipeline) -> None:
         assert torch.allclose(alone, latents(pipeline, prompt=prompt, seed=5, mode="full"), atol=1e-5)
         others = [other for index, other in enumerate(together) if index != row and {index, row} != {2, 3}]
         assert not any(torch.allclose(alone[0], other, atol=1e-3) for other in others)
-    video = pipeline(prompt="a ring", **SHORT)
+    video = pipeline(prompt="a ring", **SHORT).frames
     assert video.shape == (1, 4, 16, 16, 3)
     assert torch.equal(torch.stack(list(pipeline.stream(prompt="a ring", **SHORT)), dim=1), video)
 
