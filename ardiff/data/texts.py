@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,18 +36,26 @@ SHARD_CAPTIONS = 4096
 _READERS = 16
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UsedEncoder:
+    """The encoder of a set of texts."""
+
+    uri: str
+    """Where it was found."""
+    fingerprint: str
+    dim: int
+    """Width of a token state, E."""
+    max_tokens: int
+    """Most tokens of a text."""
+    dtype: str
+    """Precision of its weights."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextSet:
     """The description of a set of texts."""
 
-    fingerprint: str
-    """Of the encoder."""
-    encoder: str
-    """Where the encoder was found."""
-    dim: int
-    """Width of a token state, E."""
-    max_tokens: int
-    """Most tokens of a text that the encoder was set to."""
+    encoder: UsedEncoder
     longest: int
     """Tokens of the longest caption of a video, M: training pads all captions to it."""
     files: list[str]
@@ -96,8 +105,9 @@ def read_texts(folder: str) -> TextSet:
     """The description of a set of texts. Raises DataError if the set is not complete or the file is damaged."""
     uri = storage.join(folder, DESCRIPTION)
     try:
-        return TextSet(**json.loads(storage.read_bytes(uri)))
-    except (ValueError, TypeError) as error:
+        fields = json.loads(storage.read_bytes(uri))
+        return TextSet(**{**fields, "encoder": UsedEncoder(**fields["encoder"])})
+    except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{uri} does not describe a set of texts ({error}): run `ardiff encode` again.") from error
 
 
@@ -162,7 +172,7 @@ def read_index(folder: str, description: TextSet) -> pa.Table:
 
 def write_texts(
     folder: str,
-    encoder: tuple[str, str, int, int],
+    encoder: UsedEncoder,
     captions: Mapping[str, Sequence[str]],
     places: Mapping[str, Place],
 ) -> TextSet:
@@ -170,7 +180,7 @@ def write_texts(
 
     Args:
         folder: The set.
-        encoder: Fingerprint, place, width and most tokens of the encoder.
+        encoder: What encoded the captions.
         captions: The captions of each video by URI.
         places: Where the token states of each caption are.
     """
@@ -187,7 +197,7 @@ def write_texts(
     }
     storage.write_bytes(storage.join(folder, index), _parquet(pa.table(columns)))
     longest = max(place.num_tokens for _, _, place in rows)
-    description = TextSet(*encoder, longest, files, index, content)
+    description = TextSet(encoder, longest, files, index, content)
     text = json.dumps(dataclasses.asdict(description), indent=1)
     storage.write_bytes(storage.join(folder, DESCRIPTION), text.encode())
     for uri in storage.list_files(folder, (".parquet",)):
@@ -216,6 +226,11 @@ class TextIndex:
     row: np.ndarray
     """int32: its row in the file."""
 
+    @property
+    def caption_bytes(self) -> int:
+        """Bytes of the padded token states of a caption."""
+        return 2 * math.prod(self.shape)
+
     @classmethod
     def open(cls, folder: str, description: TextSet) -> TextIndex:
         """Reads the index of a set of texts. Raises DataError if it is damaged."""
@@ -227,7 +242,7 @@ class TextIndex:
         if len(unique) != len(keys):
             raise DataError(f"Two videos of {folder} have the same hash: rename one of them.")
         columns = (table[name].to_numpy()[order] for name in ("file", "row"))
-        return cls(folder, description.files, (description.longest, description.dim), unique,
+        return cls(folder, description.files, (description.longest, description.encoder.dim), unique,
                    np.append(first, len(table)), *columns)  # fmt: skip
 
     def choose(self, uris: Sequence[str], uniform: np.ndarray) -> np.ndarray:

@@ -13,6 +13,8 @@ from ardiff.data.manifest import VideoRecord
 from ardiff.data.texts import (
     DESCRIPTION,
     Place,
+    TextSet,
+    UsedEncoder,
     read_index,
     read_texts,
     shard_bounds,
@@ -21,7 +23,7 @@ from ardiff.data.texts import (
     write_text_shard,
     write_texts,
 )
-from ardiff.errors import DataError
+from ardiff.errors import ConfigError, DataError
 from ardiff.text.config import TextConfig
 from ardiff.text.encoder import TextEncoder, TextTokenizer
 from ray_jobs.runtime.crash_guard import TASK_RETRIES
@@ -71,9 +73,25 @@ def encode_texts(
         records: Those whose clips are encoded.
         actors: The actors that encode.
         device: Where they encode.
+
+    Raises:
+        ConfigError: The set has captions that were encoded in another precision.
     """
     folder = text_folder(latents, tokenizer.fingerprint)
-    captions = {r.uri: r.captions for r in records if r.captions} | _captions_of_others(folder, manifest)
+    encoder = UsedEncoder(
+        uri=_absolute(tokenizer.uri),
+        fingerprint=tokenizer.fingerprint,
+        dim=tokenizer.dim,
+        max_tokens=tokenizer.max_tokens,
+        dtype=config.dtype,
+    )
+    earlier = read_texts(folder) if storage.exists(storage.join(folder, DESCRIPTION)) else None
+    if earlier is not None and earlier.encoder.dtype != config.dtype:
+        stored = earlier.encoder.dtype
+        raise ConfigError(f"{folder} has captions encoded in {stored}: set text.dtype={stored}, or delete the folder.")
+    captions = {r.uri: r.captions for r in records if r.captions}
+    if earlier is not None:
+        captions |= _captions_of_others(folder, earlier, manifest)
     distinct = list(dict.fromkeys(caption for texts in captions.values() for caption in texts))
     counts = dict(zip(distinct, tokenizer.lengths(distinct), strict=True))
     places = stored_captions(folder)
@@ -81,8 +99,7 @@ def encode_texts(
     if missing:
         sizes = [min(counts[caption], tokenizer.max_tokens) for caption in missing]
         places |= _encode(config, folder, missing, sizes, tokenizer.dim, actors, device)
-    about = (tokenizer.fingerprint, _absolute(tokenizer.uri), tokenizer.dim, tokenizer.max_tokens)
-    write_texts(folder, about, captions, places)
+    write_texts(folder, encoder, captions, places)
     note = f"{len(missing)} captions encoded, {len(distinct) - len(missing)} were there"
     if longer := sum(count > tokenizer.max_tokens for count in counts.values()):
         note += f", {longer} truncated to {tokenizer.max_tokens} tokens"
@@ -93,12 +110,10 @@ def _distinct(records: Sequence[VideoRecord]) -> list[str]:
     return list(dict.fromkeys(caption for record in records for caption in record.captions))
 
 
-def _captions_of_others(folder: str, manifest: Sequence[VideoRecord]) -> dict[str, tuple[str, ...]]:
+def _captions_of_others(folder: str, earlier: TextSet, manifest: Sequence[VideoRecord]) -> dict[str, tuple[str, ...]]:
     """The stored captions of videos that the manifest lacks, whose clips stay in the set of latents."""
-    if not storage.exists(storage.join(folder, DESCRIPTION)):
-        return {}
     known, others = {r.uri for r in manifest}, dict[str, tuple[str, ...]]()
-    for row in read_index(folder, read_texts(folder)).to_pylist():
+    for row in read_index(folder, earlier).to_pylist():
         if row["uri"] not in known:
             others[row["uri"]] = (*others.get(row["uri"], ()), row["caption"])
     return others
