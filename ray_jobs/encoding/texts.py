@@ -135,7 +135,7 @@ def _encode(
     with remote_progress("encoding captions", len(captions), "caption") as progress:
         shards = ray.data.from_items([{"start": s, "end": e} for s, e in pairwise(bounds)])
         written = shards.map(
-            _Encoder,
+            _Encoder,  # type: ignore[arg-type]  # Ray makes an actor of the class
             fn_constructor_args=(config, device, folder, shared, progress),
             compute=actors,
             num_gpus=1 if device == "cuda" else 0,

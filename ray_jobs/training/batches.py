@@ -85,8 +85,8 @@ def _pipeline_batches(
             yield dict(zip(tensors, values, strict=True))
 
 
-def _tensor(values: np.ndarray) -> torch.Tensor:
-    """The values as a tensor; float16 becomes float32."""
+def _tensor(values: Any) -> torch.Tensor:
+    """An array as a tensor; float16 becomes float32."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     return tensor.float() if tensor.dtype == torch.float16 else tensor
 
