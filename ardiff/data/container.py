@@ -3,16 +3,19 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias
 
 import av
 import av.container
 from av.stream import Disposition
 
 from ardiff.data.signatures import explain
-from ardiff.data.storage import RangeReader
 from ardiff.errors import DecodeError
 
-Source = bytes | RangeReader
+if TYPE_CHECKING:  # only then: the process that decodes uploads starts without the clients of storage
+    from ardiff.data.storage import RangeReader
+
+Source: TypeAlias = "bytes | RangeReader"
 """The content of a file, or an open file of which only the needed ranges are read."""
 MAX_PIXELS = 1 << 26
 """Pixels of the largest picture that is decoded (8192 x 8192). A header can claim any size."""
