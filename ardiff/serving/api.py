@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi import Depends, FastAPI, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
@@ -340,6 +340,26 @@ def _add_videos(app: FastAPI, replica: Replica) -> None:
         media_type, draw = PREVIEWS[variant]
         picture = await replica.storage.call(draw, record, video)
         return Response(picture, media_type=media_type, headers=SECURITY_HEADERS)
+
+    @app.get(
+        "/v1/videos/{video_id}/hls.m3u8",
+        response_class=Response,
+        responses=_errors(400, 404, 409, 410) | {200: {"content": {"application/vnd.apple.mpegurl": {}}}},
+    )
+    async def hls_playlist(video_id: str, owner: Owner) -> Response:
+        """The HLS playlist of the video, also while it is generated. Its segments are below ``hls/``."""
+        playlist, final = await replica.hls.playlist(owner, video_id)
+        headers = SECURITY_HEADERS | {"Cache-Control": "private, max-age=3600" if final else "no-store"}
+        return Response(playlist, media_type="application/vnd.apple.mpegurl", headers=headers)
+
+    @app.get("/v1/videos/{video_id}/hls/init.mp4", include_in_schema=False)
+    async def hls_header(video_id: str, owner: Owner) -> Response:
+        return Response(await replica.hls.part(owner, video_id, None), media_type="video/mp4", headers=SECURITY_HEADERS)
+
+    @app.get("/v1/videos/{video_id}/hls/{index}.m4s", include_in_schema=False)
+    async def hls_segment(video_id: str, index: Annotated[int, Path(ge=0, le=10**6)], owner: Owner) -> Response:
+        data = await replica.hls.part(owner, video_id, index)
+        return Response(data, media_type="video/iso.segment", headers=SECURITY_HEADERS)
 
     @app.get(
         "/v1/videos/{video_id}/stream",

@@ -717,6 +717,62 @@ def test_clients_of_http_1_0_get_files_but_no_streams(serve: Serve) -> None:
     assert json.loads(body)["error"]["type"] == "http_version"
 
 
+def hls_frames(url: str) -> int:
+    """Frames that FFmpeg's HLS player shows."""
+    with av.open(url, format="hls") as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_hls_players_get_a_finished_video(serve: Serve) -> None:
+    served = serve()
+    video = served.wait(served.ask(num_frames=150, num_inference_steps=4, ar_step=1))
+    path = f"/v1/videos/{video['id']}/hls.m3u8"
+    answer = served.client.get(path)
+    assert answer.headers["content-type"] == "application/vnd.apple.mpegurl"
+    lines = answer.text.splitlines()
+    durations = [float(line[8:-1]) for line in lines if line.startswith("#EXTINF:")]
+    assert sum(durations) == pytest.approx(150 / 8)
+    assert max(durations) <= 8
+    assert lines[-1] == "#EXT-X-ENDLIST"
+    assert hls_frames(f"{served.url}{path}") == 150
+    for index, status in ((len(durations), 404), ("x", 422), (-1, 422)):
+        assert served.client.get(f"/v1/videos/{video['id']}/hls/{index}.m4s").status_code == status
+    assert served.client.get("/v1/videos/video_x/hls.m3u8").status_code == 404
+
+
+def test_hls_players_follow_a_video_of_another_replica(serve: Serve) -> None:
+    worker = serve("a")
+    let = worker.hold()
+    video = worker.ask(num_frames=200, num_inference_steps=4, ar_step=1)
+    let(100)  # more than 64 frames: a complete segment
+    reader = serve("b")
+    path = f"/v1/videos/{video['id']}"
+    early = reader.client.get(f"{path}/hls.m3u8")  # waits for the first segment
+    assert early.text.count("#EXTINF") == 1
+    assert "#EXT-X-ENDLIST" not in early.text
+    header, first = (reader.client.get(f"{path}/hls/{name}").content for name in ("init.mp4", "0.m4s"))
+    assert len(frames_of(header + first)) == early_frames(early.text)
+    assert reader.client.get(f"{path}/hls/1.m4s").status_code == 404
+    let(math.inf)
+    assert hls_frames(f"{reader.url}{path}/hls.m3u8") == 200
+    worker.wait(video)
+    # A replica that has not followed it sends segments of the finished file: players may mix them.
+    rest = [worker.client.get(f"{path}/hls/{index}.m4s").content for index in range(1, 4)]
+    assert len(frames_of(header + first + b"".join(rest))) == 200
+
+
+def early_frames(playlist: str) -> int:
+    """Frames of the segments of a playlist at 8 frames per second."""
+    return round(8 * sum(float(line[8:-1]) for line in playlist.splitlines() if line.startswith("#EXTINF:")))
+
+
+def test_hls_needs_mp4(serve: Serve) -> None:
+    served = serve(codec="vp9")
+    video = served.wait(served.ask(num_frames=2, num_inference_steps=2))
+    answer = served.client.get(f"/v1/videos/{video['id']}/hls.m3u8")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "not_supported")
+
+
 def half_sent(served: Served, fields: bytes = b'{"num_frames"') -> socket.socket:
     """A connection on which a part of a body was sent."""
     connection = socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=120)
