@@ -44,9 +44,11 @@ def extension_of(source: JobRecord | None, extension: ExtensionRequest, fps: flo
     fields: dict[str, Any] = {"fps": fps, "prompt": extension.prompt}
     if source is not None:
         fields |= {name: value for name, value in source.params.items() if name in VideoRequest.model_fields}
-        fields |= {"model": source.model, "fps": source.fps, "prompt": extension.prompt, "seed": None, "ar_step": None}
+        fields |= {"model": source.model, "fps": source.fps, "seed": None, "ar_step": None}
         if extension.prompt is not None:
-            fields["class_label"] = None
+            fields["prompt"] = extension.prompt
+            if source.params.get("prompt") is None:  # the prompt of a model without text is its class
+                fields["class_label"] = None
         fields.pop("num_frames")
     return _validate(VideoRequest, fields | {"seconds": extension.seconds}, is_json=False)
 
