@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol
 
 import av
 import av.container
@@ -12,10 +12,22 @@ from av.stream import Disposition
 from ardiff.data.signatures import explain
 from ardiff.errors import DecodeError
 
-if TYPE_CHECKING:  # only then: the process that decodes uploads starts without the clients of storage
-    from ardiff.data.storage import RangeReader
 
-Source: TypeAlias = "bytes | RangeReader"
+class OpenFile(Protocol):
+    """An open file of known size, such as :class:`ardiff.data.storage.RangeReader`, which this module must not import:
+    the process that decodes uploads starts without the clients of storage.
+    """
+
+    size: int
+
+    def seek(self, offset: int, /) -> int:
+        """Moves to a position."""
+
+    def read(self, length: int, /) -> bytes | None:
+        """The next bytes, fewer at the end of the file."""
+
+
+Source = bytes | OpenFile
 """The content of a file, or an open file of which only the needed ranges are read."""
 MAX_PIXELS = 1 << 26
 """Pixels of the largest picture that is decoded (8192 x 8192). A header can claim any size."""
