@@ -226,7 +226,7 @@ def resolve(request: RequestBase, model: ModelRunner, config: ServiceConfig) -> 
     if request.prompt is not None:  # a model without text
         if request.class_label is not None:
             raise invalid("prompt", "Give prompt or class_label, not both: for this model both name a class.")
-        values["class_label"] = _class_index(request.prompt, model.info, "prompt")
+        values |= {"prompt": None, "class_label": _class_index(request.prompt, model.info, "prompt")}
     else:
         values["class_label"] = _class_index(request.class_label, model.info, "class_label")
     values["seed"] = secrets.randbelow(2**31) if request.seed is None else request.seed
