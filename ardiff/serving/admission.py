@@ -223,7 +223,7 @@ def resolve(request: RequestBase, model: ModelRunner, config: ServiceConfig) -> 
         _check_maximum(name, values[name], maximum)
     if request.size not in (None, model.size):
         raise invalid("size", f"size is {str(request.size)[:32]}: the model '{model.name}' makes {model.size} only.")
-    if request.prompt is not None:  # a model without text
+    if request.prompt is not None and not getattr(model.info, "text", False):
         if request.class_label is not None:
             raise invalid("prompt", "Give prompt or class_label, not both: for this model both name a class.")
         values |= {"prompt": None, "class_label": _class_index(request.prompt, model.info, "prompt")}
