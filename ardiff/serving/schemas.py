@@ -19,8 +19,8 @@ MAX_SEED = 2**53 - 1
 MAX_PROMPT = 4096
 """Characters of a prompt."""
 Seconds = (
-    Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
-    | Annotated[str, Field(pattern=r"^[0-9]{1,5}(\.[0-9]{1,6})?$")]
+    typing.Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+    | typing.Annotated[str, Field(pattern=r"^[0-9]{1,5}(\.[0-9]{1,6})?$")]
 )
 """A duration; other clients send it as text."""
 
