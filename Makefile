@@ -4,7 +4,7 @@ BIN    := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --durations=20
 SPREAD := -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow'
 
-.PHONY: help setup s3-server chromium test-setup quickstart lint types check test test-slow constraints clean
+.PHONY: help setup s3-server chromium test-setup quickstart lint types check test test-slow docs constraints clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -53,6 +53,9 @@ test: lint types test-setup ## lint, types and all tests that are not slow: what
 
 test-slow: test-setup ## the slow tests: run them before a release
 	$(PYTEST) -m slow $(ARGS)
+
+docs: setup ## build the site of docs/ to build/site, and fail on broken links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 constraints: ## write constraints.txt from the packages in .venv
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -v -e '^ardiff' -e '^pip==' -e '^setuptools==' | sed 's/+cpu//'; } > constraints.tmp && mv constraints.tmp constraints.txt
