@@ -336,8 +336,11 @@ class ModelInfo:
             return param, f"the model takes no text: leave {param} out, or use a model trained with text"
         if params.negative_prompt and not params.guided:
             return "negative_prompt", "negative_prompt acts through guidance only: set guidance_scale above 1"
-        if (longest := max(map(len, params.texts), default=0)) > MAX_PROMPT_LENGTH:
-            return "prompt", f"a prompt may have at most {MAX_PROMPT_LENGTH} characters, got {longest}: shorten it"
+        changes = max((change.prompt or "" for change in params.conditions), key=len, default="")
+        texts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt, "conditions": changes}
+        for param, text in texts.items():
+            if (length := len(text or "")) > MAX_PROMPT_LENGTH:
+                return param, f"a prompt may have at most {MAX_PROMPT_LENGTH} characters, got {length}: shorten it"
         return None
 
     def conditions_error(self, params: SamplingParams) -> str | None:

@@ -105,6 +105,17 @@ class PromptEncoder:
         with self._lock:
             return {text: self._encode(text, device, long_prompts) for text in texts}
 
+    def load(self, device: torch.device) -> None:
+        """Loads the text encoder now. Raises ArdiffError like :meth:`encode`."""
+        with self._lock:
+            self._load(device)
+
+    def check(self, texts: Iterable[str], device: torch.device, long_prompts: LongPrompts) -> None:
+        """Raises like :meth:`encode`, without encoding anything."""
+        with self._lock:
+            for text in texts:
+                self._check(self._load(device), text, long_prompts)
+
     def placeholders(self, params: SamplingParams) -> dict[str, EncodedPrompt]:
         """Stand-ins for the texts of a video, of the greatest length, to check it before they are encoded."""
         states = torch.empty(self.max_tokens, self.dim, device="meta")
@@ -112,13 +123,7 @@ class PromptEncoder:
 
     def _encode(self, text: str, device: torch.device, long_prompts: LongPrompts) -> EncodedPrompt:
         encoder = self._load(device)
-        if encoder.too_long(text):
-            problem = f"The prompt '{text[:64]}...' has more than the {encoder.max_tokens} tokens that are read"
-            match long_prompts:
-                case "truncate":
-                    logger.warning("%s: the rest of it has no effect.", problem)
-                case "error":
-                    raise InvalidParamError("prompt", f"{problem}: shorten it, or set engine.long_prompts=truncate")
+        self._check(encoder, text, long_prompts)
         if text not in self._prompts:
             states, mask = encoder([text])  # (1, M, E), (1, M)
             self._prompts[text] = EncodedPrompt.of(states[0, mask[0]])
@@ -126,6 +131,17 @@ class PromptEncoder:
         while len(self._prompts) > MAX_CACHED:
             self._prompts.popitem(last=False)
         return self._prompts[text]
+
+    @staticmethod
+    def _check(encoder: Encoder, text: str, long_prompts: LongPrompts) -> None:
+        if not encoder.too_long(text):
+            return
+        problem = f"The prompt '{text[:64]}...' has more than the {encoder.max_tokens} tokens that are read"
+        match long_prompts:
+            case "truncate":
+                logger.warning("%s: the rest of it has no effect.", problem)
+            case "error":
+                raise InvalidParamError("prompt", f"{problem}: shorten it, or set engine.long_prompts=truncate")
 
     def _load(self, device: torch.device) -> Encoder:
         if self._encoder is None:

@@ -127,6 +127,8 @@ class Admission:
         """The record of a valid request, and its given frames, uint8 ``(k, H, W, 3)``."""
         model = self._model(request.model)
         params = resolve(request, model, self._config)  # before the expensive decoding of the upload
+        with _as_request_errors():
+            await model.check_texts(params)
         record = JobRecord(
             id=job_id,
             owner=owner,
@@ -231,7 +233,10 @@ def resolve(request: RequestBase, model: ModelRunner, config: ServiceConfig) -> 
         values["class_label"] = _class_index(request.class_label, model.info, "class_label")
     values["seed"] = secrets.randbelow(2**31) if request.seed is None else request.seed
     names = [f.name for f in fields(SamplingParams) if f.name in values]
-    return _check(SamplingParams.from_dict({name: values[name] for name in names}), model)
+    params = SamplingParams.from_dict({name: values[name] for name in names})
+    if (count := len(params.texts)) > config.limits.texts:
+        raise invalid("conditions", f"The video has {count} texts: at most {config.limits.texts} are allowed.")
+    return _check(params, model)
 
 
 def _check_maximum(name: str, value: float | None, maximum: float) -> None:
@@ -240,8 +245,15 @@ def _check_maximum(name: str, value: float | None, maximum: float) -> None:
 
 
 def _check(params: SamplingParams, model: ModelRunner) -> SamplingParams:
-    try:
+    with _as_request_errors():
         return model.check(params)
+
+
+@contextlib.contextmanager
+def _as_request_errors() -> Iterator[None]:
+    """Turns what the model refuses into RequestError 422."""
+    try:
+        yield
     except InvalidParamError as error:
         param = "input_reference" if error.param in FROM_INPUT else error.param
         raise invalid(param, f"{str(error).removesuffix('.')}.") from error
@@ -259,7 +271,8 @@ def _class_index(label: int | str | None, model: ModelInfo, param: str) -> int |
         return model.class_names.index(label)
     if label.isdecimal() and len(label) < 10:
         return int(label)
-    raise invalid(param, f"There is no class '{label[:64]}': the model {model.valid_classes}.")
+    reason = f"There is no class '{label[:64]}': the model {model.valid_classes}"
+    raise invalid(param, f"{reason}, and takes no text." if param == "prompt" else f"{reason}.")
 
 
 def _hash_request(request: RequestBase, upload: bytes | None) -> str:

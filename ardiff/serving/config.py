@@ -21,6 +21,8 @@ class RequestLimits:
     """Classifier-free guidance."""
     fps: float = 60.0
     """Frames per second of the file."""
+    texts: int = 32
+    """Distinct texts of a video: its prompt, its negative prompt, and those of ``conditions``."""
     body_bytes: int = 32 * 2**20
     """Bytes of a request, including its upload."""
     body_seconds: float = 30.0
@@ -39,7 +41,7 @@ class RequestLimits:
     """Bytes of an encoded video. A job whose video is larger fails."""
 
     def __post_init__(self) -> None:
-        counts = (self.num_frames, self.num_inference_steps, self.upload_frames, self.unfinished_bodies)
+        counts = (self.num_frames, self.num_inference_steps, self.texts, self.upload_frames, self.unfinished_bodies)
         if min(*counts, self.body_bytes, self.upload_pixels, self.upload_memory_bytes, self.video_bytes) < 1:
             raise ValueError("counts and sizes must be at least 1")
         if min(self.guidance_scale, self.fps, self.upload_seconds, self.body_seconds) <= 0:

@@ -55,7 +55,7 @@ class JobEncoder:
         return self._hash.hexdigest()
 
     def start(self) -> SampleRequest:
-        """Encodes the given frames to latents. Returns the request for the engine."""
+        """Encodes the given frames to latents, and the prompts. Returns the request for the engine."""
         record = self.job.record
         if self._writer is None:
             side = self.pipeline.vae.config.resolution
@@ -65,7 +65,8 @@ class JobEncoder:
                 with torch.inference_mode():
                     given_frames = torch.from_numpy(self.job.given_frames)
                     self._condition = self.pipeline.encode_condition(given_frames, None, 1)
-        prompts = self.pipeline.encode_prompts((record.sampling,))
+        long_prompts = self._config.engine.long_prompts
+        prompts = self.pipeline.text.encode(record.sampling.texts, self.pipeline.device, long_prompts)
         return SampleRequest(videos=(record.sampling,), condition=self._condition, prompts=prompts)
 
     def restart(self) -> None:

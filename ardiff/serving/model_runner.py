@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ardiff.errors import ConfigError
+from ardiff.errors import ArdiffError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling.params import SamplingMode, SamplingParams, validate
 from ardiff.sampling.request import FinishedFrames, SampleRequest
@@ -44,12 +44,19 @@ class ModelRunner:
             on_ended: Called as ``on_ended(job, failure, frames_sha256)`` when a job has left the engine.
 
         Raises:
-            ConfigError: The engine cannot sample this model.
+            ConfigError: The engine cannot sample this model, or its text encoder is missing or another one.
         """
         self.info = pipeline.info
         if reason := self.info.mode_error("window", 1):
             raise ConfigError(f"The model {name} cannot be served: {reason}.")
         self.name, self.pipeline, self.config, self.metrics = name, pipeline, config, metrics
+        if self.info.text:
+            try:
+                pipeline.text.load(pipeline.device)
+            except ArdiffError as error:
+                raise ConfigError(
+                    f"The model {name} cannot be served: {error} Its config.json names the place as text_encoder.uri."
+                ) from error
         self.engine = pipeline.engine(config.engine)
         self.num_jobs = 0
         """Jobs of this runner, waiting ones included."""
@@ -98,6 +105,13 @@ class ModelRunner:
         condition = torch.empty(shape, device="meta") if params.given_frames else None
         prompts = self.pipeline.text.placeholders(params)
         return self.engine.check(SampleRequest(videos=(params,), condition=condition, prompts=prompts)).params
+
+    async def check_texts(self, params: SamplingParams) -> None:
+        """Raises InvalidParamError if a text is too long for the text encoder and ``engine.long_prompts`` is error."""
+        long_prompts = self.config.engine.long_prompts
+        if params.texts and long_prompts == "error":
+            text = self.pipeline.text  # its lock is held while another thread encodes
+            await asyncio.to_thread(text.check, params.texts, self.pipeline.device, long_prompts)
 
     def start(self, record: JobRecord, given_frames: np.ndarray | None) -> Job:
         """Takes a job, which enters the engine at the next iteration with capacity for it."""

@@ -9,15 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from ardiff.config import field_documentation
-from ardiff.sampling.params import FROM_INPUT, SamplingMode, SamplingParams
+from ardiff.sampling.params import FROM_INPUT, MAX_PROMPT_LENGTH, SamplingMode, SamplingParams
 from ardiff.serving.config import RequestLimits, ServiceConfig
 from ardiff.serving.model_runner import ModelRunner
 from ardiff.serving.records import JobRecord, Status
 
 MAX_SEED = 2**53 - 1
 """The largest integer that JavaScript represents exactly."""
-MAX_PROMPT = 4096
-"""Characters of a prompt."""
 Seconds = (
     typing.Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
     | typing.Annotated[str, Field(pattern=r"^[0-9]{1,5}(\.[0-9]{1,6})?$")]
@@ -69,7 +67,7 @@ class RequestBase(BaseModel):
 
     model: str | None = Field(None, max_length=128, description="An id of /v1/models; null is the first of them.")
     prompt: str | None = Field(
-        None, max_length=MAX_PROMPT, description="What to show; for a model without text the name of a class."
+        None, max_length=MAX_PROMPT_LENGTH, description="What to show; for a model without text the name of a class."
     )
     class_label: int | str | None = Field(
         None, description="Class index or name; null generates without a class.", examples=[0]
@@ -103,7 +101,7 @@ class ExtensionRequest(BaseModel):
 
     video: VideoReference | None = Field(description="A completed video of this service, or a file of a form.")
     seconds: Seconds = Field(description="Length of the new part.")
-    prompt: str | None = Field(None, max_length=MAX_PROMPT, description="Of the new part; null is the video's.")
+    prompt: str | None = Field(None, max_length=MAX_PROMPT_LENGTH, description="Of the new part; null is the video's.")
 
 
 class ErrorBody(BaseModel):
@@ -180,6 +178,7 @@ class Model(BaseModel):
     size: str = Field(description="WIDTHxHEIGHT of its videos in pixels.")
     num_classes: int
     class_names: list[str]
+    text: bool = Field(description="Whether it takes prompts.")
     window_frames: int = Field(description="Frames that the model sees at once.")
     modes: list[SamplingMode] = Field(description="Sampling modes of videos longer than window_frames.")
     maximum: dict[str, float] = Field(description="Largest value of a field of a request.")
@@ -219,6 +218,7 @@ def to_model(runner: ModelRunner, config: ServiceConfig) -> Model:
         size=runner.size,
         num_classes=runner.info.num_classes,
         class_names=list(runner.info.class_names),
+        text=runner.info.text,
         window_frames=runner.info.num_frames,
         modes=runner.modes,
         maximum=maximum,

@@ -3,10 +3,13 @@
 
 const $ = (id) => document.getElementById(id);
 const NUMBERS = ["num_frames", "num_inference_steps", "ar_step", "guidance_scale", "seed"];
+const TEXTS = ["prompt", "negative_prompt"];
 const LABELS = {
-  class_label: "Class", num_frames: "Frames", num_inference_steps: "Steps per frame", ar_step: "ar_step",
-  guidance_scale: "Guidance", seed: "Seed", input_reference: "The picture or clip",
+  prompt: "Prompt", negative_prompt: "Negative prompt", class_label: "Class", num_frames: "Frames",
+  num_inference_steps: "Steps per frame", ar_step: "ar_step", guidance_scale: "Guidance", seed: "Seed",
+  input_reference: "The picture or clip",
 };
+const MAX_SHOWN = 200; // characters of a text in the history
 const ACTIVE = ["queued", "in_progress"];
 let models = [];
 let current = null; // state of the shown video
@@ -53,6 +56,7 @@ function showError(message, param = null) {
   const field = param && $(param);
   if (message && field) {
     field.setAttribute("aria-invalid", "true");
+    if (field.closest("details")) field.closest("details").open = true;
     field.focus();
   }
 }
@@ -73,7 +77,10 @@ function chosenModel() {
 function chooseModel() {
   const model = chosenModel();
   const classes = Array.from({ length: model.num_classes }, (_, i) => new Option(model.class_names[i] || `class ${i}`, i));
-  $("class_label").replaceChildren(...classes, new Option("none", ""));
+  const none = new Option("none", "");
+  $("class_label").replaceChildren(...(model.text ? [none, ...classes] : [...classes, none]));
+  $("class-field").hidden = model.text && model.num_classes === 0;
+  $("prompt-field").hidden = $("advanced").hidden = !model.text;
   for (const [name, maximum] of Object.entries(model.maximum)) if ($(name)) $(name).max = maximum;
   settingsChanged();
 }
@@ -81,6 +88,7 @@ function chooseModel() {
 function settings() {
   const values = { model: $("model").value || null };
   values.class_label = $("class_label").value === "" ? null : Number($("class_label").value);
+  if (models.length && chosenModel().text) for (const name of TEXTS) values[name] = $(name).value.trim() || null;
   for (const name of NUMBERS) {
     const text = $(name).value.trim();
     values[name] = text === "" ? null : Number(text);
@@ -364,7 +372,11 @@ function historyItem(video) {
   const model = models.find((m) => m.id === video.model);
   const name = video.class_label === null ? "no class" : (model && model.class_names[video.class_label]) || `class ${video.class_label}`;
   const values = { ...video, class_label: name };
-  text.textContent = Object.keys(LABELS).filter((field) => field in values).map((field) => `${LABELS[field]} ${values[field]}`).join(", ");
+  const readsText = model && model.text; // the prompt of a model without text is its class
+  if (readsText && video.class_label === null) values.class_label = null;
+  for (const field of TEXTS) values[field] = readsText && video[field] ? quoted(video[field]) : null;
+  const named = Object.keys(LABELS).filter((field) => field in values && values[field] !== null);
+  text.textContent = named.map((field) => `${LABELS[field]} ${values[field]}`).join(", ");
   const state = document.createElement("span");
   state.className = "state";
   state.textContent = WORDS[video.status];
@@ -374,6 +386,11 @@ function historyItem(video) {
   if (active) item.append(historyButton(video, "Cancel", text.textContent, () => cancel(video.id)));
   if (video.status === "completed") item.append(downloadLink(video));
   return item;
+}
+
+function quoted(text) {
+  const characters = [...text];
+  return `“${characters.length > MAX_SHOWN ? `${characters.slice(0, MAX_SHOWN).join("")}…` : text}”`;
 }
 
 function historyButton(video, label, about, action) {

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Page, sync_playwright
+from toy_text import ToyEncoder
 
 from ardiff.errors import DataError
 
@@ -252,3 +253,41 @@ def test_the_page_requests_a_key_if_the_service_needs_one(page: Page, serve: Ser
     page.click("#go")
     until(page, "document.querySelector('#status').dataset.state == 'completed'")
     until(page, "document.querySelector('#video').currentTime > 0")
+
+
+def test_a_model_with_text_has_a_box_for_prompts(page: Page, serve: Serve, make_pipeline: Any) -> None:
+    text = {"text_encoder": ToyEncoder(), "condition": "cross_attention", "condition_dim": 5}
+    served = serve(pipelines={"text": make_pipeline(num_classes=0, **text), "plain": make_pipeline()})
+    page.goto(served.url)
+    until(page, "!document.querySelector('#prompt-field').hidden")
+    assert page.is_hidden("#class-field")
+    page.select_option("#model", "plain")
+    assert page.is_visible("#class-field")
+    assert page.is_hidden("#prompt-field")
+    assert page.is_hidden("#advanced")
+    page.select_option("#model", "text")
+    hostile = "a red ring <img src=x onerror=\"document.title='broken'\">"
+    page.fill("#prompt", hostile)
+    page.click("#advanced summary")
+    page.fill("#negative_prompt", "a disc")
+    page.click("#advanced summary")
+    page.fill("#num_frames", "8")
+    page.fill("#num_inference_steps", "10")
+    page.click("#go")
+    until(page, "!document.querySelector('#error').hidden")
+    assert page.inner_text("#error") == "Negative prompt acts through guidance only: set Guidance above 1."
+    assert page.evaluate("document.activeElement.id") == "negative_prompt"
+    assert page.is_visible("#negative_prompt")
+    page.fill("#guidance_scale", "2")
+    page.click("#go")
+    until(page, "document.querySelector('#status').dataset.state == 'completed'")
+    until(page, "document.querySelector('#history a') != null")
+    (video,) = served.client.get("/v1/videos").json()["data"]
+    assert (video["prompt"], video["negative_prompt"], video["class_label"]) == (hostile, "a disc", None)
+    assert f"Prompt “{hostile}”, Negative prompt “a disc”, Frames 8, " in page.inner_text("#history")
+    assert page.query_selector("#history img") is None
+    assert page.title() != "broken"
+    page.select_option("#model", "plain")
+    page.click("#go")
+    until(page, "document.querySelectorAll('#history li').length == 2")
+    assert page.inner_text("#history li").startswith("Class disc, Frames 8, ")
