@@ -22,7 +22,7 @@ from ardiff.metrics.registry import is_detail
 from ardiff.metrics.scores import format_score
 from ardiff.sampling.params import validate
 from ardiff.sweep.batches import record_failure
-from ardiff.sweep.grid import SweepPoint, class_labels, point_specs, sweep_points
+from ardiff.sweep.grid import SweepPoint, point_specs, subjects, sweep_points
 from ardiff.sweep.manifest import video_record, write_manifest
 from ardiff.sweep.models import SweptModel
 from ardiff.sweep.specs import Record, VideoSpec, find_complete, in_parallel
@@ -50,7 +50,7 @@ def describe_plan(config: SweepConfig) -> str:
         if model is None:
             missing.append(f"{uri}: no pipeline on this machine; it adds {points_per_model} points.")
             continue
-        videos = len(class_labels(config.grid, model)) * config.grid.seeds
+        videos = len(subjects(config.grid, model)) * config.grid.seeds
         for point in sweep_points(config.grid, [model], config.precision):
             if point.error is not None:
                 rows.append([uri, point.name, str(videos), "-", "-", f"invalid: {point.error}"])
@@ -157,7 +157,8 @@ def _point_manifest(config: SweepConfig, point: SweepPoint) -> str:
 def _write_point_manifests(
     config: SweepConfig, points: Sequence[SweepPoint], specs: Sequence[VideoSpec], records: dict[str, Record]
 ) -> None:
-    """Writes the manifest of every point that has videos; classes take turns, so that its first N are balanced."""
+    """Writes the manifest of every point that has videos; classes and prompts take turns, so that its first N are
+    balanced."""
     for point in points:
         complete = [spec for spec in specs if spec.point == point.name and records[spec.id].status == "ok"]
         complete.sort(key=lambda spec: (spec.sampling.seed, spec.sampling.class_label or 0))

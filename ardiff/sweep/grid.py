@@ -17,7 +17,7 @@ from ardiff.sweep.specs import OutputSettings, VideoSpec, make_spec, spec_id
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GridConfig:
-    """Every combination of checkpoints, axes, classes and seeds is a video."""
+    """Every combination of checkpoints, axes, classes, prompts and seeds is a video."""
 
     checkpoints: tuple[str, ...] = ("runs/dit/pipeline",)
     """Folders of trained pipelines, local or s3://."""
@@ -26,9 +26,11 @@ class GridConfig:
     axes: dict[str, list[Any]] = field(default_factory=dict)
     """Sampling parameters with several values, for example {ar_step: [0, 5, 20], num_frames: [16, 128]}."""
     classes: tuple[int, ...] | None = None
-    """Class indices; none for all classes of each model, or no class if a model has none."""
+    """Class indices; none for all classes of each model, or no class if a model has none or there are prompts."""
+    prompts: tuple[str, ...] = ()
+    """Texts that the videos show, for models with text."""
     seeds: int = 4
-    """Videos per class and sweep point. Their seeds count up from ``first_seed``, the same at every point."""
+    """Videos per class, prompt and sweep point. Their seeds count up from ``first_seed``, the same at every point."""
     first_seed: int = 0
     """Seed of the first video."""
 
@@ -41,14 +43,15 @@ class GridConfig:
                 raise ConfigError(f"'grid.axes.{name}' must be a list of values, not {values!r}.")
             params = [build(SamplingParams, {name: value}, "grid.axes") for value in values]
             axes[name] = [getattr(p, name) for p in params]
-        for name, listed in {"checkpoints": self.checkpoints, "classes": self.classes, **axes}.items():
+        lists = {"checkpoints": self.checkpoints, "classes": self.classes, "prompts": self.prompts or None, **axes}
+        for name, listed in lists.items():
             if listed is not None and (not listed or len(set(listed)) < len(listed)):
                 raise ValueError(f"{name} must hold at least one value, and none of them twice")
         reserved = {*PER_VIDEO, *FROM_INPUT}
         if names := reserved & (axes.keys() | self.sampling.changed().keys()):
             raise ValueError(
-                f"{', '.join(sorted(names))} cannot be a sampling parameter of a grid: classes, seeds and first_seed "
-                "set classes and seeds, and a sweep has neither prompts nor given frames"
+                f"{', '.join(sorted(names))} cannot be a sampling parameter of a grid: it has classes, prompts, seeds "
+                "and first_seed, and neither negative prompts, conditions nor given frames"
             )
         object.__setattr__(self, "axes", axes)
 
@@ -63,7 +66,7 @@ class GridConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepPoint:
-    """Videos of one model that differ in class and seed only."""
+    """Videos of one model that differ in class, prompt and seed only."""
 
     name: str
     model: SweptModel
@@ -88,17 +91,19 @@ def sweep_points(grid: GridConfig, models: Sequence[SweptModel], precision: str)
     weights = [model.weights for model in models if model.weights]
     if len(set(weights)) < len(weights):
         raise ConfigError("Two of grid.checkpoints are the same model: name each of them once.")
-    points = [_point(model, params, precision) for model, params in itertools.product(models, grid.combinations)]
+    prompt = grid.prompts[0] if grid.prompts else None
+    points = [_point(m, params, prompt, precision) for m, params in itertools.product(models, grid.combinations)]
     names = [(point.model.uri, point.name) for point in points]
     if repeated := next((name for (uri, name) in names if names.count((uri, name)) > 1), None):
         raise ConfigError(f"Two points of the grid have the same parameters, to six digits: {repeated}.")
     return points
 
 
-def _point(model: SweptModel, params: SamplingParams, precision: str) -> SweepPoint:
+def _point(model: SweptModel, params: SamplingParams, prompt: str | None, precision: str) -> SweepPoint:
+    """``prompt`` is one of the grid's, which the model has to take."""
     error = None
     try:
-        params = validate(params, model.info)
+        params = replace(validate(replace(params, prompt=prompt), model.info), prompt=None)
     except ValueError as invalid:
         error = str(invalid)
     # The name depends on this point alone, so it stays the same in a larger grid.
@@ -106,17 +111,19 @@ def _point(model: SweptModel, params: SamplingParams, precision: str) -> SweepPo
     return SweepPoint(name="-".join(filter(None, tags)), model=model, params=params, precision=precision, error=error)
 
 
-def class_labels(grid: GridConfig, model: SweptModel) -> list[int | None]:
-    """The class of each video of a point and seed; None is no class."""
-    return list(range(model.info.num_classes) if grid.classes is None else grid.classes) or [None]
+def subjects(grid: GridConfig, model: SweptModel) -> list[tuple[int | None, str | None]]:
+    """The class and the prompt of each video of a point and seed; None is no class, and no prompt."""
+    all_classes = () if grid.prompts else range(model.info.num_classes)
+    classes: list[int | None] = list(all_classes if grid.classes is None else grid.classes) or [None]
+    return list(itertools.product(classes, grid.prompts or [None]))
 
 
 def point_specs(grid: GridConfig, point: SweepPoint, output: OutputSettings) -> list[VideoSpec]:
-    """The specs of a sweep point, class by class."""
+    """The specs of a sweep point, class by class and prompt by prompt."""
     specs = []
-    for label, seed in itertools.product(class_labels(grid, point.model), range(grid.seeds)):
-        params = replace(point.params, class_label=label, seed=grid.first_seed + seed)
-        kind = "no-class" if label is None else f"class-{label}"
+    for (label, prompt), seed in itertools.product(subjects(grid, point.model), range(grid.seeds)):
+        params = replace(point.params, class_label=label, prompt=prompt, seed=grid.first_seed + seed)
+        kind = "-".join(SamplingParams(class_label=label, prompt=prompt).tags()) or "no-class"
         name = f"{point.name}/{kind}-seed-{params.seed}-{spec_id(point.model.weights, params, point.precision)}"
         specs.append(make_spec(point.model, params, point.precision, output, name, point.name))
     return specs

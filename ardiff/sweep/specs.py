@@ -7,6 +7,7 @@ first, its record after it, each atomically. An interruption leaves specs withou
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,8 @@ from ardiff.sweep.models import SweptModel
 
 READERS = 16
 """Records that are read in parallel."""
+MAX_SUBJECT = 100
+"""Characters of a prompt in a report."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +63,12 @@ class VideoSpec:
     """File of its latents; empty if they are not kept."""
     record: str
     """File of its record."""
+
+    @property
+    def subject(self) -> str:
+        """What the video shows, in a few words: its class and its prompt; empty without both."""
+        prompt = self.sampling.prompt and f"“{textwrap.shorten(self.sampling.prompt, MAX_SUBJECT, placeholder='…')}”"
+        return ", ".join(filter(None, [self.class_name, prompt]))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VideoSpec:

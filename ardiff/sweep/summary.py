@@ -91,6 +91,7 @@ def failure_table(specs: Sequence[VideoSpec], records: Mapping[str, Record], mos
     for (error, message), count in kinds.most_common(most):
         spec, record = next((s, r) for s, r in failed if (r.error, r.message) == (error, message))
         attempts = f"tried {record.attempts} times" if record.attempts else "not tried"
-        video = f"{spec.point}, class {spec.sampling.class_label}, seed {spec.sampling.seed}"
+        subject = spec.subject or f"class {spec.sampling.class_label}"  # the class may be one that the model lacks
+        video = f"{spec.point}, {subject}, seed {spec.sampling.seed}"
         lines.append(f"{count} x {error}: {message} First: {video}, {attempts}.")
     return lines + ([f"... and {len(kinds) - most} other kinds."] if len(kinds) > most else [])

@@ -13,7 +13,7 @@ from ardiff.sweep.specs import Record, VideoSpec
 from ardiff.sweep.summary import PointScore, PointSummary, failure_table, label
 from ray_jobs.generation.config import SweepConfig
 from ray_jobs.reports.html import Report, Score, Table, render_report
-from ray_jobs.reports.sweep_media import class_sheets, point_videos
+from ray_jobs.reports.sweep_media import point_videos, subject_sheets
 from ray_jobs.reports.sweep_plots import metric_title, quality_curves, statistics_curves
 from ray_jobs.reports.sweep_ranking import Ranking
 from ray_jobs.runtime.stages import versions
@@ -47,7 +47,7 @@ def write_sweep_report(
         summary=_summary(summaries, scores, records, labels),
         stages=[],
         curves=statistics_curves(summaries, complete, records, ranking, labels),
-        sheets=class_sheets(complete, shown),
+        sheets=subject_sheets(complete, shown),
         videos=point_videos(complete, shown, config.fps) + ranking.extreme_videos(config.fps),
         scores=[_score(s, labels) for s in scores if not isinstance(find_metric(s.metric), VideoMetric)],
         config_yaml=to_yaml(config),
@@ -67,7 +67,8 @@ def _subtitle(config: SweepConfig, summaries: Sequence[PointSummary]) -> str:
     fixed = {name: value for name, value in config.grid.sampling.changed().items() if name not in config.grid.axes}
     models = len({summary.point.model.uri for summary in summaries})
     texts = [*axes, *(f"{name} {value}" for name, value in fixed.items())]
-    return "; ".join([*texts, *([f"{models} checkpoints"] if models > 1 else [])])
+    counts = [(models, "checkpoints"), (len(config.grid.prompts), "prompts")]
+    return "; ".join([*texts, *(f"{count} {kind}" for count, kind in counts if count > 1)])
 
 
 def _summary(

@@ -13,13 +13,15 @@ from ray_jobs.reports.html import Sheet, Video
 TILES = 8
 """Videos of a point that play together."""
 SHEET_SEEDS = 1
-"""Seeds of each class that get a contact sheet."""
+"""Seeds of each class and prompt that get a contact sheet."""
+MAX_SHEETS = 64
+"""Contact sheets of a report. Further classes and prompts have none."""
 TILE_PIXELS = 96
 """Small videos are enlarged to this size, and videos beyond twice this size are reduced."""
 
 
 def point_videos(specs: Sequence[VideoSpec], labels: dict[str, str], fps: float) -> list[Video]:
-    """The first videos of each point in ``labels``, which play together; classes take turns."""
+    """The first videos of each point in ``labels``, which play together; classes and prompts take turns."""
     videos = []
     for name, text in labels.items():
         of_point = [spec for spec in specs if spec.point == name]
@@ -38,22 +40,23 @@ def play_together(title: str, caption: str, specs: Sequence[VideoSpec], fps: flo
     return Video(title, caption, encode_video(tiled, fps, crf=23), "video/mp4")
 
 
-def class_sheets(specs: Sequence[VideoSpec], labels: dict[str, str]) -> list[Sheet]:
-    """A contact sheet per class, with the same seed at every point in ``labels``, a row per point."""
+def subject_sheets(specs: Sequence[VideoSpec], labels: dict[str, str]) -> list[Sheet]:
+    """A contact sheet per class and prompt, with the same seed at every point in ``labels``, a row per point."""
     sheets = []
     order = list(labels)
-    classes = {spec.sampling.class_label for spec in specs}
-    for class_label in sorted(classes, key=lambda c: -1 if c is None else c):
-        of_class = [s for s in specs if s.sampling.class_label == class_label and s.point in labels]
-        for seed in sorted({spec.sampling.seed for spec in of_class})[:SHEET_SEEDS]:
-            chosen = [spec for spec in of_class if spec.sampling.seed == seed]
+    subjects = dict.fromkeys((spec.sampling.class_label, spec.sampling.prompt) for spec in specs)
+    in_order = sorted(subjects, key=lambda subject: -1 if subject[0] is None else subject[0])
+    for subject in in_order[:MAX_SHEETS]:
+        of_subject = [s for s in specs if (s.sampling.class_label, s.sampling.prompt) == subject and s.point in labels]
+        for seed in sorted({spec.sampling.seed for spec in of_subject})[:SHEET_SEEDS]:
+            chosen = [spec for spec in of_subject if spec.sampling.seed == seed]
             chosen.sort(key=lambda spec: order.index(spec.point))
             clips = [_read_frames(spec) for spec in chosen]
             side, columns = max(c.shape[1] for c in clips), min(16, max(len(c) for c in clips))
             rows = [_enlarge(c[np.linspace(0, len(c) - 1, columns).round().astype(int)], side) for c in clips]
             scale = max(TILE_PIXELS // 2 // side, 1)
             png = contact_sheet(np.stack(rows), [labels[spec.point] for spec in chosen], scale=scale)
-            title = f"{chosen[0].class_name or 'Without a class'}, seed {seed}"
+            title = f"{chosen[0].subject or 'Without a class'}, seed {seed}"
             sheets.append(Sheet(title, "The same noise at every point, a row each; time runs to the right.", png))
     return sheets
 

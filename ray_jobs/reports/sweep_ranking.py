@@ -90,14 +90,16 @@ class Ranking:
         rows = [
             [
                 labels[spec.point],
-                spec.class_name or "none",
+                spec.subject or "none",
                 str(spec.sampling.seed),
                 f"{self.values[spec.id]:.2f}",
                 spec.uri.rpartition("/")[2],
             ]
             for spec in chosen
         ]
-        return Table("Best and worst videos", self.caption, ["point", "class", "seed", self.name, "file"], rows)
+        return Table(
+            "Best and worst videos", self.caption, ["point", "class or prompt", "seed", self.name, "file"], rows
+        )
 
 
 def _real_statistics(config: SweepConfig, length: int) -> list[Statistics]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from s3_server import S3Server, environment
+from text_encoders import write_encoder
 
 from ardiff.cli import main
 from ardiff.data import storage
@@ -18,6 +19,7 @@ from ardiff.data.config import SyntheticConfig
 from ardiff.data.manifest import read_manifest, write_manifest
 from ardiff.data.synthetic import write_video
 from ardiff.sweep.manifest import read_manifest as read_sweep_manifest
+from ardiff.text.encoder import TextEncoder
 
 pytestmark = pytest.mark.ray
 
@@ -338,3 +340,27 @@ def test_an_s3_server_that_is_away_for_a_while(
         lines = lines_of(output)
         assert frames(lines) == expected
         assert {line["attempts"] for line in lines} == {1}
+
+
+def test_a_sweep_over_prompts(cluster: None, make_pipeline: Any, tmp_path: Path) -> None:
+    encoder = TextEncoder.load(write_encoder(tmp_path / "encoder"))
+    text = {"condition": "cross_attention", "condition_dim": encoder.dim, "text_encoder": encoder}
+    make_pipeline(**text).save_pretrained(str(tmp_path / "model"))
+    prompts = '["a red ring moves <b>right</b>", "a blue square"]'
+    settings = [f"grid.checkpoints=[{tmp_path}/model]", f"grid.prompts={prompts}", *SMALL]
+    hashes = []
+    for size in (1, 16):
+        assert main(["sweep", *settings, f"output={tmp_path}/{size}", f"batch_size={size}"]) == 0
+        lines = lines_of(tmp_path / str(size))
+        assert len(lines) == 2 * 2 * 2  # points, prompts, seeds
+        assert {(line["prompt"], line["class_label"]) for line in lines} == {
+            ("a red ring moves <b>right</b>", None),
+            ("a blue square", None),
+        }
+        hashes.append(frames(lines))
+    assert hashes[0] == hashes[1]
+    report = (tmp_path / "16" / "report.html").read_text()
+    assert "“a red ring moves &lt;b&gt;right&lt;/b&gt;”, seed 0" in report
+    assert "“a blue square”, seed 0" in report
+    assert "2 prompts" in report
+    assert "<b>right" not in report

@@ -3,12 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_text import ToyEncoder
 
 from ardiff.cli import main
 from ardiff.config import build
 from ardiff.errors import ConfigError
 from ardiff.sampling.params import PER_VIDEO, SamplingParams
-from ardiff.sweep.grid import GridConfig, class_labels, point_specs, sweep_points
+from ardiff.sweep.grid import GridConfig, point_specs, subjects, sweep_points
 from ardiff.sweep.models import SweptModel
 from ardiff.sweep.specs import OutputSettings, VideoSpec
 
@@ -116,7 +117,7 @@ def test_ar_step_is_filled_in(model: SweptModel) -> None:
 def test_a_model_without_classes_has_one_spec_per_seed(make_pipeline: Any, tmp_path: Path) -> None:
     make_pipeline(num_classes=0).save_pretrained(str(tmp_path))
     model = SweptModel.load(str(tmp_path))
-    assert class_labels(GRID, model) == [None]
+    assert subjects(GRID, model) == [(None, None)]
     point = sweep_points(GRID, [model], "fp32")[0]
     specs = point_specs(GRID, point, OUTPUT)
     assert [(s.sampling.class_label, s.class_name) for s in specs] == [(None, "")] * 3
@@ -163,3 +164,32 @@ def test_a_dry_run_shows_the_grid(make_pipeline: Any, tmp_path: Path, capsys: py
     assert "18 videos" in lines[5]
     assert "s3://nowhere/x: no pipeline on this machine; it adds 4 points" in lines[6]
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_are_videos_of_a_point(model: SweptModel, make_pipeline: Any, tmp_path: Path) -> None:
+    text = {"condition": "cross_attention", "condition_dim": 5}
+    make_pipeline(text_encoder=ToyEncoder(), **text).save_pretrained(str(tmp_path))
+    other, long = SweptModel.load(str(tmp_path)), "a blue square " * 100
+    grid = GridConfig(checkpoints=("m",), sampling=SamplingParams(num_frames=8), prompts=("a red ring", long), seeds=2)
+    specs = specs_of(grid, other)
+    assert [(s.sampling.class_label, s.sampling.prompt, s.sampling.seed) for s in specs] == [
+        (None, "a red ring", 0),
+        (None, "a red ring", 1),
+        (None, long, 0),
+        (None, long, 1),
+    ]
+    assert len({spec.point for spec in specs}) == 1
+    names = [spec.uri.rpartition("/")[2].partition("-seed")[0] for spec in specs]
+    assert names[0] == names[1] == SamplingParams(prompt="a red ring").tags()[0]
+    assert len(set(names)) == 2
+    assert specs[0].subject == "“a red ring”"
+    assert len(specs[2].subject) < 110
+    both = specs_of(replace(grid, classes=(1,)), other)
+    assert [spec.subject for spec in both[:2]] == ["ring, “a red ring”"] * 2
+    assert both[0].uri.rpartition("/")[2].startswith("class-1-prompt-")
+    assert len(subjects(grid, other)) == 2
+    [point] = sweep_points(grid, [model], "fp32")
+    assert "the model takes no text" in str(point.error)
+    with pytest.raises(ConfigError, match="prompts must hold at least one value, and none of them twice"):
+        build(GridConfig, {"prompts": ["a", "a"]})
+    assert build(GridConfig, {"prompts": "a red ring"}).prompts == ("a red ring",)
