@@ -20,6 +20,7 @@ from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.networks.i3d import MIN_FRAMES
 from ardiff.metrics.networks.random3d import RandomVideoFeatures
 from ardiff.metrics.pairs.psnr import psnr
+from ardiff.metrics.prompts import asked_class, prompt_measures
 from ardiff.metrics.registry import State
 from ardiff.metrics.sets.fvd import STYLEGANV as FVD
 from ardiff.metrics.shapes import SHAPE_MEASURES, shape_measures
@@ -101,8 +102,14 @@ def has_fvd(name: str) -> bool:
 def measure(config: QuickConfig, sets: Sets, i3d: I3D | None) -> pd.DataFrame:
     """One row per clip: set, index, features and other measurements."""
     size = config.batch_size
+    other_prompts = {name: _shuffled_prompts(config, clips) for name, clips in sets.items()}
     tasks = [
-        {"set": name, "first": first, "clips": [asdict(clip) for clip in clips[first : first + size]]}
+        {
+            "set": name,
+            "first": first,
+            "clips": [asdict(clip) for clip in clips[first : first + size]],
+            "other_prompts": other_prompts[name][first : first + size],
+        }
         for name, clips in sets.items()
         for first in range(0, len(clips), size)
     ]
@@ -120,6 +127,13 @@ def measure(config: QuickConfig, sets: Sets, i3d: I3D | None) -> pd.DataFrame:
         )
     # Sorted, so that the rows do not depend on the order in which tasks end.
     return pd.DataFrame(rows).sort_values(["set", "index"], ignore_index=True)
+
+
+def _shuffled_prompts(config: QuickConfig, clips: list[Clip]) -> list[str]:
+    """For each clip the first caption of another one, in random order; empty for videos without captions."""
+    order = numpy_generator("shuffled prompts", config.seed).permutation(len(clips))
+    other = {int(index): int(following) for index, following in zip(order, np.roll(order, 1), strict=True)}
+    return [next(iter(clips[other[index]].video.captions), "") for index in range(len(clips))]
 
 
 class _Actor:
@@ -150,10 +164,17 @@ class _Actor:
             if name == RECONSTRUCTION:
                 row["psnr"] = psnr(original[i], videos[i])
             if config.shapes:
-                row |= shape_measures(videos[i], clip["video"]["label"])
+                row |= self._shape_measures(videos[i], clip["video"], task["other_prompts"][i])
             rows.append(row)
         self.progress.add.remote(len(rows))
         return rows
+
+    def _shape_measures(self, video: np.ndarray, record: dict[str, Any], other_prompt: str) -> dict[str, float]:
+        """Measures of a synthetic video: by its class, or by the first of its captions."""
+        if not record["captions"]:
+            return shape_measures(video, record["label"])
+        prompt = record["captions"][0]
+        return shape_measures(video, asked_class(prompt)) | prompt_measures(video, prompt, other_prompt)
 
     def _decode(self, clip: dict[str, Any]) -> np.ndarray:
         start, stride, fps, config = int(clip["start"]), int(clip["stride"]), float(clip["fps"]), self.config

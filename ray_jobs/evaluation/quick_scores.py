@@ -11,6 +11,7 @@ from ardiff.config import fingerprint
 from ardiff.metrics.controls import CONTROLS
 from ardiff.metrics.distances import Frechet, SetDistance
 from ardiff.metrics.networks.random3d import NUM_FEATURES, RandomVideoFeatures, scale_features
+from ardiff.metrics.prompts import PROMPT_MEASURES
 from ardiff.metrics.protocol import Protocol
 from ardiff.metrics.scores import SetScore
 from ardiff.metrics.sets.fvd import STYLEGANV as FVD
@@ -23,7 +24,9 @@ from ray_jobs.evaluation.quick import I3D, REAL, REFERENCE, Sets, resolution_of
 
 DISTANCE = Frechet(ddof=1)
 """The distance between random features."""
-MEASUREMENTS = {**dict.fromkeys(SHAPE_MEASURES, "mean over videos"), "psnr": "of all pixels, mean over videos"}
+SHARES = (*PROMPT_MEASURES, *SHAPE_MEASURES)
+"""The metrics that are shares of videos or of their frames."""
+MEASUREMENTS = {**dict.fromkeys(SHARES, "mean over videos"), "psnr": "of all pixels, mean over videos"}
 """The metrics that are means over the videos of a set, with what a protocol records as their feature."""
 
 
@@ -145,7 +148,7 @@ def _score_measurements(config: QuickConfig, scores: list[SetScore], rows: dict[
         }
         for score in (s for s in scores if s.metric == "distance" and s.set in means):
             mean, uncertainty = means[score.set]
-            is_share = metric in SHAPE_MEASURES
+            is_share = metric in SHARES
             protocol = replace(
                 score.protocol, metric=metric, network="none", weights="none", feature=feature, ddof=0,
                 value_range="0 to 255",
