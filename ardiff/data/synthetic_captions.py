@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ardiff.data.synthetic import CLASSES, DIRECTIONS, SIZES, SPEEDS, Scene
+from ardiff.data.synthetic import CLASSES, DIRECTIONS, SIZES, SPEEDS, Scene, is_held_out
 
 COLOUR_NAMES = ("red", "orange", "yellow", "green", "blue", "purple")
 """Names of ``COLOURS``, in their order."""
@@ -66,3 +66,11 @@ def read_caption(caption: str) -> Attributes:
         direction=named(tuple(DIRECTIONS)),
         speed=named(tuple(SPEEDS)),
     )
+
+
+def asks_for_held_out(caption: str) -> bool:
+    """Whether a caption names a shape in a colour that no training video has."""
+    asked = read_caption(caption)
+    if asked.shape is None or asked.colour is None:
+        return False
+    return is_held_out(CLASSES.index(asked.shape), COLOUR_NAMES.index(asked.colour))
