@@ -24,6 +24,7 @@ from ardiff.sweep.models import SweptModel
 from ardiff.sweep.specs import Record, VideoSpec, find_complete, make_spec
 from ray_jobs.generation.actors import generate_videos
 from ray_jobs.generation.config import GenerateConfig, VideoSets
+from ray_jobs.generation.prompts import read_prompts
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.stages import record_run, stage
 

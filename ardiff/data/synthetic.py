@@ -25,7 +25,7 @@ COLOURS = np.array(
     ]
 )
 BACKGROUND = 0.1
-SIZES = {"small": 0.7, "large": 1.0}
+SIZES = {"small": 0.8, "large": 1.0}
 """Sizes of captioned scenes, as a share of the configured radius."""
 DIRECTIONS = {"left and right": (0.0, 1.0), "up and down": (1.0, 0.0), "diagonally": (0.5**0.5, 0.5**0.5)}
 """Directions of captioned scenes, y and x. A wall turns one around, so it has no sign."""
