@@ -13,12 +13,21 @@ from typing import Any
 
 import numpy as np
 import ray.data
+from rich.markup import escape
 
 from ardiff.cli import main
 from ardiff.data import storage
 from ardiff.data.clips import read_clips
 from ardiff.data.config import SyntheticConfig
-from ardiff.data.discovery import describe_suffixes, discover, probe_record, reuse_probe, summarize, with_error
+from ardiff.data.discovery import (
+    describe_suffixes,
+    discover,
+    probe_record,
+    reuse_probe,
+    summarize,
+    summarize_captions,
+    with_error,
+)
 from ardiff.data.encode import contact_sheet
 from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, write_errors
 from ardiff.data.layouts import LayoutName
@@ -55,6 +64,9 @@ class PrepareConfig:
     """File that lists the test videos. Videos on neither list are skipped."""
     test_fraction: float = 0.1
     """Share of test videos for the layout ``folders``, unless the source has train and test folders."""
+    caption_column: str = ""
+    """Column with captions, of lists of videos and of ``metadata.csv``, ``.jsonl`` and ``.parquet`` beside the videos.
+    Empty: ``text``, ``caption`` or ``captions``."""
     frame_fps: float = 25.0
     """Frame rate of folders of pictures."""
     max_bad_fraction: float = 0.5
@@ -100,6 +112,8 @@ def run(config: PrepareConfig, key: str = "") -> None:
         good = [r for r in records if r.status == "ok"]
         classes = len({r.label for r in good})
         record.note = f"{len(good)} videos, {sum(r.num_frames for r in good)} frames, {classes} classes, {len(bad)} bad"
+        if any(r.captions for r in good):
+            record.note += f"; {summarize_captions(good)}"
 
 
 def find_videos(config: PrepareConfig, source: str) -> list[VideoRecord]:
@@ -107,12 +121,14 @@ def find_videos(config: PrepareConfig, source: str) -> list[VideoRecord]:
     lists = None
     if config.train_list is not None and config.test_list is not None:
         lists = config.train_list, config.test_list
-    found = discover(source, config.output, config.layout, config.test_fraction, lists)
+    found = discover(source, config.output, config.layout, config.test_fraction, lists, config.caption_column)
     if found.unmatched:
         lines, examples = len(found.unmatched), "; ".join(found.unmatched[:3])
         print_line(f"[yellow]{lines} lines of the lists[/] match no video of {source}, such as {examples}")
     if found.ignored:
         print_line(f"[yellow]not taken:[/] {describe_suffixes(found.ignored)}")
+    for line in found.omitted_captions:
+        print_line(f"[yellow]captions:[/] {escape(line)}")
     return found.records
 
 
