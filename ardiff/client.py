@@ -24,7 +24,7 @@ import httpx
 
 from ardiff.config import field_documentation
 from ardiff.errors import ArdiffError
-from ardiff.sampling.params import FROM_INPUT, SamplingParams
+from ardiff.sampling.params import FROM_INPUT, SamplingParams, as_conditions
 
 ENDED = ("completed", "failed", "cancelled", "expired")
 
@@ -121,8 +121,12 @@ class Client:
 
     def _body(self, reference: str | Path | None, settings: dict[str, Any]) -> dict[str, Any]:
         fields = {name: value for name, value in settings.items() if value is not None}
+        if "conditions" in fields:
+            changes = as_conditions(fields["conditions"])
+            fields["conditions"] = [{"frame": change.frame, **change.changes()} for change in changes]
         if reference is None:
             return {"json": fields}
+        fields = {name: json.dumps(value) if isinstance(value, list) else value for name, value in fields.items()}
         try:
             data = Path(reference).read_bytes()
         except OSError as error:
@@ -238,12 +242,24 @@ def _request_options() -> dict[str, dict[str, Any]]:
         hint = hints[name]
         if type(None) in typing.get_args(hint):  # of an optional type, the type itself
             hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
-        options[name] = {"choices": choices} if choices else {"type": hint}
+        match typing.get_origin(hint):
+            case None:
+                options[name] = {"type": hint}
+            case origin if origin is Literal:
+                options[name] = {"choices": typing.get_args(hint)}
+            case _:
+                options[name] = {"type": _json_value, "metavar": "JSON"}
         options[name]["help"] = documentation[name].replace("%", "%%")
     options["class_label"] |= {"type": str, "help": "class index or name"}
     options["seed"]["help"] = "seed of the noise (default: the service draws one)"
     return options
+
+
+def _json_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

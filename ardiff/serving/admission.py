@@ -147,7 +147,7 @@ def resolve(request: RequestBase, model: ModelRunner, config: ServiceConfig) -> 
     values["class_label"] = _class_index(request.class_label, model.info)
     values["seed"] = secrets.randbelow(2**31) if request.seed is None else request.seed
     names = [f.name for f in fields(SamplingParams) if f.name in values]
-    return _check(SamplingParams(**{name: values[name] for name in names}), model)
+    return _check(SamplingParams.from_dict({name: values[name] for name in names}), model)
 
 
 def _check(params: SamplingParams, model: ModelRunner) -> SamplingParams:

@@ -52,7 +52,7 @@ class JobRecord:
     @property
     def sampling(self) -> SamplingParams:
         """The sampling parameters."""
-        return SamplingParams(**self.params)
+        return SamplingParams.from_dict(self.params)
 
     @property
     def ended(self) -> bool:

@@ -1,11 +1,12 @@
 """Requests and responses of the HTTP API. Their sampling parameters are the fields of :class:`SamplingParams`."""
 
+import json
 import typing
 from collections.abc import Sequence
-from dataclasses import asdict, fields
-from typing import Any, Literal
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from ardiff.config import field_documentation
 from ardiff.sampling.params import FROM_INPUT, SamplingMode, SamplingParams
@@ -21,10 +22,37 @@ def _sampling_fields(known: type[BaseModel], excluded: Sequence[str] = ()) -> di
     """Pydantic fields for those of SamplingParams that ``known`` does not define."""
     hints, documentation = typing.get_type_hints(SamplingParams), field_documentation(SamplingParams)
     return {
-        f.name: (hints[f.name], Field(f.default, description=documentation[f.name]))
+        f.name: (_field_type(hints[f.name]), Field(f.default, description=documentation[f.name]))
         for f in fields(SamplingParams)
         if f.name not in known.model_fields and f.name not in excluded
     }
+
+
+def _field_type(hint: Any) -> Any:
+    """The type of a field in requests and responses: a tuple of dataclasses is a list of objects, in forms as JSON."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is not tuple or not is_dataclass(args[0]):
+        return hint
+    hints, documentation = typing.get_type_hints(args[0]), field_documentation(args[0])  # type: ignore[arg-type]
+    nested: dict[str, Any] = {
+        f.name: (hints[f.name], Field(... if f.default is MISSING else f.default, description=documentation[f.name]))
+        for f in fields(args[0])
+    }
+    model = create_model(
+        args[0].__name__,  # type: ignore[union-attr]
+        __doc__=args[0].__doc__,
+        __config__=ConfigDict(extra="forbid"),
+        **nested,
+    )
+    return Annotated[list[model], BeforeValidator(_parse_json)]  # type: ignore[valid-type]
+
+
+def _parse_json(value: Any) -> Any:
+    """The value of a form's field, which is text."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
 
 
 class RequestBase(BaseModel):
