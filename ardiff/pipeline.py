@@ -20,6 +20,7 @@ from ardiff import hub
 from ardiff.config import to_dict
 from ardiff.data import storage
 from ardiff.data.latents import LatentStatistics
+from ardiff.data.texts import TextSource
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.solvers import model_timesteps
@@ -42,7 +43,7 @@ from ardiff.sampling.params import (
     validate,
 )
 from ardiff.sampling.request import EncodedPrompt, SampleRequest
-from ardiff.sampling.text import Encoder, PromptEncoder, TextSource
+from ardiff.sampling.text import Encoder, PromptEncoder
 from ardiff.vae import ARAutoencoder, DecoderCache
 
 KIND = "ar-diffusion-pipeline"

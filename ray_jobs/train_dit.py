@@ -6,20 +6,18 @@ python -m ray_jobs.train_dit --config configs/quickstart/train_dit.yaml train.op
 import functools
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ardiff.cli import main
-from ardiff.config import build, fingerprint
+from ardiff.config import fingerprint
 from ardiff.data.latents import LatentSet
 from ardiff.data.manifest import read_manifest
-from ardiff.data.texts import TextSet
 from ardiff.models import make_dit
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import derive_seed
-from ardiff.sampling.text import TextSource
 from ardiff.train.export import describe_dit
 from ardiff.train.initial import initialise_dit
 from ardiff.train.tasks import DiTTask
@@ -66,9 +64,7 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
             stream=stream,
             make_task=functools.partial(make_task, config, latents),
             record=functools.partial(record_run, config.output, config),
-            description=describe_dit(
-                config.dit, config.diffusion, latents, class_names, texts and text_source(texts[1])
-            ),
+            description=describe_dit(config.dit, config.diffusion, latents, class_names, texts and texts[1].encoder),
             result=config.pipeline,
             resume=config.resume,
         )
@@ -76,11 +72,6 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
             history = run_training(job)
             record.note = loss_note(history)
             record.results = {"history": history}
-
-
-def text_source(texts: TextSet) -> TextSource:
-    """The encoder of the captions, as the pipeline records it for prompts."""
-    return build(TextSource, {name: value for name, value in asdict(texts.encoder).items() if name != "dim"})
 
 
 def make_task(config: TrainDiTConfig, latents: LatentSet) -> DiTTask:

@@ -8,12 +8,12 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ardiff.data.texts import TextSource
 from ardiff.errors import CheckpointError
 from ardiff.sampling.config import LongPrompts
 from ardiff.sampling.params import InvalidParamError, SamplingParams
@@ -41,23 +41,6 @@ class Encoder(Protocol):
 
     def too_long(self, text: str) -> bool:
         """Whether a text has more than ``max_tokens`` tokens."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextSource:
-    """The text encoder with which a model was trained, as its folder records it."""
-
-    uri: str
-    """A folder, local or ``s3://``, or the id of a model hub."""
-    fingerprint: str
-    max_tokens: int
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of its weights."""
-
-    @classmethod
-    def of(cls, encoder: Encoder) -> "TextSource":
-        """That of a loaded encoder."""
-        return cls(uri=encoder.uri, fingerprint=encoder.fingerprint, max_tokens=encoder.max_tokens)
 
 
 def load_encoder(uri: str, device: torch.device, dtype: torch.dtype, max_tokens: int) -> Encoder:
@@ -88,7 +71,9 @@ class PromptEncoder:
         self._lock = threading.Lock()
         if encoder is not None:
             self._encoder = self._checked(encoder)
-            self.source = source or TextSource.of(encoder)
+            self.source = source or TextSource(
+                uri=encoder.uri, fingerprint=encoder.fingerprint, dim=encoder.dim, max_tokens=encoder.max_tokens
+            )
 
     @property
     def max_tokens(self) -> int:

@@ -17,13 +17,13 @@ from torch import Tensor
 from ardiff.config import to_dict
 from ardiff.data import storage
 from ardiff.data.latents import LatentSet, LatentStatistics, vae_fingerprint
+from ardiff.data.texts import TextSource
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiTConfig
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import build_config, load_autoencoder, save_autoencoder
-from ardiff.sampling.text import TextSource
 from ardiff.train.checkpoint import read_state
 from ardiff.train.shards import ShardReader
 from ardiff.vae import AutoencoderConfig
