@@ -87,7 +87,7 @@ def test_each_text_is_encoded_once_and_alone(pipeline: ARDiffusionPipeline, enco
 def test_the_folder_records_the_encoder(pipeline: ARDiffusionPipeline, load_toy: Any, tmp_path: Path) -> None:
     pipeline.save_pretrained(str(tmp_path))
     recorded = json.loads((tmp_path / "config.json").read_text())["text_encoder"]
-    assert recorded == {"uri": "toy", "fingerprint": "f00d", "max_tokens": 8, "dtype": "float32"}
+    assert recorded == {"uri": "toy", "fingerprint": "f00d", "dim": 5, "max_tokens": 8, "dtype": "float32"}
     loaded = ARDiffusionPipeline.from_pretrained(str(tmp_path))
     latents(loaded, class_label=1)
     assert load_toy == []  # not before the first prompt

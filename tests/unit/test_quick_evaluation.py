@@ -12,13 +12,14 @@ import pytest
 from ardiff.data.manifest import VideoRecord
 from ardiff.errors import ArdiffError, ConfigError
 from ardiff.metrics.compare import comparable
+from ardiff.metrics.prompts import PROMPT_MEASURES
 from ardiff.metrics.scores import SetScore, read_scores, table, write_scores
 from ardiff.metrics.shapes import SHAPE_MEASURES
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import Clip, Dataset
 from ray_jobs.evaluation.quick import has_fvd, resolution_of
 from ray_jobs.evaluation.quick_scores import compute_scores, describe, summarize
-from ray_jobs.reports.quickstart import _score, _share_lines, _share_tables
+from ray_jobs.reports.quickstart import _prompt_lines, _prompt_tables, _score, _shape_tables, _share_lines
 
 COUNT, WITH_I3D = 12, 4
 SHIFTS = {"reference": 0.0, "real": 0.0, "ar-step-5": 0.5, "noise": 4.0, "shuffled frames": 2.0}
@@ -134,7 +135,7 @@ def test_tables_and_the_report_lead_with_frames_and_motion_and_not_with_the_vote
     assert "asked class: 50 to 100 %; neighbouring frames that show the same shape: 38 to 100 %" in identity
     assert "motion checks: 25 to 100 % (one object 100 %, " in motion
     assert "recognised" not in identity + motion
-    [shown] = _share_tables(sets)
+    [shown] = _shape_tables(sets)
     assert shown.header == ["set", *SHAPE_MEASURES]
     assert shown.rows[-1][:3] == ["ar-step-5", "50", "38"]
 
@@ -144,7 +145,7 @@ def test_scores_of_earlier_versions_are_read_and_not_compared(tmp_path: Path) ->
     old = {"distance": 20.0, "recognised": 0.9, "motion": 0.5, "psnr": 30.0}
     assert describe(old) == "PSNR 30.0 dB"
     assert _share_lines({"real": old, "ar-step-5": old}, ["ar-step-5"]) == []
-    assert _share_tables({"real": old}) == []
+    assert _shape_tables({"real": old}) == []
     scores, _ = scored()
     [score] = [s for s in scores if (s.set, s.metric) == ("real", "distance")]
     earlier = replace(score, protocol=replace(score.protocol, weights="random3d-seed0-v1"))
@@ -169,3 +170,19 @@ def test_videos_are_of_oneresolution_of() -> None:
     with pytest.raises(ConfigError, match="different sizes"):
         resolution_of(QuickConfig(), mixed)
     assert resolution_of(QuickConfig(resolution=32), mixed) == "32x32"
+
+
+def test_the_report_of_a_model_with_prompts_leads_with_them() -> None:
+    shares = dict.fromkeys(PROMPT_MEASURES, 0.9)
+    sets = {name: dict(shares) for name in ("real", "ar-step-0", "ar-step-5", "ar-step-5-held-out")}
+    sets["ar-step-0"]["prompt followed"] = 0.5
+    sets["ar-step-5-held-out"]["prompt followed"] = 0.25
+    models = [name for name in sets if name != "real"]
+    seen, held_out = _prompt_lines(sets, models)
+    assert "asked colour: 50 to 90 %" in seen
+    assert "25 %" in held_out
+    assert len(_prompt_lines(sets, models[:2])) == 1
+    assert _prompt_lines({"real": {}, "ar-step-5": {}}, ["ar-step-5"]) == []
+    [table] = _prompt_tables(sets)
+    assert [row[0] for row in table.rows] == ["real", "ar-step-5", "ar-step-0", "ar-step-5-held-out"]
+    assert _prompt_tables({"real": {}}) == []
