@@ -9,7 +9,7 @@ import ray.data
 from ardiff.data import storage
 from ardiff.data.discovery import group_files, probe_record, unprobed_record
 from ardiff.data.layouts import Assignment
-from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manifest, usable
+from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manifest, record_of, usable
 from ardiff.data.storage import StoredFile
 from ardiff.errors import ConfigError, DataError
 from ardiff.randomness import numpy_generator
@@ -92,7 +92,7 @@ def open_videos(dataset: Dataset, split: Split, min_frames: int, fps: float = 0.
     records: list[VideoRecord] = []
     with progress_bar(f"probing {dataset.name}", len(rows), "video") as bar:
         for row in ray.data.from_items(rows, override_num_blocks=blocks).map(_probe, num_cpus=0.5).iter_rows():
-            records.append(VideoRecord(**row))
+            records.append(record_of(row))
             bar.update(len(records))
     bad = [r for r in records if r.status != "ok"]
     if bad:
@@ -104,7 +104,7 @@ def open_videos(dataset: Dataset, split: Split, min_frames: int, fps: float = 0.
 
 
 def _probe(row: dict[str, Any]) -> dict[str, Any]:
-    return asdict(probe_record(VideoRecord(**row), frame_fps=0.0))
+    return asdict(probe_record(record_of(row), frame_fps=0.0))
 
 
 def real_clips(

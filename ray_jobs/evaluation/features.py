@@ -11,7 +11,7 @@ import torch
 
 from ardiff.data import storage
 from ardiff.data.clips import read_clip
-from ardiff.data.manifest import VideoRecord
+from ardiff.data.manifest import record_of
 from ardiff.errors import DataError
 from ardiff.metrics.features import VideoFeatures
 from ardiff.metrics.store import ClipFeatures, FeatureStore, StoredClip
@@ -154,7 +154,7 @@ def _decode(batch: dict[str, Any], num_frames: int, resolution: int | None) -> d
     """Adds the frames, uint8 ``(n, F, H, W, 3)`` or ``(n, 2, F, H, W, 3)``, and a hash of each clip's pixels."""
     videos, hashes = [], []
     for clip in batch["clips"]:
-        records = [VideoRecord(**side) for side in (clip["original"], clip["video"]) if side is not None]
+        records = [record_of(side) for side in (clip["original"], clip["video"]) if side is not None]
         start, stride, fps = int(clip["start"]), int(clip["stride"]), float(clip["fps"])
         sides = [read_clip(r, start, num_frames, stride, resolution, fps) for r in records]
         hashes.append(":".join(hashlib.sha256(side.tobytes()).hexdigest() for side in sides))

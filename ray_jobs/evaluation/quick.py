@@ -12,7 +12,7 @@ import ray.data
 import torch
 
 from ardiff.data.clips import read_clip
-from ardiff.data.manifest import VideoRecord
+from ardiff.data.manifest import record_of
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.errors import ConfigError
 from ardiff.metrics.controls import CONTROLS
@@ -157,7 +157,7 @@ class _Actor:
 
     def _decode(self, clip: dict[str, Any]) -> np.ndarray:
         start, stride, fps, config = int(clip["start"]), int(clip["stride"]), float(clip["fps"]), self.config
-        return read_clip(VideoRecord(**clip["video"]), start, config.num_frames, stride, config.resolution, fps)
+        return read_clip(record_of(clip["video"]), start, config.num_frames, stride, config.resolution, fps)
 
     def _derive(self, name: str, videos: np.ndarray, first: int) -> np.ndarray:
         """The videos of the set ``name``, from real ones if it is a derived set."""

@@ -14,6 +14,7 @@ import torch
 from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.manifest import VideoRecord
+from ardiff.data.packages import cache_folder
 from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.features import VideoFeatures
 from ardiff.metrics.protocol import VERSION, Protocol
@@ -21,7 +22,6 @@ from ardiff.metrics.registry import MetricSpec, State
 from ardiff.metrics.scores import SetScore
 from ardiff.metrics.store import FeatureStore, StoredClip
 from ardiff.metrics.uncertainty import Baseline, Resampling, Uncertainty, real_vs_real
-from ardiff.metrics.weights import cache_folder
 from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.datasets import Clip, OpenDataset, codecs, common_size, generated_clips, real_clips
 from ray_jobs.evaluation.features import ClipSet, Extracted, Measure, Workers, data_keys, extract

@@ -17,8 +17,8 @@ BLOCK_EXTRAS = """
 import sys
 
 BLOCKED = (
-    "aiohttp deepspeed fastapi httpx jinja2 matplotlib pandas prometheus_client pydantic ray requests rich scipy"
-    " starlette tensorboard"
+    "aiohttp deepspeed fastapi httpx huggingface_hub jinja2 matplotlib pandas prometheus_client pydantic ray requests"
+    " rich scipy starlette tensorboard tokenizers transformers"
 ).split()
 
 class Blocker:
@@ -109,7 +109,17 @@ def test_the_bare_wheel_generates_in_an_empty_environment(
     run(*pip, "install", "--quiet", "--constraint", source / "constraints.txt", wheel)
     installed = {line.partition("==")[0].lower() for line in run(*pip, "freeze").stdout.splitlines()}
     assert "torch" in installed
-    assert not installed & {"ray", "deepspeed", "fastapi", "pydantic", "matplotlib", "pandas", "rich", "scipy"}
+    assert not installed & {
+        "ray",
+        "deepspeed",
+        "fastapi",
+        "pydantic",
+        "matplotlib",
+        "pandas",
+        "rich",
+        "scipy",
+        "transformers",
+    }
     make_pipeline().save_pretrained(str(tmp_path / "pipeline"))
     run(python, "-c", GENERATE, tmp_path / "pipeline", tmp_path / "video.mp4", cwd=tmp_path)
     assert count_frames(tmp_path / "video.mp4") == 8
