@@ -6,14 +6,17 @@ Shapes: B videos, F frames, H W pixels, L tokens, D latent width.
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from einops import repeat
 from torch import Tensor
 
+from ardiff import hub
 from ardiff.config import to_dict
 from ardiff.data import storage
 from ardiff.data.latents import LatentStatistics
@@ -22,9 +25,10 @@ from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.solvers import model_timesteps
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
+from ardiff.model_card import ModelCard, write_card
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.output import OutputType, VideoOutput, check_output, draw_seeds, to_output
-from ardiff.pretrained import CONFIG, build_config, load_weights, local_folder, read_config, write_model
+from ardiff.pretrained import CONFIG, build_config, find_model, load_weights, local_folder, read_config, write_model
 from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.control import Apply, Encode, LiveControl
 from ardiff.sampling.engine import SamplingEngine
@@ -94,17 +98,27 @@ class ARDiffusionPipeline:
         device: str | torch.device = "cpu",
         torch_dtype: torch.dtype = torch.float32,
         engine: EngineConfig | None = None,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = True,
         text_encoder: str | None = None,
     ) -> ARDiffusionPipeline:
-        """Loads a folder that :meth:`save_pretrained` has written, local or ``s3://``, with weights of ``torch_dtype``.
+        """Loads a pipeline that :meth:`save_pretrained` or :meth:`push_to_hub` has written.
 
-        The text encoder is loaded at the first prompt, from the place that the folder records or from
-        ``text_encoder``, and checked then.
+        Args:
+            uri: A folder, local or ``s3://``, or the name ``org/name`` of a hub repository. A local folder of that name
+                comes first, then the hub's cache.
+            device, torch_dtype: Of the weights.
+            engine: As in the constructor.
+            revision: Branch, tag or commit of a hub repository.
+            local_files_only: False allows to download a repository that is not in the cache.
+            text_encoder: Where the text encoder is, if not where the folder says. It is loaded at the first prompt, and
+                checked then.
 
         Raises:
             CheckpointError: The pipeline is missing or incomplete, or its weights do not fit its configuration.
         """
-        with local_folder(uri) as folder:
+        with local_folder(find_model(uri, revision, local_files_only)) as folder:
             config = read_config(folder, KIND)
             vae = make_autoencoder(build_config(AnyAutoencoderConfig, config["vae"]))
             dit = make_dit(build_config(AnyDiTConfig, config["dit"]))
@@ -122,8 +136,11 @@ class ARDiffusionPipeline:
                 source,
             ).to(device, torch_dtype)
 
-    def save_pretrained(self, uri: str) -> None:
-        """Writes ``config.json``, ``vae.safetensors`` and ``dit.safetensors`` to a folder, local or ``s3://``."""
+    def save_pretrained(self, uri: str, card: ModelCard | None = None, name: str = "") -> None:
+        """Writes ``config.json``, ``vae.safetensors`` and ``dit.safetensors`` to a folder, local or ``s3://``.
+
+        With ``card`` it also writes ``README.md``, the card of the model ``name``, and ``sheet.png`` if there is one.
+        """
         config = {
             "kind": KIND,
             "vae": to_dict(self.vae.config),
@@ -135,7 +152,40 @@ class ARDiffusionPipeline:
         if self.text.source is not None:
             config["text_encoder"] = to_dict(self.text.source)
         modules = {"vae": dict(self.vae.named_parameters()), "dit": dict(self.dit.named_parameters())}
+        if card is not None:
+            write_card(uri, name or uri.rstrip("/").rpartition("/")[2], config, card)
         write_model(uri, config, modules)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        card: ModelCard | None = None,
+        *,
+        revision: str | None = None,
+        private: bool = False,
+        commit_message: str = "Upload of a pipeline by ardiff",
+        token: str | None = None,
+    ) -> str:
+        """Uploads the pipeline with a model card to a hub repository, which is created if it is missing.
+
+        Args:
+            repo_id: ``org/name``.
+            card: What the model card says beside the model's configuration.
+            revision: Branch, created if it is missing. None is the main branch.
+            private: Whether a new repository is private.
+            commit_message: Of the commit.
+            token: None takes the one that ``hf auth login`` has stored, or ``HF_TOKEN``.
+
+        Returns:
+            The hash of the commit, a ``revision`` for :meth:`from_pretrained`.
+
+        Raises:
+            CheckpointError: The hub cannot be reached, or does not allow it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card or ModelCard(), repo_id)
+            path = Path(folder)
+            return hub.upload(path, repo_id, revision=revision, private=private, message=commit_message, token=token)
 
     def to(self, *args: Any, **kwargs: Any) -> ARDiffusionPipeline:
         """Moves both models to a device, converts their weights to a dtype, or both: the arguments of

@@ -147,6 +147,8 @@ class ModelRunner:
         """Jobs that enter the engine now. Those of a failed iteration run group by group before others enter."""
         if self._retries:
             source, count = self._retries, 0 if self._active else self._group_size
+        elif self._waiting and self._waiting[0].job.record.crashes:
+            source, count = self._waiting, 0 if self._active else 1
         else:
             source, count = self._waiting, self.config.engine.max_requests - len(self._active)
         chosen = [source.popleft() for _ in range(min(count, len(source)))]

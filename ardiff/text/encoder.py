@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,7 +56,13 @@ class TextTokenizer:
 
     def too_long(self, text: str) -> bool:
         """Whether the text has more than ``max_tokens`` tokens and is truncated."""
-        return len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"]) > self.max_tokens
+        return self.lengths([text])[0] > self.max_tokens
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before it is truncated."""
+        if not texts:
+            return []
+        return list(map(len, self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]))
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token indices int64 ``(n, M)`` padded to the longest text, and mask bool ``(n, M)``, True for a token."""
@@ -103,6 +110,27 @@ class TextEncoder(TextTokenizer):
         indices, mask = (tensor.to(device) for tensor in self.tokens(texts))  # (n, M)
         states = self.model(input_ids=indices, attention_mask=mask.long()).last_hidden_state.float()  # (n, M, E)
         return states * mask[..., None], mask
+
+    def stored_states(self, texts: Sequence[str], batch_size: int) -> list[np.ndarray]:
+        """The token states of each text without padding, float16 ``(M, E)``, computed in batches of similar lengths.
+
+        Raises:
+            ArdiffError: A state is not finite, which happens if the encoder overflows in float16.
+        """
+        result: list[np.ndarray] = [np.empty(0)] * len(texts)
+        lengths = self.lengths(texts)
+        order = sorted(range(len(texts)), key=lengths.__getitem__)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            states, mask = self([texts[index] for index in batch])
+            for index, rows, valid in zip(batch, states.half().cpu(), mask.cpu(), strict=True):
+                result[index] = rows[valid].numpy()
+                if not np.isfinite(result[index]).all():
+                    raise ArdiffError(
+                        f"The text encoder {self.uri} overflows for '{texts[index]:.80}': set text.dtype to float32 or "
+                        "bfloat16."
+                    )
+        return result
 
 
 def _read_tokenizer(uri: str, max_tokens: int) -> tuple[Path, Any, Any, int]:
