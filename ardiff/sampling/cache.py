@@ -135,8 +135,8 @@ class FrameCache:
         for slot, query in enumerate(q.split(keys.shape[0]), first):
             oldest = 0 if self.band is None else max(0, slot - self.band + 1)
             first, end = (self.prefix + frame * self.tokens for frame in (oldest, slot + 1))
-            seen = [self._span(tensor, first, end) for tensor in (keys, values)]
-            outputs.append(nn.functional.scaled_dot_product_attention(query, *seen))
+            seen_keys, seen_values = (self._span(tensor, first, end) for tensor in (keys, values))
+            outputs.append(nn.functional.scaled_dot_product_attention(query, seen_keys, seen_values))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _span(self, tensor: Tensor, first: int, end: int) -> Tensor:
