@@ -4,7 +4,8 @@ BIN    := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --durations=20
 SPREAD := -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow'
 
-.PHONY: help setup s3-server sdk-clients chromium test-setup quickstart lint types check test test-slow docs constraints clean
+.PHONY: help setup s3-server sdk-clients chromium test-setup quickstart lint types check test test-slow docs licenses \
+	constraints clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -63,6 +64,9 @@ test-slow: test-setup ## the slow tests: run them before a release
 
 docs: setup ## build the site of docs/ to build/site, and fail on broken links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+licenses: setup ## print the license of every installed package
+	@$(BIN)/python .ci/licenses.py
 
 constraints: ## write constraints.txt from the packages in .venv
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -v -e '^ardiff' -e '^pip==' -e '^setuptools==' | sed 's/+cpu//'; } > constraints.tmp && mv constraints.tmp constraints.txt

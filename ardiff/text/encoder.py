@@ -146,8 +146,8 @@ def _read_tokenizer(uri: str, max_tokens: int) -> tuple[Path, Any, Any, int]:
             f"{uri} is no text encoder that the package transformers can read ({_first_line(error)}): give a folder "
             "with its configuration, safetensors weights and tokenizer."
         ) from error
-    config = getattr(config, "text_config", config)  # CLIP has an encoder of images beside that of text
-    limit = getattr(config, "max_position_embeddings", None) or UNLIMITED
+    config = config.get_text_config()  # CLIP has an encoder of images beside that of text
+    limit = config.max_position_embeddings if hasattr(config, "max_position_embeddings") else UNLIMITED
     if config.model_type in LEARNED_OFFSET:
         limit -= config.pad_token_id + 1
     if tokenizer.pad_token is None:

@@ -37,6 +37,8 @@ def test_docstrings_are_shown_without_markup(site: Path) -> None:
     assert "A local folder of that name" in page
     texts = [path.read_text() for path in site.glob("api/*/index.html")]
     assert [re.findall(":(?:class|func|meth|mod|data):", text) for text in texts] == [[]] * len(texts)
+    assert '<pre><code>pipeline = ARDiffusionPipeline.from_pretrained("runs/quickstart/pipeline")' in page
+    assert not any("<blockquote>" in text for text in texts)
 
 
 def test_pages_load_nothing_from_other_hosts(site: Path) -> None:
