@@ -28,12 +28,14 @@ class Encoder(Protocol):
     """A frozen text encoder."""
 
     uri: str
-    fingerprint: str
-    """Of weights, tokenizer, configuration and ``max_tokens``."""
     dim: int
     """Width of a token state, E."""
     max_tokens: int
     """Tokens of a text at most; further ones are cut off."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of weights, tokenizer, configuration and ``max_tokens``."""
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token states, float32 ``(n, M, E)``, and their mask, bool ``(n, M)``, True for a token."""
