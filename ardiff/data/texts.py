@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,18 +37,17 @@ _READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextSource:
-    """The text encoder of a set of texts, and of a model that was trained with them."""
+class UsedEncoder:
+    """The encoder of a set of texts."""
 
     uri: str
-    """A folder, local or ``s3://``, a name that ``ardiff weights fetch`` knows, or a repository of the hub."""
+    """Where it was found."""
     fingerprint: str
-    """Of weights, tokenizer, configuration and ``max_tokens``."""
     dim: int
     """Width of a token state, E."""
     max_tokens: int
     """Most tokens of a text."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: str
     """Precision of its weights."""
 
 
@@ -56,7 +55,7 @@ class TextSource:
 class TextSet:
     """The description of a set of texts."""
 
-    encoder: TextSource
+    encoder: UsedEncoder
     longest: int
     """Tokens of the longest caption of a video, M: training pads all captions to it."""
     files: list[str]
@@ -107,7 +106,7 @@ def read_texts(folder: str) -> TextSet:
     uri = storage.join(folder, DESCRIPTION)
     try:
         fields = json.loads(storage.read_bytes(uri))
-        return TextSet(**{**fields, "encoder": TextSource(**fields["encoder"])})
+        return TextSet(**{**fields, "encoder": UsedEncoder(**fields["encoder"])})
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{uri} does not describe a set of texts ({error}): run `ardiff encode` again.") from error
 
@@ -173,7 +172,7 @@ def read_index(folder: str, description: TextSet) -> pa.Table:
 
 def write_texts(
     folder: str,
-    encoder: TextSource,
+    encoder: UsedEncoder,
     captions: Mapping[str, Sequence[str]],
     places: Mapping[str, Place],
 ) -> TextSet:

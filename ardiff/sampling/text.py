@@ -3,7 +3,6 @@
 Shapes: M text tokens, E their width.
 """
 
-import importlib
 import logging
 import threading
 from collections import OrderedDict
@@ -13,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ardiff.data.texts import TextSource
+from ardiff.data.texts import UsedEncoder
 from ardiff.errors import CheckpointError
 from ardiff.sampling.config import LongPrompts
 from ardiff.sampling.params import InvalidParamError, SamplingParams
@@ -29,12 +28,14 @@ class Encoder(Protocol):
     """A frozen text encoder."""
 
     uri: str
-    fingerprint: str
-    """Of weights, tokenizer, configuration and ``max_tokens``."""
     dim: int
     """Width of a token state, E."""
     max_tokens: int
     """Tokens of a text at most; further ones are cut off."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of weights, tokenizer, configuration and ``max_tokens``."""
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token states, float32 ``(n, M, E)``, and their mask, bool ``(n, M)``, True for a token."""
@@ -45,8 +46,9 @@ class Encoder(Protocol):
 
 def load_encoder(uri: str, device: torch.device, dtype: torch.dtype, max_tokens: int) -> Encoder:
     """The text encoder in a folder, a bucket or a model hub. Raises ArdiffError."""
-    encoder: Encoder = importlib.import_module("ardiff.text.encoder").TextEncoder.load(uri, device, dtype, max_tokens)
-    return encoder
+    from ardiff.text.encoder import TextEncoder  # at the first prompt only
+
+    return TextEncoder.load(uri, device, dtype, max_tokens)
 
 
 class PromptEncoder:
@@ -55,7 +57,7 @@ class PromptEncoder:
     Several threads may use it.
     """
 
-    def __init__(self, dim: int, source: TextSource | None, encoder: Encoder | None = None) -> None:
+    def __init__(self, dim: int, source: UsedEncoder | None, encoder: Encoder | None = None) -> None:
         """
         Args:
             dim: Width of the token states that the model takes, ``dit.condition_dim``.
@@ -71,8 +73,12 @@ class PromptEncoder:
         self._lock = threading.Lock()
         if encoder is not None:
             self._encoder = self._checked(encoder)
-            self.source = source or TextSource(
-                uri=encoder.uri, fingerprint=encoder.fingerprint, dim=encoder.dim, max_tokens=encoder.max_tokens
+            self.source = source or UsedEncoder(
+                uri=encoder.uri,
+                fingerprint=encoder.fingerprint,
+                dim=encoder.dim,
+                max_tokens=encoder.max_tokens,
+                dtype="float32",
             )
 
     @property

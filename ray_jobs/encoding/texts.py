@@ -14,7 +14,7 @@ from ardiff.data.texts import (
     DESCRIPTION,
     Place,
     TextSet,
-    TextSource,
+    UsedEncoder,
     read_index,
     read_texts,
     shard_bounds,
@@ -78,7 +78,7 @@ def encode_texts(
         ConfigError: The set has captions that were encoded in another precision.
     """
     folder = text_folder(latents, tokenizer.fingerprint)
-    encoder = TextSource(
+    encoder = UsedEncoder(
         uri=_absolute(tokenizer.uri),
         fingerprint=tokenizer.fingerprint,
         dim=tokenizer.dim,

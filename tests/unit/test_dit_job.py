@@ -11,7 +11,7 @@ from ardiff.config import build
 from ardiff.data.config import ClipConfig
 from ardiff.data.latents import LatentSet, LatentStatistics, latent_table, write_description
 from ardiff.data.manifest import VideoRecord
-from ardiff.data.texts import TextSource, stored_captions, text_folder, write_text_shard, write_texts
+from ardiff.data.texts import UsedEncoder, stored_captions, text_folder, write_text_shard, write_texts
 from ardiff.errors import ConfigError
 from ardiff.pretrained import save_autoencoder
 from ray_jobs.training import dit_data
@@ -44,7 +44,7 @@ def with_texts(tmp_path: Path) -> LatentSet:
 
 
 def write_captions(latents: Path, caption: str) -> None:
-    encoder = TextSource(uri="e", fingerprint="ab", dim=8, max_tokens=9, dtype="float32")
+    encoder = UsedEncoder(uri="e", fingerprint="ab", dim=8, max_tokens=9, dtype="float32")
     folder = text_folder(str(latents), "ab")
     write_text_shard(folder, [caption], [np.ones((3, 8), np.float16)])
     write_texts(folder, encoder, {"x": (caption,)}, stored_captions(folder))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy_text import ToyEncoder
 
-from ardiff.data.texts import TextSource
+from ardiff.data.texts import UsedEncoder
 from ardiff.errors import CheckpointError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling import text as sampling_text
@@ -140,7 +140,7 @@ def test_an_exported_model_keeps_its_encoder(pipeline: ARDiffusionPipeline, tmp_
     save_autoencoder(str(tmp_path / "vae"), pipeline.vae)
     key = vae_fingerprint(str(tmp_path / "vae"))
     latents_of_run = LatentSet(key, 8, 2, 4, [], [], [], pipeline.statistics, str(tmp_path / "vae"), key)
-    source = TextSource(uri="s3://bucket/encoder", fingerprint="f00d", dim=8, max_tokens=8, dtype="bfloat16")
+    source = UsedEncoder(uri="s3://bucket/encoder", fingerprint="f00d", dim=5, max_tokens=8, dtype="bfloat16")
     for text in (source, None):
         description = describe_dit(pipeline.dit.config, pipeline.diffusion, latents_of_run, [], text)
         weights = dict(pipeline.dit.named_parameters())

@@ -14,7 +14,7 @@ from ardiff.data.texts import (
     Place,
     TextIndex,
     TextSet,
-    TextSource,
+    UsedEncoder,
     find_texts,
     read_index,
     read_texts,
@@ -27,7 +27,7 @@ from ardiff.data.texts import (
 from ardiff.errors import ConfigError, DataError
 from ardiff.randomness import numpy_generator
 
-ENCODER = TextSource(uri="somewhere", fingerprint="0123456789abcdef", dim=3, max_tokens=9, dtype="float32")
+ENCODER = UsedEncoder(uri="somewhere", fingerprint="0123456789abcdef", dim=3, max_tokens=9, dtype="float32")
 CAPTIONS = {"b.mp4": ("two words", "é"), "a.mp4": ("one",), "é.mp4": ("one", "three words here", "two words")}
 
 
