@@ -219,7 +219,7 @@ def _sheet(config: GenerateConfig) -> Sheet:
 def _prompted_videos(config: GenerateConfig) -> list[Video]:
     """The first videos of a set with prompts, each below its prompt; none for a set without prompts."""
     records = [record for record in read_manifest(config.manifest)[:PROMPTED] if record.captions]
-    frames = _frames(config, len(records)) if records else []
+    frames = _frames(config, len(records)) if records else np.empty(0)
     return [
         Video(record.captions[0], _describe(config), encode_video(enlarge(video, 6), config.fps, crf=16), "video/mp4")
         for record, video in zip(records, frames, strict=True)
