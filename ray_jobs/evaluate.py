@@ -17,7 +17,15 @@ from ardiff.errors import ConfigError
 from ardiff.metrics.scores import SetScore, table, write_scores
 from ardiff.metrics.weights import find_state
 from ray_jobs.evaluation.config import EvaluateConfig
-from ray_jobs.evaluation.datasets import Dataset, OpenDataset, codecs, list_videos, open_videos
+from ray_jobs.evaluation.datasets import (
+    Dataset,
+    OpenDataset,
+    check_count,
+    codecs,
+    list_videos,
+    open_generated,
+    open_videos,
+)
 from ray_jobs.evaluation.drift import measure_drift
 from ray_jobs.evaluation.paired_metrics import score_pairs
 from ray_jobs.evaluation.set_metrics import Inputs, Weights, score_sets
@@ -38,11 +46,13 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
     """
     datasets = [list_videos(uri) for uri in config.fake]
     _check_names(datasets)
+    for dataset in datasets:
+        check_count(dataset, config.num_clips)
     real, weights = check(config)
     with ray_cluster(), stage("evaluate", config.output, key) as record:
         record_run(config.output, config)
         open_real = open_videos(real, config.split, config.span, config.fps)
-        generated = [open_videos(dataset, "test", config.num_frames) for dataset in datasets]
+        generated = [open_generated(dataset, config.num_frames) for dataset in datasets]
         for dataset in generated:
             _warn_of_codecs(config, open_real, dataset)
         inputs = Inputs(config, weights, open_real, generated)

@@ -54,6 +54,13 @@ class VideoFeatures:
         return np.concatenate(list(self))
 
     @property
+    def width(self) -> int:
+        """Features of a row, D. Raises ValueError if there is no video."""
+        for block in self:
+            return block.shape[2]
+        raise ValueError("there are no videos")
+
+    @property
     def depth(self) -> int:
         """Rows of a video, k. Raises ValueError if there is no video."""
         for block in self:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ardiff.errors import ArdiffError
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the computation of a score changes its values."""
 ProtocolName = Literal["styleganv", "ardiff-release"]
 """The published protocols. :mod:`ardiff.metrics.sets` has their metrics."""
@@ -49,6 +49,8 @@ class Protocol:
     """The split of the real clips, such as ``test``; ``folder`` for a folder."""
     real_data: str
     """Fingerprint of the real clips: their pixels and where they start."""
+    choice: str = "first by path"
+    """How the clips are chosen among the videos of both sides."""
     fps: float = 0.0
     """Frame rate at which real clips are sampled; 0 for the rate of their videos."""
     version: int = VERSION

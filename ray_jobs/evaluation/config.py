@@ -40,10 +40,10 @@ class ScoredClips:
     """Split of the real manifest: test or train. A folder has none."""
     resolution: int | None = None
     """Scale and crop frames to this height and width first. Without it, all videos must have one size."""
-    bootstrap: int = 100
-    """Resamples of the videos for the 95 % interval; 0 leaves it out."""
+    partitions: int = 16
+    """Random partitions of the videos into quarters, for the 95 % interval of distances; 0 leaves it out."""
     seed: int = 0
-    """Seed of the choice of real clips, of resampling and of controls."""
+    """Seed of the choice of real and generated clips, of partitions and of controls."""
     batch_size: int = 16
     """Clips per task. On a GPU they pass the network together."""
     max_actors: int = 2
@@ -56,8 +56,13 @@ class ScoredClips:
             raise ValueError("fps must not be negative")
         if self.resolution is not None and self.resolution < 16:
             raise ValueError(f"resolution must be at least 16, got {self.resolution}")
-        if self.bootstrap == 1 or self.bootstrap < 0:
-            raise ValueError("bootstrap must be 0 or at least 2 resamples")
+        if self.partitions < 0:
+            raise ValueError("partitions must not be negative")
+
+    @property
+    def choice(self) -> str:
+        """How clips are chosen, for protocols."""
+        return f"drawn with seed {self.seed}, balanced over classes"
 
     @property
     def span(self) -> int:

@@ -8,10 +8,11 @@ import ray.data
 
 from ardiff.data import storage
 from ardiff.data.discovery import group_files, probe_record, unprobed_record
-from ardiff.data.layouts import Assignment
+from ardiff.data.layouts import with_labels
 from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manifest, usable
 from ardiff.data.storage import StoredFile
 from ardiff.errors import ConfigError, DataError
+from ardiff.metrics.choice import draw, halves
 from ardiff.randomness import numpy_generator
 from ray_jobs.evaluation.config import ScoredClips
 from ray_jobs.runtime.progress import progress_bar
@@ -85,22 +86,61 @@ def open_videos(dataset: Dataset, split: Split, min_frames: int, fps: float = 0.
     Raises:
         DataError: No video has ``min_frames`` frames, counted at ``fps`` if given, or a video of a folder is damaged.
     """
-    if dataset.records is not None:
-        return OpenDataset(dataset, usable(dataset.records, split, min_frames, fps))
-    rows = [asdict(unprobed_record(video, Assignment("video", 0, split))) for video in dataset.videos]
+    records = _probed(dataset, split) if dataset.records is None else dataset.records
+    return OpenDataset(dataset, usable(records, split, min_frames, fps))
+
+
+def open_generated(dataset: Dataset, num_frames: int) -> OpenDataset:
+    """All videos of a generated set. None may be missing: those that a model makes badly count.
+
+    Raises:
+        DataError: A video is damaged or shorter than ``num_frames``.
+    """
+    records = _probed(dataset, "test") if dataset.records is None else dataset.records
+    _raise_if_damaged(dataset, records)
+    short = [r for r in records if r.num_frames < num_frames]
+    if short and len(short) < len(records):
+        raise DataError(
+            f"{len(short)} of {len(records)} videos in {dataset.uri} have fewer than {num_frames} frames, the first is "
+            f"{short[0].uri} ({short[0].num_frames}): generate them again, or lower --frames. The score would leave "
+            "them out."
+        )
+    return OpenDataset(dataset, usable(records, "test", num_frames))
+
+
+def check_count(dataset: Dataset, count: int) -> None:
+    """Raises DataError if a generated set lists fewer than ``count`` videos. No video is opened."""
+    listed = len(dataset.videos) if dataset.records is None else len(dataset.records)
+    if listed < count:
+        raise DataError(
+            f"{dataset.uri} has {listed} videos, but num_clips is {count}: generate more videos, or lower num_clips "
+            "for all sets that you compare."
+        )
+
+
+def _probed(dataset: Dataset, split: Split) -> list[VideoRecord]:
+    """The records of a folder's videos, probed on Ray. A video's class is the folder that it lies in."""
+    root = len(storage.absolute(dataset.uri).rstrip("/")) + 1
+    folders = [video.uri.rstrip("/")[root:].rpartition("/")[0] or "video" for video in dataset.videos]
+    assigned = with_labels([(folder, split) for folder in folders])
+    rows = [asdict(unprobed_record(video, a)) for video, a in zip(dataset.videos, assigned, strict=True)]
     blocks = min(max(len(rows) // 4, 1), 512)
     records: list[VideoRecord] = []
     with progress_bar(f"probing {dataset.name}", len(rows), "video") as bar:
         for row in ray.data.from_items(rows, override_num_blocks=blocks).map(_probe, num_cpus=0.5).iter_rows():
             records.append(VideoRecord(**row))
             bar.update(len(records))
+    _raise_if_damaged(dataset, records)
+    return records
+
+
+def _raise_if_damaged(dataset: Dataset, records: list[VideoRecord]) -> None:
     bad = [r for r in records if r.status != "ok"]
     if bad:
         raise DataError(
             f"{len(bad)} of {len(records)} videos in {dataset.uri} cannot be decoded, the first is {bad[0].uri} "
             f"({bad[0].reason}): remove or repair them, the score would leave them out."
         )
-    return OpenDataset(dataset, usable(records, split, min_frames, fps))
 
 
 def _probe(row: dict[str, Any]) -> dict[str, Any]:
@@ -110,29 +150,66 @@ def _probe(row: dict[str, Any]) -> dict[str, Any]:
 def real_clips(
     records: list[VideoRecord], count: int, config: ScoredClips, num_frames: int | None = None
 ) -> list[Clip]:
-    """``count`` clips that start at random frames: one per video, then, if videos are too few, further ones of them.
+    """``count`` clips of videos drawn at random, balanced over classes, that start at random frames.
 
-    ``num_frames`` overrides the configuration's.
+    There is one clip per video, and further ones only if there are fewer videos than clips. ``num_frames`` overrides
+    the configuration's.
     """
+    return _random_clips(draw(*_names_and_classes(records), config.seed, "real"), records, count, config, num_frames)
+
+
+def two_draws(records: list[VideoRecord], count: int, config: ScoredClips) -> tuple[list[Clip], list[Clip]]:
+    """Two exchangeable draws of ``count`` real clips. They share no video if there are ``2 count`` videos."""
+    if len(records) >= 2 * count:
+        orders = halves(*_names_and_classes(records), config.seed)
+        clips = [_random_clips(order, records, count, config, first=i * count) for i, order in enumerate(orders)]
+        return clips[0], clips[1]
+    clips = real_clips(records, 2 * count, config)
+    return clips[:count], clips[count:]
+
+
+def _random_clips(
+    order: list[int],
+    records: list[VideoRecord],
+    count: int,
+    config: ScoredClips,
+    num_frames: int | None = None,
+    first: int = 0,
+) -> list[Clip]:
+    """Clips of the records in the given order, again from its beginning if it ends. ``first`` is the first's number."""
     span = config.span if num_frames is None else (num_frames - 1) * config.stride + 1
     clips = []
     for index in range(count):
-        record = records[index % len(records)]
+        record = records[order[index % len(order)]]
         latest = record.length_at(config.fps) - span
-        start = numpy_generator("evaluation clip", config.seed, index).integers(latest + 1)
+        start = numpy_generator("evaluation clip", config.seed, first + index).integers(latest + 1)
         clips.append(Clip(record, int(start), config.stride, fps=config.fps))
     return clips
 
 
-def generated_clips(generated: OpenDataset, count: int, num_frames: int, start: int = 0) -> list[Clip]:
-    """Clips of the first ``count`` videos from frame ``start`` on. Raises DataError if there are fewer videos."""
+def generated_clips(generated: OpenDataset, config: ScoredClips, start: int = 0) -> list[Clip]:
+    """``num_clips`` videos, drawn at random and balanced over classes, from frame ``start`` on.
+
+    Raises:
+        DataError: There are fewer videos.
+    """
     records = generated.records
-    if len(records) < count:
+    if len(records) < config.num_clips:
         raise DataError(
-            f"{generated.dataset.uri} has {len(records)} videos of {num_frames} frames, but num_clips is {count}: "
-            "generate more videos, or lower num_clips for all sets that you compare."
+            f"{generated.dataset.uri} has {len(records)} videos of {config.num_frames} frames, but num_clips is "
+            f"{config.num_clips}: generate more videos, or lower num_clips for all sets that you compare."
         )
-    return [Clip(record, start, 1) for record in records[:count]]
+    order = draw(*_names_and_classes(records), config.seed, "generated")
+    return [Clip(records[i], start, 1) for i in order[: config.num_clips]]
+
+
+def _names_and_classes(records: list[VideoRecord]) -> tuple[list[str], list[int]]:
+    return [r.uri for r in records], [r.label for r in records]
+
+
+def frame_rates(clips: list[Clip]) -> list[float]:
+    """Frames a second of each clip; 0 if its video has no rate."""
+    return [(clip.fps or clip.video.fps) / clip.stride if clip.video.fps else 0.0 for clip in clips]
 
 
 def paired_clips(generated: OpenDataset, clips: list[Clip], real: OpenDataset) -> list[Clip]:

@@ -33,11 +33,7 @@ def measure_drift(inputs: Inputs) -> DriftReport:
     segment_config = replace(config, num_frames=SEGMENT, drift=False, shapes=False)
     starts = range(0, config.num_frames, SEGMENT)
     clips = reference_clips(segment_config, inputs.real.records)
-    segments = [
-        generated_clips(dataset, config.num_clips, config.num_frames, start)
-        for dataset in inputs.generated
-        for start in starts
-    ]
+    segments = [generated_clips(dataset, config, start) for dataset in inputs.generated for start in starts]
     state, sha256 = inputs.weights[spec.network.name]
     real_extracted, *extracted = extract_features(segment_config, spec, state, sha256, clips, segments)
     real = Reference.of(segment_config, spec, clips, real_extracted)

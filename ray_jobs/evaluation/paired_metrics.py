@@ -26,7 +26,7 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
     settings = [[m.name for m in metrics], {name: sha256 for name, (_, sha256) in weights.items()}]
     sets, resolutions = [], []
     for dataset in inputs.generated:
-        clips = generated_clips(dataset, config.num_clips, config.num_frames)
+        clips = generated_clips(dataset, config)
         pairs = paired_clips(dataset, clips, inputs.real)
         originals = {pair.original.uri: pair.original for pair in pairs if pair.original is not None}
         resolutions.append(common_size([*dataset.records, *originals.values()], config.resolution))
@@ -38,7 +38,7 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
     for dataset, resolution, (stored, rows) in zip(inputs.generated, resolutions, extracted, strict=True):
         values = stored.array()[:, 0]  # (V, M)
         for index, metric in enumerate(metrics):
-            score, uncertainty = mean_with_interval(values[:, index], config.bootstrap, config.seed)
+            score, uncertainty = mean_with_interval(values[:, index])
             network = "none" if metric.network is None else metric.network.name
             protocol = Protocol(
                 name="paired",
@@ -58,6 +58,7 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
                 ddof=0,
                 real_split=inputs.real.dataset.split_name(config.split),
                 real_data=data_fingerprint(rows, side=0),
+                choice=config.choice,
             )
             scores.append(
                 SetScore(

@@ -32,8 +32,9 @@ from ray_jobs.evaluation.datasets import (
     Dataset,
     common_size,
     generated_clips,
+    open_generated,
     open_videos,
-    real_clips,
+    two_draws,
 )
 from ray_jobs.runtime.progress import remote_progress, report_errors
 
@@ -74,13 +75,13 @@ def clip_sets(config: QuickConfig, datasets: list[Dataset]) -> Sets:
     """The clips of every set: the reference, as many other real clips, intact and damaged, and the generated ones."""
     real, *generated = datasets
     count = config.num_clips
-    clips = real_clips(open_videos(real, config.split, config.span, config.fps).records, 2 * count, config)
+    reference, others = two_draws(open_videos(real, config.split, config.span, config.fps).records, count, config)
     derived = [REAL, *([RECONSTRUCTION] if config.vae else []), *(CONTROLS if config.controls else ())]
-    sets = {REFERENCE: clips[:count], **dict.fromkeys(derived, clips[count:])}
+    sets = {REFERENCE: reference, **dict.fromkeys(derived, others)}
     for dataset in generated:
         if (name := dataset.name) in sets:
             raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")
-        sets[name] = generated_clips(open_videos(dataset, "test", config.num_frames), count, config.num_frames)
+        sets[name] = generated_clips(open_generated(dataset, config.num_frames), config)
     resolution_of(config, sets)
     return sets
 

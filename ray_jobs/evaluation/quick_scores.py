@@ -55,6 +55,7 @@ def compute_scores(
         codec_real=codecs(real),
         codec_fake=codecs(generated or real),
         real_data="",
+        choice=config.choice,
     )
     scores = _score_metric(config, protocol, DISTANCE, scaled, rows, sets, datasets)
     if i3d is not None:
@@ -91,16 +92,21 @@ def _score_metric(
     reference, count = features[REFERENCE], len(features[REFERENCE])
     reference_videos, real_videos = ({clip.video.uri for clip in sets[name][:count]} for name in (REFERENCE, REAL))
     baseline = distance(reference, features[REAL]) if reference_videos.isdisjoint(real_videos) else None
-    resampling = Resampling(
-        distance=distance, num_videos=count, bootstrap=config.bootstrap, seed=config.seed, extrapolate=False
-    )
     scores = []
     for name, values in features.items():
         if name == REFERENCE:
             continue
         score, uncertainty = distance(reference, values), Uncertainty()
         if name not in CONTROLS:
-            uncertainty = resampling.summarize(score, [draw(reference, values) for draw in resampling.draws()])
+            resampling = Resampling(
+                distance=distance,
+                partitions=config.partitions,
+                seed=config.seed,
+                real_videos=[clip.video.uri for clip in sets[REFERENCE][:count]],
+                fake_videos=[clip.video.uri for clip in sets[name][: len(values)]],
+            )
+            draws = [draw(reference, values) for draw in resampling.draws()]
+            uncertainty = resampling.summarize(score, values.shape[-1], draws)
         scores.append(
             SetScore(
                 set=name,
@@ -111,6 +117,8 @@ def _score_metric(
                 low=uncertainty.low,
                 high=uncertainty.high,
                 infinity=uncertainty.infinity,
+                infinity_low=uncertainty.infinity_low,
+                infinity_high=uncertainty.infinity_high,
                 fake=uris.get(name, datasets[0].uri),
                 fake_data=_data_fingerprint(rows[name][: len(values)]),
                 protocol=replace(
@@ -139,12 +147,12 @@ def _score_measurements(config: QuickConfig, scores: list[SetScore], rows: dict[
     for metric, feature in MEASUREMENTS.items():
         columns = {s.set: rows[s.set][metric] for s in scores if s.metric == "distance" and metric in rows[s.set]}
         complete = {name: values.to_numpy(np.float64) for name, values in columns.items() if values.notna().all()}
-        means = {
-            name: mean_with_interval(values, 0 if name in CONTROLS else config.bootstrap, config.seed)
-            for name, values in complete.items()
-        }
+        bounds = (0.0, 1.0) if metric in SHAPE_MEASURES else ()
+        means = {name: mean_with_interval(values, *bounds) for name, values in complete.items()}
         for score in (s for s in scores if s.metric == "distance" and s.set in means):
             mean, uncertainty = means[score.set]
+            if score.set in CONTROLS:
+                uncertainty = Uncertainty()
             is_share = metric in SHAPE_MEASURES
             protocol = replace(
                 score.protocol, metric=metric, network="none", weights="none", feature=feature, ddof=0,
@@ -160,6 +168,8 @@ def _score_measurements(config: QuickConfig, scores: list[SetScore], rows: dict[
                     low=uncertainty.low,
                     high=uncertainty.high,
                     infinity=None,
+                    infinity_low=None,
+                    infinity_high=None,
                     protocol=protocol,
                 )
             )

@@ -16,14 +16,24 @@ from ardiff.data import storage
 from ardiff.data.manifest import VideoRecord
 from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.features import VideoFeatures
+from ardiff.metrics.notes import bias_notes, rate_notes
 from ardiff.metrics.protocol import VERSION, Protocol
 from ardiff.metrics.registry import MetricSpec, State
 from ardiff.metrics.scores import SetScore
 from ardiff.metrics.store import FeatureStore, StoredClip
-from ardiff.metrics.uncertainty import Baseline, Resampling, Uncertainty, real_vs_real
+from ardiff.metrics.uncertainty import Baseline, Resampling, real_vs_real
 from ardiff.metrics.weights import cache_folder
 from ray_jobs.evaluation.config import EvaluateConfig
-from ray_jobs.evaluation.datasets import Clip, OpenDataset, codecs, common_size, generated_clips, real_clips
+from ray_jobs.evaluation.datasets import (
+    Clip,
+    OpenDataset,
+    codecs,
+    common_size,
+    frame_rates,
+    generated_clips,
+    real_clips,
+    two_draws,
+)
 from ray_jobs.evaluation.features import ClipSet, Extracted, Measure, Workers, data_keys, extract
 from ray_jobs.runtime.progress import progress_bar
 
@@ -44,7 +54,7 @@ class Inputs:
 def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
     """One score of the metric for each set of generated videos. Raises ArdiffError."""
     config, generated = inputs.config, inputs.generated
-    sets = [generated_clips(dataset, config.num_clips, config.num_frames) for dataset in generated]
+    sets = [generated_clips(dataset, config) for dataset in generated]
     all_records = inputs.real.records + [record for dataset in generated for record in dataset.records]
     resolution = common_size(all_records, config.resolution)
     state, sha256 = inputs.weights[spec.network.name]
@@ -52,7 +62,7 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
     real_extracted, *extracted = extract_features(config, spec, state, sha256, clips, sets)
     reference = Reference.of(config, spec, clips, real_extracted)
     scores = []
-    for dataset, (stored, rows) in zip(generated, extracted, strict=True):
+    for dataset, set_clips, (stored, rows) in zip(generated, sets, extracted, strict=True):
         features = to_object_store(stored)
         protocol = Protocol(
             name=config.protocol,
@@ -73,9 +83,19 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
             ddof=spec.distance.ddof,
             real_split=inputs.real.dataset.split_name(config.split),
             real_data=data_fingerprint(reference.rows),
+            choice=config.choice,
         )
         score = spec.distance(reference.features, features)
-        uncertainty = _resample(config, f"{metric} of {dataset.name}", reference.features, features, spec, score)
+        resampling = Resampling(
+            distance=spec.distance,
+            partitions=config.partitions,
+            seed=config.seed,
+            real_videos=[row.uri for row in reference.rows],
+            fake_videos=[row.uri for row in rows],
+        )
+        distances = _resample(resampling, f"{metric} of {dataset.name}", reference.features, features)
+        width = features.width
+        uncertainty = resampling.summarize(score, width, distances)
         scores.append(
             SetScore(
                 set=dataset.name,
@@ -86,6 +106,12 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
                 low=uncertainty.low,
                 high=uncertainty.high,
                 infinity=uncertainty.infinity,
+                infinity_low=uncertainty.infinity_low,
+                infinity_high=uncertainty.infinity_high,
+                notes=(
+                    *bias_notes(spec.distance, resampling, width, reference.baseline),
+                    *rate_notes(*(frame_rates(side) for side in (clips, set_clips))),
+                ),
                 fake=dataset.dataset.uri,
                 fake_data=data_fingerprint(rows),
                 protocol=protocol,
@@ -96,7 +122,11 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
 
 def reference_clips(config: EvaluateConfig, records: list[VideoRecord]) -> list[Clip]:
     """The real clips, and as many clips of other videos for the baseline if there are enough videos."""
-    return real_clips(records, config.num_clips * (2 if len(records) >= 2 * config.num_clips else 1), config)
+    if len(records) < 2 * config.num_clips:
+        most = len(records) if config.protocol == "styleganv" else config.num_clips  # at most one clip of a video
+        return real_clips(records, min(config.num_clips, most), config)
+    reference, others = two_draws(records, config.num_clips, config)
+    return reference + others
 
 
 def extract_features(
@@ -136,8 +166,9 @@ class Reference:
     @classmethod
     def of(cls, config: EvaluateConfig, spec: MetricSpec, clips: list[Clip], extracted: Extracted) -> Reference:
         """The reference and its baseline, from the features of :func:`reference_clips`."""
-        count, features = config.num_clips, to_object_store(extracted[0])
-        baseline = real_vs_real(features, [clip.video.uri for clip in clips], count, spec.distance)
+        count, features = min(config.num_clips, len(clips)), to_object_store(extracted[0])
+        videos = [(clip.video.uri, clip.video.label) for clip in clips]
+        baseline = real_vs_real(features, videos, count, spec.distance)
         return cls(features[:count], extracted[1][:count], baseline)
 
 
@@ -152,23 +183,20 @@ def _read_blocks(blocks: list[Any]) -> Iterator[np.ndarray]:
         yield ray.get(block)
 
 
-def _resample(
-    config: EvaluateConfig, label: str, real: VideoFeatures, fake: VideoFeatures, spec: MetricSpec, score: float
-) -> Uncertainty:
-    """The score's uncertainty. Each resampled distance is a task of the cluster."""
-    resampling = Resampling(distance=spec.distance, num_videos=len(real), bootstrap=config.bootstrap, seed=config.seed)
+def _resample(resampling: Resampling, label: str, real: VideoFeatures, fake: VideoFeatures) -> list[list[float]]:
+    """The distances of the partitions. Each partition is a task of the cluster."""
     call, sides = ray.remote(_call), (ray.put(real), ray.put(fake))
     tasks: list[Any] = [call.remote(draw, *sides) for draw in resampling.draws()]
-    with progress_bar(f"interval: {label}", len(tasks), "resample") as bar:
+    with progress_bar(f"interval: {label}", len(tasks), "partition") as bar:
         waiting = list(tasks)
         while waiting:
             _, waiting = ray.wait(waiting, timeout=1.0, num_returns=len(waiting))
             bar.update(len(tasks) - len(waiting))
-    return resampling.summarize(score, ray.get(tasks))
+    return ray.get(tasks)
 
 
-def _call(draw: Any, real: VideoFeatures, fake: VideoFeatures) -> float:
-    return float(draw(real, fake))
+def _call(draw: Any, real: VideoFeatures, fake: VideoFeatures) -> list[float]:
+    return draw(real, fake)
 
 
 def data_fingerprint(rows: list[StoredClip], side: int = -1) -> str:

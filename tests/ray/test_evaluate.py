@@ -98,7 +98,7 @@ def evaluate(cluster: None, capfd: pytest.CaptureFixture[str], tmp_path: Path) -
 
     def run(real: object, *arguments: object) -> tuple[int, str]:
         capfd.readouterr()
-        settings = ["--num-clips", "4", "--batch-size", "2", "--cache", tmp_path / "cache", "--bootstrap", "4"]
+        settings = ["--num-clips", "4", "--batch-size", "2", "--cache", tmp_path / "cache", "--partitions", "4"]
         code = main(["evaluate", "--real", str(real), *map(str, settings), *map(str, arguments)])
         return code, capfd.readouterr().err
 
@@ -157,7 +157,7 @@ def test_ardiff_release_end_to_end(evaluate: Evaluate, videos: Path, weights: di
     write_manifest(str(tmp_path / "manifest.parquet"), records)
     code, said = evaluate(
         tmp_path / "manifest.parquet", "--split", "train", "--protocol", "ardiff-release", "--num-clips", 2,
-        "--fake", f"{videos / 'other'},{videos / 'noisy'}", "--metrics", "fid-vid,fid-img", "--bootstrap", 0,
+        "--fake", f"{videos / 'other'},{videos / 'noisy'}", "--metrics", "fid-vid,fid-img", "--partitions", 0,
         "--weights", f"{weights['resnet3d']},{weights['inception']}", "--output", tmp_path / "out",
     )  # fmt: skip
     assert code == 0, said
@@ -220,7 +220,7 @@ def test_drift_end_to_end(evaluate: Evaluate, weights: dict[str, str], tmp_path:
     for file in fake.iterdir():  # psnr needs originals
         shutil.copy(file, real / file.name)
     code, said = evaluate(
-        real, "--fake", fake, "--metrics", "psnr", "--frames", 32, "--num-clips", 2, "--bootstrap", 0,
+        real, "--fake", fake, "--metrics", "psnr", "--frames", 32, "--num-clips", 2, "--partitions", 0,
         "--drift", "--shapes", "--weights", weights["i3d"], "--output", tmp_path / "out",
     )  # fmt: skip
     assert code == 0, said
@@ -240,7 +240,7 @@ def test_the_other_metric_of_each_protocol(
     for protocol, metric, network in (("styleganv", "fid-img", "inception"), ("ardiff-release", "fvd", "i3d")):
         code, said = evaluate(
             videos / "real", "--fake", videos / "noisy", "--protocol", protocol, "--metrics", metric,
-            "--bootstrap", 0, "--weights", weights[network], "--output", tmp_path / protocol,
+            "--partitions", 0, "--weights", weights[network], "--output", tmp_path / protocol,
         )  # fmt: skip
         assert code == 0, said
         [score] = read_scores(str(tmp_path / protocol))
@@ -263,7 +263,7 @@ def test_long_videos_on_s3(jobs: Jobs, s3_bucket: str, weights: dict[str, str]) 
     jobs.environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     result = jobs.run(
         "evaluate", "--real", f"{s3_bucket}/real", "--fake", f"{s3_bucket}/fake", "--frames", "128", "--num-clips", "2",
-        "--bootstrap", "0", "--batch-size", "2", "--drift", "--cache", f"{s3_bucket}/cache", "--weights", weight,
+        "--partitions", "0", "--batch-size", "2", "--drift", "--cache", f"{s3_bucket}/cache", "--weights", weight,
         "--output", f"{s3_bucket}/scores",
     )  # fmt: skip
     assert result.code == 0, result.err

@@ -54,7 +54,7 @@ def scored(num_videos: int = 2 * COUNT, **settings: Any) -> tuple[list[SetScore]
                 row |= measures(share=(i % 4) / 3 if name == "ar-step-5" else 1.0)
             rows.append(row)
     frame = pd.DataFrame(rows).sort_values(["set", "index"], ignore_index=True)
-    config = QuickConfig(num_clips=COUNT, batch_size=4, **{"bootstrap": 20, **settings})
+    config = QuickConfig(num_clips=COUNT, batch_size=4, **{"partitions": 8, **settings})
     datasets = [Dataset("data/manifest.parquet", [], []), Dataset("samples/ar-step-5/manifest.parquet", [], [])]
     scores = compute_scores(config, frame, clips, datasets, ({}, "weights-sha"))
     return scores, summarize(scores)
@@ -161,7 +161,7 @@ def test_a_baseline_is_of_other_videos() -> None:
 
 
 def test_intervals_can_be_left_out() -> None:
-    assert all(score.low is None for score in scored(bootstrap=0)[0])
+    assert all(score.low is None for score in scored(partitions=0)[0])
 
 
 def test_videos_are_of_oneresolution_of() -> None:
