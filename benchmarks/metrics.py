@@ -4,6 +4,7 @@
     python benchmarks/metrics.py fid         # the same features
     python benchmarks/metrics.py inception   # the same pictures and the same Inception, with extraction
     python benchmarks/metrics.py extraction  # seeded random weights take as long as real ones
+    python benchmarks/metrics.py i3d         # I3D against its plain form, with max pooling of boxes and normalisation
     python benchmarks/metrics.py workers     # extraction by one and by two actors of a Ray Data job
     python benchmarks/metrics.py coverage    # how often the 95 % intervals are right; --size 400x256 for one size
 
@@ -13,6 +14,7 @@ The runs of a ratio alternate. Times are medians of CPU seconds. ``--quick`` use
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import resource
 import statistics
@@ -161,6 +163,36 @@ def extraction(quick: bool, repeats: int, device: str) -> None:
         seconds = [timed(partial(_extracted, extractor, clips))[1] for _ in range(repeats)]
         rate = count / statistics.median(seconds)
         print(f"| {protocol} | {name} | {rate:.2f} | {1 / rate:.2f} |")
+
+
+def i3d(repeats: int) -> None:
+    """Seconds of one clip of 16 frames: plain, with maxima axis by axis, and also with folded normalisation."""
+    from ardiff.metrics.networks.i3d import I3D, I3D_EXTRACTOR, _MaxPool, _same
+
+    class Boxes(_MaxPool):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.max_pool3d(_same(x, self.kernel, self.stride), self.kernel, self.stride)
+
+    torch.manual_seed(0)
+    separable, clip = I3D().eval().requires_grad_(False), torch.rand(1, 3, 16, 224, 224) * 2 - 1
+    plain = copy.deepcopy(separable)
+    for parent in list(plain.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, _MaxPool):
+                setattr(parent, name, Boxes(module.kernel, module.stride))
+    models = {"plain": plain, "separable maxima": separable}
+    models["and folded"] = I3D_EXTRACTOR.prepare(copy.deepcopy(separable))
+    outputs = {name: model(clip) for name, model in models.items()}  # also a warm-up
+    seconds = {name: [] for name in models}
+    for _ in range(repeats):
+        for name, model in models.items():
+            seconds[name].append(timed(lambda model=model: float(model(clip).sum()))[1])
+    print("| I3D | s a clip | ratio | largest relative difference |")
+    print("|---|---|---|---|")
+    for name, values in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds["plain"], values, strict=True))
+        error = float((outputs[name] - outputs["plain"]).abs().max() / outputs["plain"].abs().max())
+        print(f"| {name} | {statistics.median(values):.2f} | **{ratio:.2f}** | {error:.1e} |")
 
 
 def _inception() -> FeatureExtractor:
@@ -312,7 +344,9 @@ def _extracted(extractor: Callable[[np.ndarray], np.ndarray], clips: np.ndarray)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("frechet", "fid", "inception", "extraction", "workers", "coverage", "reduce"))
+    parser.add_argument(
+        "what", choices=("frechet", "fid", "inception", "extraction", "i3d", "workers", "coverage", "reduce")
+    )
     parser.add_argument("reduce", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="smaller sizes")
     parser.add_argument("--repeats", type=int, default=3)
@@ -333,6 +367,8 @@ def main() -> None:
             inception(options.quick, options.repeats)
         case "coverage":
             coverage(chosen(QUICK_COVERAGE_SETS if options.quick else COVERAGE_SETS), options.repeats)
+        case "i3d":
+            i3d(options.repeats)
         case "workers":
             workers(options.quick, options.repeats)
         case "extraction":

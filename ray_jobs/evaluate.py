@@ -5,6 +5,8 @@ A set is a manifest, or a folder or S3 prefix of videos. The features of the rea
     python -m ray_jobs.evaluate --real data/manifest.parquet --fake runs/videos --metrics fvd,kvd --num-clips 256
 """
 
+import contextlib
+import functools
 import sys
 from typing import Any
 
@@ -15,11 +17,12 @@ from ardiff.config import to_yaml
 from ardiff.data.manifest import usable
 from ardiff.errors import ConfigError
 from ardiff.metrics.scores import SetScore, table, write_scores
-from ardiff.metrics.weights import find_state
+from ardiff.metrics.weights import cache_folder, find_state
 from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.datasets import (
     Dataset,
     OpenDataset,
+    ProbeCache,
     check_count,
     codecs,
     list_videos,
@@ -46,16 +49,20 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
     """
     datasets = [list_videos(uri) for uri in config.fake]
     _check_names(datasets)
+    real, weights = check(config)
     for dataset in datasets:
         check_count(dataset, config.num_clips)
-    real, weights = check(config)
-    with ray_cluster(), stage("evaluate", config.output, key) as record:
+    train = None if config.train is None else list_videos(config.train)
+    with contextlib.ExitStack() as cluster, stage("evaluate", config.output, key) as record:
+        join_cluster = functools.cache(lambda: cluster.enter_context(ray_cluster()))
         record_run(config.output, config)
-        open_real = open_videos(real, config.split, config.span, config.fps)
-        generated = [open_generated(dataset, config.num_frames) for dataset in datasets]
-        for dataset in generated:
-            _warn_of_codecs(config, open_real, dataset)
-        inputs = Inputs(config, weights, open_real, generated)
+        cache = ProbeCache(config.cache or str(cache_folder()), join_cluster)
+        open_real = open_videos(real, config.split, config.span, config.fps, cache)
+        generated = [open_generated(dataset, config.num_frames, cache) for dataset in datasets]
+        open_train = None if train is None else open_videos(train, "train", config.span, config.fps, cache)
+        for open_set in generated:
+            _warn_of_codecs(config, open_real, open_set)
+        inputs = Inputs(config, weights, open_real, generated, open_train, join_cluster)
         scores: list[SetScore] = []
         for name, spec in config.set_metrics.items():
             scores += score_sets(inputs, name, spec)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from ardiff.config import build
 from ardiff.data import storage
 from ardiff.errors import ConfigError, DataError
+from ardiff.metrics.manifold import SetChecks
 from ardiff.metrics.protocol import Protocol
 from ardiff.metrics.registry import VideoMetric, find_metric
 
@@ -43,6 +44,8 @@ class SetScore:
     infinity_low: float | None = None
     """Lower end of the 95 % interval of ``infinity``."""
     infinity_high: float | None = None
+    checks: SetChecks | None = None
+    """Variety, quality and copies; None for paired metrics and features of single frames."""
     notes: tuple[str, ...] = ()
     """What a reader of the score should know, a sentence each."""
 
@@ -59,8 +62,9 @@ def write_scores(
     flat = []
     for score in content["scores"]:
         protocol = {f"protocol_{key}": value for key, value in score["protocol"].items()}
-        own = {key: value for key, value in score.items() if key != "protocol"} | {"notes": " ".join(score["notes"])}
-        flat.append(own | protocol | {"versions": json.dumps(versions)})
+        checks = {f"checks_{key}": value for key, value in (score["checks"] or {}).items()}
+        own = {key: value for key, value in score.items() if key not in ("protocol", "checks", "notes")}
+        flat.append(own | protocol | checks | {"notes": " ".join(score["notes"]), "versions": json.dumps(versions)})
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(flat), buffer)
     storage.write_bytes(storage.join(folder, "scores.parquet"), buffer.getvalue())
@@ -75,16 +79,18 @@ def read_scores(uri: str) -> list[SetScore]:
     try:
         content = json.loads(storage.read_bytes(file))
         entries = content["scores"]
-        return [_score(entry) for entry in entries]
+        return [score_of(entry) for entry in entries]
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise DataError(
             f"{file} holds no scores with a complete protocol: score the videos again with `ardiff evaluate`."
         ) from error
 
 
-def _score(entry: dict[str, Any]) -> SetScore:
+def score_of(entry: dict[str, Any]) -> SetScore:
+    """A score from its entry in ``scores.json``, which is ``asdict(score)``."""
     protocol, notes = build(Protocol, entry["protocol"]), tuple(entry.get("notes", ()))
-    return SetScore(**{**entry, "protocol": protocol, "notes": notes})
+    checks = None if entry.get("checks") is None else build(SetChecks, entry["checks"])
+    return SetScore(**{**entry, "protocol": protocol, "notes": notes, "checks": checks})
 
 
 def describe_protocol(protocol: Protocol) -> str:
@@ -127,6 +133,8 @@ def table(rows: Sequence[tuple[str, SetScore]]) -> str:
                 infinity += f" ({_interval(s.infinity_low, s.infinity_high)})"
             cells = f"{_number(s.score):>11} {interval:>23} {baseline:>18} {infinity:>34}"
             lines.append(f"  {label:<{width}} {cells}".rstrip())
+            if s.checks is not None:
+                lines.append(f"  {'':<{width}} {s.checks.describe()}")
             for note in s.notes:
                 notes.setdefault(note, []).append(label)
         for note, labels in notes.items():

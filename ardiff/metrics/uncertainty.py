@@ -29,6 +29,10 @@ QUANTILE = 2.1
 the standard deviation is estimated too. ``benchmarks/metrics.py coverage`` measures how often the interval is right."""
 
 
+PartitionDraw = Callable[[Features, Features], list[float]]
+"""From real and generated features to the distances of one partition."""
+
+
 @dataclass(frozen=True, slots=True)
 class Uncertainty:
     """What resampling says about a score."""
@@ -64,7 +68,7 @@ class Resampling:
         """Videos of the smaller set."""
         return min(len(set(self.real_videos)), len(set(self.fake_videos)))
 
-    def draws(self) -> list[Callable[[Features, Features], list[float]]]:
+    def draws(self) -> list[PartitionDraw]:
         """Functions of real and generated features, each of which computes the distances of one partition."""
         if self.num_videos < MIN_VIDEOS:
             return []

@@ -86,8 +86,11 @@ class EvaluateConfig(ScoredClips):
     """Also score every 16 frames of the generated videos against real clips, and plot the scores."""
     shapes: bool = False
     """Every video shows one shape of the synthetic set: ``drift`` also measures which shape each frame shows."""
+    train: str | None = None
+    """Videos that the model was trained on, a manifest (its train split) or folder, to find copies of them among the
+    generated ones. Without it, the real clips of the score are searched."""
     cpus_per_actor: float = 1.0
-    """CPUs that an actor reserves; with a fraction, several actors share one."""
+    """CPUs that an actor reserves, and clips that it measures at once; with a fraction, several actors share one."""
     gpus_per_actor: float = 1.0
     """GPUs that an actor reserves if there are any; with a fraction, several actors share one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,15 +1,17 @@
 """Evaluation datasets: the videos of a manifest, a folder or an S3 prefix, and the clips taken from them."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray.data
 
+from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.discovery import group_files, probe_record, unprobed_record
 from ardiff.data.layouts import with_labels
-from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manifest, usable
+from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manifest, usable, write_manifest
 from ardiff.data.storage import StoredFile
 from ardiff.errors import ConfigError, DataError
 from ardiff.metrics.choice import draw, halves
@@ -80,23 +82,54 @@ def list_videos(uri: str) -> Dataset:
     return Dataset(uri, None, videos)
 
 
-def open_videos(dataset: Dataset, split: Split, min_frames: int, fps: float = 0.0) -> OpenDataset:
+@dataclass(frozen=True, slots=True)
+class ProbeCache:
+    """Records of folders that were probed before."""
+
+    folder: str | None = None
+    """Folder or ``s3://`` prefix; None keeps nothing."""
+    join_cluster: Callable[[], None] = lambda: None
+    """Called before videos are probed on Ray."""
+
+    def read(self, dataset: Dataset) -> list[VideoRecord] | None:
+        """The records of a folder, unless one of its files has changed."""
+        file = self._file(dataset)
+        return read_manifest(file) if file is not None and storage.exists(file) else None
+
+    def write(self, dataset: Dataset, records: list[VideoRecord]) -> None:
+        """Keeps the records."""
+        if (file := self._file(dataset)) is not None:
+            write_manifest(file, records)
+
+    def _file(self, dataset: Dataset) -> str | None:
+        if self.folder is None:
+            return None
+        key = fingerprint([[video.uri, video.size, video.etag] for video in dataset.videos])
+        return storage.join(self.folder, "probes", f"{key}.parquet")
+
+
+NO_CACHE = ProbeCache()
+
+
+def open_videos(
+    dataset: Dataset, split: Split, min_frames: int, fps: float = 0.0, cache: ProbeCache = NO_CACHE
+) -> OpenDataset:
     """Finds the usable videos: those of the manifest's split, or all of a folder, which are probed on Ray.
 
     Raises:
         DataError: No video has ``min_frames`` frames, counted at ``fps`` if given, or a video of a folder is damaged.
     """
-    records = _probed(dataset, split) if dataset.records is None else dataset.records
+    records = _probed(dataset, split, cache) if dataset.records is None else dataset.records
     return OpenDataset(dataset, usable(records, split, min_frames, fps))
 
 
-def open_generated(dataset: Dataset, num_frames: int) -> OpenDataset:
+def open_generated(dataset: Dataset, num_frames: int, cache: ProbeCache = NO_CACHE) -> OpenDataset:
     """All videos of a generated set. None may be missing: those that a model makes badly count.
 
     Raises:
         DataError: A video is damaged or shorter than ``num_frames``.
     """
-    records = _probed(dataset, "test") if dataset.records is None else dataset.records
+    records = _probed(dataset, "test", cache) if dataset.records is None else dataset.records
     _raise_if_damaged(dataset, records)
     short = [r for r in records if r.num_frames < num_frames]
     if short and len(short) < len(records):
@@ -118,8 +151,11 @@ def check_count(dataset: Dataset, count: int) -> None:
         )
 
 
-def _probed(dataset: Dataset, split: Split) -> list[VideoRecord]:
+def _probed(dataset: Dataset, split: Split, cache: ProbeCache) -> list[VideoRecord]:
     """The records of a folder's videos, probed on Ray. A video's class is the folder that it lies in."""
+    if (known := cache.read(dataset)) is not None:
+        return [replace(record, split=split) for record in known]
+    cache.join_cluster()
     root = len(storage.absolute(dataset.uri).rstrip("/")) + 1
     folders = [video.uri.rstrip("/")[root:].rpartition("/")[0] or "video" for video in dataset.videos]
     assigned = with_labels([(folder, split) for folder in folders])
@@ -131,6 +167,7 @@ def _probed(dataset: Dataset, split: Split) -> list[VideoRecord]:
             records.append(VideoRecord(**row))
             bar.update(len(records))
     _raise_if_damaged(dataset, records)
+    cache.write(dataset, records)
     return records
 
 
@@ -162,8 +199,10 @@ def two_draws(records: list[VideoRecord], count: int, config: ScoredClips) -> tu
     """Two exchangeable draws of ``count`` real clips. They share no video if there are ``2 count`` videos."""
     if len(records) >= 2 * count:
         orders = halves(*_names_and_classes(records), config.seed)
-        clips = [_random_clips(order, records, count, config, first=i * count) for i, order in enumerate(orders)]
-        return clips[0], clips[1]
+        first, second = (
+            _random_clips(order, records, count, config, first=i * count) for i, order in enumerate(orders)
+        )
+        return first, second
     clips = real_clips(records, 2 * count, config)
     return clips[:count], clips[count:]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,7 +37,8 @@ class Workers:
     max_actors: int
     """Most actors; Ray Data starts them as there is work."""
     cpus: float
-    """CPUs that an actor reserves, and threads that it uses."""
+    """CPUs that an actor reserves. On CPUs it measures as many clips at once, each in one thread, so that the result
+    does not depend on their number."""
     gpus: float
     """GPUs that an actor reserves if there are any."""
 
@@ -77,6 +79,7 @@ def extract(
     num_frames: int,
     resolution: int | None,
     workers: Workers,
+    join_cluster: Callable[[], None] = lambda: None,
 ) -> list[Extracted]:
     """Extracts the features of all sets with one pool of actors.
 
@@ -90,6 +93,7 @@ def extract(
         num_frames: Frames of a clip.
         resolution: Scale and crop frames to this height and width; None keeps their size.
         workers: The actors.
+        join_cluster: Called before the cluster is used, if any clip has no features yet.
 
     Raises:
         DataError: A video cannot be read or decoded, has another size than the others of its batch, or gives features
@@ -104,6 +108,7 @@ def extract(
                 batches.append({"set": number, "first": first, "clips": [asdict(clip) for clip in clips]})
                 num_missing += len(clips)
     if batches:
+        join_cluster()
         with remote_progress(label, total, "clip") as progress:
             progress.add.remote(total - num_missing)
             _run(batches, [s.store for s in sets], build, num_frames, resolution, workers, progress)
@@ -173,12 +178,15 @@ class _Actor:
     """A Ray actor that measures batches."""
 
     def __init__(self, build: Callable[[torch.device], Measure], workers: Workers, progress: Any) -> None:
-        torch.set_num_threads(max(1, int(workers.cpus)))
+        torch.set_num_threads(1)
         self.progress, self.measure = progress, build(workers.device)
+        self.threads = None
+        if workers.device.type == "cpu" and workers.cpus >= 2:
+            self.threads = ThreadPoolExecutor(int(workers.cpus), initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         with report_errors(self.progress):
-            features = self.measure(np.asarray(batch["videos"]))  # (n, k, D)
+            features = self._measure(np.asarray(batch["videos"]))  # (n, k, D)
         self.progress.add.remote(len(features))
         return [
             {
@@ -191,6 +199,11 @@ class _Actor:
             }
             for i, clip in enumerate(batch["clips"])
         ]
+
+    def _measure(self, videos: np.ndarray) -> np.ndarray:
+        if self.threads is None:
+            return self.measure(videos)
+        return np.concatenate(list(self.threads.map(self.measure, np.split(videos, len(videos)))))
 
 
 def data_keys(clips: list[Clip]) -> list[list[Any]]:

@@ -1,9 +1,7 @@
 """Scores of generated videos against their originals: actors measure each pair."""
 
 import functools
-from typing import Any
 
-import ray
 import torch
 
 from ardiff.config import fingerprint
@@ -15,8 +13,9 @@ from ardiff.metrics.scores import SetScore
 from ardiff.metrics.store import FeatureStore
 from ardiff.metrics.uncertainty import mean_with_interval
 from ray_jobs.evaluation.datasets import codecs, common_size, generated_clips, paired_clips
+from ray_jobs.evaluation.estimates import data_fingerprint
 from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract
-from ray_jobs.evaluation.set_metrics import Inputs, data_fingerprint
+from ray_jobs.evaluation.set_metrics import Inputs, shared
 
 
 def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
@@ -32,8 +31,10 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
         resolutions.append(common_size([*dataset.records, *originals.values()], config.resolution))
         key = fingerprint([*settings, config.num_frames, config.resolution, VERSION], data_keys(pairs))
         sets.append(ClipSet(pairs, FeatureStore(storage.join(config.output, "features", f"pairs-{key}"))))
-    build = functools.partial(_build_measure, metrics, ray.put({name: state for name, (state, _) in weights.items()}))
-    extracted = extract("pairs", sets, build, config.num_frames, config.resolution, Workers.of(config))
+    build = functools.partial(_build_measure, metrics, shared({name: state for name, (state, _) in weights.items()}))
+    extracted = extract(
+        "pairs", sets, build, config.num_frames, config.resolution, Workers.of(config), inputs.join_cluster
+    )
     scores = []
     for dataset, resolution, (stored, rows) in zip(inputs.generated, resolutions, extracted, strict=True):
         values = stored.array()[:, 0]  # (V, M)
@@ -78,6 +79,5 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
     return scores
 
 
-def _build_measure(metrics: list[PairedMetric], states: Any, device: torch.device) -> Measure:
-    loaded: dict[str, State] = ray.get(states)
-    return PairMeasure(metrics, loaded, device)
+def _build_measure(metrics: list[PairedMetric], states: dict[str, State], device: torch.device) -> Measure:
+    return PairMeasure(metrics, states, device)

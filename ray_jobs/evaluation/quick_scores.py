@@ -11,12 +11,13 @@ from ardiff.config import fingerprint
 from ardiff.metrics.controls import CONTROLS
 from ardiff.metrics.distances import Frechet, SetDistance
 from ardiff.metrics.networks.random3d import NUM_FEATURES, RandomVideoFeatures, scale_features
+from ardiff.metrics.notes import bias_notes
 from ardiff.metrics.protocol import Protocol
 from ardiff.metrics.scores import SetScore
 from ardiff.metrics.sets.fvd import STYLEGANV as FVD
 from ardiff.metrics.shapes import SHAPE_MEASURES
 from ardiff.metrics.tracking import MOTION_CHECKS
-from ardiff.metrics.uncertainty import Resampling, Uncertainty, mean_with_interval
+from ardiff.metrics.uncertainty import Baseline, Resampling, Uncertainty, mean_with_interval
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import Dataset, codecs
 from ray_jobs.evaluation.quick import I3D, REAL, REFERENCE, Sets, resolution_of
@@ -96,7 +97,7 @@ def _score_metric(
     for name, values in features.items():
         if name == REFERENCE:
             continue
-        score, uncertainty = distance(reference, values), Uncertainty()
+        score, uncertainty, notes = distance(reference, values), Uncertainty(), []
         if name not in CONTROLS:
             resampling = Resampling(
                 distance=distance,
@@ -107,6 +108,7 @@ def _score_metric(
             )
             draws = [draw(reference, values) for draw in resampling.draws()]
             uncertainty = resampling.summarize(score, values.shape[-1], draws)
+            notes = bias_notes(distance, resampling, values.shape[-1], Baseline(baseline, count))
         scores.append(
             SetScore(
                 set=name,
@@ -119,6 +121,7 @@ def _score_metric(
                 infinity=uncertainty.infinity,
                 infinity_low=uncertainty.infinity_low,
                 infinity_high=uncertainty.infinity_high,
+                notes=tuple(notes),
                 fake=uris.get(name, datasets[0].uri),
                 fake_data=_data_fingerprint(rows[name][: len(values)]),
                 protocol=replace(
@@ -170,6 +173,7 @@ def _score_measurements(config: QuickConfig, scores: list[SetScore], rows: dict[
                     infinity=None,
                     infinity_low=None,
                     infinity_high=None,
+                    notes=(),
                     protocol=protocol,
                 )
             )

@@ -17,7 +17,9 @@ WIDTH, COUNT = 8, 200
 
 
 def clips(features: np.ndarray, name: str) -> CheckedClips:
-    return CheckedClips(features, [f"{name}/{i}" for i in range(len(features))], [row.tobytes().hex() for row in features])
+    return CheckedClips(
+        features, [f"{name}/{i}" for i in range(len(features))], [row.tobytes().hex() for row in features]
+    )
 
 
 def gaussian(seed: int, count: int = COUNT, scale: float = 1.0) -> np.ndarray:
@@ -42,12 +44,10 @@ def test_draws_of_the_real_distribution_have_no_warning() -> None:
         assert checks.near < 0.2
 
 
-def test_less_variety_lowers_the_distance_and_is_noticed() -> None:
-    """Videos near the mean of the real ones in most features score below other real videos."""
-    narrow = gaussian(2, scale=0.8)
-    wide = np.concatenate([gaussian(3, 20)] * 10) + gaussian(4, scale=0.05)
-    assert frechet_distance(REFERENCE.features, narrow) < 2 * frechet_distance(REFERENCE.features, OTHERS.features)
-    [warning] = [w for w in check(wide).warnings() if "vary less" in w]
+def test_less_variety_is_noticed() -> None:
+    """Ten clips each near one of 20, whose mean and covariance are about those of real clips."""
+    few = np.concatenate([gaussian(3, 20)] * 10) + gaussian(4, scale=0.05)
+    [warning] = [w for w in check(few).warnings() if "vary less" in w]
     assert "of the neighbourhoods of real clips, other real clips" in warning
 
 

@@ -11,7 +11,6 @@ from ardiff.metrics.paired import PairMeasure
 from ardiff.metrics.pairs.psnr import MAX_PSNR, frame_psnr, psnr
 from ardiff.metrics.pairs.ssim import ssim
 from ardiff.metrics.registry import PairedMetric, find_metric
-from ardiff.metrics.uncertainty import resampled_mean
 
 
 def pair(strength: float, frames: int = 3, height: int = 40, width: int = 52) -> tuple[np.ndarray, np.ndarray]:
@@ -103,10 +102,3 @@ def test_pairs_are_measured_one_by_one() -> None:
         measure(pairs[:, :, :, :20])
     with pytest.raises(DataError, match="too small: ssim needs at least 11"):
         without(pairs[:, :, :, :8])
-
-
-def test_resampled_means_spread_as_means_do() -> None:
-    values = np.random.default_rng(0).normal(size=200)
-    means = [resampled_mean(values, 0, i) for i in range(300)]
-    assert np.mean(means) == pytest.approx(values.mean(), abs=0.02)
-    assert np.std(means) == pytest.approx(values.std() / np.sqrt(200), rel=0.15)
