@@ -31,6 +31,8 @@ from ray_jobs.evaluation.datasets import (
 )
 from ray_jobs.evaluation.drift import measure_drift
 from ray_jobs.evaluation.paired_metrics import score_pairs
+from ray_jobs.evaluation.precomputed import score_features
+from ray_jobs.evaluation.reconstruction import NAME as RECONSTRUCTION
 from ray_jobs.evaluation.set_metrics import Inputs, Weights, score_sets
 from ray_jobs.reports.drift import write_drift
 from ray_jobs.runtime.cluster import ray_cluster
@@ -47,8 +49,10 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         ArdiffError: There are no usable videos or too few, or weights are missing. All checks that need no open video
             come before Ray starts.
     """
+    if config.features:
+        return _score_features(config, key)
     datasets = [list_videos(uri) for uri in config.fake]
-    _check_names(datasets)
+    _check_names(config, datasets)
     real, weights = check(config)
     for dataset in datasets:
         check_count(dataset, config.num_clips)
@@ -71,7 +75,18 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         content = write_scores(config.output, scores, versions())
         if config.drift:
             write_drift(measure_drift(inputs), config.output, to_yaml(config))
-        record.results, record.note = content, f"{len(scores)} scores of {len(generated)} sets"
+        record.results, record.note = content, f"{len(scores)} scores of {len({score.set for score in scores})} sets"
+        print_line(escape(table([(score.set, score) for score in scores])))
+    return content
+
+
+def _score_features(config: EvaluateConfig, key: str) -> dict[str, Any]:
+    """Scores features of files, without a cluster."""
+    with stage("evaluate", config.output, key) as record:
+        record_run(config.output, config)
+        scores = score_features(config)
+        content = write_scores(config.output, scores, versions())
+        record.results, record.note = content, f"{len(scores)} scores of {len(config.features)} sets"
         print_line(escape(table([(score.set, score) for score in scores])))
     return content
 
@@ -88,10 +103,13 @@ def check(config: EvaluateConfig) -> tuple[Dataset, Weights]:
     return real, {name: find_state(name, config.weights) for name in config.networks}
 
 
-def _check_names(datasets: list[Dataset]) -> None:
-    if not datasets:
-        raise ConfigError("There is nothing to score: give --fake, a manifest or folder of generated videos.")
-    names = [dataset.name for dataset in datasets]
+def _check_names(config: EvaluateConfig, datasets: list[Dataset]) -> None:
+    if not datasets and config.reconstruct is None:
+        raise ConfigError(
+            "There is nothing to score: give --fake, a manifest or folder of generated videos, --reconstruct or "
+            "--features."
+        )
+    names = [dataset.name for dataset in datasets] + ([RECONSTRUCTION] if config.reconstruct is not None else [])
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")

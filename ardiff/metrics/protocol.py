@@ -51,6 +51,8 @@ class Protocol:
     """Fingerprint of the real clips: their pixels and where they start."""
     choice: str = "first by path"
     """How the clips are chosen among the videos of both sides."""
+    fit: str = "stretch"
+    """How frames become square: ``crop`` or ``stretch``; ``whole`` for pairs of frames of their own size."""
     fps: float = 0.0
     """Frame rate at which real clips are sampled; 0 for the rate of their videos."""
     version: int = VERSION

@@ -98,7 +98,8 @@ def describe_protocol(protocol: Protocol) -> str:
     p = protocol
     network = f"{p.network} {p.weights.removeprefix(f'{p.network}-')[:12]}" if p.network != "none" else p.feature
     rate = f" at {p.fps:g} frames/s" if p.fps else ""
-    frames = f"{p.num_frames} frames, stride {p.stride}{rate}, {p.resolution}"
+    fit = "" if p.resolution.partition("x")[0] == p.resolution.rpartition("x")[2] and p.fit == "crop" else f" ({p.fit})"
+    frames = f"{p.num_frames} frames, stride {p.stride}{rate}, {p.resolution}{fit}"
     if p.name == "paired":
         return f"{network}, {frames}, {p.num_real} pairs"
     clips = f"{p.num_real} real ({p.real_split}) and {p.num_fake} generated clips"

@@ -15,6 +15,7 @@ from ardiff.metrics.registry import (
     find_spec,
     scored_metric_names,
 )
+from ray_jobs.evaluation.frames import Fit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,9 @@ class ScoredClips:
     split: Split = "test"
     """Split of the real manifest: test or train. A folder has none."""
     resolution: int | None = None
-    """Scale and crop frames to this height and width first. Without it, all videos must have one size."""
+    """Scale frames to this height and width first. Without it, all videos must have one size."""
+    fit: Fit = "crop"
+    """How frames that are not square become square: ``crop`` keeps their centre, ``stretch`` changes their aspect."""
     partitions: int = 16
     """Random partitions of the videos into quarters, for the 95 % interval of distances; 0 leaves it out."""
     seed: int = 0
@@ -79,6 +82,13 @@ class EvaluateConfig(ScoredClips):
     metrics: tuple[str, ...] = field(default=("fvd",), metadata={"choices": scored_metric_names})
     """Metrics to compute. psnr, ssim and lpips compare each video with its original, the real video of the same
     name."""
+    features: tuple[str, ...] = ()
+    """Features of generated videos from any network, instead of ``fake``: npz, npy or Parquet files, one per set, with
+    one row per video. Their Frechet and kernel distances are computed."""
+    real_features: str | None = None
+    """The features of real videos that ``features`` are compared with."""
+    reconstruct: str | None = None
+    """AR-VAE folder: also score its reconstructions of the real clips, against the clips themselves."""
     weights: tuple[str, ...] = ()
     """Files of network weights, local or ``s3://``, safetensors or PyTorch state dicts. Other weights come from the
     cache."""
@@ -107,6 +117,12 @@ class EvaluateConfig(ScoredClips):
         if self.paired_metrics and (self.fps or self.stride != 1):
             names = ", ".join(metric.name for metric in self.paired_metrics)
             raise ValueError(f"{names} compare all frames of the videos: leave out fps and stride")
+        if bool(self.features) != bool(self.real_features):
+            raise ValueError("features and real_features go together: give the files of both sides")
+        if self.features and (self.fake or self.reconstruct or self.drift or self.metrics != ("fvd",)):
+            raise ValueError("features are scored alone: leave out fake, reconstruct, drift and metrics")
+        if self.drift and self.reconstruct and not self.fake:
+            raise ValueError("drift is of generated videos: give fake too")
         for spec in self.set_metrics.values():
             spec.network.check_frames(self.num_frames)
         if self.shapes and not self.drift:

@@ -14,9 +14,11 @@ from ardiff.data.layouts import with_labels
 from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manifest, usable, write_manifest
 from ardiff.data.storage import StoredFile
 from ardiff.errors import ConfigError, DataError
+from ardiff.metrics.arrays import SUFFIXES, list_array_videos
 from ardiff.metrics.choice import draw, halves
 from ardiff.randomness import numpy_generator
 from ray_jobs.evaluation.config import ScoredClips
+from ray_jobs.evaluation.frames import Fit
 from ray_jobs.runtime.progress import progress_bar
 
 
@@ -31,6 +33,8 @@ class Clip:
     """The video that this one is compared with, frame by frame."""
     fps: float = 0.0
     """Frame rate at which start and stride count; 0 for the video's own."""
+    fit: Fit = "crop"
+    """How frames become square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Dataset:
 
     uri: str
     records: list[VideoRecord] | None
-    """Rows of a manifest; None for a folder."""
+    """Rows of a manifest, or the videos of array files; None for a folder of other videos."""
     videos: list[StoredFile]
     """Videos of a folder: files, and folders of pictures."""
 
@@ -47,11 +51,16 @@ class Dataset:
     def name(self) -> str:
         """The name of the folder, or of the manifest's folder."""
         parts = self.uri.rstrip("/").split("/")
-        return parts[-1] if self.records is None or len(parts) < 2 else parts[-2]
+        return parts[-2] if self.is_manifest and len(parts) > 1 else parts[-1]
 
     def split_name(self, split: Split) -> str:
         """The split that a protocol records; ``folder`` for a folder, which has no splits."""
-        return "folder" if self.records is None else split
+        return split if self.is_manifest else "folder"
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether it is a manifest, which has splits."""
+        return self.uri.endswith(".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +77,21 @@ class OpenDataset:
 
 
 def list_videos(uri: str) -> Dataset:
-    """Lists the videos of a manifest or folder. Raises DataError if ``uri`` is neither."""
+    """Lists the videos of a manifest, a folder or an array file. Raises DataError if ``uri`` is none of them."""
     if uri.endswith(".parquet"):
         return Dataset(uri, read_manifest(uri), [])
     if not storage.exists(uri):
         raise DataError(f"There is no manifest or folder of videos {uri}: check the path.")
     folder = storage.absolute(uri)
-    videos = group_files(folder, storage.list_objects(folder))
+    files = [storage.find_file(folder)] if uri.lower().endswith(SUFFIXES) else storage.list_objects(folder)
+    videos = group_files(folder, files)
+    arrays = [file for file in files if file.uri.lower().endswith(SUFFIXES)]
+    if arrays and not videos:
+        return Dataset(uri, [record for file in arrays for record in list_array_videos(file, "test")], [])
     if not videos:
         raise DataError(
-            f"There is no video in {uri}: videos are {', '.join(VIDEO_SUFFIXES)} files and folders of pictures."
+            f"There is no video in {uri}: videos are {', '.join(VIDEO_SUFFIXES + SUFFIXES)} files and folders of "
+            "pictures."
         )
     return Dataset(uri, None, videos)
 
@@ -120,6 +134,8 @@ def open_videos(
         DataError: No video has ``min_frames`` frames, counted at ``fps`` if given, or a video of a folder is damaged.
     """
     records = _probed(dataset, split, cache) if dataset.records is None else dataset.records
+    if not dataset.is_manifest:
+        records = [replace(record, split=split) for record in records]
     return OpenDataset(dataset, usable(records, split, min_frames, fps))
 
 
@@ -222,7 +238,7 @@ def _random_clips(
         record = records[order[index % len(order)]]
         latest = record.length_at(config.fps) - span
         start = numpy_generator("evaluation clip", config.seed, first + index).integers(latest + 1)
-        clips.append(Clip(record, int(start), config.stride, fps=config.fps))
+        clips.append(Clip(record, int(start), config.stride, fps=config.fps, fit=config.fit))
     return clips
 
 
@@ -239,7 +255,7 @@ def generated_clips(generated: OpenDataset, config: ScoredClips, start: int = 0)
             f"{config.num_clips}: generate more videos, or lower num_clips for all sets that you compare."
         )
     order = draw(*_names_and_classes(records), config.seed, "generated")
-    return [Clip(records[i], start, 1) for i in order[: config.num_clips]]
+    return [Clip(records[i], start, 1, fit=config.fit) for i in order[: config.num_clips]]
 
 
 def _names_and_classes(records: list[VideoRecord]) -> tuple[list[str], list[int]]:
@@ -251,7 +267,7 @@ def frame_rates(clips: list[Clip]) -> list[float]:
     return [(clip.fps or clip.video.fps) / clip.stride if clip.video.fps else 0.0 for clip in clips]
 
 
-def paired_clips(generated: OpenDataset, clips: list[Clip], real: OpenDataset) -> list[Clip]:
+def paired_clips(uri: str, clips: list[Clip], real: OpenDataset) -> list[Clip]:
     """The clips with their originals. An original has the same path below its dataset's folder, without the suffix.
 
     Raises:
@@ -262,7 +278,7 @@ def paired_clips(generated: OpenDataset, clips: list[Clip], real: OpenDataset) -
     for name, clip in zip(_names([c.video.uri for c in clips]), clips, strict=True):
         if name not in by_name:
             raise DataError(
-                f"{clip.video.uri} of {generated.dataset.uri} has no original called '{name}' in {real.dataset.uri}: "
+                f"{clip.video.uri} of {uri} has no original called '{name}' in {real.dataset.uri}: "
                 "paired metrics compare videos of the same name."
             )
         pairs.append(replace(clip, original=by_name[name]))

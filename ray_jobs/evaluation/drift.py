@@ -26,7 +26,7 @@ from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.datasets import Clip, generated_clips
 from ray_jobs.evaluation.estimates import Reference
 from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract
-from ray_jobs.evaluation.set_metrics import FeatureStores, Inputs, reference_clips
+from ray_jobs.evaluation.set_metrics import FeatureStores, Inputs, ScoredSet, reference_clips
 
 
 def measure_drift(inputs: Inputs) -> DriftReport:
@@ -36,7 +36,13 @@ def measure_drift(inputs: Inputs) -> DriftReport:
     starts = range(0, config.num_frames, SEGMENT)
     clips = reference_clips(segment_config, inputs.real.records)
     segments = [generated_clips(dataset, config, start) for dataset in inputs.generated for start in starts]
-    stores = FeatureStores.of(segment_config, spec, inputs.weights[spec.network.name][1], [clips], segments)
+    stores = FeatureStores.of(
+        segment_config,
+        spec,
+        inputs.weights[spec.network.name][1],
+        [clips],
+        [ScoredSet("segment", "", segment, [], "") for segment in segments],
+    )
     real_extracted, *extracted = stores.extract(inputs, segment_config)
     videos = [(clip.video.uri, clip.video.label) for clip in clips]
     real = Reference.of(config.num_clips, spec.distance, videos, real_extracted)

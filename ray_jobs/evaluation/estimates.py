@@ -127,7 +127,9 @@ class Reference:
 
 def checked_clips(features: VideoFeatures, rows: Sequence[StoredClip]) -> CheckedClips:
     """Features ``(V, 1, D)`` of clips with their URIs and hashes."""
-    return CheckedClips(features.array()[:, 0], [row.uri for row in rows], [row.sha256 for row in rows])
+    return CheckedClips(
+        features.array()[:, 0], [row.uri for row in rows], [row.sha256.rpartition(":")[2] for row in rows]
+    )
 
 
 def in_memory(features: VideoFeatures) -> VideoFeatures:

@@ -12,10 +12,11 @@ from ardiff.metrics.registry import PairedMetric, State
 from ardiff.metrics.scores import SetScore
 from ardiff.metrics.store import FeatureStore
 from ardiff.metrics.uncertainty import mean_with_interval
-from ray_jobs.evaluation.datasets import codecs, common_size, generated_clips, paired_clips
+from ray_jobs.evaluation.datasets import codecs, common_size, paired_clips, real_clips
 from ray_jobs.evaluation.estimates import data_fingerprint
 from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract
-from ray_jobs.evaluation.set_metrics import Inputs, shared
+from ray_jobs.evaluation.reconstruction import vae_fingerprint
+from ray_jobs.evaluation.set_metrics import Inputs, scored_sets, shared
 
 
 def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
@@ -23,20 +24,22 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
     config = inputs.config
     weights = {m.network.name: inputs.weights[m.network.name] for m in metrics if m.network is not None}
     settings = [[m.name for m in metrics], {name: sha256 for name, (_, sha256) in weights.items()}]
-    sets, resolutions = [], []
-    for dataset in inputs.generated:
-        clips = generated_clips(dataset, config)
-        pairs = paired_clips(dataset, clips, inputs.real)
-        originals = {pair.original.uri: pair.original for pair in pairs if pair.original is not None}
-        resolutions.append(common_size([*dataset.records, *originals.values()], config.resolution))
-        key = fingerprint([*settings, config.num_frames, config.resolution, VERSION], data_keys(pairs))
-        sets.append(ClipSet(pairs, FeatureStore(storage.join(config.output, "features", f"pairs-{key}"))))
+    real = real_clips(inputs.real.records, min(config.num_clips, len(inputs.real.records)), config)
+    scored, clip_sets, resolutions = scored_sets(inputs, real), [], []
+    for own in scored:
+        pairs = own.clips if own.vae else paired_clips(own.uri, own.clips, inputs.real)
+        records = [side for clip in pairs for side in (clip.video, clip.original) if side is not None]
+        resolutions.append(common_size(records, config.resolution))
+        vae = [vae_fingerprint(own.vae)] if own.vae else []
+        key = fingerprint([*settings, config.num_frames, config.resolution, VERSION, *vae], data_keys(pairs))
+        store = FeatureStore(storage.join(config.output, "features", f"pairs-{key}"))
+        clip_sets.append(ClipSet(pairs, store, own.vae, against_original=bool(own.vae)))
     build = functools.partial(_build_measure, metrics, shared({name: state for name, (state, _) in weights.items()}))
     extracted = extract(
-        "pairs", sets, build, config.num_frames, config.resolution, Workers.of(config), inputs.join_cluster
+        "pairs", clip_sets, build, config.num_frames, config.resolution, Workers.of(config), inputs.join_cluster
     )
     scores = []
-    for dataset, resolution, (stored, rows) in zip(inputs.generated, resolutions, extracted, strict=True):
+    for own, resolution, (stored, rows) in zip(scored, resolutions, extracted, strict=True):
         values = stored.array()[:, 0]  # (V, M)
         for index, metric in enumerate(metrics):
             score, uncertainty = mean_with_interval(values[:, index])
@@ -53,17 +56,18 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
                 resize="none",
                 value_range=metric.value_range,
                 codec_real=codecs(inputs.real.records),
-                codec_fake=codecs(dataset.records),
+                codec_fake=own.codec,
                 num_real=len(rows),
                 num_fake=len(rows),
                 ddof=0,
                 real_split=inputs.real.dataset.split_name(config.split),
                 real_data=data_fingerprint(rows, side=0),
                 choice=config.choice,
+                fit=config.fit if config.resolution else "whole",
             )
             scores.append(
                 SetScore(
-                    set=dataset.name,
+                    set=own.name,
                     metric=metric.name,
                     score=score,
                     baseline=None,
@@ -71,7 +75,7 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
                     low=uncertainty.low,
                     high=uncertainty.high,
                     infinity=None,
-                    fake=dataset.dataset.uri,
+                    fake=own.uri,
                     fake_data=data_fingerprint(rows),
                     protocol=protocol,
                 )

@@ -11,9 +11,6 @@ import ray
 import ray.data
 import torch
 
-from ardiff.data.clips import read_clip
-from ardiff.data.manifest import VideoRecord
-from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.errors import ConfigError
 from ardiff.metrics.controls import CONTROLS
 from ardiff.metrics.extractors import FeatureExtractor
@@ -36,9 +33,12 @@ from ray_jobs.evaluation.datasets import (
     open_videos,
     two_draws,
 )
+from ray_jobs.evaluation.frames import read_frames
+from ray_jobs.evaluation.reconstruction import NAME as RECONSTRUCTION
+from ray_jobs.evaluation.reconstruction import reconstruct
 from ray_jobs.runtime.progress import remote_progress, report_errors
 
-REFERENCE, REAL, RECONSTRUCTION = "reference", "real", "reconstruction"
+REFERENCE, REAL = "reference", "real"
 FVD_CONTROL = "shuffled frames"
 """The only control of FVD: I3D takes seconds per clip."""
 Sets = dict[str, list[Clip]]
@@ -157,14 +157,13 @@ class _Actor:
         return rows
 
     def _decode(self, clip: dict[str, Any]) -> np.ndarray:
-        start, stride, fps, config = int(clip["start"]), int(clip["stride"]), float(clip["fps"]), self.config
-        return read_clip(VideoRecord(**clip["video"]), start, config.num_frames, stride, config.resolution, fps)
+        return read_frames(clip, "video", self.config.num_frames, self.config.resolution)
 
     def _derive(self, name: str, videos: np.ndarray, first: int) -> np.ndarray:
         """The videos of the set ``name``, from real ones if it is a derived set."""
         if name == RECONSTRUCTION:
             assert self.vae is not None
-            return to_uint8(self.vae.decode_long(self.vae.encode(to_unit(torch.from_numpy(videos))).mean)).numpy()
+            return reconstruct(self.vae, videos)
         if name in CONTROLS:
             return CONTROLS[name](videos, numpy_generator("control", self.config.seed, name, first))
         return videos

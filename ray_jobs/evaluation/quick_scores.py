@@ -57,6 +57,7 @@ def compute_scores(
         codec_fake=codecs(generated or real),
         real_data="",
         choice=config.choice,
+        fit=config.fit,
     )
     scores = _score_metric(config, protocol, DISTANCE, scaled, rows, sets, datasets)
     if i3d is not None:

@@ -34,6 +34,7 @@ from ray_jobs.evaluation.datasets import (
 )
 from ray_jobs.evaluation.estimates import GeneratedSet, Reference, data_fingerprint, estimate_score
 from ray_jobs.evaluation.features import ClipSet, Extracted, Measure, Workers, data_keys, extract
+from ray_jobs.evaluation.reconstruction import CODEC, NAME, vae_fingerprint
 
 Weights = dict[str, tuple[State, str]]
 """The weights of networks by name, and their sha256."""
@@ -58,14 +59,14 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
 
     Scores whose data and settings are those of an earlier evaluation are read from its files.
     """
-    config, generated = inputs.config, inputs.generated
-    sets = [generated_clips(dataset, config) for dataset in generated]
-    all_records = inputs.real.records + [record for dataset in generated for record in dataset.records]
+    config = inputs.config
     clips = reference_clips(config, inputs.real.records)
+    sets = scored_sets(inputs, clips[: config.num_clips])
+    all_records = inputs.real.records + [record for scored in sets for record in scored.records]
     training = [] if inputs.train is None else real_clips(inputs.train.records, len(inputs.train.records), config)
     stores = FeatureStores.of(config, spec, inputs.weights[spec.network.name][1], [clips, training], sets)
-    files = [stores.score_file(config, metric, number) for number in range(len(generated))]
-    scores = [_read_score(file, dataset) for file, dataset in zip(files, generated, strict=True)]
+    files = [stores.score_file(config, metric, number) for number in range(len(sets))]
+    scores = [_read_score(file, scored) for file, scored in zip(files, sets, strict=True)]
     if all(scores):
         return [score for score in scores if score is not None]
     real_extracted, training_extracted, *extracted = stores.extract(inputs, config)
@@ -83,7 +84,7 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
         resolution=common_size(all_records, config.resolution),
         resize=f"{spec.resize} to {spec.network.size}x{spec.network.size}",
         value_range=spec.network.value_range,
-        codec_real=_compression(inputs.real.records, spec),
+        codec_real=_compression(codecs(inputs.real.records), spec),
         codec_fake="",
         num_real=len(reference.rows),
         num_fake=config.num_clips,
@@ -91,24 +92,51 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
         real_split=inputs.real.dataset.split_name(config.split),
         real_data=data_fingerprint(reference.rows),
         choice=config.choice,
+        fit=config.fit,
     )
     real_rates, train = frame_rates(clips), training_extracted if training else None
-    for number, (dataset, result) in enumerate(zip(generated, extracted, strict=True)):
+    for number, (scored, result) in enumerate(zip(sets, extracted, strict=True)):
         if scores[number] is None:
-            protocol = replace(common, codec_fake=_compression(dataset.records, spec))
-            own, label = GeneratedSet.of(dataset.name, dataset.dataset.uri, result), f"{metric} of {dataset.name}"
+            codec = _compression(scored.codec, spec)
+            protocol = replace(common, codec_fake=codec, num_fake=len(scored.clips))
+            own, label = GeneratedSet.of(scored.name, scored.uri, result), f"{metric} of {scored.name}"
             score = estimate_score(config, spec.distance, protocol, reference, own, train, label)
-            score = replace(score, notes=(*score.notes, *rate_notes(real_rates, frame_rates(sets[number]))))
+            score = replace(score, notes=(*score.notes, *rate_notes(real_rates, frame_rates(scored.clips))))
             storage.write_bytes(files[number], json.dumps(asdict(score)).encode())
             scores[number] = score
     return [score for score in scores if score is not None]
 
 
-def _read_score(file: str, dataset: OpenDataset) -> SetScore | None:
-    """A stored score of the dataset; None if there is none."""
+@dataclass(frozen=True, slots=True)
+class ScoredSet:
+    """A set of clips to score: generated videos, or reconstructions of real clips."""
+
+    name: str
+    uri: str
+    clips: list[Clip]
+    records: list[VideoRecord]
+    """The videos of a dataset."""
+    codec: str
+    vae: str = ""
+    """An AR-VAE folder: its reconstructions of the clips are scored."""
+
+
+def scored_sets(inputs: Inputs, real: list[Clip]) -> list[ScoredSet]:
+    """The sets of an evaluation. ``real`` are the real clips that an AR-VAE reconstructs. Raises DataError."""
+    sets = [
+        ScoredSet(d.name, d.dataset.uri, generated_clips(d, inputs.config), d.records, codecs(d.records))
+        for d in inputs.generated
+    ]
+    if (vae := inputs.config.reconstruct) is not None:
+        sets.append(ScoredSet(NAME, vae, real, [], CODEC, vae))
+    return sets
+
+
+def _read_score(file: str, scored: ScoredSet) -> SetScore | None:
+    """A stored score of the set; None if there is none."""
     if not storage.exists(file):
         return None
-    return replace(score_of(json.loads(storage.read_bytes(file))), set=dataset.name, fake=dataset.dataset.uri)
+    return replace(score_of(json.loads(storage.read_bytes(file))), set=scored.name, fake=scored.uri)
 
 
 def reference_clips(config: EvaluateConfig, records: list[VideoRecord]) -> list[Clip]:
@@ -133,17 +161,20 @@ class FeatureStores:
 
     @classmethod
     def of(
-        cls, config: EvaluateConfig, spec: MetricSpec, sha256: str, real: list[list[Clip]], sets: list[list[Clip]]
+        cls, config: EvaluateConfig, spec: MetricSpec, sha256: str, real: list[list[Clip]], sets: list[ScoredSet]
     ) -> FeatureStores:
         """The stores of lists of real clips, then of sets."""
         network = spec.network
         preprocessing = [dict(spec.options), network.size, spec.resize, network.value_range, spec.reencode]
         settings = [network.name, sha256, *preprocessing, config.num_frames, config.resolution, VERSION]
-        roots = [config.cache or str(cache_folder())] * len(real) + [config.output] * len(sets)
-        clip_sets = []
-        for root, clips in zip(roots, real + sets, strict=True):
-            key = fingerprint(settings, data_keys(clips))
-            clip_sets.append(ClipSet(clips, FeatureStore(storage.join(root, "features", f"{network.name}-{key}"))))
+
+        def clip_set(root: str, clips: list[Clip], vae: str) -> ClipSet:
+            key = fingerprint([*settings, *([vae_fingerprint(vae)] if vae else [])], data_keys(clips))
+            store = FeatureStore(storage.join(root, "features", f"{network.name}-{key}"))
+            return ClipSet(clips, store, vae)
+
+        clip_sets = [clip_set(config.cache or str(cache_folder()), clips, "") for clips in real]
+        clip_sets += [clip_set(config.output, scored.clips, scored.vae) for scored in sets]
         return cls(spec, clip_sets)
 
     def extract(self, inputs: Inputs, config: EvaluateConfig) -> list[Extracted]:
@@ -181,5 +212,5 @@ def _build_extractor(spec: MetricSpec, state: State, device: torch.device) -> Me
     return FeatureExtractor(spec, state, device)
 
 
-def _compression(records: list[VideoRecord], spec: MetricSpec) -> str:
-    return f"{codecs(records)}, then mpeg4 at 25 fps" if spec.reencode else codecs(records)
+def _compression(codec: str, spec: MetricSpec) -> str:
+    return f"{codec}, then mpeg4 at 25 fps" if spec.reencode else codec

@@ -1,6 +1,7 @@
 """Evaluations of small videos: every protocol end to end, with weights made by a rule, and errors."""
 
 import functools
+import hashlib
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -27,11 +29,15 @@ from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.errors import ArdiffError
 from ardiff.metrics.frechet import frechet_distance, kernel_distance
 from ardiff.metrics.networks.lpips import LPIPS
+from ardiff.metrics.pairs.psnr import frame_psnr
 from ardiff.metrics.scores import SetScore, read_scores
 from ardiff.metrics.store import ClipFeatures, FeatureStore
 from ardiff.metrics.weights import fetch
+from ardiff.pretrained import save_autoencoder
+from ardiff.vae import ARAutoencoder
 from ray_jobs.evaluation.datasets import Clip
 from ray_jobs.evaluation.features import ClipSet, Workers, extract
+from ray_jobs.evaluation.reconstruction import reconstruct
 
 pytestmark = pytest.mark.ray
 
@@ -476,3 +482,110 @@ def test_errors_after_opening_the_videos(
     assert message in complaint
     assert "Traceback" not in said
     assert not (tmp_path / "out" / "scores.json").exists()
+
+
+# Other inputs: cheap networks
+
+
+def test_array_files_and_reconstructions(
+    evaluate: Evaluate, tmp_path: Path, make_vae: Callable[..., ARAutoencoder]
+) -> None:
+    """Real videos in an npz, generated ones as GIFs, cropped; and an AR-VAE's reconstructions of the real clips."""
+    wide = {f"v{i:02d}": np.concatenate([video(i, 16)] * 2, axis=2)[:, :, :48] for i in range(16)}
+    np.savez(tmp_path / "real.npz", **wide)
+    (tmp_path / "gifs").mkdir()
+    for i in range(8):
+        pictures = [Image.fromarray(frame) for frame in video(i + 50, 16)]
+        pictures[0].save(tmp_path / "gifs" / f"{i}.gif", save_all=True, append_images=pictures[1:], duration=125)
+    vae = make_vae(resolution=32)
+    save_autoencoder(str(tmp_path / "vae"), vae)
+    arguments = ["--fake", tmp_path / "gifs", "--num-clips", 8, "--resolution", 32, "--output", tmp_path / "out"]
+    code, said = evaluate(tmp_path / "real.npz", *arguments, "--metrics", "frame-difference")
+    assert code == 0, said
+    gifs = by_metric(tmp_path / "out")["gifs", "frame-difference"]
+    p = gifs.protocol
+    assert (p.codec_real, p.codec_fake, p.real_split, p.resolution, p.fit) == ("raw", "gif", "folder", "32x32", "crop")
+    assert (gifs.baseline_num, p.num_real, p.num_fake) == (8, 8, 8)
+
+    arguments = ["--reconstruct", tmp_path / "vae", "--num-clips", 8, "--resolution", 32, "--output", tmp_path / "rec"]
+    code, said = evaluate(tmp_path / "real.npz", *arguments, "--metrics", "psnr,ssim-grey,frame-difference")
+    assert code == 0, said
+    scores = by_metric(tmp_path / "rec")
+    assert {name for name, _ in scores} == {"reconstruction"}
+    score = scores["reconstruction", "psnr"]
+    assert (score.protocol.codec_fake, score.protocol.num_real) == ("ar-vae", 8)
+    stored = FeatureStore(str(next((tmp_path / "rec" / "features").glob("pairs-*"))))
+    for row in stored.clips(8):
+        name = row.uri.rpartition("/")[2]
+        square = wide[name][:, :, 8:40]
+        assert row.sha256.split(":")[0] == hashlib.sha256(square.tobytes()).hexdigest()
+        again = reconstruct(vae, square[None])[0]
+        assert row.sha256.split(":")[1] == hashlib.sha256(again.tobytes()).hexdigest()
+    values = stored.read(8)[0].array()[:, 0, 0]
+    assert score.score == pytest.approx(values.mean(), rel=1e-6)
+    names = [row.uri.rpartition("/")[2] for row in stored.clips(8)]
+    expected = [frame_psnr(wide[n][:, :, 8:40], reconstruct(vae, wide[n][None, :, :, 8:40])[0]) for n in names]
+    assert values == pytest.approx(expected, rel=1e-5)
+    assert scores["reconstruction", "frame-difference"].score > 0
+
+
+def test_cpus_of_an_actor_do_not_change_the_digits(cluster: None, tmp_path: Path, weights: dict[str, str]) -> None:
+    """An actor of three CPUs measures three clips at once, each in one thread."""
+    files = sorted(put(tmp_path / "videos", 3).iterdir())
+    records = [VideoRecord(str(f), 1, "h264", SIZE, SIZE, 8.0, 16, 0, "video", "test", "ok", "") for f in files]
+    clips = [Clip(record, 0, 1) for record in records]
+    features = []
+    for cpus in (1.0, 3.0):
+        workers = Workers(device=torch.device("cpu"), batch_size=3, max_actors=1, cpus=cpus, gpus=1)
+        sets = [ClipSet(clips, FeatureStore(str(tmp_path / f"{cpus}")))]
+        ((extracted_features, _),) = extract("threads", sets, ThreadsAndConvolution, 16, None, workers)
+        features.append(extracted_features.array())
+    assert np.array_equal(*features)
+    assert (features[0][:, 0, -1] == 1).all(), "more than one thread computes a clip"
+
+
+class ThreadsAndConvolution:
+    """A convolution whose sums depend on the number of threads, and that number."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.weight = torch.randn(8, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(clips).float().permute(0, 4, 1, 2, 3)
+        values = torch.nn.functional.conv3d(x, self.weight).mean(dim=(2, 3, 4))
+        threads = torch.full((len(clips), 1), torch.get_num_threads())
+        return torch.cat([values, threads], dim=1)[:, None].numpy()
+
+
+def test_features_from_anywhere_need_neither_videos_nor_a_cluster(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", fail)
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "real.npy", generator.normal(size=(200, 12)))
+    np.savez(tmp_path / "good.npz", features=generator.normal(size=(100, 12)))
+    pq.write_table(pa.table({"features": list(generator.normal(1.0, 1.0, (100, 12)))}), tmp_path / "bad.parquet")
+    arguments = ["--real-features", str(tmp_path / "real.npy"), "--output", str(tmp_path / "out")]
+    files = f"{tmp_path / 'good.npz'},{tmp_path / 'bad.parquet'}"
+    assert main(["evaluate", "--features", files, *arguments]) == 0
+    scores = by_metric(tmp_path / "out")
+    assert set(scores) == {(name, metric) for name in ("good.npz", "bad.parquet") for metric in ("frechet", "kernel")}
+    good, bad = scores["good.npz", "frechet"], scores["bad.parquet", "frechet"]
+    assert bad.score > 10 > 2 > good.score
+    assert (good.baseline_num, good.protocol.num_real, good.protocol.num_fake) == (100, 100, 100)
+    assert good.infinity is not None
+    assert good.infinity_low == 0.0
+    assert 11 < (bad.infinity or 0) < 13
+    assert good.checks is not None
+    assert good.checks.num_clips == 100
+    assert good.protocol.real_data == bad.protocol.real_data
+    assert "12 features from files" in capfd.readouterr().err
+    np.save(tmp_path / "other.npy", generator.normal(size=(100, 11)))
+    assert main(["evaluate", "--features", str(tmp_path / "other.npy"), *arguments]) == 1
+    assert "compute both with the same network" in capfd.readouterr().err
+    assert main(["evaluate", "--features", files, "--output", str(tmp_path / "out")]) == 2
+    assert "features and real_features go together" in capfd.readouterr().err

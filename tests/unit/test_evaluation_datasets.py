@@ -88,17 +88,17 @@ def test_pairs_are_of_one_name_below_their_folders(tmp_path: Path) -> None:
     real = dataset(tmp_path, "real", originals)
     fake = dataset(tmp_path, "fake", [record(f"/fake/{c}/{n}.webm") for c in "yx" for n in "12"])
     clips = generated_clips(fake, QuickConfig(num_clips=4, batch_size=2))
-    pairs = paired_clips(fake, clips, real)
+    pairs = paired_clips("fake", clips, real)
     assert sorted((p.video.uri[6:9], p.original.uri[12:15]) for p in pairs if p.original) == sorted(
         (n, n) for n in NAMES
     )
     folders = [record("/fake/x/1.mp4/"), record("/fake/x/2/")]
     pictures = replace(fake, records=folders)
     chosen = generated_clips(pictures, QuickConfig(num_clips=2, batch_size=2))
-    pairs = paired_clips(pictures, chosen, replace(real, records=originals[:2]))
+    pairs = paired_clips("pictures", chosen, replace(real, records=originals[:2]))
     assert {p.video.uri: p.original for p in pairs} == dict(zip([f.uri for f in folders], originals[:2], strict=True))
     with pytest.raises(DataError, match="has no original called 'y/1'"):
-        paired_clips(fake, clips, replace(real, records=[*originals[:2], record("s3://b/real/z/1.mp4")]))
+        paired_clips("fake", clips, replace(real, records=[*originals[:2], record("s3://b/real/z/1.mp4")]))
 
 
 def dataset(folder: Path, name: str, records: list[VideoRecord]) -> OpenDataset:
