@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ardiff.metrics.distances import Features, SetDistance
+from ardiff.metrics.distances import Features, SetDistance, union_distances
 from ardiff.metrics.features import VideoFeatures
 from ardiff.metrics.seeds import mean_over_seeds
 from ardiff.randomness import numpy_generator
@@ -121,17 +121,12 @@ def partition_distances(
     Quarter by quarter, the videos of both sets are drawn without replacement.
     """
     generator = numpy_generator("partition", seed, index)
-    x, y = VideoFeatures.wrap(real), VideoFeatures.wrap(fake)
-    quarters_x, quarters_y = (_quarters(videos, generator) for videos in (real_videos, fake_videos))
-    halves = itertools.chain.from_iterable(PAIRINGS)
-    parts = [(number,) for number in range(PARTS)] + list(halves)
-    return [
-        distance(
-            x[np.concatenate([quarters_x[number] for number in part])],
-            y[np.concatenate([quarters_y[number] for number in part])],
-        )
-        for part in parts
+    quarters = [
+        [VideoFeatures.wrap(features)[clips] for clips in _quarters(videos, generator)]
+        for features, videos in ((real, real_videos), (fake, fake_videos))
     ]
+    unions = [(number,) for number in range(PARTS)] + list(itertools.chain.from_iterable(PAIRINGS))
+    return union_distances(distance, *quarters, unions)
 
 
 def _quarters(videos: Sequence[str], generator: np.random.Generator) -> list[np.ndarray]:

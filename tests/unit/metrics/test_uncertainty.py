@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from ardiff.metrics.distances import Features, Frechet, Kernel
+from ardiff.metrics.distances import Features, Frechet, Kernel, union_distances
 from ardiff.metrics.features import VideoFeatures
 from ardiff.metrics.frechet import frechet_distance, kernel_distance
 from ardiff.metrics.uncertainty import (
@@ -144,6 +144,21 @@ def test_the_power_of_the_deviation_is_between_1_and_2() -> None:
     assert deviation(1.0) == pytest.approx(2**0.5, rel=0.05)
     assert deviation(8.0) == pytest.approx(1.0, rel=0.05)
     assert PartDistances(np.ones((3, 10))).deviation() == 0.0
+
+
+def test_distances_of_unions_are_those_of_all_their_rows() -> None:
+    """By merged moments where parts have more rows than features, and directly: few rows, or a constant feature."""
+    unions = [(0,), (3,), (0, 1), (1, 3)]
+    for count, constant in ((200, False), (12, False), (200, True)):
+        sides = [features(seed, count, 0.3 * seed, rows=2) for seed in (0, 1)]
+        if constant:
+            sides[0][..., 0] = sides[1][..., 0] = 1.0
+        parts = [[VideoFeatures.wrap(side)[i::4] for i in range(4)] for side in sides]
+        for ddof in (0, 1):
+            direct = [
+                Frechet(ddof)(*(np.concatenate([part[i].array() for i in union]) for part in parts)) for union in unions
+            ]
+            assert union_distances(Frechet(ddof), *parts, unions) == pytest.approx(direct, rel=1e-5)
 
 
 def test_partitions_are_functions_of_seed_and_index_and_keep_videos_whole() -> None:
