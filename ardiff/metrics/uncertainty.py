@@ -121,12 +121,12 @@ def partition_distances(
     Quarter by quarter, the videos of both sets are drawn without replacement.
     """
     generator = numpy_generator("partition", seed, index)
-    quarters = [
+    quarters_x, quarters_y = (
         [VideoFeatures.wrap(features)[clips] for clips in _quarters(videos, generator)]
         for features, videos in ((real, real_videos), (fake, fake_videos))
-    ]
+    )
     unions = [(number,) for number in range(PARTS)] + list(itertools.chain.from_iterable(PAIRINGS))
-    return union_distances(distance, *quarters, unions)
+    return union_distances(distance, quarters_x, quarters_y, unions)
 
 
 def _quarters(videos: Sequence[str], generator: np.random.Generator) -> list[np.ndarray]:
