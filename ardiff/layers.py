@@ -13,6 +13,9 @@ from torch import Tensor, nn
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention over frames: takes query, key and value ``(N, H, L, K)``, returns the mixed values ``(N, H, L, K)``."""
 
+AttendText = Callable[[Tensor], Tensor]
+"""Attention to text: takes queries ``(N, H, L, K)``, returns the mixed values ``(N, H, L, K)``."""
+
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of rotary positions, ``(N, 1, 1, pairs)`` each; see :func:`rotary`."""
 

@@ -21,9 +21,11 @@ from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.sampler import initial_noise, stream_full
+from ardiff.diffusion.solvers import model_timesteps
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
+from ardiff.output import OutputType, VideoOutput, check_output, draw_seeds, to_output
 from ardiff.pretrained import CONFIG, build_config, load_weights, local_folder, read_config, write_model
 from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.engine import SamplingEngine
@@ -32,6 +34,7 @@ from ardiff.sampling.request import SampleRequest
 from ardiff.vae import ARAutoencoder, DecoderCache
 
 KIND = "ar-diffusion-pipeline"
+StepCallback = Callable[["ARDiffusionPipeline", int, Tensor, dict[str, Any]], Any]
 MAX_DECODED = 16
 """Frames that are decoded at once, summed over videos. Bounds the memory of decoding."""
 
@@ -40,7 +43,8 @@ class ARDiffusionPipeline:
     """Generates videos. Needs neither Ray nor the trainer.
 
     >>> pipeline = ARDiffusionPipeline.from_pretrained("runs/quickstart/pipeline")
-    >>> video = pipeline(class_label=[0, 1], num_frames=16, ar_step=5, seed=[0, 1])  # uint8 (2, 16, H, W, 3)
+    >>> output = pipeline(class_label=[0, 1], num_frames=16, ar_step=5, seed=[0, 1])
+    >>> output.frames  # uint8 (2, 16, H, W, 3)
     """
 
     def __init__(
@@ -70,10 +74,10 @@ class ARDiffusionPipeline:
         cls,
         uri: str,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype = torch.float32,
         engine: EngineConfig | None = None,
     ) -> ARDiffusionPipeline:
-        """Loads a folder that :meth:`save_pretrained` has written, local or ``s3://``, with weights of ``dtype``.
+        """Loads a folder that :meth:`save_pretrained` has written, local or ``s3://``, with weights of ``torch_dtype``.
 
         Raises:
             CheckpointError: The pipeline is missing or incomplete, or its weights do not fit its configuration.
@@ -89,7 +93,7 @@ class ARDiffusionPipeline:
                 LatentStatistics(**config["latent_statistics"]),
                 config["class_names"],
                 engine,
-            ).to(device, dtype)
+            ).to(device, torch_dtype)
 
     def save_pretrained(self, uri: str) -> None:
         """Writes ``config.json``, ``vae.safetensors`` and ``dit.safetensors`` to a folder, local or ``s3://``."""
@@ -104,10 +108,11 @@ class ARDiffusionPipeline:
         modules = {"vae": dict(self.vae.named_parameters()), "dit": dict(self.dit.named_parameters())}
         write_model(uri, config, modules)
 
-    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> ARDiffusionPipeline:
-        """Moves both models to a device, and converts their weights to ``dtype`` if it is given."""
-        self.vae.to(device, dtype)
-        self.dit.to(device, dtype)
+    def to(self, *args: Any, **kwargs: Any) -> ARDiffusionPipeline:
+        """Moves both models to a device, converts their weights to a dtype, or both: the arguments of
+        ``torch.nn.Module.to``."""
+        self.vae.to(*args, **kwargs)
+        self.dit.to(*args, **kwargs)
         return self
 
     @property
@@ -126,12 +131,16 @@ class ARDiffusionPipeline:
         *,
         condition: Tensor | None = None,
         condition_at: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: OutputType = "uint8",
+        fps: float = 8.0,
         on_frames: Callable[[int], None] = lambda final_frames: None,
+        callback_on_step_end: StepCallback | None = None,
         **changes: Any,
-    ) -> Tensor:
+    ) -> VideoOutput:
         """Generates videos. A video depends on its own parameters only, not on the other videos of the call.
 
-        >>> pipeline(class_label=[0, 3], seed=[1, 2], num_frames=128, ar_step=5)
+        >>> pipeline(class_label=[0, 3], seed=[1, 2], num_frames=128, ar_step=5).frames
 
         Args:
             params: Parameters of one video, or of each; they may differ in ``class_label`` and ``seed`` only. None is
@@ -139,38 +148,51 @@ class ARDiffusionPipeline:
             condition: Given first frames, uint8 ``(k, H, W, 3)`` or ``(B, k, H, W, 3)``: one frame animates an image,
                 several continue a clip. The video holds them as the AR-VAE reconstructs them.
             condition_at: Indices of the given frames in the video; only ``0..k-1`` is possible.
+            generator: Draws the seeds, one per video, instead of ``seed``; or one generator per video.
+            output_type: The form of the frames, see :func:`~ardiff.output.to_output`.
+            fps: Frames per second of ``output_type="mp4"``.
             on_frames: Called with the number of final frames whenever it grows.
+            callback_on_step_end: Called after each iteration with the pipeline, the index of the iteration, the
+                timesteps that the frames have reached, int64 ``(F,)`` on the CPU, and an empty dictionary. An exception
+                in it stops the call.
             changes: Fields of :class:`~ardiff.sampling.params.SamplingParams` that replace those of ``params``.
                 ``class_label`` and ``seed`` also take sequences; a single value goes with all values of the other.
 
         Returns:
-            uint8 ``(B, F, H, W, 3)`` on the CPU.
+            The videos in ``frames``, by default uint8 ``(B, F, H, W, 3)`` on the CPU.
 
         Raises:
             TypeError: An unknown parameter; names the nearest one.
             ValueError: A parameter or the condition is out of range; says what is valid.
         """
+        check_output(output_type, fps)
         frames = []
-        for frame in self.stream(params, condition=condition, condition_at=condition_at, **changes):
+        for frame in self.stream(
+            params,
+            condition=condition,
+            condition_at=condition_at,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            **changes,
+        ):
             frames.append(frame)
             on_frames(len(frames))
-        return torch.stack(frames, dim=1)
+        return to_output(torch.stack(frames, dim=1), output_type, fps)
 
     def stream(
-        self,
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        condition: Tensor | None = None,
-        condition_at: Sequence[int] | None = None,
-        **changes: Any,
+        self, params: SamplingParams | Sequence[SamplingParams] | None = None, **options: Any
     ) -> Iterator[Tensor]:
         """Like calling the pipeline, but yields each frame, uint8 ``(B, H, W, 3)``, as soon as it is final.
 
         The first frame comes after ``num_inference_steps`` iterations, then one every ``ar_step``. Memory does not grow
         with the number of frames, except for the latents in mode ``full``. Arguments are checked on the first frame.
+
+        Args:
+            params: As in a call.
+            options: Arguments of :meth:`stream_latents`.
         """
         cache = DecoderCache()
-        for latents in self.stream_latents(params, condition=condition, condition_at=condition_at, **changes):
+        for latents in self.stream_latents(params, **options):
             yield from self.decode(latents, cache)
 
     @torch.no_grad()
@@ -180,10 +202,16 @@ class ARDiffusionPipeline:
         *,
         condition: Tensor | None = None,
         condition_at: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        callback_on_step_end: StepCallback | None = None,
         **changes: Any,
     ) -> Iterator[Tensor]:
         """Like :meth:`stream`, but yields clean diffusion latents ``(B, n, L, D)`` of the n frames that became final,
         for :meth:`decode`."""
+        if generator is not None:
+            if "seed" in changes:
+                raise ValueError("give either seed or generator, not both")
+            changes["seed"] = draw_seeds(generator, len(expand_params(params, **changes)))
         videos, info = expand_params(params, **changes), self.info
         given_frames = 0 if condition is None or condition.ndim < 4 else condition.shape[-4]
         if videos[0].given_frames not in (0, given_frames):
@@ -191,8 +219,9 @@ class ARDiffusionPipeline:
         videos = [validate(replace(video, given_frames=given_frames), info) for video in videos]
         given = self.encode_condition(condition, condition_at, len(videos))
         request = SampleRequest(videos=tuple(videos), condition=given)
+        on_step = self._step_callback(request, callback_on_step_end)
         if request.params.mode == "full":
-            yield from self._stream_full(request)
+            yield from self._stream_full(request, on_step)
             return
         max_frames = max(self.engine_config.max_frames, request.params.num_frames * len(videos))
         engine = self.engine(replace(self.engine_config, max_frames=max_frames))
@@ -200,13 +229,37 @@ class ARDiffusionPipeline:
         try:
             if given is not None:
                 yield given
+            step = -1 if self._stores_sink_first(request.params) else 0
             while engine.busy:
-                for finished in engine.step():
-                    yield finished.latents
+                finished = engine.step()
+                if step >= 0:
+                    on_step(step)
+                step += 1
+                for frames in finished:
+                    yield frames.latents
         finally:
             engine.cancel(request_id)  # frees memory after a failure, or if the caller stops early
 
-    def _stream_full(self, request: SampleRequest) -> Iterator[Tensor]:
+    def _stores_sink_first(self, params: SamplingParams) -> bool:
+        """Whether the engine needs an iteration more, for the sink of a window that the given frames have left."""
+        return params.sink_frames > 0 and params.mode == "window" and params.given_frames >= self.dit.config.num_frames
+
+    def _step_callback(self, request: SampleRequest, callback: StepCallback | None) -> Callable[[int], None]:
+        """Calls ``callback`` with the timesteps that the frames have reached after an iteration of this index."""
+        if callback is None:
+            return lambda step: None
+        params = request.params
+        timesteps = model_timesteps(self.diffusion, params.num_inference_steps, params.resolved_timestep_spacing)
+        lag = (torch.arange(params.num_frames) - params.given_frames) * params.resolved_ar_step  # (F,)
+        given = torch.arange(params.num_frames) < params.given_frames
+
+        def on_step(step: int) -> None:
+            reached = (step + 1 - lag).clamp(0, len(timesteps) - 1)
+            callback(self, step, timesteps[reached.masked_fill(given, len(timesteps) - 1)], {})
+
+        return on_step
+
+    def _stream_full(self, request: SampleRequest, on_step: Callable[[int], None]) -> Iterator[Tensor]:
         """Mode ``full``: the plain sampler, which evaluates every visible frame in every iteration."""
         params, config = request.params, self.dit.config
         schedule = ad_schedule(
@@ -230,6 +283,7 @@ class ARDiffusionPipeline:
             request.condition,
             params.solver,
             params.resolved_timestep_spacing,
+            on_step,
         )
 
     def engine(self, config: EngineConfig | None = None) -> SamplingEngine:

@@ -215,7 +215,7 @@ def generate(pipeline: ARDiffusionPipeline, count: int, seed: int = 0, **params:
         numbers = range(first, min(first + 32, count))
         labels, seeds = [n % len(CLASSES) for n in numbers], [1000 * seed + n for n in numbers]
         given = {"condition": c[first : numbers.stop]} if (c := params.get("condition")) is not None else {}
-        parts.append(pipeline(class_label=labels, seed=seeds, **{"guidance_scale": 1.5, **params, **given}))
+        parts.append(pipeline(class_label=labels, seed=seeds, **{"guidance_scale": 1.5, **params, **given}).frames)
     return torch.cat(parts).numpy()
 
 

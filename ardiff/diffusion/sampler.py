@@ -3,7 +3,7 @@
 Shapes: B videos, F frames, W visible frames, L tokens, D latent width, S sampling steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ def stream_full(
     condition: Tensor | None = None,
     solver: Solver = "ddim",
     timestep_spacing: TimestepSpacing = "leading",
+    on_step: Callable[[int], None] = lambda iteration: None,
 ) -> Iterator[Tensor]:
     """Denoises ``noise`` along the schedule (Sec. 3.4) with the steps of a solver, deterministic DDIM by default.
 
@@ -64,6 +65,7 @@ def stream_full(
         diffusion: Gives the noise level of each timestep.
         condition: Clean latents ``(B, num_given, L, D)`` of given first frames; the schedule's ``num_given``.
         solver, timestep_spacing: See :mod:`ardiff.diffusion.solvers`. Each frame has its own history.
+        on_step: Called after each iteration with its index.
 
     Yields:
         Clean latents ``(B, n, L, D)`` of the n frames that became final; first the given frames, if any. A frame that
@@ -91,6 +93,7 @@ def stream_full(
         moves = update[frames, None, None].to(x.device)  # (W, 1, 1)
         for state, new in zip((x, *history), (denoised, *remembers), strict=True):
             state[:, frames] = torch.where(moves, new, state[:, frames])
+        on_step(n)
         already_final, final = final, int((index == num_steps).sum())
         if final > already_final:
             yield x[:, already_final:final].clone()

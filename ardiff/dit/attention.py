@@ -1,6 +1,7 @@
-"""Attention masks over frames, and attention under them.
+"""Attention masks over frames, attention under them, and attention to text.
 
-Shapes: B videos, F frames, N = B F packed frames, H heads, L tokens per frame, K head width, M condition tokens.
+Shapes: B videos, F frames, N = B F packed frames, H heads, L tokens per frame, K head width, M condition or text
+tokens, P prompts.
 Masks are bool, query by key; True means that the query sees the key.
 """
 
@@ -8,7 +9,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ardiff.layers import Attend
+from ardiff.layers import Attend, AttendText
 
 
 def block_causal_mask(num_frames: int, num_tokens: int, window: int | None = None) -> Tensor:
@@ -45,5 +46,29 @@ def masked_attention(mask: Tensor | None, num_frames: int) -> Attend:
         q, k, v = (rearrange(t, "(b f) h l k -> b h (f l) k", f=num_frames) for t in (q, k, v))
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, F L, K)
         return rearrange(mixed, "b h (f l) k -> (b f) h l k", f=num_frames)
+
+    return attend
+
+
+def text_attention(keys: Tensor, values: Tensor, mask: Tensor, index: Tensor, num_frames: int) -> AttendText:
+    """Attention of packed frames to the tokens of their prompts.
+
+    Args:
+        keys, values: ``(P, H, M, K)``.
+        mask: bool ``(P, M)``, True for a token.
+        index: int64 ``(B,)`` or ``(B, F)``, the prompt of each video or frame.
+        num_frames: F.
+    """
+    if index.ndim == 1:
+        pattern, packed = "(b f) h l k -> b h (f l) k", "b h (f l) k -> (b f) h l k"
+    else:
+        pattern = packed = "n h l k -> n h l k"
+    rows = index.flatten()
+    keys, values, visible = keys[rows], values[rows], mask[rows][:, None, None]  # (B or N, H, M, K) each, (.., 1, 1, M)
+    axes = {"f": num_frames} if index.ndim == 1 else {}
+
+    def attend(q: Tensor) -> Tensor:
+        mixed = nn.functional.scaled_dot_product_attention(rearrange(q, pattern, **axes), keys, values, visible)
+        return rearrange(mixed, packed, **axes)
 
     return attend

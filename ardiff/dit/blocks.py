@@ -1,14 +1,15 @@
-"""Building blocks of the AR-DiT: transformer block, final layer and timestep embedder.
+"""Building blocks of the AR-DiT: transformer blocks, final layer and timestep embedder.
 
 Shapes: N packed frames (or whole sequences, if modulations differ from token to token), L tokens, D latent width,
-C model width, H heads, K head width.
+C model width, H heads, K head width, P prompts, M text tokens.
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ardiff.dit.config import DiTConfig
-from ardiff.layers import Attend, Mlp, Rotation, SelfAttention
+from ardiff.layers import Attend, AttendText, Mlp, Rotation, SelfAttention
 
 
 class DiTBlock(nn.Module):
@@ -45,6 +46,61 @@ class DiTBlock(nn.Module):
         """Adds the attention's output, from mixed values ``(N, H, L, K)``, then the MLP's: ``(N, L, C)``."""
         x = torch.addcmul(x, gate1, self.attention.merge(mixed))
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift, scale)))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from frame tokens to text tokens, ``softmax(q k^T / sqrt(K)) v`` (Vaswani et al., 2017,
+    Eq. 1). The caller passes the attention function, which holds the keys and values of the prompts."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def query(self, x: Tensor) -> Tensor:
+        """Queries ``(N, H, L, K)`` of ``x (N, L, C)``."""
+        return rearrange(self.q(x), "n l (h k) -> n h l k", h=self.num_heads)
+
+    def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values ``(P, H, M, K)`` of embedded prompts ``(P, M, C)``."""
+        k, v = rearrange(self.kv(text), "p m (two h k) -> two p h m k", two=2, h=self.num_heads)
+        return k, v
+
+    def merge(self, mixed: Tensor) -> Tensor:
+        """The layer's output ``(N, L, C)`` from mixed values ``(N, H, L, K)``."""
+        return self.proj(rearrange(mixed, "n h l k -> n l (h k)"))
+
+
+class TextBlock(DiTBlock):
+    """A block that also reads text: cross-attention between self-attention and MLP, as in PixArt-alpha (Chen et al.,
+    2023) and Latte (Ma et al., 2024). Its queries are normed; it is neither modulated nor gated, and its output starts
+    at zero."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        self.text_norm = nn.LayerNorm(config.width, elementwise_affine=False, eps=1e-6)
+        self.text_attention = CrossAttention(config.width, config.num_heads)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, modulation: Tensor, rotation: Rotation | None, attend: Attend, attend_text: AttendText
+    ) -> Tensor:
+        """``x (N, L, C)``, ``modulation (N, 1, 6 C)``, ``rotation`` of the N frames -> ``(N, L, C)``."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # (N, 1, C) each
+        q, k, v = self.before_attention(x, shift1, scale1, rotation)  # (N, H, L, K) each
+        x, q = self.before_text(x, attend(q, k, v), gate1)  # (N, L, C), (N, H, L, K)
+        return self.after_text(x, attend_text(q), shift2, scale2, gate2)  # (N, L, C)
+
+    def before_text(self, x: Tensor, mixed: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the self-attention's output, from mixed values ``(N, H, L, K)``: ``(N, L, C)`` and queries to text."""
+        x = torch.addcmul(x, gate, self.attention.merge(mixed))
+        return x, self.text_attention.query(self.text_norm(x))
+
+    def after_text(self, x: Tensor, mixed: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        """Adds the cross-attention's output, from mixed values ``(N, H, L, K)``, then the MLP's: ``(N, L, C)``."""
+        x = x + self.text_attention.merge(mixed)
+        return torch.addcmul(x, gate, self.mlp(modulate(self.norm2(x), shift, scale)))
 
 
 class FinalLayer(nn.Module):

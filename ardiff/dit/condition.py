@@ -1,7 +1,11 @@
-"""Condition tokens: a sequence of tokens before the first frame, which every frame sees.
+"""Conditions: tokens before the first frame, which every frame sees, and text, which every block reads.
 
-Shapes: B videos, F frames, L tokens per frame, M condition tokens, E their width, C model width.
+Shapes: B videos, F frames, L tokens per frame, M condition or text tokens, E their width, C model width, P prompts.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange, repeat
@@ -54,3 +58,51 @@ def modulate_frames_only(modulation: Tensor, num_condition: int, num_tokens: int
     neutral = repeat(neutral, "six -> b m (six c)", b=len(modulation), m=num_condition, c=width)
     frames = repeat(modulation, "b f m -> b f l m", l=num_tokens)
     return torch.cat([neutral, rearrange(frames, "b f l m -> b (f l) m")], dim=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextTokens:
+    """Token states of distinct prompts, and the prompt of each video or frame."""
+
+    states: Tensor
+    """``(P, M, E)`` from the text encoder, padded."""
+    mask: Tensor
+    """bool ``(P, M)``: True for a token, False for padding. Every prompt has at least one token."""
+    index: Tensor
+    """int64 ``(B,)`` or ``(B, F)``: the prompt of each video or frame; -1 is no text."""
+
+    @classmethod
+    def of_videos(cls, states: Tensor, mask: Tensor, dropped: Tensor) -> TextTokens:
+        """A prompt per video: ``states (B, M, E)``, ``mask (B, M)``. A video whose mask is all False, or which is
+        ``dropped`` (bool ``(B,)``), has no text."""
+        index = torch.arange(len(states), device=states.device)
+        return cls(states, mask, torch.where(dropped | ~mask.any(dim=1), -1, index))
+
+    def of_frames(self, frames: Tensor) -> TextTokens:
+        """The text of some frames: with an index ``(B, F)`` its columns ``frames (W,)``, otherwise the same."""
+        return self if self.index.ndim == 1 else replace(self, index=self.index[:, frames])
+
+
+class TextEmbedder(nn.Module):
+    """Projects token states to the model's width with a two-layer MLP. A learned token stands for no text."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.dim = config.condition_dim
+        self.null = nn.Parameter(torch.randn(config.condition_dim))
+        self.norm = nn.LayerNorm(config.condition_dim, elementwise_affine=False)  # encoders differ in scale
+        self.fc1 = nn.Linear(config.condition_dim, config.width)
+        self.fc2 = nn.Linear(config.width, config.width)
+
+    def forward(self, states: Tensor | None) -> Tensor:
+        """Token states ``(P, M, E) -> (P, M, C)``; None is no text, ``(1, 1, C)``.
+
+        Raises:
+            ValueError: States of another width.
+        """
+        if states is None:
+            states = rearrange(self.null, "e -> 1 1 e")
+        elif states.ndim != 3 or states.shape[2] != self.dim:
+            raise ValueError(f"text must be token states (P, M, {self.dim}), got {tuple(states.shape)}")
+        x = self.norm(states.to(self.fc1.weight.dtype))
+        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))

@@ -35,13 +35,14 @@ class DiTConfig:
     attention_window: int | None = None
     """If set, a frame sees only itself and the ``attention_window - 1`` frames before it. ``mode=rolling`` needs this
     band mask."""
-    condition: Literal["modulation", "tokens"] = "modulation"
+    condition: Literal["modulation", "tokens", "cross_attention"] = "modulation"
     """``modulation``: the class embedding is added to the timestep embedding, which modulates each block. ``tokens``:
-    each class is a sequence of condition tokens before the first frame, which every frame sees."""
+    each class is a sequence of condition tokens before the first frame, which every frame sees. ``cross_attention``:
+    text, which every block reads with a cross-attention layer; a class acts by modulation."""
     condition_tokens: int = 0
     """Learned condition tokens per class. 0: the model has none, and the caller passes condition tokens."""
     condition_dim: int = 768
-    """Width of a condition token."""
+    """Width of a condition token, or of the text encoder's token states."""
 
     def __post_init__(self) -> None:
         if min(self.num_frames, self.num_tokens, self.token_dim, self.width, self.depth, self.num_heads) < 1:
@@ -60,10 +61,15 @@ class DiTConfig:
             raise ValueError("attention_window is a band of causal attention: unset it with attention=bidirectional")
         if self.condition_tokens < 0 or self.condition_dim < 1:
             raise ValueError("condition_tokens must be 0 or more, condition_dim at least 1")
-        if self.condition_tokens and self.condition == "modulation":
+        if self.condition_tokens and self.condition != "tokens":
             raise ValueError("condition_tokens is for condition=tokens only")
         if self.condition == "tokens" and self.positions == "rotary":
             raise ValueError("condition=tokens needs positions=sincos: condition tokens have no rotary position")
+
+    @property
+    def text(self) -> bool:
+        """Whether the model takes text."""
+        return self.condition == "cross_attention"
 
     @property
     def causal(self) -> bool:

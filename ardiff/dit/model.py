@@ -1,18 +1,18 @@
 """The AR-DiT: a Diffusion Transformer with a timestep per frame and causal attention along time (Sec. 3.2).
 
-Shapes: B videos, F frames, N = B F packed frames, L tokens per frame, D latent width, C model width, M condition
-tokens.
+Shapes: B videos, F frames, N = B F packed frames, L tokens per frame, D latent width, C model width, M condition or
+text tokens, P prompts, H heads, K head width.
 """
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ardiff.dit.attention import block_causal_mask, masked_attention, prepend_condition
-from ardiff.dit.blocks import DiTBlock, FinalLayer, TimestepEmbedder
-from ardiff.dit.condition import ConditionTokens, modulate_frames_only
+from ardiff.dit.attention import block_causal_mask, masked_attention, prepend_condition, text_attention
+from ardiff.dit.blocks import DiTBlock, FinalLayer, TextBlock, TimestepEmbedder
+from ardiff.dit.condition import ConditionTokens, TextEmbedder, TextTokens, modulate_frames_only
 from ardiff.dit.config import DiTConfig
-from ardiff.layers import Attend, init_linear, rotary, sincos_positions
+from ardiff.layers import Attend, AttendText, init_linear, rotary, sincos_positions
 
 
 class DiT(nn.Module):
@@ -34,7 +34,11 @@ class DiT(nn.Module):
                 self.class_embedding = nn.Embedding(config.num_classes + 1, width)
             case "tokens":
                 self.condition = self.condition_class(config)
-        self.blocks = nn.ModuleList(self.block_class(config) for _ in range(config.depth))
+            case "cross_attention":
+                self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+                self.text_embedder = TextEmbedder(config)
+        block_class = TextBlock if config.text else self.block_class
+        self.blocks = nn.ModuleList(block_class(config) for _ in range(config.depth))
         self.final_layer = self.final_layer_class(config)
         self.rotary_pairs = width // config.num_heads // 4 if config.positions == "rotary" else 0  # half of every head
         match config.positions:
@@ -53,14 +57,14 @@ class DiT(nn.Module):
     def _initialise(self) -> None:
         self.apply(init_linear)
         # Wider than DiT's 0.02: the timestep embedding grows fast and would hide the class in short runs.
-        if self.config.condition == "modulation":
+        if self.config.condition != "tokens":
             nn.init.normal_(self.class_embedding.weight, std=0.5)
         for linear in (self.timestep_embedder.fc1, self.timestep_embedder.fc2):
             nn.init.normal_(linear.weight, std=0.02)
         if self.config.positions == "rotary":
             nn.init.normal_(self.position_embedding, std=0.02)
         for name, parameter in self.named_parameters():  # adaLN-zero: every block starts as the identity
-            if "modulation" in name or name.startswith("final_layer"):
+            if "modulation" in name or "text_attention.proj" in name or name.startswith("final_layer"):
                 nn.init.zeros_(parameter)
 
     @property
@@ -73,34 +77,40 @@ class DiT(nn.Module):
         """The class label with which a video without a class is generated."""
         return self.null_class
 
-    def forward(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, timesteps: Tensor, condition: Tensor, text: TextTokens | None = None) -> Tensor:
         """Evaluates all frames of a clip.
 
         Args:
             latents: Noisy latents ``(B, F, L, D)``, ``F <= config.num_frames``.
             timesteps: int64 ``(B, F)``.
             condition: Class labels, int64 ``(B,)``: ``0..num_classes - 1``, :attr:`null_class` or :attr:`unlabelled`.
-                With ``condition=tokens`` also condition tokens, float ``(B, M, condition_dim)``.
+                With ``condition=tokens`` also condition tokens, float ``(B, M, condition_dim)``; without them also
+                labels per frame, ``(B, F)``.
+            text: With ``condition=cross_attention``, the prompt of each video or frame; None is no text.
 
         Returns:
             The prediction, ``(B, F, L, D)``. If ``config.causal``, frame i depends on frames ``0..i`` only.
 
         Raises:
-            ValueError: More frames than the model has positions for, or condition tokens that it does not take.
+            ValueError: More frames than the model has positions for, or condition tokens or text that it does not
+                take.
         """
         batch, frames = timesteps.shape
         if frames > self.config.num_frames:
             raise ValueError(f"the model sees at most {self.config.num_frames} frames at once, got {frames}")
+        if text is not None and not self.config.text:
+            raise ValueError("the model takes no text: it was not trained with dit.condition=cross_attention")
         if self.config.condition == "tokens":
             return self._forward_with_condition(latents, timesteps, self.condition(condition))
         if condition.is_floating_point():
             raise ValueError("the model takes class labels: it was not trained with condition tokens")
         positions = repeat(torch.arange(frames, device=latents.device), "f -> (b f)", b=batch)  # (N,)
-        labels = repeat(condition, "b -> (b f)", f=frames)  # (N,)
+        labels = repeat(condition, "b -> (b f)", f=frames) if condition.ndim == 1 else condition.flatten()  # (N,)
         modulations = self.modulations(timesteps.flatten(), labels)  # (N, 6 C depth + 2 C)
         attend = masked_attention(self._mask(frames), frames)
         x = rearrange(latents, "b f l d -> (b f) l d")  # (N, L, D)
-        x = self.forward_frames(x, modulations, positions, [attend] * self.config.depth)  # (N, L, D)
+        attend_text = self._text_attention(text, batch, frames) if self.config.text else None
+        x = self.forward_frames(x, modulations, positions, [attend] * self.config.depth, attend_text)  # (N, L, D)
         return rearrange(x, "(b f) l d -> b f l d", b=batch)
 
     def _forward_with_condition(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
@@ -118,7 +128,14 @@ class DiT(nn.Module):
         x = self.final_layer(x, rearrange(of_final, "b f m -> (b f) 1 m"))  # (N, L, D)
         return rearrange(x, "(b f) l d -> b f l d", f=frames)
 
-    def forward_frames(self, latents: Tensor, modulations: Tensor, positions: Tensor, attend: list[Attend]) -> Tensor:
+    def forward_frames(
+        self,
+        latents: Tensor,
+        modulations: Tensor,
+        positions: Tensor,
+        attend: list[Attend],
+        attend_text: list[AttendText] | None = None,
+    ) -> Tensor:
         """Evaluates packed frames, which may belong to different videos.
 
         Args:
@@ -126,6 +143,7 @@ class DiT(nn.Module):
             modulations: ``(N, 6 C depth + 2 C)`` from :meth:`modulations`.
             positions: int64 ``(N,)``, the index of each frame in its clip.
             attend: For each block, the attention function; it alone knows which frame may see which.
+            attend_text: For each block of a model with text, the function that attends to the text of each frame.
 
         Returns:
             The prediction, ``(N, L, D)``.
@@ -135,9 +153,39 @@ class DiT(nn.Module):
         x = x + (self.position_embedding if rotary_positions else self.position_embedding[positions])
         rotation = rotary(positions, self.rotary_pairs, x.dtype) if rotary_positions else None
         *of_blocks, of_final = modulations[:, None].split(self._modulation_widths, dim=-1)  # (N, 1, 6 C) each
-        for block, modulation, attend_in_block in zip(self.blocks, of_blocks, attend, strict=True):
-            x = block(x, modulation, rotation, attend_in_block)  # (N, L, C)
+        attention = list(zip(attend, *([attend_text] if attend_text is not None else []), strict=True))
+        for block, modulation, of_block in zip(self.blocks, of_blocks, attention, strict=True):
+            x = block(x, modulation, rotation, *of_block)  # (N, L, C)
         return self.final_layer(x, of_final)  # (N, L, D)
+
+    def text_keys_values(self, states: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values ``(P, H, M, K)`` of prompts in each block, from token states ``(P, M, E)``; None is no text,
+        P = M = 1. They depend on nothing else, so a sampler can compute them once."""
+        embedded = self.text_embedder(states)  # (P, M, C)
+        of_blocks = []
+        for block in self.blocks:
+            assert isinstance(block, TextBlock)
+            of_blocks.append(block.text_attention.keys_values(embedded))
+        return of_blocks
+
+    def _text_attention(self, text: TextTokens | None, batch: int, num_frames: int) -> list[AttendText]:
+        """For each block, attention to the prompts of ``batch`` videos; no text is a further prompt, the last one."""
+        null = self.text_keys_values(None)
+        if text is None:
+            device = null[0][0].device
+            index, mask = torch.zeros(batch, dtype=torch.int64, device=device), torch.ones(1, 1, device=device).bool()
+            return [text_attention(keys, values, mask, index, num_frames) for keys, values in null]
+        length = text.mask.shape[1]
+        first = torch.arange(length, device=text.mask.device)[None] == 0  # (1, M)
+        mask = torch.cat([text.mask, first])  # (P + 1, M)
+        attention = []
+        for of_prompts, of_null in zip(self.text_keys_values(text.states), null, strict=True):
+            keys, values = (
+                torch.cat([t, repeat(n, "1 h 1 k -> 1 h m k", m=length)])  # (P + 1, H, M, K)
+                for t, n in zip(of_prompts, of_null, strict=True)
+            )
+            attention.append(text_attention(keys, values, mask, text.index, num_frames))
+        return attention
 
     def modulations(self, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """The adaLN shifts, scales and gates of packed frames: ``(N,), (N,) -> (N, 6 C depth + 2 C)``.
@@ -146,7 +194,7 @@ class DiT(nn.Module):
         them once for all its timesteps.
         """
         condition = self.timestep_embedder(timesteps)  # (N, C)
-        if self.config.condition == "modulation":
+        if self.config.condition != "tokens":
             condition = condition + self.class_embedding(class_labels)
         condition = nn.functional.silu(condition)
         layers = (*self.blocks, self.final_layer)

@@ -47,12 +47,29 @@ def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Mod
 def initialise_dit(uri: str, model: DiT) -> None:
     """Loads the weights of the AR-DiT in a pipeline folder, local or ``s3://``, into ``model``.
 
+    A model with text may start from one without: its layers for text keep their new weights, whose output is zero, so
+    that both models compute the same; see :func:`with_text_layers`.
+
     Raises:
         CheckpointError: ``uri`` is no pipeline, it is damaged, or its weights do not fit the model.
     """
     with local_folder(uri) as folder:
         read_config(folder, "ar-diffusion-pipeline")
-        fill(model, read_tensors(folder / "dit.safetensors"), uri)
+        fill(model, with_text_layers(read_tensors(folder / "dit.safetensors"), model), uri)
+
+
+def with_text_layers(weights: Mapping[str, Tensor], model: DiT) -> dict[str, Tensor]:
+    """The weights of an AR-DiT without text, with the new text layers of ``model``. A model without classes takes the
+    null class of one with classes. Weights that have text layers, and those for a model without, come back unchanged.
+    """
+    result = dict(weights)
+    text_layers = {n: p.detach() for n, p in model.named_parameters() if n.startswith("text_") or ".text_" in n}
+    if not text_layers or result.keys() & text_layers.keys():
+        return result
+    classes = "class_embedding.weight"
+    if classes in result and not model.config.num_classes:
+        result[classes] = result[classes][-1:]
+    return result | text_layers
 
 
 def pruned(weights: Mapping[str, Tensor], token_dim: int) -> dict[str, Tensor]:

@@ -334,7 +334,7 @@ def test_generating_into_a_folder_of_other_settings(
     assert ardiff(*command).code == 0
     before = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
     loaded = ARDiffusionPipeline.from_pretrained(str(pipeline))
-    videos = loaded(class_label=[0, 1], num_frames=4, num_inference_steps=2, ar_step=1, seed=[0, 1]).numpy()
+    videos = loaded(class_label=[0, 1], num_frames=4, num_inference_steps=2, ar_step=1, seed=[0, 1]).frames.numpy()
     stored = [before[output / "videos" / f"0000{i}.mp4"] for i in range(2)]
     assert stored == [encode_video(v, 8.0, crf=8) for v in videos]
     assert stored[0] != stored[1]

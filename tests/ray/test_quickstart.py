@@ -139,7 +139,7 @@ def test_the_pipeline_alone_gives_the_same_video(
 ) -> None:
     pipeline = ARDiffusionPipeline.from_pretrained(str(finished[0] / "dit" / "pipeline"))
     assert pipeline.class_names == ["ring", "square", "triangle", "plus"]
-    video = pipeline(class_label=1, num_frames=frames, ar_step=ar_step, num_inference_steps=4, seed=1).numpy()[0]
+    video = pipeline(class_label=1, num_frames=frames, ar_step=ar_step, num_inference_steps=4, seed=1).frames.numpy()[0]
     stored = (finished[0] / place / "videos" / "00001.mp4").read_bytes()
     # Both through the codec: 4:2:0 video cannot store the coloured noise of an untrained model.
     through = decode_clip(encode_video(video, 8.0, crf=8), 0, frames)

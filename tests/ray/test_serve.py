@@ -111,7 +111,7 @@ def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: C
 
     # The frames are the pipeline's.
     done = client.wait(client.create(**JOB)["id"], seconds=0.05)
-    expected = server.pipeline(**JOB)[0]
+    expected = server.pipeline(**JOB).frames[0]
     assert done["frames_sha256"] == hashlib.sha256(expected.numpy().tobytes()).hexdigest()
 
     # Frames are sent while later ones are generated. A client that leaves cancels its video.
@@ -137,7 +137,7 @@ def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: C
     failed = server.wait_for(stream, lambda video: video["status"] == "failed")
     assert failed["error"]["type"] == "replica_crashed"
     done = server.wait_for(job["id"], lambda video: video["status"] == "completed")
-    expected = server.pipeline(**{**JOB, "num_frames": 300})[0]
+    expected = server.pipeline(**{**JOB, "num_frames": 300}).frames[0]
     assert done["frames_sha256"] == hashlib.sha256(expected.numpy().tobytes()).hexdigest()
 
     # Ctrl-C stops the service once its running job is done.

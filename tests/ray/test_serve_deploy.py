@@ -105,7 +105,7 @@ def names_at(url: str, **headers: str) -> set[str]:
 
 
 def sha256(pipeline: ARDiffusionPipeline, **fields: Any) -> str:
-    return hashlib.sha256(pipeline(**fields)[0].numpy().tobytes()).hexdigest()
+    return hashlib.sha256(pipeline(**fields).frames[0].numpy().tobytes()).hexdigest()
 
 
 def test_deploy_serve_update_and_scrape(

@@ -40,12 +40,11 @@ for module in pkgutil.walk_packages(ardiff.__path__, "ardiff."):
 GENERATE = """
 import sys
 from pathlib import Path
-from ardiff.data.encode import encode_video
 from ardiff.pipeline import ARDiffusionPipeline
 
 pipeline = ARDiffusionPipeline.from_pretrained(sys.argv[1])
-video = pipeline(class_label=1, num_frames=8, ar_step=2, num_inference_steps=4, seed=3)
-Path(sys.argv[2]).write_bytes(encode_video(video.numpy().reshape(8, 16, 16, 3), fps=8))
+video = pipeline(class_label=1, num_frames=8, ar_step=2, num_inference_steps=4, seed=3, output_type="mp4")
+Path(sys.argv[2]).write_bytes(video.frames[0])
 """
 RUN_COMMANDS = """
 from ardiff.cli import TOOLS, COMMANDS, main

@@ -34,12 +34,12 @@ def latents(pipeline: ARDiffusionPipeline, **changes: Any) -> torch.Tensor:
 
 
 def test_shape_and_type(pipeline: ARDiffusionPipeline) -> None:
-    video = pipeline(class_label=[0, 1, 2], seed=[0, 1, 2], **SHORT)
+    video = pipeline(class_label=[0, 1, 2], seed=[0, 1, 2], **SHORT).frames
     assert video.shape == (3, 6, 16, 16, 3)
     assert video.dtype == torch.uint8
     assert video.device.type == "cpu"
     assert not video.requires_grad
-    assert pipeline(**SHORT).shape == (1, 6, 16, 16, 3)
+    assert pipeline(**SHORT).frames.shape == (1, 6, 16, 16, 3)
 
 
 def test_saved_and_loaded_gives_the_same_video(pipeline: ARDiffusionPipeline, tmp_path: Path) -> None:
@@ -51,14 +51,14 @@ def test_saved_and_loaded_gives_the_same_video(pipeline: ARDiffusionPipeline, tm
     assert (loaded.diffusion, loaded.statistics) == (pipeline.diffusion, pipeline.statistics)
     assert loaded.class_names == ["disc", "ring", "square"]
     settings = {"class_label": [0, 2], "seed": [5, 6], "guidance_scale": 2.0, **SHORT}
-    assert torch.equal(loaded(**settings), pipeline(**settings))
+    assert torch.equal(loaded(**settings).frames, pipeline(**settings).frames)
 
 
 @pytest.mark.parametrize("variant", [{"positions": "sincos"}, {"attention_window": 3}, {"num_classes": 0}])
 def test_every_variant_survives_saving(make_pipeline, tmp_path: Path, variant: dict[str, Any]) -> None:
     pipeline = make_pipeline(**variant)
     pipeline.save_pretrained(str(tmp_path))
-    assert torch.equal(ARDiffusionPipeline.from_pretrained(str(tmp_path))(**SHORT), pipeline(**SHORT))
+    assert torch.equal(ARDiffusionPipeline.from_pretrained(str(tmp_path))(**SHORT).frames, pipeline(**SHORT).frames)
 
 
 def test_weights_of_other_sizes_name_the_tensor(pipeline: ARDiffusionPipeline, make_pipeline, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_saving_over_an_older_model_replaces_it(make_pipeline, tmp_path: Path) -
     make_pipeline(seed=1).save_pretrained(str(tmp_path))
     pipeline = make_pipeline(seed=2)
     pipeline.save_pretrained(str(tmp_path))
-    assert torch.equal(ARDiffusionPipeline.from_pretrained(str(tmp_path))(**SHORT), pipeline(**SHORT))
+    assert torch.equal(ARDiffusionPipeline.from_pretrained(str(tmp_path))(**SHORT).frames, pipeline(**SHORT).frames)
 
 
 def test_models_that_do_not_fit_together(make_dit, make_vae) -> None:
@@ -109,22 +109,22 @@ def test_the_same_seed_gives_the_same_video_whatever_the_batch(pipeline: ARDiffu
     labels, seeds = (2, 0, 1, 0), (11, 5, 7, 6)
     together = latents(pipeline, class_label=labels, seed=seeds, num_frames=frames)
     settings = {**SHORT, "num_frames": frames, "guidance_scale": 1.5}
-    videos = pipeline(class_label=list(labels), seed=list(seeds), **settings)
+    videos = pipeline(class_label=list(labels), seed=list(seeds), **settings).frames
     for i, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
         alone = latents(pipeline, class_label=label, seed=seed, num_frames=frames)
         assert torch.allclose(together[i : i + 1], alone, rtol=1e-5, atol=1e-5)
-        assert differ(videos[i], pipeline(class_label=label, seed=seed, **settings)[0]) <= 1
-    reverse = pipeline(class_label=list(labels)[::-1], seed=list(seeds)[::-1], **settings)
+        assert differ(videos[i], pipeline(class_label=label, seed=seed, **settings).frames[0]) <= 1
+    reverse = pipeline(class_label=list(labels)[::-1], seed=list(seeds)[::-1], **settings).frames
     assert differ(reverse.flip(0), videos) <= 1
 
 
 def test_repeated_calls_are_equal_and_draw_nothing_global(pipeline: ARDiffusionPipeline) -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = pipeline(class_label=1, seed=3, **SHORT)
+    first = pipeline(class_label=1, seed=3, **SHORT).frames
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert torch.equal(pipeline(class_label=1, seed=3, **SHORT), first)
+    assert torch.equal(pipeline(class_label=1, seed=3, **SHORT).frames, first)
 
 
 def test_seed_class_and_guidance_matter(pipeline: ARDiffusionPipeline) -> None:
@@ -142,28 +142,28 @@ def test_seed_class_and_guidance_matter(pipeline: ARDiffusionPipeline) -> None:
 
 
 def test_labels_and_seeds_are_paired(pipeline: ARDiffusionPipeline) -> None:
-    alone = {(c, s): pipeline(class_label=c, seed=s, **SHORT)[0] for c in (0, 1) for s in (5, 6)}
+    alone = {(c, s): pipeline(class_label=c, seed=s, **SHORT).frames[0] for c in (0, 1) for s in (5, 6)}
     for labels, seeds, pairs in [
         ([0, 1], [5, 6], [(0, 5), (1, 6)]),
         (0, [5, 6], [(0, 5), (0, 6)]),
         ([0, 1], 5, [(0, 5), (1, 5)]),
         ([1], [5, 6], [(1, 5), (1, 6)]),
     ]:
-        video = pipeline(class_label=labels, seed=seeds, **SHORT)
+        video = pipeline(class_label=labels, seed=seeds, **SHORT).frames
         assert len(video) == len(pairs)
         for ours, pair in zip(video, pairs, strict=True):
             assert differ(ours, alone[pair]) <= 1
-    without = pipeline(seed=[5, 6], **SHORT)
-    assert differ(without[1], pipeline(seed=6, **SHORT)[0]) <= 1
+    without = pipeline(seed=[5, 6], **SHORT).frames
+    assert differ(without[1], pipeline(seed=6, **SHORT).frames[0]) <= 1
     with pytest.raises(ValueError, match="cannot pair 2 class_label, 3 seed"):
         pipeline(class_label=[0, 1], seed=[1, 2, 3], **SHORT)
 
 
 def test_parameters_as_one_object_are_the_same_call(pipeline: ARDiffusionPipeline) -> None:
     params = SamplingParams(class_label=1, seed=5, **SHORT)
-    expected = pipeline(class_label=1, seed=[5, 6], **SHORT)
-    assert torch.equal(pipeline(params, seed=[5, 6]), expected)
-    assert torch.equal(pipeline(expand_params(params, seed=[5, 6])), expected)
+    expected = pipeline(class_label=1, seed=[5, 6], **SHORT).frames
+    assert torch.equal(pipeline(params, seed=[5, 6]).frames, expected)
+    assert torch.equal(pipeline(expand_params(params, seed=[5, 6])).frames, expected)
     [latest] = list(pipeline.stream(params, num_frames=1))
     assert latest.shape == (1, 16, 16, 3)
 
@@ -178,7 +178,7 @@ def test_unknown_parameters_name_the_nearest_one(pipeline: ARDiffusionPipeline) 
 
 def test_ar_step_defaults_to_the_nearest_valid_value(pipeline: ARDiffusionPipeline) -> None:
     settings = {"class_label": 1, "num_frames": 3, "num_inference_steps": STEPS}
-    assert torch.equal(pipeline(**settings), pipeline(ar_step=STEPS, **settings))
+    assert torch.equal(pipeline(**settings).frames, pipeline(ar_step=STEPS, **settings).frames)
 
 
 def test_info_is_read_without_weights(pipeline: ARDiffusionPipeline, tmp_path: Path) -> None:
@@ -195,17 +195,17 @@ def test_info_is_read_without_weights(pipeline: ARDiffusionPipeline, tmp_path: P
 def test_a_longer_video_starts_like_a_shorter_one(pipeline: ARDiffusionPipeline, ar_step: int) -> None:
     """As long as both fit the window: a frame depends on the frames before it only."""
     settings = {"class_label": 0, "seed": 3, "num_inference_steps": STEPS, "ar_step": ar_step, "guidance_scale": 1.5}
-    longest = pipeline(num_frames=8, **settings)
+    longest = pipeline(num_frames=8, **settings).frames
     for frames in (1, 3, 7):
-        assert differ(pipeline(num_frames=frames, **settings), longest[:, :frames]) <= 1
+        assert differ(pipeline(num_frames=frames, **settings).frames, longest[:, :frames]) <= 1
 
 
 def test_videos_longer_than_the_model_sees(pipeline: ARDiffusionPipeline) -> None:
-    video = pipeline(class_label=1, num_frames=21, ar_step=1, num_inference_steps=STEPS)
+    video = pipeline(class_label=1, num_frames=21, ar_step=1, num_inference_steps=STEPS).frames
     assert video.shape == (1, 21, 16, 16, 3)
-    first = pipeline(class_label=1, num_frames=8, ar_step=1, num_inference_steps=STEPS)
+    first = pipeline(class_label=1, num_frames=8, ar_step=1, num_inference_steps=STEPS).frames
     assert differ(video[:, :8], first) <= 1  # nothing before the window first moves has changed
-    plain = pipeline(class_label=1, num_frames=21, ar_step=1, num_inference_steps=STEPS, mode="full")
+    plain = pipeline(class_label=1, num_frames=21, ar_step=1, num_inference_steps=STEPS, mode="full").frames
     assert differ(video, plain) <= 1
 
 
@@ -238,8 +238,8 @@ def test_bidirectional_attention_is_sampled_plainly_only(make_pipeline, tmp_path
     pipeline = make_pipeline(attention="bidirectional")
     pipeline.save_pretrained(str(tmp_path))
     loaded, settings = ARDiffusionPipeline.from_pretrained(str(tmp_path)), {**SHORT, "seed": [1, 2], "class_label": 1}
-    videos = loaded(mode="full", **settings)
-    assert torch.equal(videos, pipeline(mode="full", **settings))
+    videos = loaded(mode="full", **settings).frames
+    assert torch.equal(videos, pipeline(mode="full", **settings).frames)
     assert not torch.equal(videos[0], videos[1])
     for mode in ("window", "rolling"):
         with pytest.raises(ValueError, match=r"sees a later one.*dit\.attention=bidirectional.*mode=full"):
@@ -248,7 +248,7 @@ def test_bidirectional_attention_is_sampled_plainly_only(make_pipeline, tmp_path
 
 def test_a_model_without_classes_takes_none(make_pipeline) -> None:
     pipeline = make_pipeline(num_classes=0)
-    assert pipeline(**SHORT).shape[0] == 1
+    assert pipeline(**SHORT).frames.shape[0] == 1
     with pytest.raises(ValueError, match="has no classes"):
         pipeline(class_label=0, **SHORT)
 

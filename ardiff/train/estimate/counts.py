@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ardiff.dit import DiT, DiTConfig
+from ardiff.dit import DiT, DiTConfig, TextTokens
 from ardiff.metrics.networks.i3d import I3D
 from ardiff.models import make_autoencoder, make_dit
 from ardiff.sampling.cost import frame_evaluations
@@ -24,6 +24,8 @@ from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 FVD_FRAMES = 16
 """Frames of a clip for FVD."""
+TEXT_TOKENS = 77
+"""Tokens of a prompt, the maximum of the default text encoders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,22 @@ def video_flops(config: EstimateConfig) -> float:
     """Operations of one generated video: evaluations of frames by the AR-DiT, and decoding by the AR-VAE."""
     params = config.sampling_params()
     model = dataclasses.replace(config, model="dit", num_frames=config.dit.num_frames)
-    frame_flops = count_step(model).flops / model.micro_batch_size / model.num_frames
-    return frame_evaluations(params, model.num_frames) * frame_flops + params.num_frames * decoder_flops(config.vae)
+    of_text = text_flops(config.dit)
+    frame_flops = (count_step(model).flops / model.micro_batch_size - of_text) / model.num_frames
+    evaluations = frame_evaluations(params, model.num_frames) * frame_flops
+    return evaluations + of_text + params.num_frames * decoder_flops(config.vae)
+
+
+@functools.lru_cache
+def text_flops(sizes: DiTConfig) -> float:
+    """Operations of the keys and values of one prompt in all blocks; 0 for a model without text."""
+    if not sizes.text:
+        return 0.0
+    with FakeTensorMode():
+        models = [make_dit(dataclasses.replace(sizes, depth=depth)) for depth in (1, 2)]
+        states = torch.zeros(1, TEXT_TOKENS, sizes.condition_dim)
+        one, two = (_operations(functools.partial(model.text_keys_values, states)) for model in models)
+    return one + (two - one) * (sizes.depth - 1)
 
 
 @functools.lru_cache
@@ -103,7 +119,12 @@ def count_forward(model: nn.Module, batch_size: int, num_frames: int) -> tuple[i
             shape = (batch_size, num_frames, model.config.num_tokens, model.config.token_dim)
             timesteps = torch.zeros(batch_size, num_frames, dtype=torch.int64)
             target = torch.zeros(shape)
-            output = model(torch.zeros(shape), timesteps, timesteps[:, 0])
+            text = None
+            if model.config.text:
+                states = torch.zeros(batch_size, TEXT_TOKENS, model.config.condition_dim)
+                mask = torch.ones(batch_size, TEXT_TOKENS, dtype=torch.bool)
+                text = TextTokens(states, mask, torch.arange(batch_size))
+            output = model(torch.zeros(shape), timesteps, timesteps[:, 0], text)
         else:
             assert isinstance(model, ARAutoencoder)
             side = model.config.resolution

@@ -52,6 +52,9 @@ class DiTTaskConfig:
 
     class_dropout: float = 0.1
     """Probability of replacing a clip's class by the null class, which classifier-free guidance needs."""
+    text_dropout: float = 0.1
+    """Probability of replacing a clip's text by no text, which guidance of a model with text needs. Independent of
+    ``class_dropout``."""
     noise_clip: float = 0.0
     """Noise is clamped to this many standard deviations (noise clipping of Sec. 4.1); 0 does not clamp it."""
 
@@ -60,3 +63,5 @@ class DiTTaskConfig:
             raise ValueError(f"noise_clip must not be negative, got {self.noise_clip}")
         if not 0.0 <= self.class_dropout <= 1.0:
             raise ValueError(f"class_dropout must be in [0, 1], got {self.class_dropout}")
+        if not 0.0 <= self.text_dropout <= 1.0:
+            raise ValueError(f"text_dropout must be in [0, 1], got {self.text_dropout}")

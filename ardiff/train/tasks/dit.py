@@ -1,6 +1,6 @@
 """The AR-DiT's training task.
 
-Shapes: B batch, F frames, H W pixels, L tokens, D latent width.
+Shapes: B batch, F frames, H W pixels, L tokens, D latent width, M text tokens, E their width.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,8 @@ from ardiff.diffusion.noise import q_sample
 from ardiff.diffusion.prediction import prediction_target
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.diffusion.timestep_sampling import sample_timesteps
-from ardiff.dit import DiT
+from ardiff.dit import DiT, TextTokens
+from ardiff.errors import TrainingError
 from ardiff.randomness import BatchGenerator
 from ardiff.train.tasks.base import Batch, Task
 from ardiff.train.tasks.config import DiTTaskConfig
@@ -28,7 +29,8 @@ class DiTTask(Task):
     """Denoises latents. Batches hold ``latents`` float32 ``(B, F, L, D)`` and ``label`` int64 ``(B,)``.
 
     The latents are as encoded, not normalised. With ``encode``, batches hold ``video`` uint8 ``(B, F, H, W, 3)``
-    instead of latents. A model without classes ignores the labels.
+    instead of latents. A model without classes ignores the labels. For a model with text they also hold ``text``
+    float32 ``(B, M, E)`` and ``text_mask`` bool ``(B, M)``, whose rows without any True are clips without text.
     """
 
     def __init__(
@@ -60,7 +62,8 @@ class DiTTask(Task):
         uniform = draws(size, lambda n, g: torch.rand(n, generator=g))  # (B,)
         labels = self._labels(batch["label"], (uniform < self.config.class_dropout).to(x0.device))  # (B,)
         x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)  # (B, F, L, D)
-        output = self.model(x_t, timesteps, labels)  # (B, F, L, D)
+        text = (self._text(batch, draws),) if self.model.config.text else ()
+        output = self.model(x_t, timesteps, labels, *text)  # (B, F, L, D)
         target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)
         loss = diffusion_loss(output, target)
         breakdown = loss_breakdown(output, target, timesteps, self.diffusion.num_timesteps)
@@ -72,9 +75,20 @@ class DiTTask(Task):
             labels = torch.full_like(labels, self.model.unlabelled)
         return torch.where(dropped, self.model.null_class, labels)
 
+    def _text(self, batch: Batch, draws: BatchGenerator) -> TextTokens:
+        """The text of the clips, some of it dropped. Raises TrainingError if the batch has none."""
+        if "text" not in batch:
+            raise TrainingError(
+                "the model takes text (dit.condition=cross_attention), but the training data has none: encode the "
+                "captions with `ardiff encode`, or train with another dit.condition"
+            )
+        states, mask = batch["text"], batch["text_mask"]
+        uniform = draws(len(states), lambda n, g: torch.rand(n, generator=g))  # (B,)
+        return TextTokens.of_videos(states, mask, (uniform < self.config.text_dropout).to(states.device))
+
     @torch.no_grad()
     def samples(self, model: nn.Module) -> Tensor | None:
-        """One video (20 steps, ``ar_step`` 2) for each of the first 8 classes, with seeds 0, 1, ..."""
+        """One video (20 steps, ``ar_step`` 2) for each of the first 8 classes, with seeds 0, 1, ... and no text."""
         if self.decode is None:
             return None
         assert isinstance(model, DiT)

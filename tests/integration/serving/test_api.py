@@ -41,7 +41,7 @@ def test_a_job_gives_the_frames_of_the_pipeline(serve: Serve) -> None:
     assert video["status"] == "queued"
     assert video["iterations"] == 8 + 19 * 3
     done = served.wait(video)
-    expected = served.pipeline(class_label=1, seed=7, **settings)[0]
+    expected = served.pipeline(class_label=1, seed=7, **settings).frames[0]
     assert done["frames_sha256"] == sha256(expected)
     assert (done["progress"], done["frames_done"], done["iterations_done"]) == (100, 20, done["iterations"])
     assert done["created_at"] <= done["started_at"] <= done["first_frame_at"] <= done["completed_at"]
@@ -59,7 +59,7 @@ def test_batched_with_others_a_video_has_the_same_frames(serve: Serve) -> None:
     jobs = [served.ask(**fields) for fields in asked]
     for fields, job in zip(asked, jobs, strict=True):
         done = served.wait(job)
-        alone = served.pipeline(**fields, ar_step=done["ar_step"])[0].numpy()
+        alone = served.pipeline(**fields, ar_step=done["ar_step"]).frames[0].numpy()
         decoded = frames_of(served.client.get(f"/v1/videos/{job['id']}/content").content)
         assert decoded.shape == alone.shape
         reference = frames_of(encode_video(alone, 8.0))
@@ -99,7 +99,7 @@ def test_batched_streams_have_the_frames_of_the_pipeline(serve: Serve, monkeypat
     for index, fields in enumerate(settings):
         assert len(frames_of(answers[index].content)) == fields["num_frames"]
         done = served.wait({"id": answers[index].headers["x-video-id"]})
-        assert done["frames_sha256"] == sha256(served.pipeline(**fields)[0])
+        assert done["frames_sha256"] == sha256(served.pipeline(**fields).frames[0])
 
 
 @pytest.mark.parametrize("codec", ["h264", "vp9", "av1"])
@@ -112,7 +112,7 @@ def test_a_stream_can_be_decoded_and_its_record_is_kept(serve: Serve, codec: str
     assert answer.headers["content-type"].startswith(f"{kind}; codecs=")
     assert frames_of(answer.content).shape == (12, 16, 16, 3)
     done = served.wait({"id": answer.headers["x-video-id"]})
-    assert done["frames_sha256"] == sha256(served.pipeline(class_label=None, **fields)[0])
+    assert done["frames_sha256"] == sha256(served.pipeline(class_label=None, **fields).frames[0])
     content = served.client.get(f"/v1/videos/{done['id']}/content")
     assert content.headers["content-type"] == kind
     assert len(frames_of(content.content)) == 12
@@ -224,7 +224,7 @@ def test_a_picture_and_a_clip_are_continued(serve: Serve) -> None:
     assert answer.status_code == 202, answer.text
     assert answer.json()["given_frames"] == 1
     done = served.wait(answer.json())
-    expected = served.pipeline(class_label=1, condition=torch.from_numpy(picture)[None], **fields)[0]
+    expected = served.pipeline(class_label=1, condition=torch.from_numpy(picture)[None], **fields).frames[0]
     assert done["frames_sha256"] == sha256(expected)
     clip = encode_video(np.random.default_rng(0).integers(0, 255, (3, 24, 32, 3), np.uint8), 8)
     files = {"input_reference": ("../../etc/x.mp4", clip, "video/mp4")}

@@ -65,7 +65,7 @@ def test_another_replica_repeats_the_job_of_a_crashed_one_with_the_same_frames(s
     first.crash()
     second = serve("b", lease_seconds=SHORT_LEASE)
     done = second.wait(video)
-    assert done["frames_sha256"] == sha256(second.pipeline(class_label=None, **JOB)[0])
+    assert done["frames_sha256"] == sha256(second.pipeline(class_label=None, **JOB).frames[0])
     assert second.record(video).crashes == 1
 
 
@@ -452,7 +452,7 @@ def test_out_of_memory_fails_one_job_and_no_other(
         served.wait(video)
         content = served.client.get(f"/v1/videos/{video['id']}/content").content
         assert frames_of(content).shape[0] == 30
-        alone = plain(seed=seed, **fields)[0]
+        alone = plain(seed=seed, **fields).frames[0]
         assert served.look(video)["frames_sha256"] is not None
         assert abs(frames_of(content).mean() - alone.float().mean()) < 4
     assert served.replica.healthy

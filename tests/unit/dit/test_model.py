@@ -1,10 +1,12 @@
 """The AR-DiT: which inputs an output depends on, bitwise, and what its configuration allows."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from ardiff.config import build
-from ardiff.dit import DiT, DiTConfig
+from ardiff.dit import DiT, DiTConfig, TextTokens
 from ardiff.dit.attention import block_causal_mask, masked_attention, prepend_condition
 from ardiff.models import AnyDiTConfig
 from ardiff.models import make_dit as new_dit
@@ -18,27 +20,38 @@ VARIANTS = [
     {"positions": "sincos", "attention_window": 2},
     {"condition": "tokens", "positions": "sincos", "attention_window": 2, **TOKENS},
     {"kind": "upstream", "condition_attention": "self", **TOKENS},
+    {"condition": "cross_attention", "condition_dim": 5},
+    {"condition": "cross_attention", "condition_dim": 5, "positions": "sincos", "attention_window": 2},
 ]
 
 
-def inputs(model: DiT, frames: int = FRAMES, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def texts(index: torch.Tensor, prompts: int = 3, tokens: int = 4) -> TextTokens:
+    """Prompts of 1, 2, ... tokens, padded with values that must not matter."""
+    states = torch.randn(prompts, tokens, 5, generator=torch.Generator().manual_seed(2))
+    return TextTokens(states, torch.arange(tokens) <= torch.arange(prompts)[:, None], index)
+
+
+def inputs(model: DiT, frames: int = FRAMES, batch: int = 2) -> tuple[Any, ...]:
+    """Latents, timesteps, labels and, for a model with text, prompts, one of which is no text."""
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(batch, frames, model.config.num_tokens, model.config.token_dim, generator=generator)
     timesteps = torch.randint(1000, (batch, frames), generator=generator)
-    return latents, timesteps, torch.arange(batch) % (model.config.num_classes + 1)
+    labels = torch.arange(batch) % (model.config.num_classes + 1)
+    text = (texts(torch.arange(batch) - 1),) if model.config.text else ()
+    return latents, timesteps, labels, *text
 
 
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_later_frame_changes_no_earlier_output(make_dit, variant, train):
     model = make_dit(**variant).train(train)
-    latents, timesteps, labels = inputs(model)
-    expected = model(latents, timesteps, labels)
+    latents, timesteps, *condition = inputs(model)
+    expected = model(latents, timesteps, *condition)
     for j in range(FRAMES):
         other, later = latents.clone(), timesteps.clone()
         other[:, j] += 3.0
         later[:, j] = (later[:, j] + 400) % 1000
-        for changed in (model(other, timesteps, labels), model(latents, later, labels)):
+        for changed in (model(other, timesteps, *condition), model(latents, later, *condition)):
             assert torch.equal(changed[:, :j], expected[:, :j])
             assert (changed[:, j] != expected[:, j]).any(dim=(-2, -1)).all()
             if j + 1 < FRAMES:
@@ -49,10 +62,10 @@ def test_a_later_frame_changes_no_earlier_output(make_dit, variant, train):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_gradient_flows_from_earlier_outputs_to_later_inputs(make_dit, variant, train):
     model = make_dit(**variant).train(train)
-    latents, timesteps, labels = inputs(model)
+    latents, timesteps, *condition = inputs(model)
     for j in (1, 4, FRAMES - 1):
         leaf = latents.clone().requires_grad_()
-        model(leaf, timesteps, labels)[:, :j].square().sum().backward()
+        model(leaf, timesteps, *condition)[:, :j].square().sum().backward()
         assert leaf.grad is not None
         assert not leaf.grad[:, j:].any()
         assert leaf.grad[:, j - 1].any()
@@ -75,10 +88,10 @@ def test_the_attention_window_bounds_how_far_a_frame_reaches(make_dit, positions
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fewer_frames_give_the_same_outputs(make_dit, variant):
     model = make_dit(**variant)
-    latents, timesteps, labels = inputs(model)
-    whole = model(latents, timesteps, labels)
+    latents, timesteps, *condition = inputs(model)
+    whole = model(latents, timesteps, *condition)
     for frames in (1, 3, 7):
-        part = model(latents[:, :frames], timesteps[:, :frames], labels)
+        part = model(latents[:, :frames], timesteps[:, :frames], *condition)
         assert torch.allclose(part, whole[:, :frames], rtol=1e-4, atol=1e-5)
 
 
@@ -187,11 +200,62 @@ def test_a_new_model_predicts_zero(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_reach_every_parameter(make_dit, variant):
     model = make_dit(**variant).train()
-    latents, timesteps, labels = inputs(model, batch=4)
-    model(latents, timesteps, labels).square().sum().backward()
+    model(*inputs(model, batch=4)).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def test_a_video_reads_its_own_prompt_and_no_padding(make_dit):
+    model = make_dit(condition="cross_attention", condition_dim=5).double()
+    latents, timesteps, labels, _ = inputs(model, batch=4)
+    latents, text = latents.double(), texts(torch.tensor([0, -1, 2, 0]))
+    output = model(latents, timesteps, labels, text)
+    for video, prompt in enumerate([0, -1, 2, 0]):
+        one = slice(video, video + 1)
+        alone = None
+        if prompt >= 0:
+            only = text.states[[prompt], : prompt + 1], text.mask[[prompt], : prompt + 1]  # without padding
+            alone = TextTokens(*only, torch.tensor([0]))
+        expected = model(latents[one], timesteps[one], labels[one], alone)
+        assert torch.allclose(output[one], expected, rtol=1e-10, atol=1e-10)
+        other = model(latents[one], timesteps[one], labels[one], texts(torch.tensor([1])))
+        assert not torch.allclose(other, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_condition_per_frame_acts_from_its_frame_on(make_dit):
+    model = make_dit(condition="cross_attention", condition_dim=5)
+    latents, timesteps, *_ = inputs(model)
+    labels, prompts = torch.zeros(2, FRAMES, dtype=torch.int64), torch.zeros(2, FRAMES, dtype=torch.int64)
+    expected = model(latents, timesteps, labels, texts(prompts))
+    of_videos = model(latents, timesteps, labels[:, 0], texts(prompts[:, 0]))
+    assert torch.allclose(expected, of_videos, rtol=1e-5, atol=1e-5)
+    later = torch.arange(FRAMES) >= 5
+    for changed in (
+        model(latents, timesteps, labels, texts(torch.where(later, 2, prompts))),
+        model(latents, timesteps, torch.where(later, 1, labels), texts(prompts)),
+    ):
+        assert torch.equal(changed[:, :5], expected[:, :5])
+        assert (changed[:, 5:] != expected[:, 5:]).any(dim=(-2, -1)).all()
+
+
+def test_the_text_layers_of_a_new_model_add_nothing(make_dit):
+    """A new model computes what its blocks without text compute, whatever the text."""
+    sizes = {"num_frames": FRAMES, "num_tokens": 2, "width": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+    model, plain = new_dit(DiTConfig(**sizes, condition="cross_attention", condition_dim=5)), make_dit()
+    assert not any(block.text_attention.proj.weight.any() for block in model.blocks)
+    model.load_state_dict(plain.state_dict(), strict=False)
+    latents, timesteps, labels, text = inputs(model)
+    assert torch.equal(model(latents, timesteps, labels, text), plain(latents, timesteps, labels))
+
+
+def test_text_of_the_wrong_kind(make_dit):
+    model = make_dit(condition="cross_attention", condition_dim=4)
+    with pytest.raises(ValueError, match=r"must be token states \(P, M, 4\), got \(3, 4, 5\)"):
+        model(*inputs(model))
+    plain = make_dit()
+    with pytest.raises(ValueError, match="takes no text"):
+        plain(*inputs(plain), texts(torch.tensor([0, 0])))
 
 
 def test_too_many_frames(make_dit):

@@ -34,7 +34,7 @@ def pipeline() -> ARDiffusionPipeline:
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "unipc"])
 def test_streaming_equals_batch(pipeline: ARDiffusionPipeline, frames: int, mode: str, solver: str) -> None:
     settings = {**SETTINGS, "num_frames": frames, "mode": mode, "solver": solver}
-    video = pipeline(**settings)
+    video = pipeline(**settings).frames
     streamed = torch.stack(list(pipeline.stream(**settings)), dim=1)
     assert video.shape == (2, frames, 16, 16, 3)
     assert video.dtype == torch.uint8
@@ -51,25 +51,25 @@ def test_incremental_decoding_gives_the_pixels_of_decoding_at_once(pipeline: ARD
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "unipc"])
 def test_window_equals_full(pipeline: ARDiffusionPipeline, frames: int, solver: str) -> None:
     settings = {**SETTINGS, "num_frames": frames, "solver": solver}
-    fast, plain = pipeline(mode="window", **settings), pipeline(mode="full", **settings)
+    fast, plain = pipeline(mode="window", **settings).frames, pipeline(mode="full", **settings).frames
     assert (fast.int() - plain.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["window", "full"])
 def test_continuation_keeps_the_given_frames(pipeline: ARDiffusionPipeline, mode: str) -> None:
     given = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    video = pipeline(num_frames=7, mode=mode, condition=given, **SETTINGS)
-    other = pipeline(num_frames=7, mode=mode, condition=255 - given, **SETTINGS)
+    video = pipeline(num_frames=7, mode=mode, condition=given, **SETTINGS).frames
+    other = pipeline(num_frames=7, mode=mode, condition=255 - given, **SETTINGS).frames
     assert video.shape[1] == 7
     assert torch.equal(video[0, :3], video[1, :3])
     assert not torch.equal(video[:, 3:], other[:, 3:])
-    image = pipeline(num_frames=3, mode=mode, condition=given[:1], **SETTINGS)
+    image = pipeline(num_frames=3, mode=mode, condition=given[:1], **SETTINGS).frames
     assert torch.equal(image[:, 0], video[:, 0])
 
 
 def test_only_first_frames_can_be_given(pipeline: ARDiffusionPipeline) -> None:
     frame = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
-    assert pipeline(num_frames=3, condition=frame, condition_at=[0], **SETTINGS).shape[1] == 3
+    assert pipeline(num_frames=3, condition=frame, condition_at=[0], **SETTINGS).frames.shape[1] == 3
     with pytest.raises(ValueError, match="causal"):
         pipeline(num_frames=3, condition=frame, condition_at=[2], **SETTINGS)
     with pytest.raises(ValueError, match="nothing to generate"):
@@ -86,10 +86,10 @@ def test_progress_counts_frames(pipeline: ARDiffusionPipeline) -> None:
 
 def test_bfloat16_weights(pipeline: ARDiffusionPipeline, tmp_path: Path) -> None:
     pipeline.save_pretrained(str(tmp_path))
-    half = ARDiffusionPipeline.from_pretrained(str(tmp_path), dtype=torch.bfloat16)
+    half = ARDiffusionPipeline.from_pretrained(str(tmp_path), torch_dtype=torch.bfloat16)
     for mode in ("window", "rolling", "full"):
-        exact = pipeline(num_frames=6, mode=mode, **SETTINGS)
-        assert (half(num_frames=6, mode=mode, **SETTINGS).float() - exact.float()).abs().mean() < 8
+        exact = pipeline(num_frames=6, mode=mode, **SETTINGS).frames
+        assert (half(num_frames=6, mode=mode, **SETTINGS).frames.float() - exact.float()).abs().mean() < 8
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def test_the_stored_video_is_what_the_pipeline_generates(make_pipeline: Any, tmp
     told: list[int] = []
     [record] = generate_batch(pipeline, [spec], [2], told.append)
     settings = {"num_frames": 20, "ar_step": 1, "num_inference_steps": 4}
-    video = pipeline(class_label=1, seed=[3, 3], **settings).numpy()[0]
+    video = pipeline(class_label=1, seed=[3, 3], **settings).frames.numpy()[0]
     assert record.frames_sha256 == hashlib.sha256(video.tobytes()).hexdigest()
     assert Path(spec.uri).read_bytes() == encode_video(video, 8.0, crf=8)
     assert record.file_sha256 == hashlib.sha256(Path(spec.uri).read_bytes()).hexdigest()

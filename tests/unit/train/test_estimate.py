@@ -67,6 +67,22 @@ def test_operations_of_the_dit_by_hand() -> None:
     assert count_step(SMALL).flops == 2 * (5 * (linear + attention) + rest)
 
 
+def test_operations_of_the_text_by_hand() -> None:
+    """Keys and values of 8 prompts and of no text, queries, attention and output; a video computes them once."""
+    text = dataclasses.replace(DIT, condition="cross_attention", condition_dim=48)
+    config = dataclasses.replace(SMALL, dit=text)
+    rows, width = 8 * 4 * 8, 64
+    embedding = (8 * 77 + 1) * (48 * width + width**2)
+    of_blocks = rows * 2 * width**2 + (8 * 77 + 1) * 2 * width**2 + 2 * rows * 77 * width
+    assert count_step(config).flops - count_step(SMALL).flops == 2 * (embedding + 5 * of_blocks)
+    assert count_step(config).parameters == sum(p.numel() for p in DiT(text).parameters())
+    prompt = 2 * 77 * (48 * width + width**2 + 5 * 2 * width**2)
+    work = WorkConfig(sampling=SamplingParams(num_frames=4, num_inference_steps=7, ar_step=0, mode="full"))
+    frame = (count_step(config).flops / 8 - prompt) / 4
+    expected = 28 * frame + prompt + 4 * decoder_flops(VAE)
+    assert video_flops(dataclasses.replace(config, work=work)) == pytest.approx(expected)
+
+
 def test_states_are_what_the_torch_engine_holds() -> None:
     engine = TorchEngine(DiT(DIT), OptimizerConfig(), torch.device("cpu"))
     for parameter in engine.model.parameters():

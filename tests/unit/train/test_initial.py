@@ -8,7 +8,9 @@ import torch
 
 from ardiff.config import fingerprint
 from ardiff.data.latents import LatentSet
+from ardiff.dit import TextTokens
 from ardiff.errors import CheckpointError
+from ardiff.models import make_dit as build_dit
 from ardiff.pretrained import save_autoencoder
 from ardiff.train.checkpoint import TrainState, save_checkpoint
 from ardiff.train.config import OptimizerConfig
@@ -73,6 +75,27 @@ def test_an_ar_dit_from_a_pipeline(make_pipeline, make_dit, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="There is no trained model"):
         initialise_dit(str(tmp_path / "nothing"), make_dit())
     assert fingerprint(TrainDiTConfig()) == fingerprint(TrainDiTConfig(init_from="")) != fingerprint(config)
+
+
+def test_an_ar_dit_with_text_from_one_without(make_pipeline, make_dit, tmp_path: Path) -> None:
+    """Equal outputs before the first step; text layers keep their new weights. Without classes: the null class."""
+    inputs = torch.randn(2, 8, 2, 4), torch.randint(1000, (2, 8))
+    text = TextTokens(torch.randn(2, 3, 5), torch.ones(2, 3, dtype=torch.bool), torch.tensor([0, 1]))
+    for source_classes, classes in ((3, 3), (0, 0), (3, 0)):
+        source = make_pipeline(num_classes=source_classes)
+        source.save_pretrained(str(tmp_path))
+        model = build_dit(replace(source.dit.config, num_classes=classes, condition="cross_attention", condition_dim=5))
+        before = {name: p.detach().clone() for name, p in model.named_parameters() if "text_" in name}
+        initialise_dit(str(tmp_path), model)
+        assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+        labels = torch.tensor([0, 1]) if classes else torch.zeros(2, dtype=torch.int64)
+        expected = source.dit(*inputs, labels if classes else torch.full((2,), source.dit.null_class))
+        assert torch.equal(model(*inputs, labels, text), expected)
+    with pytest.raises(CheckpointError, match=r"class_embedding\.weight is"):
+        initialise_dit(str(tmp_path), make_dit(num_classes=2, condition="cross_attention"))
+    make_pipeline(condition="cross_attention", condition_dim=5).save_pretrained(str(tmp_path / "text"))
+    with pytest.raises(CheckpointError, match="not a parameter of the model"):
+        initialise_dit(str(tmp_path / "text"), make_dit())
 
 
 def test_wider_latents_are_pruned_to_their_first_channels(make_vae, tmp_path: Path) -> None:

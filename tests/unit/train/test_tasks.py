@@ -10,6 +10,7 @@ from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiTConfig
+from ardiff.errors import TrainingError
 from ardiff.metrics.networks.lpips import LPIPS
 from ardiff.randomness import BatchGenerator
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig, Task
@@ -227,6 +228,54 @@ def test_class_dropout_puts_the_null_class(share: float) -> None:
     dropped = labels == model.null_class
     assert abs(float(dropped.float().mean()) - share) < (0.06 if 0 < share < 1 else 1e-9)
     assert torch.equal(labels[~dropped], batch["label"][~dropped])
+
+
+def text_batch(batch: int = 600) -> dict[str, torch.Tensor]:
+    """Every third clip has no text."""
+    mask = (torch.arange(4) <= torch.arange(batch)[:, None] % 3) & (torch.arange(batch)[:, None] % 3 > 0)
+    return {**latents(batch), "text": torch.randn(batch, 4, 5, generator=generator()), "text_mask": mask}
+
+
+class PerfectWithText(Perfect):
+    config = DiTConfig(num_classes=3, condition="cross_attention", condition_dim=5)
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor, text: Any) -> torch.Tensor:  # type: ignore[override]
+        self.text = text
+        return super().forward(x, timesteps, labels)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_text_is_dropped_apart_from_classes(share: float) -> None:
+    batch = text_batch()
+    model = PerfectWithText(batch["latents"])
+    dit_task(model, class_dropout=0.5, text_dropout=share).loss(batch, 0, draws())
+    labels, index = model.calls[0][2], model.text.index
+    assert torch.equal(model.text.states, batch["text"])
+    has_text = batch["text_mask"].any(dim=1)
+    assert (index[~has_text] == -1).all()
+    dropped = index[has_text] == -1
+    assert torch.equal(index[index >= 0], torch.arange(600)[index >= 0])
+    assert abs(float(dropped.float().mean()) - share) < (0.06 if 0 < share < 1 else 1e-9)
+    if share == 0.3:
+        with_class = labels[has_text] != model.null_class
+        assert abs(float(dropped[with_class].float().mean()) - 0.3) < 0.1
+        assert abs(float(dropped[~with_class].float().mean()) - 0.3) < 0.1
+
+
+def test_text_changes_no_other_draw_and_reaches_the_loss(make_dit) -> None:
+    """A model whose text layers add nothing has the loss of a model without text, bit for bit."""
+    batch, plain = text_batch(4), make_dit(num_frames=5)
+    model = make_dit(num_frames=5, condition="cross_attention", condition_dim=5)
+    reads = float(dit_task(model).loss(batch, 0, draws())[0])
+    model.load_state_dict(plain.state_dict(), strict=False)
+    for block in model.blocks:
+        block.text_attention.proj.weight.data.zero_()
+        block.text_attention.proj.bias.data.zero_()
+    expected = float(dit_task(plain).loss(batch, 0, draws())[0])
+    assert float(dit_task(model).loss(batch, 0, draws())[0]) == expected
+    assert reads != expected
+    with pytest.raises(TrainingError, match="the training data has none"):
+        dit_task(model).loss(latents(), 0, draws())
 
 
 def test_clips_are_encoded_in_the_step(make_dit, make_vae):

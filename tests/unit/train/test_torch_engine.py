@@ -145,8 +145,9 @@ def test_ema_weights_are_what_a_model_can_load(make_dit) -> None:
     make_dit().load_state_dict(averaged, strict=True)
 
 
-def test_recomputed_activations_give_the_same_update(make_dit) -> None:
-    plain, again = make_engine(make_dit().train()), make_engine(make_dit().train(), activation_checkpointing=True)
+@pytest.mark.parametrize("sizes", [{}, {"condition": "cross_attention", "condition_dim": 5}])
+def test_recomputed_activations_give_the_same_update(make_dit, sizes) -> None:
+    plain, again = (make_engine(make_dit(**sizes).train(), activation_checkpointing=a) for a in (False, True))
     calls = []
     again.model.blocks[0].mlp.register_forward_hook(lambda *arguments: calls.append(1))
     assert update(plain, 0) == update(again, 0)

@@ -164,7 +164,7 @@ def test_given_frames_become_latents_of_length_1(pipeline):
         latents = pipeline.vae.latents(to_unit(frames[None]))
         expected = pipeline.vae.decode(latents)
     assert torch.allclose(latents.norm(dim=-1), torch.ones(1, 2, 8), atol=1e-5)
-    video = pipeline(condition=frames, num_frames=3, num_inference_steps=4, ar_step=2, mode="full", seed=1)
+    video = pipeline(condition=frames, num_frames=3, num_inference_steps=4, ar_step=2, mode="full", seed=1).frames
     assert (video[:, :2] - (expected.clamp(-1, 1) + 1).permute(0, 1, 3, 4, 2) * 127.5).abs().max() < 1.01
 
 
