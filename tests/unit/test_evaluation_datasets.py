@@ -15,6 +15,7 @@ from ray_jobs.evaluation.datasets import (
     Clip,
     Dataset,
     OpenDataset,
+    ProbeCache,
     check_count,
     common_size,
     frame_rates,
@@ -27,6 +28,7 @@ from ray_jobs.evaluation.datasets import (
     two_draws,
 )
 from ray_jobs.evaluation.features import _decode, data_keys
+from ray_jobs.evaluation.frames import read_frames
 
 NAMES = ("y/1", "y/2", "x/1", "x/2")
 
@@ -195,3 +197,62 @@ def test_rates_of_clips() -> None:
     assert frame_rates(clips) == [8.0, 8.0]
     assert frame_rates([replace(clips[0], fps=12.0)]) == [4.0]
     assert frame_rates([replace(clips[0], video=replace(clips[0].video, fps=0.0))]) == [0.0]
+
+
+def test_frames_that_are_not_square_are_cropped_or_stretched(tmp_path: Path) -> None:
+    """A video whose left and right quarters are black: a crop is white, a stretched frame is half white."""
+    frames = np.zeros((16, 32, 64, 3), np.uint8)
+    frames[:, :, 16:48] = 255
+    np.save(tmp_path / "a.npy", frames)
+    (tmp_path / "a.mp4").write_bytes(encode_video(frames, 8.0, crf=1))
+    [array] = list_videos(str(tmp_path / "a.npy")).records or []
+    video = replace(record(f"{tmp_path}/a.mp4", frames=16), width=64, height=32)
+    for side in (array, video):
+        for fit, resolution, shape, white in (
+            ("crop", None, (32, 32), 1.0),
+            ("crop", 16, (16, 16), 1.0),
+            ("stretch", None, (32, 64), 0.5),
+            ("stretch", 16, (16, 16), 0.5),
+        ):
+            clip = asdict(Clip(side, 0, 1, fit=fit))
+            read = read_frames(clip, "video", 4, resolution)
+            assert read.shape == (4, *shape, 3)
+            assert read.dtype == np.uint8
+            assert read.mean() / 255 == pytest.approx(white, abs=0.02), (fit, resolution)
+        pair = asdict(Clip(side, 0, 1, original=side))
+        assert read_frames(pair, "original", 4, None).shape == (4, 32, 64, 3)
+        assert read_frames(pair, "video", 4, 16).shape == (4, 16, 16, 3)
+
+
+def test_array_files_and_folders_of_them_are_datasets(tmp_path: Path) -> None:
+    np.save(tmp_path / "set.npy", np.zeros((3, 16, 8, 8, 3), np.uint8))
+    file, folder = (list_videos(str(tmp_path / name)) for name in ("set.npy", ""))
+    assert (file.name, file.is_manifest, file.split_name("train")) == ("set.npy", False, "folder")
+    for dataset in (file, folder):
+        assert [r.split for r in open_videos(dataset, "train", 16).records] == ["train"] * 3
+    pairs = paired_clips("fake", [Clip(r, 0, 1) for r in file.records or []], open_videos(folder, "test", 16))
+    assert [p.original and p.original.uri[-6:] for p in pairs] == ["000000", "000001", "000002"]
+
+
+def test_folders_are_probed_once(tmp_path: Path) -> None:
+    """Until a file changes; then the cluster is asked for."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"video")
+
+    class ClusterNeededError(Exception):
+        pass
+
+    def join() -> None:
+        raise ClusterNeededError
+
+    cache, folder = ProbeCache(str(tmp_path / "cache"), join), str(tmp_path / "videos")
+    with pytest.raises(ClusterNeededError):
+        open_videos(list_videos(folder), "train", 16, cache=cache)
+    cache.write(list_videos(folder), [record("a.mp4")])
+    assert open_videos(list_videos(folder), "train", 16, cache=cache).records == [
+        replace(record("a.mp4"), split="train")
+    ]
+    assert len(open_generated(list_videos(folder), 16, cache).records) == 1
+    (tmp_path / "videos" / "b.mp4").write_bytes(b"video")
+    with pytest.raises(ClusterNeededError):
+        open_videos(list_videos(folder), "train", 16, cache=cache)
