@@ -80,11 +80,11 @@ class SetChecks:
 
     def _is_low(self, coverage: float) -> bool:
         assert self.real_coverage is not None
-        return coverage < self.real_coverage - max(self._spread(self.real_coverage), 0.05)
+        return coverage < self.real_coverage - max(self._spread((coverage + self.real_coverage) / 2), 0.05)
 
     def _spread(self, share: float) -> float:
         """The difference of two shares of ``num_clips`` that sampling explains."""
-        return DEVIATIONS * float(np.sqrt(2 * max(share * (1 - share), 1e-3) / self.num_clips))
+        return DEVIATIONS * float(np.sqrt(2 * share * (1 - share) / self.num_clips))
 
 
 @dataclass(frozen=True, slots=True)

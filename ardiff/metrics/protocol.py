@@ -7,6 +7,8 @@ from ardiff.errors import ArdiffError
 
 VERSION = 2
 """Raised whenever the computation of a score changes its values."""
+FROM_FILES = "from files"
+"""What a protocol of features from files has for what is not known of their videos."""
 ProtocolName = Literal["styleganv", "ardiff-release"]
 """The published protocols. :mod:`ardiff.metrics.sets` has their metrics."""
 

@@ -15,7 +15,7 @@ from ardiff.config import build
 from ardiff.data import storage
 from ardiff.errors import ConfigError, DataError
 from ardiff.metrics.manifold import SetChecks
-from ardiff.metrics.protocol import Protocol
+from ardiff.metrics.protocol import FROM_FILES, Protocol
 from ardiff.metrics.registry import VideoMetric, find_metric
 
 
@@ -102,6 +102,8 @@ def describe_protocol(protocol: Protocol) -> str:
     frames = f"{p.num_frames} frames, stride {p.stride}{rate}, {p.resolution}{fit}"
     if p.name == "paired":
         return f"{network}, {frames}, {p.num_real} pairs"
+    if p.resolution == FROM_FILES:
+        return f"{p.name}: {p.feature}, ddof {p.ddof}, {p.num_real} real and {p.num_fake} generated videos"
     clips = f"{p.num_real} real ({p.real_split}) and {p.num_fake} generated clips"
     return f"{p.name}: {network}, {frames}, {p.resize}, ddof {p.ddof}, {clips}"
 

@@ -25,7 +25,7 @@ from ardiff.metrics.store import FeatureStore
 from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.datasets import Clip, generated_clips
 from ray_jobs.evaluation.estimates import Reference
-from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract
+from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract, read_stored
 from ray_jobs.evaluation.set_metrics import FeatureStores, Inputs, ScoredSet, reference_clips
 
 
@@ -83,8 +83,11 @@ def _measure_segments(
         key = fingerprint(["segments", shapes, config.num_frames, config.resolution], data_keys(clips))
         clip_sets.append(ClipSet(clips, FeatureStore(storage.join(config.output, "features", f"segments-{key}"))))
     build = functools.partial(_measure_segment, shapes)
-    workers = Workers.on_cpus(config)
-    extracted = extract("statistics", clip_sets, build, config.num_frames, config.resolution, workers, join_cluster)
+    extracted = read_stored(clip_sets)
+    if extracted is None:
+        join_cluster()
+        workers = Workers.on_cpus(config)
+        extracted = extract("statistics", clip_sets, build, config.num_frames, config.resolution, workers)
     return [
         _summarize(values.array()[:, 0], [clip.video.label for clip in clips])
         for (values, _), clips in zip(extracted, sets, strict=True)

@@ -69,7 +69,8 @@ def estimate_score(
         score, width, _resample(resampling, label, reference.features, generated.features)
     )
     checks = reference.check(generated, training)
-    below = baseline.distance is not None and uncertainty.high is not None and uncertainty.high < baseline.distance
+    same_size = baseline.num_clips == len(reference.rows)  # a baseline of fewer clips is larger
+    below = same_size and uncertainty.high is not None and uncertainty.high < (baseline.distance or 0.0)
     notes = [*bias_notes(distance, resampling, width, baseline), *(checks.warnings() if checks else [])]
     if below and distance.biased:
         notes.append(BELOW_BASELINE)

@@ -76,6 +76,13 @@ Extracted = tuple[VideoFeatures, list[StoredClip]]
 """Features of a set's clips in their order, float32 ``(k, D)`` each, and the clips, see :meth:`FeatureStore.read`."""
 
 
+def read_stored(sets: list[ClipSet]) -> list[Extracted] | None:
+    """The features of all sets, without a cluster; None if any clip has none yet. Raises DataError."""
+    if all(s.store.ids().issuperset(range(len(s.clips))) for s in sets):
+        return [s.store.read(len(s.clips)) for s in sets]
+    return None
+
+
 def extract(
     label: str,
     sets: list[ClipSet],
@@ -83,7 +90,6 @@ def extract(
     num_frames: int,
     resolution: int | None,
     workers: Workers,
-    join_cluster: Callable[[], None] = lambda: None,
 ) -> list[Extracted]:
     """Extracts the features of all sets with one pool of actors.
 
@@ -97,7 +103,6 @@ def extract(
         num_frames: Frames of a clip.
         resolution: Scale and crop frames to this height and width; None keeps their size.
         workers: The actors.
-        join_cluster: Called before the cluster is used, if any clip has no features yet.
 
     Raises:
         DataError: A video cannot be read or decoded, has another size than the others of its batch, or gives features
@@ -113,7 +118,6 @@ def extract(
                 batches.append({**batch, "vae": clip_set.vae, "against_original": clip_set.against_original})
                 num_missing += len(clips)
     if batches:
-        join_cluster()
         with remote_progress(label, total, "clip") as progress:
             progress.add.remote(total - num_missing)
             _run(batches, [s.store for s in sets], build, num_frames, resolution, workers, progress)

@@ -14,7 +14,7 @@ from ardiff.metrics.store import FeatureStore
 from ardiff.metrics.uncertainty import mean_with_interval
 from ray_jobs.evaluation.datasets import codecs, common_size, paired_clips, real_clips
 from ray_jobs.evaluation.estimates import data_fingerprint
-from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract
+from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract, read_stored
 from ray_jobs.evaluation.reconstruction import vae_fingerprint
 from ray_jobs.evaluation.set_metrics import Inputs, scored_sets, shared
 
@@ -35,9 +35,10 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
         store = FeatureStore(storage.join(config.output, "features", f"pairs-{key}"))
         clip_sets.append(ClipSet(pairs, store, own.vae, against_original=bool(own.vae)))
     build = functools.partial(_build_measure, metrics, shared({name: state for name, (state, _) in weights.items()}))
-    extracted = extract(
-        "pairs", clip_sets, build, config.num_frames, config.resolution, Workers.of(config), inputs.join_cluster
-    )
+    extracted = read_stored(clip_sets)
+    if extracted is None:
+        inputs.join_cluster()
+        extracted = extract("pairs", clip_sets, build, config.num_frames, config.resolution, Workers.of(config))
     scores = []
     for own, resolution, (stored, rows) in zip(scored, resolutions, extracted, strict=True):
         values = stored.array()[:, 0]  # (V, M)

@@ -9,16 +9,13 @@ from ardiff.errors import ArdiffError, DataError
 from ardiff.metrics.arrays import read_features
 from ardiff.metrics.distances import Frechet, Kernel, SetDistance
 from ardiff.metrics.features import VideoFeatures
-from ardiff.metrics.protocol import Protocol
+from ardiff.metrics.protocol import FROM_FILES, Protocol
 from ardiff.metrics.scores import SetScore
 from ardiff.metrics.store import StoredClip
 from ardiff.randomness import numpy_generator
 from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.estimates import GeneratedSet, Reference, data_fingerprint, estimate_score
 from ray_jobs.evaluation.features import Extracted
-
-FROM_FILES = "from files"
-"""What protocols record of videos that are not known."""
 
 
 def score_features(config: EvaluateConfig) -> list[SetScore]:

@@ -33,7 +33,7 @@ from ray_jobs.evaluation.datasets import (
     two_draws,
 )
 from ray_jobs.evaluation.estimates import GeneratedSet, Reference, data_fingerprint, estimate_score
-from ray_jobs.evaluation.features import ClipSet, Extracted, Measure, Workers, data_keys, extract
+from ray_jobs.evaluation.features import ClipSet, Extracted, Measure, Workers, data_keys, extract, read_stored
 from ray_jobs.evaluation.reconstruction import CODEC, NAME, vae_fingerprint
 
 Weights = dict[str, tuple[State, str]]
@@ -179,10 +179,13 @@ class FeatureStores:
 
     def extract(self, inputs: Inputs, config: EvaluateConfig) -> list[Extracted]:
         """The features of all clips. Raises ArdiffError."""
+        if (stored := read_stored(self.clip_sets)) is not None:
+            return stored
+        inputs.join_cluster()
         name = self.spec.network.name
         build = functools.partial(_build_extractor, self.spec, shared(inputs.weights[name][0]))
         workers = Workers.of(config)
-        return extract(name, self.clip_sets, build, config.num_frames, config.resolution, workers, inputs.join_cluster)
+        return extract(name, self.clip_sets, build, config.num_frames, config.resolution, workers)
 
     def score_file(self, config: EvaluateConfig, metric: str, number: int) -> str:
         """Where the score of set ``number`` is kept. The name depends on all data and settings."""

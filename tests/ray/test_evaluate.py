@@ -579,7 +579,7 @@ def test_features_from_anywhere_need_neither_videos_nor_a_cluster(
     assert (good.baseline_num, good.protocol.num_real, good.protocol.num_fake) == (100, 100, 100)
     assert good.infinity is not None
     assert good.infinity_low == 0.0
-    assert 11 < (bad.infinity or 0) < 13
+    assert 9 < (bad.infinity or 0) < 15
     assert good.checks is not None
     assert good.checks.num_clips == 100
     assert good.protocol.real_data == bad.protocol.real_data
