@@ -4,7 +4,8 @@ BIN    := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --durations=20
 SPREAD := -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow'
 
-.PHONY: help setup s3-server chromium test-setup quickstart lint types check test test-slow constraints clean
+.PHONY: help setup s3-server sdk-clients chromium test-setup quickstart lint types check test test-slow docs licenses \
+	constraints clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -22,6 +23,13 @@ s3-server: .venv-s3/.ready ## create .venv-s3 with the S3 server that the tests 
 .venv-s3/.ready: tests/s3/constraints.txt
 	$(PYTHON) -m venv .venv-s3
 	.venv-s3/bin/pip install --quiet --progress-bar off -c tests/s3/constraints.txt swift
+	@touch $@
+
+sdk-clients: .venv-clients/.ready ## create .venv-clients with the clients of other services that the tests run
+
+.venv-clients/.ready: tests/clients/constraints.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet --progress-bar off -c tests/clients/constraints.txt openai litellm
 	@touch $@
 
 .venv/torch_extensions/.ready: .venv/.ready # the operator that DeepSpeed would compile at its first use
@@ -43,7 +51,7 @@ lint: setup ## ruff, and the layers of pyproject.toml (import-linter)
 types: setup ## mypy
 	$(BIN)/mypy
 
-test-setup: setup s3-server chromium .venv/torch_extensions/.ready
+test-setup: setup s3-server sdk-clients chromium .venv/torch_extensions/.ready
 
 check: lint types s3-server ## lint, types and unit tests: run it before each commit
 	$(PYTEST) $(SPREAD) tests/unit $(ARGS)
@@ -53,6 +61,12 @@ test: lint types test-setup ## lint, types and all tests that are not slow: what
 
 test-slow: test-setup ## the slow tests: run them before a release
 	$(PYTEST) -m slow $(ARGS)
+
+docs: setup ## build the site of docs/ to build/site, and fail on broken links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+licenses: setup ## print the license of every installed package
+	@$(BIN)/python .ci/licenses.py
 
 constraints: ## write constraints.txt from the packages in .venv
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -v -e '^ardiff' -e '^pip==' -e '^setuptools==' | sed 's/+cpu//'; } > constraints.tmp && mv constraints.tmp constraints.txt

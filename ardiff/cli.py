@@ -35,7 +35,11 @@ COMMANDS = {
     "evaluate": ("ray_jobs.evaluate", "EvaluateConfig", "score generated videos against real ones"),
     "evaluate-quick": ("ray_jobs.evaluate_quick", "QuickConfig", "score small synthetic videos, with controls"),
     "compare": ("ardiff.metrics.compare", "CompareConfig", "show scores of one protocol side by side"),
-    "weights": ("ardiff.metrics.weights", "WeightsConfig", "list or fetch the weights of feature networks"),
+    "weights": (
+        "ardiff.metrics.weights",
+        "WeightsConfig",
+        "list or fetch weights of feature networks and text encoders",
+    ),
     "serve": ("ray_jobs.serve", "ServeConfig", "serve video generation over HTTP, with a web page"),
     "lint-serve": ("ray_jobs.serving.lint", "LintConfig", "check a Ray Serve configuration before deployment"),
     "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "create an API key for the service"),

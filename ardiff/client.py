@@ -15,6 +15,7 @@ import os
 import sys
 import time
 import typing
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -24,7 +25,7 @@ import httpx
 
 from ardiff.config import field_documentation
 from ardiff.errors import ArdiffError
-from ardiff.sampling.params import FROM_INPUT, SamplingParams
+from ardiff.sampling.params import FROM_INPUT, SamplingParams, as_conditions
 
 ENDED = ("completed", "failed", "cancelled", "expired")
 
@@ -40,7 +41,8 @@ class ServiceError(ArdiffError):
 class Client:
     """A client of one service. Every method raises ServiceError, and retries after ``Retry-After``.
 
-    After the first successful request it also retries broken connections, except for requests of new videos.
+    After the first successful request it also retries broken connections, except for new streams. A repeated request
+    for a video makes no second one.
     """
 
     def __init__(self, url: str, key: str | None = None, patience: float = 60.0) -> None:
@@ -53,9 +55,11 @@ class Client:
     def create(self, reference: str | Path | None = None, **settings: Any) -> dict[str, Any]:
         """Requests a video and returns its state. ``reference`` is a picture or clip that the video continues.
 
-        ``settings`` are fields of :class:`~ardiff.sampling.params.SamplingParams`, ``model``, ``fps`` and ``size``.
+        ``settings`` are fields of :class:`~ardiff.sampling.params.SamplingParams`, and ``prompt``, ``seconds``,
+        ``model``, ``fps`` and ``size``.
         """
-        return self._retry(lambda: self._json("POST", "/v1/videos", **self._body(reference, settings)), once=True)
+        options = self._body(reference, settings) | {"headers": {"Idempotency-Key": uuid.uuid4().hex}}
+        return self._retry(lambda: self._json("POST", "/v1/videos", **options))
 
     def get(self, video_id: str) -> dict[str, Any]:
         """The state of a video."""
@@ -70,7 +74,11 @@ class Client:
         return list(self._retry(lambda: self._json("GET", "/v1/models"))["data"])
 
     def cancel(self, video_id: str) -> dict[str, Any]:
-        """Cancels an unfinished video, or deletes a finished one."""
+        """Cancels a video, unless it has ended. Returns its state."""
+        return self._retry(lambda: self._json("POST", f"/v1/videos/{video_id}/cancel"))
+
+    def delete(self, video_id: str) -> dict[str, Any]:
+        """Deletes a video, after cancelling it if it has not ended."""
         return self._retry(lambda: self._json("DELETE", f"/v1/videos/{video_id}"))
 
     def wait(
@@ -121,8 +129,12 @@ class Client:
 
     def _body(self, reference: str | Path | None, settings: dict[str, Any]) -> dict[str, Any]:
         fields = {name: value for name, value in settings.items() if value is not None}
+        if "conditions" in fields:
+            changes = as_conditions(fields["conditions"])
+            fields["conditions"] = [{"frame": change.frame, **change.changes()} for change in changes]
         if reference is None:
             return {"json": fields}
+        fields = {name: json.dumps(value) if isinstance(value, list) else value for name, value in fields.items()}
         try:
             data = Path(reference).read_bytes()
         except OSError as error:
@@ -218,6 +230,8 @@ def main(argv: Sequence[str]) -> int:
             print(json.dumps(client.get(options.id), indent=1))
         case "cancel":
             print(json.dumps(client.cancel(options.id), indent=1))
+        case "delete":
+            print(json.dumps(client.delete(options.id), indent=1))
         case "list":
             for video in client.videos(options.limit):
                 print(f"{video['id']}  {video['status']:<12} {video['frames_done']}/{video['num_frames']} frames")
@@ -227,23 +241,37 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _request_options() -> dict[str, dict[str, Any]]:
-    """Command line options for the fields of a request: the sampling parameters, ``model``, ``fps`` and ``size``."""
+    """Command line options for the fields of a request: the sampling parameters, and what the service adds."""
     hints, documentation = typing.get_type_hints(SamplingParams), field_documentation(SamplingParams)
     options: dict[str, dict[str, Any]] = {
         "model": {"help": "a model of the service (default: its first one)"},
+        "prompt": {"help": "what to show; for a model without text the name of a class"},
         "fps": {"type": float, "help": "frames per second of the file"},
+        "seconds": {"type": float, "help": "length of the video, instead of --num-frames"},
         "size": {"help": "WIDTHxHEIGHT, which must be the model's"},
     }
-    for name in (f.name for f in fields(SamplingParams) if f.name not in FROM_INPUT):
+    for name in (f.name for f in fields(SamplingParams) if f.name not in (*FROM_INPUT, *options)):
         hint = hints[name]
         if type(None) in typing.get_args(hint):  # of an optional type, the type itself
             hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
-        options[name] = {"choices": choices} if choices else {"type": hint}
+        match typing.get_origin(hint):
+            case None:
+                options[name] = {"type": hint}
+            case origin if origin is Literal:
+                options[name] = {"choices": typing.get_args(hint)}
+            case _:
+                options[name] = {"type": _json_value, "metavar": "JSON"}
         options[name]["help"] = documentation[name].replace("%", "%%")
     options["class_label"] |= {"type": str, "help": "class index or name"}
     options["seed"]["help"] = "seed of the noise (default: the service draws one)"
     return options
+
+
+def _json_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -261,7 +289,8 @@ def _parser() -> argparse.ArgumentParser:
         ("get", "print the state of a video"),
         ("wait", "wait for a video"),
         ("download", "save a finished video"),
-        ("cancel", "cancel an unfinished video, or delete a finished one"),
+        ("cancel", "cancel an unfinished video"),
+        ("delete", "delete a video"),
     ):
         video = commands.add_parser(command, help=text, description=text)
         video.add_argument("id")

@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import json
 import os
+import sys
 import textwrap
 import types
 import typing
@@ -165,11 +166,12 @@ def fingerprint(*parts: Any) -> str:
 def find_config(name: str) -> Path:
     """The path of a shipped configuration such as ``quickstart`` or ``quickstart/vae.yaml``.
 
-    Searches ``./configs``, then ``$ARDIFF_CONFIGS``, or without it the folder beside the package's checkout. Raises
-    ConfigError if there is no such file.
+    Searches ``./configs``, then ``$ARDIFF_CONFIGS``, or without it the folder beside the package's checkout, then the
+    folder that the wheel installs. Raises ConfigError if there is no such file.
     """
     beside = Path(__file__).resolve().parent.parent / "configs"
-    for root in (Path.cwd() / "configs", Path(os.environ.get(CONFIGS, beside))):
+    installed = Path(sys.prefix) / "share" / "ardiff" / "configs"
+    for root in (Path.cwd() / "configs", Path(os.environ.get(CONFIGS, beside)), installed):
         if (candidate := root / name).exists():
             return candidate
     raise ConfigError(

@@ -1,7 +1,8 @@
 """What a call of the pipeline returns: an object with ``frames``, in the form that the caller asks for."""
 
+import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,8 +19,15 @@ OutputType = Literal["uint8", "np", "pt", "pil", "mp4"]
 class VideoOutput:
     """Generated videos."""
 
-    frames: Any
+    frames: Any = field(repr=False)
     """The videos, as ``output_type`` says, see :func:`to_output`; ``frames[0]`` is the first one."""
+
+    def _repr_html_(self) -> str | None:
+        """Plays mp4 files where a notebook shows this object; None for other forms."""
+        if not isinstance(self.frames, list) or not all(isinstance(video, bytes) for video in self.frames):
+            return None
+        sources = (f"data:video/mp4;base64,{base64.b64encode(video).decode()}" for video in self.frames)
+        return "".join(f'<video src="{source}" width="192" controls autoplay loop muted></video>' for source in sources)
 
 
 def check_output(output_type: OutputType, fps: float) -> None:

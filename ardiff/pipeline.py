@@ -1,36 +1,48 @@
-"""ARDiffusionPipeline: generates videos from class labels and seeds with a trained AR-VAE and AR-DiT.
+"""ARDiffusionPipeline: generates videos from classes, prompts and seeds with a trained AR-VAE and AR-DiT.
 
 Shapes: B videos, F frames, H W pixels, L tokens, D latent width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from einops import repeat
 from torch import Tensor
 
+from ardiff import hub
 from ardiff.config import to_dict
 from ardiff.data import storage
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
-from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.config import DiffusionConfig
-from ardiff.diffusion.guidance import guided_denoiser
-from ardiff.diffusion.sampler import initial_noise, stream_full
 from ardiff.diffusion.solvers import model_timesteps
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
+from ardiff.model_card import ModelCard, write_card
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.output import OutputType, VideoOutput, check_output, draw_seeds, to_output
-from ardiff.pretrained import CONFIG, build_config, load_weights, local_folder, read_config, write_model
+from ardiff.pretrained import CONFIG, build_config, find_model, load_weights, local_folder, read_config, write_model
 from ardiff.sampling.config import EngineConfig
+from ardiff.sampling.control import Apply, Encode, LiveControl
 from ardiff.sampling.engine import SamplingEngine
-from ardiff.sampling.params import ModelInfo, SamplingParams, expand_params, validate
-from ardiff.sampling.request import SampleRequest
+from ardiff.sampling.full import stream_request
+from ardiff.sampling.params import (
+    FrameCondition,
+    InvalidParamError,
+    ModelInfo,
+    SamplingParams,
+    expand_params,
+    validate,
+)
+from ardiff.sampling.request import EncodedPrompt, SampleRequest
+from ardiff.sampling.text import Encoder, PromptEncoder, TextSource
 from ardiff.vae import ARAutoencoder, DecoderCache
 
 KIND = "ar-diffusion-pipeline"
@@ -55,9 +67,18 @@ class ARDiffusionPipeline:
         statistics: LatentStatistics,
         class_names: Sequence[str] = (),
         engine: EngineConfig | None = None,
+        text_source: TextSource | None = None,
+        text_encoder: Encoder | None = None,
     ) -> None:
-        """``engine`` configures the modes ``window`` and ``rolling``. Raises CheckpointError if the latents of the two
-        models differ in shape."""
+        """
+        Args:
+            engine: Configures the modes ``window`` and ``rolling``.
+            text_source: The text encoder with which the AR-DiT was trained.
+            text_encoder: The same encoder, if it is loaded already.
+
+        Raises:
+            CheckpointError: The latents of the two models differ in shape, or the text encoder does not fit.
+        """
         vae_shape, dit_shape = ((m.config.num_tokens, m.config.token_dim) for m in (vae, dit))
         if vae_shape != dit_shape:
             raise CheckpointError(
@@ -68,6 +89,7 @@ class ARDiffusionPipeline:
         self.statistics = statistics
         self.class_names = list(class_names)
         self.engine_config = engine or EngineConfig()
+        self.text = PromptEncoder(dit.config.condition_dim, text_source, text_encoder)
 
     @classmethod
     def from_pretrained(
@@ -76,16 +98,34 @@ class ARDiffusionPipeline:
         device: str | torch.device = "cpu",
         torch_dtype: torch.dtype = torch.float32,
         engine: EngineConfig | None = None,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = True,
+        text_encoder: str | None = None,
     ) -> ARDiffusionPipeline:
-        """Loads a folder that :meth:`save_pretrained` has written, local or ``s3://``, with weights of ``torch_dtype``.
+        """Loads a pipeline that :meth:`save_pretrained` or :meth:`push_to_hub` has written.
+
+        Args:
+            uri: A folder, local or ``s3://``, or the name ``org/name`` of a hub repository. A local folder of that name
+                comes first, then the hub's cache.
+            device, torch_dtype: Of the weights.
+            engine: As in the constructor.
+            revision: Branch, tag or commit of a hub repository.
+            local_files_only: False allows to download a repository that is not in the cache.
+            text_encoder: Where the text encoder is, if not where the folder says. It is loaded at the first prompt, and
+                checked then.
 
         Raises:
             CheckpointError: The pipeline is missing or incomplete, or its weights do not fit its configuration.
         """
-        with local_folder(uri) as folder:
+        with local_folder(find_model(uri, revision, local_files_only)) as folder:
             config = read_config(folder, KIND)
             vae = make_autoencoder(build_config(AnyAutoencoderConfig, config["vae"]))
             dit = make_dit(build_config(AnyDiTConfig, config["dit"]))
+            source = None
+            if "text_encoder" in config:
+                source = build_config(TextSource, config["text_encoder"])
+                source = source if text_encoder is None else replace(source, uri=text_encoder)
             return cls(
                 load_weights(vae, folder / "vae.safetensors"),
                 load_weights(dit, folder / "dit.safetensors"),
@@ -93,10 +133,14 @@ class ARDiffusionPipeline:
                 LatentStatistics(**config["latent_statistics"]),
                 config["class_names"],
                 engine,
+                source,
             ).to(device, torch_dtype)
 
-    def save_pretrained(self, uri: str) -> None:
-        """Writes ``config.json``, ``vae.safetensors`` and ``dit.safetensors`` to a folder, local or ``s3://``."""
+    def save_pretrained(self, uri: str, card: ModelCard | None = None, name: str = "") -> None:
+        """Writes ``config.json``, ``vae.safetensors`` and ``dit.safetensors`` to a folder, local or ``s3://``.
+
+        With ``card`` it also writes ``README.md``, the card of the model ``name``, and ``sheet.png`` if there is one.
+        """
         config = {
             "kind": KIND,
             "vae": to_dict(self.vae.config),
@@ -105,8 +149,43 @@ class ARDiffusionPipeline:
             "latent_statistics": asdict(self.statistics),
             "class_names": self.class_names,
         }
+        if self.text.source is not None:
+            config["text_encoder"] = to_dict(self.text.source)
         modules = {"vae": dict(self.vae.named_parameters()), "dit": dict(self.dit.named_parameters())}
+        if card is not None:
+            write_card(uri, name or uri.rstrip("/").rpartition("/")[2], config, card)
         write_model(uri, config, modules)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        card: ModelCard | None = None,
+        *,
+        revision: str | None = None,
+        private: bool = False,
+        commit_message: str = "Upload of a pipeline by ardiff",
+        token: str | None = None,
+    ) -> str:
+        """Uploads the pipeline with a model card to a hub repository, which is created if it is missing.
+
+        Args:
+            repo_id: ``org/name``.
+            card: What the model card says beside the model's configuration.
+            revision: Branch, created if it is missing. None is the main branch.
+            private: Whether a new repository is private.
+            commit_message: Of the commit.
+            token: None takes the one that ``hf auth login`` has stored, or ``HF_TOKEN``.
+
+        Returns:
+            The hash of the commit, a ``revision`` for :meth:`from_pretrained`.
+
+        Raises:
+            CheckpointError: The hub cannot be reached, or does not allow it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card or ModelCard(), repo_id)
+            path = Path(folder)
+            return hub.upload(path, repo_id, revision=revision, private=private, message=commit_message, token=token)
 
     def to(self, *args: Any, **kwargs: Any) -> ARDiffusionPipeline:
         """Moves both models to a device, converts their weights to a dtype, or both: the arguments of
@@ -143,8 +222,8 @@ class ARDiffusionPipeline:
         >>> pipeline(class_label=[0, 3], seed=[1, 2], num_frames=128, ar_step=5).frames
 
         Args:
-            params: Parameters of one video, or of each; they may differ in ``class_label`` and ``seed`` only. None is
-                the defaults of :class:`~ardiff.sampling.params.SamplingParams`.
+            params: Parameters of one video, or of each; they may differ in those of a single video only, such as
+                ``prompt`` and ``seed``. None is the defaults of :class:`~ardiff.sampling.params.SamplingParams`.
             condition: Given first frames, uint8 ``(k, H, W, 3)`` or ``(B, k, H, W, 3)``: one frame animates an image,
                 several continue a clip. The video holds them as the AR-VAE reconstructs them.
             condition_at: Indices of the given frames in the video; only ``0..k-1`` is possible.
@@ -156,7 +235,8 @@ class ARDiffusionPipeline:
                 timesteps that the frames have reached, int64 ``(F,)`` on the CPU, and an empty dictionary. An exception
                 in it stops the call.
             changes: Fields of :class:`~ardiff.sampling.params.SamplingParams` that replace those of ``params``.
-                ``class_label`` and ``seed`` also take sequences; a single value goes with all values of the other.
+                ``class_label``, ``prompt``, ``negative_prompt``, ``conditions`` and ``seed`` also take sequences with a
+                value per video; a single value goes with all values of the others.
 
         Returns:
             The videos in ``frames``, by default uint8 ``(B, F, H, W, 3)`` on the CPU.
@@ -164,6 +244,7 @@ class ARDiffusionPipeline:
         Raises:
             TypeError: An unknown parameter; names the nearest one.
             ValueError: A parameter or the condition is out of range; says what is valid.
+            CheckpointError: The text encoder is missing, or it is another than in training.
         """
         check_output(output_type, fps)
         frames = []
@@ -204,41 +285,41 @@ class ARDiffusionPipeline:
         condition_at: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         callback_on_step_end: StepCallback | None = None,
+        control: LiveControl | None = None,
         **changes: Any,
     ) -> Iterator[Tensor]:
         """Like :meth:`stream`, but yields clean diffusion latents ``(B, n, L, D)`` of the n frames that became final,
-        for :meth:`decode`."""
+        for :meth:`decode`.
+
+        ``control`` changes the condition on the way, except in mode ``full``.
+        """
         if generator is not None:
             if "seed" in changes:
                 raise ValueError("give either seed or generator, not both")
             changes["seed"] = draw_seeds(generator, len(expand_params(params, **changes)))
-        videos, info = expand_params(params, **changes), self.info
-        given_frames = 0 if condition is None or condition.ndim < 4 else condition.shape[-4]
+        videos = expand_params(params, **changes)
+        if videos[0].mode == "full":
+            if control is not None:
+                raise InvalidParamError("mode", "a live control needs mode=window or mode=rolling, got mode=full")
+            request = self._request(videos, condition, condition_at)
+            on_step = self._step_callback(request, callback_on_step_end)
+            yield from stream_request(self.dit, self.diffusion, request, self.text.max_tokens, on_step)
+            return
+        control = control or LiveControl()
+        stream = _Stream(self, videos, condition, condition_at)
+        with control.attached(stream.start):
+            yield from stream.latents(control, self._step_callback(stream.request, callback_on_step_end))
+
+    def _request(
+        self, videos: Sequence[SamplingParams], condition: Tensor | None, condition_at: Sequence[int] | None
+    ) -> SampleRequest:
+        """The checked request of a call, with given frames and prompts encoded."""
+        info, given_frames = self.info, 0 if condition is None or condition.ndim < 4 else condition.shape[-4]
         if videos[0].given_frames not in (0, given_frames):
             raise ValueError(f"given_frames is {videos[0].given_frames}, but condition holds {given_frames} frames")
         videos = [validate(replace(video, given_frames=given_frames), info) for video in videos]
         given = self.encode_condition(condition, condition_at, len(videos))
-        request = SampleRequest(videos=tuple(videos), condition=given)
-        on_step = self._step_callback(request, callback_on_step_end)
-        if request.params.mode == "full":
-            yield from self._stream_full(request, on_step)
-            return
-        max_frames = max(self.engine_config.max_frames, request.params.num_frames * len(videos))
-        engine = self.engine(replace(self.engine_config, max_frames=max_frames))
-        request_id = engine.submit(request)
-        try:
-            if given is not None:
-                yield given
-            step = -1 if self._stores_sink_first(request.params) else 0
-            while engine.busy:
-                finished = engine.step()
-                if step >= 0:
-                    on_step(step)
-                step += 1
-                for frames in finished:
-                    yield frames.latents
-        finally:
-            engine.cancel(request_id)  # frees memory after a failure, or if the caller stops early
+        return SampleRequest(videos=tuple(videos), condition=given, prompts=self.encode_prompts(videos))
 
     def _stores_sink_first(self, params: SamplingParams) -> bool:
         """Whether the engine needs an iteration more, for the sink of a window that the given frames have left."""
@@ -259,32 +340,15 @@ class ARDiffusionPipeline:
 
         return on_step
 
-    def _stream_full(self, request: SampleRequest, on_step: Callable[[int], None]) -> Iterator[Tensor]:
-        """Mode ``full``: the plain sampler, which evaluates every visible frame in every iteration."""
-        params, config = request.params, self.dit.config
-        schedule = ad_schedule(
-            params.num_frames,
-            params.num_inference_steps,
-            params.resolved_ar_step,
-            config.num_frames,
-            params.given_frames,
-            params.sink_frames,
-            params.window_stride,
-        )
-        seeds = [video.seed for video in request.videos]
-        noise = initial_noise(seeds, params.num_frames, config.num_tokens, config.token_dim)
-        labels = torch.tensor(request.labels(self.dit)[: len(seeds)], device=self.device)
-        denoise = guided_denoiser(self.dit, self.diffusion, labels, params.guidance_scale)
-        yield from stream_full(
-            denoise,
-            noise.to(self.device),
-            schedule,
-            self.diffusion,
-            request.condition,
-            params.solver,
-            params.resolved_timestep_spacing,
-            on_step,
-        )
+    def encode_prompts(self, videos: Iterable[SamplingParams]) -> dict[str, EncodedPrompt]:
+        """Every text of the videos, encoded for a :class:`SampleRequest`.
+
+        Raises:
+            CheckpointError: The text encoder is missing, or it is another than in training.
+            InvalidParamError: A prompt is too long, if ``long_prompts`` of the engine's configuration is ``error``.
+        """
+        texts = dict.fromkeys(text for video in videos for text in video.texts)
+        return self.text.encode(texts, self.device, self.engine_config.long_prompts)
 
     def engine(self, config: EngineConfig | None = None) -> SamplingEngine:
         """A :class:`SamplingEngine`, which runs many requests on this model together."""
@@ -332,6 +396,53 @@ class ARDiffusionPipeline:
                 "causal, so a frame never sees a later one and cannot lead to it"
             )
         return self.statistics.normalise(self.vae.latents(to_unit(condition.to(self.device)).to(self.vae_dtype)))
+
+
+class _Stream:
+    """A call of the pipeline on an engine of its own."""
+
+    def __init__(
+        self,
+        pipeline: ARDiffusionPipeline,
+        videos: Sequence[SamplingParams],
+        condition: Tensor | None,
+        condition_at: Sequence[int] | None,
+    ) -> None:
+        self.pipeline, self.videos, self.given = pipeline, videos, (condition, condition_at)
+
+    def start(self, changes: Mapping[str, Any]) -> tuple[Encode, Apply]:
+        """Submits the request with changes from frame 0 on. Returns functions for later changes."""
+        videos = self.videos
+        if changes:
+            videos = [video.with_change(FrameCondition(frame=0, **changes)) for video in videos]
+        self.request = self.pipeline._request(videos, *self.given)
+        config, params = self.pipeline.engine_config, self.request.params
+        max_frames = max(config.max_frames, params.num_frames * len(videos))
+        self.engine = self.pipeline.engine(replace(config, max_frames=max_frames))
+        self.request_id = self.engine.submit(self.request)
+
+        def encode(changes: Mapping[str, Any]) -> Mapping[str, EncodedPrompt]:
+            changed = replace(params, conditions=(FrameCondition(frame=0, **changes),))
+            return self.pipeline.encode_prompts((validate(changed, self.engine.info),))
+
+        return encode, functools.partial(self.engine.change, self.request_id)
+
+    def latents(self, control: LiveControl, on_step: Callable[[int], None]) -> Iterator[Tensor]:
+        """Clean latents ``(B, n, L, D)`` of the n frames that became final."""
+        step = -1 if self.pipeline._stores_sink_first(self.request.params) else 0
+        try:
+            if self.request.condition is not None:
+                yield self.request.condition
+            while self.engine.busy:
+                with control.iteration():
+                    events = self.engine.step()
+                if step >= 0:
+                    on_step(step)
+                step += 1
+                for finished in events:
+                    yield finished.latents
+        finally:
+            self.engine.cancel(self.request_id)  # frees memory after a failure, or if the caller stops early
 
 
 def read_info(uri: str) -> ModelInfo:

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ardiff import hub
 from ardiff.config import build, to_dict
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, CheckpointError
@@ -23,6 +24,24 @@ from ardiff.vae import ARAutoencoder
 
 CONFIG = "config.json"
 FORMAT = 1
+
+
+def find_model(uri: str, revision: str | None = None, local_files_only: bool = True) -> str:
+    """The folder of a model: ``uri`` itself, or a hub repository in the cache or, if allowed, downloaded.
+
+    Raises:
+        CheckpointError: It is the name of a hub repository, but neither a folder nor in the cache.
+    """
+    if not hub.is_repo_id(uri) or storage.exists(storage.join(uri, CONFIG)):
+        return uri
+    if (cached := hub.find(uri, revision)) is not None:
+        return str(cached)
+    if not local_files_only:
+        return str(hub.download(uri, revision))
+    raise CheckpointError(
+        f"There is no trained model in {uri}: it should hold {CONFIG}. Nor does the hub's cache hold a repository of "
+        "that name: download it with local_files_only=False."
+    )
 
 
 @contextlib.contextmanager

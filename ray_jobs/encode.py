@@ -1,14 +1,15 @@
-"""Encodes clips of the training videos to latents: a Ray Data job that writes Parquet files.
+"""Encodes clips of the training videos to latents, and their captions: a Ray Data job that writes Parquet files.
 
 The set lies in a folder named by a fingerprint of the AR-VAE's weights and the preprocessing, so latents of another
 model are never mixed with these. Only clips that the set lacks are encoded: new videos, more offsets or mirrored copies
-extend it. Every file is written atomically, so a kill loses only the files in flight.
+extend it. Every file is written atomically, so a kill loses only the files in flight. Token states of the captions lie
+in a folder of their own below it, so changed captions change no latents.
 
     ardiff encode --config configs/quickstart/encode.yaml
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ from ardiff.data.latents import (
     DESCRIPTION,
     LatentSet,
     LatentStatistics,
+    latent_files,
     latent_sums,
     read_description,
     read_keys,
@@ -43,7 +45,9 @@ from ardiff.data.manifest import VideoRecord, class_names, manifest_table, read_
 from ardiff.data.transforms import to_unit
 from ardiff.errors import ConfigError, DataError, StorageError
 from ardiff.pretrained import load_autoencoder
+from ardiff.text.config import TextConfig
 from ardiff.vae import AutoencoderConfig
+from ray_jobs.encoding.texts import encode_texts, read_tokenizer
 from ray_jobs.runtime.cluster import await_resource, ray_cluster, resolve_device
 from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.crash_guard import MAX_CRASHES, TASK_RETRIES, crash_guard
@@ -88,6 +92,8 @@ class EncodeConfig:
     """``auto`` uses GPUs if the cluster has any."""
     max_bad_fraction: float = 0.05
     """Share of the clips that may be bad. Each becomes a row of ``errors.parquet``."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """The text encoder, if captions are to be encoded too."""
 
     def __post_init__(self) -> None:
         names = ("num_frames", "stride", "clip_step", "batch_size", "clips_per_file", "min_actors")
@@ -117,6 +123,7 @@ def run(config: EncodeConfig, key: str = "") -> str:
     name = fingerprint(weights, config.num_frames, config.stride, config.fps)
     folder = storage.absolute(storage.join(config.output, name))
     shape = (config.num_frames, model.num_tokens, model.token_dim)
+    tokenizer = read_tokenizer(config.text, records)
     with ray_cluster(config.max_actors + 3), stage("encode", config.output, key) as record:
         wanted = np.concatenate(
             [clip_numbers(i, config.starts(r.length_at(config.fps)), config.mirrored) for i, r in enumerate(records)]
@@ -142,6 +149,11 @@ def run(config: EncodeConfig, key: str = "") -> str:
         count = sum(description.rows)
         record.note = f"{len(missing)} clips encoded, {len(wanted) - len(missing)} were there; "
         record.note += f"{count} clips, latent std {description.statistics.std:.3f}"
+        if tokenizer is not None:
+            device = resolve_device(config.device)
+            _check_resources(config, device)
+            text_note = encode_texts(config.text, tokenizer, folder, manifest, records, _actors(config), device.type)
+            record.note += f"; {text_note}"
         record.results = {"folder": folder}
     print_line(f"Latents: [bold]{escape(folder)}[/]", folder=folder)
     return folder
@@ -159,7 +171,7 @@ def _stored_classes(folder: str) -> list[str]:
 
 def _remove_outdated(folder: str, records: list[VideoRecord], current: CurrentVideos) -> np.ndarray:
     """Removes clips that no longer agree with the manifest. Returns the numbers of the others, ascending."""
-    files = storage.list_files(folder, (".parquet",)) if storage.exists(folder) else []
+    files = latent_files(folder)
     if not files:
         return np.array([], dtype=np.int64)
 
@@ -222,7 +234,7 @@ def _encode(
                 _Encoder,
                 fn_constructor_args=(config.vae, device.type),
                 batch_size=config.batch_size,
-                compute=ray.data.ActorPoolStrategy(min_size=config.min_actors, max_size=config.max_actors),
+                compute=_actors(config),
                 num_gpus=1 if device.type == "cuda" else 0,
                 num_cpus=1,
                 max_task_retries=TASK_RETRIES,
@@ -231,6 +243,10 @@ def _encode(
         )
         for _ in files.iter_rows():
             pass
+
+
+def _actors(config: EncodeConfig) -> ray.data.ActorPoolStrategy:
+    return ray.data.ActorPoolStrategy(min_size=config.min_actors, max_size=config.max_actors)
 
 
 def _check_resources(config: EncodeConfig, device: torch.device) -> None:
@@ -295,7 +311,7 @@ def _statistics(folder: str, shape: tuple[int, int, int]) -> tuple[list[str], li
         order = {"uri": first.uri, "start": first.start, "mirrored": first.mirrored}
         return {**row, **order, "rows": len(latents), "sums": latent_sums(latents)}
 
-    uris = storage.list_files(folder, (".parquet",)) if storage.exists(folder) else []
+    uris = latent_files(folder)
     if not uris:
         raise DataError(f"No clip could be encoded: see {ERRORS} beside {folder}.")
     names = [uri[len(folder.rstrip("/")) + 1 :] for uri in uris]

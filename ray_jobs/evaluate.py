@@ -15,9 +15,10 @@ from rich.markup import escape
 from ardiff.cli import main
 from ardiff.config import to_yaml
 from ardiff.data.manifest import usable
+from ardiff.data.packages import cache_folder
 from ardiff.errors import ConfigError
 from ardiff.metrics.scores import SetScore, table, write_scores
-from ardiff.metrics.weights import cache_folder, find_state
+from ardiff.metrics.weights import find_state
 from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.datasets import (
     Dataset,

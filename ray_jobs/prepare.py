@@ -13,16 +13,25 @@ from typing import Any
 
 import numpy as np
 import ray.data
+from rich.markup import escape
 
 from ardiff.cli import main
 from ardiff.data import storage
 from ardiff.data.clips import read_clips
 from ardiff.data.config import SyntheticConfig
-from ardiff.data.discovery import describe_suffixes, discover, probe_record, reuse_probe, summarize, with_error
+from ardiff.data.discovery import (
+    describe_suffixes,
+    discover,
+    probe_record,
+    reuse_probe,
+    summarize,
+    summarize_captions,
+    with_error,
+)
 from ardiff.data.encode import contact_sheet
 from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, write_errors
 from ardiff.data.layouts import LayoutName
-from ardiff.data.manifest import Split, VideoRecord, read_manifest, usable, write_manifest
+from ardiff.data.manifest import Split, VideoRecord, read_manifest, record_of, usable, write_manifest
 from ardiff.data.pictures import crop_square
 from ardiff.data.synthetic import write_video
 from ardiff.errors import DataError
@@ -55,6 +64,9 @@ class PrepareConfig:
     """File that lists the test videos. Videos on neither list are skipped."""
     test_fraction: float = 0.1
     """Share of test videos for the layout ``folders``, unless the source has train and test folders."""
+    caption_column: str = ""
+    """Column with captions, of lists of videos and of ``metadata.csv``, ``.jsonl`` and ``.parquet`` beside the videos.
+    Empty: ``text``, ``caption`` or ``captions``."""
     frame_fps: float = 25.0
     """Frame rate of folders of pictures."""
     max_bad_fraction: float = 0.5
@@ -100,6 +112,8 @@ def run(config: PrepareConfig, key: str = "") -> None:
         good = [r for r in records if r.status == "ok"]
         classes = len({r.label for r in good})
         record.note = f"{len(good)} videos, {sum(r.num_frames for r in good)} frames, {classes} classes, {len(bad)} bad"
+        if any(r.captions for r in good):
+            record.note += f"; {summarize_captions(good)}"
 
 
 def find_videos(config: PrepareConfig, source: str) -> list[VideoRecord]:
@@ -107,12 +121,14 @@ def find_videos(config: PrepareConfig, source: str) -> list[VideoRecord]:
     lists = None
     if config.train_list is not None and config.test_list is not None:
         lists = config.train_list, config.test_list
-    found = discover(source, config.output, config.layout, config.test_fraction, lists)
+    found = discover(source, config.output, config.layout, config.test_fraction, lists, config.caption_column)
     if found.unmatched:
         lines, examples = len(found.unmatched), "; ".join(found.unmatched[:3])
         print_line(f"[yellow]{lines} lines of the lists[/] match no video of {source}, such as {examples}")
     if found.ignored:
         print_line(f"[yellow]not taken:[/] {describe_suffixes(found.ignored)}")
+    for line in found.omitted_captions:
+        print_line(f"[yellow]captions:[/] {escape(line)}")
     return found.records
 
 
@@ -129,7 +145,7 @@ def _draw(config: PrepareConfig) -> list[VideoRecord]:
     with progress_bar("drawing", len(items), "video") as bar:
         bar.update(0)
         for row in ray.data.from_items(items, override_num_blocks=min(32, len(items))).map(draw).iter_rows():
-            records.append(VideoRecord(**row))
+            records.append(record_of(row))
             bar.update(len(records))
     return records
 
@@ -147,7 +163,7 @@ def _probe(config: PrepareConfig, unprobed: list[VideoRecord]) -> list[VideoReco
         with remote_progress("probing", len(pending), "video") as progress:
 
             def probe(row: dict[str, Any]) -> dict[str, Any]:
-                record = VideoRecord(**row)
+                record = record_of(row)
                 with report_errors(progress), crash_guard(progress, record.uri) as crashes:
                     if crashes < MAX_CRASHES:
                         record = probe_record(record, config.frame_fps)
@@ -160,7 +176,7 @@ def _probe(config: PrepareConfig, unprobed: list[VideoRecord]) -> list[VideoReco
             dataset = ray.data.from_items([asdict(r) for r in pending], override_num_blocks=blocks)
             saved = time.monotonic()
             for row in dataset.map(probe, max_retries=TASK_RETRIES).iter_rows():
-                records[row["uri"]] = VideoRecord(**row)
+                records[row["uri"]] = record_of(row)
                 if time.monotonic() - saved > SAVE_SECONDS:
                     write_manifest(interim, [r for r in records.values() if r.status])
                     saved = time.monotonic()
@@ -185,7 +201,7 @@ def _write_sheet(config: PrepareConfig, records: list[VideoRecord]) -> None:
     chosen = numpy_generator("contact sheet").permutation(len(good))[: config.sheet_clips]
 
     def draw(row: dict[str, Any]) -> list[dict[str, Any]]:
-        record = VideoRecord(**row)
+        record = record_of(row)
         frames = np.linspace(0, record.num_frames - 1, 8).round().astype(int).tolist()
         try:
             [clip] = read_clips(record, [frames], 0.0, 96)

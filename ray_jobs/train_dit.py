@@ -32,6 +32,7 @@ from ray_jobs.training.dit_data import (
     latents_of_clips,
     make_stream,
     stored_latents,
+    stored_texts,
 )
 from ray_jobs.training.job import TrainJob, loss_note
 from ray_jobs.training.trainer import run_training
@@ -47,8 +48,9 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
     else:
         latents, records, bad_samples = stored_latents(config), [], nullcontext()
     check_sizes(config, latents)
+    texts = stored_texts(config, latents)
     with ray_cluster(config.train.num_workers * config.train.cpu_threads + 2), bad_samples as report:
-        stream, source = make_stream(config, latents, records, report)
+        stream, source = make_stream(config, latents, records, texts, report)
         if records and not load_autoencoder(config.data.vae).config.unit_latents:
             latents = replace(latents, statistics=clip_statistics(config, stream, source))
         class_names = latents.class_names if config.dit.num_classes else []

@@ -24,6 +24,7 @@ from ardiff.dit import DiT
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder
 from ardiff.models import make_dit as build_dit
 from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.sampling.text import Encoder
 from ardiff.vae import ARAutoencoder
 
 torch.set_num_threads(1)
@@ -90,12 +91,14 @@ def make_vae() -> Callable[..., ARAutoencoder]:
 def make_pipeline(
     make_dit: Callable[..., DiT], make_vae: Callable[..., ARAutoencoder]
 ) -> Callable[..., ARDiffusionPipeline]:
-    """``make_pipeline(**dit_config)``: a tiny pipeline of three named classes."""
+    """``make_pipeline(text_encoder=None, **dit_config)``: a tiny pipeline of three named classes."""
 
-    def make(**changes: Any) -> ARDiffusionPipeline:
+    def make(text_encoder: Encoder | None = None, **changes: Any) -> ARDiffusionPipeline:
         dit, statistics = make_dit(**changes), LatentStatistics([[0.1, -0.2, 0.3, 0.0]] * 2, 0.8)
         names = ["disc", "ring", "square"][: dit.config.num_classes]
-        return ARDiffusionPipeline(make_vae(seed=1), dit, DiffusionConfig(), statistics, names)
+        return ARDiffusionPipeline(
+            make_vae(seed=1), dit, DiffusionConfig(), statistics, names, text_encoder=text_encoder
+        )
 
     return make
 

@@ -3,16 +3,31 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import av
 import av.container
 from av.stream import Disposition
 
 from ardiff.data.signatures import explain
-from ardiff.data.storage import RangeReader
 from ardiff.errors import DecodeError
 
-Source = bytes | RangeReader
+
+class OpenFile(Protocol):
+    """An open file of known size, such as :class:`ardiff.data.storage.RangeReader`, which this module must not import:
+    the process that decodes uploads starts without the clients of storage.
+    """
+
+    size: int
+
+    def seek(self, offset: int, /) -> int:
+        """Moves to a position."""
+
+    def read(self, length: int, /) -> bytes | None:
+        """The next bytes, fewer at the end of the file."""
+
+
+Source = bytes | OpenFile
 """The content of a file, or an open file of which only the needed ranges are read."""
 MAX_PIXELS = 1 << 26
 """Pixels of the largest picture that is decoded (8192 x 8192). A header can claim any size."""

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from ardiff.data import storage
+from ardiff.data.captions import CaptionReader, find_captions
 from ardiff.data.clips import IMAGE_SUFFIXES, natural_order, probe_video
 from ardiff.data.error_log import BadSample, bad_sample
 from ardiff.data.layouts import Assignment, LayoutName, assign, is_split_file, split_by_lists, with_labels
@@ -35,6 +36,8 @@ class Discovery:
     """Lines of the split lists that match no video."""
     ignored: Counter[str]
     """Files that belong to no video, by suffix."""
+    omitted_captions: list[str]
+    """Captions that are not taken, a line for each reason."""
 
 
 def discover(
@@ -43,8 +46,9 @@ def discover(
     layout: LayoutName,
     test_fraction: float,
     split_lists: tuple[str, str] | None = None,
+    caption_column: str = "",
 ) -> Discovery:
-    """The videos below ``source`` with class and split, not probed yet.
+    """The videos below ``source`` with class, split and captions, not probed yet.
 
     Args:
         source: Folder or ``s3://`` prefix, or a list of videos, see :func:`ardiff.data.uri_lists.read_list`.
@@ -52,20 +56,23 @@ def discover(
         layout: How the videos lie in ``source``.
         test_fraction: See :func:`ardiff.data.layouts.assign`.
         split_lists: URIs of the lists of training and test videos, which replace the splits of the layout.
+        caption_column: See :class:`ardiff.data.captions.CaptionReader`.
 
     Raises:
-        DataError: There is no video, or the videos do not fit the layout or the lists.
+        DataError: There is no video, the videos do not fit the layout or the lists, or captions cannot be read.
     """
+    reader = CaptionReader(caption_column)
     if is_list(source):
         if split_lists is not None:
             raise DataError(f"{source} is a list of videos: give their splits in its column 'split'.")
-        return Discovery(_listed_records(source, test_fraction), [], Counter())
+        return Discovery(_listed_records(source, test_fraction, reader), [], Counter(), reader.notes)
     source = storage.absolute(source).rstrip("/")
     output = storage.absolute(output).rstrip("/")
     listed = storage.list_objects(source, unreadable=True)
     files = [f for f in listed if output == source or not f.uri.startswith(f"{output}/")]
     videos = group_files(source, files)
-    ignored = ignored_suffixes(source, files, videos)
+    captions, caption_files = find_captions(files, videos, reader)
+    ignored = ignored_suffixes(source, [file for file in files if file.uri not in caption_files], videos)
     if not videos:
         content = f" It holds {describe_suffixes(ignored)}." if ignored else ""
         raise DataError(
@@ -81,15 +88,17 @@ def discover(
         train, test = map(storage.read_bytes, split_lists)
         splits, unmatched = split_by_lists(paths, train, test)
         assigned = with_labels([a and s and (a.class_name, s) for a, s in zip(assigned, splits, strict=True)])
-    return Discovery([unprobed_record(v, a) for v, a in zip(videos, assigned, strict=True)], unmatched, ignored)
+    records = [unprobed_record(v, a, captions.get(v.uri, ())) for v, a in zip(videos, assigned, strict=True)]
+    return Discovery(records, unmatched, ignored, reader.notes)
 
 
-def _listed_records(source: str, test_fraction: float) -> list[VideoRecord]:
-    videos = read_list(source, test_fraction)
+def _listed_records(source: str, test_fraction: float, reader: CaptionReader) -> list[VideoRecord]:
+    videos = read_list(source, test_fraction, reader)
     with ThreadPoolExecutor(16) as pool:  # the threads wait for storage
         files = list(pool.map(_find_video, (video.uri for video in videos)))
     assigned = with_labels([(video.class_name, video.split) for video in videos])
-    return [unprobed_record(file, assignment) for file, assignment in zip(files, assigned, strict=True)]
+    captions = [video.captions for video in videos]
+    return [unprobed_record(*each) for each in zip(files, assigned, captions, strict=True)]
 
 
 def _find_video(uri: str) -> StoredFile:
@@ -104,8 +113,8 @@ def _find_video(uri: str) -> StoredFile:
     return found.get(uri, StoredFile(uri, 0, "", "it holds no picture"))
 
 
-def unprobed_record(video: StoredFile, assignment: Assignment | None) -> VideoRecord:
-    """The record of a video of which only the class and the split are known."""
+def unprobed_record(video: StoredFile, assignment: Assignment | None, captions: tuple[str, ...] = ()) -> VideoRecord:
+    """The record of a video of which only the class, the split and the captions are known."""
     name, label, split = assignment or ("", 0, "train")
     status, reason, error = "", "", ""
     if assignment is None:
@@ -113,7 +122,7 @@ def unprobed_record(video: StoredFile, assignment: Assignment | None) -> VideoRe
     elif video.problem:
         status, reason, error = "error", video.problem, "unreadable"
     fields = (label, name, split, status, reason, error)
-    return VideoRecord(video.uri, video.size, "", 0, 0, 0.0, 0, *fields, etag=video.etag)
+    return VideoRecord(video.uri, video.size, "", 0, 0, 0.0, 0, *fields, etag=video.etag, captions=captions)
 
 
 def group_files(source: str, files: Sequence[StoredFile]) -> list[StoredFile]:
@@ -167,7 +176,8 @@ def reuse_probe(record: VideoRecord, known: VideoRecord | None) -> VideoRecord:
         return record
     if (known.size, known.etag) != (record.size, record.etag):
         return record
-    return replace(known, label=record.label, class_name=record.class_name, split=record.split)
+    current = {name: getattr(record, name) for name in ("label", "class_name", "split", "captions")}
+    return replace(known, **current)
 
 
 def probe_record(record: VideoRecord, frame_fps: float) -> VideoRecord:
@@ -221,7 +231,17 @@ def summarize(records: Sequence[VideoRecord]) -> str:
         lines += [f"{status}: {count} {kind}" for kind, count in kinds.most_common()]
     found = Counter(name for r in records if r.status == "ok" for name in r.warnings.split(", ") if name)
     lines += [f"warning: {count} {name}: {WARNINGS[name]}" for name, count in found.most_common()]
+    lines.append(summarize_captions([r for r in records if r.status == "ok"]))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def summarize_captions(records: Sequence[VideoRecord]) -> str:
+    """How many of the videos have captions, and how many captions there are."""
+    without = sum(not r.captions for r in records)
+    if without == len(records):
+        return "captions: none"
+    count = sum(len(r.captions) for r in records)
+    return f"captions: {count}, of {len(records) - without} videos; {without} videos have none"
 
 
 def _most_common(sizes: Counter[str]) -> str:

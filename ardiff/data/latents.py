@@ -136,15 +136,30 @@ def read_latents(uri: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.
 
     Raises DataError if the file cannot be read or holds latents of another size.
     """
+    latents, columns = read_clips(uri, shape, ("label",))
+    return latents, columns["label"].to_numpy()
+
+
+def read_clips(uri: str, shape: tuple[int, int, int], names: Sequence[str]) -> tuple[np.ndarray, pa.Table]:
+    """The latents of one Parquet file as :func:`read_latents` gives them, and other columns. Raises DataError."""
     data = storage.read_bytes(uri)
     try:
-        table = pq.read_table(io.BytesIO(data), columns=["latents", "label"])
+        table = pq.read_table(io.BytesIO(data), columns=["latents", *names])
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"Cannot read the latents {uri} ({error}): run `ardiff encode` again.") from error
-    flat = table["latents"].combine_chunks().flatten().to_numpy() if table.num_columns == 2 else None
+    complete = table.num_columns == 1 + len(names)
+    flat = table["latents"].combine_chunks().flatten().to_numpy() if complete else None
     if flat is None or len(flat) != len(table) * math.prod(shape):
         raise DataError(f"{uri} does not hold latents of shape {shape}: run `ardiff encode` again.")
-    return flat.reshape(-1, *shape), table["label"].to_numpy()
+    return flat.reshape(-1, *shape), table.select(names)
+
+
+def latent_files(folder: str) -> list[str]:
+    """The URIs of the Parquet files of a set, also of one that is not complete; without those of its texts."""
+    if not storage.exists(folder):
+        return []
+    root = folder.rstrip("/")
+    return [uri for uri in storage.list_files(root, (".parquet",)) if "/" not in uri.removeprefix(f"{root}/")]
 
 
 @dataclass(frozen=True, slots=True)

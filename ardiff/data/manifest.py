@@ -6,9 +6,9 @@ A video is a file or a folder of pictures. The URI of a folder ends with a slash
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +59,8 @@ class VideoRecord:
     """Width of a stored pixel divided by its height. Width and height are those with square pixels."""
     warnings: str = ""
     """What the pictures suffer from, separated by commas: ``interlaced``, ``hdr``."""
+    captions: tuple[str, ...] = ()
+    """What the video shows, in words; several captions are several descriptions of the whole video."""
 
     @property
     def is_folder(self) -> bool:
@@ -70,12 +72,13 @@ class VideoRecord:
         return int(lengths_at(np.array([self.num_frames]), np.array([self.fps]), fps)[0])
 
 
-SCHEMA = pa.schema(
-    [
-        pa.field(f.name, {"int": pa.int64(), "float": pa.float64(), "str": pa.string()}[cast(str, f.type)])
-        for f in fields(VideoRecord)
-    ]
-)
+_TYPES = {
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "str": pa.string(),
+    "tuple[str, ...]": pa.list_(pa.string()),
+}
+SCHEMA = pa.schema([pa.field(f.name, _TYPES[cast(str, f.type)]) for f in fields(VideoRecord)])
 
 
 def lengths_at(num_frames: np.ndarray, rates: np.ndarray, fps: float) -> np.ndarray:
@@ -97,7 +100,13 @@ def manifest_table(records: Sequence[VideoRecord]) -> pa.Table:
 def record_at(table: pa.Table, index: int) -> VideoRecord:
     """A row of a table of records, as a record."""
     values = [column[index].as_py() for column in table.columns]
-    return VideoRecord(**dict(zip(table.column_names, values, strict=True)))
+    return record_of(dict(zip(table.column_names, values, strict=True)))
+
+
+def record_of(row: Mapping[str, Any]) -> VideoRecord:
+    """The record of a row of a table or of Ray Data, whose captions are null, a list or an array."""
+    captions = row["captions"]
+    return VideoRecord(**{**row, "captions": () if captions is None else tuple(map(str, captions))})
 
 
 def write_manifest(uri: str, records: Sequence[VideoRecord]) -> None:
@@ -115,12 +124,14 @@ def read_manifest(uri: str) -> list[VideoRecord]:
         table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{uri} is not a manifest ({error}): run `ardiff prepare` again.") from error
+    columns = ", ".join(f"{f.name} {f.type}" for f in table.schema)
+    if "captions" not in table.column_names:  # manifests before captions
+        table = table.append_column(SCHEMA.field("captions"), pa.nulls(len(table), SCHEMA.field("captions").type))
     if not table.schema.equals(SCHEMA):
-        columns = ", ".join(f"{f.name} {f.type}" for f in table.schema)
         raise DataError(
             f"{uri} is not a manifest of this version (its columns are {columns}): run `ardiff prepare` again."
         )
-    return [VideoRecord(**row) for row in table.to_pylist()]
+    return [record_of(row) for row in table.to_pylist()]
 
 
 def usable(records: Sequence[VideoRecord], split: Split, min_frames: int, fps: float = 0.0) -> list[VideoRecord]:
@@ -150,7 +161,7 @@ def usable(records: Sequence[VideoRecord], split: Split, min_frames: int, fps: f
 
 
 def content_of(records: Sequence[VideoRecord]) -> str:
-    """Fingerprint of the videos, their order and their classes."""
+    """Fingerprint of the videos, their order and their classes. Captions do not change it."""
     return fingerprint([[r.uri, r.size, r.etag, r.num_frames, r.label] for r in records])
 
 

@@ -301,8 +301,12 @@ def download_folder(uri: str, local: Path) -> None:
     if not files:
         raise DataError(f"There is nothing in {uri}: check the path.")
     for file in files:
-        target = Path(join(str(local), file[len(uri.rstrip("/")) + 1 :]))
-        with_retries(f"Cannot copy {file} to {target}", functools.partial(_download, file, target))
+        download_file(file, Path(join(str(local), file[len(uri.rstrip("/")) + 1 :])))
+
+
+def download_file(uri: str, local: Path) -> None:
+    """Copies the file to ``local``, and creates its folders. Raises DataError if it cannot be copied."""
+    with_retries(f"Cannot copy {uri} to {local}", functools.partial(_download, uri, local))
 
 
 def _download(uri: str, target: Path) -> None:

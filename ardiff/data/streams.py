@@ -19,9 +19,10 @@ from ardiff.data import storage
 from ardiff.data.clips import read_frames
 from ardiff.data.config import ClipConfig
 from ardiff.data.error_log import ERRORS, BadSample, bad_sample
-from ardiff.data.latents import read_latents
+from ardiff.data.latents import read_clips
 from ardiff.data.manifest import VideoRecord, lengths_at, record_at
 from ardiff.data.pictures import crop_square
+from ardiff.data.texts import TextIndex
 from ardiff.errors import ClipTooShortError, DataError, DecodeError, StorageError
 from ardiff.randomness import numpy_generator
 
@@ -199,7 +200,8 @@ class LatentStream:
     """Latents of clips. Every epoch shuffles the files, then the clips in groups of files.
 
     A group is loaded whole, so ``files_per_chunk`` trades memory for mixing. Samples: ``latents`` float32 ``(F, L, D)``
-    and ``label`` int64.
+    and ``label`` int64; with texts also ``text`` float16 ``(M, E)``, a caption of the video, and ``text_mask`` bool
+    ``(M,)``, all False if it has none.
     """
 
     files: Sequence[str]
@@ -209,6 +211,8 @@ class LatentStream:
     """``(F, L, D)``."""
     seed: int
     files_per_chunk: int = 16
+    texts: TextIndex | None = None
+    """The captions. One of several is drawn for each position."""
 
     @property
     def chunks_per_epoch(self) -> int:
@@ -231,13 +235,22 @@ class LatentStream:
 
     def load(self, chunk: int, rows: np.ndarray | None = None) -> Columns:
         files = [self.files[i] for i in self._members(*divmod(chunk, self.chunks_per_epoch))]
-        latents, labels = map(np.concatenate, zip(*(read_latents(file, self.shape) for file in files), strict=True))
-        order = self._order(chunk, len(labels))[slice(None) if rows is None else rows]
-        return {"latents": latents[order], "label": labels[order]}
+        names = ("label",) if self.texts is None else ("label", "uri")
+        clips = [read_clips(file, self.shape, names) for file in files]
+        latents, columns = np.concatenate([each[0] for each in clips]), pa.concat_tables(each[1] for each in clips)
+        chosen = slice(None) if rows is None else rows
+        order = self._order(chunk, len(latents))[chosen]
+        samples = {"latents": latents[order], "label": columns["label"].to_numpy()[order]}
+        if self.texts is not None:
+            uniform = numpy_generator("caption", self.seed, chunk).random(len(latents))[chosen]
+            captions = self.texts.choose(columns["uri"].take(order).to_pylist(), uniform)
+            samples["text"], samples["text_mask"] = self.texts.load(captions)
+        return samples
 
     @property
     def chunk_bytes(self) -> int:
-        return 4 * math.prod(self.shape) * sum(self.rows) // self.chunks_per_epoch
+        clip = 4 * math.prod(self.shape) + (self.texts.caption_bytes if self.texts is not None else 0)
+        return clip * sum(self.rows) // self.chunks_per_epoch
 
     def names(self, chunk: int) -> list[str]:
         members = self._members(*divmod(chunk, self.chunks_per_epoch))

@@ -3,12 +3,14 @@
 Shapes: B videos, F frames, L tokens, D latent width.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.prediction import Denoiser, predicted_x0
-from ardiff.dit import DiT
+from ardiff.dit import DiT, TextTokens
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor | float) -> Tensor:
@@ -16,24 +18,46 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor | float) -> 
     return unconditional + scale * (conditional - unconditional)
 
 
-def guided_denoiser(model: DiT, diffusion: DiffusionConfig, class_labels: Tensor, guidance_scale: float) -> Denoiser:
-    """A function that predicts clean latents with the model, guided towards ``class_labels (B,)``.
+def guided_denoiser(
+    model: DiT,
+    diffusion: DiffusionConfig,
+    class_labels: Tensor,
+    guidance_scale: float | Tensor,
+    text: TextTokens | None = None,
+    negative_text: Tensor | None = None,
+) -> Denoiser:
+    """A function that predicts clean latents with the model, guided towards a class and a text.
 
-    With ``guidance_scale`` 1 the unconditional branch is not evaluated.
+    Args:
+        class_labels: Of each video or frame, int64 ``(B,)`` or ``(B, F)``.
+        guidance_scale: Of all frames, or of each, ``(B, F)``. With 1 the unconditional branch is not evaluated.
+        text: Of each video or frame, for a model with text.
+        negative_text: The prompt of ``text`` from which guidance leads away, shaped like its index; None is no text.
     """
     alphas_cumprod = diffusion.alphas_cumprod()
     null = torch.full_like(class_labels, model.null_class)
     dtype = next(model.parameters()).dtype
+    guided = isinstance(guidance_scale, Tensor) or guidance_scale != 1.0
+    labels = torch.cat([class_labels, null]) if guided else class_labels  # (B or 2 B, ...)
+    if guided and text is not None:
+        negative_text = torch.full_like(text.index, -1) if negative_text is None else negative_text
+        text = replace(text, index=torch.cat([text.index, negative_text]))
 
-    def predict(x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        output = model(x.to(dtype), timesteps, labels).to(x.dtype)  # (B, F, L, D)
-        return predicted_x0(diffusion.prediction, output, x, timesteps, alphas_cumprod)
+    def of_frames(tensor: Tensor, frames: Tensor | None) -> Tensor:
+        return tensor if tensor.ndim == 1 or frames is None else tensor[:, frames]
 
-    def denoise(x: Tensor, timesteps: Tensor) -> Tensor:
-        if guidance_scale == 1.0:
-            return predict(x, timesteps, class_labels)
-        both = predict(x.repeat(2, 1, 1, 1), timesteps.repeat(2, 1), torch.cat([class_labels, null]))  # (2 B, F, L, D)
-        conditional, unconditional = both.chunk(2)
-        return guide(conditional, unconditional, guidance_scale)
+    def denoise(x: Tensor, timesteps: Tensor, frames: Tensor | None = None) -> Tensor:
+        branches = 2 if guided else 1
+        x, timesteps = x.repeat(branches, 1, 1, 1), timesteps.repeat(branches, 1)  # (B or 2 B, F, L, D)
+        of_text = () if text is None else (replace(text, index=of_frames(text.index, frames)),)
+        output = model(x.to(dtype), timesteps, of_frames(labels, frames), *of_text).to(x.dtype)
+        output = predicted_x0(diffusion.prediction, output, x, timesteps, alphas_cumprod)
+        if not guided:
+            return output
+        scale = guidance_scale
+        if isinstance(scale, Tensor):
+            scale = of_frames(scale, frames)[..., None, None]  # (B, F, 1, 1)
+        conditional, unconditional = output.chunk(2)
+        return guide(conditional, unconditional, scale)
 
     return denoise

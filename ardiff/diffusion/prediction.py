@@ -11,8 +11,9 @@ from torch import Tensor
 from ardiff.diffusion import noise
 from ardiff.diffusion.config import Prediction
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""Takes noisy latents ``(B, F, L, D)`` and timesteps ``(B, F)``, returns predicted clean latents ``(B, F, L, D)``."""
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Takes noisy latents ``(B, F, L, D)``, timesteps ``(B, F)`` and the indices of the frames in the video, int64
+``(F,)``; returns predicted clean latents ``(B, F, L, D)``."""
 
 
 def prediction_target(

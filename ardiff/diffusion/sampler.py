@@ -86,7 +86,7 @@ def stream_full(
         level = torch.where((index == num_steps) & ~update, len(timesteps) - 1, index)  # (F,)
         visible, *remembered = (tensor[:, frames] for tensor in (x, *history))  # (B, W, L, D) each
         k = index[frames].expand(len(x), -1)  # (B, W)
-        x0 = denoise(visible, timesteps[level[frames]].expand(len(x), -1).to(x.device))  # (B, W, L, D)
+        x0 = denoise(visible, timesteps[level[frames]].expand(len(x), -1).to(x.device), frames)  # (B, W, L, D)
         denoised, remembers = solver_step(
             visible, x0, tuple(remembered), (k - 1).clamp(min=0), table
         )  # (B, W, L, D) each

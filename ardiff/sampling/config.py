@@ -5,6 +5,7 @@ from typing import Literal
 
 AttentionBackend = Literal["ragged", "masked", "flex"]
 Backend = Literal["plain", "packed", "compiled"]
+LongPrompts = Literal["truncate", "error"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,13 +19,18 @@ class EngineConfig:
     max_frames: int = 4096
     """Frames of a request, summed over its videos."""
     max_cache_bytes: int = 8 * 2**30
-    """Memory for the keys and values of all running requests and for the modulations of their timesteps."""
+    """Memory for the keys and values of all running requests and their prompts, and for the modulations of their
+    timesteps."""
     attention_backend: Literal["auto", "ragged", "masked", "flex"] = "auto"
     """``ragged``: one call per frame, without a mask; ``masked``: one call with a block-causal mask; ``flex``: one call
     of FlexAttention. ``auto`` is ragged on CPUs if a frame has at least 16 tokens, masked otherwise."""
     backend: Literal["auto", "plain", "packed", "compiled"] = "auto"
     """``packed``: a second copy of the weights in the layout that a CPU multiplies fastest; ``compiled``: torch.compile
     for the blocks; ``plain``: neither. ``auto`` is packed on CPUs and plain elsewhere."""
+
+    long_prompts: LongPrompts = "truncate"
+    """Prompts with more tokens than the text encoder takes. ``truncate``: the rest has no effect, and a warning says
+    so. ``error``: they are rejected."""
 
     def __post_init__(self) -> None:
         if min(self.max_requests, self.max_frames, self.max_cache_bytes) < 1 or self.max_waiting < 0:

@@ -10,8 +10,9 @@ Shapes: B videos of a request, F frames evaluated in an iteration, L tokens, D l
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ from ardiff.layers import Attend
 from ardiff.sampling.backend import prepare_model
 from ardiff.sampling.cache import FrameCache
 from ardiff.sampling.config import AttentionBackend, Backend, EngineConfig
-from ardiff.sampling.params import InvalidParamError, ModelInfo, validate
-from ardiff.sampling.request import FinishedFrames, SampleRequest
+from ardiff.sampling.params import FrameCondition, InvalidParamError, ModelInfo, validate
+from ardiff.sampling.request import EncodedPrompt, FinishedFrames, SampleRequest
 from ardiff.sampling.state import FrameSpan, RequestState, SampledModel
 
 
@@ -91,6 +92,9 @@ class SamplingEngine:
         shape = None if request.condition is None else tuple(request.condition.shape)
         if shape != expected:
             raise ValueError(f"condition must be {expected} with given_frames={params.given_frames}, got {shape}")
+        for text in {text for video in request.videos for text in video.texts}:
+            if (width := request.prompt(text).states.shape[1]) != config.condition_dim:
+                raise ValueError(f"the token states of a prompt must be {config.condition_dim} wide, got {width}")
         if params.num_frames * videos > self.config.max_frames:
             raise EngineLimitError(
                 f"{videos} x {params.num_frames} frames are beyond the limit of {self.config.max_frames} frames."
@@ -103,10 +107,56 @@ class SamplingEngine:
         return request
 
     def num_bytes(self, requests: Sequence[SampleRequest]) -> int:
-        """Memory of checked requests: keys and values of each, and the modulation tables, which they share."""
-        config, dtype, tables = self._shared.model.config, self._shared.weights_dtype, self._shared.tables
+        """Memory of checked requests: keys and values of each, and what they share: the tables of modulations and
+        of the keys and values of prompts."""
+        config, dtype = self._shared.model.config, self._shared.weights_dtype
+        tables, prompts = self._shared.tables, self._shared.prompts
         caches = (FrameCache.num_bytes(config, r.sequences, r.cache_frames(config), dtype) for r in requests)
-        return sum(caches) + tables.num_bytes(tables.keys_of(requests))
+        shared = tables.num_bytes(tables.keys_of(requests)) + prompts.num_bytes(prompts.keys_of(requests))
+        return sum(caches) + shared
+
+    def change(
+        self, request_id: int, changes: Mapping[str, Any], prompts: Mapping[str, EncodedPrompt] | None = None
+    ) -> int | None:
+        """Replaces values of the condition of a request from the first frame on that has not started.
+
+        Call it between iterations. The result is that of a request that has the change in ``conditions``, bit for bit.
+
+        Args:
+            changes: Fields of :class:`~ardiff.sampling.params.FrameCondition`, for all videos of the request.
+            prompts: The text among them, encoded.
+
+        Returns:
+            The index of that frame; None if every frame has started, or the request has ended.
+
+        Raises:
+            InvalidParamError: A value is not valid for the model, or guidance is off in this request.
+            EngineLimitError: The prompt does not fit into memory.
+        """
+        state = self._running.get(request_id)
+        queued = [index for index, (waiting_id, _) in enumerate(self._waiting) if waiting_id == request_id]
+        if state is None and not queued:
+            return None
+        request = self._waiting[queued[0]][1] if state is None else state.request
+        frame = request.params.given_frames if state is None else state.started
+        if frame >= request.params.num_frames:
+            return None
+        videos = [video.with_change(FrameCondition(frame=frame, **changes)) for video in request.videos]
+        changed = self.check(replace(request, videos=tuple(videos), prompts={**request.prompts, **(prompts or {})}))
+        if changed.guided != request.guided:
+            raise InvalidParamError(
+                "guidance_scale", "guidance is off in this request: start it with another guidance_scale than 1"
+            )
+        if state is None:
+            self._waiting[queued[0]] = (request_id, changed)
+            return frame
+        changed = changed.without_past(state.oldest)
+        running = [changed if other is state else other.request for other in self._running.values()]
+        if (spare := self.config.max_cache_bytes - self.num_bytes(running)) < 0:
+            raise EngineLimitError("There is no memory for the keys and values of the prompt: try again later.")
+        self._shared.evict(running, spare)
+        state.set_request(changed)
+        return frame
 
     def cancel(self, request_id: int) -> bool:
         """Drops a request and frees its memory. Returns False if it is neither waiting nor running."""
@@ -157,7 +207,7 @@ class SamplingEngine:
             if (spare := self.config.max_cache_bytes - self.num_bytes(running)) < 0:
                 return
             self._waiting.popleft()
-            self._shared.tables.evict(running, spare)
+            self._shared.evict(running, spare)
             self._running[request_id] = RequestState(request_id, request, self._shared)
 
     def _evaluate(self, states: list[RequestState], spans: list[FrameSpan]) -> list[Tensor]:
@@ -178,6 +228,10 @@ class SamplingEngine:
             return attend
 
         attention = [layer_attention(layer) for layer in range(self._shared.model.config.depth)]
+        attend_text = None
+        if self._shared.model.config.text:
+            attend_text = self._shared.prompts.attention([key for state, span in pairs for key in state.prompts(span)])
         inputs = inputs.to(self._shared.weights_dtype)
-        output = self._model.forward_frames(inputs, modulations, positions, attention).to(self._shared.dtype)
+        output = self._model.forward_frames(inputs, modulations, positions, attention, attend_text)
+        output = output.to(self._shared.dtype)
         return [state.predict(span, chunk) for (state, span), chunk in zip(pairs, output.split(sizes), strict=True)]

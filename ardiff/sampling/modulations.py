@@ -14,9 +14,7 @@ from ardiff.diffusion.solver_names import TimestepSpacing
 from ardiff.diffusion.solvers import model_timesteps
 from ardiff.dit import DiT
 from ardiff.sampling.request import SampleRequest
-
-MAX_IDLE_TABLES = 16
-"""Tables that no running request uses, kept for requests to come."""
+from ardiff.sampling.tables import SharedTables
 
 
 class TableKey(NamedTuple):
@@ -28,15 +26,12 @@ class TableKey(NamedTuple):
     """Class index as the model takes it."""
 
 
-class ModulationTables:
+class ModulationTables(SharedTables[TableKey, Tensor]):
     """One table ``(R, M)`` per template of timesteps and class; requests share them."""
 
     def __init__(self, model: DiT, diffusion: DiffusionConfig) -> None:
+        super().__init__()
         self.model, self.diffusion = model, diffusion
-        self._tables: dict[TableKey, Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self._tables)
 
     def timesteps(self, key: TableKey) -> Tensor:
         """The timestep of each row, int64 ``(R,)``; the last one is that of clean frames."""
@@ -56,16 +51,9 @@ class ModulationTables:
 
     def keys_of(self, requests: Iterable[SampleRequest]) -> set[TableKey]:
         """The tables that requests need."""
-        return {self.key(request, label) for request in requests for label in request.labels(self.model)}
+        return {self.key(request, label) for request in requests for label in request.distinct_labels(self.model)}
 
     def num_bytes(self, keys: Iterable[TableKey]) -> int:
         """Memory of tables."""
         dtype = next(self.model.parameters()).dtype
         return sum(len(self.timesteps(key)) for key in keys) * self.model.modulation_width * dtype.itemsize
-
-    def evict(self, running: Iterable[SampleRequest], spare_bytes: int) -> None:
-        """Drops the oldest tables that no running request uses, until few are left and they fit ``spare_bytes``."""
-        needed = self.keys_of(running)
-        idle = [key for key in self._tables if key not in needed]
-        while idle and (len(idle) > MAX_IDLE_TABLES or self.num_bytes(idle) > spare_bytes):
-            del self._tables[idle.pop(0)]

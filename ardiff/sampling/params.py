@@ -10,15 +10,19 @@ This module does not import torch, so that a client starts fast.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from ardiff.config import fingerprint
 from ardiff.diffusion.ar_step import check_ar_step, smallest_ar_step
 from ardiff.diffusion.solver_names import Solver, TimestepSpacing
 
 SamplingMode = Literal["window", "rolling", "full"]
 DEFAULT_AR_STEP = 5
+MAX_PROMPT_LENGTH = 10_000
+"""Characters of a prompt at most. Text encoders read a few hundred at most."""
 
 
 class InvalidParamError(ValueError):
@@ -28,6 +32,25 @@ class InvalidParamError(ValueError):
         """``param`` names the field of :class:`SamplingParams`; ``message`` says what is valid."""
         super().__init__(message)
         self.param = param
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameCondition:
+    """Values that replace those of the video from one frame on. None keeps the value of the frames before."""
+
+    frame: int
+    """First frame that has these values."""
+    prompt: str | None = None
+    """Text that the frames show; an empty one is no text."""
+    class_label: int | None = None
+    """Class index."""
+    guidance_scale: float | None = None
+    """Strength of classifier-free guidance."""
+
+    def changes(self) -> dict[str, Any]:
+        """The values that are given, by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(FrameCondition) if f.name != "frame"}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,14 +85,29 @@ class SamplingParams:
     between stride and one frame less than the window before it. For mode=window and mode=full."""
     class_label: int | None = field(default=None, metadata={"per_video": True, "tag": "class-"})
     """Class index. None generates without a class; `ardiff generate` then takes the classes in turn."""
+    prompt: str | None = field(default=None, metadata={"per_video": True, "tag": "prompt-", "hash": True})
+    """Text that the video shows, for models trained with text. None or an empty one generates without text."""
+    negative_prompt: str | None = field(default=None, metadata={"per_video": True, "tag": "negative-", "hash": True})
+    """Text that guidance leads away from. None leads away from no text."""
+    conditions: tuple[FrameCondition, ...] = field(
+        default=(), metadata={"per_video": True, "tag": "conditions-", "hash": True}
+    )
+    """Changes of the condition within the video, for example [{frame: 64, prompt: a red ring}]: from that frame on,
+    prompt, class_label and guidance_scale are replaced by those given."""
     seed: int = field(default=0, metadata={"per_video": True, "tag": "seed-"})
     """Seed of the noise. `ardiff generate` counts up from it."""
     given_frames: int = field(default=0, metadata={"from_input": True, "tag": "given-"})
     """First frames that are given by the caller instead of generated."""
 
     def shared(self) -> SamplingParams:
-        """The parameters without class and seed. Videos whose shared parameters are equal can be one batch."""
-        return replace(self, class_label=None, seed=0)
+        """The parameters without those of a single video. Videos whose shared parameters are equal can be one batch."""
+        defaults: dict[str, Any] = {f.name: f.default for f in fields(SamplingParams) if f.name in PER_VIDEO}
+        return replace(self, **defaults)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
+        """The inverse of :func:`dataclasses.asdict`, also after a round trip through JSON."""
+        return cls(**{**values, "conditions": as_conditions(values.get("conditions", ()))})
 
     def changed(self) -> dict[str, Any]:
         """Fields that differ from their default, by name.
@@ -81,17 +119,46 @@ class SamplingParams:
         return {name: value for name, (value, default) in values.items() if value != default}
 
     def tags(self) -> list[str]:
-        """Short text for each changed field, such as ``ar5``, for names of files."""
-        tags = {f.name: f.metadata.get("tag", f"{f.name}-") for f in fields(SamplingParams)}
-        return [
-            f"{tags[name]}{value:g}" if isinstance(value, float) else f"{tags[name]}{value}"
-            for name, value in self.changed().items()
-        ]
+        """Short text for each changed field, such as ``ar5``, for names of files; of texts a hash."""
+        metadata = {f.name: f.metadata for f in fields(SamplingParams)}
+        tags = []
+        for name, value in self.changed().items():
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            text = fingerprint(value)[:8] if metadata[name].get("hash") else text
+            tags.append(f"{metadata[name].get('tag', f'{name}-')}{text}")
+        return tags
 
     @property
     def guided(self) -> bool:
-        """Whether the model is also evaluated without a class, for classifier-free guidance."""
-        return self.guidance_scale != 1.0
+        """Whether the model is also evaluated without its condition, for classifier-free guidance of any frame."""
+        changes = (change.guidance_scale for change in self.conditions)
+        return self.guidance_scale != 1.0 or any(scale not in (None, 1.0) for scale in changes)
+
+    def condition_of(self, frame: int) -> FrameCondition:
+        """The condition of a frame, with all values: those of the video, replaced by its changes up to the frame."""
+        values = {f.name: getattr(self, f.name) for f in fields(FrameCondition) if f.name != "frame"}
+        for change in self.conditions:
+            if change.frame <= frame:
+                values |= change.changes()
+        return FrameCondition(frame=frame, **values)
+
+    def with_change(self, change: FrameCondition) -> SamplingParams:
+        """The parameters with one more change, which may be at the frame of another one. Later changes stay."""
+        at_frame = [other.changes() for other in self.conditions if other.frame == change.frame]
+        merged = FrameCondition(frame=change.frame, **{**(at_frame[0] if at_frame else {}), **change.changes()})
+        others = [other for other in self.conditions if other.frame != change.frame]
+        return replace(self, conditions=tuple(sorted((*others, merged), key=lambda other: other.frame)))
+
+    def without_past(self, frame: int) -> SamplingParams:
+        """Parameters for the frames from ``frame`` on: their values, without the changes that led to them."""
+        values: dict[str, Any] = self.condition_of(frame).changes()
+        return replace(self, **values, conditions=tuple(c for c in self.conditions if c.frame > frame))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All distinct texts of the video, to be encoded."""
+        texts = (self.prompt, self.negative_prompt, *(change.prompt for change in self.conditions))
+        return tuple(dict.fromkeys(text for text in texts if text))
 
     @property
     def resolved_timestep_spacing(self) -> TimestepSpacing:
@@ -113,6 +180,45 @@ FROM_INPUT = tuple(f.name for f in fields(SamplingParams) if f.metadata.get("fro
 """Fields that follow from another input of a call, such as given frames. They are not settings of a job."""
 
 
+def as_conditions(values: Iterable[FrameCondition | Mapping[str, Any] | Sequence[Any]]) -> tuple[FrameCondition, ...]:
+    """Changes of the condition from any of their forms: ``FrameCondition(frame=64, prompt="a ring")``,
+    ``{"frame": 64, "prompt": "a ring"}``, ``(64, "a ring")`` or ``(64, {"prompt": "a ring"})``.
+
+    Raises:
+        InvalidParamError: A value has none of these forms.
+    """
+    conditions = []
+    for value in values:
+        try:
+            if isinstance(value, FrameCondition):
+                conditions.append(value)
+            elif isinstance(value, Mapping):
+                conditions.append(FrameCondition(**value))
+            else:
+                frame, change = value
+                change = {"prompt": change} if isinstance(change, str) else change
+                conditions.append(FrameCondition(frame=frame, **change))
+        except (TypeError, ValueError) as error:
+            names = ", ".join(f.name for f in fields(FrameCondition))
+            raise InvalidParamError("conditions", f"{value!r} is no condition: give a mapping of {names}") from error
+    return tuple(conditions)
+
+
+def _is_condition(value: Any) -> bool:
+    """Whether a value has one of the forms of :func:`as_conditions`, and is not a sequence of them."""
+    pair = isinstance(value, Sequence) and len(value) == 2 and isinstance(value[0], int)
+    return pair or isinstance(value, FrameCondition | Mapping)
+
+
+def _values_of_videos(name: str, value: Any) -> list[Any] | None:
+    """The value of each video, if ``value`` is a sequence of them; None if it is that of all videos."""
+    if name == "conditions":
+        items = list(value)
+        of_videos = all(isinstance(i, Sequence) and not isinstance(i, str) and not _is_condition(i) for i in items)
+        return [as_conditions(item) for item in items] if items and of_videos else None
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else None
+
+
 def expand_params(
     params: SamplingParams | Sequence[SamplingParams] | None = None, **changes: Any
 ) -> list[SamplingParams]:
@@ -120,8 +226,9 @@ def expand_params(
 
     Args:
         params: Of one video, or of each; None is the defaults.
-        changes: Values by field name, which replace those of ``params``. ``class_label`` and ``seed`` may also be
-            sequences with a value per video; a sequence of one value is used for all videos.
+        changes: Values by field name, which replace those of ``params``. Fields of a single video, such as ``prompt``
+            and ``seed``, may also be sequences with a value per video; a sequence of one value is used for all videos.
+            ``conditions`` takes the forms of :func:`as_conditions`.
 
     Raises:
         TypeError: A name is not a field of :class:`SamplingParams`; names the nearest one.
@@ -137,8 +244,11 @@ def expand_params(
         params = [params or SamplingParams()]
     columns: dict[str, list[Any]] = {"params": list(params)}
     for name in PER_VIDEO:
-        if isinstance(changes.get(name), Iterable):
-            columns[name] = list(changes.pop(name))
+        if name in changes and (values := _values_of_videos(name, changes[name])) is not None:
+            columns[name] = values
+            del changes[name]
+    if "conditions" in changes:
+        changes["conditions"] = as_conditions(changes["conditions"])
     lengths = {name: len(values) for name, values in columns.items()}
     count = max(lengths.values())
     if set(lengths.values()) - {1, count} or 0 in lengths.values():
@@ -183,6 +293,11 @@ class ModelInfo:
         )
 
     @property
+    def text(self) -> bool:
+        """Whether the model takes prompts."""
+        return self.condition == "cross_attention"
+
+    @property
     def modes(self) -> tuple[SamplingMode, ...]:
         """The sampling modes of videos longer than ``num_frames``."""
         return tuple(mode for mode in get_args(SamplingMode) if self.mode_error(mode, self.num_frames + 1) is None)
@@ -212,6 +327,35 @@ class ModelInfo:
                 "mode=window and mode=rolling pass the class by modulation only, but this model has condition tokens "
                 "(dit.condition=tokens)"
             )
+        return None
+
+    def text_error(self, params: SamplingParams) -> tuple[str, str] | None:
+        """The parameter whose text the model cannot use, and what to do; None without such a parameter."""
+        if params.texts and not self.text:
+            param = "prompt" if params.prompt else "negative_prompt" if params.negative_prompt else "conditions"
+            return param, f"the model takes no text: leave {param} out, or use a model trained with text"
+        if params.negative_prompt and not params.guided:
+            return "negative_prompt", "negative_prompt acts through guidance only: set guidance_scale above 1"
+        if (longest := max(map(len, params.texts), default=0)) > MAX_PROMPT_LENGTH:
+            return "prompt", f"a prompt may have at most {MAX_PROMPT_LENGTH} characters, got {longest}: shorten it"
+        return None
+
+    def conditions_error(self, params: SamplingParams) -> str | None:
+        """Why the changes within the video are not valid, and what is; None if they are."""
+        frames = [change.frame for change in params.conditions]
+        if any(not isinstance(frame, int) or not 0 <= frame < params.num_frames for frame in frames):
+            return f"the frames of conditions must be between 0 and {params.num_frames - 1}"
+        if any(a >= b for a, b in itertools.pairwise(frames)):
+            return "the frames of conditions must increase"
+        for change in params.conditions:
+            if not change.changes():
+                return f"frame {change.frame} changes nothing: give it prompt, class_label or guidance_scale"
+            if change.guidance_scale is not None and not 0 <= change.guidance_scale < float("inf"):
+                return "guidance_scale must be a finite number of at least 0"
+            if change.class_label is not None and self.condition == "tokens":
+                return "the condition tokens of this model hold for the whole video: give class_label for the video"
+            if change.class_label is not None and not 0 <= change.class_label < self.num_classes:
+                return f"class_label {change.class_label} is out of range: the model {self.valid_classes}"
         return None
 
     @property
@@ -307,6 +451,10 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
             "class_label",
             f"class_label {params.class_label} is out of range: the model {model.valid_classes}",
         )
+    if (invalid := model.text_error(params)) is not None:
+        raise InvalidParamError(*invalid)
+    if (reason := model.conditions_error(params)) is not None:
+        raise InvalidParamError("conditions", reason)
     require(
         0 <= params.given_frames < params.num_frames,
         "given_frames",

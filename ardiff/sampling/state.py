@@ -1,9 +1,12 @@
 """The state of a running request: its latents, its cache, and its progress through the AD schedule.
 
 Shapes: B videos of a request, F frames evaluated in an iteration, L tokens, D latent width, S sampling steps,
-H tensors that the solver remembers, M modulations of a frame.
+H tensors that the solver remembers, M modulations of a frame, Q sequences (B, or 2 B with guidance), C conditions that
+follow each other in a request.
 """
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +22,8 @@ from ardiff.dit import DiT
 from ardiff.sampling.cache import FrameCache
 from ardiff.sampling.config import AttentionBackend
 from ardiff.sampling.modulations import ModulationTables
-from ardiff.sampling.request import FinishedFrames, SampleRequest
+from ardiff.sampling.prompts import PromptTables
+from ardiff.sampling.request import FinishedFrames, PromptKey, SampleRequest
 
 
 class SampledModel:
@@ -33,6 +37,12 @@ class SampledModel:
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.alphas_cumprod = diffusion.alphas_cumprod().to(self.device)
         self.tables = ModulationTables(model, diffusion)
+        self.prompts = PromptTables(model)
+
+    def evict(self, running: Sequence[SampleRequest], spare_bytes: int) -> None:
+        """Drops the oldest tables that no running request uses, until few are left and they fit ``spare_bytes``."""
+        spare_bytes -= self.tables.evict(self.tables.keys_of(running), spare_bytes)
+        self.prompts.evict(self.prompts.keys_of(running), spare_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,8 @@ class FrameSpan:
     steps: Tensor
     """int64 ``(end - start,)`` on the model's device: the sampling step at which each frame is evaluated. For clean
     frames it is the last row of the modulations."""
+    condition_index: Tensor
+    """int64 ``(end - start,)`` on the model's device: which of the request's conditions each frame has."""
 
 
 class RequestState:
@@ -56,7 +68,7 @@ class RequestState:
     """
 
     def __init__(self, request_id: int, request: SampleRequest, shared: SampledModel) -> None:
-        self.request_id, self.request, self.shared = request_id, request, shared
+        self.request_id, self.shared = request_id, shared
         self.params, config = request.params, shared.model.config
         self.window = request.window(config)
         self.iteration = 0
@@ -77,11 +89,31 @@ class RequestState:
         steps, spacing = self.params.num_inference_steps, self.params.resolved_timestep_spacing
         table = solver_table(shared.diffusion, steps, self.params.solver, spacing)
         self.solver = table.to(shared.device, shared.dtype)
-        labels = request.labels(shared.model)
-        distinct = list(dict.fromkeys(labels))
-        self.tables = [shared.tables.get(shared.tables.key(request, label)) for label in distinct]  # (R, M) each
-        indices = [distinct.index(label) for label in labels]
-        self.table_of_sequence = torch.tensor(indices, device=shared.device)  # (B or 2 B,)
+        self.set_request(request)
+
+    def set_request(self, request: SampleRequest) -> None:
+        """Takes the conditions of the videos from ``request``, which differs in those of later frames only."""
+        shared, starts = self.shared, request.starts
+        self.request = request
+        shared.prompts.prepare(request)
+        labels = request.distinct_labels(shared.model)
+        self.tables = [shared.tables.get(shared.tables.key(request, label)) for label in labels]  # (R, M) each
+        tables = [[labels.index(label) for label in request.labels(shared.model, start)] for start in starts]
+        scales = [request.guidance_scales(start) for start in starts]
+        self.starts = torch.tensor(starts, device=shared.device)  # (C,)
+        self.table_of_sequence = torch.tensor(tables, device=shared.device)  # (C, Q)
+        self.guidance_scales = torch.tensor(scales, dtype=shared.dtype, device=shared.device)  # (C, B)
+        self.prompt_keys = {start: request.prompt_keys(start) for start in starts} if shared.model.config.text else {}
+
+    @property
+    def started(self) -> int:
+        """The first frame that has not started."""
+        return self._started(self.iteration)
+
+    @property
+    def oldest(self) -> int:
+        """The first frame that may be evaluated again."""
+        return min(self.frames, default=self.started)
 
     @property
     def done(self) -> bool:
@@ -117,7 +149,7 @@ class RequestState:
         frames = torch.arange(start, end, device=self.shared.device)
         steps = (self.iteration - 1 - (frames - given) * self.params.resolved_ar_step).clamp(min=0)
         steps = torch.where((frames < given) | (steps >= num_steps), len(self.tables[0]) - 1, steps)
-        return FrameSpan(start, moving, end, steps)
+        return FrameSpan(start, moving, end, steps, torch.searchsorted(self.starts, frames, right=True) - 1)
 
     def _sink_is_missing(self) -> bool:
         """Whether the first window has moved already, because many frames are given, and holds no sink yet."""
@@ -131,14 +163,21 @@ class RequestState:
     def inputs(self, span: FrameSpan) -> Tensor:
         """Latents of the evaluated frames, once per branch of guidance, ``(F B, L, D)`` frame by frame."""
         latents = torch.stack([self.frames[f] for f in range(span.start, span.end)])  # (F, B, L, D)
-        if self.params.guided:
+        if self.request.guided:
             latents = latents.repeat(1, 2, 1, 1)
         return latents.flatten(0, 1)
 
     def modulations(self, span: FrameSpan) -> Tensor:
         """Modulations of the evaluated frames from the tables, ``(F B, M)``."""
         rows = torch.stack([table[span.steps] for table in self.tables], dim=1)  # (F, classes, M)
-        return rows[:, self.table_of_sequence].flatten(0, 1)
+        tables = self.table_of_sequence[span.condition_index]  # (F, Q)
+        return rows[torch.arange(len(rows), device=rows.device)[:, None], tables].flatten(0, 1)
+
+    def prompts(self, span: FrameSpan) -> list[PromptKey]:
+        """Prompts of the evaluated frames of a model with text, as many as ``F Q``, frame by frame."""
+        starts = list(self.prompt_keys)
+        of_frames = (starts[bisect_right(starts, frame) - 1] for frame in range(span.start, span.end))
+        return [key for start in of_frames for key in self.prompt_keys[start]]
 
     def positions(self, span: FrameSpan) -> Tensor:
         """Frame positions as the model sees them, ``(F B,)``: within the window, or in the whole video."""
@@ -159,7 +198,10 @@ class RequestState:
             predicted_x0(prediction, branch, latents, timesteps, alphas_cumprod)
             for branch in output.split(videos, dim=1)
         ]
-        return guide(branches[0], branches[1], self.params.guidance_scale) if self.params.guided else branches[0]
+        if not self.request.guided:
+            return branches[0]
+        scales = self.guidance_scales[span.condition_index[moving:]][..., None, None]  # (F, B, 1, 1)
+        return guide(branches[0], branches[1], scales)
 
     def update(self, span: FrameSpan, x0: Tensor) -> FinishedFrames | None:
         """Makes one sampling step of the moving frames. Returns the frames that are final now, or None."""

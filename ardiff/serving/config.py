@@ -23,6 +23,10 @@ class RequestLimits:
     """Frames per second of the file."""
     body_bytes: int = 32 * 2**20
     """Bytes of a request, including its upload."""
+    body_seconds: float = 30.0
+    """Seconds in which a request must arrive completely."""
+    unfinished_bodies: int = 64
+    """Requests that may arrive at the same time on a replica. Above it the oldest is rejected."""
     upload_frames: int = 64
     """Frames of an uploaded clip."""
     upload_pixels: int = 4096 * 4096
@@ -35,11 +39,11 @@ class RequestLimits:
     """Bytes of an encoded video. A job whose video is larger fails."""
 
     def __post_init__(self) -> None:
-        counts = (self.num_frames, self.num_inference_steps, self.body_bytes, self.upload_frames, self.upload_pixels)
-        if min(*counts, self.upload_memory_bytes, self.video_bytes) < 1:
+        counts = (self.num_frames, self.num_inference_steps, self.upload_frames, self.unfinished_bodies)
+        if min(*counts, self.body_bytes, self.upload_pixels, self.upload_memory_bytes, self.video_bytes) < 1:
             raise ValueError("counts and sizes must be at least 1")
-        if min(self.guidance_scale, self.fps, self.upload_seconds) <= 0:
-            raise ValueError("guidance_scale, fps and upload_seconds must be positive")
+        if min(self.guidance_scale, self.fps, self.upload_seconds, self.body_seconds) <= 0:
+            raise ValueError("guidance_scale, fps, upload_seconds and body_seconds must be positive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +60,8 @@ class ServiceConfig:
     read or has an invalid entry, the keys stay as they are, and an error is logged."""
     allow_anonymous: bool = False
     """Serve other machines without keys: anyone who reaches the service can use it."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins, such as https://videos.example, whose pages may use the service from a browser; ``*`` is all of them."""
     requests_per_minute: int = 600
     """Videos that one key may request per minute, on each replica."""
     jobs_per_key: int = 64
@@ -102,5 +108,9 @@ class ServiceConfig:
             raise ValueError("seconds must be positive, drain_seconds at least 0")
         if self.lease_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("lease_seconds must be at least twice heartbeat_seconds")
+        if "*" in self.cors_origins and not self.keys:
+            raise ValueError(
+                "cors_origins=* lets the pages of all sites use the service: set keys, or name the origins"
+            )
         if not 0 < self.fps <= self.limits.fps:
             raise ValueError(f"fps must be above 0 and at most limits.fps ({self.limits.fps})")

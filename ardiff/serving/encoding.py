@@ -65,7 +65,8 @@ class JobEncoder:
                 with torch.inference_mode():
                     given_frames = torch.from_numpy(self.job.given_frames)
                     self._condition = self.pipeline.encode_condition(given_frames, None, 1)
-        return SampleRequest(videos=(record.sampling,), condition=self._condition)
+        prompts = self.pipeline.encode_prompts((record.sampling,))
+        return SampleRequest(videos=(record.sampling,), condition=self._condition, prompts=prompts)
 
     def restart(self) -> None:
         """Resets the job for a new engine. Frames that were sent are not sent again."""

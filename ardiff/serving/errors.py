@@ -5,13 +5,20 @@ from ardiff.serving.records import JobRecord
 
 
 class RequestError(ArdiffError):
-    """An HTTP error response: the status, the kind of error, the invalid field, and when to retry."""
+    """An HTTP error response: the status, the kind of error, the invalid field, when to retry, and further headers."""
 
     def __init__(
-        self, status: int, kind: str, message: str, param: str | None = None, retry_after: float | None = None
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        param: str | None = None,
+        retry_after: float | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.kind, self.param, self.retry_after = status, kind, param, retry_after
+        self.headers = headers or {}
 
 
 class JobError(ArdiffError):

@@ -7,6 +7,7 @@ import io
 import tempfile
 from collections.abc import Iterable
 from fractions import Fraction
+from typing import IO
 
 import av
 import numpy as np
@@ -20,6 +21,8 @@ _FRAGMENTED = {
     "avoid_negative_ts": "disabled",  # a fragment keeps the time of its packet
     "flush_packets": "1",
 }
+KEY_FRAMES = 64
+"""Most frames from one key frame to the next. Seeking and late readers need key frames."""
 _LIVE = {"live": "1", "cluster_time_limit": "1", "flush_packets": "1"}
 _ENCODERS: dict[VideoCodec, tuple[str, str, dict[str, str]]] = {
     "h264": ("libx264", "mp4", {"preset": "veryfast", "tune": "zerolatency", "bf": "0"}),
@@ -51,8 +54,7 @@ class FragmentWriter:
         self._stream = stream
         stream.options = {**options, "crf": str(crf)}
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-        # Seeking and late readers need key frames.
-        stream.codec_context.gop_size = 64
+        stream.codec_context.gop_size = KEY_FRAMES
         stream.codec_context.thread_count = 1
 
     def start(self) -> bytes:
@@ -125,16 +127,18 @@ class _Sink:
 
 def as_file(streamed: bytes) -> bytes:
     """Remuxes a stream to a file in which players can seek: with one index, for mp4 at the front."""
-    return _remux(streamed, {"movflags": "+faststart"}, {})
+    with _remux(io.BytesIO(streamed), {"movflags": "+faststart"}, {}) as file:
+        return file.read()
 
 
-def as_fragments(file: bytes) -> bytes:
-    """Remuxes a file to fragments, as they are streamed."""
+def as_fragments(file: IO[bytes] | io.RawIOBase) -> IO[bytes]:
+    """Remuxes a file to fragments, as they are streamed. Returns an open temporary file."""
     return _remux(file, _FRAGMENTED, _LIVE)
 
 
-def _remux(data: bytes, mp4: dict[str, str], webm: dict[str, str]) -> bytes:
-    with av.open(io.BytesIO(data), "r") as source, tempfile.NamedTemporaryFile() as target:
+def _remux(source_file: IO[bytes] | io.RawIOBase, mp4: dict[str, str], webm: dict[str, str]) -> IO[bytes]:
+    target = tempfile.NamedTemporaryFile()  # noqa: SIM115
+    with av.open(source_file, "r", buffer_size=2**18) as source:
         kind = "webm" if "webm" in source.format.name else "mp4"
         options = {"fflags": "+bitexact", **(mp4 if kind == "mp4" else webm)}
         with av.open(target.name, "w", format=kind, container_options=options) as container:
@@ -144,5 +148,5 @@ def _remux(data: bytes, mp4: dict[str, str], webm: dict[str, str]) -> bytes:
                 if packet.dts is not None:
                     packet.stream = stream
                     container.mux(packet)
-        target.seek(0)
-        return target.read()
+    target.seek(0)
+    return target

@@ -96,7 +96,8 @@ class ModelRunner:
         params = validate(params, self.info)  # unlike the engine, it knows the names of the classes
         shape = (1, params.given_frames, self.pipeline.dit.config.num_tokens, self.pipeline.dit.config.token_dim)
         condition = torch.empty(shape, device="meta") if params.given_frames else None
-        return self.engine.check(SampleRequest(videos=(params,), condition=condition)).params
+        prompts = self.pipeline.text.placeholders(params)
+        return self.engine.check(SampleRequest(videos=(params,), condition=condition, prompts=prompts)).params
 
     def start(self, record: JobRecord, given_frames: np.ndarray | None) -> Job:
         """Takes a job, which enters the engine at the next iteration with capacity for it."""
@@ -146,6 +147,8 @@ class ModelRunner:
         """Jobs that enter the engine now. Those of a failed iteration run group by group before others enter."""
         if self._retries:
             source, count = self._retries, 0 if self._active else self._group_size
+        elif self._waiting and self._waiting[0].job.record.crashes:
+            source, count = self._waiting, 0 if self._active else 1
         else:
             source, count = self._waiting, self.config.engine.max_requests - len(self._active)
         chosen = [source.popleft() for _ in range(min(count, len(source)))]

@@ -15,9 +15,11 @@ from ardiff.serving.errors import JobError
 from ardiff.serving.jobs import RunningJobs
 from ardiff.serving.metrics import Recorder
 from ardiff.serving.model_runner import ModelRunner
-from ardiff.serving.store import Lease
+from ardiff.serving.store import Lease, OpenJob
 
 logger = logging.getLogger(__name__)
+ORPHAN_SECONDS = 60.0
+"""Seconds after which a job without a record is removed: its marker is written before its record."""
 
 
 class JobQueue:
@@ -38,13 +40,13 @@ class JobQueue:
         self._config, self._metrics, self._stopping = config, metrics, stopping
         self.waiting = 0
         """Queued jobs of all replicas at the last poll, and those accepted here since."""
-        self.waits_for_idle = False
-        """Whether a queued job must run alone because a replica crashed with it, and waits for the others to end."""
         self._marked = False
         self._changed = asyncio.Event()
         self.leases_seen: dict[str, tuple[Lease, float]] = {}
         """Each lease of another replica, and when this replica first saw it (monotonic clock)."""
         self._last_check = -math.inf
+        self._first_seen: dict[str, float] = {}
+        """Queued jobs that this replica left in the queue, and when it did so first (monotonic clock)."""
 
     @property
     def free_slots(self) -> int:
@@ -80,13 +82,16 @@ class JobQueue:
         if self._stopping():
             return
         await self._take_over(open_jobs, leases)
-        blocked = False
+        self._first_seen = {job_id: since for job_id, since in self._first_seen.items() if job_id in queued}
+        # A job with which a replica crashed may crash the next one too. One replica at a time runs one of them, alone.
+        isolating = any(job.crashed and job_id in leases for job_id, job in open_jobs.items())
         for job_id in queued:
             if self._stopping() or not self.free_slots:
                 break
-            if blocked := not await self._take(open_jobs[job_id], job_id):
-                break
-        self.waits_for_idle = blocked
+            crashed = open_jobs[job_id].crashed
+            if not (crashed and isolating):
+                await self._take(open_jobs[job_id].owner, job_id)
+                isolating = isolating or crashed
 
     async def _stop_cancelled(self, leases: dict[str, Lease]) -> None:
         if not self._running:
@@ -99,45 +104,49 @@ class JobQueue:
             elif lease is not None and lease.number > job.record.lease:
                 job.stop(JobError("lost", "Another replica took the job over."))
 
-    async def _take(self, owner: str, job_id: str) -> bool:
-        """Starts a queued job, or leaves it to another replica.
-
-        Returns False if the job must wait until nothing else runs here: a replica crashed with it, and it may crash
-        this one too. The jobs behind it in the queue then wait as well.
-        """
-        queued = await self._storage.call(self._storage.store.read, owner, job_id)
-        unknown_model = False
-        if queued is not None:
-            runner = self._models.get(queued.model)
-            # During a redeployment only some replicas may have a model.
-            unknown_model = runner is None and time.time() - queued.created_at > self._config.job_seconds
-            if not unknown_model and (runner is None or not runner.free_slots):
-                return True
-            if queued.crashes and runner is not None and runner.busy:
-                return False
-        record = await self._storage.call(self._storage.store.claim, owner, job_id)
+    async def _take(self, owner: str, job_id: str) -> None:
+        """Starts a queued job, or leaves it to another replica."""
+        store = self._storage.store
+        queued = await self._storage.call(store.read, owner, job_id)
+        if queued is None:
+            if self._waited(job_id) > ORPHAN_SECONDS:
+                await self._storage.call(store.forget, owner, job_id)
+            return
+        runner = self._models.get(queued.model)
+        # During a redeployment only some replicas may have a model.
+        unknown_model = runner is None and self._waited(job_id) > self._config.job_seconds
+        if not unknown_model and (runner is None or not runner.free_slots):
+            return
+        # An idle replica takes a job that must run alone at once; a busy one, which then takes no others, later.
+        if queued.crashes and runner is not None and runner.busy and self._waited(job_id) < self._config.lease_seconds:
+            return
+        record = await self._storage.call(store.claim, owner, job_id)
         if record is None:
-            return True
+            return
         if record.kind == "stream":
             await self._finisher.finish_queued(record, "failed", _crashed("."))
-            return True
+            return
         if unknown_model:
             failure = JobError("no_model", f"The model '{record.model}' is not served any more.")
             await self._finisher.finish_queued(record, "failed", failure)
-            return True
+            return
         try:
             given_frames = await self._storage.call(self._storage.store.given_frames, record)
         except ValueError:
             failure = JobError("internal", "The given frames cannot be read.")
             await self._finisher.finish_queued(record, "failed", failure)
-            return True
+            return
         if self._stopping():
             await self._storage.call(self._storage.store.release, record)
         else:
             self._running.add(self._models[record.model].start(record, given_frames))
-        return True
 
-    async def _take_over(self, open_jobs: dict[str, str], leases: dict[str, Lease]) -> None:
+    def _waited(self, job_id: str) -> float:
+        """Seconds since this replica first left the job in the queue."""
+        now = time.monotonic()
+        return now - self._first_seen.setdefault(job_id, now)
+
+    async def _take_over(self, open_jobs: dict[str, OpenJob], leases: dict[str, Lease]) -> None:
         """Takes jobs whose lease has had no heartbeat for ``lease_seconds`` by this replica's clock."""
         now = time.monotonic()
         if now - self._last_check > self._config.lease_seconds / 2:
@@ -150,7 +159,7 @@ class JobQueue:
         self.leases_seen = {job_id: seen for job_id, seen in self.leases_seen.items() if job_id in others}
         for job_id, (lease, since) in self.leases_seen.items():
             if now - since > self._config.lease_seconds and job_id in open_jobs:
-                await self._requeue_or_fail(open_jobs[job_id], job_id, lease)
+                await self._requeue_or_fail(open_jobs[job_id].owner, job_id, lease)
 
     async def _requeue_or_fail(self, owner: str, job_id: str, lease: Lease) -> None:
         """Requeues the job of a crashed replica. Ends it if it is a stream, or after ``max_attempts`` crashes."""
@@ -172,6 +181,7 @@ class JobQueue:
         elif record.crashes >= self._config.max_attempts:
             await self._finisher.finish_queued(record, "failed", _crashed(f" {record.crashes} times."))
         else:
+            await self._storage.call(store.mark_crashed, record)
             await self._storage.call(store.release, record)
             self.notify()
 

@@ -25,6 +25,8 @@ class JobRecord:
     model: str
     params: dict[str, Any]
     """The validated :class:`SamplingParams`, as a dict."""
+    prompt: str | None = None
+    """The prompt of the request."""
     fps: float
     size: str
     """WIDTHxHEIGHT in pixels."""
@@ -48,11 +50,13 @@ class JobRecord:
     video_bytes: int | None = None
     frames_sha256: str | None = None
     """Hash of the frames before encoding. Equal videos have equal hashes."""
+    idempotency: str | None = None
+    """Hash of the request's idempotency key."""
 
     @property
     def sampling(self) -> SamplingParams:
         """The sampling parameters."""
-        return SamplingParams(**self.params)
+        return SamplingParams.from_dict(self.params)
 
     @property
     def ended(self) -> bool:
@@ -74,11 +78,6 @@ class JobRecord:
 def new_id() -> str:
     """An identifier that sorts by time of creation and cannot be guessed."""
     return f"video_{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
-
-
-def created_ms(job_id: str) -> int:
-    """When the job was created, in ms since 1970."""
-    return int(job_id[6:18], 16)
 
 
 def is_id(text: str) -> bool:

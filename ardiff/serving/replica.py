@@ -20,6 +20,7 @@ from ardiff.serving.async_store import AsyncStore
 from ardiff.serving.completion import JobFinisher
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.errors import JobError, RequestError
+from ardiff.serving.hls import HlsStreams
 from ardiff.serving.jobs import RunningJobs
 from ardiff.serving.keys import ApiKeys
 from ardiff.serving.metrics import Recorder
@@ -75,6 +76,7 @@ class Replica:
         self.finisher.on_finished = self.queue.notify
         self.videos = Videos(self.storage, self.running, self.finisher, config)
         self.streams = Streams(self.videos, self.storage, self.running, self.keys, config, self.shutdown)
+        self.hls = HlsStreams(self.videos, self.storage)
         self.admission = Admission(
             self.models, self.keys, self.storage, self.queue, self.running, self.finisher, config, self.shutdown
         )

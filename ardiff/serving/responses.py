@@ -9,7 +9,9 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ardiff.serving.errors import JobError, RequestError
+from ardiff.data.storage import RangeReader, read_range
+from ardiff.serving.async_store import AsyncStore
+from ardiff.serving.errors import JobError, RequestError, video_unavailable
 from ardiff.serving.records import JobRecord
 
 SECURITY_HEADERS = {
@@ -18,13 +20,15 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+PIECE_BYTES = 2**20
+"""Bytes of a video that are in memory for a response."""
 _JOB_ERROR_STATUS = {"cancelled": 409, "deadline": 504, "incomplete": 409, "released": 503, "lost": 503}
 
 
 def error_response(error: RequestError) -> Response:
-    """The error as ``{"error": {"type", "message", "param"}}``."""
-    body = {"type": error.kind, "message": str(error), "param": error.param}
-    headers = dict(SECURITY_HEADERS)
+    """The error as ``{"error": {"type", "code", "message", "param"}}``."""
+    body = {"type": error.kind, "code": error.kind, "message": str(error), "param": error.param}
+    headers = SECURITY_HEADERS | error.headers
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if error.status == 401:
@@ -32,20 +36,39 @@ def error_response(error: RequestError) -> Response:
     return JSONResponse({"error": body}, error.status, headers)
 
 
-def file_response(record: JobRecord, video: bytes, requested_range: str | None) -> Response:
-    """The finished video, or a range of its bytes. Raises RequestError 416."""
-    headers = {
-        **SECURITY_HEADERS,
-        "Accept-Ranges": "bytes",
-        "Content-Disposition": f'inline; filename="{record.id}.{record.suffix}"',
-        "Cache-Control": "private, max-age=3600",
-    }
+async def file_response(request: Request, record: JobRecord, video: RangeReader, storage: AsyncStore) -> Response:
+    """The finished video, or a range of its bytes, read piece by piece. Raises RequestError 416 or 503."""
+    etag = f'"{record.id}.{video.size}"'
+    headers = SECURITY_HEADERS | {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, max-age=3600"}
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if etag in known or "*" in known:
+        return Response(None, 304, headers)
+    span = None
+    if request.method == "GET" and request.headers.get("if-range", etag) == etag:
+        span = _parse_range(request.headers.get("range", ""), video.size)
+    if span is not None:
+        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{video.size}"
+    status, span = (200, range(video.size)) if span is None else (206, span)
+    headers["Content-Disposition"] = f'inline; filename="{record.id}.{record.suffix}"'
+    headers["Content-Length"] = str(len(span))
     media_type = (record.media_type or "video/mp4").partition(";")[0]
-    span = _parse_range(requested_range, len(video)) if requested_range else None
-    if span is None:
-        return Response(video, 200, headers, media_type)
-    headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{len(video)}"
-    return Response(video[span.start : span.stop], 206, headers, media_type)
+    if request.method == "HEAD":
+        return Response(None, status, headers, media_type)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in span[::PIECE_BYTES]:
+            yield await storage.call(read_range, video.uri, start, min(PIECE_BYTES, span.stop - start))
+
+    body = pieces()
+    first = await anext(body, b"")  # an error has an HTTP status of its own
+    return StreamingResponse(chain(first, body), status, headers, media_type)
+
+
+async def chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yields ``first``, then the rest."""
+    yield first
+    async for data in rest:
+        yield data
 
 
 def _parse_range(header: str, size: int) -> range | None:
@@ -54,13 +77,13 @@ def _parse_range(header: str, size: int) -> range | None:
     start, dash, end = text.partition("-")
     if unit.strip() != "bytes" or not dash or not all(t.isdecimal() and len(t) < 19 for t in (start, end) if t):
         return None
-    if not start and not end:
+    if not (start or end) or (start and end and int(end) < int(start)):
         return None
     span = (
         range(int(start), min(int(end) + 1 if end else size, size)) if start else range(max(0, size - int(end)), size)
     )
     if len(span) == 0:
-        raise RequestError(416, "range", f"The video has {size} bytes.")
+        raise RequestError(416, "range", f"The video has {size} bytes.", headers={"Content-Range": f"bytes */{size}"})
     return span
 
 
@@ -92,6 +115,21 @@ async def _wait_for_disconnect(request: Request) -> None:
         pass
 
 
+def check_streamable(request: Request) -> None:
+    """Raises RequestError 505 for HTTP/1.0, which has no chunks: the length of a stream is not known before its end."""
+    if request.scope["http_version"] == "1.0":
+        raise RequestError(
+            505, "http_version", "A stream needs HTTP/1.1: use it, or GET the content when it is finished."
+        )
+
+
+def stream_head(record: JobRecord) -> Response:
+    """The headers of a stream, without waiting for it. Raises RequestError for a job without a video."""
+    if record.ended and record.status != "completed":
+        raise video_unavailable(record)
+    return Response(None, 200, SECURITY_HEADERS | {"Cache-Control": "no-store"}, record.media_type or "video/mp4")
+
+
 def stream_response(
     first: bytes,
     chunks: AsyncIterator[bytes],
@@ -101,13 +139,8 @@ def stream_response(
 ) -> Response:
     """Sends the first chunk and all others as they come. Closes ``resources`` when the response ends, or is aborted."""
 
-    async def body() -> AsyncIterator[bytes]:
-        yield first
-        async for chunk in chunks:
-            yield chunk
-
     headers = {**SECURITY_HEADERS, **(headers or {}), "Cache-Control": "no-store"}
-    response = _ClosingStream(body(), 200, headers, record.media_type or "video/mp4")
+    response = _ClosingStream(chain(first, chunks), 200, headers, record.media_type or "video/mp4")
     response.resources = resources
     return response
 

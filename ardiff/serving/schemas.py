@@ -1,11 +1,12 @@
 """Requests and responses of the HTTP API. Their sampling parameters are the fields of :class:`SamplingParams`."""
 
+import json
 import typing
 from collections.abc import Sequence
-from dataclasses import asdict, fields
-from typing import Any, Literal
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from ardiff.config import field_documentation
 from ardiff.sampling.params import FROM_INPUT, SamplingMode, SamplingParams
@@ -15,16 +16,50 @@ from ardiff.serving.records import JobRecord, Status
 
 MAX_SEED = 2**53 - 1
 """The largest integer that JavaScript represents exactly."""
+MAX_PROMPT = 4096
+"""Characters of a prompt."""
+Seconds = (
+    typing.Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+    | typing.Annotated[str, Field(pattern=r"^[0-9]{1,5}(\.[0-9]{1,6})?$")]
+)
+"""A duration; other clients send it as text."""
 
 
 def _sampling_fields(known: type[BaseModel], excluded: Sequence[str] = ()) -> dict[str, Any]:
     """Pydantic fields for those of SamplingParams that ``known`` does not define."""
     hints, documentation = typing.get_type_hints(SamplingParams), field_documentation(SamplingParams)
     return {
-        f.name: (hints[f.name], Field(f.default, description=documentation[f.name]))
+        f.name: (_field_type(hints[f.name]), Field(f.default, description=documentation[f.name]))
         for f in fields(SamplingParams)
         if f.name not in known.model_fields and f.name not in excluded
     }
+
+
+def _field_type(hint: Any) -> Any:
+    """The type of a field in requests and responses: a tuple of dataclasses is a list of objects, in forms as JSON."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is not tuple or not is_dataclass(args[0]):
+        return hint
+    hints, documentation = typing.get_type_hints(args[0]), field_documentation(args[0])  # type: ignore[arg-type]
+    nested: dict[str, Any] = {
+        f.name: (hints[f.name], Field(... if f.default is MISSING else f.default, description=documentation[f.name]))
+        for f in fields(args[0])
+    }
+    model = create_model(
+        args[0].__name__,  # type: ignore[union-attr]
+        __doc__=args[0].__doc__,
+        __config__=ConfigDict(extra="forbid"),
+        **nested,
+    )
+    return Annotated[list[model], BeforeValidator(_parse_json)]  # type: ignore[valid-type]
+
+
+def _parse_json(value: Any) -> Any:
+    """The value of a form's field, which is text."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
 
 
 class RequestBase(BaseModel):
@@ -33,11 +68,15 @@ class RequestBase(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, max_length=128, description="An id of /v1/models; null is the first of them.")
+    prompt: str | None = Field(
+        None, max_length=MAX_PROMPT, description="What to show; for a model without text the name of a class."
+    )
     class_label: int | str | None = Field(
         None, description="Class index or name; null generates without a class.", examples=[0]
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of the noise; null draws one.")
     fps: float | None = Field(None, gt=0, allow_inf_nan=False, description="Frames per second of the video file.")
+    seconds: Seconds | None = Field(None, description="Length of the video; it replaces num_frames.")
     size: str | None = Field(None, max_length=32, description="WIDTHxHEIGHT; if given, it must be the model's.")
 
 
@@ -49,10 +88,29 @@ VideoRequest = create_model(
 )
 
 
+class VideoReference(BaseModel):
+    """A video of this service."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(max_length=64)
+
+
+class ExtensionRequest(BaseModel):
+    """A longer version of a video: its frames, and new ones that continue it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    video: VideoReference | None = Field(description="A completed video of this service, or a file of a form.")
+    seconds: Seconds = Field(description="Length of the new part.")
+    prompt: str | None = Field(None, max_length=MAX_PROMPT, description="Of the new part; null is the video's.")
+
+
 class ErrorBody(BaseModel):
     """What went wrong."""
 
     type: str = Field(description="Kind of error, a stable identifier.")
+    code: str = Field(description="The same as type.")
     message: str = Field(description="What is wrong, and what to do.")
     param: str | None = Field(None, description="The invalid field.")
 
@@ -74,13 +132,17 @@ class VideoBase(BaseModel):
     iterations_done: int = Field(description="Iterations of the AD schedule that are done.")
     iterations: int
     model: str
+    prompt: str | None
     fps: float
+    seconds: str = Field(description="Length of the video.")
     size: str
-    created_at: float = Field(description="Seconds since 1970, like all times.")
-    started_at: float | None
-    first_frame_at: float | None = Field(description="When the first frame was ready.")
-    completed_at: float | None
-    expires_at: float | None = Field(description="When the video is removed.")
+    created_at: int = Field(description="Whole seconds since 1970, like all times.")
+    started_at: int | None
+    first_frame_at: int | None = Field(description="When the first frame was ready.")
+    first_frame_seconds: float | None = Field(description="From the request to the first frame.")
+    completed_at: int | None
+    completed_seconds: float | None = Field(description="From the request to the complete video.")
+    expires_at: int | None = Field(description="When the video is removed.")
     error: ErrorBody | None
     media_type: str | None
     bytes: int | None
@@ -91,10 +153,12 @@ Video = create_model("Video", __base__=VideoBase, __doc__="A job and its video."
 
 
 class VideoList(BaseModel):
-    """Videos, newest first."""
+    """A page of videos."""
 
     object: Literal["list"] = "list"
     data: list[Video]  # type: ignore[valid-type]
+    first_id: str | None
+    last_id: str | None
     has_more: bool
 
 
@@ -111,6 +175,8 @@ class Model(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
+    created: int = Field(description="Always 0, which is not known, for clients that need the field.")
+    owned_by: str = "ardiff"
     size: str = Field(description="WIDTHxHEIGHT of its videos in pixels.")
     num_classes: int
     class_names: list[str]
@@ -149,6 +215,7 @@ def to_model(runner: ModelRunner, config: ServiceConfig) -> Model:
     maximum["num_inference_steps"] = min(maximum["num_inference_steps"], runner.info.num_timesteps)
     return Model(
         id=runner.name,
+        created=0,
         size=runner.size,
         num_classes=runner.info.num_classes,
         class_names=list(runner.info.class_names),
@@ -159,31 +226,55 @@ def to_model(runner: ModelRunner, config: ServiceConfig) -> Model:
     )
 
 
+def to_list(records: Sequence[JobRecord], has_more: bool) -> VideoList:
+    """The response for a page of records."""
+    data = [to_response(record) for record in records]
+    return VideoList(
+        data=data,
+        first_id=records[0].id if records else None,
+        last_id=records[-1].id if records else None,
+        has_more=has_more,
+    )
+
+
 def to_response(record: JobRecord) -> VideoBase:
     """The response for a record."""
     record = record.now()
     completed = record.status == "completed"
-    error = None
+    completed_at = record.ended_at if completed else None
+    error, kind = None, record.error_type or "internal"
     if record.error is not None:
-        error = ErrorBody(type=record.error_type or "internal", message=record.error, param=None)
-    return Video(
+        error = ErrorBody(type=kind, code=kind, message=record.error, param=None)
+
+    def whole(seconds: float | None) -> int | None:
+        return None if seconds is None else int(seconds)
+
+    def since_request(seconds: float | None) -> float | None:
+        return None if seconds is None else round(seconds - record.created_at, 3)
+
+    values = {
         **record.params,
-        id=record.id,
-        status=record.status,
-        progress=100 if completed else min(99, 100 * record.frames_done // record.sampling.num_frames),
-        frames_done=record.frames_done,
-        iterations_done=record.iterations_done,
-        iterations=record.iterations,
-        model=record.model,
-        fps=record.fps,
-        size=record.size,
-        created_at=record.created_at,
-        started_at=record.started_at,
-        first_frame_at=record.first_frame_at,
-        completed_at=record.ended_at if completed else None,
-        expires_at=record.expires_at,
-        error=error,
-        media_type=record.media_type,
-        bytes=record.video_bytes,
-        frames_sha256=record.frames_sha256,
-    )
+        "id": record.id,
+        "status": record.status,
+        "progress": 100 if completed else min(99, 100 * record.frames_done // record.sampling.num_frames),
+        "frames_done": record.frames_done,
+        "iterations_done": record.iterations_done,
+        "iterations": record.iterations,
+        "model": record.model,
+        "prompt": record.prompt,
+        "fps": record.fps,
+        "seconds": f"{record.sampling.num_frames / record.fps:g}",
+        "size": record.size,
+        "created_at": whole(record.created_at),
+        "started_at": whole(record.started_at),
+        "first_frame_at": whole(record.first_frame_at),
+        "first_frame_seconds": since_request(record.first_frame_at),
+        "completed_at": whole(completed_at),
+        "completed_seconds": since_request(completed_at),
+        "expires_at": whole(record.expires_at),
+        "error": error,
+        "media_type": record.media_type,
+        "bytes": record.video_bytes,
+        "frames_sha256": record.frames_sha256,
+    }
+    return Video(**values)

@@ -12,6 +12,7 @@ from ardiff.serving.fragments import as_fragments
 from ardiff.serving.jobs import RunningJobs
 from ardiff.serving.keys import ApiKeys
 from ardiff.serving.records import JobRecord
+from ardiff.serving.responses import PIECE_BYTES
 from ardiff.serving.shutdown import Shutdown
 from ardiff.serving.videos import Videos
 
@@ -58,8 +59,10 @@ class Streams:
                 return
             record = await self._videos.find(owner, job_id)
             if record.status == "completed":
-                video = await self._storage.call_timed(self._storage.store.video, record)
-                yield await asyncio.to_thread(as_fragments, video)
+                _, video = await self._videos.content(owner, job_id)
+                with await self._storage.call(as_fragments, video) as file:
+                    while data := file.read(PIECE_BYTES):
+                        yield data
                 return
             if record.ended:
                 raise video_unavailable(record)

@@ -2,7 +2,8 @@
 
     python -m ardiff.serving.uploads LIMITS < upload > frames.npy
 
-The process limits its memory, CPU time and files before it reads a byte. It imports neither torch nor the service.
+The process limits its memory, CPU time and files before it reads a byte. It starts without torch and without the
+clients of storage.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from ardiff.data.probe import probe
 from ardiff.errors import ArdiffError, DataError, DecodeError
 
 _PICTURES = ("PNG", "JPEG", "WEBP")
+_GIF = (b"GIF87a", b"GIF89a")
 START_SECONDS = 20.0
 """Wall time for starting the process: on a busy machine, starting Python alone takes seconds."""
 _REJECTED = 3
@@ -74,6 +76,10 @@ def _decode(data: bytes, resolution: int, max_frames: int, max_pixels: int) -> n
         left, top = (width - resolution) // 2, (height - resolution) // 2
         square = picture.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
         return np.asarray(square.crop((left, top, left + resolution, top + resolution)))[None]
+    if data[:6] in _GIF:
+        raise DecodeError(
+            "it is a GIF, which is not supported: send a PNG, JPEG or WebP picture, or an mp4 or WebM clip"
+        )
     clip = probe(data)
     if clip.width * clip.height > max_pixels:
         raise DecodeError(f"its frames are {clip.width} x {clip.height}, beyond the limit of {max_pixels} pixels")

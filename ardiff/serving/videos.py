@@ -3,12 +3,13 @@
 import asyncio
 import time
 
+from ardiff.data.storage import RangeReader
 from ardiff.serving.async_store import AsyncStore
 from ardiff.serving.completion import JobFinisher
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.errors import JobError, RequestError, video_unavailable
 from ardiff.serving.jobs import RunningJobs
-from ardiff.serving.records import JobRecord
+from ardiff.serving.records import JobRecord, is_id
 
 CANCEL_SECONDS = 10.0
 """Seconds that a cancellation waits for the replica that runs the job."""
@@ -21,34 +22,38 @@ class Videos:
         self._storage, self._running, self._finisher, self._config = storage, running, finisher, config
 
     async def find(self, owner: str, job_id: str) -> JobRecord:
-        """The present record. Raises RequestError 404, or 503 if storage is unavailable."""
-        if (job := self._running.get(job_id, owner)) is not None:
-            return job.record
-        record = await self._storage.call_timed(self._storage.store.read, owner, job_id)
+        """The published record, so that all replicas show the same progress. Raises RequestError 404 or 503."""
+        try:
+            self._storage.check_responsive()
+            record = await self._storage.call_timed(self._storage.store.read, owner, job_id)
+        except RequestError:  # storage is unavailable
+            if (job := self._running.get(job_id, owner)) is None:
+                raise
+            record = job.record
         if record is None:
             raise RequestError(404, "not_found", "There is no such video.")
         return record.now()
 
-    async def newest(self, owner: str, limit: int, before: str | None) -> tuple[list[JobRecord], bool]:
-        """The owner's records, newest first, and whether there are more."""
-        stored = await self._storage.call_timed(self._storage.store.newest, owner, limit + 1, before)
-        running = [self._running.get(record.id) for record in stored]
-        records = [job.record if job else record.now() for job, record in zip(running, stored, strict=True)]
-        return records[:limit], len(records) > limit
+    async def page(self, owner: str, limit: int, after: str | None, newest_first: bool) -> tuple[list[JobRecord], bool]:
+        """The owner's first records in order of creation, or those that follow ``after``; whether there are more."""
+        records = await self._storage.call_timed(self._storage.store.page, owner, limit + 1, after, newest_first)
+        return [record.now() for record in records[:limit]], len(records) > limit
 
-    async def content(self, owner: str, job_id: str) -> tuple[JobRecord, bytes]:
-        """A finished video. Raises RequestError: 404; 409 if it is not ready or has failed; 410 if it has expired."""
+    async def content(self, owner: str, job_id: str) -> tuple[JobRecord, RangeReader]:
+        """A finished video. Raises RequestError: 404; 409 if it is not ready or has failed; 410 if it is gone."""
         record = await self.find(owner, job_id)
         if record.status != "completed":
             raise video_unavailable(record)
-        return record, await self._storage.call_timed(self._storage.store.video, record)
+        video = await self._storage.call_timed(self._storage.store.video, record)
+        if video is None:
+            raise RequestError(410, "missing", "The file of the video is missing: request the video again.")
+        return record, video
 
-    async def cancel_or_delete(self, owner: str, job_id: str) -> JobRecord | None:
-        """Cancels a job and returns its record; deletes a job that has ended and returns None."""
+    async def cancel(self, owner: str, job_id: str) -> JobRecord:
+        """Cancels a job, unless it has ended. Returns its record, which may not be final yet."""
         record = await self.find(owner, job_id)
         if record.ended:
-            await self._storage.call_timed(self._storage.store.delete, record)
-            return None
+            return record
         if (job := self._running.get(job_id)) is not None:
             job.stop(JobError("cancelled", "Cancelled."))
         elif (claimed := await self._storage.call_timed(self._storage.store.claim, owner, job_id)) is not None:
@@ -56,6 +61,23 @@ class Videos:
         else:
             await self._storage.call_timed(self._storage.store.request_cancel, record)
         return await self._wait_for_end(owner, job_id)
+
+    async def delete(self, owner: str, job_id: str) -> None:
+        """Cancels a job that has not ended, and deletes its video. A deleted video may be deleted again.
+
+        Raises:
+            RequestError: 404 for a text that is no id; 409 if the job has not ended in time.
+        """
+        try:
+            record = await self.cancel(owner, job_id)
+        except RequestError as error:
+            if error.status == 404 and is_id(job_id):
+                return
+            raise
+        if not record.ended:
+            message = f"The video {job_id} is being cancelled: delete it again later."
+            raise RequestError(409, "not_ready", message, retry_after=CANCEL_SECONDS)
+        await self._storage.call_timed(self._storage.store.delete, record)
 
     async def _wait_for_end(self, owner: str, job_id: str) -> JobRecord:
         deadline = time.monotonic() + max(CANCEL_SECONDS, 2 * self._config.poll_seconds)

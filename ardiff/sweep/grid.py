@@ -48,7 +48,7 @@ class GridConfig:
         if names := reserved & (axes.keys() | self.sampling.changed().keys()):
             raise ValueError(
                 f"{', '.join(sorted(names))} cannot be a sampling parameter of a grid: classes, seeds and first_seed "
-                "set classes and seeds, and a sweep has no given frames"
+                "set classes and seeds, and a sweep has neither prompts nor given frames"
             )
         object.__setattr__(self, "axes", axes)
 

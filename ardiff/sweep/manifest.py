@@ -18,14 +18,15 @@ from ardiff.sweep.specs import Record, VideoSpec
 
 
 def _arrow_type(hint: Any) -> pa.DataType:
-    """The column type of a field; mappings are stored as JSON."""
+    """The column type of a field; mappings and sequences are stored as JSON."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         [inner] = [a for a in args if a is not type(None)]
         return _arrow_type(inner)
     if origin is Literal:
         return _arrow_type(type(args[0]))
-    return {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), dict: pa.string()}[origin or hint]
+    types_of_values = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    return pa.string() if origin in (dict, tuple) else types_of_values[hint]
 
 
 def _columns(cls: type[Any], *skipped: str) -> list[tuple[str, pa.DataType]]:
@@ -36,7 +37,8 @@ def _columns(cls: type[Any], *skipped: str) -> list[tuple[str, pa.DataType]]:
 SCHEMA = pa.schema(
     [*_columns(VideoSpec, "sampling", "record"), *_columns(SamplingParams), *_columns(Record, "id")],
 )
-"""Columns of the manifest: the spec, its sampling parameters, and its record; statistics are JSON."""
+"""Columns of the manifest: the spec, its sampling parameters, and its record."""
+JSON_COLUMNS = ("statistics", "conditions")
 
 
 def write_manifest(uri: str, specs: Sequence[VideoSpec], records: dict[str, Record]) -> None:
@@ -44,15 +46,15 @@ def write_manifest(uri: str, specs: Sequence[VideoSpec], records: dict[str, Reco
     rows = []
     for spec in specs:
         record = asdict(records.get(spec.id, Record(id=spec.id, status="missing")))
-        statistics = json.dumps(record["statistics"])
-        rows.append({**asdict(spec), **asdict(spec.sampling), **record, "statistics": statistics})
+        row = {**asdict(spec), **asdict(spec.sampling), **record}
+        rows.append(row | {name: json.dumps(row[name]) for name in JSON_COLUMNS})
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
     storage.write_bytes(uri, buffer.getvalue())
 
 
 def read_manifest(uri: str) -> list[dict[str, Any]]:
-    """The rows of a manifest, statistics as dicts. Raises DataError if it is missing or not a sweep's manifest."""
+    """The rows of a manifest, JSON as dicts and lists. Raises DataError if it is missing or not a sweep's manifest."""
     if not storage.exists(uri):
         raise DataError(f"There is no manifest {uri}: run `ardiff sweep` first.")
     try:
@@ -61,7 +63,7 @@ def read_manifest(uri: str) -> list[dict[str, Any]]:
         raise DataError(f"{uri} is not a manifest ({error}): run `ardiff sweep` again.") from error
     if not table.schema.equals(SCHEMA):
         raise DataError(f"{uri} is not the manifest of a sweep of this version: run `ardiff sweep` again.")
-    return [{**row, "statistics": json.loads(row["statistics"])} for row in table.to_pylist()]
+    return [row | {name: json.loads(row[name]) for name in JSON_COLUMNS} for row in table.to_pylist()]
 
 
 def video_record(spec: VideoSpec, record: Record, resolution: int) -> VideoRecord:

@@ -64,7 +64,7 @@ class VideoSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VideoSpec:
         """The inverse of :func:`dataclasses.asdict`."""
-        return cls(**{**values, "sampling": SamplingParams(**values["sampling"])})
+        return cls(**{**values, "sampling": SamplingParams.from_dict(values["sampling"])})
 
 
 def spec_id(weights: str, params: SamplingParams, precision: str) -> str:

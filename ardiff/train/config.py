@@ -8,6 +8,8 @@ from typing import Any, Literal
 from ardiff.config import to_dict
 from ardiff.train.engines.config import DeepSpeedConfig, Linear, Precision
 
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
@@ -110,8 +112,10 @@ class TrainConfig:
     """Stop before an update whose loss exceeds this many times the median of the last 100 steps; 0 disables the check.
     The 100 steps start again when training starts or resumes and at the start of a stage. The check is off while the
     median is not positive and in the adversarial stage, whose adaptive weight rescales the loss."""
-    wandb_project: str = ""
-    """Weights & Biases project to log to as well (needs the package wandb); empty logs to none."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where to log values and sample sheets: ``tensorboard``, ``wandb``, ``mlflow``."""
+    project: str = "ardiff"
+    """The project of Weights & Biases, and the experiment of MLflow."""
     profile: int = 0
     """Steps to trace with torch's profiler after every start, from the eleventh step on; 0 traces none. The traces of
     all workers are written to ``profile`` in the run's folder."""
@@ -127,6 +131,8 @@ class TrainConfig:
             raise ValueError("log_every and checkpoint_every must be at least 1, sample_every 0 or more")
         if not 0.0 <= self.ema_decay < 1.0 or self.max_grad_norm <= 0:
             raise ValueError("ema_decay must be in [0, 1) and max_grad_norm above 0")
+        if len(set(self.trackers)) < len(self.trackers) or not self.project:
+            raise ValueError("trackers must differ, and project must not be empty")
         if self.profile < 0:
             raise ValueError("profile must be 0 or more")
         if min(self.keep_checkpoints, self.save_patience + 1) < 1:

@@ -23,6 +23,7 @@ from ardiff.errors import CheckpointError, ConfigError
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import build_config, load_autoencoder, save_autoencoder
+from ardiff.sampling.text import TextSource
 from ardiff.train.checkpoint import read_state
 from ardiff.train.shards import ShardReader
 from ardiff.vae import AutoencoderConfig
@@ -77,9 +78,13 @@ def describe_autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
 
 
 def describe_dit(
-    config: DiTConfig, diffusion: DiffusionConfig, latents: LatentSet, class_names: list[str]
+    config: DiTConfig,
+    diffusion: DiffusionConfig,
+    latents: LatentSet,
+    class_names: list[str],
+    text: TextSource | None = None,
 ) -> dict[str, Any]:
-    """The description of an AR-DiT trained on ``latents``, for :func:`write_trained`."""
+    """The description of an AR-DiT trained on ``latents`` and ``text``, for :func:`write_trained`."""
     return {
         "kind": "ar-dit",
         "dit": to_dict(config),
@@ -88,6 +93,7 @@ def describe_dit(
         "class_names": class_names,
         "vae": storage.absolute(latents.vae),
         "vae_fingerprint": latents.vae_fingerprint,
+        **({} if text is None else {"text_encoder": to_dict(text)}),
     }
 
 
@@ -111,7 +117,9 @@ def write_trained(description: dict[str, Any], weights: dict[str, Tensor], outpu
             "folder of that AR-VAE with `ardiff export CHECKPOINT OUTPUT vae=FOLDER`."
         )
     vae = load_autoencoder(uri)
-    pipeline = ARDiffusionPipeline(vae, _fill(dit, weights), diffusion, statistics, description["class_names"])
+    text = build_config(TextSource, description["text_encoder"]) if "text_encoder" in description else None
+    names = description["class_names"]
+    pipeline = ARDiffusionPipeline(vae, _fill(dit, weights), diffusion, statistics, names, text_source=text)
     pipeline.save_pretrained(output)
 
 

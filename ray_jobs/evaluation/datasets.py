@@ -11,7 +11,7 @@ from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.discovery import group_files, probe_record, unprobed_record
 from ardiff.data.layouts import with_labels
-from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manifest, usable, write_manifest
+from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manifest, record_of, usable, write_manifest
 from ardiff.data.storage import StoredFile
 from ardiff.errors import ConfigError, DataError
 from ardiff.metrics.arrays import SUFFIXES, list_array_videos
@@ -180,7 +180,7 @@ def _probed(dataset: Dataset, split: Split, cache: ProbeCache) -> list[VideoReco
     records: list[VideoRecord] = []
     with progress_bar(f"probing {dataset.name}", len(rows), "video") as bar:
         for row in ray.data.from_items(rows, override_num_blocks=blocks).map(_probe, num_cpus=0.5).iter_rows():
-            records.append(VideoRecord(**row))
+            records.append(record_of(row))
             bar.update(len(records))
     _raise_if_damaged(dataset, records)
     cache.write(dataset, records)
@@ -197,7 +197,7 @@ def _raise_if_damaged(dataset: Dataset, records: list[VideoRecord]) -> None:
 
 
 def _probe(row: dict[str, Any]) -> dict[str, Any]:
-    return asdict(probe_record(VideoRecord(**row), frame_fps=0.0))
+    return asdict(probe_record(record_of(row), frame_fps=0.0))
 
 
 def real_clips(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ardiff.data.clips import read_clip
-from ardiff.data.manifest import VideoRecord
+from ardiff.data.manifest import record_of
 from ardiff.data.pictures import crop_square
 from ardiff.metrics.arrays import is_array_video, read_array_clip
 from ardiff.metrics.preprocess import resize_to_uint8
@@ -30,7 +30,7 @@ def read_frames(clip: dict[str, Any], side: str, num_frames: int, resolution: in
     Raises:
         DataError: The video cannot be decoded.
     """
-    record, fit, is_pair = VideoRecord(**clip[side]), clip["fit"], clip["original"] is not None
+    record, fit, is_pair = record_of(clip[side]), clip["fit"], clip["original"] is not None
     start, stride = int(clip["start"]), int(clip["stride"])
     if is_array_video(record.uri):
         frames = read_array_clip(record.uri, range(start, start + (num_frames - 1) * stride + 1, stride))

@@ -14,13 +14,13 @@ import torch
 from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.manifest import VideoRecord
+from ardiff.data.packages import cache_folder
 from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.notes import rate_notes
 from ardiff.metrics.protocol import VERSION, Protocol
 from ardiff.metrics.registry import MetricSpec, State
 from ardiff.metrics.scores import SetScore, score_of
 from ardiff.metrics.store import FeatureStore
-from ardiff.metrics.weights import cache_folder
 from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.datasets import (
     Clip,

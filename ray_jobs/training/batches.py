@@ -80,9 +80,15 @@ def _pipeline_batches(
     [split] = samples.streaming_split(1)
     sizes = [len(micro_batch) for micro_batch in micro_batches]
     for batch in split.iter_batches(batch_size=len(indices), batch_format="numpy", prefetch_batches=2):
-        tensors = {str(name): torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
+        tensors = {str(name): _tensor(values) for name, values in batch.items()}
         for values in zip(*(tensor.split(sizes) for tensor in tensors.values()), strict=True):
             yield dict(zip(tensors, values, strict=True))
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    """An array as a tensor; float16 becomes float32."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def load_chunk(stream: Stream, chunk: int, rows: np.ndarray, progress: Any, name: str) -> Columns:

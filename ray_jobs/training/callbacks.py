@@ -1,30 +1,23 @@
-"""Logs a training run: progress bar, history, TensorBoard, Ray metrics, Weights & Biases, sample sheets and traces."""
+"""Logs a training run: progress bar, history, trackers, Ray metrics, sample sheets and traces."""
 
-import importlib
-import io
 import json
 import logging
 import os
 import re
 import secrets
-import tempfile
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from ray.util.metrics import Gauge
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from ardiff import distributed, logs
-from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.encode import contact_sheet
-from ardiff.errors import ConfigError, DataError
+from ardiff.errors import DataError
 from ardiff.train.callbacks import TrainingCallback
 from ray_jobs.training.job import TrainJob
+from ray_jobs.training.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
 PROGRESS_INTERVAL = 0.5
@@ -52,11 +45,8 @@ class LoggingCallback(TrainingCallback):
         if start and storage.exists(job.history_file):
             old = json.loads(storage.read_bytes(job.history_file))
             self.history = {name: [point for point in points if point[0] <= start] for name, points in old.items()}
-        # TensorBoard appends to its event files, which S3 cannot do: they are uploaded from a local folder in flush().
-        self.local_folder = tempfile.TemporaryDirectory()
-        self.writer = SummaryWriter(self.local_folder.name, purge_step=start or None)
+        self.trackers = make_trackers(job, start)
         self.gauges: dict[str, Gauge] = {}
-        self.wandb = _start_wandb(job) if job.config.wandb_project else None
         self.next_update = 0.0
         self._report_start(start)
 
@@ -85,16 +75,16 @@ class LoggingCallback(TrainingCallback):
         logger.info("metrics", extra={"fields": values})
         for name, value in values.items():
             self.history.setdefault(name, []).append([step, value])
-            self.writer.add_scalar(name, value, step)
             if name not in self.gauges:
                 self.gauges[name] = Gauge(f"ardiff_train_{re.sub('[^a-zA-Z0-9_]', '_', name)}", tag_keys=("run",))
             self.gauges[name].set(value, tags={"run": self.job.folder})
-        if self.wandb is not None:
-            self.wandb.log(values, step=step)
+        for tracker in self.trackers:
+            tracker.log(step, values)
 
     def on_samples(self, step: int, videos: Tensor) -> None:
         png = contact_sheet(videos.numpy())
-        self.writer.add_image("samples", np.asarray(Image.open(io.BytesIO(png))), step, dataformats="HWC")
+        for tracker in self.trackers:
+            tracker.log_sheet(step, png)
         try:
             storage.write_bytes(storage.join(self.job.folder, "samples", f"step-{step:06d}.png"), png)
         except DataError as error:
@@ -109,27 +99,15 @@ class LoggingCallback(TrainingCallback):
             self._print(f"the trace was not stored: {error}")
 
     def flush(self) -> None:
-        """Writes TensorBoard files and history into the run's folder, on rank 0. Raises DataError."""
+        """Flushes the trackers and writes the history into the run's folder, on rank 0. Raises DataError."""
         if self.is_leader:
-            self.writer.flush()
-            storage.upload_folder(Path(self.local_folder.name), storage.join(self.job.folder, "tensorboard"))
+            for tracker in self.trackers:
+                tracker.flush()
             storage.write_bytes(self.job.history_file, json.dumps(self.history).encode())
 
     def close(self) -> None:
         """Ends the log of a finished run. Raises DataError."""
         if self.is_leader:
             self.flush()
-            self.writer.close()
-            self.local_folder.cleanup()
-            if self.wandb is not None:
-                self.wandb.finish()
-
-
-def _start_wandb(job: TrainJob) -> Any:
-    """The Weights & Biases run, the same one after every restart. Raises ConfigError without the package."""
-    try:
-        wandb = importlib.import_module("wandb")
-    except ModuleNotFoundError as error:
-        raise ConfigError("train.wandb_project needs the package wandb: pip install wandb.") from error
-    run_id = fingerprint(job.folder, job.fingerprint)
-    return wandb.init(project=job.config.wandb_project, id=run_id, name=job.folder, resume="allow")
+            for tracker in self.trackers:
+                tracker.close()

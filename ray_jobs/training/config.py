@@ -57,6 +57,9 @@ class DiTDataConfig:
     statistics_clips: int = 512
     """Number of clips, the first in training order, whose latents determine the normalisation. For the source
     ``clips``."""
+    text_encoder: str = ""
+    """Fingerprint of the text encoder whose texts beside the stored latents are used, for
+    ``dit.condition=cross_attention``. Empty: the only one."""
 
     def __post_init__(self) -> None:
         if self.source == "clips" and not self.vae:
@@ -96,6 +99,13 @@ class TrainDiTConfig:
     def __post_init__(self) -> None:
         if self.files_per_chunk < 1:
             raise ValueError("files_per_chunk must be at least 1")
+        if self.dit.text and self.data.source == "clips":
+            raise ValueError(
+                "data.source=clips has no texts, because only `ardiff encode` stores token states of captions: a model "
+                "with dit.condition=cross_attention trains on data.source=latents"
+            )
+        if self.data.text_encoder and not self.dit.text:
+            raise ValueError("data.text_encoder is for a model with text: set dit.condition=cross_attention")
 
     @property
     def pipeline(self) -> str:

@@ -24,6 +24,7 @@ from ardiff.data.latents import (
 )
 from ardiff.data.manifest import VideoRecord, class_names, content_of, manifest_table, usable
 from ardiff.data.streams import ClipStream, LatentStream, Stream
+from ardiff.data.texts import TextIndex, TextSet, find_texts, read_texts
 from ardiff.data.transforms import to_unit
 from ardiff.errors import ConfigError
 from ardiff.pretrained import load_autoencoder
@@ -69,13 +70,48 @@ def check_sizes(config: TrainDiTConfig, latents: LatentSet) -> None:
         )
 
 
+MAX_TEXT_BYTES = 2**30
+"""Most bytes of token states in a chunk of a stream."""
+
+
+def stored_texts(config: TrainDiTConfig, latents: LatentSet) -> tuple[str, TextSet] | None:
+    """The folder and description of the texts that a model with text trains with; None for a model without.
+
+    Raises:
+        ConfigError: There are none, they have another width than ``dit.condition_dim``, or the token states that are
+            loaded together need too much memory.
+    """
+    if not config.dit.text:
+        return None
+    folder = find_texts(config.latents, config.data.text_encoder)
+    texts = read_texts(folder)
+    if config.dit.condition_dim != texts.encoder.dim:
+        raise ConfigError(
+            f"dit.condition_dim is {config.dit.condition_dim}, but the token states of the text encoder "
+            f"{texts.encoder.uri} have width {texts.encoder.dim}."
+        )
+    clips = max(latents.rows) * min(config.files_per_chunk, len(latents.files))
+    if (size := clips * texts.longest * texts.encoder.dim * 2) > MAX_TEXT_BYTES:
+        raise ConfigError(
+            f"The captions of the {clips} clips that are loaded together need {size / 2**20:.0f} MiB, more than "
+            f"{MAX_TEXT_BYTES / 2**20:.0f}: lower files_per_chunk, or encode with a smaller clips_per_file or "
+            "text.max_tokens."
+        )
+    return folder, texts
+
+
 def make_stream(
-    config: TrainDiTConfig, latents: LatentSet, records: list[VideoRecord], report: Reporter | None
+    config: TrainDiTConfig,
+    latents: LatentSet,
+    records: list[VideoRecord],
+    texts: tuple[str, TextSet] | None,
+    report: Reporter | None,
 ) -> tuple[Stream, str]:
     """The stream of training samples, and a fingerprint of everything that determines their content and order.
 
     Args:
         records: Training videos; none for stored latents.
+        texts: From :func:`stored_texts`.
         report: Records bad videos.
     """
     seed, clips = config.train.seed, config.data.clips
@@ -85,8 +121,12 @@ def make_stream(
         return ClipStream(manifest_table(records), clips, resolution, seed, report=report), key
     files = [storage.join(config.latents, file) for file in latents.files]
     shape = (latents.num_frames, latents.num_tokens, latents.token_dim)
-    key = fingerprint(config.files_per_chunk, latents.fingerprint, latents.content)
-    return LatentStream(files, latents.rows, shape, seed, config.files_per_chunk), key
+    key, index = fingerprint(config.files_per_chunk, latents.fingerprint, latents.content), None
+    if texts is not None:
+        folder, description = texts
+        key = fingerprint(key, description.encoder.fingerprint, description.content)
+        index = TextIndex.open(folder, description)
+    return LatentStream(files, latents.rows, shape, seed, config.files_per_chunk, index), key
 
 
 def clip_statistics(config: TrainDiTConfig, stream: Stream, source: str) -> LatentStatistics:

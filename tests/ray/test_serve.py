@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pytest
-from jobs import PATIENCE
+from jobs import PATIENCE, ROOT
+from PIL import Image
 from ports import free_ports
 
 from ardiff.client import Client, ServiceError
@@ -74,6 +76,16 @@ class Server:
             assert time.monotonic() < deadline, video
             time.sleep(0.05)
 
+    def serve_client(self, name: str) -> None:
+        """Runs the calls of a client that others wrote, ``tests/clients/NAME_calls.py``, in its own environment."""
+        python, folder = ROOT / ".venv-clients" / "bin" / "python", self.storage.parent
+        assert python.exists(), "run `make sdk-clients`"
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "picture.png")
+        script = ROOT / "tests" / "clients" / f"{name}_calls.py"
+        arguments = [python, script, self.url, folder / "picture.png", folder]
+        result = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert result.returncode == 0, result.stderr
+
     def stop(self) -> tuple[int, str]:
         """Presses Ctrl-C. Returns the exit code and the error output."""
         self.process.send_signal(signal.SIGINT)
@@ -113,6 +125,9 @@ def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: C
     done = client.wait(client.create(**JOB)["id"], seconds=0.05)
     expected = server.pipeline(**JOB).frames[0]
     assert done["frames_sha256"] == hashlib.sha256(expected.numpy().tobytes()).hexdigest()
+
+    client.delete(done["id"])
+    server.serve_client("openai")
 
     # Frames are sent while later ones are generated. A client that leaves cancels its video.
     with httpx.stream("POST", f"{server.url}/v1/videos:stream", json=LONG, timeout=PATIENCE) as answer:
@@ -156,6 +171,9 @@ def test_replicas_follow_the_queue_and_fifty_clients_are_answered_once(start: Ca
     scaling = ["--max-replicas", "3", "--jobs-per-replica", "3", "--upscale-delay-s", "1", "--downscale-delay-s", "5"]
     server = start(*scaling, "service.max_waiting=16", "service.engine.max_requests=4")
     assert len(server.replicas()) == 1
+    server.serve_client("litellm")
+    for video in server.client.videos():
+        server.client.delete(video["id"])
     answers: list[httpx.Response] = []
 
     def ask(seed: int) -> None:

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,8 @@ BLOCK_EXTRAS = """
 import sys
 
 BLOCKED = (
-    "aiohttp deepspeed fastapi httpx jinja2 matplotlib pandas prometheus_client pydantic ray requests rich scipy"
-    " starlette tensorboard"
+    "aiohttp deepspeed fastapi httpx huggingface_hub jinja2 matplotlib pandas prometheus_client pydantic ray requests"
+    " rich scipy starlette tensorboard tokenizers transformers"
 ).split()
 
 class Blocker:
@@ -91,30 +92,47 @@ def test_a_command_without_its_extra_says_what_to_install() -> None:
 
 
 @pytest.mark.slow
-def test_the_bare_wheel_generates_in_an_empty_environment(
+def test_the_wheel_of_the_sdist_generates_in_an_empty_environment(
     make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)  # it would show pip and Python this checkout
     source, environment = tmp_path / "source", tmp_path / "environment"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt"):
-        shutil.copy(ROOT / name, source)
-    for name in ("ardiff", "ray_jobs"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "wheels", source)
-    [wheel] = (tmp_path / "wheels").glob("ardiff-*.whl")
+    for name in run("git", "ls-files", cwd=ROOT).stdout.splitlines():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    # The wheel is built from the unpacked sdist, so the sdist is complete.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", source)
+    [wheel] = (tmp_path / "dist").glob("ardiff-*.whl")
+    [sdist] = (tmp_path / "dist").glob("ardiff-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"CHANGELOG.md", "docs/index.md", "examples/play_videos.ipynb", "tests/conftest.py"} <= names
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
     run(*pip, "install", "--quiet", "--constraint", source / "constraints.txt", wheel)
     installed = {line.partition("==")[0].lower() for line in run(*pip, "freeze").stdout.splitlines()}
     assert "torch" in installed
-    assert not installed & {"ray", "deepspeed", "fastapi", "pydantic", "matplotlib", "pandas", "rich", "scipy"}
+    assert not installed & {
+        "ray",
+        "deepspeed",
+        "fastapi",
+        "pydantic",
+        "matplotlib",
+        "pandas",
+        "rich",
+        "scipy",
+        "transformers",
+    }
     make_pipeline().save_pretrained(str(tmp_path / "pipeline"))
     run(python, "-c", GENERATE, tmp_path / "pipeline", tmp_path / "video.mp4", cwd=tmp_path)
     assert count_frames(tmp_path / "video.mp4") == 8
     help_text = run(environment / "bin" / "ardiff", "estimate", "--help", cwd=tmp_path).stdout
     assert "usage: ardiff estimate" in help_text
+    find = "from ardiff.config import find_config; print(find_config('quickstart/train_dit.yaml').read_text())"
+    assert run(python, "-c", find, cwd=tmp_path).stdout.strip() == (
+        (ROOT / "configs" / "quickstart" / "train_dit.yaml").read_text().strip()
+    )
     failed = subprocess.run(
         [environment / "bin" / "ardiff", "quickstart"], capture_output=True, text=True, check=False, cwd=tmp_path
     )

@@ -329,26 +329,6 @@ def test_rows_of_a_chunk_equal_those_of_the_whole_chunk(tmp_path: Path) -> None:
     assert labels == whole["label"].tolist()
 
 
-def test_wandb_logs_the_metrics_if_configured(callback: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(callback.job.config, wandb_project="project")
-    job = replace(callback.job, config=config)
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="pip install wandb"):
-        LoggingCallback(job, 0, "0", FakeProgress())
-    logged: list[Any] = []
-    started: list[dict[str, Any]] = []
-    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("end"))
-    fake = SimpleNamespace(init=lambda **settings: started.append(settings) or run)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    for _ in range(2):
-        log = LoggingCallback(job, 0, "0", FakeProgress())
-    log.on_log(10, {"loss": 1.0})
-    log.close()
-    assert logged == [(10, {"loss": 1.0}), "end"]
-    assert started[0] == started[1]
-    assert started[0]["project"] == "project"
-
-
 def test_a_chunk_that_crashes_processes_is_loaded_clip_by_clip_and_the_video_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

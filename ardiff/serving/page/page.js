@@ -3,12 +3,17 @@
 
 const $ = (id) => document.getElementById(id);
 const NUMBERS = ["num_frames", "num_inference_steps", "ar_step", "guidance_scale", "seed"];
+const LABELS = {
+  class_label: "Class", num_frames: "Frames", num_inference_steps: "Steps per frame", ar_step: "ar_step",
+  guidance_scale: "Guidance", seed: "Seed", input_reference: "The picture or clip",
+};
 const ACTIVE = ["queued", "in_progress"];
 let models = [];
 let current = null; // state of the shown video
 let playing = null; // AbortController of the playing stream
 let shown = 0; // number of the shown video: loops of earlier ones end
 let broken = false; // whether the playing stream ended early
+let wantedArStep = 5; // as chosen with the slider, also while other fields do not allow it
 
 class ServiceError extends Error {
   constructor(message, param, status) {
@@ -36,8 +41,13 @@ async function call(path, options = {}) {
   throw new ServiceError(wait ? `${message} (Try again in ${wait} s.)` : message, body.error && body.error.param, response.status);
 }
 
+// Errors of the service name fields of its API.
+function withLabels(message) {
+  return message.replace(/\b[a-z]+(_[a-z]+)+\b/g, (name) => LABELS[name] || name);
+}
+
 function showError(message, param = null) {
-  $("error").textContent = message || "";
+  $("error").textContent = withLabels(message || "");
   $("error").hidden = !message;
   for (const field of document.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
   const field = param && $(param);
@@ -89,7 +99,8 @@ function settingsChanged() {
   const smallest = smallestArStep(frames, steps);
   $("ar_step").max = steps;
   $("ar_step").min = smallest;
-  const step = Number($("ar_step").value);
+  const step = Math.min(Math.max(wantedArStep, smallest), steps);
+  $("ar_step").value = step;
   $("ar_step_value").textContent = step;
   const overlap = step === 0 ? "all frames together" : step >= steps ? "one frame after another" : "frames overlap";
   $("ar_step_help").textContent = `ar_step ${smallest} to ${steps}; ${step}: ${overlap}, ${steps + (frames - 1) * step} iterations.`;
@@ -113,6 +124,7 @@ async function requestVideo(event) {
       options.body = new FormData();
       for (const [name, value] of Object.entries(values)) if (value !== null) options.body.append(name, value);
       options.body.append("input_reference", file);
+      if (models.length) showUpload(file);
     } else {
       options.headers = { "Content-Type": "application/json" };
       options.body = JSON.stringify(values);
@@ -120,10 +132,18 @@ async function requestVideo(event) {
     if (models.length === 0) await loadModels();
     show(await (await call("v1/videos", options)).json(), true);
   } catch (error) {
+    if (current) update(current);
+    else announce("Choose settings, then generate.");
     showError(error.message, error.param);
   } finally {
     $("go").disabled = false;
+    if (!$("progress").hasAttribute("value")) $("progress").value = current ? current.progress : 0;
   }
+}
+
+function showUpload(file) {
+  announce(`Sending ${file.name}, which the service decodes.`);
+  $("progress").removeAttribute("value"); // busy, for an unknown time
 }
 
 function show(video, fresh) {
@@ -168,8 +188,8 @@ function announce(text) {
 function update(video) {
   current = video;
   const active = ACTIVE.includes(video.status);
-  const first = video.first_frame_at ? `, first frame after ${(video.first_frame_at - video.created_at).toFixed(1)} s` : "";
-  const complete = video.completed_at ? `, complete after ${(video.completed_at - video.created_at).toFixed(1)} s` : "";
+  const first = video.first_frame_seconds === null ? "" : `, first frame after ${video.first_frame_seconds.toFixed(1)} s`;
+  const complete = video.completed_seconds === null ? "" : `, complete after ${video.completed_seconds.toFixed(1)} s`;
   const reason = video.error ? `: ${video.error.message}` : "";
   announce(`${WORDS[video.status]}${reason}. Seed ${video.seed}.`);
   $("status").dataset.state = video.status;
@@ -182,7 +202,7 @@ function update(video) {
 
 async function play(video, signal) {
   const element = $("video");
-  element.loop = video.status === "completed";
+  element.loop = video.status === "completed"; // a stream is looped when it has ended
   const path = `v1/videos/${video.id}/${video.status === "completed" ? "content" : "stream"}`;
   const Source = window.ManagedMediaSource || window.MediaSource;
   try {
@@ -232,6 +252,8 @@ async function playStream(source, type, response, signal) {
     }
   }
   if (source.readyState === "open") source.endOfStream();
+  element.loop = true;
+  if (element.ended) element.play().catch(() => {});
 }
 
 // Without Media Source Extensions: play the complete video.
@@ -239,15 +261,15 @@ async function playWhole(response, signal) {
   const blob = await response.blob();
   if (signal.aborted) return;
   setSource(URL.createObjectURL(blob));
+  $("video").loop = true;
   $("video").play().catch(() => {});
 }
 
-async function cancel() {
-  if (!current) return;
-  $("cancel").disabled = true;
+async function cancel(id) {
+  if (current && current.id === id) $("cancel").disabled = true;
   try {
-    const video = await (await call(`v1/videos/${current.id}`, { method: "DELETE" })).json();
-    if (video.object === "video" && current && current.id === video.id) update(video);
+    const video = await (await call(`v1/videos/${id}/cancel`, { method: "POST" })).json();
+    if (current && current.id === video.id) update(video);
   } catch (error) {
     showError(error.message);
   }
@@ -268,30 +290,32 @@ function drawSchedule(video, done) {
   canvas.height = height;
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
+  const [noise, clean, waiting, moving, ahead] = ["noise", "clean", "waiting", "moving", "ahead"].map(color);
+  const shades = Array.from({ length: steps + 1 }, (_, done) => noise.map((value, i) => value + (done / steps) * (clean[i] - value)));
   for (let y = 0; y < height; y += 1) {
     const frame = Math.floor((y * frames) / height);
     for (let x = 0; x < width; x += 1) {
       const n = Math.floor(((x + 1) * iterations) / width);
       const stepsDone = frame < given ? steps : Math.min(Math.max(n - (frame - given) * video.ar_step, 0), steps);
-      const clean = stepsDone / steps;
-      const offset = 4 * (y * width + x);
-      const moving = stepsDone > 0 && stepsDone < steps;
-      if (n <= done) {
-        image.data[offset] = 235 - 205 * clean;
-        image.data[offset + 1] = 240 - 145 * clean;
-        image.data[offset + 2] = 250 - 60 * clean;
-      } else {
-        const grey = moving ? 205 : stepsDone ? 190 : 240;
-        image.data.fill(grey, offset, offset + 3);
-      }
-      image.data[offset + 3] = 255;
+      const later = stepsDone === 0 ? waiting : stepsDone < steps ? moving : ahead;
+      image.data.set(n > done ? later : shades[stepsDone], 4 * (y * width + x));
     }
   }
   context.putImageData(image, 0, 0);
   canvas.dataset.done = done;
   const text = `${frames} frames by ${iterations} iterations, ar_step ${video.ar_step}`;
   canvas.setAttribute("aria-label", `Schedule: ${text}; ${done} iterations done`);
-  $("schedule-text").textContent = `${text}: each row is a frame, each column an iteration. Grey iterations are not done yet; pale is noise, dark is clean. ${done} done.`;
+  $("schedule-text").textContent = `${text}: each row is a frame, each column an iteration. Grey iterations are not done yet; ${done} are. From noise to clean, the colour gets stronger.`;
+}
+
+// Red, green, blue and opacity of a colour of the schedule, which depends on the colour scheme.
+function color(name) {
+  const probe = document.createElement("span");
+  probe.style.color = `var(--schedule-${name})`;
+  document.body.append(probe);
+  const values = getComputedStyle(probe).color.match(/[0-9.]+/g).slice(0, 3).map(Number);
+  probe.remove();
+  return [...values, 255];
 }
 
 // ---- history
@@ -324,8 +348,14 @@ async function refreshHistory() {
     }
   }
   if (number !== refreshes) return; // a later refresh has newer states
+  // A button that is replaced would lose the focus of the keyboard.
+  const focused = document.activeElement && document.activeElement.dataset.key;
   $("history").replaceChildren(...videos.map(historyItem));
   $("no-history").hidden = videos.length > 0;
+  if (focused) document.querySelector(`[data-key="${focused}"]`)?.focus();
+  if (videos.some((video) => ACTIVE.includes(video.status))) {
+    setTimeout(() => { if (number === refreshes) refreshHistory(); }, 1000);
+  }
 }
 
 function historyItem(video) {
@@ -333,21 +363,27 @@ function historyItem(video) {
   const text = document.createElement("span");
   const model = models.find((m) => m.id === video.model);
   const name = video.class_label === null ? "no class" : (model && model.class_names[video.class_label]) || `class ${video.class_label}`;
-  text.textContent = `${name}, ${video.num_frames} frames, ar_step ${video.ar_step}, guidance ${video.guidance_scale}, seed ${video.seed}`;
+  const values = { ...video, class_label: name };
+  text.textContent = Object.keys(LABELS).filter((field) => field in values).map((field) => `${LABELS[field]} ${values[field]}`).join(", ");
   const state = document.createElement("span");
   state.className = "state";
   state.textContent = WORDS[video.status];
   item.append(text, state);
-  if (video.status === "completed" || ACTIVE.includes(video.status)) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = "Show";
-    button.setAttribute("aria-label", `Show ${text.textContent}`);
-    button.addEventListener("click", () => show(video, false));
-    item.append(button);
-  }
+  const active = ACTIVE.includes(video.status);
+  if (video.status === "completed" || active) item.append(historyButton(video, "Show", text.textContent, () => show(video, false)));
+  if (active) item.append(historyButton(video, "Cancel", text.textContent, () => cancel(video.id)));
   if (video.status === "completed") item.append(downloadLink(video));
   return item;
+}
+
+function historyButton(video, label, about, action) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = label;
+  button.dataset.key = `${label} ${video.id}`;
+  button.setAttribute("aria-label", `${label}: ${about}`);
+  button.addEventListener("click", action);
+  return button;
 }
 
 function downloadLink(video) {
@@ -370,9 +406,14 @@ function downloadLink(video) {
 
 async function start() {
   $("request").addEventListener("submit", requestVideo);
-  $("cancel").addEventListener("click", cancel);
+  $("cancel").addEventListener("click", () => current && cancel(current.id));
   $("model").addEventListener("change", chooseModel);
+  $("ar_step").addEventListener("input", () => { wantedArStep = Number($("ar_step").value); });
   for (const id of ["num_frames", "num_inference_steps", "ar_step"]) $(id).addEventListener("input", settingsChanged);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    if (current) drawSchedule(current, current.iterations_done);
+    else settingsChanged();
+  });
   $("key").addEventListener("change", () => {
     sessionStorage.setItem("key", $("key").value);
     showError("");

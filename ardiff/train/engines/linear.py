@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ardiff import onednn
-from ardiff.metrics.weights import cache_folder
+from ardiff.data.packages import cache_folder
 from ardiff.train.engines.config import Linear
 
 logger = logging.getLogger(__name__)

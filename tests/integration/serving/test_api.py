@@ -1,9 +1,14 @@
 """The HTTP API on a real server: jobs, streams, uploads, rejections. Frames are those of the pipeline."""
 
+import asyncio
+import contextlib
+import gzip
 import hashlib
 import io
 import json
 import math
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,8 +23,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ardiff.config import build
+from ardiff.data import storage
+from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
+from ardiff.errors import ConfigError
+from ardiff.serving.config import ServiceConfig
 from ardiff.serving.keys import digest
+from ardiff.serving.store import JobStore
 
 from .conftest import JOB, LONG, Serve, Served, eventually, serving
 
@@ -44,7 +55,10 @@ def test_a_job_gives_the_frames_of_the_pipeline(serve: Serve) -> None:
     expected = served.pipeline(class_label=1, seed=7, **settings).frames[0]
     assert done["frames_sha256"] == sha256(expected)
     assert (done["progress"], done["frames_done"], done["iterations_done"]) == (100, 20, done["iterations"])
-    assert done["created_at"] <= done["started_at"] <= done["first_frame_at"] <= done["completed_at"]
+    times = [done[name] for name in ("created_at", "started_at", "first_frame_at", "completed_at", "expires_at")]
+    assert times == sorted(times)
+    assert all(isinstance(when, int) for when in times)
+    assert 0 < done["first_frame_seconds"] <= done["completed_seconds"]
     content = served.client.get(f"/v1/videos/{video['id']}/content")
     assert content.headers["content-type"] == "video/mp4"
     assert len(content.content) == done["bytes"]
@@ -123,9 +137,11 @@ def test_frames_are_sent_while_others_are_still_generated(serve: Serve) -> None:
     with served.client.stream("POST", "/v1/videos:stream", json=LONG) as answer:
         parts = answer.iter_raw()
         received = b"".join(next(parts) for _ in range(3))
-        running = served.look({"id": answer.headers["x-video-id"]})
+        video = {"id": answer.headers["x-video-id"]}
+        eventually(lambda: served.look(video)["frames_done"])
+        running = served.look(video)
         assert running["status"] == "in_progress"
-        assert 0 < running["frames_done"] < 400
+        assert running["frames_done"] < 400
         assert 0 < running["iterations_done"] < running["iterations"]
         assert b"moof" in received
 
@@ -148,6 +164,7 @@ def test_the_first_frame_is_sent_after_as_many_iterations_as_it_has_steps(
         parts = answer.iter_raw()
         received = next(parts)
         assert len(frames_of(received)) == 1
+        eventually(lambda: served.look({"id": answer.headers["x-video-id"]})["frames_done"])
         running = served.look({"id": answer.headers["x-video-id"]})
         assert (running["frames_done"], running["iterations_done"]) == (1, 12)
         assert running["first_frame_at"] is not None
@@ -178,21 +195,26 @@ def test_a_client_that_disconnects_before_the_first_frame_cancels_its_stream(ser
     assert served.wait(video, "cancelled")["frames_done"] == 0
 
 
-def test_delete_cancels_before_the_next_iteration_and_then_removes(serve: Serve) -> None:
+def test_a_job_is_cancelled_before_the_next_iteration_and_deleted(serve: Serve) -> None:
     served = serve()
     video = served.ask(**LONG)
     other = served.ask(num_frames=8, num_inference_steps=10)
     while served.look(video)["frames_done"] == 0:
         time.sleep(0.02)
-    cancelled = served.client.delete(f"/v1/videos/{video['id']}").json()
-    assert cancelled["status"] == "cancelled"
-    assert cancelled["frames_done"] < 400
+    for _ in range(2):  # a repeated request changes nothing
+        cancelled = served.client.post(f"/v1/videos/{video['id']}/cancel").json()
+        assert cancelled["status"] == "cancelled"
+        assert cancelled["frames_done"] < 400
     assert served.client.get(f"/v1/videos/{video['id']}/content").status_code == 409
     assert served.client.get(f"/v1/videos/{video['id']}/stream").status_code == 409
     served.wait(other)  # which ran beside it
-    removed = served.client.delete(f"/v1/videos/{video['id']}").json()
-    assert removed == {"id": video["id"], "object": "video.deleted", "deleted": True}
-    assert served.client.get(f"/v1/videos/{video['id']}").status_code == 404
+    running = served.ask(**LONG)
+    for removed in (video, video, running):
+        answer = served.client.delete(f"/v1/videos/{removed['id']}")
+        assert answer.json() == {"id": removed["id"], "object": "video.deleted", "deleted": True}
+        assert served.client.get(f"/v1/videos/{removed['id']}").status_code == 404
+    assert served.client.delete("/v1/videos/video_x").status_code == 404
+    assert not served.replica.models["tiny"].busy
 
 
 def test_readers_of_a_job_may_connect_late_and_disconnect(serve: Serve) -> None:
@@ -321,7 +343,7 @@ def test_uploads_beyond_the_limits_are_rejected(one: Served) -> None:
         return answer.json()["error"]["message"]
 
     assert "more than the 4 allowed" in send(encode_video(np.zeros((5, 16, 16, 3), np.uint8), 8))
-    assert "cannot be decoded" in send(b"GIF89a" + b"\0" * 50)
+    assert "it is a GIF" in send(b"GIF89a" + b"\0" * 50)
 
 
 def test_other_hosts_and_other_sites_need_keys(one: Served, serve: Serve) -> None:
@@ -348,8 +370,10 @@ def test_keys_keep_owners_apart_and_have_limits(serve: Serve, tmp_path: Path) ->
     video = served.client.post("/v1/videos", json=LONG, headers=alice).json()
     path = f"/v1/videos/{video['id']}"
     assert served.client.get(path, headers=alice).status_code == 200
-    for answer in (served.client.get(path, headers=bob), served.client.delete(path, headers=bob)):
-        assert answer.status_code == 404
+    assert served.client.get(path, headers=bob).status_code == 404
+    assert served.client.post(f"{path}/cancel", headers=bob).status_code == 404
+    served.client.delete(path, headers=bob)  # which deletes a video of bob's own with this id: there is none
+    assert served.client.get(path, headers=alice).json()["status"] in ("queued", "in_progress")
     assert served.client.get(f"{path}/stream", headers=bob).status_code == 404
     assert served.client.get("/v1/videos", headers=bob).json()["data"] == []
     second = served.client.post("/v1/videos", json={}, headers=alice)
@@ -450,36 +474,373 @@ def test_a_list_continues_after_its_last_entry(serve: Serve) -> None:
     rest = served.client.get("/v1/videos", params={"limit": 3, "after": ids[2]}).json()
     assert [v["id"] for v in rest["data"]] == ids[1::-1]
     assert not rest["has_more"]
+    oldest = served.client.get("/v1/videos", params={"limit": 2, "order": "asc", "after": ids[0]}).json()
+    assert (oldest["first_id"], oldest["last_id"], oldest["has_more"]) == (ids[1], ids[2], True)
+    none = served.client.get("/v1/videos", params={"after": ids[0]}).json()
+    assert none == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
 
 
-def test_ranges_of_bytes(serve: Serve) -> None:
+def test_a_request_is_repeated_with_its_idempotency_key(serve: Serve, tmp_path: Path) -> None:
+    served = serve()
+    let = served.hold()
+    key, body = {"idempotency-key": "k1"}, {"num_frames": 2, "num_inference_steps": 2}
+
+    def post(headers: dict[str, str], **fields: Any) -> httpx.Response:
+        return served.client.post("/v1/videos", json=body | fields, headers=headers)
+
+    first, again = post(key), post(key)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert again.json()["id"] == first.json()["id"] == again.headers["location"].rpartition("/")[2]
+    assert len(served.client.get("/v1/videos").json()["data"]) == 1
+    assert post(key, num_frames=3).json()["error"]["param"] == "Idempotency-Key"
+    assert post({"idempotency-key": "k2"}).json()["id"] != first.json()["id"]
+    # A rejected request does not use its key up. Neither does a deleted video.
+    assert post({"idempotency-key": "k3"}, num_frames=0).status_code == 422
+    assert post({"idempotency-key": "k3"}).status_code == 202
+    let(math.inf)
+    served.client.delete(f"/v1/videos/{first.json()['id']}")
+    assert post(key).json()["id"] != first.json()["id"]
+    assert len(list((tmp_path / "shared" / "idempotency" / "anonymous").iterdir())) == 3
+    assert post({"idempotency-key": "x" * 256}).status_code == 422
+
+
+def test_many_requests_with_one_idempotency_key_make_one_job(serve: Serve) -> None:
+    served = serve()
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        body = {"num_frames": 2, "num_inference_steps": 2}
+        answers.append(httpx.post(f"{served.url}/v1/videos", json=body, headers={"idempotency-key": "k"}, timeout=60))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {answer.status_code for answer in answers} <= {202, 409}  # 409: the first one is not accepted yet
+    assert len({answer.json()["id"] for answer in answers if answer.status_code == 202}) == 1
+    assert len(served.client.get("/v1/videos").json()["data"]) == 1
+
+
+def test_a_prompt_is_the_name_of_a_class_and_seconds_are_frames(one: Served) -> None:
+    asked = one.ask(prompt="ring", seconds="1.5", fps=4, num_inference_steps=2)
+    assert (asked["class_label"], asked["prompt"], asked["num_frames"], asked["seconds"]) == (1, "ring", 6, "1.5")
+    assert one.ask(prompt="", seconds=1, num_inference_steps=2)["class_label"] is None
+    for fields, param in (
+        ({"prompt": "a red car"}, "prompt"),
+        ({"prompt": "ring", "class_label": 1}, "prompt"),
+        ({"seconds": 1, "num_frames": 8}, "seconds"),
+        ({"seconds": "1e9"}, "seconds"),
+        ({"seconds": 9}, "num_frames"),
+        ({"seconds": 0.01}, "num_frames"),
+        ({"input_reference": {"image_url": "http://127.0.0.1/x.png"}}, "input_reference"),
+        ({"input_reference": {"file_id": "file-1"}}, "input_reference"),
+        ({"input_reference": {"image_url": "data:image/png;base64,%%"}}, "input_reference"),
+    ):
+        answer = one.client.post("/v1/videos", json=fields)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, param), fields
+
+
+def test_a_video_is_extended_with_all_its_frames(serve: Serve) -> None:
+    served = serve(limits={"upload_frames": 8})
+    fields = {"num_frames": 8, "num_inference_steps": 3, "ar_step": 1, "seed": 3, "fps": 4, "class_label": 2}
+    video = served.ask(**fields)
+    early = served.client.post("/v1/videos/extensions", json={"video": {"id": video["id"]}, "seconds": 1})
+    assert early.status_code in (202, 409)
+    served.wait(video)
+    body = {"video": {"id": video["id"]}, "seconds": "1", "prompt": "ring"}
+    longer = served.wait(served.client.post("/v1/videos/extensions", json=body).json())
+    assert (longer["num_frames"], longer["given_frames"], longer["class_label"], longer["fps"]) == (12, 8, 1, 4)
+    same = served.client.post("/v1/videos/extensions", json={"video": {"id": video["id"]}, "seconds": 1}).json()
+    assert same["class_label"] == 2
+    file = served.client.get(f"/v1/videos/{video['id']}/content").content
+    before = torch.from_numpy(decode_clip(file, 0, 8, resolution=16))
+    settings = {name: longer[name] for name in ("class_label", "num_frames", "num_inference_steps", "ar_step", "seed")}
+    assert longer["frames_sha256"] == sha256(served.pipeline(condition=before, **settings).frames[0])
+    for wrong, status in (
+        ({**body, "video": {"id": longer["id"]}}, 422),  # 12 frames
+        ({**body, "video": {"id": "video_x"}}, 404),
+        ({**body, "seconds": 0}, 422),
+        ({"seconds": 1}, 422),
+    ):
+        assert served.client.post("/v1/videos/extensions", json=wrong).status_code == status
+    clip = encode_video(before[:3].numpy(), 8)
+    uploaded = {"files": {"video": ("v.mp4", clip)}, "data": {"seconds": "0.5", "prompt": "disc"}}
+    answer = served.client.post("/v1/videos/extensions", **uploaded).json()
+    assert (answer["num_frames"], answer["given_frames"], answer["class_label"]) == (7, 3, 0)
+
+
+def test_pictures_of_a_video(serve: Serve) -> None:
+    served = serve()
+    video = served.wait(served.ask(num_frames=20, num_inference_steps=2))
+    path = f"/v1/videos/{video['id']}/content"
+    frames = frames_of(served.client.get(path).content)
+    for variant, media_type, size in (("thumbnail", "image/webp", (16, 16)), ("spritesheet", "image/jpeg", (64, 64))):
+        answer = served.client.get(path, params={"variant": variant})
+        assert answer.headers["content-type"] == media_type
+        picture = Image.open(io.BytesIO(answer.content)).convert("RGB")
+        assert picture.size == size
+        assert np.abs(np.asarray(picture.crop((0, 0, 16, 16)), int) - frames[0]).mean() < 20
+    last = np.asarray(picture.crop((48, 48, 64, 64)), int)
+    assert np.abs(last - frames[-1]).mean() < 20
+    assert served.client.get(path, params={"variant": "audio"}).status_code == 422
+
+
+def test_ranges_of_bytes(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve()
     video = served.wait(served.ask(num_frames=4, num_inference_steps=2))
     path = f"/v1/videos/{video['id']}/content"
+    monkeypatch.setattr("ardiff.serving.responses.PIECE_BYTES", 100)  # many pieces
     whole = served.client.get(path).content
-    for asked, expected in (("bytes=0-9", whole[:10]), ("bytes=10-", whole[10:]), ("bytes=-7", whole[-7:])):
+    assert len(whole) == video["bytes"] > 500
+    for asked, expected in (
+        ("bytes=0-9", whole[:10]),
+        ("bytes=10-", whole[10:]),
+        ("bytes=-7", whole[-7:]),
+        ("bytes=90-310", whole[90:311]),
+        ("bytes=0-99999", whole),
+    ):
         part = served.client.get(path, headers={"range": asked})
         assert part.status_code == 206
         assert part.content == expected
-    assert served.client.get(path, headers={"range": f"bytes={len(whole)}-"}).status_code == 416
-    for odd in ("bytes=-", "bytes=a-b", "pages=1-2", "bytes=1-2,4-5", "x"):
+        assert part.headers["content-range"].endswith(f"/{len(whole)}")
+    outside = served.client.get(path, headers={"range": f"bytes={len(whole)}-"})
+    assert outside.status_code == 416
+    assert outside.headers["content-range"] == f"bytes */{len(whole)}"
+    for odd in ("bytes=-", "bytes=a-b", "bytes=5-2", "pages=1-2", "bytes=1-2,4-5", "x"):
         assert served.client.get(path, headers={"range": odd}).content == whole
 
 
+def test_a_client_that_has_the_video_does_not_get_it_again(serve: Serve) -> None:
+    served = serve()
+    videos = [served.wait(served.ask(num_frames=4, num_inference_steps=2)) for _ in range(2)]
+    path, other = (f"/v1/videos/{video['id']}/content" for video in videos)
+    etag, other_etag = (served.client.get(p).headers["etag"] for p in (path, other))
+    assert etag != other_etag
+    for tags, status in ((etag, 304), (f"{other_etag}, W/{etag}", 304), ("*", 304), (other_etag, 200)):
+        answer = served.client.get(path, headers={"if-none-match": tags})
+        assert (answer.status_code, answer.headers["etag"]) == (status, etag)
+        assert (len(answer.content) == 0) == (status == 304)
+    for tag, status in ((etag, 206), (other_etag, 200), (f"W/{etag}", 200)):
+        assert served.client.get(path, headers={"range": "bytes=0-9", "if-range": tag}).status_code == status
+
+
+def test_a_video_is_sent_without_loading_it(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+    video = served.wait(served.ask(num_frames=4, num_inference_steps=2))
+    file = next((tmp_path / "shared" / "videos" / "anonymous").iterdir())
+    with file.open("ab") as sparse:
+        sparse.truncate(2**30)
+    reads: list[int] = []
+    read = storage.read_range
+    monkeypatch.setattr(
+        "ardiff.serving.responses.read_range", lambda uri, at, size: (reads.append(size), read(uri, at, size))[1]
+    )
+    path = f"/v1/videos/{video['id']}/content"
+    part = served.client.get(path, headers={"range": f"bytes={2**29}-{2**29 + 1}"})
+    assert (part.status_code, part.content, reads) == (206, b"\0\0", [2])
+    with served.client.stream("GET", path) as answer:
+        assert answer.headers["content-length"] == str(2**30)
+        for chunk in answer.iter_raw():
+            assert len(chunk) <= 2**20
+            if len(reads) > 8:
+                break
+    assert max(reads) == 2**20
+    eventually(lambda: len(reads) < 100)
+
+
+def test_head_has_the_headers_of_get_and_no_body(serve: Serve) -> None:
+    served = serve()
+    video = served.wait(served.ask(num_frames=4, num_inference_steps=2))
+    for path in ("/", "/healthz", "/v1/models", f"/v1/videos/{video['id']}", f"/v1/videos/{video['id']}/content"):
+        head, get = served.client.head(path), served.client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        for name in ("content-type", "content-length", "etag", "accept-ranges"):
+            assert head.headers.get(name) == get.headers.get(name), (path, name)
+    served.hold()
+    running = served.ask(**LONG)
+    head = served.client.head(f"/v1/videos/{running['id']}/stream")  # which does not wait for the first frame
+    assert (head.status_code, head.headers["content-type"]) == (200, "video/mp4")
+    for path, status in ((f"/v1/videos/{running['id']}/content", 409), ("/v1/videos/video_x", 404)):
+        assert served.client.head(path).status_code == status
+
+
+def test_other_methods_are_rejected_with_those_that_are_offered(one: Served) -> None:
+    for path, methods in (
+        ("/v1/videos", "GET, HEAD, POST"),
+        ("/v1/videos/video_x", "DELETE, GET, HEAD"),
+        ("/v1/videos/video_x/content", "GET, HEAD"),
+        ("/v1/videos:stream", "POST"),
+        ("/", "GET, HEAD"),
+    ):
+        answer = one.client.patch(path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+        assert answer.json()["error"]["type"] == "method_not_allowed"
+
+
+def test_pages_of_named_origins_may_use_the_service(serve: Serve, one: Served) -> None:
+    origin = "https://videos.example"
+    served = serve(cors_origins=[origin])
+    asked = {"origin": origin, "access-control-request-method": "POST"}
+    asked["access-control-request-headers"] = "content-type,idempotency-key"
+    preflight = served.client.options("/v1/videos", headers=asked)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == origin
+    answer = served.client.post("/v1/videos", json={"num_frames": 0}, headers={"origin": origin})
+    assert answer.status_code == 422
+    assert answer.headers["access-control-allow-origin"] == origin
+    assert "ETag" in answer.headers["access-control-expose-headers"]
+    other = served.client.get("/v1/models", headers={"origin": "https://evil.example"})
+    assert other.status_code == 403
+    assert "access-control-allow-origin" not in other.headers
+    assert "access-control-allow-origin" not in one.client.get("/v1/models", headers={"origin": one.url}).headers
+    with pytest.raises(ConfigError, match="set keys"):
+        build(ServiceConfig, {"cors_origins": ["*"]})
+
+
+def test_clients_of_http_1_0_get_files_but_no_streams(serve: Serve) -> None:
+    served = serve()
+    video = served.wait(served.ask(num_frames=4, num_inference_steps=2))
+    path = f"/v1/videos/{video['id']}"
+
+    def get(path: str) -> tuple[bytes, bytes]:
+        with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=120) as connection:
+            connection.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+            head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+        return head.lower(), body
+
+    head, body = get(f"{path}/content")
+    assert body == served.client.get(f"{path}/content").content
+    assert b"chunked" not in head
+    head, body = get(f"{path}/stream")
+    assert head.startswith(b"http/1.1 505")
+    assert json.loads(body)["error"]["type"] == "http_version"
+
+
+def hls_frames(url: str) -> int:
+    """Frames that FFmpeg's HLS player shows."""
+    with av.open(url, format="hls") as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_hls_players_get_a_finished_video(serve: Serve) -> None:
+    served = serve()
+    video = served.wait(served.ask(num_frames=150, num_inference_steps=4, ar_step=1))
+    path = f"/v1/videos/{video['id']}/hls.m3u8"
+    answer = served.client.get(path)
+    assert answer.headers["content-type"] == "application/vnd.apple.mpegurl"
+    lines = answer.text.splitlines()
+    durations = [float(line[8:-1]) for line in lines if line.startswith("#EXTINF:")]
+    assert sum(durations) == pytest.approx(150 / 8)
+    assert max(durations) <= 8
+    assert lines[-1] == "#EXT-X-ENDLIST"
+    assert hls_frames(f"{served.url}{path}") == 150
+    for index, status in ((len(durations), 404), ("x", 422), (-1, 422)):
+        assert served.client.get(f"/v1/videos/{video['id']}/hls/{index}.m4s").status_code == status
+    assert served.client.get("/v1/videos/video_x/hls.m3u8").status_code == 404
+
+
+def test_hls_players_follow_a_video_of_another_replica(serve: Serve) -> None:
+    worker = serve("a")
+    let = worker.hold()
+    video = worker.ask(num_frames=200, num_inference_steps=4, ar_step=1)
+    let(100)  # more than 64 frames: a complete segment
+    reader = serve("b")
+    path = f"/v1/videos/{video['id']}"
+    early = reader.client.get(f"{path}/hls.m3u8")  # waits for the first segment
+    assert early.text.count("#EXTINF") == 1
+    assert "#EXT-X-ENDLIST" not in early.text
+    header, first = (reader.client.get(f"{path}/hls/{name}").content for name in ("init.mp4", "0.m4s"))
+    assert len(frames_of(header + first)) == early_frames(early.text)
+    assert reader.client.get(f"{path}/hls/1.m4s").status_code == 404
+    let(math.inf)
+    assert hls_frames(f"{reader.url}{path}/hls.m3u8") == 200
+    worker.wait(video)
+    # A replica that has not followed it sends segments of the finished file: players may mix them.
+    rest = [worker.client.get(f"{path}/hls/{index}.m4s").content for index in range(1, 4)]
+    assert len(frames_of(header + first + b"".join(rest))) == 200
+
+
+def early_frames(playlist: str) -> int:
+    """Frames of the segments of a playlist at 8 frames per second."""
+    return round(8 * sum(float(line[8:-1]) for line in playlist.splitlines() if line.startswith("#EXTINF:")))
+
+
+def test_hls_needs_mp4(serve: Serve) -> None:
+    served = serve(codec="vp9")
+    video = served.wait(served.ask(num_frames=2, num_inference_steps=2))
+    answer = served.client.get(f"/v1/videos/{video['id']}/hls.m3u8")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "not_supported")
+
+
+def half_sent(served: Served, fields: bytes = b'{"num_frames"') -> socket.socket:
+    """A connection on which a part of a body was sent."""
+    connection = socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=120)
+    head = "POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000"
+    connection.sendall(f"{head}\r\n\r\n".encode() + fields)
+    return connection
+
+
+def test_a_body_that_does_not_arrive_is_given_up(serve: Serve) -> None:
+    served = serve(limits={"body_seconds": 0.2})
+    with half_sent(served) as connection:
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))  # until the server closes the connection
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"body_timeout" in answer
+    served.ask(num_frames=2, num_inference_steps=2)
+
+
+def test_bodies_that_do_not_arrive_block_no_others(serve: Serve) -> None:
+    served = serve(limits={"unfinished_bodies": 8, "body_seconds": 3600.0})
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(half_sent(served))
+        for _ in range(3):
+            served.ask(num_frames=2, num_inference_steps=2)
+    eventually(lambda: served.client.get("/healthz").json()["status"] == "ok")
+
+
+def test_large_headers_are_rejected(one: Served) -> None:
+    for headers in ({f"x-{i}": "y" for i in range(120)}, {"x": "y" * 40_000}):
+        answer = one.client.get("/v1/models", headers=headers)
+        assert answer.status_code in (400, 431)  # 400: by the server itself
+    assert one.client.get("/v1/models", headers={f"x-{i}": "y" * 100 for i in range(80)}).status_code == 200
+
+
+def test_compressed_and_truncated_bodies_are_rejected(one: Served) -> None:
+    body = gzip.compress(b'{"num_frames": 2}')
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = one.client.post("/v1/videos", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (415, "unsupported_encoding")
+    form = b'--b\r\nContent-Disposition: form-data; name="num_frames"\r\n\r\n2\r\n--b'
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    answer = one.client.post("/v1/videos", content=form, headers=kind)
+    assert answer.status_code == 400
+    assert "closing boundary" in answer.json()["error"]["message"]
+    assert one.client.post("/v1/videos", content=form + b"--\r\n", headers=kind).json()["num_frames"] == 2
+
+
 def test_a_record_and_its_video_expire_together(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served, now = serve(keep_seconds=1.0), time.time()
-    for module in ("records", "store"):
-        monkeypatch.setattr(f"ardiff.serving.{module}.time", SimpleNamespace(time=lambda: now))
+    served, now = serve(keep_seconds=1000.0), time.time()
+    monkeypatch.setattr("ardiff.serving.records.time", SimpleNamespace(time=lambda: now))
     video = served.wait(served.ask(num_frames=2, num_inference_steps=2))
     assert served.client.get(f"/v1/videos/{video['id']}/content").status_code == 200
-    file = next((tmp_path / "shared" / "videos" / "anonymous").iterdir())
-    now = max(video["expires_at"], file.stat().st_mtime + 1.0) + 0.01
-    assert served.look(video)["status"] == "expired"
+    file, record = (next((tmp_path / "shared" / kind / "anonymous").iterdir()) for kind in ("videos", "jobs"))
+
+    def remove_expired(age: float) -> None:
+        for path in (path for path in (file, record) if path.exists()):
+            os.utime(path, (time.time() - age,) * 2)
+        asyncio.run_coroutine_threadsafe(served.replica._remove_expired(), served.loop).result(60)
+
+    remove_expired(900)
+    assert file.exists()
+    now = video["expires_at"] + 1
+    remove_expired(1001)
+    assert not file.exists()
     assert served.client.get(f"/v1/videos/{video['id']}/content").status_code == 410
-    eventually(lambda: not file.exists())
     assert served.look(video)["status"] == "expired"  # the record exists for as long again
-    now += 1000
-    eventually(lambda: served.client.get(f"/v1/videos/{video['id']}").status_code == 404)
+    remove_expired(2001)
+    assert served.client.get(f"/v1/videos/{video['id']}").status_code == 404
 
 
 def test_deadline(serve: Serve) -> None:
@@ -492,11 +853,49 @@ def test_deadline(serve: Serve) -> None:
     assert answer.json()["error"]["type"] == "deadline"
 
 
+def test_a_video_whose_file_is_missing_is_gone(serve: Serve, tmp_path: Path) -> None:
+    served = serve()
+    video = served.wait(served.ask(num_frames=2, num_inference_steps=2))
+    next((tmp_path / "shared" / "videos" / "anonymous").iterdir()).unlink()
+    for path in ("content", "stream"):
+        answer = served.client.get(f"/v1/videos/{video['id']}/{path}")
+        assert (answer.status_code, answer.json()["error"]["type"]) == (410, "missing")
+    assert served.client.get("/healthz").json()["storage"] == "ok"
+
+
+def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(max_waiting=3, engine={"max_requests": 1}, jobs_per_key=100)
+    served.hold()
+    served.ask(**LONG)
+    eventually(lambda: served.replica.running)
+    store, create = served.replica.storage.store, JobStore.create
+    together = threading.Barrier(3)
+
+    def create_together(record: Any, given_frames: Any) -> None:
+        together.wait(60)  # until three requests are here
+        create(store, record, given_frames)
+
+    monkeypatch.setattr(store, "create", create_together)
+    statuses: list[int] = []
+
+    def ask() -> None:
+        statuses.append(httpx.post(f"{served.url}/v1/videos", json=LONG, timeout=120).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [202, 202, 202, 503, 503, 503]  # and no more than may wait
+
+
 def test_several_models_by_name(serve: Serve, make_pipeline: Any) -> None:
     other = make_pipeline(seed=5, num_classes=0)
     served = serve(pipelines={"first": make_pipeline(), "second": other})
     models = served.client.get("/v1/models").json()["data"]
     assert [(m["id"], m["num_classes"], m["size"]) for m in models] == [("first", 3, "16x16"), ("second", 0, "16x16")]
+    assert served.client.get("/v1/models/second").json() == models[1]
+    assert served.client.get("/v1/models/third").status_code == 404
     fields = {"num_frames": 4, "num_inference_steps": 3, "ar_step": 1, "seed": 0}
     done = served.wait(served.ask(model="second", **fields))
     assert done["frames_sha256"] == sha256(other(**fields)[0])

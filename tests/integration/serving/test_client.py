@@ -35,7 +35,8 @@ def test_a_script_requests_waits_and_downloads(serve: Serve, tmp_path: Path) -> 
     longer = client.create(tmp_path / "a.mp4", num_frames=10, num_inference_steps=5)
     assert longer["given_frames"] == 6
     client.wait(longer["id"], seconds=0.02)
-    assert client.cancel(video["id"])["deleted"]
+    assert client.cancel(video["id"])["status"] == "completed"  # it has ended
+    assert client.delete(video["id"])["deleted"]
     with pytest.raises(ServiceError, match="no such video") as refused:
         client.get(video["id"])
     assert refused.value.status == 404
@@ -54,14 +55,16 @@ def test_a_stream_retries_until_a_slot_is_free(serve: Serve) -> None:
     assert list(Client(served.url).stream(num_frames=2, num_inference_steps=2))
 
 
-def test_a_broken_connection_is_retried_except_for_new_videos() -> None:
+def test_a_broken_connection_is_retried_except_for_streams() -> None:
     requests: list[str] = []
+    keys: list[str | None] = []
 
     class Breaking(BaseHTTPRequestHandler):
         """Closes the connection on every other request."""
 
         def answer(self) -> None:
             requests.append(self.command)
+            keys.append(self.headers["Idempotency-Key"])
             if len(requests) % 2 == 0:
                 self.connection.close()
                 return
@@ -80,9 +83,13 @@ def test_a_broken_connection_is_retried_except_for_new_videos() -> None:
         client = Client(f"http://127.0.0.1:{server.server_port}")
         assert client.models() == client.models() == []
         assert requests == ["GET"] * 3
+        assert client.create() == {"data": []}
+        assert requests == ["GET"] * 3 + ["POST"] * 2
+        assert keys[3] is not None
+        assert keys[3] == keys[4]
         with pytest.raises(ServiceError, match="cannot be reached"):
-            client.create()
-        assert requests == ["GET"] * 3 + ["POST"]
+            list(client.stream())
+        assert requests == ["GET"] * 3 + ["POST"] * 3
         server.shutdown()
     nobody = Client(f"http://127.0.0.1:{server.server_port}")
     with pytest.raises(ServiceError, match="cannot be reached"):
@@ -109,6 +116,7 @@ def test_the_command(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["client", "--url", url, "download", video_id, "--output", str(tmp_path / "c.mp4")]) == 0
     assert main(["client", "--url", url, "models"]) == 0
     assert main(["client", "--url", url, "cancel", video_id]) == 0
+    assert main(["client", "--url", url, "delete", video_id]) == 0
     capsys.readouterr()
     assert main(["client", "--url", url, "get", video_id]) == 1
     assert capsys.readouterr().err == "ardiff: There is no such video.\n"

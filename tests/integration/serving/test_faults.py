@@ -1,5 +1,6 @@
 """Faults: crashed and stopped replicas, unavailable storage, failed iterations. No job is lost."""
 
+import contextlib
 import math
 import threading
 import time
@@ -21,7 +22,7 @@ from ardiff.sampling.request import SampleRequest
 from ardiff.serving.keys import digest
 from ardiff.serving.store import JobStore
 
-from .conftest import JOB, LONG, SHORT_LEASE, Serve, eventually
+from .conftest import JOB, LONG, SHORT_LEASE, Serve, Served, eventually
 from .test_api import frames_of, sha256
 
 
@@ -51,7 +52,7 @@ def test_a_job_is_cancelled_through_another_replica(serve: Serve) -> None:
     eventually(lambda: first.look(video)["frames_done"] > 0)
     second = serve("b")
     let(math.inf)
-    assert second.client.delete(f"/v1/videos/{video['id']}").json()["status"] == "cancelled"
+    assert second.client.post(f"/v1/videos/{video['id']}/cancel").json()["status"] == "cancelled"
     assert first.look(video)["status"] == "cancelled"
     assert not first.replica.models["tiny"].busy
 
@@ -109,21 +110,58 @@ def test_jobs_of_a_crashed_replica_are_repeated_one_at_a_time(serve: Serve) -> N
     assert [second.record(v).crashes for v in videos] == [1, 1, 1]
 
 
-def test_no_stream_starts_while_the_job_of_a_crashed_replica_waits_for_an_idle_one(serve: Serve) -> None:
+def test_one_replica_runs_the_job_of_a_crashed_one_alone_and_the_others_continue(serve: Serve) -> None:
     first = serve("a")
     let = first.hold()
-    video = first.ask(**JOB)
+    videos = [first.ask(**{**JOB, "seed": seed}) for seed in (1, 2)]
     let(40)
-    eventually(lambda: first.look(video)["frames_done"] > 0)
-    second = serve("b", lease_seconds=SHORT_LEASE)
-    with second.client.stream("POST", "/v1/videos:stream", json={**LONG, "num_frames": 1000}) as answer:
-        parts = answer.iter_raw()
-        next(parts)
+    eventually(lambda: all(first.look(video)["frames_done"] > 0 for video in videos))
+    others = [serve(name, lease_seconds=SHORT_LEASE) for name in ("b", "c")]
+    body = {**LONG, "num_frames": 1000}
+    with contextlib.ExitStack() as streams:
+        for other in others:  # both are busy, and stay so
+            let = other.hold()
+            let(40)
+            answer = streams.enter_context(other.client.stream("POST", "/v1/videos:stream", json=body))
+            next(answer.iter_raw())
         first.crash()
-        eventually(lambda: second.record(video).crashes and second.replica.queue.waits_for_idle)
-        refused = httpx.post(f"{second.url}/v1/videos:stream", json=LONG, timeout=60)
+
+        def isolating() -> list[Served]:
+            return [other for other in others if any(video["id"] in other.replica.running for video in videos)]
+
+        eventually(isolating)
+        (alone,) = isolating()
+        (free,) = [other for other in others if other is not alone]
+        refused = httpx.post(f"{alone.url}/v1/videos:stream", json=LONG, timeout=60)
         assert (refused.status_code, refused.json()["error"]["type"]) == (503, "overloaded")
-    assert second.wait(video)["status"] == "completed"
+        free.lets[-1](60)
+        with httpx.stream("POST", f"{free.url}/v1/videos:stream", json=body, timeout=60) as accepted:
+            assert accepted.status_code == 200
+        job = free.ask(**JOB)
+        eventually(lambda: job["id"] in free.replica.running)
+        free.poll()
+        assert [alone] == isolating()
+        assert sum(video["id"] in alone.replica.running for video in videos) == 1
+    for other in others:
+        other.lets[-1](math.inf)
+    for video in videos:
+        alone.wait(video)
+    assert [alone.record(video).crashes for video in videos] == [1, 1]
+    free.wait(job)
+
+
+def test_the_state_of_a_job_never_goes_back(serve: Serve) -> None:
+    """A client whose requests reach the replicas in turn sees one state after the other."""
+    replicas = [serve("a"), serve("b")]
+    video = replicas[0].ask(**{**JOB, "num_frames": 120})
+    order = ["queued", "in_progress", "completed"]
+    seen: list[tuple[int, int, int]] = []
+    while not seen or seen[-1][0] < 2:
+        for replica in replicas:
+            state = replica.look(video)
+            seen.append((order.index(state["status"]), state["progress"], state["iterations_done"]))
+    assert seen == sorted(seen)
+    assert {status for status, _, _ in seen} >= {1, 2}
 
 
 def test_replicas_outlive_an_outage_longer_than_a_lease(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +341,7 @@ def test_a_reader_of_another_replicas_video_is_disconnected_after_the_time_for_d
                 pass
     assert worker.look(video)["status"] == "in_progress"
     let(math.inf)
-    assert worker.client.delete(f"/v1/videos/{video['id']}").json()["status"] == "cancelled"
+    assert worker.client.post(f"/v1/videos/{video['id']}/cancel").json()["status"] == "cancelled"
 
 
 def test_unavailable_storage(serve: Serve, tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
 """The web page in a real Chromium: it plays an unfinished stream, cancels, and shows errors."""
 
+import asyncio
 import math
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Page, sync_playwright
+
+from ardiff.errors import DataError
 
 from .conftest import Serve, Served
 
@@ -92,7 +97,7 @@ def test_a_finished_video_can_be_downloaded_and_is_in_the_history(page: Page, se
     assert download.value.path().stat().st_size > 500
     page.reload()
     until(page, "document.querySelector('#history a') != null")
-    assert "disc, 8 frames" in page.inner_text("#history")
+    assert "Class disc, Frames 8, Steps per frame 10, ar_step" in page.inner_text("#history")
     page.click("#history button")
     until(page, "document.querySelector('#video').currentTime > 0")
 
@@ -101,13 +106,113 @@ def test_bad_input_is_explained_at_its_field(page: Page, serve: Serve) -> None:
     served = serve()
     begin(page, served, num_frames="99999")
     until(page, "!document.querySelector('#error').hidden")
-    assert "at most 1024" in page.inner_text("#error")
+    assert page.inner_text("#error").startswith("Frames is 99999: at most 1024")
     assert page.evaluate("document.activeElement.id") == "num_frames"
     assert page.get_attribute("#num_frames", "aria-invalid") == "true"
     page.fill("#num_frames", "4")
     page.click("#go")
     until(page, "document.querySelector('#status').dataset.state == 'completed'")
     assert page.is_hidden("#error")
+
+
+def test_typing_the_steps_keeps_the_chosen_ar_step(page: Page, serve: Serve) -> None:
+    served = serve()
+    page.goto(served.url)
+    until(page, "document.querySelectorAll('#class_label option').length == 4")
+    page.fill("#num_frames", "8")
+    page.evaluate("document.querySelector('#ar_step').value = 7")
+    page.dispatch_event("#ar_step", "input")
+    page.fill("#num_inference_steps", "")
+    page.type("#num_inference_steps", "20")  # 2 on the way, which allows no more than 2
+    assert page.inner_text("#ar_step_value") == "7"
+    page.fill("#num_inference_steps", "4")
+    assert page.inner_text("#ar_step_value") == "4"
+    page.fill("#num_inference_steps", "30")
+    assert page.inner_text("#ar_step_value") == "7"
+    page.click("#go")
+    until(page, "document.querySelector('#status').dataset.state == 'completed'")
+    assert served.client.get("/v1/videos").json()["data"][0]["ar_step"] == 7
+
+
+def test_every_running_job_can_be_cancelled_and_the_history_stays_true(page: Page, serve: Serve) -> None:
+    served = serve()
+    let = served.hold()
+    begin(page, served, num_frames="200", num_inference_steps="10", seed="1")
+    until(page, "document.querySelectorAll('#history li').length == 1")
+    page.fill("#num_frames", "8")
+    page.fill("#seed", "2")
+    page.click("#go")
+    until(page, "document.querySelectorAll('#history li').length == 2")
+    page.click("#history li:nth-child(2) button:has-text('Cancel')")  # not the video that is shown
+    let(math.inf)
+    until(page, "document.querySelector('#history li:nth-child(2)').innerText.includes('Cancelled')")
+    until(page, "document.querySelector('#history li:nth-child(1)').innerText.includes('Completed')")
+    assert page.query_selector("#history button:has-text('Cancel')") is None
+    # A job that ends while another video is shown, or none.
+    page.reload()
+    other = served.ask(num_frames=300, num_inference_steps=10)
+    page.evaluate(f"localStorage.setItem('videos', JSON.stringify(['{other['id']}']))")
+    page.reload()
+    until(page, "document.querySelector('#history .state') != null")
+    until(page, "document.querySelector('#history').innerText.includes('Completed')")
+
+
+def test_a_streamed_video_is_looped_when_it_is_complete(page: Page, serve: Serve) -> None:
+    served = serve()
+    begin(page, served, num_frames="8", num_inference_steps="10", seed="3")
+    until(page, "document.querySelector('#video').currentTime > 0.2")
+    until(page, "document.querySelector('#video').loop")
+    until(page, "document.querySelector('#video').currentTime > 0.6")
+    until(page, "document.querySelector('#video').currentTime < 0.4")  # again from the beginning
+    assert not page.evaluate("document.querySelector('#video').paused")
+
+
+def test_an_upload_shows_that_it_is_decoded(page: Page, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served, go_on = serve(), threading.Event()
+
+    async def decode(*arguments: Any) -> np.ndarray:
+        await asyncio.to_thread(go_on.wait, 120)
+        raise DataError("The upload cannot be used: it is damaged.")
+
+    monkeypatch.setattr("ardiff.serving.admission.decode_upload", decode)
+    page.goto(served.url)
+    until(page, "document.querySelectorAll('#class_label option').length == 4")
+    page.set_input_files("#input_reference", {"name": "ring.png", "mimeType": "image/png", "buffer": b"x"})
+    page.click("#go")
+    until(page, "!document.querySelector('#progress').hasAttribute('value')")
+    assert "Sending ring.png" in page.inner_text("#status")
+    go_on.set()
+    until(page, "!document.querySelector('#error').hidden")
+    assert page.evaluate("document.querySelector('#progress').value") == 0
+    assert "Choose settings" in page.inner_text("#status")
+
+
+def test_the_player_keeps_its_place_and_inputs_are_large_enough(page: Page, serve: Serve) -> None:
+    served = serve()
+    page.goto(served.url)
+    until(page, "document.querySelectorAll('#class_label option').length == 4")
+    for name in ("num_frames", "class_label", "seed", "input_reference", "ar_step"):  # phones zoom in on smaller text
+        assert page.evaluate(f"getComputedStyle(document.querySelector('#{name}')).fontSize") == "16px"
+    box = "JSON.stringify(document.querySelector('#video').getBoundingClientRect())"
+    progress = "document.querySelector('#progress').getBoundingClientRect().top"
+    before = page.evaluate(box), page.evaluate(progress)
+    page.fill("#num_frames", "8")
+    page.click("#go")
+    until(page, "document.querySelector('#video').currentTime > 0")
+    assert (page.evaluate(box), page.evaluate(progress)) == before
+    until(page, "document.querySelector('#status').dataset.state == 'completed'")
+    assert (page.evaluate(box), page.evaluate(progress)) == before
+
+
+def test_the_schedule_follows_the_colour_scheme(page: Page, serve: Serve) -> None:
+    served = serve()
+    corner = "document.querySelector('#schedule').getContext('2d').getImageData(0, 0, 1, 1).data[0]"
+    for scheme, dark in (("light", False), ("dark", True), ("light", False)):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        if scheme == "light" and page.url == "about:blank":
+            page.goto(served.url)
+            until(page, "document.querySelectorAll('#class_label option').length == 4")
+        until(page, f"({corner} < 100) == {str(dark).lower()}")
 
 
 def test_the_page_works_with_the_keyboard_and_on_a_phone(browser: Any, serve: Serve) -> None:

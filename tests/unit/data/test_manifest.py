@@ -9,8 +9,10 @@ from ardiff.data.manifest import (
     SCHEMA,
     VideoRecord,
     class_names,
+    content_of,
     manifest_table,
     read_manifest,
+    record_at,
     usable,
     write_manifest,
 )
@@ -25,6 +27,25 @@ def test_round_trip(tmp_path: Path) -> None:
     write_manifest(place, records)
     assert read_manifest(place) == records
     assert manifest_table(records).schema == SCHEMA
+
+
+def test_captions_and_manifests_from_before_them(tmp_path: Path) -> None:
+    place = str(tmp_path / "manifest.parquet")
+    records = [replace(RECORD, captions=("a ring", "ein Ring é")), RECORD]
+    write_manifest(place, records)
+    assert read_manifest(place) == records
+    assert [record_at(manifest_table(records), i) for i in range(2)] == records
+    pq.write_table(manifest_table(records).drop_columns("captions"), place)
+    assert read_manifest(place) == [RECORD, RECORD]
+    pq.write_table(
+        manifest_table([RECORD]).cast(SCHEMA.set(len(SCHEMA) - 1, pa.field("captions", pa.list_(pa.binary())))), place
+    )
+    with pytest.raises(DataError, match="captions list<"):
+        read_manifest(place)
+
+
+def test_captions_do_not_change_the_fingerprint_of_videos() -> None:
+    assert content_of([RECORD]) == content_of([replace(RECORD, captions=("a ring",))]) == "194ec9a0f6cc1651"
 
 
 def test_empty_manifest_keeps_its_columns(tmp_path: Path) -> None:

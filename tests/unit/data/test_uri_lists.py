@@ -8,6 +8,7 @@ import pytest
 from broken_videos import encode, still
 
 from ardiff.data import storage
+from ardiff.data.captions import CaptionReader
 from ardiff.data.discovery import discover, probe_record
 from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.data.uri_lists import read_list
@@ -61,9 +62,9 @@ def test_a_manifest_is_a_list(tmp_path: Path) -> None:
 
 def test_without_splits_a_share_is_for_tests(tmp_path: Path) -> None:
     source = put(tmp_path / "l.txt", "\n".join(f"s3://b/{i}.mp4" for i in range(400)).encode())
-    splits = [video.split for video in read_list(source, 0.25)]
+    splits = [video.split for video in read_list(source, 0.25, CaptionReader())]
     assert 0.18 < splits.count("test") / 400 < 0.32
-    assert [video.split for video in read_list(source, 0.25)] == splits
+    assert [video.split for video in read_list(source, 0.25, CaptionReader())] == splits
 
 
 @pytest.mark.parametrize(

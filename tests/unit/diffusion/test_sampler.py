@@ -21,8 +21,11 @@ class Recorder:
     def __init__(self) -> None:
         self.seen: list[torch.Tensor] = []
         self.timesteps: list[torch.Tensor] = []
+        self.frames: list[list[int]] = []
 
-    def __call__(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, timesteps: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        assert x.shape[1] == len(frames)
+        self.frames.append(frames.tolist())
         self.seen.append(x.clone())
         self.timesteps.append(timesteps.clone())
         return torch.tanh(x.cumsum(dim=1) + timesteps[..., None, None] / 1000)
@@ -58,6 +61,7 @@ def test_the_denoiser_sees_the_window_at_the_right_timesteps(frames: int, ar_ste
     for n, (seen, timesteps) in enumerate(zip(recorder.seen, recorder.timesteps, strict=True)):
         start, end = (0, frames) if schedule.window is None else schedule.window[n].tolist()
         assert seen.shape == (2, end - start, 2, 4)
+        assert recorder.frames[n] == list(range(start, end))
         assert timesteps.tolist() == [template[schedule.step_index[n, start:end]].tolist()] * 2
 
 
@@ -69,7 +73,7 @@ def test_perfect_predictions_lead_to_the_clean_latents(frames: int, ar_step: int
     schedule = ad_schedule(frames, STEPS, ar_step, window)
     position = itertools.count()
 
-    def denoise(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def denoise(x: torch.Tensor, timesteps: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         n = next(position)
         return target if schedule.window is None else target[:, schedule.window[n, 0] : schedule.window[n, 1]]
 

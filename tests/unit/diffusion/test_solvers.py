@@ -158,7 +158,7 @@ def test_a_step_much_longer_than_the_one_before_is_of_first_order(spacing: Times
 def test_perfect_predictions_lead_to_timestep_0(solver: Solver, spacing: TimestepSpacing, steps: int) -> None:
     noise, target = initial_noise([3], 3, 2, 4).double(), torch.full((1, 3, 2, 4), 0.7, dtype=torch.float64)
     diffusion, schedule = DiffusionConfig(num_timesteps=60), ad_schedule(3, steps, 1)
-    result = sample_full(lambda x, t: target, noise, schedule, diffusion, None, solver, spacing)
+    result = sample_full(lambda x, t, frames: target, noise, schedule, diffusion, None, solver, spacing)
     abar = diffusion.alphas_cumprod()
     eps = eps_from_x0(noise, target, spaced_timesteps(spacing, steps, abar)[:1].expand(1, 3), abar)
     expected = q_sample(target, eps, torch.zeros(1, 3, dtype=torch.int64), abar) if steps < 60 else target
@@ -170,7 +170,7 @@ def test_each_frame_has_its_own_history(solver: Solver) -> None:
     """With a model that sees each frame alone, frames that start one after another end as those that start together."""
     noise = initial_noise([0, 1], 4, 2, 4).double()
 
-    def alone(x: Tensor, timesteps: Tensor) -> Tensor:
+    def alone(x: Tensor, timesteps: Tensor, frames: Tensor) -> Tensor:
         return torch.tanh(x + timesteps[..., None, None] / 1000)
 
     together, *others = (
@@ -186,7 +186,7 @@ def test_frames_are_shown_at_the_timesteps_of_their_noise(spacing: TimestepSpaci
     """Clean frames, given or finished, at timestep 1; frames that have not started at 999."""
     schedule, seen = ad_schedule(5, steps, steps, None, num_given=1), []
 
-    def record(x: Tensor, timesteps: Tensor) -> Tensor:
+    def record(x: Tensor, timesteps: Tensor, frames: Tensor) -> Tensor:
         seen.append(timesteps.tolist())
         return torch.zeros_like(x)
 

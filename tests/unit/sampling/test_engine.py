@@ -364,7 +364,7 @@ def test_bad_requests(changes: dict[str, object], message: str) -> None:
 
 def test_videos_of_a_request_share_all_but_class_and_seed() -> None:
     first, second = make_request(), make_request(ar_step=1)
-    with pytest.raises(ValueError, match="may differ in class_label and seed only"):
+    with pytest.raises(ValueError, match="may differ in class_label, prompt, negative_prompt, conditions, seed only"):
         SampleRequest(videos=(*first.videos, *second.videos))
     with pytest.raises(ValueError, match="at least one video"):
         SampleRequest(videos=())

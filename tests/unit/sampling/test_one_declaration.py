@@ -24,6 +24,7 @@ ALLOWED = {
     "ardiff/diffusion/guidance.py": "equations take their variables one by one",
     "ardiff/serving/config.py": "upper limits of an endpoint",
     "ardiff/serving/schemas.py": "the HTTP API also accepts a class by its name",
+    "ardiff/serving/records.py": "the prompt of the request, which may be the name of a class",
     "ray_jobs/reports/ablation.py": "a result of an ablation is identified by its ar_step",
 }
 NEW_FIELD = '''

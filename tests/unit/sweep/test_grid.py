@@ -7,7 +7,7 @@ import pytest
 from ardiff.cli import main
 from ardiff.config import build
 from ardiff.errors import ConfigError
-from ardiff.sampling.params import SamplingParams
+from ardiff.sampling.params import PER_VIDEO, SamplingParams
 from ardiff.sweep.grid import GridConfig, class_labels, point_specs, sweep_points
 from ardiff.sweep.models import SweptModel
 from ardiff.sweep.specs import OutputSettings, VideoSpec
@@ -51,9 +51,10 @@ def test_a_spec_is_the_same_in_another_grid(model: SweptModel) -> None:
 def test_every_sampling_parameter_is_an_axis(model: SweptModel) -> None:
     values = {"mode": ["window", "full"], "ar_step": [2, 3], "solver": ["ddim", "unipc"]}
     values["timestep_spacing"] = ["trailing", "log_snr"]
+    values |= {"prompt": ["a", "b"], "negative_prompt": ["a", "b"], "conditions": [[{"frame": 1, "prompt": "a"}], []]}
     for field in fields(SamplingParams):
         axes = {field.name: values.get(field.name, [6, 7])}
-        if field.name in ("class_label", "seed", "given_frames"):
+        if field.name in (*PER_VIDEO, "given_frames"):
             with pytest.raises(ConfigError, match=f"{field.name} cannot be a sampling parameter of a grid"):
                 build(GridConfig, {"axes": axes})
         else:

@@ -8,7 +8,7 @@ import pytest
 
 from ardiff.data import storage
 from ardiff.errors import DataError
-from ardiff.sampling.params import SamplingParams
+from ardiff.sampling.params import FrameCondition, SamplingParams
 from ardiff.sweep.manifest import read_manifest, video_record, write_manifest
 from ardiff.sweep.specs import Record, VideoSpec, find_complete, read_complete, read_record, spec_id, write_record
 
@@ -92,17 +92,21 @@ def test_the_manifest_has_a_row_for_every_spec(tmp_path: Path) -> None:
 
 
 def test_every_sampling_parameter_is_a_column(tmp_path: Path) -> None:
-    specs = [make_video_spec(str(tmp_path), 0), make_video_spec(str(tmp_path), 1, class_label=None, mode="full")]
+    changes = (FrameCondition(frame=3, prompt="a ring"), FrameCondition(frame=5, guidance_scale=2.0))
+    specs = [
+        make_video_spec(str(tmp_path), 0, conditions=changes, prompt="a disc"),
+        make_video_spec(str(tmp_path), 1, class_label=None, mode="full"),
+    ]
     write_manifest(str(tmp_path / "m.parquet"), specs, {})
     rows = read_manifest(str(tmp_path / "m.parquet"))
     names = [f.name for f in fields(SamplingParams)]
-    assert [SamplingParams(**{name: row[name] for name in names}) for row in rows] == [s.sampling for s in specs]
+    assert [SamplingParams.from_dict({n: row[n] for n in names}) for row in rows] == [s.sampling for s in specs]
     assert set(names) <= set(pq.read_schema(tmp_path / "m.parquet").names)
 
 
 def test_a_dict_comes_back_as_the_spec(tmp_path: Path) -> None:
-    spec = make_video_spec(str(tmp_path), guidance_scale=2.0)
-    assert VideoSpec.from_dict(asdict(spec)) == spec
+    spec = make_video_spec(str(tmp_path), guidance_scale=2.0, conditions=(FrameCondition(frame=3, prompt="a ring"),))
+    assert VideoSpec.from_dict(asdict(spec)) == VideoSpec.from_dict(json.loads(json.dumps(asdict(spec)))) == spec
 
 
 def test_ids_depend_on_everything_that_frames_depend_on() -> None:

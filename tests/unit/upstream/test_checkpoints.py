@@ -62,7 +62,7 @@ def test_vae(weights, numbers, kind):
 def guided(model: DiT, context: Tensor, scale: float) -> Denoiser:
     """Guidance away from condition tokens that are zero."""
 
-    def denoise(x: Tensor, timesteps: Tensor) -> Tensor:
+    def denoise(x: Tensor, timesteps: Tensor, frames: Tensor) -> Tensor:
         conditional = model(x, timesteps, context)
         if scale == 1.0:
             return conditional

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import ardiff.pipeline
+import ardiff.sampling.full
 from ardiff.cli import main
 from ardiff.config import load_config
 from ardiff.data.latents import LatentStatistics
@@ -66,7 +66,7 @@ def sample(pipeline: ARDiffusionPipeline, noise: Tensor, **params: Any) -> Tenso
     """The latents that the pipeline generates from ``noise``."""
     params |= {"num_frames": noise.shape[1], "num_inference_steps": 10, "mode": "full", "seed": list(range(len(noise)))}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ardiff.pipeline, "initial_noise", lambda *_: noise)
+        patch.setattr(ardiff.sampling.full, "initial_noise", lambda *_: noise)
         return torch.cat(list(pipeline.stream_latents(**params)), dim=1)
 
 

@@ -1,0 +1,1 @@
+"""Text encoders: frozen networks of the package transformers that turn captions and prompts into token states."""
