@@ -11,9 +11,6 @@ import ray
 import ray.data
 import torch
 
-from ardiff.data.clips import read_clip
-from ardiff.data.manifest import record_of
-from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.errors import ConfigError
 from ardiff.metrics.controls import CONTROLS
 from ardiff.metrics.extractors import FeatureExtractor
@@ -33,12 +30,16 @@ from ray_jobs.evaluation.datasets import (
     Dataset,
     common_size,
     generated_clips,
+    open_generated,
     open_videos,
-    real_clips,
+    two_draws,
 )
+from ray_jobs.evaluation.frames import read_frames
+from ray_jobs.evaluation.reconstruction import NAME as RECONSTRUCTION
+from ray_jobs.evaluation.reconstruction import reconstruct
 from ray_jobs.runtime.progress import remote_progress, report_errors
 
-REFERENCE, REAL, RECONSTRUCTION = "reference", "real", "reconstruction"
+REFERENCE, REAL = "reference", "real"
 FVD_CONTROL = "shuffled frames"
 """The only control of FVD: I3D takes seconds per clip."""
 Sets = dict[str, list[Clip]]
@@ -75,13 +76,13 @@ def clip_sets(config: QuickConfig, datasets: list[Dataset]) -> Sets:
     """The clips of every set: the reference, as many other real clips, intact and damaged, and the generated ones."""
     real, *generated = datasets
     count = config.num_clips
-    clips = real_clips(open_videos(real, config.split, config.span, config.fps).records, 2 * count, config)
+    reference, others = two_draws(open_videos(real, config.split, config.span, config.fps).records, count, config)
     derived = [REAL, *([RECONSTRUCTION] if config.vae else []), *(CONTROLS if config.controls else ())]
-    sets = {REFERENCE: clips[:count], **dict.fromkeys(derived, clips[count:])}
+    sets = {REFERENCE: reference, **dict.fromkeys(derived, others)}
     for dataset in generated:
         if (name := dataset.name) in sets:
             raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")
-        sets[name] = generated_clips(open_videos(dataset, "test", config.num_frames), count, config.num_frames)
+        sets[name] = generated_clips(open_generated(dataset, config.num_frames), config)
     resolution_of(config, sets)
     return sets
 
@@ -177,14 +178,13 @@ class _Actor:
         return shape_measures(video, asked_class(prompt)) | prompt_measures(video, prompt, other_prompt)
 
     def _decode(self, clip: dict[str, Any]) -> np.ndarray:
-        start, stride, fps, config = int(clip["start"]), int(clip["stride"]), float(clip["fps"]), self.config
-        return read_clip(record_of(clip["video"]), start, config.num_frames, stride, config.resolution, fps)
+        return read_frames(clip, "video", self.config.num_frames, self.config.resolution)
 
     def _derive(self, name: str, videos: np.ndarray, first: int) -> np.ndarray:
         """The videos of the set ``name``, from real ones if it is a derived set."""
         if name == RECONSTRUCTION:
             assert self.vae is not None
-            return to_uint8(self.vae.decode_long(self.vae.encode(to_unit(torch.from_numpy(videos))).mean)).numpy()
+            return reconstruct(self.vae, videos)
         if name in CONTROLS:
             return CONTROLS[name](videos, numpy_generator("control", self.config.seed, name, first))
         return videos
