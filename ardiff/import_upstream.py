@@ -113,7 +113,8 @@ def _import_pipeline(config: ImportConfig) -> None:
     statistics = LatentStatistics.neutral(dit.config.num_tokens, dit.config.token_dim)
     ARDiffusionPipeline(vae, dit, DiffusionConfig(), statistics).save_pretrained(config.out)
     start = _write_start(config, "train_dit.yaml", {"dit": to_dict(dit.config)})
-    print(f"{config.out}: a pipeline; sample it with `ardiff generate pipeline={config.out} mode=full`")
+    mode = "" if config.strict_causal else " mode=full"
+    print(f"{config.out}: a pipeline; sample it with `ardiff generate pipeline={config.out}{mode}`")
     print(f"fine-tune it with `ardiff train-dit --config YOURS --config {start}`")
     if config.strict_causal:
         print(

@@ -20,6 +20,7 @@ from ardiff import hub
 from ardiff.config import to_dict
 from ardiff.data import storage
 from ardiff.data.latents import LatentStatistics
+from ardiff.data.texts import UsedEncoder
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.solvers import model_timesteps
@@ -42,7 +43,7 @@ from ardiff.sampling.params import (
     validate,
 )
 from ardiff.sampling.request import EncodedPrompt, SampleRequest
-from ardiff.sampling.text import Encoder, PromptEncoder, TextSource
+from ardiff.sampling.text import Encoder, PromptEncoder
 from ardiff.vae import ARAutoencoder, DecoderCache
 
 KIND = "ar-diffusion-pipeline"
@@ -67,7 +68,7 @@ class ARDiffusionPipeline:
         statistics: LatentStatistics,
         class_names: Sequence[str] = (),
         engine: EngineConfig | None = None,
-        text_source: TextSource | None = None,
+        text_source: UsedEncoder | None = None,
         text_encoder: Encoder | None = None,
     ) -> None:
         """
@@ -124,7 +125,7 @@ class ARDiffusionPipeline:
             dit = make_dit(build_config(AnyDiTConfig, config["dit"]))
             source = None
             if "text_encoder" in config:
-                source = build_config(TextSource, config["text_encoder"])
+                source = build_config(UsedEncoder, config["text_encoder"])
                 source = source if text_encoder is None else replace(source, uri=text_encoder)
             return cls(
                 load_weights(vae, folder / "vae.safetensors"),

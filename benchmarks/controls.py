@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from ardiff.data.config import SyntheticConfig
-from ardiff.data.synthetic import CLASSES, draw_shape, render_video, trajectory
+from ardiff.data.synthetic import CLASSES, draw_scene, render_scene, render_video
 from ardiff.metrics.controls import CONTROLS, blur
 from ardiff.metrics.frechet import frechet_distance
 from ardiff.metrics.networks.random3d import RandomVideoFeatures, scale_features
@@ -31,17 +32,20 @@ SHAKING = {"position off by 0.25 px": 0.25, "position off by 0.5 px": 0.5}
 
 def turning(config: SyntheticConfig, index: int, share: float, generator: np.random.Generator) -> np.ndarray:
     """Test video ``index`` whose shape turns into another one at a ``share`` of the frames, uint8 ``(F, H, W, 3)``."""
-    centre, colour = trajectory(config, index, "test")
+    scene = draw_scene(config, index, "test")
+    centre = scene.centres(config.num_frames)
     steps = generator.integers(1, len(CLASSES), len(centre)) * (generator.random(len(centre)) < share)
     steps[0] = index
-    drawn = np.stack([draw_shape(config, shape, centre, colour) for shape in CLASSES])  # (K, F, H, W, 3)
+    scenes = [replace(scene, shape=shape) for shape in CLASSES]
+    drawn = np.stack([render_scene(config.resolution, shown, centre) for shown in scenes])  # (K, F, H, W, 3)
     return drawn[steps.cumsum() % len(CLASSES), np.arange(len(centre))]
 
 
 def shaking(config: SyntheticConfig, index: int, pixels: float, generator: np.random.Generator) -> np.ndarray:
     """Test video ``index`` with Gaussian noise on its positions, ``pixels`` in y and x, uint8 ``(F, H, W, 3)``."""
-    centre, colour = trajectory(config, index, "test")
-    return draw_shape(config, CLASSES[index % len(CLASSES)], centre + generator.normal(0, pixels, centre.shape), colour)
+    scene = draw_scene(config, index, "test")
+    centre = scene.centres(config.num_frames)
+    return render_scene(config.resolution, scene, centre + generator.normal(0, pixels, centre.shape))
 
 
 def damaged_sets(seed: int, clips: int) -> dict[str, np.ndarray]:

@@ -4,7 +4,9 @@
     python benchmarks/metrics.py fid         # the same features
     python benchmarks/metrics.py inception   # the same pictures and the same Inception, with extraction
     python benchmarks/metrics.py extraction  # seeded random weights take as long as real ones
+    python benchmarks/metrics.py i3d         # I3D against its plain form, with max pooling of boxes and normalisation
     python benchmarks/metrics.py workers     # extraction by one and by two actors of a Ray Data job
+    python benchmarks/metrics.py coverage    # how often the 95 % intervals are right; --size 400x256 for one size
 
 The runs of a ratio alternate. Times are medians of CPU seconds. ``--quick`` uses smaller sizes.
 """
@@ -12,21 +14,26 @@ The runs of a ratio alternate. Times are medians of CPU seconds. ``--quick`` use
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import numpy as np
 import torch
 
 from ardiff.data.manifest import VideoRecord
+from ardiff.metrics.distances import Frechet, Kernel, SetDistance
 from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.frechet import Moments, frechet_distance, frechet_from_moments
 from ardiff.metrics.registry import find_spec, metrics, set_specs
+from ardiff.metrics.uncertainty import Resampling
 
 SETS = ((400, 2048), (2048, 2048), (2048, 256))
 QUICK = ((400, 512), (512, 512))
@@ -158,6 +165,36 @@ def extraction(quick: bool, repeats: int, device: str) -> None:
         print(f"| {protocol} | {name} | {rate:.2f} | {1 / rate:.2f} |")
 
 
+def i3d(repeats: int) -> None:
+    """Seconds of one clip of 16 frames: plain, with maxima axis by axis, and also with folded normalisation."""
+    from ardiff.metrics.networks.i3d import I3D, I3D_EXTRACTOR, _MaxPool, _same
+
+    class Boxes(_MaxPool):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.max_pool3d(_same(x, self.kernel, self.stride), self.kernel, self.stride)
+
+    torch.manual_seed(0)
+    separable, clip = I3D().eval().requires_grad_(False), torch.rand(1, 3, 16, 224, 224) * 2 - 1
+    plain = copy.deepcopy(separable)
+    for parent in list(plain.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, _MaxPool):
+                setattr(parent, name, Boxes(module.kernel, module.stride))
+    models = {"plain": plain, "separable maxima": separable}
+    models["and folded"] = I3D_EXTRACTOR.prepare(copy.deepcopy(separable))
+    outputs = {name: model(clip) for name, model in models.items()}  # also a warm-up
+    seconds = {name: [] for name in models}
+    for _ in range(repeats):
+        for name, model in models.items():
+            seconds[name].append(timed(lambda model=model: float(model(clip).sum()))[1])
+    print("| I3D | s a clip | ratio | largest relative difference |")
+    print("|---|---|---|---|")
+    for name, values in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds["plain"], values, strict=True))
+        error = float((outputs[name] - outputs["plain"]).abs().max() / outputs["plain"].abs().max())
+        print(f"| {name} | {statistics.median(values):.2f} | **{ratio:.2f}** | {error:.1e} |")
+
+
 def _inception() -> FeatureExtractor:
     from ardiff.metrics.networks.inception import FIDInception
 
@@ -246,29 +283,92 @@ def workers(quick: bool, repeats: int) -> None:
     print(f"| {count} | {one:.1f} | {two:.1f} | **{ratio:.2f}** | {ratio / 2:.0%} |")
 
 
+COVERAGE_SETS = ((400, 256), (400, 2048))
+QUICK_COVERAGE_SETS = ((40, 64),)
+SHIFTS = {"equal": 0.0, "shifted": 0.1}
+"""The generated sets: draws of the real distribution, and of one of 1.1 times the spread and another mean."""
+
+
+def drawn(seed: int, side: int, count: int, width: int, shift: float) -> np.ndarray:
+    """A set of :func:`features`, ``(N, 1, D)``, changed by ``shift``."""
+    rows = features(2 * seed + side, count, width)
+    return (rows * (1.0 + shift) + shift * ((np.arange(width) % 5) - 2.0))[:, None]
+
+
+def true_distance(width: int, shift: float) -> float:
+    """The Frechet distance of the distributions: the covariances are multiples of each other."""
+    mixing = np.eye(width) + 0.5 * np.eye(width, k=1)
+    mixing = mixing * 4.0 / (1.0 + 0.125 * np.arange(width))
+    return float((shift * ((np.arange(width) % 5) - 2.0) ** 2).sum() * shift + shift**2 * (mixing**2).sum())
+
+
+def one_interval(seed: int, count: int, width: int, shift: float, distance: SetDistance) -> tuple[float | None, ...]:
+    """Score, interval, extrapolation and its interval, of one pair of sets."""
+    real, fake = drawn(seed, 0, count, width, 0.0), drawn(seed, 1, count, width, shift)
+    names = [str(i) for i in range(count)]
+    resampling = Resampling(distance=distance, partitions=16, seed=seed, real_videos=names, fake_videos=names)
+    score = distance(real, fake)
+    u = resampling.summarize(score, width, [draw(real, fake) for draw in resampling.draws()])
+    return score, u.low, u.high, u.infinity, u.infinity_low, u.infinity_high
+
+
+def coverage(sizes: tuple[tuple[int, int], ...], repeats: int) -> None:
+    """How often an interval has the mean score of its N, and that of N to infinity the true distance."""
+    print(
+        "| distance | features | N | sets | mean score | interval is right | width / true | true | N to inf | right |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    with ProcessPoolExecutor(2) as pool:
+        for width, count in sizes:
+            for name, distance in (("Frechet", Frechet(0)), ("kernel", Kernel())):
+                for label, shift in SHIFTS.items():
+                    one = functools.partial(one_interval, count=count, width=width, shift=shift, distance=distance)
+                    rows = np.array(list(pool.map(one, range(repeats))), dtype=float)
+                    scores, low, high, infinity, infinity_low, infinity_high = rows.T
+                    mean = max(scores.mean(), 0.0)  # the kernel distance of equal distributions is 0
+                    right = ((low <= mean) & (mean <= high)).mean()
+                    wide = (high - scores).mean() / (1.96 * scores.std(ddof=1))
+                    cells = f"{scores.mean():.4g} | {right:.1%} | {wide:.2f}"
+                    if np.isfinite(infinity).all():
+                        truth = true_distance(width, shift)
+                        right = ((infinity_low <= truth) & (truth <= infinity_high)).mean()
+                        cells += f" | {truth:.3f} | {infinity.mean():.3f} | {right:.1%} |"
+                    else:
+                        cells += " | | | |"
+                    print(f"| {name} | {width} | {count} | {label} | {cells}", flush=True)
+
+
 def _extracted(extractor: Callable[[np.ndarray], np.ndarray], clips: np.ndarray) -> float:
     return float(extractor(clips).sum())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("frechet", "fid", "inception", "extraction", "workers", "reduce"))
+    parser.add_argument(
+        "what", choices=("frechet", "fid", "inception", "extraction", "i3d", "workers", "coverage", "reduce")
+    )
     parser.add_argument("reduce", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="smaller sizes")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--size", default="all", help="for frechet: one size alone, such as 2048x2048")
+    parser.add_argument("--size", default="all", help="for frechet and coverage: features x clips, such as 400x256")
     parser.add_argument("--case", action="append", choices=CASES, help="for frechet: such pairs alone")
     parser.add_argument("--device", default="cpu", help="for extraction")
     options = parser.parse_args()
+
+    def chosen(offered: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        return tuple(size for size in offered if options.size in ("all", f"{size[0]}x{size[1]}"))
+
     match options.what:
         case "frechet":
-            offered = QUICK if options.quick else SETS
-            sizes = tuple(size for size in offered if options.size in ("all", f"{size[0]}x{size[1]}"))
-            frechet(sizes, options.case or list(CASES), options.repeats)
+            frechet(chosen(QUICK if options.quick else SETS), options.case or list(CASES), options.repeats)
         case "fid":
             fid(options.quick, options.repeats)
         case "inception":
             inception(options.quick, options.repeats)
+        case "coverage":
+            coverage(chosen(QUICK_COVERAGE_SETS if options.quick else COVERAGE_SETS), options.repeats)
+        case "i3d":
+            i3d(options.repeats)
         case "workers":
             workers(options.quick, options.repeats)
         case "extraction":

@@ -26,7 +26,8 @@ from ardiff.data.clips import read_clip
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.encode import contact_sheet
 from ardiff.data.latents import latent_sums, statistics_of
-from ardiff.data.synthetic import CLASSES, write_video
+from ardiff.data.synthetic import CLASSES
+from ardiff.data.synthetic_set import write_video
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.noise import q_sample
 from ardiff.diffusion.prediction import predicted_x0
@@ -63,12 +64,15 @@ def main() -> None:
     parser.add_argument("--dit", nargs="*", default=[], help="key=value settings of the AR-DiT's training")
     parser.add_argument("--seed", type=int, default=0, help="seed of both trainings")
     parser.add_argument("--videos", type=int, default=64, help="generated videos per setting")
+    parser.add_argument("--text", action="store_true", help="videos with captions, as in ardiff quickstart --text")
     parser.add_argument("--vae-only", action="store_true", help="train and measure the AR-VAE only")
     parser.add_argument("--part", choices=("recipe", "solvers"), default="recipe", help="what to sample")
     parser.add_argument("--sheets", type=Path, help="folder for sheets of consecutive frames")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train_videos, test_videos = (draw(split, count) for split, count in (("train", 1024), ("test", 256)))
+    train_videos, test_videos = (
+        draw(split, count, arguments.text) for split, count in (("train", 1024), ("test", 256))
+    )  # fmt: skip
     seed = [f"train.seed={arguments.seed}"]
     vae_config = load_config(TrainVAEConfig, [find_config("quickstart/train_vae.yaml")], arguments.vae + seed)
     torch.manual_seed(arguments.seed)
@@ -96,9 +100,9 @@ def main() -> None:
 # --------------------------------------------------------------------------------------------------- data and training
 
 
-def draw(split: str, count: int) -> Tensor:
+def draw(split: str, count: int, captions: bool) -> Tensor:
     """Videos of the synthetic set, through H.264 as in the quickstart: uint8 ``(count, 48, 32, 32, 3)``."""
-    config = SyntheticConfig(num_train=1024, num_test=256, num_frames=48, num_long=0)
+    config = SyntheticConfig(num_train=1024, num_test=256, num_frames=48, num_long=0, captions=captions)
     with tempfile.TemporaryDirectory() as folder:
         records = [write_video(config, folder, index, split) for index in range(count)]  # type: ignore[arg-type]
         return torch.from_numpy(np.stack([read_clip(r, 0, 48, 1, config.resolution) for r in records]))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,21 +26,20 @@ from ardiff.dit import DiT, DiTConfig
 from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.engine import SamplingEngine
 from ardiff.sampling.params import SamplingMode, SamplingParams
-from ardiff.sampling.request import SampleRequest
+from ardiff.sampling.request import EncodedPrompt, SampleRequest
 from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache
 
 STEPS = 50
-PARTS = ["short", "long", "streaming", "packing"]
+PARTS = ["short", "long", "streaming", "packing", "switching"]
+TEXT_WIDTH = 384
+"""Width of the token states of a small text encoder."""
 DIFFUSION = DiffusionConfig()
 
 
-def build(width: int, depth: int, tokens: int) -> DiT:
+def build(width: int, depth: int, tokens: int, **changes: Any) -> DiT:
     """A model with random weights everywhere: with adaLN-zero, blocks would be the identity."""
-    model = DiT(
-        DiTConfig(
-            num_frames=16, num_tokens=tokens, width=width, depth=depth, num_heads=8, num_classes=4, attention_window=16
-        )
-    )
+    sizes = {"num_frames": 16, "num_tokens": tokens, "width": width, "depth": depth, "num_heads": 8}
+    model = DiT(DiTConfig(**{**sizes, "num_classes": 4, "attention_window": 16, **changes}))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data.normal_(std=0.02, generator=generator)
@@ -181,6 +181,37 @@ def packing_figures(model: DiT, repeats: int) -> None:
         print(f"| {count} | {rate:.1f} | {rate / alone:.2f} |", flush=True)
 
 
+def switching_figures(model: DiT, repeats: int) -> None:
+    """Prints what another prompt costs in the middle of a video, against an iteration: its keys and values, which are
+    computed once, and the iterations in which some frames have the old prompt and some the new one."""
+    print("\n| tokens of a prompt | change ms | iteration ms | ratio | iteration with two prompts, ratio |")
+    print("|---|---|---|---|---|")
+    generator = torch.Generator().manual_seed(0)
+    for length in (12, 77):
+        prompts = [EncodedPrompt.of(torch.randn(length, TEXT_WIDTH, generator=generator)) for _ in range(8 * repeats)]
+        params = SamplingParams(prompt="0", num_frames=20 * len(prompts), ar_step=5, num_inference_steps=STEPS)
+        engine = SamplingEngine(model, DIFFUSION)
+        request_id = engine.submit(SampleRequest(videos=(params,), prompts={"0": prompts[0]}))
+        changes, alone, mixed = [], [], []
+        for number, prompt in enumerate(prompts[1:], 1):
+            times = []
+            for _ in range(90):  # frames with another prompt than the last one are final after 50 of them
+                started = time.perf_counter()
+                engine.step()
+                times.append(time.perf_counter() - started)
+            mixed += times[10:40]
+            alone += times[60:]
+            started = time.perf_counter()
+            engine.change(request_id, {"prompt": str(number)}, {str(number): prompt})
+            changes.append(time.perf_counter() - started)
+        change, iteration = statistics.median(changes), statistics.median(alone)
+        print(
+            f"| {length} | {1000 * change:.2f} | {1000 * iteration:.2f} | **{change / iteration:.2f}** | "
+            f"{statistics.median(mixed) / iteration:.2f} |",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=256)
@@ -212,6 +243,9 @@ def main() -> None:
                 stream_figures(model, options.tokens)
             case "packing":
                 packing_figures(model, repeats)
+            case "switching":
+                text = {"condition": "cross_attention", "condition_dim": TEXT_WIDTH}
+                switching_figures(build(options.width, options.depth, options.tokens, **text), repeats)
 
 
 if __name__ == "__main__":

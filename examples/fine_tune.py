@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         clips = EncodeConfig(manifest=data.manifest, vae=f"{output}/vae", output=f"{output}/latents", num_frames=frames)
         train = TrainConfig(
             num_steps=options.steps,
+            cpu_threads=1,
             optimizer=OptimizerConfig(lr=options.lr),
             ema_decay=0.99,
             checkpoint_every=max(1, options.steps // 5),

@@ -22,7 +22,9 @@ def train_config(steps: int) -> TrainConfig:
     """The optimization of a small model: EMA over 100 steps, Muon, checkpoints that a restart resumes from."""
     optimizer = OptimizerConfig(name="muon", lr=1e-3, schedule="cosine", warmup_steps=min(20, steps - 1))
     every = max(1, steps // 5)
-    return TrainConfig(num_steps=steps, ema_decay=0.99, optimizer=optimizer, log_every=every, checkpoint_every=every)
+    return TrainConfig(
+        num_steps=steps, cpu_threads=1, ema_decay=0.99, optimizer=optimizer, log_every=every, checkpoint_every=every
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

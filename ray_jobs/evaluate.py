@@ -5,6 +5,8 @@ A set is a manifest, or a folder or S3 prefix of videos. The features of the rea
     python -m ray_jobs.evaluate --real data/manifest.parquet --fake runs/videos --metrics fvd,kvd --num-clips 256
 """
 
+import contextlib
+import functools
 import sys
 from typing import Any
 
@@ -13,13 +15,25 @@ from rich.markup import escape
 from ardiff.cli import main
 from ardiff.config import to_yaml
 from ardiff.data.manifest import usable
+from ardiff.data.packages import cache_folder
 from ardiff.errors import ConfigError
 from ardiff.metrics.scores import SetScore, table, write_scores
 from ardiff.metrics.weights import find_state
 from ray_jobs.evaluation.config import EvaluateConfig
-from ray_jobs.evaluation.datasets import Dataset, OpenDataset, codecs, list_videos, open_videos
+from ray_jobs.evaluation.datasets import (
+    Dataset,
+    OpenDataset,
+    ProbeCache,
+    check_count,
+    codecs,
+    list_videos,
+    open_generated,
+    open_videos,
+)
 from ray_jobs.evaluation.drift import measure_drift
 from ray_jobs.evaluation.paired_metrics import score_pairs
+from ray_jobs.evaluation.precomputed import score_features
+from ray_jobs.evaluation.reconstruction import NAME as RECONSTRUCTION
 from ray_jobs.evaluation.set_metrics import Inputs, Weights, score_sets
 from ray_jobs.reports.drift import write_drift
 from ray_jobs.runtime.cluster import ray_cluster
@@ -36,16 +50,24 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         ArdiffError: There are no usable videos or too few, or weights are missing. All checks that need no open video
             come before Ray starts.
     """
+    if config.features:
+        return _score_features(config, key)
     datasets = [list_videos(uri) for uri in config.fake]
-    _check_names(datasets)
+    _check_names(config, datasets)
     real, weights = check(config)
-    with ray_cluster(), stage("evaluate", config.output, key) as record:
+    for dataset in datasets:
+        check_count(dataset, config.num_clips)
+    train = None if config.train is None else list_videos(config.train)
+    with contextlib.ExitStack() as cluster, stage("evaluate", config.output, key) as record:
+        join_cluster = functools.cache(lambda: cluster.enter_context(ray_cluster()))
         record_run(config.output, config)
-        open_real = open_videos(real, config.split, config.span, config.fps)
-        generated = [open_videos(dataset, "test", config.num_frames) for dataset in datasets]
-        for dataset in generated:
-            _warn_of_codecs(config, open_real, dataset)
-        inputs = Inputs(config, weights, open_real, generated)
+        cache = ProbeCache(config.cache or str(cache_folder()), join_cluster)
+        open_real = open_videos(real, config.split, config.span, config.fps, cache)
+        generated = [open_generated(dataset, config.num_frames, cache) for dataset in datasets]
+        open_train = None if train is None else open_videos(train, "train", config.span, config.fps, cache)
+        for open_set in generated:
+            _warn_of_codecs(config, open_real, open_set)
+        inputs = Inputs(config, weights, open_real, generated, open_train, join_cluster)
         scores: list[SetScore] = []
         for name, spec in config.set_metrics.items():
             scores += score_sets(inputs, name, spec)
@@ -54,7 +76,18 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
         content = write_scores(config.output, scores, versions())
         if config.drift:
             write_drift(measure_drift(inputs), config.output, to_yaml(config))
-        record.results, record.note = content, f"{len(scores)} scores of {len(generated)} sets"
+        record.results, record.note = content, f"{len(scores)} scores of {len({score.set for score in scores})} sets"
+        print_line(escape(table([(score.set, score) for score in scores])))
+    return content
+
+
+def _score_features(config: EvaluateConfig, key: str) -> dict[str, Any]:
+    """Scores features of files, without a cluster."""
+    with stage("evaluate", config.output, key) as record:
+        record_run(config.output, config)
+        scores = score_features(config)
+        content = write_scores(config.output, scores, versions())
+        record.results, record.note = content, f"{len(scores)} scores of {len(config.features)} sets"
         print_line(escape(table([(score.set, score) for score in scores])))
     return content
 
@@ -71,10 +104,13 @@ def check(config: EvaluateConfig) -> tuple[Dataset, Weights]:
     return real, {name: find_state(name, config.weights) for name in config.networks}
 
 
-def _check_names(datasets: list[Dataset]) -> None:
-    if not datasets:
-        raise ConfigError("There is nothing to score: give --fake, a manifest or folder of generated videos.")
-    names = [dataset.name for dataset in datasets]
+def _check_names(config: EvaluateConfig, datasets: list[Dataset]) -> None:
+    if not datasets and config.reconstruct is None:
+        raise ConfigError(
+            "There is nothing to score: give --fake, a manifest or folder of generated videos, --reconstruct or "
+            "--features."
+        )
+    names = [dataset.name for dataset in datasets] + ([RECONSTRUCTION] if config.reconstruct is not None else [])
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")

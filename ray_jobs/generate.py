@@ -6,6 +6,7 @@ A video depends only on its class, its seed and the settings, so an interrupted 
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from ardiff.sweep.models import SweptModel
 from ardiff.sweep.specs import Record, VideoSpec, find_complete, make_spec
 from ray_jobs.generation.actors import generate_videos
 from ray_jobs.generation.config import GenerateConfig, VideoSets
+from ray_jobs.generation.prompts import read_prompts
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.stages import record_run, stage
 
@@ -38,14 +40,14 @@ def run(config: GenerateConfig, key: str = "") -> None:
 def run_sets(job: VideoSets, key: str = "", name: str = "generate") -> None:
     """Generates the missing videos of each set, all with one pipeline. Raises ArdiffError as :func:`run` does."""
     model = SweptModel.load(job.sets[0].pipeline)
-    params = [_validate(config, model) for config in job.sets]
+    params_by_set = [_video_params(config, model) for config in job.sets]
     with ray_cluster(), stage(name, job.output, key) as record:
         specs_by_set: list[list[VideoSpec]] = []
         complete: dict[str, Record] = {}
-        for config, set_params in zip(job.sets, params, strict=True):
-            _claim_output(config, set_params, model)
+        for config, params in zip(job.sets, params_by_set, strict=True):
+            _claim_output(config, params, model)
             record_run(config.output, config)
-            specs = [_make_spec(config, set_params, model, i) for i in range(config.num_videos)]
+            specs = [make_spec(model, p, config.precision, config.files, f"{i:05d}") for i, p in enumerate(params)]
             records = find_complete(specs, storage.absolute(config.output))
             complete |= {spec.record: records[spec.id] for spec in specs if spec.id in records}
             specs_by_set.append(specs)
@@ -63,11 +65,23 @@ def run_sets(job: VideoSets, key: str = "", name: str = "generate") -> None:
         record.note = f"{len(specs) - len(complete)} videos generated, {len(complete)} were complete"
 
 
-def _validate(config: GenerateConfig, model: SweptModel) -> SamplingParams:
+def _video_params(config: GenerateConfig, model: SweptModel) -> list[SamplingParams]:
+    """The parameters of each video. Prompts of a file take turns, as do the classes if neither is given.
+
+    Raises ConfigError if the model cannot sample one of them.
+    """
+    prompts: list[str | None] = [config.prompt] if config.prompts is None else [*read_prompts(config.prompts)]
+    classes = model.info.num_classes if prompts == [None] else 0
+    videos = []
     try:
-        return validate(config.params, model.info)
+        params = {prompt: validate(replace(config.params, prompt=prompt), model.info) for prompt in prompts}
     except ValueError as error:
         raise ConfigError(f"{config.pipeline} cannot sample these videos: {error}.") from error
+    for index in range(config.num_videos):
+        video = params[prompts[index % len(prompts)]]
+        label = index % classes if video.class_label is None and classes else video.class_label
+        videos.append(replace(video, class_label=label, seed=video.seed + index))
+    return videos
 
 
 def _write_manifest(
@@ -78,26 +92,19 @@ def _write_manifest(
     write_manifest(config.manifest, [video_record(spec, records[spec.record], resolution) for spec in specs])
     shown = specs[:SHEET_VIDEOS]
     videos = np.stack([decode_clip(storage.read_bytes(spec.uri), 0, config.num_frames) for spec in shown])
-    names = [spec.class_name or f"seed {spec.sampling.seed}" for spec in shown]
+    names = [spec.sampling.prompt or spec.class_name or f"seed {spec.sampling.seed}" for spec in shown]
     storage.write_bytes(storage.join(config.output, "sheet.png"), contact_sheet(videos, names))
 
 
-def _claim_output(config: GenerateConfig, params: SamplingParams, model: SweptModel) -> None:
+def _claim_output(config: GenerateConfig, params: Sequence[SamplingParams], model: SweptModel) -> None:
     """Writes a fingerprint of the settings to the folder. Raises ConfigError if it holds videos of other settings."""
-    expected = fingerprint(model.weights, params.changed(), config.precision, asdict(replace(config.files, output="")))
+    shared = replace(params[0], class_label=config.class_label, prompt=config.prompt)
+    settings = (shared.changed(), config.precision, asdict(replace(config.files, output="")))
+    expected = fingerprint(model.weights, *settings, *([p.prompt for p in params] if config.prompts else []))
     file = storage.join(config.output, "settings.txt")
     if storage.exists(file) and storage.read_bytes(file).decode() != expected:
         raise ConfigError(f"{config.output} holds videos of another model or other settings: give another output.")
     storage.write_bytes(file, expected.encode())
-
-
-def _make_spec(config: GenerateConfig, params: SamplingParams, model: SweptModel, index: int) -> VideoSpec:
-    """The spec of one video; without ``class_label`` the classes take turns."""
-    label, classes = params.class_label, model.info.num_classes
-    if label is None and classes:
-        label = index % classes
-    params = replace(params, class_label=label, seed=params.seed + index)
-    return make_spec(model, params, config.precision, config.files, f"{index:05d}")
 
 
 if __name__ == "__main__":

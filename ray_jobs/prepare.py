@@ -33,7 +33,7 @@ from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, w
 from ardiff.data.layouts import LayoutName
 from ardiff.data.manifest import Split, VideoRecord, read_manifest, record_of, usable, write_manifest
 from ardiff.data.pictures import crop_square
-from ardiff.data.synthetic import write_video
+from ardiff.data.synthetic_set import write_video
 from ardiff.errors import DataError
 from ardiff.randomness import numpy_generator
 from ray_jobs.runtime.cluster import ray_cluster

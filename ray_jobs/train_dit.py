@@ -64,7 +64,9 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
             stream=stream,
             make_task=functools.partial(make_task, config, latents),
             record=functools.partial(record_run, config.output, config),
-            description=describe_dit(config.dit, config.diffusion, latents, class_names),
+            description=describe_dit(
+                config.dit, config.diffusion, latents, class_names, None if texts is None else texts[1].encoder
+            ),
             result=config.pipeline,
             resume=config.resume,
         )

@@ -120,6 +120,8 @@ class SyntheticConfig:
     crf: int = 8
     """x264 quality; smaller is better. At the default, brightness keeps more than 40 dB. Colour keeps about 32 dB at
     any value, because browsers only play 4:2:0 video and the shapes are small and saturated."""
+    captions: bool = False
+    """Draw scenes of two sizes, three directions and two speeds, and describe each video in words."""
     seed: int = 0
     """Seed of all videos."""
 

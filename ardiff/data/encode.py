@@ -118,7 +118,7 @@ def contact_sheet(
         scale: Integer enlargement, without smoothing.
         gap: Pixels between pictures.
     """
-    videos = _enlarge(
+    videos = enlarge(
         videos[:, np.linspace(0, videos.shape[1] - 1, min(videos.shape[1], max_frames)).round().astype(int)], scale
     )
     rows, columns, height, width = videos.shape[:4]
@@ -137,14 +137,15 @@ def contact_sheet(
 
 def tile(videos: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.ndarray:
     """All videos in one grid, with white gaps: uint8 ``(B, F, H, W, 3) -> (F, H', W', 3)``."""
-    videos = _enlarge(videos, scale)
+    videos = enlarge(videos, scale)
     missing = -len(videos) % columns
     videos = np.concatenate([videos, np.full((missing, *videos.shape[1:]), 255, np.uint8)])
     padded = np.pad(videos, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
     return rearrange(padded, "(r c) f h w k -> f (r h) (c w) k", c=columns)[:, :-gap, :-gap]
 
 
-def _enlarge(videos: np.ndarray, scale: int) -> np.ndarray:
+def enlarge(videos: np.ndarray, scale: int) -> np.ndarray:
+    """Repeats pixels: ``(..., H, W, 3) -> (..., scale H, scale W, 3)``."""
     return videos.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 

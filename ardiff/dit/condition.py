@@ -48,14 +48,18 @@ class ConditionTokens(nn.Module):
         return table[labels]
 
 
+def neutral_modulation(like: Tensor, width: int) -> Tensor:
+    """The modulation of condition tokens, ``(6 C,)``: shift 0, scale 0 and gate 1, of attention and of MLP."""
+    return repeat(like.new_tensor([0.0, 0.0, 1.0, 0.0, 0.0, 1.0]), "six -> (six c)", c=width)
+
+
 def modulate_frames_only(modulation: Tensor, num_condition: int, num_tokens: int) -> Tensor:
     """Expands a block's modulation from frames, ``(B, F, 6 C)``, to tokens, ``(B, M + F L, 6 C)``.
 
-    The M condition tokens before the frames get shift 0, scale 0 and gate 1.
+    The M condition tokens before the frames get the neutral one.
     """
-    neutral = modulation.new_tensor([0.0, 0.0, 1.0, 0.0, 0.0, 1.0])  # shift, scale, gate of attention, then of MLP
-    width = modulation.shape[2] // len(neutral)
-    neutral = repeat(neutral, "six -> b m (six c)", b=len(modulation), m=num_condition, c=width)
+    neutral = neutral_modulation(modulation, modulation.shape[2] // 6)
+    neutral = repeat(neutral, "c -> b m c", b=len(modulation), m=num_condition)
     frames = repeat(modulation, "b f m -> b f l m", l=num_tokens)
     return torch.cat([neutral, rearrange(frames, "b f l m -> b (f l) m")], dim=1)
 

@@ -67,6 +67,11 @@ class DiTConfig:
             raise ValueError("condition=tokens needs positions=sincos: condition tokens have no rotary position")
 
     @property
+    def prefix_tokens(self) -> int:
+        """Condition tokens before the first frame, M; 0 for other kinds of conditions."""
+        return self.condition_tokens if self.condition == "tokens" else 0
+
+    @property
     def text(self) -> bool:
         """Whether the model takes text."""
         return self.condition == "cross_attention"

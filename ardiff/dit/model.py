@@ -10,9 +10,15 @@ from torch import Tensor, nn
 
 from ardiff.dit.attention import block_causal_mask, masked_attention, prepend_condition, text_attention
 from ardiff.dit.blocks import DiTBlock, FinalLayer, TextBlock, TimestepEmbedder
-from ardiff.dit.condition import ConditionTokens, TextEmbedder, TextTokens, modulate_frames_only
+from ardiff.dit.condition import (
+    ConditionTokens,
+    TextEmbedder,
+    TextTokens,
+    modulate_frames_only,
+    neutral_modulation,
+)
 from ardiff.dit.config import DiTConfig
-from ardiff.layers import Attend, AttendText, init_linear, rotary, sincos_positions
+from ardiff.layers import Attend, AttendText, attend_within_frame, init_linear, rotary, sincos_positions
 
 
 class DiT(nn.Module):
@@ -157,6 +163,26 @@ class DiT(nn.Module):
         for block, modulation, of_block in zip(self.blocks, of_blocks, attention, strict=True):
             x = block(x, modulation, rotation, *of_block)  # (N, L, C)
         return self.final_layer(x, of_final)  # (N, L, D)
+
+    def condition_keys_values(self, condition: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values ``(B, H, M, K)`` in each block of condition tokens that see only one another.
+
+        They depend on no frame and no timestep, so a sampler can compute them once.
+
+        Args:
+            condition: Class labels, int64 ``(B,)``, or condition tokens, float ``(B, M, condition_dim)``.
+        """
+        x = self.condition(condition)  # (B, M, C)
+        modulation = neutral_modulation(x, self.config.width)[None, None]  # (1, 1, 6 C)
+        keys_values: list[tuple[Tensor, Tensor]] = []
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys_values.append((k, v))
+            return attend_within_frame(q, k, v)
+
+        for block in self.blocks:
+            x = block(x, modulation, None, attend)  # (B, M, C)
+        return keys_values
 
     def text_keys_values(self, states: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Keys and values ``(P, H, M, K)`` of prompts in each block, from token states ``(P, M, E)``; None is no text,

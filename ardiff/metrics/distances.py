@@ -3,13 +3,16 @@
 Shapes: V videos of k rows each, D features. See :mod:`ardiff.metrics.frechet` for the formulas.
 """
 
+import contextlib
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
 
 from ardiff.metrics.features import VideoFeatures
-from ardiff.metrics.frechet import Moments, frechet_distance, frechet_from_moments, kernel_distance
+from ardiff.metrics.frechet import Moments, fast_distance, frechet_distance, frechet_from_moments, kernel_distance
 
 CHUNK = 4096
 """Rows whose moments are computed at once."""
@@ -59,6 +62,23 @@ class Kernel:
 
     def __call__(self, real: Features, fake: Features) -> float:
         return kernel_distance(_rows(VideoFeatures.wrap(real)), _rows(VideoFeatures.wrap(fake)))
+
+
+def union_distances(
+    distance: SetDistance, real: Sequence[VideoFeatures], fake: Sequence[VideoFeatures], unions: Sequence[Sequence[int]]
+) -> list[float]:
+    """The distance between each union of parts of the real and the same parts of the generated features.
+
+    A Frechet distance of parts with more rows than features comes from their moments, which are computed once and
+    merged, to about six digits.
+    """
+    match distance:
+        case Frechet(ddof=ddof) if all(len(part) * part.depth > part.width for part in (*real, *fake)):
+            moments = [[_moments(part) for part in side] for side in (real, fake)]
+            merged = [[functools.reduce(Moments.merge, [m[i] for i in union]) for union in unions] for m in moments]
+            with contextlib.suppress(np.linalg.LinAlgError):  # a feature that never varies, for example
+                return [fast_distance(x, y, ddof) for x, y in zip(*merged, strict=True)]
+    return [distance(*(VideoFeatures.union([side[i] for i in union]) for side in (real, fake))) for union in unions]
 
 
 def _rows(videos: VideoFeatures) -> np.ndarray:

@@ -29,7 +29,8 @@ class FeatureExtractor:
 
     def __init__(self, spec: MetricSpec, state: Mapping[str, Tensor], device: torch.device) -> None:
         self.spec, self.device = spec, device
-        self.model = fill_network(spec.network.build(**spec.options), state, spec.network.name).to(device)
+        model = fill_network(spec.network.build(**spec.options), state, spec.network.name)
+        self.model = spec.network.prepare(model).to(device)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
 

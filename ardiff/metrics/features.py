@@ -30,6 +30,11 @@ class VideoFeatures:
         """Features that may be an array ``(V, k, D)``."""
         return cls.of(lambda: [features], len(features)) if isinstance(features, np.ndarray) else features
 
+    @classmethod
+    def union(cls, selections: Sequence[VideoFeatures]) -> VideoFeatures:
+        """The videos of several selections of the same features."""
+        return cls(selections[0].blocks, np.concatenate([selection.indices for selection in selections]))
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -52,6 +57,13 @@ class VideoFeatures:
     def array(self) -> np.ndarray:
         """All features in memory, ``(V, k, D)``."""
         return np.concatenate(list(self))
+
+    @property
+    def width(self) -> int:
+        """Features of a row, D. Raises ValueError if there is no video."""
+        for block in self:
+            return block.shape[2]
+        raise ValueError("there are no videos")
 
     @property
     def depth(self) -> int:

@@ -108,6 +108,22 @@ def frechet_from_moments(real: Moments, fake: Moments, ddof: int = 1) -> float:
     return gaussian_distance(real.mean, real.covariance(ddof), fake.mean, fake.covariance(ddof))
 
 
+def fast_distance(real: Moments, fake: Moments, ddof: int = 1) -> float:
+    """:func:`frechet_from_moments` to about six digits in a fraction of the time, for estimates of spread.
+
+    The cross term is the sum of the roots of the eigenvalues of ``L^T S2 L``, where ``L L^T`` is S1 (Cholesky). Its
+    small eigenvalues lose digits, because rounding is relative to the largest.
+
+    Raises:
+        numpy.linalg.LinAlgError: The covariance of the real rows is singular.
+    """
+    root, covariance = np.linalg.cholesky(real.covariance(ddof)), fake.covariance(ddof)
+    values = np.linalg.eigvalsh(root.T @ covariance @ root)
+    cross = np.sqrt(np.maximum(values, 0.0)).sum()
+    traces = (root**2).sum() + np.trace(covariance)
+    return max(float(((real.mean - fake.mean) ** 2).sum() + traces - 2.0 * cross), 0.0)
+
+
 def kernel_distance(real: Features, fake: Features) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel ``k(x, y) = (x.y / D + 1)^3``.
 

@@ -20,7 +20,8 @@ def resize_frames(frames: Tensor, size: int, method: Resize) -> Tensor:
 
     ``bilinear``: half-pixel centres, no antialiasing (StyleGAN-V, TATS, VideoGPT). ``tf-bilinear``: TensorFlow 1's, in
     which the first pixels coincide and the last pixel repeats (FID's graph, torch-fidelity). ``bicubic-antialias``:
-    Pillow's bicubic filter on floating-point channels without rounding or clipping (AR-Diffusion's authors, clean-fid).
+    Pillow's bicubic filter on floating-point channels without rounding or clipping (AR-Diffusion's authors; clean-fid
+    also clips to 0 to 255).
 
     Args:
         frames: uint8 ``(N, H, W, 3)``.
@@ -48,6 +49,14 @@ def resize_frames(frames: Tensor, size: int, method: Resize) -> Tensor:
             return _along(_along(pixels, size, -2), size, -1)
         case _:
             raise ValueError(f"unknown resize method: {method!r}")
+
+
+def resize_to_uint8(frames: Tensor, size: int) -> Tensor:
+    """Frames uint8 ``(N, H, W, 3)`` stretched to squares, bicubic with antialiasing, rounded: ``(N, S, S, 3)``."""
+    if frames.shape[1:3] == (size, size):
+        return frames
+    pixels = resize_frames(frames, size, "bicubic-antialias").round().clamp(0, 255).to(torch.uint8)
+    return rearrange(pixels, "n c h w -> n h w c")
 
 
 def scale_range(pixels: Tensor, value_range: Range, mean_rgb: tuple[float, float, float] | None = None) -> Tensor:

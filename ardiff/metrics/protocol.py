@@ -5,8 +5,10 @@ from typing import Literal
 
 from ardiff.errors import ArdiffError
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the computation of a score changes its values."""
+FROM_FILES = "from files"
+"""What a protocol of features from files has for what is not known of their videos."""
 ProtocolName = Literal["styleganv", "ardiff-release"]
 """The published protocols. :mod:`ardiff.metrics.sets` has their metrics."""
 
@@ -49,6 +51,10 @@ class Protocol:
     """The split of the real clips, such as ``test``; ``folder`` for a folder."""
     real_data: str
     """Fingerprint of the real clips: their pixels and where they start."""
+    choice: str = "first by path"
+    """How the clips are chosen among the videos of both sides."""
+    fit: str = "stretch"
+    """How frames become square: ``crop`` or ``stretch``; ``whole`` for pairs of frames of their own size."""
     fps: float = 0.0
     """Frame rate at which real clips are sampled; 0 for the rate of their videos."""
     version: int = VERSION

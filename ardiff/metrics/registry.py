@@ -2,7 +2,8 @@
 
 A file in ``networks/``, ``sets/``, ``pairs/`` or ``videos/`` defines a network or metrics and registers them. The
 registries import all of these files, so a new file needs no other change: its name becomes valid in configurations and
-appears in ``--help``.
+appears in ``--help``. Other packages name modules that register networks and metrics as entry points of the group
+``ardiff.extractors``.
 
 Shapes: n clips, F frames, S the side of the square frames that a network takes, k rows of D features per clip.
 """
@@ -14,13 +15,17 @@ import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ardiff.errors import ArdiffError
 from ardiff.metrics.distances import SetDistance
 from ardiff.metrics.preprocess import Range, Resize
 
+ENTRY_POINTS = "ardiff.extractors"
+"""The group of entry points in which other packages name modules that register networks and metrics."""
 State = dict[str, Tensor]
 """A state dict."""
 
@@ -65,6 +70,8 @@ class Extractor(Network):
     """Subtracted from the pixels in the range ``minus mean RGB``."""
     features: Callable[[nn.Module, Tensor, int], Tensor]
     """``(model, frames (n F, 3, S, S), n)`` to features ``(n, k, D)``."""
+    prepare: Callable[[nn.Module], nn.Module] = lambda model: model
+    """From the filled model to an equal one that is faster."""
     check_frames: Callable[[int], None] = lambda num_frames: None
     """Raises ConfigError for a number of frames that the network cannot take."""
 
@@ -208,11 +215,24 @@ def find_spec(protocol: str, name: str) -> MetricSpec:
 
 @functools.cache
 def _load() -> None:
-    """Imports every file that registers a network or a metric."""
+    """Imports every file that registers a network or a metric, and the modules that other packages name.
+
+    Raises:
+        ArdiffError: A module of another package fails.
+    """
     for folder in ("networks", "sets", "pairs", "videos"):
         package = importlib.import_module(f"ardiff.metrics.{folder}")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:  # code of other packages
+            package_name = entry.dist.name if entry.dist else "a package"
+            raise ArdiffError(
+                f"{package_name} registers '{entry.value}' in {ENTRY_POINTS}, which fails ({error}): repair or remove "
+                "the package."
+            ) from error
 
 
 def _add(registry: dict[str, EntryT], entry: EntryT) -> None:

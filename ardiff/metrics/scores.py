@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 from ardiff.config import build
 from ardiff.data import storage
 from ardiff.errors import ConfigError, DataError
-from ardiff.metrics.protocol import Protocol
+from ardiff.metrics.manifold import SetChecks
+from ardiff.metrics.protocol import FROM_FILES, Protocol
 from ardiff.metrics.registry import VideoMetric, find_metric
 
 
@@ -33,12 +35,19 @@ class SetScore:
     """Lower end of the 95 % interval over videos; None without resampling."""
     high: float | None
     infinity: float | None
-    """The distance extrapolated to infinitely many videos; of Frechet distances only."""
+    """The distance extrapolated to infinitely many videos; of Frechet distances of many videos only."""
     fake: str
     """Path or URI of the generated videos."""
     fake_data: str
     """Fingerprint of the generated clips."""
     protocol: Protocol
+    infinity_low: float | None = None
+    """Lower end of the 95 % interval of ``infinity``."""
+    infinity_high: float | None = None
+    checks: SetChecks | None = None
+    """Variety, quality and copies; None for paired metrics and features of single frames."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the score should know, a sentence each."""
 
 
 def write_scores(
@@ -53,8 +62,9 @@ def write_scores(
     flat = []
     for score in content["scores"]:
         protocol = {f"protocol_{key}": value for key, value in score["protocol"].items()}
-        own = {key: value for key, value in score.items() if key != "protocol"}
-        flat.append(own | protocol | {"versions": json.dumps(versions)})
+        checks = {f"checks_{key}": value for key, value in (score["checks"] or {}).items()}
+        own = {key: value for key, value in score.items() if key not in ("protocol", "checks", "notes")}
+        flat.append(own | protocol | checks | {"notes": " ".join(score["notes"]), "versions": json.dumps(versions)})
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(flat), buffer)
     storage.write_bytes(storage.join(folder, "scores.parquet"), buffer.getvalue())
@@ -69,11 +79,18 @@ def read_scores(uri: str) -> list[SetScore]:
     try:
         content = json.loads(storage.read_bytes(file))
         entries = content["scores"]
-        return [SetScore(**{**entry, "protocol": build(Protocol, entry["protocol"])}) for entry in entries]
+        return [score_of(entry) for entry in entries]
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise DataError(
             f"{file} holds no scores with a complete protocol: score the videos again with `ardiff evaluate`."
         ) from error
+
+
+def score_of(entry: dict[str, Any]) -> SetScore:
+    """A score from its entry in ``scores.json``, which is ``asdict(score)``."""
+    protocol, notes = build(Protocol, entry["protocol"]), tuple(entry.get("notes", ()))
+    checks = None if entry.get("checks") is None else build(SetChecks, entry["checks"])
+    return SetScore(**{**entry, "protocol": protocol, "notes": notes, "checks": checks})
 
 
 def describe_protocol(protocol: Protocol) -> str:
@@ -81,9 +98,12 @@ def describe_protocol(protocol: Protocol) -> str:
     p = protocol
     network = f"{p.network} {p.weights.removeprefix(f'{p.network}-')[:12]}" if p.network != "none" else p.feature
     rate = f" at {p.fps:g} frames/s" if p.fps else ""
-    frames = f"{p.num_frames} frames, stride {p.stride}{rate}, {p.resolution}"
+    fit = "" if p.resolution.partition("x")[0] == p.resolution.rpartition("x")[2] and p.fit == "crop" else f" ({p.fit})"
+    frames = f"{p.num_frames} frames, stride {p.stride}{rate}, {p.resolution}{fit}"
     if p.name == "paired":
         return f"{network}, {frames}, {p.num_real} pairs"
+    if p.resolution == FROM_FILES:
+        return f"{p.name}: {p.feature}, ddof {p.ddof}, {p.num_real} real and {p.num_fake} generated videos"
     clips = f"{p.num_real} real ({p.real_split}) and {p.num_fake} generated clips"
     return f"{p.name}: {network}, {frames}, {p.resize}, ddof {p.ddof}, {clips}"
 
@@ -104,15 +124,25 @@ def table(rows: Sequence[tuple[str, SetScore]]) -> str:
         heading = f"{name}{f' in {metric.unit}' if metric.unit else ''}"
         lines.append(f"{heading} ({describe_protocol(metric_rows[0][1].protocol)})")
         columns = ("score", "95 % interval", "real vs real", "N to infinity")
-        lines.append(f"  {'':<{width}} {columns[0]:>11} {columns[1]:>23} {columns[2]:>18} {columns[3]:>14}")
+        lines.append(f"  {'':<{width}} {columns[0]:>11} {columns[1]:>23} {columns[2]:>18} {columns[3]:>34}".rstrip())
+        notes: dict[str, list[str]] = {}
         for label, s in metric_rows:
-            interval = "" if s.low is None or s.high is None else f"{_number(s.low)} .. {_number(s.high)}"
+            interval = _interval(s.low, s.high)
             baseline = "" if s.baseline is None else _number(s.baseline)
             if s.baseline is not None and s.baseline_num != s.protocol.num_real:
                 baseline += f" (N {s.baseline_num})"
             infinity = "" if s.infinity is None else _number(s.infinity)
-            cells = f"{_number(s.score):>11} {interval:>23} {baseline:>18} {infinity:>14}"
+            if s.infinity_low is not None:
+                infinity += f" ({_interval(s.infinity_low, s.infinity_high)})"
+            cells = f"{_number(s.score):>11} {interval:>23} {baseline:>18} {infinity:>34}"
             lines.append(f"  {label:<{width}} {cells}".rstrip())
+            if s.checks is not None:
+                lines.append(f"  {'':<{width}} {s.checks.describe()}")
+            for note in s.notes:
+                notes.setdefault(note, []).append(label)
+        for note, labels in notes.items():
+            of = "" if len(labels) == len(metric_rows) else f"{', '.join(labels)}: "
+            lines += textwrap.wrap(f"{of}{note}", 118, initial_indent="  - ", subsequent_indent="    ")
     return "\n".join([*lines, *_share_table(shares)])
 
 
@@ -137,6 +167,10 @@ def _share_table(shares: Sequence[tuple[str, SetScore]]) -> list[str]:
 def format_score(metric: str, value: float) -> str:
     """A score in the unit of its metric: a share in percent, any other as a number."""
     return f"{100 * value:.0f} %" if isinstance(find_metric(metric), VideoMetric) else _number(value)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{_number(low)} .. {_number(high)}"
 
 
 def _number(value: float) -> str:

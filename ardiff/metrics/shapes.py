@@ -84,6 +84,12 @@ def shape_measures(video: np.ndarray, label: int) -> dict[str, float]:
     }
 
 
+def frame_radius(tracking: Tracking, classes: np.ndarray) -> np.ndarray:
+    """Half the size of the recognised shape in each frame, in pixels, ``(F,)``; NaN for a frame without one."""
+    unit_area = np.array([_unit_shape(shape)[0] for shape in CLASSES])
+    return np.sqrt(np.where(classes == NO_SHAPE, np.nan, tracking.area) / unit_area[classes])
+
+
 def _overlap(cover: np.ndarray, centroid: np.ndarray, area: np.ndarray, shape: str) -> np.ndarray:
     """Intersection over union, ``(F,)``, of covers ``(F, H, W)`` with ``shape`` at their centroid and area."""
     unit_area, unit_y = _unit_shape(shape)

@@ -1,24 +1,36 @@
 """How far a score can be trusted: its spread over videos, its bias by their number, and the baseline of real videos.
 
-Shapes: V videos. Resampling draws whole videos, so the rows of a video stay together.
+Shapes: V videos, n clips. A video may have several clips: they stay together, because they are not independent.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ardiff.metrics.distances import Features, SetDistance
+from ardiff.metrics.distances import Features, SetDistance, union_distances
 from ardiff.metrics.features import VideoFeatures
+from ardiff.metrics.seeds import mean_over_seeds
 from ardiff.randomness import numpy_generator
 
-MIN_VIDEOS_TO_EXTRAPOLATE = 8
-"""Videos of a set from which on the distance is extrapolated to infinitely many."""
-DRAWS_PER_SIZE = 3
-"""Subsets of each size for the extrapolation."""
+PARTS = 4
+"""A partition divides the videos of a set into quarters."""
+PAIRINGS = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
+"""The ways to join quarters to two halves."""
+MIN_VIDEOS = 2 * PARTS
+"""Videos of a set from which on a distance has an interval."""
+QUANTILE = 2.1
+"""Standard deviations from the score to the ends of its interval: more than the 1.96 of a normal distribution, because
+the standard deviation is estimated too. ``benchmarks/metrics.py coverage`` measures how often the interval is right."""
+
+
+PartitionDraw = Callable[[Features, Features], list[float]]
+"""From real and generated features to the distances of one partition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,112 +41,155 @@ class Uncertainty:
     """Lower end of the 95 % interval over videos; None without resampling."""
     high: float | None = None
     infinity: float | None = None
-    """The distance extrapolated to infinitely many videos; None where it is not computed."""
+    """The distance extrapolated to infinitely many videos; None where that does not hold."""
+    infinity_low: float | None = None
+    """Lower end of the 95 % interval of ``infinity``."""
+    infinity_high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resampling:
-    """The resampled distances that give a score's interval and its extrapolation.
+    """The distances between parts of the sets that give a score's interval and its extrapolation.
 
     The draws are independent of each other, so a caller may compute them in parallel.
     """
 
     distance: SetDistance
-    num_videos: int
-    """Videos of each set."""
-    bootstrap: int
-    """Resamples for the interval; 0 leaves it out."""
+    partitions: int
+    """Random partitions of both sets; 0 leaves the interval out."""
     seed: int
-    extrapolate: bool = True
-    """Extrapolate a biased distance to infinitely many videos."""
+    real_videos: Sequence[str]
+    """The name of each real clip's video."""
+    fake_videos: Sequence[str]
+    """The name of each generated clip's video."""
 
     @property
-    def sizes(self) -> list[int]:
-        """Videos of each subset for the extrapolation."""
-        if not (self.extrapolate and self.distance.biased and self.num_videos >= MIN_VIDEOS_TO_EXTRAPOLATE):
+    def num_videos(self) -> int:
+        """Videos of the smaller set."""
+        return min(len(set(self.real_videos)), len(set(self.fake_videos)))
+
+    def draws(self) -> list[PartitionDraw]:
+        """Functions of real and generated features, each of which computes the distances of one partition."""
+        if self.num_videos < MIN_VIDEOS:
             return []
-        return [size for size in subset_sizes(self.num_videos) for _ in range(DRAWS_PER_SIZE)]
+        return [
+            functools.partial(
+                partition_distances,
+                distance=self.distance,
+                real_videos=self.real_videos,
+                fake_videos=self.fake_videos,
+                seed=self.seed,
+                index=index,
+            )
+            for index in range(self.partitions)
+        ]
 
-    def draws(self) -> list[Callable[[Features, Features], float]]:
-        """Functions of real and generated features, each of which computes one distance."""
-        resample = functools.partial(resampled_distance, distance=self.distance, seed=self.seed)
-        subset = functools.partial(subset_distance, distance=self.distance, seed=self.seed)
-        draws: list[Callable[[Features, Features], float]] = []
-        draws += [functools.partial(resample, index=i) for i in range(self.bootstrap)]
-        draws += [functools.partial(subset, size=size, index=i) for i, size in enumerate(self.sizes)]
-        return draws
-
-    def summarize(self, score: float, distances: Sequence[float]) -> Uncertainty:
-        """The uncertainty of ``score`` from the distances of the :meth:`draws`."""
-        resampled, subsets = distances[: self.bootstrap], distances[self.bootstrap :]
-        low, high = centred_interval(score, resampled) if resampled else (None, None)
-        return Uncertainty(low, high, distance_at_infinity(self.sizes, subsets) if subsets else None)
-
-
-def resampled_distance(real: Features, fake: Features, *, distance: SetDistance, seed: int, index: int) -> float:
-    """The distance of bootstrap resample ``index``: draws the videos of both sets with replacement."""
-    generator = numpy_generator("bootstrap", seed, index)
-    x, y = (side[generator.integers(len(side), size=len(side))] for side in map(VideoFeatures.wrap, (real, fake)))
-    return distance(x, y)
-
-
-def subset_distance(
-    real: Features, fake: Features, *, distance: SetDistance, seed: int, size: int, index: int
-) -> float:
-    """The distance between ``size`` videos of each set, drawn without replacement."""
-    generator = numpy_generator("subset", seed, size, index)
-    x, y = (side[generator.permutation(len(side))[:size]] for side in map(VideoFeatures.wrap, (real, fake)))
-    return distance(x, y)
+    def summarize(self, score: float, width: int, distances: Sequence[Sequence[float]]) -> Uncertainty:
+        """The uncertainty of ``score`` from the distances of the :meth:`draws`. ``width`` is the features' D."""
+        if not distances:
+            return Uncertainty()
+        parts = PartDistances(np.asarray(distances))
+        reach = QUANTILE * parts.deviation()
+        low, high = _interval(score, reach)
+        if not self.distance.biased or self.num_videos < videos_to_extrapolate(width):
+            return Uncertainty(low, high)
+        infinity = parts.distance_at_infinity(score)
+        return Uncertainty(low, high, max(infinity, 0.0), *_interval(infinity, reach))
 
 
-def centred_interval(score: float, resampled: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """An interval for the score's spread over videos, from resampled scores.
+def videos_to_extrapolate(width: int) -> int:
+    """Videos of a set from which on a distance of ``width`` features can be extrapolated to infinitely many videos.
 
-    A resample contains videos twice, so its distances are biased upward. The interval puts their spread around their
-    own mean around the score. It does not cover the score's bias by the number of videos: see
-    :func:`distance_at_infinity`.
-
-    Raises:
-        ValueError: Fewer than two resamples.
+    A quarter then has as many videos as there are features. With fewer, its covariance is singular and the distance
+    does not follow the bias's series in 1/N.
     """
-    if len(resampled) < 2:
-        raise ValueError(f"an interval needs at least 2 resamples, got {len(resampled)}")
-    values = np.asarray(resampled, dtype=np.float64)
-    low, high = np.quantile(values - values.mean(), [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return score + float(low), score + float(high)
+    return PARTS * width
 
 
-def subset_sizes(count: int, sizes: int = 8) -> list[int]:
-    """Numbers of videos from ``count // 4`` to ``count``, evenly spaced in 1/N, for :func:`distance_at_infinity`."""
-    inverse = np.linspace(1.0 / count, 4.0 / count, sizes)
-    return sorted({max(2, round(1.0 / value)) for value in inverse})
+def partition_distances(
+    real: Features,
+    fake: Features,
+    *,
+    distance: SetDistance,
+    real_videos: Sequence[str],
+    fake_videos: Sequence[str],
+    seed: int,
+    index: int,
+) -> list[float]:
+    """The distances of partition ``index``: of the four quarters, then of both halves of each of the ``PAIRINGS``.
 
-
-def distance_at_infinity(sizes: Sequence[int], distances: Sequence[float]) -> float:
-    """The distance between infinitely large sets: the intercept of a line through distances over 1/N.
-
-    Chong and Forsyth 2020. The bias of a Frechet distance falls as 1/N when both sides have N videos.
-
-    Raises:
-        ValueError: Fewer than two different sizes.
+    Quarter by quarter, the videos of both sets are drawn without replacement.
     """
-    if len(set(sizes)) < 2:
-        raise ValueError("a line needs distances at two sizes or more")
-    slope_and_intercept = np.polyfit(1.0 / np.asarray(sizes, dtype=np.float64), np.asarray(distances), 1)
-    return float(slope_and_intercept[1])
+    generator = numpy_generator("partition", seed, index)
+    quarters_x, quarters_y = (
+        [VideoFeatures.wrap(features)[clips] for clips in _quarters(videos, generator)]
+        for features, videos in ((real, real_videos), (fake, fake_videos))
+    )
+    unions = [(number,) for number in range(PARTS)] + list(itertools.chain.from_iterable(PAIRINGS))
+    return union_distances(distance, quarters_x, quarters_y, unions)
 
 
-def mean_with_interval(values: np.ndarray, bootstrap: int, seed: int) -> tuple[float, Uncertainty]:
-    """The mean of values ``(V,)``, one per video, and its interval over videos."""
-    mean = float(values.mean(dtype=np.float64))
-    resampled = [resampled_mean(values, seed, index) for index in range(bootstrap)]
-    return mean, Uncertainty(*centred_interval(mean, resampled)) if resampled else Uncertainty()
+def _quarters(videos: Sequence[str], generator: np.random.Generator) -> list[np.ndarray]:
+    """The clips of each quarter of the videos, int ``(n / 4,)`` or so."""
+    names = list(dict.fromkeys(videos))
+    number = {name: i for i, name in enumerate(names)}
+    of_video = np.empty(len(names), int)
+    for quarter, members in enumerate(np.array_split(generator.permutation(len(names)), PARTS)):
+        of_video[members] = quarter
+    of_clip = of_video[[number[name] for name in videos]]  # (n,)
+    return [np.flatnonzero(of_clip == quarter) for quarter in range(PARTS)]
 
 
-def resampled_mean(values: np.ndarray, seed: int, index: int) -> float:
-    """The mean of bootstrap resample ``index`` of values ``(V,)``."""
-    drawn = numpy_generator("bootstrap", seed, index).integers(len(values), size=len(values))
-    return float(values[drawn].mean(dtype=np.float64))
+@dataclass(frozen=True, slots=True)
+class PartDistances:
+    """The distances of partitions, ``(P, 10)``, in the order of :func:`partition_distances`."""
+
+    values: np.ndarray
+
+    @property
+    def quarters(self) -> np.ndarray:
+        """The distances of quarters, ``(P, 4)``."""
+        return self.values[:, :PARTS]
+
+    @property
+    def halves(self) -> np.ndarray:
+        """The distances of both halves of each pairing, ``(P, 3, 2)``."""
+        return self.values[:, PARTS:].reshape(len(self.values), len(PAIRINGS), 2)
+
+    def deviation(self) -> float:
+        """The standard deviation of the distance of the whole sets over draws of other videos.
+
+        The halves of a partition are independent, so ``(difference)^2 / 2`` is an unbiased estimate of the variance of
+        half a set, and the variance over its quarters one of a quarter. The variance of N videos falls as ``N^-p``: p
+        is 1 where sets differ, and 2 where they are equal, because the linear term of the distance vanishes there. The
+        two estimates tell p.
+        """
+        halves = float((np.diff(self.halves, axis=2) ** 2).mean() / 2)
+        quarters = float(self.quarters.var(axis=1, ddof=1).mean())
+        if halves == 0 or quarters == 0:
+            return 0.0
+        power = min(max(math.log2(quarters / halves), 1.0), 2.0)
+        return math.sqrt(halves / 2**power)
+
+    def distance_at_infinity(self, score: float) -> float:
+        """The distance between infinitely large sets (Chong and Forsyth 2020), which can be slightly negative.
+
+        The bias is a series in 1/N. Three sizes, N, N/2 and N/4, remove its first two terms (Richardson).
+        """
+        return (8.0 * score - 6.0 * float(self.halves.mean()) + float(self.quarters.mean())) / 3.0
+
+
+def _interval(value: float, reach: float) -> tuple[float, float]:
+    """The values up to ``reach`` away, none of them below 0: no distance is negative."""
+    return max(value - reach, 0.0), max(value + reach, 0.0)
+
+
+def mean_with_interval(
+    values: np.ndarray, lowest: float = -math.inf, highest: float = math.inf
+) -> tuple[float, Uncertainty]:
+    """The mean of values ``(V,)``, one per video, and Student's 95 % interval over videos, clipped to what can be."""
+    estimate = mean_over_seeds(values.tolist())
+    return estimate.mean, Uncertainty(max(estimate.low, lowest), min(estimate.high, highest))
 
 
 # --------------------------------------------------------------------------------------------- real-vs-real baseline
@@ -142,7 +197,11 @@ def resampled_mean(values: np.ndarray, seed: int, index: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The distance between two sets of real clips that share no video: a score below it cannot be expected."""
+    """The distance between two sets of real clips that share no video.
+
+    Generated videos as good as real ones have this distance on average. A smaller one is no better: less variety, or
+    copies of the real clips, cause it.
+    """
 
     distance: float | None
     """None if there are too few real videos."""
@@ -150,33 +209,34 @@ class Baseline:
     """Clips on each side."""
 
 
-def real_vs_real(
-    features: VideoFeatures | np.ndarray, videos: Sequence[str], count: int, distance: SetDistance
-) -> Baseline:
-    """The baseline from the features of real clips and the names of their videos.
+def real_vs_real(features: Features, clips: Sequence[tuple[str, int]], count: int, distance: SetDistance) -> Baseline:
+    """The baseline from the features of real clips, and the name and class of the video of each.
 
-    With ``2 count`` clips the sides are the first and the last ``count``. With fewer, they are halves of the clips
-    that share no video.
+    With more than ``count`` clips the sides are the first ``count`` and the others. With fewer, they are halves of the
+    clips that share no video and have equally many clips of each class.
     """
-    clips = VideoFeatures.wrap(features)
-    if len(clips) == 2 * count:
-        left, right = list(range(count)), list(range(count, 2 * count))
+    values = VideoFeatures.wrap(features)
+    if len(values) > count:
+        left, right = list(range(count)), list(range(count, len(values)))
     else:
-        left, right = disjoint_halves(videos)
+        left, right = disjoint_halves(clips)
     if len(left) < 2:
         return Baseline(None, None)
-    return Baseline(distance(clips[left], clips[right]), len(left))
+    return Baseline(distance(values[left], values[right]), len(left))
 
 
-def disjoint_halves(videos: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Splits clips, given the names of their videos, into two halves of equal size that share no video.
+def disjoint_halves(clips: Sequence[tuple[str, int]]) -> tuple[list[int], list[int]]:
+    """Splits clips, given name and class of their videos, into two halves of equal size that share no video.
+
+    Neighbouring videos of a class, in the order of the clips, go to different halves.
 
     Returns:
         The indices of the clips of each half.
     """
-    number = {name: i for i, name in enumerate(dict.fromkeys(videos))}
+    videos = sorted(dict.fromkeys(clips), key=lambda clip: clip[1])  # stable: keeps the order within a class
+    side_of = {video: number % 2 for number, video in enumerate(videos)}
     sides: tuple[list[int], list[int]] = ([], [])
-    for index, name in enumerate(videos):
-        sides[number[name] % 2].append(index)
+    for index, video in enumerate(clips):
+        sides[side_of[video]].append(index)
     size = min(map(len, sides))
     return sides[0][:size], sides[1][:size]

@@ -1,7 +1,8 @@
 """Keys and values of the frames of one request, and attention over them.
 
 Shapes: B sequences of the request (videos, times two with guidance), F frames evaluated now, H heads, L tokens per
-frame, K head width, R frames of the cache's capacity. Frames are packed as ``(F B)``, frame by frame.
+frame, K head width, R frames of the cache's capacity, M condition tokens before them (often none). Frames are packed as
+``(F B)``, frame by frame.
 """
 
 from collections.abc import Callable
@@ -24,9 +25,10 @@ class CacheSlots:
     first: int
     """Slot of the first frame."""
     tokens: Tensor
-    """int64 ``(F L,)`` on the cache's device: the slots of all tokens of the frames."""
+    """int64 ``(F L,)`` on the cache's device: the slots of all tokens of the frames, after those of the condition."""
     mask: object
-    """Which of the ``R L`` cached tokens they see: bool ``(F L, R L)`` for ``masked``, a BlockMask for ``flex``."""
+    """Which of the ``M + R L`` cached tokens they see: bool ``(F L, M + R L)`` for ``masked``, a BlockMask for
+    ``flex``."""
 
 
 class FrameCache:
@@ -43,17 +45,21 @@ class FrameCache:
         attention_backend: AttentionBackend,
         dtype: torch.dtype,
         device: torch.device,
+        prefix: list[tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        """``attention_backend``: ``ragged`` makes one attention call per frame without a mask, best on CPUs;
+        """``prefix``: for each block, keys and values ``(B, H, M, K)`` of condition tokens, which all frames see.
+        ``attention_backend``: ``ragged`` makes one attention call per frame without a mask, best on CPUs;
         ``masked`` makes a single call with a block-causal mask, best where kernel launches dominate; ``flex`` is
         FlexAttention, which skips masked blocks: compiled on GPUs, the plain reference on CPUs."""
-        self.tokens, self.capacity, self.base = config.num_tokens, capacity, 0
+        self.tokens, self.capacity, self.base, self.prefix = config.num_tokens, capacity, 0, config.prefix_tokens
         self.band = config.attention_window
         heads, width = config.num_heads, config.width // config.num_heads
-        shape = (config.depth, sequences, heads, capacity * config.num_tokens, width)
+        shape = (config.depth, sequences, heads, self.prefix + capacity * config.num_tokens, width)
         # Zeros: the mask gives slots that are still empty a weight of zero, and zero times NaN would be NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        for layer, (keys, values) in enumerate(prefix or []):
+            self.keys[layer, :, :, : self.prefix], self.values[layer, :, :, : self.prefix] = keys, values
         self.attention_backend = attention_backend
         self.slot_of_token = torch.arange(capacity, device=device).repeat_interleave(config.num_tokens)  # (R L,)
         self.last_slots: CacheSlots | None = None
@@ -62,7 +68,8 @@ class FrameCache:
     @staticmethod
     def num_bytes(config: DiTConfig, sequences: int, capacity: int, dtype: torch.dtype) -> int:
         """Memory of a cache of these sizes."""
-        return 2 * config.depth * sequences * capacity * config.num_tokens * config.width * dtype.itemsize
+        tokens = config.prefix_tokens + capacity * config.num_tokens
+        return 2 * config.depth * sequences * tokens * config.width * dtype.itemsize
 
     def restart(self, base: int) -> None:
         """Slot 0 now is that of frame ``base``. Slots keep what they hold until it is overwritten: the first ones may
@@ -75,8 +82,8 @@ class FrameCache:
             return
         shift = (first - self.base) * self.tokens
         for layer in (*self.keys, *self.values):  # one at a time, to copy one layer only
-            remaining = layer[:, :, shift:].clone()
-            layer[:, :, : remaining.shape[2]] = remaining
+            remaining = layer[:, :, self.prefix + shift :].clone()
+            layer[:, :, self.prefix : self.prefix + remaining.shape[2]] = remaining
         self.base = first
 
     def slots(self, first: int, end: int) -> CacheSlots:
@@ -90,11 +97,12 @@ class FrameCache:
                 mask: object = None
             case "masked":
                 mask = is_visible(self.slot_of_token[tokens][:, None] - self.slot_of_token, self.band)
+                mask = nn.functional.pad(mask, (self.prefix, 0), value=True)
             case "flex":
                 if (slot, num_tokens) not in self.block_masks:
                     self.block_masks[slot, num_tokens] = self._block_mask(slot, num_tokens)
                 mask = self.block_masks[slot, num_tokens]
-        self.last_slots = CacheSlots(slot, tokens, mask)
+        self.last_slots = CacheSlots(slot, tokens + self.prefix, mask)
         return self.last_slots
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, slots: CacheSlots) -> Tensor:
@@ -126,20 +134,28 @@ class FrameCache:
         outputs = []
         for slot, query in enumerate(q.split(keys.shape[0]), first):
             oldest = 0 if self.band is None else max(0, slot - self.band + 1)
-            span = slice(oldest * self.tokens, (slot + 1) * self.tokens)
-            outputs.append(nn.functional.scaled_dot_product_attention(query, keys[:, :, span], values[:, :, span]))
+            first, end = (self.prefix + frame * self.tokens for frame in (oldest, slot + 1))
+            seen_keys, seen_values = (self._span(tensor, first, end) for tensor in (keys, values))
+            outputs.append(nn.functional.scaled_dot_product_attention(query, seen_keys, seen_values))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _span(self, tensor: Tensor, first: int, end: int) -> Tensor:
+        """The condition tokens and the tokens ``first .. end - 1`` of keys or values ``(B, H, M + R L, K)``."""
+        if first == self.prefix or not self.prefix:
+            return tensor[:, :, first - self.prefix : end]
+        return torch.cat([tensor[:, :, : self.prefix], tensor[:, :, first:end]], dim=2)
 
     def _block_mask(self, slot: int, queries: int) -> object:
         from torch.nn.attention.flex_attention import create_block_mask
 
-        tokens, band = self.tokens, self.band
+        tokens, band, prefix = self.tokens, self.band, self.prefix
         offset = torch.tensor(slot, device=self.keys.device)  # a Python number would be compiled in
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return is_visible(offset + query // tokens - key // tokens, band)
+            return is_visible(offset + query // tokens - (key - prefix) // tokens, band) | (key < prefix)
 
-        return create_block_mask(visible, None, None, queries, self.capacity * tokens, device=str(self.keys.device))
+        keys = prefix + self.capacity * tokens
+        return create_block_mask(visible, None, None, queries, keys, device=str(self.keys.device))
 
 
 @lru_cache(maxsize=2)

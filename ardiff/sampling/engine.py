@@ -108,12 +108,10 @@ class SamplingEngine:
 
     def num_bytes(self, requests: Sequence[SampleRequest]) -> int:
         """Memory of checked requests: keys and values of each, and what they share: the tables of modulations and
-        of the keys and values of prompts."""
+        of the keys and values of prompts and condition tokens."""
         config, dtype = self._shared.model.config, self._shared.weights_dtype
-        tables, prompts = self._shared.tables, self._shared.prompts
         caches = (FrameCache.num_bytes(config, r.sequences, r.cache_frames(config), dtype) for r in requests)
-        shared = tables.num_bytes(tables.keys_of(requests)) + prompts.num_bytes(prompts.keys_of(requests))
-        return sum(caches) + shared
+        return sum(caches) + self._shared.num_bytes(requests)
 
     def change(
         self, request_id: int, changes: Mapping[str, Any], prompts: Mapping[str, EncodedPrompt] | None = None

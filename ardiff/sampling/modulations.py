@@ -45,8 +45,9 @@ class ModulationTables(SharedTables[TableKey, Tensor]):
         return self._tables[key]
 
     def key(self, request: SampleRequest, label: int) -> TableKey:
-        """The table that a request needs for sequences of one class."""
+        """The table that a request needs for sequences of one class; condition tokens do not change it."""
         params = request.params
+        label = 0 if self.model.config.condition == "tokens" else label
         return TableKey(params.num_inference_steps, params.resolved_timestep_spacing, label)
 
     def keys_of(self, requests: Iterable[SampleRequest]) -> set[TableKey]:

@@ -276,6 +276,7 @@ class ModelInfo:
     attention_window: int | None = None
     positions: str = "rotary"
     condition: str = "modulation"
+    condition_tokens: int = 0
 
     @classmethod
     def from_configs(cls, dit: Any, diffusion: Any, resolution: int = 0, class_names: Sequence[str] = ()) -> ModelInfo:
@@ -290,6 +291,7 @@ class ModelInfo:
             attention_window=dit.attention_window,
             positions=dit.positions,
             condition=dit.condition,
+            condition_tokens=dit.condition_tokens,
         )
 
     @property
@@ -322,10 +324,10 @@ class ModelInfo:
                 "mode=window and mode=rolling cache finished frames, which is exact only if no frame sees a later one, "
                 "but frames of this model do (dit.attention=bidirectional or dit.condition_attention=all)"
             )
-        if self.condition == "tokens":
+        if self.condition == "tokens" and not self.condition_tokens:
             return (
-                "mode=window and mode=rolling pass the class by modulation only, but this model has condition tokens "
-                "(dit.condition=tokens)"
+                "mode=window and mode=rolling take the condition tokens of a class, but this model has none "
+                "(dit.condition_tokens=0)"
             )
         return None
 

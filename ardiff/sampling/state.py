@@ -8,6 +8,7 @@ follow each other in a request.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +21,12 @@ from ardiff.diffusion.sampler import frame_noise
 from ardiff.diffusion.solvers import solver_step, solver_table
 from ardiff.dit import DiT
 from ardiff.sampling.cache import FrameCache
+from ardiff.sampling.conditions import ConditionTables
 from ardiff.sampling.config import AttentionBackend
 from ardiff.sampling.modulations import ModulationTables
 from ardiff.sampling.prompts import PromptTables
 from ardiff.sampling.request import FinishedFrames, PromptKey, SampleRequest
+from ardiff.sampling.tables import SharedTables
 
 
 class SampledModel:
@@ -38,11 +41,17 @@ class SampledModel:
         self.alphas_cumprod = diffusion.alphas_cumprod().to(self.device)
         self.tables = ModulationTables(model, diffusion)
         self.prompts = PromptTables(model)
+        self.conditions = ConditionTables(model)
+        self._shared_tables: tuple[SharedTables[Any, Any], ...] = (self.tables, self.prompts, self.conditions)
+
+    def num_bytes(self, requests: Sequence[SampleRequest]) -> int:
+        """Memory of the tables that requests share."""
+        return sum(tables.num_bytes_of(requests) for tables in self._shared_tables)
 
     def evict(self, running: Sequence[SampleRequest], spare_bytes: int) -> None:
         """Drops the oldest tables that no running request uses, until few are left and they fit ``spare_bytes``."""
-        spare_bytes -= self.tables.evict(self.tables.keys_of(running), spare_bytes)
-        self.prompts.evict(self.prompts.keys_of(running), spare_bytes)
+        for tables in self._shared_tables:
+            spare_bytes -= tables.evict(running, spare_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,7 @@ class RequestState:
             shared.attention_backend,
             shared.weights_dtype,
             shared.device,
+            shared.conditions.prefix(request),
         )
         steps, spacing = self.params.num_inference_steps, self.params.resolved_timestep_spacing
         table = solver_table(shared.diffusion, steps, self.params.solver, spacing)

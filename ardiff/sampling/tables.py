@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
+from ardiff.sampling.request import SampleRequest
+
 KeyT = TypeVar("KeyT")
 TableT = TypeVar("TableT")
 MAX_IDLE_TABLES = 16
@@ -18,13 +20,22 @@ class SharedTables(Generic[KeyT, TableT]):
     def __len__(self) -> int:
         return len(self._tables)
 
+    def keys_of(self, requests: Iterable[SampleRequest]) -> set[KeyT]:
+        """The tables that requests need."""
+        raise NotImplementedError
+
     def num_bytes(self, keys: Iterable[KeyT]) -> int:
         """Memory of tables."""
         raise NotImplementedError
 
-    def evict(self, needed: set[KeyT], spare_bytes: int) -> int:
-        """Drops the oldest tables that are not needed, until few are left and they fit ``spare_bytes``. Returns the
-        bytes of those left."""
+    def num_bytes_of(self, requests: Iterable[SampleRequest]) -> int:
+        """Memory of the tables that requests need."""
+        return self.num_bytes(self.keys_of(requests))
+
+    def evict(self, running: Iterable[SampleRequest], spare_bytes: int) -> int:
+        """Drops the oldest tables that no running request needs, until few are left and they fit ``spare_bytes``.
+        Returns the bytes of those left."""
+        needed = self.keys_of(running)
         idle = [key for key in self._tables if key not in needed]
         while idle and (len(idle) > MAX_IDLE_TABLES or self.num_bytes(idle) > spare_bytes):
             del self._tables[idle.pop(0)]

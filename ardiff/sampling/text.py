@@ -3,17 +3,16 @@
 Shapes: M text tokens, E their width.
 """
 
-import importlib
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ardiff.data.texts import UsedEncoder
 from ardiff.errors import CheckpointError
 from ardiff.sampling.config import LongPrompts
 from ardiff.sampling.params import InvalidParamError, SamplingParams
@@ -29,12 +28,14 @@ class Encoder(Protocol):
     """A frozen text encoder."""
 
     uri: str
-    fingerprint: str
-    """Of weights, tokenizer, configuration and ``max_tokens``."""
     dim: int
     """Width of a token state, E."""
     max_tokens: int
     """Tokens of a text at most; further ones are cut off."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of weights, tokenizer, configuration and ``max_tokens``."""
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token states, float32 ``(n, M, E)``, and their mask, bool ``(n, M)``, True for a token."""
@@ -43,27 +44,11 @@ class Encoder(Protocol):
         """Whether a text has more than ``max_tokens`` tokens."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextSource:
-    """The text encoder with which a model was trained, as its folder records it."""
-
-    uri: str
-    """A folder, local or ``s3://``, or the id of a model hub."""
-    fingerprint: str
-    max_tokens: int
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of its weights."""
-
-    @classmethod
-    def of(cls, encoder: Encoder) -> "TextSource":
-        """That of a loaded encoder."""
-        return cls(uri=encoder.uri, fingerprint=encoder.fingerprint, max_tokens=encoder.max_tokens)
-
-
 def load_encoder(uri: str, device: torch.device, dtype: torch.dtype, max_tokens: int) -> Encoder:
     """The text encoder in a folder, a bucket or a model hub. Raises ArdiffError."""
-    encoder: Encoder = importlib.import_module("ardiff.text.encoder").TextEncoder.load(uri, device, dtype, max_tokens)
-    return encoder
+    from ardiff.text.encoder import TextEncoder  # at the first prompt only
+
+    return TextEncoder.load(uri, device, dtype, max_tokens)
 
 
 class PromptEncoder:
@@ -72,7 +57,7 @@ class PromptEncoder:
     Several threads may use it.
     """
 
-    def __init__(self, dim: int, source: TextSource | None, encoder: Encoder | None = None) -> None:
+    def __init__(self, dim: int, source: UsedEncoder | None, encoder: Encoder | None = None) -> None:
         """
         Args:
             dim: Width of the token states that the model takes, ``dit.condition_dim``.
@@ -88,7 +73,13 @@ class PromptEncoder:
         self._lock = threading.Lock()
         if encoder is not None:
             self._encoder = self._checked(encoder)
-            self.source = source or TextSource.of(encoder)
+            self.source = source or UsedEncoder(
+                uri=encoder.uri,
+                fingerprint=encoder.fingerprint,
+                dim=encoder.dim,
+                max_tokens=encoder.max_tokens,
+                dtype="float32",
+            )
 
     @property
     def max_tokens(self) -> int:

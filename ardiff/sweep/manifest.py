@@ -69,5 +69,6 @@ def read_manifest(uri: str) -> list[dict[str, Any]]:
 def video_record(spec: VideoSpec, record: Record, resolution: int) -> VideoRecord:
     """A complete spec as a row of the manifest that `ardiff evaluate` reads; ``resolution`` is height and width."""
     shape = (spec.codec, resolution, resolution, spec.fps, spec.sampling.num_frames)
-    label = spec.sampling.class_label or 0
-    return VideoRecord(spec.uri, record.size, *shape, label, spec.class_name or "video", "test", "ok", "")
+    label, captions = spec.sampling.class_label or 0, (spec.sampling.prompt,) if spec.sampling.prompt else ()
+    name = spec.class_name or "video"
+    return VideoRecord(spec.uri, record.size, *shape, label, name, "test", "ok", "", captions=captions)

@@ -17,13 +17,13 @@ from torch import Tensor
 from ardiff.config import to_dict
 from ardiff.data import storage
 from ardiff.data.latents import LatentSet, LatentStatistics, vae_fingerprint
+from ardiff.data.texts import UsedEncoder
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiTConfig
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import build_config, load_autoencoder, save_autoencoder
-from ardiff.sampling.text import TextSource
 from ardiff.train.checkpoint import read_state
 from ardiff.train.shards import ShardReader
 from ardiff.vae import AutoencoderConfig
@@ -82,7 +82,7 @@ def describe_dit(
     diffusion: DiffusionConfig,
     latents: LatentSet,
     class_names: list[str],
-    text: TextSource | None = None,
+    text: UsedEncoder | None = None,
 ) -> dict[str, Any]:
     """The description of an AR-DiT trained on ``latents`` and ``text``, for :func:`write_trained`."""
     return {
@@ -117,7 +117,7 @@ def write_trained(description: dict[str, Any], weights: dict[str, Tensor], outpu
             "folder of that AR-VAE with `ardiff export CHECKPOINT OUTPUT vae=FOLDER`."
         )
     vae = load_autoencoder(uri)
-    text = build_config(TextSource, description["text_encoder"]) if "text_encoder" in description else None
+    text = build_config(UsedEncoder, description["text_encoder"]) if "text_encoder" in description else None
     names = description["class_names"]
     pipeline = ARDiffusionPipeline(vae, _fill(dit, weights), diffusion, statistics, names, text_source=text)
     pipeline.save_pretrained(output)

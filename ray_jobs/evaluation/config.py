@@ -15,6 +15,7 @@ from ardiff.metrics.registry import (
     find_spec,
     scored_metric_names,
 )
+from ray_jobs.evaluation.frames import Fit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,11 +40,13 @@ class ScoredClips:
     split: Split = "test"
     """Split of the real manifest: test or train. A folder has none."""
     resolution: int | None = None
-    """Scale and crop frames to this height and width first. Without it, all videos must have one size."""
-    bootstrap: int = 100
-    """Resamples of the videos for the 95 % interval; 0 leaves it out."""
+    """Scale frames to this height and width first. Without it, all videos must have one size."""
+    fit: Fit = "crop"
+    """How frames that are not square become square: ``crop`` keeps their centre, ``stretch`` changes their aspect."""
+    partitions: int = 16
+    """Random partitions of the videos into quarters, for the 95 % interval of distances; 0 leaves it out."""
     seed: int = 0
-    """Seed of the choice of real clips, of resampling and of controls."""
+    """Seed of the choice of real and generated clips, of partitions and of controls."""
     batch_size: int = 16
     """Clips per task. On a GPU they pass the network together."""
     max_actors: int = 2
@@ -56,8 +59,13 @@ class ScoredClips:
             raise ValueError("fps must not be negative")
         if self.resolution is not None and self.resolution < 16:
             raise ValueError(f"resolution must be at least 16, got {self.resolution}")
-        if self.bootstrap == 1 or self.bootstrap < 0:
-            raise ValueError("bootstrap must be 0 or at least 2 resamples")
+        if self.partitions < 0:
+            raise ValueError("partitions must not be negative")
+
+    @property
+    def choice(self) -> str:
+        """How clips are chosen, for protocols."""
+        return f"drawn with seed {self.seed}, balanced over classes"
 
     @property
     def span(self) -> int:
@@ -74,6 +82,13 @@ class EvaluateConfig(ScoredClips):
     metrics: tuple[str, ...] = field(default=("fvd",), metadata={"choices": scored_metric_names})
     """Metrics to compute. psnr, ssim and lpips compare each video with its original, the real video of the same
     name."""
+    features: tuple[str, ...] = ()
+    """Features of generated videos from any network, instead of ``fake``: npz, npy or Parquet files, one per set, with
+    one row per video. Their Frechet and kernel distances are computed."""
+    real_features: str | None = None
+    """The features of real videos that ``features`` are compared with."""
+    reconstruct: str | None = None
+    """AR-VAE folder: also score its reconstructions of the real clips, against the clips themselves."""
     weights: tuple[str, ...] = ()
     """Files of network weights, local or ``s3://``, safetensors or PyTorch state dicts. Other weights come from the
     cache."""
@@ -81,8 +96,11 @@ class EvaluateConfig(ScoredClips):
     """Also score every 16 frames of the generated videos against real clips, and plot the scores."""
     shapes: bool = False
     """Every video shows one shape of the synthetic set: ``drift`` also measures which shape each frame shows."""
+    train: str | None = None
+    """Videos that the model was trained on, a manifest (its train split) or folder, to find copies of them among the
+    generated ones. Without it, the real clips of the score are searched."""
     cpus_per_actor: float = 1.0
-    """CPUs that an actor reserves; with a fraction, several actors share one."""
+    """CPUs that an actor reserves, and clips that it measures at once; with a fraction, several actors share one."""
     gpus_per_actor: float = 1.0
     """GPUs that an actor reserves if there are any; with a fraction, several actors share one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -99,6 +117,12 @@ class EvaluateConfig(ScoredClips):
         if self.paired_metrics and (self.fps or self.stride != 1):
             names = ", ".join(metric.name for metric in self.paired_metrics)
             raise ValueError(f"{names} compare all frames of the videos: leave out fps and stride")
+        if bool(self.features) != bool(self.real_features):
+            raise ValueError("features and real_features go together: give the files of both sides")
+        if self.features and (self.fake or self.reconstruct or self.drift or self.metrics != ("fvd",)):
+            raise ValueError("features are scored alone: leave out fake, reconstruct, drift and metrics")
+        if self.drift and self.reconstruct and not self.fake:
+            raise ValueError("drift is of generated videos: give fake too")
         for spec in self.set_metrics.values():
             spec.network.check_frames(self.num_frames)
         if self.shapes and not self.drift:

@@ -1,6 +1,7 @@
 """Drift of long videos: scores every 16 frames of each set against the same real clips."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,8 +24,9 @@ from ardiff.metrics.drift import (
 from ardiff.metrics.store import FeatureStore
 from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.datasets import Clip, generated_clips
-from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract
-from ray_jobs.evaluation.set_metrics import Inputs, Reference, extract_features, reference_clips
+from ray_jobs.evaluation.estimates import Reference
+from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract, read_stored
+from ray_jobs.evaluation.set_metrics import FeatureStores, Inputs, ScoredSet, reference_clips
 
 
 def measure_drift(inputs: Inputs) -> DriftReport:
@@ -33,16 +35,20 @@ def measure_drift(inputs: Inputs) -> DriftReport:
     segment_config = replace(config, num_frames=SEGMENT, drift=False, shapes=False)
     starts = range(0, config.num_frames, SEGMENT)
     clips = reference_clips(segment_config, inputs.real.records)
-    segments = [
-        generated_clips(dataset, config.num_clips, config.num_frames, start)
-        for dataset in inputs.generated
-        for start in starts
-    ]
-    state, sha256 = inputs.weights[spec.network.name]
-    real_extracted, *extracted = extract_features(segment_config, spec, state, sha256, clips, segments)
-    real = Reference.of(segment_config, spec, clips, real_extracted)
+    segments = [generated_clips(dataset, config, start) for dataset in inputs.generated for start in starts]
+    stores = FeatureStores.of(
+        segment_config,
+        spec,
+        inputs.weights[spec.network.name][1],
+        [clips],
+        [ScoredSet("segment", "", segment, [], "") for segment in segments],
+    )
+    real_extracted, *extracted = stores.extract(inputs, segment_config)
+    videos = [(clip.video.uri, clip.video.label) for clip in clips]
+    real = Reference.of(config.num_clips, spec.distance, videos, real_extracted)
     distances = [spec.distance(real.features, features) for features, _ in extracted]
-    real_means, *means = _measure_segments(segment_config, config.shapes, [clips[: config.num_clips], *segments])
+    sets = [clips[: config.num_clips], *segments]
+    real_means, *means = _measure_segments(segment_config, config.shapes, sets, inputs.join_cluster)
     drifts = []
     for number, dataset in enumerate(inputs.generated):
         own = slice(number * len(starts), (number + 1) * len(starts))
@@ -68,14 +74,20 @@ class _Segment:
     """float32 ``(V, 3)``."""
 
 
-def _measure_segments(config: EvaluateConfig, shapes: bool, sets: list[list[Clip]]) -> list[_Segment]:
+def _measure_segments(
+    config: EvaluateConfig, shapes: bool, sets: list[list[Clip]], join_cluster: Callable[[], None]
+) -> list[_Segment]:
     """The measurements of each set of clips."""
     clip_sets = []
     for clips in sets:
         key = fingerprint(["segments", shapes, config.num_frames, config.resolution], data_keys(clips))
         clip_sets.append(ClipSet(clips, FeatureStore(storage.join(config.output, "features", f"segments-{key}"))))
     build = functools.partial(_measure_segment, shapes)
-    extracted = extract("statistics", clip_sets, build, config.num_frames, config.resolution, Workers.on_cpus(config))
+    extracted = read_stored(clip_sets)
+    if extracted is None:
+        join_cluster()
+        workers = Workers.on_cpus(config)
+        extracted = extract("statistics", clip_sets, build, config.num_frames, config.resolution, workers)
     return [
         _summarize(values.array()[:, 0], [clip.video.label for clip in clips])
         for (values, _), clips in zip(extracted, sets, strict=True)

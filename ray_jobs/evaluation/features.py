@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,13 +11,13 @@ import ray.data
 import torch
 
 from ardiff.data import storage
-from ardiff.data.clips import read_clip
-from ardiff.data.manifest import record_of
 from ardiff.errors import DataError
 from ardiff.metrics.features import VideoFeatures
 from ardiff.metrics.store import ClipFeatures, FeatureStore, StoredClip
 from ray_jobs.evaluation.config import EvaluateConfig, ScoredClips
 from ray_jobs.evaluation.datasets import Clip
+from ray_jobs.evaluation.frames import read_frames
+from ray_jobs.evaluation.reconstruction import Reconstructor
 from ray_jobs.runtime.cluster import resolve_device
 from ray_jobs.runtime.progress import remote_progress, report_errors
 
@@ -36,7 +37,8 @@ class Workers:
     max_actors: int
     """Most actors; Ray Data starts them as there is work."""
     cpus: float
-    """CPUs that an actor reserves, and threads that it uses."""
+    """CPUs that an actor reserves. On CPUs it measures as many clips at once, each in one thread, so that the result
+    does not depend on their number."""
     gpus: float
     """GPUs that an actor reserves if there are any."""
 
@@ -64,10 +66,21 @@ class ClipSet:
 
     clips: list[Clip]
     store: FeatureStore
+    vae: str = ""
+    """An AR-VAE folder: its reconstructions of the clips are measured."""
+    against_original: bool = False
+    """Measure pairs of a clip and its reconstruction."""
 
 
 Extracted = tuple[VideoFeatures, list[StoredClip]]
 """Features of a set's clips in their order, float32 ``(k, D)`` each, and the clips, see :meth:`FeatureStore.read`."""
+
+
+def read_stored(sets: list[ClipSet]) -> list[Extracted] | None:
+    """The features of all sets, without a cluster; None if any clip has none yet. Raises DataError."""
+    if all(s.store.ids().issuperset(range(len(s.clips))) for s in sets):
+        return [s.store.read(len(s.clips)) for s in sets]
+    return None
 
 
 def extract(
@@ -101,7 +114,8 @@ def extract(
         for first in range(0, len(clip_set.clips), size):
             clips = clip_set.clips[first : first + size]
             if not done.issuperset(range(first, first + len(clips))):
-                batches.append({"set": number, "first": first, "clips": [asdict(clip) for clip in clips]})
+                batch = {"set": number, "first": first, "clips": [asdict(clip) for clip in clips]}
+                batches.append({**batch, "vae": clip_set.vae, "against_original": clip_set.against_original})
                 num_missing += len(clips)
     if batches:
         with remote_progress(label, total, "clip") as progress:
@@ -154,12 +168,15 @@ def _decode(batch: dict[str, Any], num_frames: int, resolution: int | None) -> d
     """Adds the frames, uint8 ``(n, F, H, W, 3)`` or ``(n, 2, F, H, W, 3)``, and a hash of each clip's pixels."""
     videos, hashes = [], []
     for clip in batch["clips"]:
-        records = [record_of(side) for side in (clip["original"], clip["video"]) if side is not None]
-        start, stride, fps = int(clip["start"]), int(clip["stride"]), float(clip["fps"])
-        sides = [read_clip(r, start, num_frames, stride, resolution, fps) for r in records]
-        hashes.append(":".join(hashlib.sha256(side.tobytes()).hexdigest() for side in sides))
-        videos.append(sides[0] if len(sides) == 1 else _stack(sides, " and ".join(r.uri for r in records)))
+        names = ["original", "video"] if clip["original"] is not None else ["video"]
+        sides = [read_frames(clip, name, num_frames, resolution) for name in names]
+        hashes.append(":".join(map(_sha256, sides)))
+        videos.append(sides[0] if len(sides) == 1 else _stack(sides, " and ".join(clip[name]["uri"] for name in names)))
     return {**batch, "sha256": hashes, "videos": _stack(videos, "The videos of a batch")}
+
+
+def _sha256(video: np.ndarray) -> str:
+    return hashlib.sha256(video.tobytes()).hexdigest()
 
 
 def _stack(videos: list[np.ndarray], names: str) -> np.ndarray:
@@ -173,12 +190,22 @@ class _Actor:
     """A Ray actor that measures batches."""
 
     def __init__(self, build: Callable[[torch.device], Measure], workers: Workers, progress: Any) -> None:
-        torch.set_num_threads(max(1, int(workers.cpus)))
+        torch.set_num_threads(1)
         self.progress, self.measure = progress, build(workers.device)
+        self.reconstruct = Reconstructor(workers.device)
+        self.threads = None
+        if workers.device.type == "cpu" and workers.cpus >= 2:
+            self.threads = ThreadPoolExecutor(int(workers.cpus), initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        hashes = list(batch["sha256"])
         with report_errors(self.progress):
-            features = self.measure(np.asarray(batch["videos"]))  # (n, k, D)
+            videos = np.asarray(batch["videos"])
+            if batch["vae"]:
+                originals, videos = videos, self.reconstruct(str(batch["vae"]), videos)
+                hashes = [f"{own}:{_sha256(video)}" for own, video in zip(hashes, videos, strict=True)]
+                videos = np.stack([originals, videos], axis=1) if batch["against_original"] else videos
+            features = self._measure(videos)  # (n, k, D)
         self.progress.add.remote(len(features))
         return [
             {
@@ -186,11 +213,16 @@ class _Actor:
                 "id": int(batch["first"]) + i,
                 "uri": clip["video"]["uri"],
                 "start": int(clip["start"]),
-                "sha256": batch["sha256"][i],
+                "sha256": hashes[i],
                 "features": features[i],
             }
             for i, clip in enumerate(batch["clips"])
         ]
+
+    def _measure(self, videos: np.ndarray) -> np.ndarray:
+        if self.threads is None:
+            return self.measure(videos)
+        return np.concatenate(list(self.threads.map(self.measure, np.split(videos, len(videos)))))
 
 
 def data_keys(clips: list[Clip]) -> list[list[Any]]:
@@ -216,6 +248,6 @@ def data_keys(clips: list[Clip]) -> list[list[Any]]:
 
     def key(clip: Clip) -> list[Any]:
         sides = [None if side is None else [side.uri, *versions[side.uri]] for side in (clip.video, clip.original)]
-        return [clip.start, clip.stride, clip.fps, *sides]
+        return [clip.start, clip.stride, clip.fps, clip.fit, *sides]
 
     return [key(clip) for clip in clips]

@@ -11,15 +11,13 @@ import ray
 import ray.data
 import torch
 
-from ardiff.data.clips import read_clip
-from ardiff.data.manifest import record_of
-from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.errors import ConfigError
 from ardiff.metrics.controls import CONTROLS
 from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.networks.i3d import MIN_FRAMES
 from ardiff.metrics.networks.random3d import RandomVideoFeatures
 from ardiff.metrics.pairs.psnr import psnr
+from ardiff.metrics.prompts import asked_class, prompt_measures
 from ardiff.metrics.registry import State
 from ardiff.metrics.sets.fvd import STYLEGANV as FVD
 from ardiff.metrics.shapes import SHAPE_MEASURES, shape_measures
@@ -32,12 +30,16 @@ from ray_jobs.evaluation.datasets import (
     Dataset,
     common_size,
     generated_clips,
+    open_generated,
     open_videos,
-    real_clips,
+    two_draws,
 )
+from ray_jobs.evaluation.frames import read_frames
+from ray_jobs.evaluation.reconstruction import NAME as RECONSTRUCTION
+from ray_jobs.evaluation.reconstruction import reconstruct
 from ray_jobs.runtime.progress import remote_progress, report_errors
 
-REFERENCE, REAL, RECONSTRUCTION = "reference", "real", "reconstruction"
+REFERENCE, REAL = "reference", "real"
 FVD_CONTROL = "shuffled frames"
 """The only control of FVD: I3D takes seconds per clip."""
 Sets = dict[str, list[Clip]]
@@ -74,13 +76,13 @@ def clip_sets(config: QuickConfig, datasets: list[Dataset]) -> Sets:
     """The clips of every set: the reference, as many other real clips, intact and damaged, and the generated ones."""
     real, *generated = datasets
     count = config.num_clips
-    clips = real_clips(open_videos(real, config.split, config.span, config.fps).records, 2 * count, config)
+    reference, others = two_draws(open_videos(real, config.split, config.span, config.fps).records, count, config)
     derived = [REAL, *([RECONSTRUCTION] if config.vae else []), *(CONTROLS if config.controls else ())]
-    sets = {REFERENCE: clips[:count], **dict.fromkeys(derived, clips[count:])}
+    sets = {REFERENCE: reference, **dict.fromkeys(derived, others)}
     for dataset in generated:
         if (name := dataset.name) in sets:
             raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")
-        sets[name] = generated_clips(open_videos(dataset, "test", config.num_frames), count, config.num_frames)
+        sets[name] = generated_clips(open_generated(dataset, config.num_frames), config)
     resolution_of(config, sets)
     return sets
 
@@ -101,8 +103,14 @@ def has_fvd(name: str) -> bool:
 def measure(config: QuickConfig, sets: Sets, i3d: I3D | None) -> pd.DataFrame:
     """One row per clip: set, index, features and other measurements."""
     size = config.batch_size
+    other_prompts = {name: _shuffled_prompts(config, clips) for name, clips in sets.items()}
     tasks = [
-        {"set": name, "first": first, "clips": [asdict(clip) for clip in clips[first : first + size]]}
+        {
+            "set": name,
+            "first": first,
+            "clips": [asdict(clip) for clip in clips[first : first + size]],
+            "other_prompts": other_prompts[name][first : first + size],
+        }
         for name, clips in sets.items()
         for first in range(0, len(clips), size)
     ]
@@ -120,6 +128,13 @@ def measure(config: QuickConfig, sets: Sets, i3d: I3D | None) -> pd.DataFrame:
         )
     # Sorted, so that the rows do not depend on the order in which tasks end.
     return pd.DataFrame(rows).sort_values(["set", "index"], ignore_index=True)
+
+
+def _shuffled_prompts(config: QuickConfig, clips: list[Clip]) -> list[str]:
+    """For each clip the first caption of another one, in random order; empty for videos without captions."""
+    order = numpy_generator("shuffled prompts", config.seed).permutation(len(clips))
+    other = {int(index): int(following) for index, following in zip(order, np.roll(order, 1), strict=True)}
+    return [next(iter(clips[other[index]].video.captions), "") for index in range(len(clips))]
 
 
 class _Actor:
@@ -150,20 +165,26 @@ class _Actor:
             if name == RECONSTRUCTION:
                 row["psnr"] = psnr(original[i], videos[i])
             if config.shapes:
-                row |= shape_measures(videos[i], clip["video"]["label"])
+                row |= self._shape_measures(videos[i], clip["video"], task["other_prompts"][i])
             rows.append(row)
         self.progress.add.remote(len(rows))
         return rows
 
+    def _shape_measures(self, video: np.ndarray, record: dict[str, Any], other_prompt: str) -> dict[str, float]:
+        """Measures of a synthetic video: by its class, or by the first of its captions."""
+        if not record["captions"]:
+            return shape_measures(video, record["label"])
+        prompt = record["captions"][0]
+        return shape_measures(video, asked_class(prompt)) | prompt_measures(video, prompt, other_prompt)
+
     def _decode(self, clip: dict[str, Any]) -> np.ndarray:
-        start, stride, fps, config = int(clip["start"]), int(clip["stride"]), float(clip["fps"]), self.config
-        return read_clip(record_of(clip["video"]), start, config.num_frames, stride, config.resolution, fps)
+        return read_frames(clip, "video", self.config.num_frames, self.config.resolution)
 
     def _derive(self, name: str, videos: np.ndarray, first: int) -> np.ndarray:
         """The videos of the set ``name``, from real ones if it is a derived set."""
         if name == RECONSTRUCTION:
             assert self.vae is not None
-            return to_uint8(self.vae.decode_long(self.vae.encode(to_unit(torch.from_numpy(videos))).mean)).numpy()
+            return reconstruct(self.vae, videos)
         if name in CONTROLS:
             return CONTROLS[name](videos, numpy_generator("control", self.config.seed, name, first))
         return videos

@@ -11,19 +11,23 @@ from ardiff.config import fingerprint
 from ardiff.metrics.controls import CONTROLS
 from ardiff.metrics.distances import Frechet, SetDistance
 from ardiff.metrics.networks.random3d import NUM_FEATURES, RandomVideoFeatures, scale_features
+from ardiff.metrics.notes import bias_notes
+from ardiff.metrics.prompts import PROMPT_MEASURES
 from ardiff.metrics.protocol import Protocol
 from ardiff.metrics.scores import SetScore
 from ardiff.metrics.sets.fvd import STYLEGANV as FVD
 from ardiff.metrics.shapes import SHAPE_MEASURES
 from ardiff.metrics.tracking import MOTION_CHECKS
-from ardiff.metrics.uncertainty import Resampling, Uncertainty, mean_with_interval
+from ardiff.metrics.uncertainty import Baseline, Resampling, Uncertainty, mean_with_interval
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import Dataset, codecs
 from ray_jobs.evaluation.quick import I3D, REAL, REFERENCE, Sets, resolution_of
 
 DISTANCE = Frechet(ddof=1)
 """The distance between random features."""
-MEASUREMENTS = {**dict.fromkeys(SHAPE_MEASURES, "mean over videos"), "psnr": "of all pixels, mean over videos"}
+SHARES = (*PROMPT_MEASURES, *SHAPE_MEASURES)
+"""The metrics that are shares of videos or of their frames."""
+MEASUREMENTS = {**dict.fromkeys(SHARES, "mean over videos"), "psnr": "of all pixels, mean over videos"}
 """The metrics that are means over the videos of a set, with what a protocol records as their feature."""
 
 
@@ -55,6 +59,8 @@ def compute_scores(
         codec_real=codecs(real),
         codec_fake=codecs(generated or real),
         real_data="",
+        choice=config.choice,
+        fit=config.fit,
     )
     scores = _score_metric(config, protocol, DISTANCE, scaled, rows, sets, datasets)
     if i3d is not None:
@@ -91,16 +97,22 @@ def _score_metric(
     reference, count = features[REFERENCE], len(features[REFERENCE])
     reference_videos, real_videos = ({clip.video.uri for clip in sets[name][:count]} for name in (REFERENCE, REAL))
     baseline = distance(reference, features[REAL]) if reference_videos.isdisjoint(real_videos) else None
-    resampling = Resampling(
-        distance=distance, num_videos=count, bootstrap=config.bootstrap, seed=config.seed, extrapolate=False
-    )
     scores = []
     for name, values in features.items():
         if name == REFERENCE:
             continue
-        score, uncertainty = distance(reference, values), Uncertainty()
+        score, uncertainty, notes = distance(reference, values), Uncertainty(), []
         if name not in CONTROLS:
-            uncertainty = resampling.summarize(score, [draw(reference, values) for draw in resampling.draws()])
+            resampling = Resampling(
+                distance=distance,
+                partitions=config.partitions,
+                seed=config.seed,
+                real_videos=[clip.video.uri for clip in sets[REFERENCE][:count]],
+                fake_videos=[clip.video.uri for clip in sets[name][: len(values)]],
+            )
+            draws = [draw(reference, values) for draw in resampling.draws()]
+            uncertainty = resampling.summarize(score, values.shape[-1], draws)
+            notes = bias_notes(distance, resampling, values.shape[-1], Baseline(baseline, count))
         scores.append(
             SetScore(
                 set=name,
@@ -111,6 +123,9 @@ def _score_metric(
                 low=uncertainty.low,
                 high=uncertainty.high,
                 infinity=uncertainty.infinity,
+                infinity_low=uncertainty.infinity_low,
+                infinity_high=uncertainty.infinity_high,
+                notes=tuple(notes),
                 fake=uris.get(name, datasets[0].uri),
                 fake_data=_data_fingerprint(rows[name][: len(values)]),
                 protocol=replace(
@@ -139,13 +154,13 @@ def _score_measurements(config: QuickConfig, scores: list[SetScore], rows: dict[
     for metric, feature in MEASUREMENTS.items():
         columns = {s.set: rows[s.set][metric] for s in scores if s.metric == "distance" and metric in rows[s.set]}
         complete = {name: values.to_numpy(np.float64) for name, values in columns.items() if values.notna().all()}
-        means = {
-            name: mean_with_interval(values, 0 if name in CONTROLS else config.bootstrap, config.seed)
-            for name, values in complete.items()
-        }
+        bounds = (0.0, 1.0) if metric in SHARES else ()
+        means = {name: mean_with_interval(values, *bounds) for name, values in complete.items()}
         for score in (s for s in scores if s.metric == "distance" and s.set in means):
             mean, uncertainty = means[score.set]
-            is_share = metric in SHAPE_MEASURES
+            if score.set in CONTROLS:
+                uncertainty = Uncertainty()
+            is_share = metric in SHARES
             protocol = replace(
                 score.protocol, metric=metric, network="none", weights="none", feature=feature, ddof=0,
                 value_range="0 to 255",
@@ -160,6 +175,9 @@ def _score_measurements(config: QuickConfig, scores: list[SetScore], rows: dict[
                     low=uncertainty.low,
                     high=uncertainty.high,
                     infinity=None,
+                    infinity_low=None,
+                    infinity_high=None,
+                    notes=(),
                     protocol=protocol,
                 )
             )

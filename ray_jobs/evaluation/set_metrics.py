@@ -1,13 +1,13 @@
-"""Scores of generated sets against a real one: actors extract features, tasks compute distances."""
+"""Scores of generated sets against a real one: actors extract features. Earlier scores of the same data are reused."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 
@@ -16,16 +16,25 @@ from ardiff.data import storage
 from ardiff.data.manifest import VideoRecord
 from ardiff.data.packages import cache_folder
 from ardiff.metrics.extractors import FeatureExtractor
-from ardiff.metrics.features import VideoFeatures
+from ardiff.metrics.notes import rate_notes
 from ardiff.metrics.protocol import VERSION, Protocol
 from ardiff.metrics.registry import MetricSpec, State
-from ardiff.metrics.scores import SetScore
-from ardiff.metrics.store import FeatureStore, StoredClip
-from ardiff.metrics.uncertainty import Baseline, Resampling, Uncertainty, real_vs_real
+from ardiff.metrics.scores import SetScore, score_of
+from ardiff.metrics.store import FeatureStore
 from ray_jobs.evaluation.config import EvaluateConfig
-from ray_jobs.evaluation.datasets import Clip, OpenDataset, codecs, common_size, generated_clips, real_clips
-from ray_jobs.evaluation.features import ClipSet, Extracted, Measure, Workers, data_keys, extract
-from ray_jobs.runtime.progress import progress_bar
+from ray_jobs.evaluation.datasets import (
+    Clip,
+    OpenDataset,
+    codecs,
+    common_size,
+    frame_rates,
+    generated_clips,
+    real_clips,
+    two_draws,
+)
+from ray_jobs.evaluation.estimates import GeneratedSet, Reference, data_fingerprint, estimate_score
+from ray_jobs.evaluation.features import ClipSet, Extracted, Measure, Workers, data_keys, extract, read_stored
+from ray_jobs.evaluation.reconstruction import CODEC, NAME, vae_fingerprint
 
 Weights = dict[str, tuple[State, str]]
 """The weights of networks by name, and their sha256."""
@@ -39,142 +48,172 @@ class Inputs:
     weights: Weights
     real: OpenDataset
     generated: list[OpenDataset]
+    train: OpenDataset | None
+    """The videos that the model was trained on."""
+    join_cluster: Callable[[], None]
+    """Joins or starts the Ray cluster, unless that was done before."""
 
 
 def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
-    """One score of the metric for each set of generated videos. Raises ArdiffError."""
-    config, generated = inputs.config, inputs.generated
-    sets = [generated_clips(dataset, config.num_clips, config.num_frames) for dataset in generated]
-    all_records = inputs.real.records + [record for dataset in generated for record in dataset.records]
-    resolution = common_size(all_records, config.resolution)
-    state, sha256 = inputs.weights[spec.network.name]
+    """One score of the metric for each set of generated videos. Raises ArdiffError.
+
+    Scores whose data and settings are those of an earlier evaluation are read from its files.
+    """
+    config = inputs.config
     clips = reference_clips(config, inputs.real.records)
-    real_extracted, *extracted = extract_features(config, spec, state, sha256, clips, sets)
-    reference = Reference.of(config, spec, clips, real_extracted)
-    scores = []
-    for dataset, (stored, rows) in zip(generated, extracted, strict=True):
-        features = to_object_store(stored)
-        protocol = Protocol(
-            name=config.protocol,
-            metric=metric,
-            network=spec.network.name,
-            weights=sha256,
-            feature=spec.feature,
-            num_frames=config.num_frames,
-            stride=config.stride,
-            fps=config.fps,
-            resolution=resolution,
-            resize=f"{spec.resize} to {spec.network.size}x{spec.network.size}",
-            value_range=spec.network.value_range,
-            codec_real=_compression(inputs.real.records, spec),
-            codec_fake=_compression(dataset.records, spec),
-            num_real=len(reference.rows),
-            num_fake=len(features),
-            ddof=spec.distance.ddof,
-            real_split=inputs.real.dataset.split_name(config.split),
-            real_data=data_fingerprint(reference.rows),
-        )
-        score = spec.distance(reference.features, features)
-        uncertainty = _resample(config, f"{metric} of {dataset.name}", reference.features, features, spec, score)
-        scores.append(
-            SetScore(
-                set=dataset.name,
-                metric=metric,
-                score=score,
-                baseline=reference.baseline.distance,
-                baseline_num=reference.baseline.num_clips,
-                low=uncertainty.low,
-                high=uncertainty.high,
-                infinity=uncertainty.infinity,
-                fake=dataset.dataset.uri,
-                fake_data=data_fingerprint(rows),
-                protocol=protocol,
-            )
-        )
-    return scores
+    sets = scored_sets(inputs, clips[: config.num_clips])
+    all_records = inputs.real.records + [record for scored in sets for record in scored.records]
+    training = [] if inputs.train is None else real_clips(inputs.train.records, len(inputs.train.records), config)
+    stores = FeatureStores.of(config, spec, inputs.weights[spec.network.name][1], [clips, training], sets)
+    files = [stores.score_file(config, metric, number) for number in range(len(sets))]
+    scores = [_read_score(file, scored) for file, scored in zip(files, sets, strict=True)]
+    if all(scores):
+        return [score for score in scores if score is not None]
+    real_extracted, training_extracted, *extracted = stores.extract(inputs, config)
+    videos = [(clip.video.uri, clip.video.label) for clip in clips]
+    reference = Reference.of(config.num_clips, spec.distance, videos, real_extracted)
+    common = Protocol(
+        name=config.protocol,
+        metric=metric,
+        network=spec.network.name,
+        weights=inputs.weights[spec.network.name][1],
+        feature=spec.feature,
+        num_frames=config.num_frames,
+        stride=config.stride,
+        fps=config.fps,
+        resolution=common_size(all_records, config.resolution),
+        resize=f"{spec.resize} to {spec.network.size}x{spec.network.size}",
+        value_range=spec.network.value_range,
+        codec_real=_compression(codecs(inputs.real.records), spec),
+        codec_fake="",
+        num_real=len(reference.rows),
+        num_fake=config.num_clips,
+        ddof=spec.distance.ddof,
+        real_split=inputs.real.dataset.split_name(config.split),
+        real_data=data_fingerprint(reference.rows),
+        choice=config.choice,
+        fit=config.fit,
+    )
+    real_rates, train = frame_rates(clips), training_extracted if training else None
+    for number, (scored, result) in enumerate(zip(sets, extracted, strict=True)):
+        if scores[number] is None:
+            codec = _compression(scored.codec, spec)
+            protocol = replace(common, codec_fake=codec, num_fake=len(scored.clips))
+            own, label = GeneratedSet.of(scored.name, scored.uri, result), f"{metric} of {scored.name}"
+            score = estimate_score(config, spec.distance, protocol, reference, own, train, label)
+            score = replace(score, notes=(*score.notes, *rate_notes(real_rates, frame_rates(scored.clips))))
+            storage.write_bytes(files[number], json.dumps(asdict(score)).encode())
+            scores[number] = score
+    return [score for score in scores if score is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredSet:
+    """A set of clips to score: generated videos, or reconstructions of real clips."""
+
+    name: str
+    uri: str
+    clips: list[Clip]
+    records: list[VideoRecord]
+    """The videos of a dataset."""
+    codec: str
+    vae: str = ""
+    """An AR-VAE folder: its reconstructions of the clips are scored."""
+
+
+def scored_sets(inputs: Inputs, real: list[Clip]) -> list[ScoredSet]:
+    """The sets of an evaluation. ``real`` are the real clips that an AR-VAE reconstructs. Raises DataError."""
+    sets = [
+        ScoredSet(d.name, d.dataset.uri, generated_clips(d, inputs.config), d.records, codecs(d.records))
+        for d in inputs.generated
+    ]
+    if (vae := inputs.config.reconstruct) is not None:
+        sets.append(ScoredSet(NAME, vae, real, [], CODEC, vae))
+    return sets
+
+
+def _read_score(file: str, scored: ScoredSet) -> SetScore | None:
+    """A stored score of the set; None if there is none."""
+    if not storage.exists(file):
+        return None
+    return replace(score_of(json.loads(storage.read_bytes(file))), set=scored.name, fake=scored.uri)
 
 
 def reference_clips(config: EvaluateConfig, records: list[VideoRecord]) -> list[Clip]:
     """The real clips, and as many clips of other videos for the baseline if there are enough videos."""
-    return real_clips(records, config.num_clips * (2 if len(records) >= 2 * config.num_clips else 1), config)
-
-
-def extract_features(
-    config: EvaluateConfig, spec: MetricSpec, state: State, sha256: str, real: list[Clip], sets: list[list[Clip]]
-) -> list[Extracted]:
-    """Features of the real clips, then of each set.
-
-    The features of real clips go to the cache, those of the sets to the output folder. The names of their folders
-    depend on the network, its weights, the preprocessing and the data.
-    """
-    network = spec.network
-    preprocessing = [dict(spec.options), network.size, spec.resize, network.value_range, spec.reencode]
-    settings = [network.name, sha256, *preprocessing, config.num_frames, config.resolution, VERSION]
-
-    def clip_set(root: str, clips: list[Clip]) -> ClipSet:
-        key = fingerprint(settings, data_keys(clips))
-        return ClipSet(clips, FeatureStore(storage.join(root, "features", f"{network.name}-{key}")))
-
-    clip_sets = [clip_set(config.cache or str(cache_folder()), real)]
-    clip_sets += [clip_set(config.output, clips) for clips in sets]
-    build = functools.partial(_build_extractor, spec, ray.put(state))
-    return extract(network.name, clip_sets, build, config.num_frames, config.resolution, Workers.of(config))
-
-
-def _build_extractor(spec: MetricSpec, state: Any, device: torch.device) -> Measure:
-    return FeatureExtractor(spec, ray.get(state), device)
+    if len(records) < 2 * config.num_clips:
+        most = len(records) if config.protocol == "styleganv" else config.num_clips  # at most one clip of a video
+        return real_clips(records, min(config.num_clips, most), config)
+    reference, others = two_draws(records, config.num_clips, config)
+    return reference + others
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """The real clips that sets are compared with."""
+class FeatureStores:
+    """Where the features of real clips, of training clips and of each set are, or will be.
 
-    features: VideoFeatures
-    rows: list[StoredClip]
-    baseline: Baseline
+    Those of real and training clips are in the cache, those of sets in the output folder. The names of their folders
+    depend on the network, its weights, the preprocessing and the data.
+    """
+
+    spec: MetricSpec
+    clip_sets: list[ClipSet]
 
     @classmethod
-    def of(cls, config: EvaluateConfig, spec: MetricSpec, clips: list[Clip], extracted: Extracted) -> Reference:
-        """The reference and its baseline, from the features of :func:`reference_clips`."""
-        count, features = config.num_clips, to_object_store(extracted[0])
-        baseline = real_vs_real(features, [clip.video.uri for clip in clips], count, spec.distance)
-        return cls(features[:count], extracted[1][:count], baseline)
+    def of(
+        cls, config: EvaluateConfig, spec: MetricSpec, sha256: str, real: list[list[Clip]], sets: list[ScoredSet]
+    ) -> FeatureStores:
+        """The stores of lists of real clips, then of sets."""
+        network = spec.network
+        preprocessing = [dict(spec.options), network.size, spec.resize, network.value_range, spec.reencode]
+        settings = [network.name, sha256, *preprocessing, config.num_frames, config.resolution, VERSION]
+
+        def clip_set(root: str, clips: list[Clip], vae: str) -> ClipSet:
+            key = fingerprint([*settings, *([vae_fingerprint(vae)] if vae else [])], data_keys(clips))
+            store = FeatureStore(storage.join(root, "features", f"{network.name}-{key}"))
+            return ClipSet(clips, store, vae)
+
+        clip_sets = [clip_set(config.cache or str(cache_folder()), clips, "") for clips in real]
+        clip_sets += [clip_set(config.output, scored.clips, scored.vae) for scored in sets]
+        return cls(spec, clip_sets)
+
+    def extract(self, inputs: Inputs, config: EvaluateConfig) -> list[Extracted]:
+        """The features of all clips. Raises ArdiffError."""
+        if (stored := read_stored(self.clip_sets)) is not None:
+            return stored
+        inputs.join_cluster()
+        name = self.spec.network.name
+        build = functools.partial(_build_extractor, self.spec, shared(inputs.weights[name][0]))
+        workers = Workers.of(config)
+        return extract(name, self.clip_sets, build, config.num_frames, config.resolution, workers)
+
+    def score_file(self, config: EvaluateConfig, metric: str, number: int) -> str:
+        """Where the score of set ``number`` is kept. The name depends on all data and settings."""
+        folders = [
+            clip_set.store.folder.rpartition("/")[2] for clip_set in (*self.clip_sets[:2], self.clip_sets[2 + number])
+        ]
+        settings = [metric, config.protocol, config.split, config.partitions, config.seed, config.num_clips]
+        return storage.join(config.output, "scores", f"{fingerprint(settings, folders)}.json")
 
 
-def to_object_store(features: VideoFeatures) -> VideoFeatures:
-    """Puts features into Ray's object store block by block. It spills to disk what does not fit into memory."""
-    blocks = [ray.put(block) for block in features]
-    return VideoFeatures.of(functools.partial(_read_blocks, blocks), len(features))
+def shared(state: Any) -> Any:
+    """Weights that Ray puts into its object store when it first sends them, and that arrive as they were."""
+    return _Shared(state)
 
 
-def _read_blocks(blocks: list[Any]) -> Iterator[np.ndarray]:
-    for block in blocks:
-        yield ray.get(block)
+class _Shared:
+    def __init__(self, state: Any) -> None:
+        self.state = state
+        self.reference: Any = None
+
+    def __reduce__(self) -> tuple[Any, tuple[Any]]:
+        self.reference = self.reference or ray.put(self.state)
+        return ray.get, (self.reference,)
 
 
-def _resample(
-    config: EvaluateConfig, label: str, real: VideoFeatures, fake: VideoFeatures, spec: MetricSpec, score: float
-) -> Uncertainty:
-    """The score's uncertainty. Each resampled distance is a task of the cluster."""
-    resampling = Resampling(distance=spec.distance, num_videos=len(real), bootstrap=config.bootstrap, seed=config.seed)
-    call, sides = ray.remote(_call), (ray.put(real), ray.put(fake))
-    tasks: list[Any] = [call.remote(draw, *sides) for draw in resampling.draws()]
-    with progress_bar(f"interval: {label}", len(tasks), "resample") as bar:
-        waiting = list(tasks)
-        while waiting:
-            _, waiting = ray.wait(waiting, timeout=1.0, num_returns=len(waiting))
-            bar.update(len(tasks) - len(waiting))
-    return resampling.summarize(score, ray.get(tasks))
+def _build_extractor(spec: MetricSpec, state: State, device: torch.device) -> Measure:
+    return FeatureExtractor(spec, state, device)
 
 
-def _call(draw: Any, real: VideoFeatures, fake: VideoFeatures) -> float:
-    return float(draw(real, fake))
-
-
-def data_fingerprint(rows: list[StoredClip], side: int = -1) -> str:
-    """Identifies clips by their pixels and where they start; of pairs, one side: 0 the originals, -1 the others."""
-    return fingerprint([[row.sha256.split(":")[side], row.start] for row in rows])
-
-
-def _compression(records: list[VideoRecord], spec: MetricSpec) -> str:
-    return f"{codecs(records)}, then mpeg4 at 25 fps" if spec.reencode else codecs(records)
+def _compression(codec: str, spec: MetricSpec) -> str:
+    return f"{codec}, then mpeg4 at 25 fps" if spec.reencode else codec

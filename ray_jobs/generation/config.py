@@ -23,6 +23,8 @@ class GenerateConfig(SamplingParams):
     """Folder of the videos and their manifest."""
     num_videos: int = 16
     """Videos to generate; seeds count up from ``seed``."""
+    prompts: str | None = None
+    """File with a prompt on each line, local or s3://. The videos take them in turn."""
     batch_size: int = 16
     """Videos that one actor generates together."""
     fps: float = 8.0
@@ -47,6 +49,8 @@ class GenerateConfig(SamplingParams):
             raise ValueError("num_videos, batch_size, max_actors and cpu_threads must be at least 1")
         if names := set(FROM_INPUT) & self.params.changed().keys():
             raise ValueError(f"{', '.join(sorted(names))} cannot be set: `ardiff generate` has no such input")
+        if self.prompts is not None and self.prompt is not None:
+            raise ValueError("give prompt or prompts, not both")
 
     @property
     def params(self) -> SamplingParams:

@@ -7,8 +7,9 @@ import numpy as np
 
 from ardiff.config import to_yaml
 from ardiff.data.clips import read_clip
-from ardiff.data.encode import contact_sheet, encode_video, tile
-from ardiff.data.manifest import read_manifest, usable
+from ardiff.data.encode import contact_sheet, encode_video, enlarge, tile
+from ardiff.data.manifest import VideoRecord, read_manifest, usable
+from ardiff.metrics.prompts import PROMPT_MEASURES
 from ardiff.metrics.scores import format_score
 from ardiff.metrics.shapes import SHAPE_MEASURES
 from ardiff.metrics.tracking import MOTION_CHECKS
@@ -23,6 +24,10 @@ CAVEATS = [
     "paper's data and sizes: docs/ablation.md reports its variants at this scale.",
     "Which ar_step scores best changes with the seed: compare several before preferring one.",
 ]
+
+
+PROMPTED = 4
+"""Videos of each set with prompts that the report shows one by one."""
 
 
 def write_quickstart_report(
@@ -56,9 +61,13 @@ def write_quickstart_report(
             stages=[Stage(r.name, r.seconds, r.peak_mib, "done", r.note) for r in records],
             curves=curves,
             sheets=[_real_sheet(evaluated), *(_sheet(g) for g in generated)],
-            videos=[_real_video(evaluated, generated[0].fps), *(_video(g) for g in generated)],
+            videos=[
+                _real_video(evaluated, generated[0].fps),
+                *(_video(g) for g in generated),
+                *(video for g in generated for video in _prompted_videos(g)),
+            ],
             scores=[_score(score, scores["sets"][score["set"]]) for score in _distances(scores)],
-            tables=_share_tables(scores["sets"]),
+            tables=[*_prompt_tables(scores["sets"]), *_shape_tables(scores["sets"])],
             config_yaml=to_yaml(config),
             versions=versions(),
             caveats=[*CAVEATS, _extractor_caveat(scores)],
@@ -84,7 +93,37 @@ def _summary(scores: dict[str, Any], total: float, peak: float) -> list[str]:
         control = f", shuffled frames {shuffled['fvd']:.1f}" if shuffled is not None and "fvd" in shuffled else ""
         real = f"{sets['real']['fvd']:.1f}"
         lines.insert(0, f"Best FVD: {fvd:.1f}; real clips reach {real}{control}. Extractor: {extractor}.")
-    return [*_share_lines(sets, list(models)), *lines]
+    return [*_prompt_lines(sets, list(models)), *_share_lines(sets, list(models)), *lines]
+
+
+def _prompt_lines(sets: dict[str, dict[str, float]], models: list[str]) -> list[str]:
+    """How well the videos of all models follow their prompts; none for models without prompts."""
+    if not all("prompt followed" in sets[name] for name in models):
+        return []
+
+    def shares(names: list[str], metric: str) -> str:
+        return _range(metric, [sets[name][metric] for name in names])
+
+    held_out = [name for name in models if name.endswith("-held-out")]
+    seen = [name for name in models if name not in held_out]
+    lines = [
+        f"Frames that show the asked shape in the asked colour: {shares(seen, 'prompt followed')}; by another video's "
+        f"prompt {shares(seen, 'shuffled prompt')}. Videos that move in the asked direction: "
+        f"{shares(seen, 'prompt direction')}; of the asked size: {shares(seen, 'prompt size')}; at the asked speed: "
+        f"{shares(seen, 'prompt speed')}."
+    ]
+    if held_out:
+        lines.append(
+            "Prompts for a shape in a colour that no training video has: asked shape and colour in "
+            f"{shares(held_out, 'prompt followed')} of the frames."
+        )
+    return lines
+
+
+def _range(metric: str, values: list[float]) -> str:
+    """The smallest and the largest of some shares, such as ``95 to 98 %``."""
+    low, high = format_score(metric, min(values)), format_score(metric, max(values))
+    return low if low == high else f"{low.removesuffix(' %')} to {high}"
 
 
 def _share_lines(sets: dict[str, dict[str, float]], models: list[str]) -> list[str]:
@@ -96,9 +135,7 @@ def _share_lines(sets: dict[str, dict[str, float]], models: list[str]) -> list[s
         return []
 
     def shares(metric: str) -> str:
-        values = sorted(sets[name][metric] for name in models)
-        low, high = format_score(metric, values[0]), format_score(metric, values[-1])
-        return low if low == high else f"{low.removesuffix(' %')} to {high}"
+        return _range(metric, [sets[name][metric] for name in models])
 
     real = sets["real"]
     checks = ", ".join(f"{name} {shares(name)}" for name in MOTION_CHECKS)
@@ -111,21 +148,36 @@ def _share_lines(sets: dict[str, dict[str, float]], models: list[str]) -> list[s
     ]
 
 
-def _share_tables(sets: dict[str, dict[str, float]]) -> list[Table]:
-    """The shares of every set in percent, the best first; none for data without known shapes."""
-    measured = {name: values for name, values in sets.items() if "frame identity" in values}
-    if not measured:
-        return []
-    rows = [
-        [name, *(f"{100 * values[measure]:.0f}" for measure in SHAPE_MEASURES)]
-        for name, values in sorted(measured.items(), key=lambda item: -item[1]["frame identity"])
-    ]
+def _prompt_tables(sets: dict[str, dict[str, float]]) -> list[Table]:
+    """How well the videos of every set follow their prompts; none for models without prompts."""
+    caption = (
+        "Percent, means over videos. Prompt followed: frames that show the asked shape in the asked colour. Shuffled "
+        "prompt: the same with the prompt of another video, which is what videos that ignore their prompts reach. Real "
+        "clips are measured by their captions."
+    )
+    return _share_tables(sets, "Prompts", caption, PROMPT_MEASURES)
+
+
+def _shape_tables(sets: dict[str, dict[str, float]]) -> list[Table]:
+    """How well the videos of every set keep their shape; none for data without known shapes."""
     caption = (
         "Percent, means over videos. Frame identity: frames that show the asked class. Neighbours alike: neighbouring "
         "frames that show the same shape. Motion: videos that pass all five checks beside it. Recognised: videos whose "
         "class wins a vote of their frames, which hides a shape that turns into another one and back."
     )
-    return [Table("Shapes and motion", caption, ["set", *SHAPE_MEASURES], rows)]
+    return _share_tables(sets, "Shapes and motion", caption, SHAPE_MEASURES)
+
+
+def _share_tables(
+    sets: dict[str, dict[str, float]], title: str, caption: str, measures: tuple[str, ...]
+) -> list[Table]:
+    """The measures of every set in percent, the best by the first one first; none if no set has them."""
+    measured = {name: values for name, values in sets.items() if measures[0] in values}
+    rows = [
+        [name, *(f"{100 * values[measure]:.0f}" for measure in measures)]
+        for name, values in sorted(measured.items(), key=lambda item: -item[1][measures[0]])
+    ]
+    return [Table(title, caption, ["set", *measures], rows)] if rows else []
 
 
 def _distances(scores: dict[str, Any]) -> list[dict[str, Any]]:
@@ -160,15 +212,30 @@ def _describe(config: GenerateConfig) -> str:
 
 def _sheet(config: GenerateConfig) -> Sheet:
     records = read_manifest(config.manifest)[:8]
-    png = contact_sheet(_frames(config, len(records)), [r.class_name for r in records])
+    png = contact_sheet(_frames(config, len(records)), [_label(r) for r in records])
     return Sheet(f"Generated: {_describe(config)}", "Each row is a video; time runs to the right.", png)
 
 
+def _prompted_videos(config: GenerateConfig) -> list[Video]:
+    """The first videos of a set with prompts, each below its prompt; none for a set without prompts."""
+    records = [record for record in read_manifest(config.manifest)[:PROMPTED] if record.captions]
+    frames = _frames(config, len(records)) if records else np.empty(0)
+    return [
+        Video(record.captions[0], _describe(config), encode_video(enlarge(video, 6), config.fps, crf=16), "video/mp4")
+        for record, video in zip(records, frames, strict=True)
+    ]
+
+
 def _real_clips(config: QuickConfig, count: int) -> tuple[np.ndarray, list[str]]:
-    """The first clips of held-out videos, uint8 ``(B, F, H, W, 3)``, and their classes."""
+    """The first clips of held-out videos, uint8 ``(B, F, H, W, 3)``, and what they show in words."""
     records = usable(read_manifest(config.real), "test", config.num_frames, config.fps)[:count]
     clips = [read_clip(r, 0, config.num_frames, 1, config.resolution, config.fps) for r in records]
-    return np.stack(clips), [r.class_name for r in records]
+    return np.stack(clips), [_label(r) for r in records]
+
+
+def _label(record: VideoRecord) -> str:
+    """The first caption of a video, or its class."""
+    return record.captions[0] if record.captions else record.class_name
 
 
 def _real_sheet(config: QuickConfig) -> Sheet:

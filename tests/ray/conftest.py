@@ -23,7 +23,7 @@ from ardiff.cli import main
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.latents import LatentSet, LatentStatistics, latent_table, write_description
 from ardiff.data.manifest import write_manifest
-from ardiff.data.synthetic import write_video
+from ardiff.data.synthetic_set import write_video
 from ardiff.pretrained import save_autoencoder
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ray_jobs.runtime.cluster import ray_cluster

@@ -9,7 +9,7 @@ from example_files import example
 from ardiff.data.encode import encode_video
 from ardiff.pipeline import ARDiffusionPipeline
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]  # eight jobs
 
 
 def put_videos(folder: Path, seed: int) -> str:

@@ -17,7 +17,7 @@ from ardiff.cli import main
 from ardiff.data import storage
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.manifest import read_manifest, write_manifest
-from ardiff.data.synthetic import write_video
+from ardiff.data.synthetic_set import write_video
 from ardiff.sweep.manifest import read_manifest as read_sweep_manifest
 from ardiff.text.encoder import TextEncoder
 

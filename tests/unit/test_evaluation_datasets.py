@@ -13,15 +13,22 @@ from ardiff.errors import ConfigError, DataError
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import (
     Clip,
+    Dataset,
     OpenDataset,
+    ProbeCache,
+    check_count,
     common_size,
+    frame_rates,
     generated_clips,
     list_videos,
+    open_generated,
     open_videos,
     paired_clips,
     real_clips,
+    two_draws,
 )
 from ray_jobs.evaluation.features import _decode, data_keys
+from ray_jobs.evaluation.frames import read_frames
 
 NAMES = ("y/1", "y/2", "x/1", "x/2")
 
@@ -49,7 +56,7 @@ def test_every_video_comes_once_before_any_comes_twice() -> None:
     records = [record(f"{i}.mp4") for i in range(3)]
     config = QuickConfig(num_frames=6, stride=3, seed=0)
     clips = real_clips(records, 7, config)
-    assert [clip.video.uri for clip in clips] == [f"{i % 3}.mp4" for i in range(7)]
+    assert all(sorted(clip.video.uri for clip in clips[i : i + 3]) == ["0.mp4", "1.mp4", "2.mp4"] for i in (0, 3))
     assert all(0 <= clip.start <= 4 and clip.stride == 3 for clip in clips)
     assert len({clip.start for clip in clips}) > 1
     assert real_clips(records, 7, config) == clips
@@ -82,15 +89,18 @@ def test_pairs_are_of_one_name_below_their_folders(tmp_path: Path) -> None:
     originals = [record(f"s3://b/real/{c}/{n}.mp4") for c in "xy" for n in "12"]
     real = dataset(tmp_path, "real", originals)
     fake = dataset(tmp_path, "fake", [record(f"/fake/{c}/{n}.webm") for c in "yx" for n in "12"])
-    clips = generated_clips(fake, 4, 16)
-    pairs = paired_clips(fake, clips, real)
-    assert [(p.video.uri[6:9], p.original.uri[12:15]) for p in pairs if p.original] == [(n, n) for n in NAMES]
+    clips = generated_clips(fake, QuickConfig(num_clips=4, batch_size=2))
+    pairs = paired_clips("fake", clips, real)
+    assert sorted((p.video.uri[6:9], p.original.uri[12:15]) for p in pairs if p.original) == sorted(
+        (n, n) for n in NAMES
+    )
     folders = [record("/fake/x/1.mp4/"), record("/fake/x/2/")]
     pictures = replace(fake, records=folders)
-    pairs = paired_clips(pictures, generated_clips(pictures, 2, 16), replace(real, records=originals[:2]))
-    assert [p.original for p in pairs] == originals[:2]
+    chosen = generated_clips(pictures, QuickConfig(num_clips=2, batch_size=2))
+    pairs = paired_clips("pictures", chosen, replace(real, records=originals[:2]))
+    assert {p.video.uri: p.original for p in pairs} == dict(zip([f.uri for f in folders], originals[:2], strict=True))
     with pytest.raises(DataError, match="has no original called 'y/1'"):
-        paired_clips(fake, clips, replace(real, records=[*originals[:2], record("s3://b/real/z/1.mp4")]))
+        paired_clips("fake", clips, replace(real, records=[*originals[:2], record("s3://b/real/z/1.mp4")]))
 
 
 def dataset(folder: Path, name: str, records: list[VideoRecord]) -> OpenDataset:
@@ -130,3 +140,119 @@ def test_the_data_of_a_manifest_are_named_by_what_it_says() -> None:
     videos = [replace(record("s3://nowhere/a/"), etag=etag) for etag in ("1", "2")]
     one, other = (data_keys([Clip(video, 0, 1, original=video)]) for video in videos)
     assert one != other
+
+
+@pytest.mark.parametrize("count", [4, 16, 30])
+def test_real_and_other_real_clips_are_exchangeable_draws(count: int) -> None:
+    """Of class folders, both draws have all classes, and neither depends on the order of the list."""
+    records = [replace(record(f"{label}/{i:02d}.mp4"), label=label) for label in range(4) for i in range(15)]
+    config = QuickConfig(num_clips=count, batch_size=2)
+    reference, others = two_draws(records, count, config)
+    for clips in (reference, others):
+        labels = [clip.video.label for clip in clips]
+        assert max(map(labels.count, range(4))) - min(map(labels.count, range(4))) <= 1
+    taken = [{clip.video.uri for clip in clips} for clips in (reference, others)]
+    assert taken[0].isdisjoint(taken[1])
+    assert two_draws(records[::-1], count, config) == (reference, others)
+    other_seed = two_draws(records, count, replace(config, seed=1))
+    assert {clip.video.uri for clip in other_seed[0]} != taken[0]
+    generated = generated_clips(OpenDataset(Dataset("fake", records, []), records), config)
+    assert [[c.video.label for c in generated[:4]].count(label) for label in range(4)] == [1] * 4
+    assert [c.video.uri for c in generated] != sorted(c.video.uri for c in generated)
+
+
+def test_class_names_of_every_position_are_drawn_as_often(tmp_path: Path) -> None:
+    """With fewer clips than classes no class is preferred: over seeds, the reference and the others have each."""
+    records = [replace(record(f"{label}/{i}.mp4"), label=label) for label in range(5) for i in range(4)]
+    counts = np.zeros((2, 5), int)
+    for seed in range(200):
+        for side, clips in enumerate(two_draws(records, 2, QuickConfig(num_clips=2, batch_size=2, seed=seed))):
+            for clip in clips:
+                counts[side, clip.video.label] += 1
+    assert counts.min() > 50, counts  # 80 expected
+    assert counts.max() < 110, counts
+
+
+def test_a_few_videos_of_a_manifest_that_are_too_short_are_refused() -> None:
+    """The score would leave out those that a model made badly."""
+    records = [record(f"{i}.mp4", frames=16 if i % 2 else 12) for i in range(16)]
+    with pytest.raises(DataError, match=r"8 of 16 videos in fake have fewer than 16 frames, the first is 0.mp4 \(12\)"):
+        open_generated(Dataset("fake", records, []), 16)
+    broken = [record("0.mp4"), replace(record("1.mp4"), status="error", reason="it is empty")]
+    with pytest.raises(DataError, match=r"1 of 2 videos in fake cannot be decoded, the first is 1.mp4 \(it is empty\)"):
+        open_generated(Dataset("fake", broken, []), 16)
+    assert len(open_generated(Dataset("fake", records, []), 12).records) == 16
+
+
+def test_too_few_videos_are_noticed_before_one_is_opened(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.mp4").touch()
+    with pytest.raises(DataError, match="has 3 videos, but num_clips is 4"):
+        check_count(list_videos(str(tmp_path)), 4)
+    check_count(list_videos(str(tmp_path)), 3)
+
+
+def test_rates_of_clips() -> None:
+    clips = real_clips([replace(record("a.mp4", frames=100), fps=24.0)], 2, QuickConfig(num_frames=6, stride=3))
+    assert frame_rates(clips) == [8.0, 8.0]
+    assert frame_rates([replace(clips[0], fps=12.0)]) == [4.0]
+    assert frame_rates([replace(clips[0], video=replace(clips[0].video, fps=0.0))]) == [0.0]
+
+
+def test_frames_that_are_not_square_are_cropped_or_stretched(tmp_path: Path) -> None:
+    """A video whose left and right quarters are black: a crop is white, a stretched frame is half white."""
+    frames = np.zeros((16, 32, 64, 3), np.uint8)
+    frames[:, :, 16:48] = 255
+    np.save(tmp_path / "a.npy", frames)
+    (tmp_path / "a.mp4").write_bytes(encode_video(frames, 8.0, crf=1))
+    [array] = list_videos(str(tmp_path / "a.npy")).records or []
+    video = replace(record(f"{tmp_path}/a.mp4", frames=16), width=64, height=32)
+    for side in (array, video):
+        for fit, resolution, shape, white in (
+            ("crop", None, (32, 32), 1.0),
+            ("crop", 16, (16, 16), 1.0),
+            ("stretch", None, (32, 64), 0.5),
+            ("stretch", 16, (16, 16), 0.5),
+        ):
+            clip = asdict(Clip(side, 0, 1, fit=fit))
+            read = read_frames(clip, "video", 4, resolution)
+            assert read.shape == (4, *shape, 3)
+            assert read.dtype == np.uint8
+            assert read.mean() / 255 == pytest.approx(white, abs=0.02), (fit, resolution)
+        pair = asdict(Clip(side, 0, 1, original=side))
+        assert read_frames(pair, "original", 4, None).shape == (4, 32, 64, 3)
+        assert read_frames(pair, "video", 4, 16).shape == (4, 16, 16, 3)
+
+
+def test_array_files_and_folders_of_them_are_datasets(tmp_path: Path) -> None:
+    np.save(tmp_path / "set.npy", np.zeros((3, 16, 8, 8, 3), np.uint8))
+    file, folder = (list_videos(str(tmp_path / name)) for name in ("set.npy", ""))
+    assert (file.name, file.is_manifest, file.split_name("train")) == ("set.npy", False, "folder")
+    for dataset in (file, folder):
+        assert [r.split for r in open_videos(dataset, "train", 16).records] == ["train"] * 3
+    pairs = paired_clips("fake", [Clip(r, 0, 1) for r in file.records or []], open_videos(folder, "test", 16))
+    assert [p.original and p.original.uri[-6:] for p in pairs] == ["000000", "000001", "000002"]
+
+
+def test_folders_are_probed_once(tmp_path: Path) -> None:
+    """Until a file changes; then the cluster is asked for."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"video")
+
+    class ClusterNeededError(Exception):
+        pass
+
+    def join() -> None:
+        raise ClusterNeededError
+
+    cache, folder = ProbeCache(str(tmp_path / "cache"), join), str(tmp_path / "videos")
+    with pytest.raises(ClusterNeededError):
+        open_videos(list_videos(folder), "train", 16, cache=cache)
+    cache.write(list_videos(folder), [record("a.mp4")])
+    assert open_videos(list_videos(folder), "train", 16, cache=cache).records == [
+        replace(record("a.mp4"), split="train")
+    ]
+    assert len(open_generated(list_videos(folder), 16, cache).records) == 1
+    (tmp_path / "videos" / "b.mp4").write_bytes(b"video")
+    with pytest.raises(ClusterNeededError):
+        open_videos(list_videos(folder), "train", 16, cache=cache)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from toy_text import ToyEncoder
 
+from ardiff.data.texts import UsedEncoder
 from ardiff.errors import CheckpointError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling import text as sampling_text
 from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.params import InvalidParamError
-from ardiff.sampling.text import TextSource
 from ardiff.train.export import describe_dit, write_trained
 
 SHORT: dict[str, Any] = {"num_frames": 4, "num_inference_steps": 3, "ar_step": 1}
@@ -87,7 +87,7 @@ def test_each_text_is_encoded_once_and_alone(pipeline: ARDiffusionPipeline, enco
 def test_the_folder_records_the_encoder(pipeline: ARDiffusionPipeline, load_toy: Any, tmp_path: Path) -> None:
     pipeline.save_pretrained(str(tmp_path))
     recorded = json.loads((tmp_path / "config.json").read_text())["text_encoder"]
-    assert recorded == {"uri": "toy", "fingerprint": "f00d", "max_tokens": 8, "dtype": "float32"}
+    assert recorded == {"uri": "toy", "fingerprint": "f00d", "dim": 5, "max_tokens": 8, "dtype": "float32"}
     loaded = ARDiffusionPipeline.from_pretrained(str(tmp_path))
     latents(loaded, class_label=1)
     assert load_toy == []  # not before the first prompt
@@ -140,7 +140,7 @@ def test_an_exported_model_keeps_its_encoder(pipeline: ARDiffusionPipeline, tmp_
     save_autoencoder(str(tmp_path / "vae"), pipeline.vae)
     key = vae_fingerprint(str(tmp_path / "vae"))
     latents_of_run = LatentSet(key, 8, 2, 4, [], [], [], pipeline.statistics, str(tmp_path / "vae"), key)
-    source = TextSource(uri="s3://bucket/encoder", fingerprint="f00d", max_tokens=8, dtype="bfloat16")
+    source = UsedEncoder(uri="s3://bucket/encoder", fingerprint="f00d", dim=5, max_tokens=8, dtype="bfloat16")
     for text in (source, None):
         description = describe_dit(pipeline.dit.config, pipeline.diffusion, latents_of_run, [], text)
         weights = dict(pipeline.dit.named_parameters())

@@ -12,13 +12,14 @@ import pytest
 from ardiff.data.manifest import VideoRecord
 from ardiff.errors import ArdiffError, ConfigError
 from ardiff.metrics.compare import comparable
+from ardiff.metrics.prompts import PROMPT_MEASURES
 from ardiff.metrics.scores import SetScore, read_scores, table, write_scores
 from ardiff.metrics.shapes import SHAPE_MEASURES
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import Clip, Dataset
 from ray_jobs.evaluation.quick import has_fvd, resolution_of
 from ray_jobs.evaluation.quick_scores import compute_scores, describe, summarize
-from ray_jobs.reports.quickstart import _score, _share_lines, _share_tables
+from ray_jobs.reports.quickstart import _prompt_lines, _prompt_tables, _score, _shape_tables, _share_lines
 
 COUNT, WITH_I3D = 12, 4
 SHIFTS = {"reference": 0.0, "real": 0.0, "ar-step-5": 0.5, "noise": 4.0, "shuffled frames": 2.0}
@@ -54,7 +55,7 @@ def scored(num_videos: int = 2 * COUNT, **settings: Any) -> tuple[list[SetScore]
                 row |= measures(share=(i % 4) / 3 if name == "ar-step-5" else 1.0)
             rows.append(row)
     frame = pd.DataFrame(rows).sort_values(["set", "index"], ignore_index=True)
-    config = QuickConfig(num_clips=COUNT, batch_size=4, **{"bootstrap": 20, **settings})
+    config = QuickConfig(num_clips=COUNT, batch_size=4, **{"partitions": 8, **settings})
     datasets = [Dataset("data/manifest.parquet", [], []), Dataset("samples/ar-step-5/manifest.parquet", [], [])]
     scores = compute_scores(config, frame, clips, datasets, ({}, "weights-sha"))
     return scores, summarize(scores)
@@ -68,8 +69,13 @@ def test_every_score_has_baseline_interval_and_protocol(tmp_path: Path) -> None:
     for metric, count in (("distance", COUNT), ("fvd", WITH_I3D)):
         model, real = by_name["ar-step-5", metric], by_name["real", metric]
         assert (model.baseline, model.baseline_num) == (real.score, count)
-        assert model.low is not None
-        assert model.low < model.score < (model.high or 0)
+        if metric == "fvd":
+            assert model.low is None
+            assert "There is no interval: it needs 8 videos." in model.notes
+        else:
+            assert model.low is not None
+            assert model.low < model.score < (model.high or 0)
+            assert model.notes[0].startswith(f"{COUNT} videos are few for")
         assert by_name["shuffled frames", metric].low is None
         protocol = model.protocol
         assert (protocol.num_real, protocol.num_fake, protocol.codec_fake) == (count, count, "h264")
@@ -134,7 +140,7 @@ def test_tables_and_the_report_lead_with_frames_and_motion_and_not_with_the_vote
     assert "asked class: 50 to 100 %; neighbouring frames that show the same shape: 38 to 100 %" in identity
     assert "motion checks: 25 to 100 % (one object 100 %, " in motion
     assert "recognised" not in identity + motion
-    [shown] = _share_tables(sets)
+    [shown] = _shape_tables(sets)
     assert shown.header == ["set", *SHAPE_MEASURES]
     assert shown.rows[-1][:3] == ["ar-step-5", "50", "38"]
 
@@ -144,7 +150,7 @@ def test_scores_of_earlier_versions_are_read_and_not_compared(tmp_path: Path) ->
     old = {"distance": 20.0, "recognised": 0.9, "motion": 0.5, "psnr": 30.0}
     assert describe(old) == "PSNR 30.0 dB"
     assert _share_lines({"real": old, "ar-step-5": old}, ["ar-step-5"]) == []
-    assert _share_tables({"real": old}) == []
+    assert _shape_tables({"real": old}) == []
     scores, _ = scored()
     [score] = [s for s in scores if (s.set, s.metric) == ("real", "distance")]
     earlier = replace(score, protocol=replace(score.protocol, weights="random3d-seed0-v1"))
@@ -161,7 +167,8 @@ def test_a_baseline_is_of_other_videos() -> None:
 
 
 def test_intervals_can_be_left_out() -> None:
-    assert all(score.low is None for score in scored(bootstrap=0)[0])
+    distances = ("distance", "fvd")
+    assert all(score.low is None for score in scored(partitions=0)[0] if score.metric in distances)
 
 
 def test_videos_are_of_oneresolution_of() -> None:
@@ -169,3 +176,19 @@ def test_videos_are_of_oneresolution_of() -> None:
     with pytest.raises(ConfigError, match="different sizes"):
         resolution_of(QuickConfig(), mixed)
     assert resolution_of(QuickConfig(resolution=32), mixed) == "32x32"
+
+
+def test_the_report_of_a_model_with_prompts_leads_with_them() -> None:
+    shares = dict.fromkeys(PROMPT_MEASURES, 0.9)
+    sets = {name: dict(shares) for name in ("real", "ar-step-0", "ar-step-5", "ar-step-5-held-out")}
+    sets["ar-step-0"]["prompt followed"] = 0.5
+    sets["ar-step-5-held-out"]["prompt followed"] = 0.25
+    models = [name for name in sets if name != "real"]
+    seen, held_out = _prompt_lines(sets, models)
+    assert "asked colour: 50 to 90 %" in seen
+    assert "25 %" in held_out
+    assert len(_prompt_lines(sets, models[:2])) == 1
+    assert _prompt_lines({"real": {}, "ar-step-5": {}}, ["ar-step-5"]) == []
+    [table] = _prompt_tables(sets)
+    assert [row[0] for row in table.rows] == ["real", "ar-step-5", "ar-step-0", "ar-step-5-held-out"]
+    assert _prompt_tables({"real": {}}) == []

@@ -3,11 +3,13 @@
 Shapes: B clips, T frames, H W pixels, C channels, T' time steps after pooling.
 """
 
+import functools
 from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ardiff.errors import ConfigError
 from ardiff.metrics.registry import Extractor, Source, State, register_network
@@ -34,7 +36,7 @@ class I3D(nn.Module):
     """Kinetics-400 logits of clips. Parameters have the names of the public PyTorch port (``Mixed_3b.b1a.conv3d...``).
 
     Convolutions and poolings pad as TensorFlow's "SAME" does. Batch normalisation uses epsilon 1e-3; some ports use
-    1e-5, which changes the features by 3 %.
+    1e-5, which changes the features by 0.1 to 0.2 %.
 
     Args:
         pool_frames: Time steps that the last pooling averages. 2 is the original graph. 1 is the AR-Diffusion authors'
@@ -100,13 +102,19 @@ class _Unit(nn.Module):
 
     def __init__(self, narrow: int, wide: int, kernel: int, stride: int = 1, plain: bool = False) -> None:
         super().__init__()
-        self.kernel, self.stride = (kernel,) * 3, (stride,) * 3
+        self.kernel, self.stride, self.plain = (kernel,) * 3, (stride,) * 3, plain
         self.conv3d = nn.Conv3d(narrow, wide, kernel, stride=stride, bias=plain)
         self.bn = None if plain else nn.BatchNorm3d(wide, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv3d(_same(x, self.kernel, self.stride))
-        return x if self.bn is None else nn.functional.relu(self.bn(x), inplace=True)
+        x = x if self.bn is None else self.bn(x)
+        return x if self.plain else nn.functional.relu(x, inplace=True)
+
+    def fold(self) -> None:
+        """Moves the normalisation into the convolution's weights. The model must be in evaluation mode."""
+        if self.bn is not None:
+            self.conv3d, self.bn = fuse_conv_bn_eval(self.conv3d, self.bn), None
 
 
 class _MaxPool(nn.Module):
@@ -116,7 +124,18 @@ class _MaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Padding with zeros equals padding with minus infinity here: the inputs come from a ReLU.
-        return nn.functional.max_pool3d(_same(x, self.kernel, self.stride), self.kernel, self.stride)
+        x = _same(x, self.kernel, self.stride)
+        for axis, (k, s) in enumerate(zip(self.kernel, self.stride, strict=True), start=2):
+            x = _windows_maximum(x, axis, k, s)
+        return x
+
+
+def _windows_maximum(x: Tensor, axis: int, kernel: int, stride: int) -> Tensor:
+    """The maximum of each window along one axis. Axis by axis it is the same as in boxes, with fewer comparisons."""
+    count = (x.shape[axis] - kernel) // stride + 1
+    windows = [x.narrow(axis, i, x.shape[axis] - i) for i in range(kernel)]
+    steps = [window[(slice(None),) * axis + (slice(0, (count - 1) * stride + 1, stride),)] for window in windows]
+    return functools.reduce(torch.maximum, steps)
 
 
 class _Mixed(nn.Module):
@@ -177,6 +196,14 @@ def convert_flax(arrays: dict[str, Any]) -> State:
     return state
 
 
+def _fold(model: nn.Module) -> nn.Module:
+    """Folds every batch normalisation of an I3D into its convolution."""
+    for module in model.modules():
+        if isinstance(module, _Unit):
+            module.fold()
+    return model
+
+
 def _features(model: nn.Module, frames: Tensor, count: int) -> Tensor:
     """One row of 400 logits per clip: ``(n F, 3, 224, 224)`` to ``(n, 1, 400)``."""
     return model(rearrange(frames, "(n f) c h w -> n c f h w", n=count))[:, None]
@@ -193,6 +220,7 @@ I3D_EXTRACTOR = Extractor(
     size=224,
     value_range="[-1, 1]",
     features=_features,
+    prepare=_fold,
     check_frames=_check_frames,
     convert=convert_flax,
     source=Source(

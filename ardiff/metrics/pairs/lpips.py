@@ -1,4 +1,6 @@
-"""LPIPS with AlexNet (Zhang et al. 2018), the learned perceptual distance of frames.
+"""LPIPS with AlexNet or VGG16 (Zhang et al. 2018), the learned perceptual distance of frames.
+
+``lpips`` is the one that its authors recommend for evaluation. The AR-Diffusion authors' scripts use ``lpips-vgg``.
 
 Shapes: F frames, H W pixels.
 """
@@ -8,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ardiff.metrics.networks.lpips import LPIPS, LPIPS_ALEX
+from ardiff.metrics.networks.lpips import LPIPS, LPIPS_ALEX, LPIPS_VGG
 from ardiff.metrics.registry import PairedMetric, register_metric
 
 
@@ -25,4 +27,7 @@ def _to_tensor(video: np.ndarray, device: torch.device) -> Tensor:
 register_metric(
     # Below 32 pixels AlexNet's poolings have nothing left.
     PairedMetric(name="lpips", function=mean_lpips, network=LPIPS_ALEX, min_size=32, value_range="[-1, 1]")
+)
+register_metric(
+    PairedMetric(name="lpips-vgg", function=mean_lpips, network=LPIPS_VGG, min_size=16, value_range="[-1, 1]")
 )

@@ -25,23 +25,56 @@ def ssim(original: np.ndarray, other: np.ndarray) -> float:
     if original.ndim != 4 or min(original.shape[1:3]) < WINDOW:
         raise ValueError(f"SSIM needs videos (F, H, W, 3) of at least {WINDOW} pixels a side, got {original.shape}")
     x, y = original.astype(np.float64), other.astype(np.float64)
-    mean_x, mean_y = _window(x), _window(y)
-    variance_x, variance_y = _window(x * x) - mean_x**2, _window(y * y) - mean_y**2
-    covariance = _window(x * y) - mean_x * mean_y
-    c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    similarity /= (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
-    return float(similarity.mean())
-
-
-def _window(x: np.ndarray) -> np.ndarray:
-    """Gaussian-weighted means of all windows inside the frames: ``(F, H, W, 3) -> (F, H - 10, W - 10, 3)``."""
     taps = np.exp(-0.5 * ((np.arange(WINDOW) - WINDOW // 2) / SIGMA) ** 2)
     taps /= taps.sum()
+    mean_x, mean_y = _windows(x, taps), _windows(y, taps)
+    variance_x, variance_y = _windows(x * x, taps) - mean_x**2, _windows(y * y, taps) - mean_y**2
+    covariance = _windows(x * y, taps) - mean_x * mean_y
+    return float(_similarity(mean_x, mean_y, variance_x, variance_y, covariance).mean())
+
+
+def _similarity(
+    mean_x: np.ndarray, mean_y: np.ndarray, variance_x: np.ndarray, variance_y: np.ndarray, covariance: np.ndarray
+) -> np.ndarray:
+    """The similarity of windows from their moments."""
+    c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
+    similarity: np.ndarray = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity /= (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    return similarity
+
+
+def _windows(x: np.ndarray, taps: np.ndarray) -> np.ndarray:
+    """Weighted means of all windows of k x k pixels inside the frames: ``(F, H, W, ...) -> (F, H - k + 1, ...)``."""
     for axis in (1, 2):
-        size = x.shape[axis] - WINDOW + 1
+        size = x.shape[axis] - len(taps) + 1
         x = sum(tap * np.take(x, np.arange(i, i + size), axis=axis) for i, tap in enumerate(taps))
     return x
 
 
+GREY = np.array([0.299, 0.587, 0.114])
+"""Weights of R, G and B in the luma of Rec. 601, as Pillow and OpenCV have it."""
+BOX = 7
+
+
+def ssim_grey(original: np.ndarray, other: np.ndarray) -> float:
+    """The mean structural similarity of grey frames with the defaults of scikit-image; 1 for equal frames.
+
+    Every window of 7x7 pixels counts evenly, and variances are unbiased (N - 1). The AR-Diffusion authors' scripts
+    compute this one.
+
+    Raises:
+        ValueError: The videos are not uint8 ``(F, H, W, 3)`` of one shape with H, W >= 7.
+    """
+    squared_error(original, other)
+    if original.ndim != 4 or min(original.shape[1:3]) < BOX:
+        raise ValueError(f"SSIM needs videos (F, H, W, 3) of at least {BOX} pixels a side, got {original.shape}")
+    x, y = ((video @ GREY).round() for video in (original, other))  # (F, H, W)
+    taps, unbiased = np.full(BOX, 1.0 / BOX), BOX**2 / (BOX**2 - 1)
+    mean_x, mean_y = _windows(x, taps), _windows(y, taps)
+    variance_x, variance_y = (unbiased * (_windows(v * v, taps) - mean**2) for v, mean in ((x, mean_x), (y, mean_y)))
+    covariance = unbiased * (_windows(x * y, taps) - mean_x * mean_y)
+    return float(_similarity(mean_x, mean_y, variance_x, variance_y, covariance).mean())
+
+
+register_metric(PairedMetric(name="ssim-grey", function=ssim_grey, higher_is_better=True, min_size=BOX))
 register_metric(PairedMetric(name="ssim", function=ssim, higher_is_better=True, min_size=WINDOW))

@@ -8,7 +8,8 @@ from ardiff.data.config import SyntheticConfig
 from ardiff.data.decode import decode_clip
 from ardiff.data.manifest import Split
 from ardiff.data.probe import probe
-from ardiff.data.synthetic import BACKGROUND, CLASSES, render_video, signed_distance, video_length, write_video
+from ardiff.data.synthetic import BACKGROUND, CLASSES, render_video, signed_distance, video_length
+from ardiff.data.synthetic_set import write_video
 
 CONFIG = SyntheticConfig(num_train=8, num_test=8, num_long=1, long_frames=60)
 BRIGHTNESS = np.array([0.299, 0.587, 0.114])

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
-from ardiff.data.synthetic import CLASSES, draw_shape, render_video, trajectory
+from ardiff.data.synthetic import CLASSES, draw_scene, render_scene, render_video
 from ardiff.metrics import controls
 from ardiff.metrics.shapes import (
     SHAPE_MEASURES,
@@ -239,9 +241,9 @@ def test_a_shape_seen_in_too_few_frames_is_not_recognised(real):
 
 def drawn(shapes: list[str]) -> np.ndarray:
     """A video that moves evenly and shows the given shape in each frame; no object for an empty name."""
-    config = SyntheticConfig(num_frames=len(shapes), num_long=0)
-    centre, colour = trajectory(config, 0, "train")
-    frames = [draw_shape(config, shape or "ring", centre[i : i + 1], colour)[0] for i, shape in enumerate(shapes)]
+    scene = draw_scene(SyntheticConfig(), 0, "train")
+    centre = scene.centres(len(shapes))
+    frames = [render_scene(32, replace(scene, shape=s or "ring"), centre[i : i + 1])[0] for i, s in enumerate(shapes)]
     return np.stack([frame if shape else np.full_like(frame, 26) for frame, shape in zip(frames, shapes, strict=True)])
 
 

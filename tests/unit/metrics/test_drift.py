@@ -1,10 +1,12 @@
 """Statistics of clips and the plots of how they change."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ardiff.data.config import SyntheticConfig
-from ardiff.data.synthetic import draw_shape, trajectory
+from ardiff.data.synthetic import draw_scene, render_scene
 from ardiff.metrics.drift import (
     SHAPE_STATISTICS,
     STATISTICS,
@@ -83,9 +85,8 @@ def test_colour_is_that_of_the_content_and_drift_its_distance_from_the_start() -
 
 def test_shapes_of_segments() -> None:
     """Rings that turn into pluses for the last quarter of the frames."""
-    config = SyntheticConfig(num_frames=8, num_long=0)
-    centre, colour = trajectory(config, 0, "train")
-    ring, plus = (draw_shape(config, shape, centre, colour) for shape in ("ring", "plus"))
+    scene = draw_scene(SyntheticConfig(), 0, "train")
+    ring, plus = (render_scene(32, replace(scene, shape=shape), scene.centres(8)) for shape in ("ring", "plus"))
     turned = shape_statistics(np.concatenate([ring[:6], plus[6:]]))
     assert turned.tolist() == pytest.approx([0.75, 0.0, 0.0, 0.25, 6 / 7])
     means = mean_shape_statistics(np.stack([turned, shape_statistics(plus)]), [0, 3])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ardiff.metrics.networks.i3d import I3D
+from ardiff.metrics.networks.i3d import I3D, I3D_EXTRACTOR, _MaxPool, _same
 from ardiff.metrics.networks.inception import FIDInception
 from ardiff.metrics.networks.resnet3d import ResNet3D50
 from ardiff.metrics.preprocess import resize_frames, scale_range
@@ -197,3 +197,21 @@ def test_other_shapes_are_refused(model: type[nn.Module], shape: tuple[int, ...]
 def test_pool_frames_is_1_or_2() -> None:
     with pytest.raises(ValueError, match="pool_frames"):
         I3D(pool_frames=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((3, 3, 3), (1, 1, 1))])
+@pytest.mark.parametrize("size", [(5, 7, 8), (4, 6, 6)])
+def test_maxima_axis_by_axis_are_those_of_boxes(
+    kernel: tuple[int, int, int], stride: tuple[int, int, int], size: tuple[int, int, int]
+) -> None:
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    boxes = nn.functional.max_pool3d(_same(x, kernel, stride), kernel, stride)
+    assert torch.equal(_MaxPool(kernel, stride)(x), boxes)
+
+
+def test_folded_normalisation_changes_rounding_only(i3d: I3D) -> None:
+    x = torch.rand(1, 3, 10, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    plain = i3d(x)
+    folded = I3D_EXTRACTOR.prepare(copy.deepcopy(i3d))
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in folded.modules())
+    torch.testing.assert_close(folded(x), plain, rtol=1e-5, atol=1e-5 * float(plain.abs().max()))

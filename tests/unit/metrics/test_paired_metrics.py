@@ -9,9 +9,8 @@ from ardiff.errors import DataError
 from ardiff.metrics.networks.lpips import LPIPS
 from ardiff.metrics.paired import PairMeasure
 from ardiff.metrics.pairs.psnr import MAX_PSNR, frame_psnr, psnr
-from ardiff.metrics.pairs.ssim import ssim
+from ardiff.metrics.pairs.ssim import ssim, ssim_grey
 from ardiff.metrics.registry import PairedMetric, find_metric
-from ardiff.metrics.uncertainty import resampled_mean
 
 
 def pair(strength: float, frames: int = 3, height: int = 40, width: int = 52) -> tuple[np.ndarray, np.ndarray]:
@@ -105,8 +104,20 @@ def test_pairs_are_measured_one_by_one() -> None:
         without(pairs[:, :, :, :8])
 
 
-def test_resampled_means_spread_as_means_do() -> None:
-    values = np.random.default_rng(0).normal(size=200)
-    means = [resampled_mean(values, 0, i) for i in range(300)]
-    assert np.mean(means) == pytest.approx(values.mean(), abs=0.02)
-    assert np.std(means) == pytest.approx(values.std() / np.sqrt(200), rel=0.15)
+def test_ssim_grey_is_that_of_windows_one_by_one() -> None:
+    """The defaults of scikit-image, window by window: 7x7 pixels, even weights, unbiased variances."""
+    original, other = (v[:2, :16, :12] for v in pair(30.0))
+    weights, values = np.array([0.299, 0.587, 0.114]), []
+    for a, b in zip(original, other, strict=True):
+        x, y = (a @ weights).round(), (b @ weights).round()
+        for top in range(10):
+            for left in range(6):
+                u, v = (z[top : top + 7, left : left + 7].ravel() for z in (x, y))
+                (var_u, cov), (_, var_v) = np.cov(u, v)
+                c1, c2 = 2.55**2, 7.65**2
+                value = (2 * u.mean() * v.mean() + c1) * (2 * cov + c2)
+                values.append(value / ((u.mean() ** 2 + v.mean() ** 2 + c1) * (var_u + var_v + c2)))
+    assert ssim_grey(original, other) == pytest.approx(np.mean(values), rel=1e-9)
+    assert ssim_grey(original, original) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="at least 7 pixels"):
+        ssim_grey(original[:, :6], other[:, :6])

@@ -1,5 +1,7 @@
 """A metric or network is one file: once it registers itself, configurations, help and scores know it."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import ardiff
 from ardiff.cli import main
 from ardiff.errors import ConfigError
 from ardiff.metrics import registry
@@ -52,7 +55,7 @@ def test_a_registered_metric_is_a_name_in_configurations_and_help(
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
-    assert "kvd, lpips, mae, psnr" in " ".join(capsys.readouterr().out.split())
+    assert "kvd, lpips, lpips-vgg, mae, psnr" in " ".join(capsys.readouterr().out.split())
     assert main(["evaluate", "--metrics", "mea", "--dry-run"]) == 2
     assert "there is no metric 'mea': did you mean 'mae'?" in capsys.readouterr().err
 
@@ -85,3 +88,41 @@ def test_unknown_and_repeated_names() -> None:
         registry.register_metric(SetMetric(name="fvd"))
     with pytest.raises(ConfigError, match="at least 10 frames, got 9"):
         EvaluateConfig(num_frames=9)
+
+
+PLUGIN = """
+from ardiff.metrics.distances import Frechet
+from ardiff.metrics.networks.random_frames import RandomFrameFeatures, RANDOM_FRAMES_EXTRACTOR
+from ardiff.metrics.registry import Extractor, MetricSpec, SetMetric, register_metric, register_network
+
+NETWORK = Extractor(
+    name="mine", build=RandomFrameFeatures, untrained=True, size=64, value_range="[-1, 1]",
+    features=RANDOM_FRAMES_EXTRACTOR.features,
+)
+register_network(NETWORK)
+SPEC = MetricSpec(network=NETWORK, feature="32", resize="bilinear", distance=Frechet())
+register_metric(SetMetric(name="fd-mine", specs={"styleganv": SPEC}))
+"""
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_other_packages_register_extractors_by_an_entry_point(tmp_path: Path, works: bool) -> None:
+    (tmp_path / "my_extractor.py").write_text(PLUGIN if works else "raise RuntimeError('no weights')")
+    info = tmp_path / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ardiff.extractors]\nmine = my_extractor\n")
+    path = os.pathsep.join([str(tmp_path), str(Path(ardiff.__file__).parents[1])])
+    code = "from ardiff.metrics.registry import *; print(scored_metric_names(), networks()['mine'].size)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if works:
+        assert "'fd-mine'" in done.stdout
+        assert done.stdout.endswith(" 64\n")
+    else:
+        assert "my-package registers 'my_extractor' in ardiff.extractors, which fails (no weights)" in done.stderr

@@ -148,13 +148,16 @@ def test_cached_modes_are_refused_with_the_reason(pipeline, imported, tmp_path, 
 def test_strict_causal(files, numbers, tmp_path, capsys):
     golden = numbers("sampler")
     assert main([*files(), "--strict-causal"]) == 0
-    assert "Warning: with --strict-causal" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Warning: with --strict-causal" in out
+    assert "mode=full" not in out
     pipeline = ARDiffusionPipeline.from_pretrained(str(tmp_path / "out"))
     assert pipeline.dit.config.condition_attention == "self"
     latents = sample(pipeline, golden["xT_4"], class_label=[1, 2], ar_step=5, guidance_scale=2.0)
     assert float((latents - golden["zfrozen_F4_s5_g2.0"]).abs().max()) > 1e-2
-    with pytest.raises(ValueError, match=r"by modulation only.*mode=full"):
-        pipeline(num_frames=4, num_inference_steps=4)
+    settings = {"num_frames": 7, "num_inference_steps": 4, "class_label": [1, 2], "guidance_scale": 2.0}
+    cached, full = (torch.cat(list(pipeline.stream_latents(mode=m, **settings)), dim=1) for m in ("window", "full"))
+    assert torch.allclose(cached, full, atol=1e-5)
 
 
 def test_given_frames_become_latents_of_length_1(pipeline):

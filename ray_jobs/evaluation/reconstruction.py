@@ -1,0 +1,47 @@
+"""Reconstructions of real clips by an AR-VAE, made where they are measured: no files lie between."""
+
+import functools
+
+import numpy as np
+import torch
+
+from ardiff.config import fingerprint
+from ardiff.data import storage
+from ardiff.data.transforms import to_uint8, to_unit
+from ardiff.pretrained import load_autoencoder
+from ardiff.vae import ARAutoencoder
+
+NAME = "reconstruction"
+"""The set's name."""
+CODEC = "ar-vae"
+"""What stands in a protocol for the codec of reconstructions."""
+
+
+@torch.no_grad()
+def reconstruct(vae: ARAutoencoder, videos: np.ndarray) -> np.ndarray:
+    """Encodes and decodes videos, uint8 ``(n, F, H, W, 3)``, without noise."""
+    device = next(vae.parameters()).device
+    means = vae.encode(to_unit(torch.from_numpy(videos).to(device))).mean
+    return to_uint8(vae.decode_long(means)).cpu().numpy()
+
+
+class Reconstructor:
+    """Reconstructs clips with the AR-VAE of a folder.
+
+    On a CPU it takes them one by one, so results do not depend on the batch.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._load = functools.cache(lambda uri: load_autoencoder(uri).to(device))
+
+    def __call__(self, uri: str, videos: np.ndarray) -> np.ndarray:
+        """The reconstructions of videos, uint8 ``(n, F, H, W, 3)``, by the AR-VAE in the folder ``uri``."""
+        step = 1 if self.device.type == "cpu" else len(videos)
+        parts = [reconstruct(self._load(uri), videos[i : i + step]) for i in range(0, len(videos), step)]
+        return np.concatenate(parts)
+
+
+def vae_fingerprint(uri: str) -> str:
+    """Identifies the files of an AR-VAE."""
+    return fingerprint([[file.uri, file.size, file.etag] for file in storage.list_objects(uri)])
