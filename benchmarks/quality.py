@@ -4,8 +4,10 @@
     python benchmarks/quality.py --vae task.straightness_weight=0.06 --dit train.num_steps=1800
     python benchmarks/quality.py --vae-only
     python benchmarks/quality.py --part solvers
+    python benchmarks/quality.py --text         # after `ardiff weights fetch text-minilm`
 
-Settings are those of configs/quickstart, changed by ``--vae`` and ``--dit``. Prints the tables of docs/training.md, and
+Settings are those of configs/quickstart, with ``--text`` also of configs/quickstart_text, changed by ``--vae`` and
+``--dit``. Prints the tables of docs/training.md, and
 with ``--part solvers`` that of docs/sampling.md. One run takes about 20 minutes on two cores. The order of the data
 differs from that of Ray Data, so the results are those of another seed of `ardiff quickstart`.
 """
@@ -26,15 +28,19 @@ from ardiff.data.clips import read_clip
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.encode import contact_sheet
 from ardiff.data.latents import latent_sums, statistics_of
+from ardiff.data.manifest import Split
 from ardiff.data.synthetic import CLASSES
+from ardiff.data.synthetic_captions import asks_for_held_out
 from ardiff.data.synthetic_set import write_video
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.noise import q_sample
 from ardiff.diffusion.prediction import predicted_x0
 from ardiff.metrics.pairs.psnr import psnr
+from ardiff.metrics.prompts import PROMPT_MEASURES, asked_class, prompt_measures
 from ardiff.metrics.shapes import shape_measures
 from ardiff.models import make_autoencoder, make_dit
 from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.text.encoder import TextEncoder
 from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.config import TrainConfig
@@ -70,11 +76,10 @@ def main() -> None:
     parser.add_argument("--sheets", type=Path, help="folder for sheets of consecutive frames")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train_videos, test_videos = (
-        draw(split, count, arguments.text) for split, count in (("train", 1024), ("test", 256))
-    )  # fmt: skip
+    train_videos, train_captions = draw("train", 1024, arguments.text)
+    test_videos, test_captions = draw("test", 256, arguments.text)
     seed = [f"train.seed={arguments.seed}"]
-    vae_config = load_config(TrainVAEConfig, [find_config("quickstart/train_vae.yaml")], arguments.vae + seed)
+    vae_config = load_config(TrainVAEConfig, files("train_vae.yaml", arguments.text), arguments.vae + seed)
     torch.manual_seed(arguments.seed)
     vae = make_autoencoder(vae_config.vae)
     batches = clip_batches(train_videos, vae_config.clips.num_frames, vae_config.train, arguments.seed + 1)
@@ -85,12 +90,21 @@ def main() -> None:
     clips, labels = encode(vae, train_videos, STEP)
     statistics = statistics_of([latent_sums(clips.numpy())])
     sizes = [f"dit.num_tokens={clips.shape[2]}", f"dit.token_dim={clips.shape[3]}"]
-    config = load_config(TrainDiTConfig, [find_config("quickstart/train_dit.yaml")], sizes + arguments.dit + seed)
+    sizes += ["dit.num_classes=0"] if arguments.text else []
+    config = load_config(TrainDiTConfig, files("train_dit.yaml", arguments.text), sizes + arguments.dit + seed)
     torch.manual_seed(arguments.seed)
     task = DiTTask(make_dit(config.dit), config.task, config.diffusion, statistics)
-    dit = run(task, config.train, latent_batches(clips, labels, config.train, arguments.seed + 11))
-    pipeline = ARDiffusionPipeline(vae, dit, config.diffusion, statistics, CLASSES)
-    if arguments.part == "solvers":
+    batches = latent_batches(clips, labels, config.train, arguments.seed + 11)
+    encoder = None
+    if arguments.text:
+        encoder = TextEncoder.load("text-minilm")
+        batches = with_texts(batches, encoder, train_captions, len(clips) // len(train_captions), arguments.seed)
+    dit = run(task, config.train, batches)
+    names = () if arguments.text else CLASSES
+    pipeline = ARDiffusionPipeline(vae, dit, config.diffusion, statistics, names, text_encoder=encoder)
+    if arguments.text:
+        report_prompts(pipeline, [captions[0] for captions in test_captions], arguments.videos, arguments.sheets)
+    elif arguments.part == "solvers":
         report_solvers(pipeline, arguments.videos)
     else:
         report_next_frame(pipeline, *encode(vae, test_videos, FRAMES))
@@ -100,12 +114,19 @@ def main() -> None:
 # --------------------------------------------------------------------------------------------------- data and training
 
 
-def draw(split: str, count: int, captions: bool) -> Tensor:
-    """Videos of the synthetic set, through H.264 as in the quickstart: uint8 ``(count, 48, 32, 32, 3)``."""
+def files(name: str, text: bool) -> list[Path]:
+    """The quickstart's configuration of a stage."""
+    return [find_config(f"{folder}/{name}") for folder in ("quickstart", *(("quickstart_text",) if text else ()))]
+
+
+def draw(split: Split, count: int, captions: bool) -> tuple[Tensor, list[tuple[str, ...]]]:
+    """Videos of the synthetic set, through H.264 as in the quickstart, uint8 ``(count, 48, 32, 32, 3)``, and their
+    captions."""
     config = SyntheticConfig(num_train=1024, num_test=256, num_frames=48, num_long=0, captions=captions)
     with tempfile.TemporaryDirectory() as folder:
-        records = [write_video(config, folder, index, split) for index in range(count)]  # type: ignore[arg-type]
-        return torch.from_numpy(np.stack([read_clip(r, 0, 48, 1, config.resolution) for r in records]))
+        records = [write_video(config, folder, index, split) for index in range(count)]
+        videos = np.stack([read_clip(r, 0, 48, 1, config.resolution) for r in records])
+    return torch.from_numpy(videos), [record.captions for record in records]
 
 
 def run(task: Task, config: TrainConfig, batches: Iterator[Batch]) -> Any:
@@ -147,10 +168,25 @@ def clip_batches(videos: Tensor, num_frames: int, config: TrainConfig, seed: int
 
 
 def latent_batches(clips: Tensor, labels: Tensor, config: TrainConfig, seed: int) -> Iterator[Batch]:
-    """Batches of the AR-DiT."""
+    """Batches of the AR-DiT, with the numbers of their clips as ``index``."""
     for chosen in batches_of(len(clips), config.batch_size, np.random.default_rng(seed)):
         index = torch.from_numpy(chosen)
-        yield {"latents": clips[index], "label": labels[index]}
+        yield {"latents": clips[index], "label": labels[index], "index": index}
+
+
+def with_texts(
+    batches: Iterator[Batch], encoder: TextEncoder, captions: list[tuple[str, ...]], clips: int, seed: int
+) -> Iterator[Batch]:
+    """The batches with a random caption of each clip's video, which has ``clips`` clips."""
+    distinct = sorted({caption for own in captions for caption in own})
+    states, mask = encoder(distinct)
+    number = {caption: index for index, caption in enumerate(distinct)}
+    of_videos = torch.tensor([[number[caption] for caption in own] for own in captions])  # (V, captions)
+    generator = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        chosen = torch.randint(of_videos.shape[1], batch["index"].shape, generator=generator)
+        texts = of_videos[batch["index"] // clips, chosen]  # (B,)
+        yield {**batch, "text": states[texts], "text_mask": mask[texts]}
 
 
 @torch.no_grad()
@@ -238,6 +274,29 @@ def report_recipe(pipeline: ARDiffusionPipeline, count: int, test: Tensor, sheet
     videos = generate(pipeline, min(count, 16), num_inference_steps=20, ar_step=5, num_frames=128)
     for name, part in (("first", videos[:, :FRAMES]), ("last", videos[:, -FRAMES:])):
         row(f"{name} 16 of 128 frames", [f"{value:.3f}" for value in measures(part).values()])
+
+
+def report_prompts(pipeline: ARDiffusionPipeline, prompts: list[str], count: int, sheets: Path | None) -> None:
+    """How well videos follow prompts, by ``ar_step``: of shapes in colours that training has seen, and of others."""
+    groups = {
+        "seen": [prompt for prompt in prompts if not asks_for_held_out(prompt)][:count],
+        "held out": [prompt for prompt in prompts if asks_for_held_out(prompt)][:count],
+    }
+    header("prompts", [*PROMPT_MEASURES, *SHOWN])
+    for ar_step in (0, 5, 20):
+        for name, group in groups.items():
+            settings = {"num_inference_steps": 20, "guidance_scale": 1.5, "ar_step": ar_step}
+            videos = pipeline(prompt=group, seed=range(len(group)), **settings).frames
+            others = [group[(7 * index + 3) % len(group)] for index in range(len(group))]
+            rows = [
+                prompt_measures(video, prompt, other) | shape_measures(video, asked_class(prompt))
+                for video, prompt, other in zip(videos.numpy(), group, others, strict=True)
+            ]
+            means = {measure: float(np.mean([row[measure] for row in rows])) for measure in rows[0]}
+            row(f"{name}, ar_step {ar_step}", [f"{means[measure]:.3f}" for measure in (*PROMPT_MEASURES, *SHOWN)])
+            if sheets is not None:
+                sheets.mkdir(parents=True, exist_ok=True)
+                (sheets / f"{name}-{ar_step}.png").write_bytes(contact_sheet(videos[:8].numpy(), group[:8]))
 
 
 def report_solvers(pipeline: ARDiffusionPipeline, count: int) -> None:

@@ -336,6 +336,8 @@ class ModelInfo:
         if params.texts and not self.text:
             param = "prompt" if params.prompt else "negative_prompt" if params.negative_prompt else "conditions"
             return param, f"the model takes no text: leave {param} out, or use a model trained with text"
+        if (wrong := next((text for text in params.texts if not isinstance(text, str)), None)) is not None:
+            return "prompt", f"a prompt must be text, got {wrong!r}"
         if params.negative_prompt and not params.guided:
             return "negative_prompt", "negative_prompt acts through guidance only: set guidance_scale above 1"
         changes = max((change.prompt or "" for change in params.conditions), key=len, default="")

@@ -207,7 +207,8 @@ def _frames(config: GenerateConfig, count: int) -> np.ndarray:
 def _describe(config: GenerateConfig) -> str:
     ar_step = config.resolved_ar_step
     kind = {0: "synchronous", config.num_inference_steps: "auto-regressive"}.get(ar_step, "asynchronous")
-    return f"{config.num_frames} frames, ar_step {ar_step} ({kind})"
+    held_out = ", held-out prompts" if (config.prompts or "").endswith("held-out.txt") else ""
+    return f"{config.num_frames} frames, ar_step {ar_step} ({kind}){held_out}"
 
 
 def _sheet(config: GenerateConfig) -> Sheet:

@@ -123,6 +123,8 @@ def test_long_prompts_are_cut_with_a_warning_or_refused(
     pipeline.engine_config = EngineConfig(long_prompts="error")
     with pytest.raises(InvalidParamError, match=r"shorten it, or set engine\.long_prompts=truncate"):
         latents(pipeline, prompt=long)
+    with pytest.raises(InvalidParamError, match="a prompt must be text, got 3"):
+        latents(pipeline, prompt=3)
 
 
 def test_a_model_without_text_says_so_before_any_work(make_pipeline, encoder: ToyEncoder) -> None:
