@@ -36,14 +36,14 @@ STAGES = {
     "scores": "evaluate",
 }
 TINY = shlex.split("""
-prepare.synthetic.num_train=24 prepare.synthetic.num_test=12 prepare.synthetic.num_frames=24
+prepare.synthetic.num_train=24 prepare.synthetic.num_test=16 prepare.synthetic.num_frames=24
 prepare.synthetic.num_long=2 prepare.synthetic.long_frames=40
 train_vae.train.num_steps=12 train_vae.train.checkpoint_every=6 train_vae.train.sample_every=12
 train_vae.train.log_every=4 train_vae.task.temporal_from_step=8 train_vae.vae.width=32 train_vae.vae.depth=1
 encode.batch_size=16 encode.clip_step=8
 train_dit.train.num_steps=12 train_dit.train.checkpoint_every=6 train_dit.train.sample_every=12
 train_dit.train.log_every=4 train_dit.train.batch_size=8 train_dit.dit.width=32 train_dit.dit.depth=1
-generate.num_videos=4 generate.num_inference_steps=4 evaluate.num_clips=4 evaluate.batch_size=4
+generate.num_videos=8 generate.num_inference_steps=4 evaluate.num_clips=8 evaluate.batch_size=4
 samples.ar_steps=[0,2,4] samples.num_long=2 samples.long_frames=24 samples.long_ar_step=2
 """)
 # Starting processes takes most of the time: one actor per stage and one set of videos are enough.
@@ -98,9 +98,9 @@ def test_configuration_and_versions_are_recorded(finished: tuple[Path, Result]) 
 
 def test_manifest_lists_the_synthetic_set(finished: tuple[Path, Result]) -> None:
     records = read_manifest(str(finished[0] / "data" / "manifest.parquet"))
-    assert [r.split for r in records] == ["train"] * 24 + ["test"] * 12
+    assert [r.split for r in records] == ["train"] * 24 + ["test"] * 16
     assert class_names(records) == ["ring", "square", "triangle", "plus"]
-    assert [r.num_frames for r in records] == [40, 40] + [24] * 34
+    assert [r.num_frames for r in records] == [40, 40] + [24] * 38
     for record in records[::7]:
         assert probe(Path(record.uri).read_bytes()).num_frames == record.num_frames
 
@@ -120,7 +120,7 @@ def test_latents_are_complete_and_described(finished: tuple[Path, Result]) -> No
 
 @pytest.mark.parametrize(
     ("place", "count", "frames"),
-    [("samples/ar-step-0", 4, 16), ("samples/ar-step-2", 4, 16), ("samples/ar-step-4", 4, 16), ("samples/long", 2, 24)],
+    [("samples/ar-step-0", 8, 16), ("samples/ar-step-2", 8, 16), ("samples/ar-step-4", 8, 16), ("samples/long", 2, 24)],
 )
 def test_generated_videos_decode(finished: tuple[Path, Result], place: str, count: int, frames: int) -> None:
     folder = finished[0] / place
@@ -156,7 +156,7 @@ def test_scores_hold_every_set(finished: tuple[Path, Result]) -> None:
     assert sets["identity flicker"]["frame identity"] < 1.0
     rows = {score["set"]: score for score in scores["scores"] if score["metric"] == "distance"}
     assert rows.keys() == sets.keys()
-    assert rows["ar-step-2"]["protocol"]["num_real"] == rows["ar-step-2"]["protocol"]["num_fake"] == 4
+    assert rows["ar-step-2"]["protocol"]["num_real"] == rows["ar-step-2"]["protocol"]["num_fake"] == 8
     assert rows["ar-step-2"]["baseline"] == sets["real"]["distance"]
     assert rows["ar-step-2"]["low"] < sets["ar-step-2"]["distance"] < rows["ar-step-2"]["high"]
     assert (finished[0] / "scores" / "scores.parquet").exists()

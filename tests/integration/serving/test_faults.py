@@ -282,7 +282,7 @@ def test_a_stopping_replica_finishes_its_jobs(serve: Serve) -> None:
 def test_a_stopping_replica_returns_unfinished_jobs_to_the_queue(serve: Serve) -> None:
     served = serve(drain_seconds=0.0)
     let = served.hold()
-    video = served.ask(**JOB)
+    video = served.ask(**{**JOB, "num_frames": 240})  # too long to be completed while the replica stops
     let(40)
     eventually(lambda: served.look(video)["frames_done"] > 0)
     served.server.should_exit = True
