@@ -28,13 +28,13 @@ LARGE_RADIUS = SyntheticConfig().radius
 """Half the size of a large shape in pixels."""
 
 
-def asked_class(prompt: str) -> int:
+def asked_class(text: str) -> int:
     """The index in ``CLASSES`` of the shape that a prompt asks for; -1 if it names none."""
-    shape = read_caption(prompt).shape
+    shape = read_caption(text).shape
     return NO_SHAPE if shape is None else CLASSES.index(shape)
 
 
-def prompt_measures(video: np.ndarray, prompt: str, other_prompt: str) -> dict[str, float]:
+def prompt_measures(video: np.ndarray, text: str, other_text: str) -> dict[str, float]:
     """The ``PROMPT_MEASURES`` of one video, uint8 ``(F, H, W, 3)`` with F >= 2.
 
     ``prompt followed`` and ``prompt colour`` are shares of frames: those with the asked shape in the asked colour, and
@@ -42,14 +42,15 @@ def prompt_measures(video: np.ndarray, prompt: str, other_prompt: str) -> dict[s
     and moves at the asked speed. What the prompt leaves open counts as followed.
 
     Args:
-        other_prompt: The prompt of another video. ``shuffled prompt`` is the share of frames that follow it, which is
+        text: The prompt of the video, or its caption.
+        other_text: The prompt of another video. ``shuffled prompt`` is the share of frames that follow it, which is
             what a video that ignores its prompt reaches.
     Raises:
         ValueError: Another dtype or shape of the video.
     """
     tracking = track(video)
     classes, colours = frame_classes(tracking), frame_colours(tracking)
-    asked, other = read_caption(prompt), read_caption(other_prompt)
+    asked, other = read_caption(text), read_caption(other_text)
     return {
         "prompt followed": _followed(classes, colours, asked),
         "prompt colour": float(_equals(colours, COLOUR_NAMES, asked.colour).mean()),

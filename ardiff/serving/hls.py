@@ -5,6 +5,7 @@ again and again until it ends.
 """
 
 import asyncio
+import itertools
 import math
 import tempfile
 import time
@@ -47,7 +48,7 @@ def split(read_at: ReadAt, size: int, ended: bool) -> tuple[int, list[Segment]]:
             bounds.append(_is_key_frame(read_at(content, end - content)))
         position = stop = end
     keys = [i for i, is_key in enumerate(bounds) if is_key or i == 0]
-    complete = list(zip(keys, [*keys[1:], len(starts)], strict=True))[: None if ended else -1]
+    complete = list(itertools.pairwise([*keys, len(starts)]))[: None if ended else -1]
     offsets = [*starts, stop]
     return (starts or [0])[0], [Segment(offsets[first], offsets[last], last - first) for first, last in complete]
 

@@ -99,11 +99,11 @@ def sweep_points(grid: GridConfig, models: Sequence[SweptModel], precision: str)
     return points
 
 
-def _point(model: SweptModel, params: SamplingParams, prompt: str | None, precision: str) -> SweepPoint:
-    """``prompt`` is one of the grid's, which the model has to take."""
+def _point(model: SweptModel, params: SamplingParams, text: str | None, precision: str) -> SweepPoint:
+    """``text`` is one of the grid's prompts, which the model has to take."""
     error = None
     try:
-        params = replace(validate(replace(params, prompt=prompt), model.info), prompt=None)
+        params = replace(validate(replace(params, prompt=text), model.info), prompt=None)
     except ValueError as invalid:
         error = str(invalid)
     # The name depends on this point alone, so it stays the same in a larger grid.

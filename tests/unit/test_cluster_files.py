@@ -432,6 +432,7 @@ REQUESTS = {
     "list_objects": {"s3:ListBucket"},
     "upload_folder": {"s3:PutObject", "s3:AbortMultipartUpload"},
     "download_folder": {"s3:GetObject", "s3:ListBucket"},
+    "download_file": {"s3:GetObject"},
     "delete_file": {"s3:DeleteObject"},
     "delete_folder": {"s3:DeleteObject", "s3:ListBucket", "s3:PutObject"},
     "is_remote": set(),

@@ -23,6 +23,7 @@ from ardiff.data.encode import VideoCodec, encode_video
 from ardiff.errors import ConfigError, DataError
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.fragments import FragmentWriter, as_file
+from ardiff.serving.hls import split
 from ardiff.serving.keys import RateLimiter, digest, find_owner, read_keys
 from ardiff.serving.metrics import PrometheusRecorder
 from ardiff.serving.records import JobRecord, new_id
@@ -333,3 +334,8 @@ def test_a_model_that_the_engine_cannot_sample_is_not_served(make_pipeline: Any,
     pipelines = {"tiny": make_pipeline(), "both": make_pipeline(attention="bidirectional")}
     with pytest.raises(ConfigError, match=r"The model both cannot be served: .*mode=full"):
         Replica(pipelines, ServiceConfig(storage=str(tmp_path)), PrometheusRecorder(), "a")
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_stream_without_frames_has_no_segments(ended: bool) -> None:
+    assert split(lambda start, length: b"", 0, ended) == (0, [])

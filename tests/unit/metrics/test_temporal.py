@@ -93,5 +93,5 @@ def test_the_network_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(config.networks) == ["random-frames"]
     run(WeightsConfig(action="list"))
     assert "random-frames" not in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="Give one of i3d, lpips-alex, lpips-vgg: ardiff"):
+    with pytest.raises(ConfigError, match="Give one of i3d, lpips-alex, lpips-vgg, text-minilm: ardiff"):
         run(WeightsConfig(action="fetch", name="random-frames"))
