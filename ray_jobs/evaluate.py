@@ -32,7 +32,7 @@ from ray_jobs.evaluation.datasets import (
 )
 from ray_jobs.evaluation.drift import measure_drift
 from ray_jobs.evaluation.paired_metrics import score_pairs
-from ray_jobs.evaluation.precomputed import score_features
+from ray_jobs.evaluation.precomputed import score_features, set_name
 from ray_jobs.evaluation.reconstruction import NAME as RECONSTRUCTION
 from ray_jobs.evaluation.set_metrics import Inputs, Weights, score_sets
 from ray_jobs.reports.drift import write_drift
@@ -53,7 +53,13 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
     if config.features:
         return _score_features(config, key)
     datasets = [list_videos(uri) for uri in config.fake]
-    _check_names(config, datasets)
+    names = [dataset.name for dataset in datasets] + ([RECONSTRUCTION] if config.reconstruct is not None else [])
+    if not names:
+        raise ConfigError(
+            "There is nothing to score: give --fake, a manifest or folder of generated videos, --reconstruct or "
+            "--features."
+        )
+    _check_names(names, "keep generated videos in folders of different names")
     real, weights = check(config)
     for dataset in datasets:
         check_count(dataset, config.num_clips)
@@ -83,6 +89,7 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
 
 def _score_features(config: EvaluateConfig, key: str) -> dict[str, Any]:
     """Scores features of files, without a cluster."""
+    _check_names([set_name(uri) for uri in config.features], "give files of different names")
     with stage("evaluate", config.output, key) as record:
         record_run(config.output, config)
         scores = score_features(config)
@@ -104,16 +111,10 @@ def check(config: EvaluateConfig) -> tuple[Dataset, Weights]:
     return real, {name: find_state(name, config.weights) for name in config.networks}
 
 
-def _check_names(config: EvaluateConfig, datasets: list[Dataset]) -> None:
-    if not datasets and config.reconstruct is None:
-        raise ConfigError(
-            "There is nothing to score: give --fake, a manifest or folder of generated videos, --reconstruct or "
-            "--features."
-        )
-    names = [dataset.name for dataset in datasets] + ([RECONSTRUCTION] if config.reconstruct is not None else [])
+def _check_names(names: list[str], advice: str) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")
+            raise ConfigError(f"Two sets are called '{name}': {advice}.")
 
 
 def _warn_of_codecs(config: EvaluateConfig, real: OpenDataset, generated: OpenDataset) -> None:

@@ -86,7 +86,12 @@ def list_videos(uri: str) -> Dataset:
     files = [storage.find_file(folder)] if uri.lower().endswith(SUFFIXES) else storage.list_objects(folder)
     videos = group_files(folder, files)
     arrays = [file for file in files if file.uri.lower().endswith(SUFFIXES)]
-    if arrays and not videos:
+    if arrays and videos:
+        raise DataError(
+            f"{uri} has {len(arrays)} array files or GIFs, such as {arrays[0].uri}, beside {len(videos)} videos of other "
+            "kinds: keep them in folders of their own."
+        )
+    if arrays:
         return Dataset(uri, [record for file in arrays for record in list_array_videos(file, "test")], [])
     if not videos:
         raise DataError(

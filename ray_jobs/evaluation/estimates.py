@@ -39,11 +39,13 @@ class GeneratedSet:
     uri: str
     features: VideoFeatures
     rows: list[StoredClip]
+    from_reference: bool = False
+    """Whether the clips are made from the real clips that they are compared with: they are meant to be near them."""
 
     @classmethod
-    def of(cls, name: str, uri: str, extracted: Extracted) -> GeneratedSet:
+    def of(cls, name: str, uri: str, extracted: Extracted, from_reference: bool = False) -> GeneratedSet:
         """The features of clips."""
-        return cls(name, uri, in_memory(extracted[0]), extracted[1])
+        return cls(name, uri, in_memory(extracted[0]), extracted[1], from_reference)
 
 
 def estimate_score(
@@ -72,7 +74,7 @@ def estimate_score(
     same_size = baseline.num_clips == len(reference.rows)  # a baseline of fewer clips is larger
     below = same_size and uncertainty.high is not None and uncertainty.high < (baseline.distance or 0.0)
     notes = [*bias_notes(distance, resampling, width, baseline), *(checks.warnings() if checks else [])]
-    if below and distance.biased:
+    if below and distance.biased and not generated.from_reference:
         notes.append(BELOW_BASELINE)
     return SetScore(
         set=generated.name,
@@ -119,8 +121,8 @@ class Reference:
         return cls(features[:count], rows[:count], baseline, held_out)
 
     def check(self, generated: GeneratedSet, training: Extracted | None) -> SetChecks | None:
-        """The checks of a set; None for features of single frames."""
-        if self.held_out is None:
+        """The checks of a set; None for features of single frames and for clips made from the reference."""
+        if self.held_out is None or generated.from_reference:
             return None
         train = None if training is None else checked_clips(*training)
         return check_set(*self.held_out, checked_clips(generated.features, generated.rows), train)

@@ -6,6 +6,7 @@ import torch
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
+from ardiff.data.latents import vae_fingerprint
 from ardiff.metrics.paired import PairMeasure
 from ardiff.metrics.protocol import VERSION, Protocol
 from ardiff.metrics.registry import PairedMetric, State
@@ -15,7 +16,6 @@ from ardiff.metrics.uncertainty import mean_with_interval
 from ray_jobs.evaluation.datasets import codecs, common_size, paired_clips, real_clips
 from ray_jobs.evaluation.estimates import data_fingerprint
 from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract, read_stored
-from ray_jobs.evaluation.reconstruction import vae_fingerprint
 from ray_jobs.evaluation.set_metrics import Inputs, scored_sets, shared
 
 
@@ -64,7 +64,7 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
                 real_split=inputs.real.dataset.split_name(config.split),
                 real_data=data_fingerprint(rows, side=0),
                 choice=config.choice,
-                fit=config.fit if config.resolution else "whole",
+                fit=config.fit if config.resolution or own.vae else "whole",
             )
             scores.append(
                 SetScore(

@@ -13,6 +13,7 @@ import torch
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
+from ardiff.data.latents import vae_fingerprint
 from ardiff.data.manifest import VideoRecord
 from ardiff.data.packages import cache_folder
 from ardiff.metrics.extractors import FeatureExtractor
@@ -34,7 +35,7 @@ from ray_jobs.evaluation.datasets import (
 )
 from ray_jobs.evaluation.estimates import GeneratedSet, Reference, data_fingerprint, estimate_score
 from ray_jobs.evaluation.features import ClipSet, Extracted, Measure, Workers, data_keys, extract, read_stored
-from ray_jobs.evaluation.reconstruction import CODEC, NAME, vae_fingerprint
+from ray_jobs.evaluation.reconstruction import CODEC, NAME
 
 Weights = dict[str, tuple[State, str]]
 """The weights of networks by name, and their sha256."""
@@ -99,7 +100,8 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
         if scores[number] is None:
             codec = _compression(scored.codec, spec)
             protocol = replace(common, codec_fake=codec, num_fake=len(scored.clips))
-            own, label = GeneratedSet.of(scored.name, scored.uri, result), f"{metric} of {scored.name}"
+            own = GeneratedSet.of(scored.name, scored.uri, result, from_reference=bool(scored.vae))
+            label = f"{metric} of {scored.name}"
             score = estimate_score(config, spec.distance, protocol, reference, own, train, label)
             score = replace(score, notes=(*score.notes, *rate_notes(real_rates, frame_rates(scored.clips))))
             storage.write_bytes(files[number], json.dumps(asdict(score)).encode())
