@@ -15,7 +15,6 @@ from rich.markup import escape
 from ardiff.cli import main
 from ardiff.config import to_yaml
 from ardiff.data.manifest import usable
-from ardiff.data.packages import cache_folder
 from ardiff.errors import ConfigError
 from ardiff.metrics.scores import SetScore, table, write_scores
 from ardiff.metrics.weights import find_state
@@ -67,7 +66,7 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
     with contextlib.ExitStack() as cluster, stage("evaluate", config.output, key) as record:
         join_cluster = functools.cache(lambda: cluster.enter_context(ray_cluster()))
         record_run(config.output, config)
-        cache = ProbeCache(config.cache or str(cache_folder()), join_cluster)
+        cache = ProbeCache(config.cache_uri, join_cluster)
         open_real = open_videos(real, config.split, config.span, config.fps, cache)
         generated = [open_generated(dataset, config.num_frames, cache) for dataset in datasets]
         open_train = None if train is None else open_videos(train, "train", config.span, config.fps, cache)

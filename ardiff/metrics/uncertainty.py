@@ -210,19 +210,23 @@ class Baseline:
 
 
 def real_vs_real(features: Features, clips: Sequence[tuple[str, int]], count: int, distance: SetDistance) -> Baseline:
-    """The baseline from the features of real clips, and the name and class of the video of each.
+    """The baseline from the features of real clips, and the name and class of the video of each."""
+    values = VideoFeatures.wrap(features)
+    left, right = baseline_sides(clips, count)
+    if len(left) < 2:
+        return Baseline(None, None)
+    return Baseline(distance(values[left], values[right]), len(left))
+
+
+def baseline_sides(clips: Sequence[tuple[str, int]], count: int) -> tuple[list[int], list[int]]:
+    """The indices of the two sides of a baseline, from the name and class of the video of each real clip.
 
     With more than ``count`` clips the sides are the first ``count`` and the others. With fewer, they are halves of the
     clips that share no video and have equally many clips of each class.
     """
-    values = VideoFeatures.wrap(features)
-    if len(values) > count:
-        left, right = list(range(count)), list(range(count, len(values)))
-    else:
-        left, right = disjoint_halves(clips)
-    if len(left) < 2:
-        return Baseline(None, None)
-    return Baseline(distance(values[left], values[right]), len(left))
+    if len(clips) > count:
+        return list(range(count)), list(range(count, len(clips)))
+    return disjoint_halves(clips)
 
 
 def disjoint_halves(clips: Sequence[tuple[str, int]]) -> tuple[list[int], list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ardiff.metrics.notes import bias_notes
 from ardiff.metrics.protocol import Protocol
 from ardiff.metrics.scores import SetScore
 from ardiff.metrics.store import StoredClip
-from ardiff.metrics.uncertainty import Baseline, PartitionDraw, Resampling, disjoint_halves, real_vs_real
+from ardiff.metrics.uncertainty import Baseline, PartitionDraw, Resampling, baseline_sides, real_vs_real
 from ray_jobs.evaluation.config import ScoredClips
 from ray_jobs.evaluation.features import Extracted
 from ray_jobs.runtime.progress import progress_bar
@@ -54,7 +54,7 @@ def estimate_score(
     protocol: Protocol,
     reference: Reference,
     generated: GeneratedSet,
-    training: Extracted | None,
+    training: CheckedClips | None,
     label: str,
 ) -> SetScore:
     """The score of one set: distance, interval, baseline and checks. ``label`` names the progress bar."""
@@ -82,11 +82,7 @@ def estimate_score(
         score=score,
         baseline=baseline.distance,
         baseline_num=baseline.num_clips,
-        low=uncertainty.low,
-        high=uncertainty.high,
-        infinity=uncertainty.infinity,
-        infinity_low=uncertainty.infinity_low,
-        infinity_high=uncertainty.infinity_high,
+        **asdict(uncertainty),
         checks=checks,
         notes=tuple(notes),
         fake=generated.uri,
@@ -116,16 +112,15 @@ class Reference:
         held_out = None
         if features.depth == 1:
             clips = checked_clips(features, rows)
-            halves = (range(count), range(count, len(clips))) if len(clips) > count else disjoint_halves(videos)
-            held_out = clips[halves[0]], clips[halves[1]]
+            left, right = baseline_sides(videos, count)
+            held_out = clips[left], clips[right]
         return cls(features[:count], rows[:count], baseline, held_out)
 
-    def check(self, generated: GeneratedSet, training: Extracted | None) -> SetChecks | None:
+    def check(self, generated: GeneratedSet, training: CheckedClips | None) -> SetChecks | None:
         """The checks of a set; None for features of single frames and for clips made from the reference."""
         if self.held_out is None or generated.from_reference:
             return None
-        train = None if training is None else checked_clips(*training)
-        return check_set(*self.held_out, checked_clips(generated.features, generated.rows), train)
+        return check_set(*self.held_out, checked_clips(generated.features, generated.rows), training)
 
 
 def checked_clips(features: VideoFeatures, rows: Sequence[StoredClip]) -> CheckedClips:

@@ -1,6 +1,7 @@
 """Scores of generated videos against their originals: actors measure each pair."""
 
 import functools
+from dataclasses import asdict
 
 import torch
 
@@ -73,9 +74,7 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
                     score=score,
                     baseline=None,
                     baseline_num=None,
-                    low=uncertainty.low,
-                    high=uncertainty.high,
-                    infinity=None,
+                    **asdict(uncertainty),
                     fake=own.uri,
                     fake_data=data_fingerprint(rows),
                     protocol=protocol,

@@ -15,7 +15,6 @@ from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.latents import vae_fingerprint
 from ardiff.data.manifest import VideoRecord
-from ardiff.data.packages import cache_folder
 from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.notes import rate_notes
 from ardiff.metrics.protocol import VERSION, Protocol
@@ -33,7 +32,7 @@ from ray_jobs.evaluation.datasets import (
     real_clips,
     two_draws,
 )
-from ray_jobs.evaluation.estimates import GeneratedSet, Reference, data_fingerprint, estimate_score
+from ray_jobs.evaluation.estimates import GeneratedSet, Reference, checked_clips, data_fingerprint, estimate_score
 from ray_jobs.evaluation.features import ClipSet, Extracted, Measure, Workers, data_keys, extract, read_stored
 from ray_jobs.evaluation.reconstruction import CODEC, NAME
 
@@ -64,7 +63,7 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
     clips = reference_clips(config, inputs.real.records)
     sets = scored_sets(inputs, clips[: config.num_clips])
     all_records = inputs.real.records + [record for scored in sets for record in scored.records]
-    training = [] if inputs.train is None else real_clips(inputs.train.records, len(inputs.train.records), config)
+    training = _training_clips(inputs, spec, sets)
     stores = FeatureStores.of(config, spec, inputs.weights[spec.network.name][1], [clips, training], sets)
     files = [stores.score_file(config, metric, number) for number in range(len(sets))]
     scores = [_read_score(file, scored) for file, scored in zip(files, sets, strict=True)]
@@ -95,7 +94,7 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
         choice=config.choice,
         fit=config.fit,
     )
-    real_rates, train = frame_rates(clips), training_extracted if training else None
+    real_rates, train = frame_rates(clips), checked_clips(*training_extracted) if training else None
     for number, (scored, result) in enumerate(zip(sets, extracted, strict=True)):
         if scores[number] is None:
             codec = _compression(scored.codec, spec)
@@ -107,6 +106,13 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
             storage.write_bytes(files[number], json.dumps(asdict(score)).encode())
             scores[number] = score
     return [score for score in scores if score is not None]
+
+
+def _training_clips(inputs: Inputs, spec: MetricSpec, sets: list[ScoredSet]) -> list[Clip]:
+    """Clips of the training videos; none if no set is checked for copies of them."""
+    if inputs.train is None or spec.network.per_frame or all(scored.vae for scored in sets):
+        return []
+    return real_clips(inputs.train.records, len(inputs.train.records), inputs.config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +181,7 @@ class FeatureStores:
             store = FeatureStore(storage.join(root, "features", f"{network.name}-{key}"))
             return ClipSet(clips, store, vae)
 
-        clip_sets = [clip_set(config.cache or str(cache_folder()), clips, "") for clips in real]
+        clip_sets = [clip_set(config.cache_uri, clips, "") for clips in real]
         clip_sets += [clip_set(config.output, scored.clips, scored.vae) for scored in sets]
         return cls(spec, clip_sets)
 

@@ -28,9 +28,7 @@ def extracted(features: np.ndarray) -> Extracted:
 
 
 @pytest.mark.parametrize("from_reference", [False, True])
-def test_reconstructions_have_no_warning_of_copies(
-    monkeypatch: pytest.MonkeyPatch, from_reference: bool
-) -> None:
+def test_reconstructions_have_no_warning_of_copies(monkeypatch: pytest.MonkeyPatch, from_reference: bool) -> None:
     """Reconstructions of the reference are near it by design; generated clips as near as that are copies."""
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     generator = np.random.default_rng(0)
