@@ -17,7 +17,7 @@ from ardiff.metrics.uncertainty import mean_with_interval
 from ray_jobs.evaluation.datasets import codecs, common_size, paired_clips, real_clips
 from ray_jobs.evaluation.estimates import data_fingerprint
 from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract, read_stored
-from ray_jobs.evaluation.set_metrics import Inputs, scored_sets, shared
+from ray_jobs.evaluation.set_metrics import Inputs, evaluation_sets, shared
 
 
 def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
@@ -26,7 +26,7 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
     weights = {m.network.name: inputs.weights[m.network.name] for m in metrics if m.network is not None}
     settings = [[m.name for m in metrics], {name: sha256 for name, (_, sha256) in weights.items()}]
     real = real_clips(inputs.real.records, min(config.num_clips, len(inputs.real.records)), config)
-    scored, clip_sets, resolutions = scored_sets(inputs, real), [], []
+    scored, clip_sets, resolutions = evaluation_sets(inputs, real), [], []
     for own in scored:
         pairs = own.clips if own.vae else paired_clips(own.uri, own.clips, inputs.real)
         records = [side for clip in pairs for side in (clip.video, clip.original) if side is not None]

@@ -61,7 +61,7 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
     """
     config = inputs.config
     clips = reference_clips(config, inputs.real.records)
-    sets = scored_sets(inputs, clips[: config.num_clips])
+    sets = evaluation_sets(inputs, clips[: config.num_clips])
     all_records = inputs.real.records + [record for scored in sets for record in scored.records]
     training = _training_clips(inputs, spec, sets)
     stores = FeatureStores.of(config, spec, inputs.weights[spec.network.name][1], [clips, training], sets)
@@ -108,7 +108,7 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
     return [score for score in scores if score is not None]
 
 
-def _training_clips(inputs: Inputs, spec: MetricSpec, sets: list[ScoredSet]) -> list[Clip]:
+def _training_clips(inputs: Inputs, spec: MetricSpec, sets: list[EvaluationSet]) -> list[Clip]:
     """Clips of the training videos; none if no set is checked for copies of them."""
     if inputs.train is None or spec.network.per_frame or all(scored.vae for scored in sets):
         return []
@@ -116,7 +116,7 @@ def _training_clips(inputs: Inputs, spec: MetricSpec, sets: list[ScoredSet]) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredSet:
+class EvaluationSet:
     """A set of clips to score: generated videos, or reconstructions of real clips."""
 
     name: str
@@ -129,18 +129,18 @@ class ScoredSet:
     """An AR-VAE folder: its reconstructions of the clips are scored."""
 
 
-def scored_sets(inputs: Inputs, real: list[Clip]) -> list[ScoredSet]:
+def evaluation_sets(inputs: Inputs, real: list[Clip]) -> list[EvaluationSet]:
     """The sets of an evaluation. ``real`` are the real clips that an AR-VAE reconstructs. Raises DataError."""
     sets = [
-        ScoredSet(d.name, d.dataset.uri, generated_clips(d, inputs.config), d.records, codecs(d.records))
+        EvaluationSet(d.name, d.dataset.uri, generated_clips(d, inputs.config), d.records, codecs(d.records))
         for d in inputs.generated
     ]
     if (vae := inputs.config.reconstruct) is not None:
-        sets.append(ScoredSet(NAME, vae, real, [], CODEC, vae))
+        sets.append(EvaluationSet(NAME, vae, real, [], CODEC, vae))
     return sets
 
 
-def _read_score(file: str, scored: ScoredSet) -> SetScore | None:
+def _read_score(file: str, scored: EvaluationSet) -> SetScore | None:
     """A stored score of the set; None if there is none."""
     if not storage.exists(file):
         return None
@@ -169,7 +169,7 @@ class FeatureStores:
 
     @classmethod
     def of(
-        cls, config: EvaluateConfig, spec: MetricSpec, sha256: str, real: list[list[Clip]], sets: list[ScoredSet]
+        cls, config: EvaluateConfig, spec: MetricSpec, sha256: str, real: list[list[Clip]], sets: list[EvaluationSet]
     ) -> FeatureStores:
         """The stores of lists of real clips, then of sets."""
         network = spec.network
