@@ -1,6 +1,6 @@
 """Whether a video of the captioned synthetic set shows what its prompt asks for.
 
-Shapes: F frames, H W pixels. A video is uint8 ``(F, H, W, 3)``.
+Shapes: F frames.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from ardiff.data.config import SyntheticConfig
 from ardiff.data.synthetic import CLASSES, COLOURS, DIRECTIONS, SIZES, SPEEDS
 from ardiff.data.synthetic_captions import COLOUR_NAMES, Attributes, read_caption
 from ardiff.metrics.shapes import NO_SHAPE, frame_classes, frame_radius
-from ardiff.metrics.tracking import Tracking, track
+from ardiff.metrics.tracking import Tracking
 
 PROMPT_MEASURES = (
     "prompt followed",
@@ -22,8 +22,6 @@ PROMPT_MEASURES = (
 """What :func:`prompt_measures` measures."""
 SPEED_LIMIT = 1.2
 """Pixels per frame between slow and quick videos."""
-
-
 LARGE_RADIUS = SyntheticConfig().radius
 """Half the size of a large shape in pixels."""
 
@@ -34,8 +32,8 @@ def asked_class(text: str) -> int:
     return NO_SHAPE if shape is None else CLASSES.index(shape)
 
 
-def prompt_measures(video: np.ndarray, text: str, other_text: str) -> dict[str, float]:
-    """The ``PROMPT_MEASURES`` of one video, uint8 ``(F, H, W, 3)`` with F >= 2.
+def prompt_measures(tracking: Tracking, text: str, other_text: str) -> dict[str, float]:
+    """The ``PROMPT_MEASURES`` of one video of at least two frames.
 
     ``prompt followed`` and ``prompt colour`` are shares of frames: those with the asked shape in the asked colour, and
     those in the asked colour. The others are 1 or 0: whether the video moves in the asked direction, has the asked size
@@ -45,10 +43,7 @@ def prompt_measures(video: np.ndarray, text: str, other_text: str) -> dict[str, 
         text: The prompt of the video, or its caption.
         other_text: The prompt of another video. ``shuffled prompt`` is the share of frames that follow it, which is
             what a video that ignores its prompt reaches.
-    Raises:
-        ValueError: Another dtype or shape of the video.
     """
-    tracking = track(video)
     classes, colours = frame_classes(tracking), frame_colours(tracking)
     asked, other = read_caption(text), read_caption(other_text)
     return {

@@ -1,6 +1,5 @@
 """Scores as files and as a table, each with its protocol, its real-vs-real baseline and its interval."""
 
-import io
 import json
 import math
 import textwrap
@@ -9,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ardiff.config import build
 from ardiff.data import storage
+from ardiff.data.tables import to_parquet
 from ardiff.errors import ConfigError, DataError
 from ardiff.metrics.manifold import SetChecks
 from ardiff.metrics.protocol import FROM_FILES, Protocol
@@ -65,9 +64,7 @@ def write_scores(
         checks = {f"checks_{field.name}": (score["checks"] or {}).get(field.name) for field in fields(SetChecks)}
         own = {key: value for key, value in score.items() if key not in ("protocol", "checks", "notes")}
         flat.append(own | protocol | checks | {"notes": " ".join(score["notes"]), "versions": json.dumps(versions)})
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(flat), buffer)
-    storage.write_bytes(storage.join(folder, "scores.parquet"), buffer.getvalue())
+    storage.write_bytes(storage.join(folder, "scores.parquet"), to_parquet(pa.Table.from_pylist(flat)))
     return content
 
 
