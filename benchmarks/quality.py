@@ -36,7 +36,7 @@ from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.noise import q_sample
 from ardiff.diffusion.prediction import predicted_x0
 from ardiff.metrics.pairs.psnr import psnr
-from ardiff.metrics.prompts import PROMPT_MEASURES, asked_class, prompt_measures
+from ardiff.metrics.prompts import PROMPT_MEASURES, expected_class, prompt_measures
 from ardiff.metrics.shapes import shape_measures
 from ardiff.metrics.tracking import track
 from ardiff.models import make_autoencoder, make_dit
@@ -290,7 +290,7 @@ def report_prompts(pipeline: ARDiffusionPipeline, prompts: list[str], count: int
             videos = pipeline(prompt=group, seed=range(len(group)), **settings).frames
             others = [group[(7 * index + 3) % len(group)] for index in range(len(group))]
             rows = [
-                prompt_measures(tracking, prompt, other) | shape_measures(tracking, asked_class(prompt))
+                prompt_measures(tracking, prompt, other) | shape_measures(tracking, expected_class(prompt))
                 for tracking, prompt, other in zip(map(track, videos.numpy()), group, others, strict=True)
             ]
             means = {measure: float(np.mean([row[measure] for row in rows])) for measure in rows[0]}

@@ -17,7 +17,7 @@ from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.networks.i3d import MIN_FRAMES
 from ardiff.metrics.networks.random3d import RandomVideoFeatures
 from ardiff.metrics.pairs.psnr import psnr
-from ardiff.metrics.prompts import asked_class, prompt_measures
+from ardiff.metrics.prompts import expected_class, prompt_measures
 from ardiff.metrics.registry import State
 from ardiff.metrics.sets.fvd import STYLEGANV as FVD
 from ardiff.metrics.shapes import SHAPE_MEASURES, shape_measures
@@ -177,7 +177,7 @@ class _Actor:
         if not record["captions"]:
             return shape_measures(tracking, record["label"])
         prompt = record["captions"][0]
-        return shape_measures(tracking, asked_class(prompt)) | prompt_measures(tracking, prompt, other_prompt)
+        return shape_measures(tracking, expected_class(prompt)) | prompt_measures(tracking, prompt, other_prompt)
 
     def _decode(self, clip: dict[str, Any]) -> np.ndarray:
         return read_frames(clip, "video", self.config.num_frames, self.config.resolution)
