@@ -64,9 +64,10 @@ def test_gifs(tmp_path: Path) -> None:
     assert np.array_equal(read_array_clip(record.uri, range(0, 5, 2)), video[::2])
     (tmp_path / "b.gif").write_bytes(b"GIF89a nothing")
     screen = (65_535).to_bytes(2, "little") * 2
-    (tmp_path / "huge.gif").write_bytes((tmp_path / "a.gif").read_bytes()[:6] + screen + bytes(64))
+    content = (tmp_path / "a.gif").read_bytes()
+    (tmp_path / "huge.gif").write_bytes(content[:6] + screen + content[10:])
     for name in ("b.gif", "huge.gif"):
-        with pytest.raises(DataError, match=rf"{name} cannot be decoded"):
+        with pytest.raises(DataError, match=f"{name} cannot be decoded"):
             list_array_videos(storage.find_file(str(tmp_path / name)), "train")
 
 
