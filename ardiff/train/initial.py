@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ardiff.data import storage
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
-from ardiff.pretrained import CONFIG, local_folder, read_config
+from ardiff.pretrained import CONFIG, PIPELINE, local_folder, read_autoencoder_config, read_config
 from ardiff.tensors import fill, read_tensors
 from ardiff.train.checkpoint import DISCRIMINATOR, STATE
 from ardiff.train.shards import ShardReader
@@ -32,8 +32,7 @@ def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Mod
     """
     with _local(uri) as folder:
         if not (folder / STATE).exists():
-            kind = "ar-diffusion-pipeline" if (folder / "dit.safetensors").exists() else "ar-vae"
-            read_config(folder, kind)
+            read_autoencoder_config(folder)
             weights, discriminator_weights = read_tensors(folder / "vae.safetensors"), None
         else:
             weights, discriminator_weights = ShardReader(folder).read_all("ema"), None
@@ -54,7 +53,7 @@ def initialise_dit(uri: str, model: DiT) -> None:
         CheckpointError: ``uri`` is no pipeline, it is damaged, or its weights do not fit the model.
     """
     with local_folder(uri) as folder:
-        read_config(folder, "ar-diffusion-pipeline")
+        read_config(folder, PIPELINE)
         fill(model, with_text_layers(read_tensors(folder / "dit.safetensors"), model), uri)
 
 
