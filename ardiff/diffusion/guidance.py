@@ -53,12 +53,12 @@ def guided_denoiser(
     def denoise(x: Tensor, timesteps: Tensor, frames: Tensor | None = None) -> Tensor:
         branches = 2 if guided else 1
         x, timesteps = x.repeat(branches, 1, 1, 1), timesteps.repeat(branches, 1)  # (B or 2 B, F, L, D)
-        of_text = None if text is None else replace(text, index=of_frames(text.index, frames))
+        of_text = () if text is None else (replace(text, index=of_frames(text.index, frames)),)
         if context is None:
-            output = model(x.to(dtype), timesteps, of_frames(labels, frames), of_text)
+            output = model(x.to(dtype), timesteps, of_frames(labels, frames), *of_text)
         else:
             clip, levels = with_context(context.repeat(branches, 1, 1, 1), x, timesteps, diffusion)
-            output = model(clip.to(dtype), levels, labels, of_text, teacher_forcing=True)
+            output = model(clip.to(dtype), levels, labels, *of_text, teacher_forcing=True)
         output = output.to(x.dtype)
         output = predicted_x0(diffusion.prediction, output, x, timesteps, alphas_cumprod)
         if not guided:

@@ -366,7 +366,7 @@ class ModelInfo:
             return param, f"the model takes no text: leave {param} out, or use a model trained with text"
         if (wrong := next((text for text in params.texts if not isinstance(text, str)), None)) is not None:
             return "prompt", f"a prompt must be text, got {wrong!r}"
-        if params.negative_prompt and not params.guided:
+        if params.negative_prompt and not params.guided and self.student is None:
             return "negative_prompt", "negative_prompt acts through guidance only: set guidance_scale above 1"
         changes = max((change.prompt or "" for change in params.conditions), key=len, default="")
         texts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt, "conditions": changes}
