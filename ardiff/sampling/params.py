@@ -328,6 +328,11 @@ class ModelInfo:
         return self.condition == "cross_attention"
 
     @property
+    def max_steps(self) -> int:
+        """The largest ``num_inference_steps``."""
+        return self.num_timesteps if self.student is None else len(self.student.timesteps)
+
+    @property
     def modes(self) -> tuple[SamplingMode, ...]:
         """The sampling modes of videos longer than ``num_frames``."""
         return tuple(mode for mode in get_args(SamplingMode) if self.mode_error(mode, self.num_frames + 1) is None)
@@ -458,7 +463,7 @@ class ModelInfo:
                 if value == only:
                     return name, f"{name}={only} is for students, which `ardiff distill` makes, and the model is none"
             return None
-        count = len(student.timesteps)
+        count = self.max_steps
         known = f"the model is a student of {f'1 to {count} steps' if count > 1 else 'one step'}"
         learnt = f"{known}, which has learnt guidance of {student.guidance:g}"
         wrong = {

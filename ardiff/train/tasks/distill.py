@@ -115,6 +115,14 @@ def teacher_table(config: DistillTaskConfig, diffusion: DiffusionConfig) -> Solv
     return solver_table(diffusion, config.teacher_steps, config.teacher_solver, config.teacher_spacing)
 
 
+def evaluations_of_update(config: DistillTaskConfig, num_frames: int) -> tuple[float, float]:
+    """Frames that an update evaluates for each clip of ``num_frames`` frames: by the teacher, on average, and by the
+    student. Both branches of guidance count."""
+    steps = sum(p * (config.teacher_steps - start) for start, p in enumerate(config.start_probabilities))
+    branches = 1 if config.guidance == 1.0 else 2
+    return branches * 2 * num_frames * steps / config.trajectory_uses, 2.0 * num_frames
+
+
 def student_of(config: DistillTaskConfig, diffusion: DiffusionConfig) -> Student:
     """What a student trained with ``config`` is made for."""
     timesteps = teacher_table(config, diffusion).timesteps.tolist()
