@@ -18,7 +18,8 @@ FILES = ("README.md", "config.json", "dit.safetensors", "sheet.png", "vae.safete
 
 def is_repo_id(name: str) -> bool:
     """Whether ``name`` has the form ``organisation/model`` of a hub repository."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
+    has_form = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None and len(name) <= 96
+    return has_form and re.search(r"--|\.\.|[.-]$|[.-]/|\.git$", name) is None
 
 
 def find(repo_id: str, revision: str | None = None) -> Path | None:
@@ -78,9 +79,11 @@ def _package() -> ModuleType:
 
 @contextlib.contextmanager
 def _explain(what: str) -> Iterator[None]:
-    """Raises CheckpointError that begins with ``what`` for errors of the hub and of the network."""
+    """Raises CheckpointError that begins with ``what`` for errors of the hub and of the network, and for bad names."""
     hub = _package()
     try:
         yield
-    except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError) as error:
+    except (
+        hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, hub.errors.HFValidationError, OSError
+    ) as error:  # fmt: skip
         raise CheckpointError(f"{what}: {str(error).strip()}") from error

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ardiff.data import storage
+from ardiff.data.latents import DESCRIPTION, read_description
 from ardiff.errors import DataError
 
 CARD, SHEET = "README.md", "sheet.png"
@@ -93,11 +94,10 @@ def _classes(names: list[str]) -> str:
 
 def _data(run: dict[str, Any]) -> str:
     """The fingerprint of the training clips and their order, from the description of the run's latents."""
-    description = storage.join(run["latents"], "latents.json") if run.get("latents") else ""
-    if not description or not storage.exists(description):
+    if not run.get("latents") or not storage.exists(storage.join(run["latents"], DESCRIPTION)):
         return "unknown"
-    latents = _read_json(description)
-    return f"clips `{latents['content']}`, latents `{latents['fingerprint']}`, {sum(latents['rows'])} clips"
+    latents = read_description(run["latents"])
+    return f"clips `{latents.content}`, latents `{latents.fingerprint}`, {sum(latents.rows)} clips"
 
 
 def _scores(uris: tuple[str, ...]) -> Iterator[str]:

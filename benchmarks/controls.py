@@ -23,6 +23,7 @@ from ardiff.metrics.controls import CONTROLS, blur
 from ardiff.metrics.frechet import frechet_distance
 from ardiff.metrics.networks.random3d import RandomVideoFeatures, scale_features
 from ardiff.metrics.shapes import SHAPE_MEASURES, shape_measures
+from ardiff.metrics.tracking import track
 
 BATCH = 16
 """Clips that a control sees at once, as in the quick evaluation."""
@@ -94,7 +95,7 @@ def main() -> None:
             scores.setdefault(name, []).append(value)
         if seed == 0:
             for name, videos in sets.items():
-                rows = [shape_measures(video, index % len(CLASSES)) for index, video in enumerate(videos)]
+                rows = [shape_measures(track(video), index % len(CLASSES)) for index, video in enumerate(videos)]
                 shares[name] = [float(np.mean([row[measure] for row in rows])) for measure in SHAPE_MEASURES]
     print(f"| set | distance, {seeds} seeds | against jitter | {' | '.join(SHAPE_MEASURES)} |")
     print("|---" * (3 + len(SHAPE_MEASURES)) + "|")

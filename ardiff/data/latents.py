@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ardiff.data import storage
+from ardiff.data.tables import to_parquet
 from ardiff.errors import ConfigError, DataError
 
 DESCRIPTION = "latents.json"
@@ -208,15 +209,11 @@ def write_shard(folder: str, columns: dict[str, Any]) -> str:
     """
     rows = zip(*(columns[name] for name in KEYS.names), strict=True)
     name = shard_name([ClipKey(str(uri), str(etag), int(start), bool(m)) for uri, etag, start, m in rows])
-    buffer = io.BytesIO()
-    pq.write_table(latent_table(columns), buffer)
-    storage.write_bytes(storage.join(folder, name), buffer.getvalue())
+    storage.write_bytes(storage.join(folder, name), to_parquet(latent_table(columns)))
     return name
 
 
 def select_rows(uri: str, keep: np.ndarray) -> bytes:
     """The content of a file reduced to the clips where ``keep`` (bool) is true."""
     table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    buffer = io.BytesIO()
-    pq.write_table(table.filter(pa.array(keep)), buffer)
-    return buffer.getvalue()
+    return to_parquet(table.filter(pa.array(keep)))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
+from ardiff.data.tables import to_parquet
 from ardiff.errors import DataError
 
 Split = Literal["train", "test"]
@@ -111,9 +112,7 @@ def record_of(row: Mapping[str, Any]) -> VideoRecord:
 
 def write_manifest(uri: str, records: Sequence[VideoRecord]) -> None:
     """Writes the records as one Parquet file."""
-    buffer = io.BytesIO()
-    pq.write_table(manifest_table(records), buffer)
-    storage.write_bytes(uri, buffer.getvalue())
+    storage.write_bytes(uri, to_parquet(manifest_table(records)))
 
 
 def read_manifest(uri: str) -> list[VideoRecord]:

@@ -4,15 +4,14 @@ from ardiff.data import storage
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import Split, VideoRecord
-from ardiff.data.synthetic import CLASSES, draw_scene, render_scene, video_length
+from ardiff.data.synthetic import CLASSES, draw_scene, render_video
 from ardiff.data.synthetic_captions import captions
 from ardiff.randomness import numpy_generator
 
 
 def write_video(config: SyntheticConfig, root: str, index: int, split: Split) -> VideoRecord:
     """Encodes video ``index`` as H.264 to ``root/<split>/<class>/<split>_<index>.mp4`` and returns its record."""
-    scene = draw_scene(config, index, split)
-    frames = render_scene(config.resolution, scene, scene.centres(video_length(config, index, split)))
+    scene, frames = draw_scene(config, index, split), render_video(config, index, split)
     data = encode_video(frames, config.fps, crf=config.crf)
     uri = storage.join(root, split, scene.shape, f"{split}_{index:05d}.mp4")
     storage.write_bytes(uri, data)

@@ -1,4 +1,4 @@
-"""Columns of CSV and Parquet files that users write."""
+"""Tables in CSV and Parquet files."""
 
 import io
 from collections.abc import Sequence
@@ -40,3 +40,10 @@ def read_columns(uri: str, names: Sequence[str], purpose: str) -> tuple[pa.Table
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{uri} cannot be read as {purpose} ({error}).") from error
     return table, columns
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """The content of a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()

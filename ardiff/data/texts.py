@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
+from ardiff.data.tables import to_parquet
 from ardiff.errors import ConfigError, DataError
 
 DESCRIPTION = "texts.json"
@@ -41,7 +41,7 @@ class UsedEncoder:
     """The encoder of a set of texts."""
 
     uri: str
-    """Where it was found."""
+    """Folder, bucket or name."""
     fingerprint: str
     dim: int
     """Width of a token state, E."""
@@ -66,7 +66,7 @@ class TextSet:
     """Fingerprint of the videos and their captions, in order."""
 
 
-class Place(NamedTuple):
+class StoredCaption(NamedTuple):
     """Where the token states of a caption are stored."""
 
     file: str
@@ -87,18 +87,19 @@ def find_texts(latents: str, encoder: str = "") -> str:
     """
     root = latents.rstrip("/")
     names = [file.removeprefix(f"{root}/").split("/") for file in storage.list_files(root, (f"/{DESCRIPTION}",))]
-    found = [name[0].removeprefix(PREFIX) for name in names if len(name) == 2 and name[0].startswith(PREFIX)]
-    if not found:
+    fingerprints = [name[0].removeprefix(PREFIX) for name in names if len(name) == 2 and name[0].startswith(PREFIX)]
+    if not fingerprints:
         raise ConfigError(
             f"There are no texts in {latents}: run `ardiff encode` with text.encoder, on a manifest with captions."
         )
-    if encoder and encoder not in found:
-        raise ConfigError(f"There are no texts by the encoder {encoder} in {latents}, only by {', '.join(found)}.")
-    if not encoder and len(found) > 1:
+    if encoder and encoder not in fingerprints:
+        others = ", ".join(fingerprints)
+        raise ConfigError(f"There are no texts by the encoder {encoder} in {latents}, only by {others}.")
+    if not encoder and len(fingerprints) > 1:
         raise ConfigError(
-            f"{latents} has texts by several encoders: set data.text_encoder to one of {', '.join(found)}."
+            f"{latents} has texts by several encoders: set data.text_encoder to one of {', '.join(fingerprints)}."
         )
-    return text_folder(root, encoder or found[0])
+    return text_folder(root, encoder or fingerprints[0])
 
 
 def read_texts(folder: str) -> TextSet:
@@ -111,6 +112,11 @@ def read_texts(folder: str) -> TextSet:
         raise DataError(f"{uri} does not describe a set of texts ({error}): run `ardiff encode` again.") from error
 
 
+def state_bytes(num_tokens: int, dim: int) -> int:
+    """Bytes of the stored token states of a caption, float16 ``(num_tokens, dim)``."""
+    return 2 * num_tokens * dim
+
+
 def shard_bounds(num_tokens: Sequence[int], dim: int) -> list[int]:
     """Splits captions into files: file ``i`` has the captions ``bounds[i]`` to ``bounds[i + 1]``.
 
@@ -118,17 +124,19 @@ def shard_bounds(num_tokens: Sequence[int], dim: int) -> list[int]:
     """
     bounds, size = [0], 0
     for index, count in enumerate(num_tokens):
-        if index > bounds[-1] and (size + count * dim * 2 > SHARD_BYTES or index - bounds[-1] == SHARD_CAPTIONS):
+        added = state_bytes(count, dim)
+        if index > bounds[-1] and (size + added > SHARD_BYTES or index - bounds[-1] == SHARD_CAPTIONS):
             bounds.append(index)
             size = 0
-        size += count * dim * 2
+        size += added
     return [*bounds, len(num_tokens)] if num_tokens else bounds
 
 
-def write_text_shard(folder: str, captions: Sequence[str], states: Sequence[np.ndarray]) -> str:
+def write_text_shard(folder: str, captions: Sequence[str], states: Sequence[np.ndarray], dtype: str) -> str:
     """Writes the token states float16 ``(m, E)`` of captions atomically. Returns the file's name.
 
-    Equal captions have equal names, so a repeated task replaces its file.
+    Equal captions have equal names, so a repeated task replaces its file. ``dtype`` is the precision of the encoder's
+    weights, which is part of the name.
     """
     counts = [len(rows) for rows in states]
     flat = pa.array(np.concatenate([rows.ravel() for rows in states]), pa.float16())
@@ -138,16 +146,24 @@ def write_text_shard(folder: str, captions: Sequence[str], states: Sequence[np.n
         "states": pa.ListArray.from_arrays(pa.array(offsets), flat),
         "num_tokens": pa.array(counts, pa.int32()),
     }
-    name = f"part-{hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()[:16]}.parquet"
-    storage.write_bytes(storage.join(folder, name), _parquet(pa.table(columns)))
+    name = f"{_shard_prefix(dtype)}{hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()[:16]}.parquet"
+    storage.write_bytes(storage.join(folder, name), to_parquet(pa.table(columns)))
     return name
 
 
-def stored_captions(folder: str) -> dict[str, Place]:
-    """The captions whose token states are stored, also of a set that is not complete. Raises DataError."""
+def _shard_prefix(dtype: str) -> str:
+    return f"part-{dtype}-"
+
+
+def stored_captions(folder: str, dtype: str) -> dict[str, StoredCaption]:
+    """The captions whose token states by an encoder of this precision are stored, also of a set that is not complete.
+
+    Raises DataError.
+    """
     if not storage.exists(folder):
         return {}
-    files = [uri for uri in storage.list_files(folder, (".parquet",)) if uri.rpartition("/")[2].startswith("part-")]
+    uris = storage.list_files(folder, (".parquet",))
+    files = [uri for uri in uris if uri.rpartition("/")[2].startswith(_shard_prefix(dtype))]
 
     def read(uri: str) -> pa.Table:
         filesystem, path = storage.open_filesystem(uri)
@@ -159,7 +175,7 @@ def stored_captions(folder: str) -> dict[str, Place]:
     with ThreadPoolExecutor(_READERS) as pool:  # the threads wait for storage
         tables = list(pool.map(read, files))
     return {
-        caption: Place(uri.rpartition("/")[2], row, count)
+        caption: StoredCaption(uri.rpartition("/")[2], row, count)
         for uri, table in zip(files, tables, strict=True)
         for row, (caption, count) in enumerate(zip(*(table[n].to_pylist() for n in table.column_names), strict=True))
     }
@@ -174,7 +190,7 @@ def write_texts(
     folder: str,
     encoder: UsedEncoder,
     captions: Mapping[str, Sequence[str]],
-    places: Mapping[str, Place],
+    stored: Mapping[str, StoredCaption],
 ) -> TextSet:
     """Writes the index and then the description, which marks the set complete.
 
@@ -182,21 +198,21 @@ def write_texts(
         folder: The set.
         encoder: What encoded the captions.
         captions: The captions of each video by URI.
-        places: Where the token states of each caption are.
+        stored: Where the token states of each caption are.
     """
-    rows = [(uri, caption, places[caption]) for uri, texts in captions.items() for caption in texts]
-    files = sorted({place.file for _, _, place in rows})
+    rows = [(uri, caption, stored[caption]) for uri, texts in captions.items() for caption in texts]
+    files = sorted({entry.file for _, _, entry in rows})
     number = {file: index for index, file in enumerate(files)}
     content = fingerprint([[uri, caption] for uri, caption, _ in rows])
     index = f"captions-{fingerprint(content, files)}.parquet"
     columns = {
         "uri": pa.array([uri for uri, _, _ in rows], pa.string()),
         "caption": pa.array([caption for _, caption, _ in rows], pa.string()),
-        "file": pa.array([number[place.file] for _, _, place in rows], pa.int32()),
-        "row": pa.array([place.row for _, _, place in rows], pa.int32()),
+        "file": pa.array([number[entry.file] for _, _, entry in rows], pa.int32()),
+        "row": pa.array([entry.row for _, _, entry in rows], pa.int32()),
     }
-    storage.write_bytes(storage.join(folder, index), _parquet(pa.table(columns)))
-    longest = max(place.num_tokens for _, _, place in rows)
+    storage.write_bytes(storage.join(folder, index), to_parquet(pa.table(columns)))
+    longest = max(entry.num_tokens for _, _, entry in rows)
     description = TextSet(encoder, longest, files, index, content)
     text = json.dumps(dataclasses.asdict(description), indent=1)
     storage.write_bytes(storage.join(folder, DESCRIPTION), text.encode())
@@ -210,7 +226,7 @@ def write_texts(
 class TextIndex:
     """Finds captions of videos and reads their token states; the states are not kept.
 
-    It holds 8 bytes per video and 8 per caption, as arrays that loading tasks share.
+    It holds 16 bytes per video and 8 per caption, as arrays that loading tasks share.
     """
 
     folder: str
@@ -229,7 +245,7 @@ class TextIndex:
     @property
     def caption_bytes(self) -> int:
         """Bytes of the padded token states of a caption."""
-        return 2 * math.prod(self.shape)
+        return state_bytes(*self.shape)
 
     @classmethod
     def open(cls, folder: str, description: TextSet) -> TextIndex:
@@ -283,9 +299,3 @@ def _read(uri: str) -> pa.Table:
         return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"Cannot read the texts {uri} ({error}): run `ardiff encode` again.") from error
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()

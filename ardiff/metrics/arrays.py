@@ -9,7 +9,6 @@ import functools
 import io
 import zipfile
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,6 @@ from ardiff.errors import DataError, DecodeError
 
 SUFFIXES = (".npy", ".npz", ".gif")
 """Files of videos."""
-FEATURE_SUFFIXES = (".npy", ".npz", ".parquet")
 MAX_BYTES = 8 * 2**30
 """The largest content of a file, uncompressed."""
 SEPARATOR = "#/"
@@ -36,6 +34,7 @@ def is_array_video(uri: str) -> bool:
 
 def list_array_videos(file: StoredFile, split: Split) -> list[VideoRecord]:
     """The videos of a file. Raises DataError if it holds no videos, uint8 ``(V, F, H, W, 3)`` or ``(F, H, W, 3)``."""
+    _load_videos.cache_clear()  # the file may have changed
     codec = "gif" if file.uri.lower().endswith(".gif") else "raw"
     records = []
     for name, video in _load_videos(file.uri).items():
@@ -63,7 +62,7 @@ def read_features(uri: str) -> np.ndarray:
     Raises:
         DataError: The file holds no such features.
     """
-    if uri.endswith(".parquet"):
+    if uri.lower().endswith(".parquet"):
         try:
             column = pq.read_table(io.BytesIO(_read(uri)), columns=["features"])["features"]
             features = np.stack([np.asarray(row, dtype=np.float64) for row in column.to_pylist()])
@@ -105,13 +104,16 @@ def _arrays(uri: str) -> dict[str, np.ndarray]:
     """The arrays of an npy or npz file by name. Raises DataError."""
     data = _read(uri)
     try:
-        if uri.endswith(".npz"):
+        if uri.lower().endswith(".npz"):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 _check_size(uri, sum(member.file_size for member in archive.infolist()))
             with np.load(io.BytesIO(data), allow_pickle=False) as content:
-                return {name: content[name] for name in sorted(content.files)}
-        loaded: Any = np.load(io.BytesIO(data), allow_pickle=False)
-        return {"0": loaded}
+                arrays = {name: content[name] for name in sorted(content.files)}
+        else:
+            arrays = {"0": np.load(io.BytesIO(data), allow_pickle=False)}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("it holds something else than arrays, or has the suffix of another format")
+        return arrays
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{uri} cannot be read as arrays without pickle: {error}.") from error
 
@@ -126,15 +128,14 @@ def _gif(uri: str) -> np.ndarray:
             for number in range(count):
                 image.seek(number)
                 frames.append(np.asarray(image.convert("RGB")))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DecodeError(f"{uri} cannot be decoded ({error})") from error
     return np.stack(frames)
 
 
 def _read(uri: str) -> bytes:
-    data = storage.read_bytes(uri)
-    _check_size(uri, len(data))
-    return data
+    _check_size(uri, storage.size(uri))
+    return storage.read_bytes(uri)
 
 
 def _check_size(uri: str, size: int) -> None:

@@ -1,6 +1,6 @@
 """Which videos are scored: random draws that are balanced over classes and depend on a seed and the videos' names only.
 
-Two draws that share no video are exchangeable: neither the order of the files nor their classes tell them apart.
+Two draws that share no video are exchangeable: neither the order of the files nor their classes show which is which.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def draw(names: Sequence[str], classes: Sequence[int], seed: int, purpose: str) 
 
 
 def halves(names: Sequence[str], classes: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
-    """Two draws without a common video, which share out each class equally. Sizes differ by one at most."""
+    """Two draws without a common video, which split each class equally. Sizes differ by one at most."""
     sides: tuple[list[int], list[int]] = ([], [])
     shuffled = _shuffled_classes(names, classes, seed, "halves")
     for number, index in enumerate(index for label in sorted(shuffled) for index in shuffled[label]):

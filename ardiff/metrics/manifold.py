@@ -1,4 +1,4 @@
-"""What a distance between sets does not tell: variety, quality, and copies of training videos.
+"""What a distance between sets does not show: variety, quality, and copies of training videos.
 
 Less variety or copies of real videos lower a Frechet distance below that of other real videos. These checks compare
 generated clips with real clips by neighbours, and other real clips with the same real clips for reference.
@@ -56,27 +56,27 @@ class SetChecks:
 
     def warnings(self) -> list[str]:
         """What is wrong with the set, a sentence each."""
-        found = []
+        messages = []
         if self.coverage is not None and self.real_coverage is not None and self._is_low(self.coverage):
-            found.append(
+            messages.append(
                 f"WARNING: generated clips reach {self.coverage:.0%} of the neighbourhoods of real clips, other real "
                 f"clips {self.real_coverage:.0%}: they vary less. A distance does not always show that."
             )
         if self.density is not None and self.real_density is not None and self.density < self.real_density / 2:
-            found.append(
+            messages.append(
                 f"WARNING: the density of generated clips is {self.density:.2f}, that of other real clips "
                 f"{self.real_density:.2f}: many are unlike any real one."
             )
         if self.near is not None and self.nearest is not None and self.near > NEAR + self._spread(NEAR):
-            found.append(
+            messages.append(
                 f"WARNING: {self.near:.0%} of the generated clips are nearer to a training clip than {1 - NEAR:.0%} of "
                 f"the real clips are. They may be copies: compare {self.nearest[0]} with {self.nearest[1]}."
             )
         if self.duplicates:
-            found.append(f"WARNING: {self.duplicates} generated clips have the pixels of another generated clip.")
+            messages.append(f"WARNING: {self.duplicates} generated clips have the pixels of another generated clip.")
         if self.copies:
-            found.append(f"WARNING: {self.copies} generated clips have the pixels of a real clip.")
-        return found
+            messages.append(f"WARNING: {self.copies} generated clips have the pixels of a real clip.")
+        return messages
 
     def _is_low(self, coverage: float) -> bool:
         assert self.real_coverage is not None

@@ -1,6 +1,6 @@
 """Whether a video of the captioned synthetic set shows what its prompt asks for.
 
-Shapes: F frames, H W pixels. A video is uint8 ``(F, H, W, 3)``.
+Shapes: F frames.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from ardiff.data.config import SyntheticConfig
 from ardiff.data.synthetic import CLASSES, COLOURS, DIRECTIONS, SIZES, SPEEDS
 from ardiff.data.synthetic_captions import COLOUR_NAMES, Attributes, read_caption
 from ardiff.metrics.shapes import NO_SHAPE, frame_classes, frame_radius
-from ardiff.metrics.tracking import Tracking, track
+from ardiff.metrics.tracking import Tracking
 
 PROMPT_MEASURES = (
     "prompt followed",
@@ -22,20 +22,18 @@ PROMPT_MEASURES = (
 """What :func:`prompt_measures` measures."""
 SPEED_LIMIT = 1.2
 """Pixels per frame between slow and quick videos."""
-
-
 LARGE_RADIUS = SyntheticConfig().radius
 """Half the size of a large shape in pixels."""
 
 
-def asked_class(text: str) -> int:
+def expected_class(text: str) -> int:
     """The index in ``CLASSES`` of the shape that a prompt asks for; -1 if it names none."""
     shape = read_caption(text).shape
     return NO_SHAPE if shape is None else CLASSES.index(shape)
 
 
-def prompt_measures(video: np.ndarray, text: str, other_text: str) -> dict[str, float]:
-    """The ``PROMPT_MEASURES`` of one video, uint8 ``(F, H, W, 3)`` with F >= 2.
+def prompt_measures(tracking: Tracking, text: str, other_text: str) -> dict[str, float]:
+    """The ``PROMPT_MEASURES`` of one video of at least two frames.
 
     ``prompt followed`` and ``prompt colour`` are shares of frames: those with the asked shape in the asked colour, and
     those in the asked colour. The others are 1 or 0: whether the video moves in the asked direction, has the asked size
@@ -45,18 +43,15 @@ def prompt_measures(video: np.ndarray, text: str, other_text: str) -> dict[str, 
         text: The prompt of the video, or its caption.
         other_text: The prompt of another video. ``shuffled prompt`` is the share of frames that follow it, which is
             what a video that ignores its prompt reaches.
-    Raises:
-        ValueError: Another dtype or shape of the video.
     """
-    tracking = track(video)
     classes, colours = frame_classes(tracking), frame_colours(tracking)
-    asked, other = read_caption(text), read_caption(other_text)
+    expected, other = read_caption(text), read_caption(other_text)
     return {
-        "prompt followed": _followed(classes, colours, asked),
-        "prompt colour": float(_equals(colours, COLOUR_NAMES, asked.colour).mean()),
-        "prompt direction": float(asked.direction in (None, direction(tracking))),
-        "prompt size": float(asked.size in (None, size(tracking, classes))),
-        "prompt speed": float(asked.speed in (None, speed(tracking))),
+        "prompt followed": _followed(classes, colours, expected),
+        "prompt colour": float(_equals(colours, COLOUR_NAMES, expected.colour).mean()),
+        "prompt direction": float(expected.direction in (None, direction(tracking))),
+        "prompt size": float(expected.size in (None, size(tracking, classes))),
+        "prompt speed": float(expected.speed in (None, speed(tracking))),
         "shuffled prompt": _followed(classes, colours, other),
     }
 
@@ -94,11 +89,11 @@ def size(tracking: Tracking, classes: np.ndarray) -> str:
     return min(SIZES, key=lambda name: abs(float(np.median(radii)) - SIZES[name] * LARGE_RADIUS))
 
 
-def _followed(classes: np.ndarray, colours: np.ndarray, asked: Attributes) -> float:
+def _followed(classes: np.ndarray, colours: np.ndarray, expected: Attributes) -> float:
     """The share of frames with the asked shape and colour, from the shapes and colours of the frames ``(F,)``."""
-    return float((_equals(classes, CLASSES, asked.shape) & _equals(colours, COLOUR_NAMES, asked.colour)).mean())
+    return float((_equals(classes, CLASSES, expected.shape) & _equals(colours, COLOUR_NAMES, expected.colour)).mean())
 
 
-def _equals(values: np.ndarray, names: tuple[str, ...], asked: str | None) -> np.ndarray:
+def _equals(values: np.ndarray, names: tuple[str, ...], expected: str | None) -> np.ndarray:
     """Which values ``(F,)`` are the index of the asked name; all if none is asked for."""
-    return np.ones(len(values), dtype=bool) if asked is None else values == names.index(asked)
+    return np.ones(len(values), dtype=bool) if expected is None else values == names.index(expected)

@@ -70,6 +70,8 @@ class Extractor(Network):
     """Subtracted from the pixels in the range ``minus mean RGB``."""
     features: Callable[[nn.Module, Tensor, int], Tensor]
     """``(model, frames (n F, 3, S, S), n)`` to features ``(n, k, D)``."""
+    per_frame: bool = False
+    """Whether a clip has a feature for each frame. Its set then has no checks, so training clips are not measured."""
     prepare: Callable[[nn.Module], nn.Module] = lambda model: model
     """From the filled model to an equal one that is faster."""
     check_frames: Callable[[int], None] = lambda num_frames: None

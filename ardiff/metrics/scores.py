@@ -1,18 +1,17 @@
 """Scores as files and as a table, each with its protocol, its real-vs-real baseline and its interval."""
 
-import io
 import json
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ardiff.config import build
 from ardiff.data import storage
+from ardiff.data.tables import to_parquet
 from ardiff.errors import ConfigError, DataError
 from ardiff.metrics.manifold import SetChecks
 from ardiff.metrics.protocol import FROM_FILES, Protocol
@@ -45,7 +44,7 @@ class SetScore:
     """Lower end of the 95 % interval of ``infinity``."""
     infinity_high: float | None = None
     checks: SetChecks | None = None
-    """Variety, quality and copies; None for paired metrics and features of single frames."""
+    """Variety, quality and copies; None for paired metrics, features of single frames, and reconstructions."""
     notes: tuple[str, ...] = ()
     """What a reader of the score should know, a sentence each."""
 
@@ -62,12 +61,10 @@ def write_scores(
     flat = []
     for score in content["scores"]:
         protocol = {f"protocol_{key}": value for key, value in score["protocol"].items()}
-        checks = {f"checks_{key}": value for key, value in (score["checks"] or {}).items()}
+        checks = {f"checks_{field.name}": (score["checks"] or {}).get(field.name) for field in fields(SetChecks)}
         own = {key: value for key, value in score.items() if key not in ("protocol", "checks", "notes")}
         flat.append(own | protocol | checks | {"notes": " ".join(score["notes"]), "versions": json.dumps(versions)})
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(flat), buffer)
-    storage.write_bytes(storage.join(folder, "scores.parquet"), buffer.getvalue())
+    storage.write_bytes(storage.join(folder, "scores.parquet"), to_parquet(pa.Table.from_pylist(flat)))
     return content
 
 

@@ -1,4 +1,4 @@
-"""Means over training seeds with their intervals."""
+"""Means over training seeds or videos with their intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over seeds and its 95 % interval, which is infinite for one seed."""
+    """A mean and its 95 % interval, which is infinite for one value."""
 
     mean: float
     low: float
     high: float
     count: int
-    """Seeds."""
+    """Values."""
 
 
-def mean_over_seeds(values: Sequence[float], log: bool = False) -> Estimate:
-    """The mean of ``values``, one per seed, with Student's t interval.
+def estimate_mean(values: Sequence[float], log: bool = False) -> Estimate:
+    """The mean of ``values``, one per seed or video, with Student's t interval.
 
     Args:
         log: Average the logarithms, for positive quantities that differ by factors: the mean is the geometric mean and
@@ -52,4 +52,4 @@ def ratio_over_seeds(values: Mapping[int, float], baseline: Mapping[int, float])
     cancels their influence. None if no seed is in both.
     """
     ratios = [values[seed] / baseline[seed] for seed in sorted(values.keys() & baseline.keys())]
-    return mean_over_seeds(ratios, log=True) if ratios else None
+    return estimate_mean(ratios, log=True) if ratios else None

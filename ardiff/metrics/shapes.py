@@ -63,17 +63,13 @@ def recognise(video: np.ndarray) -> int:
     return majority(frame_classes(track(video)))
 
 
-def shape_measures(video: np.ndarray, label: int) -> dict[str, float]:
-    """The ``SHAPE_MEASURES`` of one video, uint8 ``(F, H, W, 3)`` with F >= 2, that should show the shape ``label``.
+def shape_measures(tracking: Tracking, label: int) -> dict[str, float]:
+    """The ``SHAPE_MEASURES`` of one video of at least two frames that should show the shape ``label``.
 
     ``frame identity`` and ``neighbours alike`` are shares of frames and of pairs of them. The others are 1 or 0: each
     check of :func:`~ardiff.metrics.tracking.motion_checks`, ``motion`` for all of them, and ``recognised`` if
     ``label`` is the :func:`majority` class.
-
-    Raises:
-        ValueError: Another dtype or shape.
     """
-    tracking = track(video)
     classes, checks = frame_classes(tracking), motion_checks(tracking)
     return {
         "frame identity": frame_identity(classes, label),

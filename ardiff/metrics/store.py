@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ardiff.data import storage
+from ardiff.data.tables import to_parquet
 from ardiff.errors import DataError
 from ardiff.metrics.features import VideoFeatures
 
@@ -88,9 +89,9 @@ class FeatureStore:
             "width": [r.features.shape[-1] for r in rows],
             "features": [r.features.reshape(-1).astype(np.float32) for r in rows],
         }
-        buffer = io.BytesIO()
-        pq.write_table(pa.table(columns, schema=SCHEMA), buffer)
-        storage.write_bytes(f"{self.folder}/part-{min(ids):08d}-{max(ids):08d}.parquet", buffer.getvalue())
+        storage.write_bytes(
+            f"{self.folder}/part-{min(ids):08d}-{max(ids):08d}.parquet", to_parquet(pa.table(columns, schema=SCHEMA))
+        )
 
     def ids(self) -> set[int]:
         """Ids of the stored clips."""

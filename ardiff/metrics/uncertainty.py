@@ -15,7 +15,7 @@ import numpy as np
 
 from ardiff.metrics.distances import Features, SetDistance, union_distances
 from ardiff.metrics.features import VideoFeatures
-from ardiff.metrics.seeds import mean_over_seeds
+from ardiff.metrics.seeds import estimate_mean
 from ardiff.randomness import numpy_generator
 
 PARTS = 4
@@ -162,7 +162,7 @@ class PartDistances:
         The halves of a partition are independent, so ``(difference)^2 / 2`` is an unbiased estimate of the variance of
         half a set, and the variance over its quarters one of a quarter. The variance of N videos falls as ``N^-p``: p
         is 1 where sets differ, and 2 where they are equal, because the linear term of the distance vanishes there. The
-        two estimates tell p.
+        two estimates show p.
         """
         halves = float((np.diff(self.halves, axis=2) ** 2).mean() / 2)
         quarters = float(self.quarters.var(axis=1, ddof=1).mean())
@@ -188,7 +188,7 @@ def mean_with_interval(
     values: np.ndarray, lowest: float = -math.inf, highest: float = math.inf
 ) -> tuple[float, Uncertainty]:
     """The mean of values ``(V,)``, one per video, and Student's 95 % interval over videos, clipped to what can be."""
-    estimate = mean_over_seeds(values.tolist())
+    estimate = estimate_mean(values.tolist())
     return estimate.mean, Uncertainty(max(estimate.low, lowest), min(estimate.high, highest))
 
 
@@ -210,19 +210,23 @@ class Baseline:
 
 
 def real_vs_real(features: Features, clips: Sequence[tuple[str, int]], count: int, distance: SetDistance) -> Baseline:
-    """The baseline from the features of real clips, and the name and class of the video of each.
+    """The baseline from the features of real clips, and the name and class of the video of each."""
+    values = VideoFeatures.wrap(features)
+    left, right = baseline_sides(clips, count)
+    if len(left) < 2:
+        return Baseline(None, None)
+    return Baseline(distance(values[left], values[right]), len(left))
+
+
+def baseline_sides(clips: Sequence[tuple[str, int]], count: int) -> tuple[list[int], list[int]]:
+    """The indices of the two sides of a baseline, from the name and class of the video of each real clip.
 
     With more than ``count`` clips the sides are the first ``count`` and the others. With fewer, they are halves of the
     clips that share no video and have equally many clips of each class.
     """
-    values = VideoFeatures.wrap(features)
-    if len(values) > count:
-        left, right = list(range(count)), list(range(count, len(values)))
-    else:
-        left, right = disjoint_halves(clips)
-    if len(left) < 2:
-        return Baseline(None, None)
-    return Baseline(distance(values[left], values[right]), len(left))
+    if len(clips) > count:
+        return list(range(count)), list(range(count, len(clips)))
+    return disjoint_halves(clips)
 
 
 def disjoint_halves(clips: Sequence[tuple[str, int]]) -> tuple[list[int], list[int]]:

@@ -111,7 +111,7 @@ def find_state(name: str, files: tuple[str, ...] = ()) -> tuple[State, str]:
     Args:
         name: The network.
         files: Files of weights, local or remote, safetensors or PyTorch state dicts. The names and shapes of its
-            tensors tell which network a file is of. If none is of this network, the cache is used.
+            tensors show which network a file is of. If none is of this network, the cache is used.
 
     Raises:
         CheckpointError: There are no weights of this network, a file cannot be read, or the cached file is damaged.

@@ -3,10 +3,9 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any, Literal
 
-from ardiff.sampling.params import FrameCondition
+from ardiff.sampling.params import CONDITION_FIELDS
 from ardiff.sampling.request import EncodedPrompt
 
 Encode = Callable[[Mapping[str, Any]], Mapping[str, EncodedPrompt]]
@@ -49,10 +48,11 @@ class LiveControl:
             InvalidParamError: A value is not valid for the model, or guidance is off in this stream.
             EngineLimitError: The prompt does not fit into memory.
         """
-        names = [f.name for f in fields(FrameCondition) if f.name != "frame"]
         changes = {name: value for name, value in changes.items() if value is not None}
-        if not changes or not changes.keys() <= set(names):
-            raise TypeError(f"set takes at least one of {', '.join(names)}, got {', '.join(changes) or 'nothing'}")
+        if not changes or not changes.keys() <= set(CONDITION_FIELDS):
+            raise TypeError(
+                f"set takes at least one of {', '.join(CONDITION_FIELDS)}, got {', '.join(changes) or 'nothing'}"
+            )
         with self._changed:
             if self._state == "new":
                 self._early |= changes

@@ -49,8 +49,12 @@ class FrameCondition:
 
     def changes(self) -> dict[str, Any]:
         """The values that are given, by name."""
-        values = {f.name: getattr(self, f.name) for f in fields(FrameCondition) if f.name != "frame"}
+        values = {name: getattr(self, name) for name in CONDITION_FIELDS}
         return {name: value for name, value in values.items() if value is not None}
+
+
+CONDITION_FIELDS = tuple(f.name for f in fields(FrameCondition) if f.name != "frame")
+"""What can change within a video."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +140,7 @@ class SamplingParams:
 
     def condition_of(self, frame: int) -> FrameCondition:
         """The condition of a frame, with all values: those of the video, replaced by its changes up to the frame."""
-        values = {f.name: getattr(self, f.name) for f in fields(FrameCondition) if f.name != "frame"}
+        values = {name: getattr(self, name) for name in CONDITION_FIELDS}
         for change in self.conditions:
             if change.frame <= frame:
                 values |= change.changes()
@@ -150,9 +154,12 @@ class SamplingParams:
         return replace(self, conditions=tuple(sorted((*others, merged), key=lambda other: other.frame)))
 
     def without_past(self, frame: int) -> SamplingParams:
-        """Parameters for the frames from ``frame`` on: their values, without the changes that led to them."""
-        values: dict[str, Any] = self.condition_of(frame).changes()
-        return replace(self, **values, conditions=tuple(c for c in self.conditions if c.frame > frame))
+        """Parameters for the frames from ``frame`` on, with the changes up to it merged into one."""
+        past = [change.frame for change in self.conditions if change.frame <= frame]
+        if not past:
+            return self
+        merged = FrameCondition(frame=past[-1], **self.condition_of(frame).changes())
+        return replace(self, conditions=(merged, *(c for c in self.conditions if c.frame > frame)))
 
     @property
     def texts(self) -> tuple[str, ...]:

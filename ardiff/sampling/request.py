@@ -105,7 +105,7 @@ class SampleRequest:
         return self.prompts[text]
 
     def without_past(self, frame: int) -> "SampleRequest":
-        """The request for the frames from ``frame`` on, without conditions and prompts of frames before it."""
+        """The request for the frames from ``frame`` on, without the changes and their prompts of frames before it."""
         videos = tuple(video.without_past(frame) for video in self.videos)
         texts = {text for video in videos for text in video.texts}
         prompts = {text: prompt for text, prompt in self.prompts.items() if text in texts}

@@ -138,7 +138,7 @@ class PromptEncoder:
         if self._encoder is None:
             if self.source is None:
                 raise CheckpointError(
-                    "The pipeline names no text encoder: load it with from_pretrained(..., text_encoder=URI)."
+                    "The pipeline names no text encoder: give a loaded one to ARDiffusionPipeline(text_encoder=...)."
                 )
             source = self.source
             self._encoder = self._checked(
@@ -150,7 +150,7 @@ class PromptEncoder:
         if self.source is not None and encoder.fingerprint != self.source.fingerprint:
             raise CheckpointError(
                 f"The text encoder {encoder.uri} ({encoder.fingerprint}) is not the one with which the model was "
-                f"trained ({self.source.fingerprint}): give the place of that one with from_pretrained(..., "
+                f"trained ({self.source.fingerprint}): give the URI of that one with from_pretrained(..., "
                 "text_encoder=URI)."
             )
         if encoder.dim != self.dim:

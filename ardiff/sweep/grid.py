@@ -91,19 +91,20 @@ def sweep_points(grid: GridConfig, models: Sequence[SweptModel], precision: str)
     weights = [model.weights for model in models if model.weights]
     if len(set(weights)) < len(weights):
         raise ConfigError("Two of grid.checkpoints are the same model: name each of them once.")
-    prompt = grid.prompts[0] if grid.prompts else None
-    points = [_point(m, params, prompt, precision) for m, params in itertools.product(models, grid.combinations)]
+    texts = grid.prompts or (None,)
+    points = [_point(m, params, texts, precision) for m, params in itertools.product(models, grid.combinations)]
     names = [(point.model.uri, point.name) for point in points]
     if repeated := next((name for (uri, name) in names if names.count((uri, name)) > 1), None):
         raise ConfigError(f"Two points of the grid have the same parameters, to six digits: {repeated}.")
     return points
 
 
-def _point(model: SweptModel, params: SamplingParams, text: str | None, precision: str) -> SweepPoint:
-    """``text`` is one of the grid's prompts, which the model has to take."""
+def _point(model: SweptModel, params: SamplingParams, texts: Sequence[str | None], precision: str) -> SweepPoint:
+    """``texts`` are the grid's prompts, all of which the model has to take."""
     error = None
     try:
-        params = replace(validate(replace(params, prompt=text), model.info), prompt=None)
+        valid = [validate(replace(params, prompt=text), model.info) for text in texts]
+        params = replace(valid[0], prompt=None)
     except ValueError as invalid:
         error = str(invalid)
     # The name depends on this point alone, so it stays the same in a larger grid.

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ardiff.data import storage
 from ardiff.data.manifest import VideoRecord
+from ardiff.data.tables import to_parquet
 from ardiff.errors import DataError
 from ardiff.sampling.params import SamplingParams
 from ardiff.sweep.specs import Record, VideoSpec
@@ -48,9 +49,7 @@ def write_manifest(uri: str, specs: Sequence[VideoSpec], records: dict[str, Reco
         record = asdict(records.get(spec.id, Record(id=spec.id, status="missing")))
         row = {**asdict(spec), **asdict(spec.sampling), **record}
         rows.append(row | {name: json.dumps(row[name]) for name in JSON_COLUMNS})
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
-    storage.write_bytes(uri, buffer.getvalue())
+    storage.write_bytes(uri, to_parquet(pa.Table.from_pylist(rows, schema=SCHEMA)))
 
 
 def read_manifest(uri: str) -> list[dict[str, Any]]:

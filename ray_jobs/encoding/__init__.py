@@ -1,1 +1,1 @@
-"""Parts of the encode job."""
+"""Encodes the captions, for the encode job."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,7 +13,7 @@ from ardiff.data import storage
 from ardiff.data.manifest import VideoRecord
 from ardiff.data.texts import (
     DESCRIPTION,
-    Place,
+    StoredCaption,
     TextSet,
     UsedEncoder,
     read_index,
@@ -79,7 +80,7 @@ def encode_texts(
     """
     folder = text_folder(latents, tokenizer.fingerprint)
     encoder = UsedEncoder(
-        uri=_absolute(tokenizer.uri),
+        uri=storage.absolute(tokenizer.uri) if tokenizer.folder == Path(tokenizer.uri) else tokenizer.uri,
         fingerprint=tokenizer.fingerprint,
         dim=tokenizer.dim,
         max_tokens=tokenizer.max_tokens,
@@ -87,19 +88,19 @@ def encode_texts(
     )
     earlier = read_texts(folder) if storage.exists(storage.join(folder, DESCRIPTION)) else None
     if earlier is not None and earlier.encoder.dtype != config.dtype:
-        stored = earlier.encoder.dtype
-        raise ConfigError(f"{folder} has captions encoded in {stored}: set text.dtype={stored}, or delete the folder.")
+        dtype = earlier.encoder.dtype
+        raise ConfigError(f"{folder} has captions encoded in {dtype}: set text.dtype={dtype}, or delete the folder.")
     captions = {r.uri: r.captions for r in records if r.captions}
     if earlier is not None:
         captions |= _captions_of_others(folder, earlier, manifest)
     distinct = list(dict.fromkeys(caption for texts in captions.values() for caption in texts))
     counts = dict(zip(distinct, tokenizer.lengths(distinct), strict=True))
-    places = stored_captions(folder)
-    missing = [caption for caption in distinct if caption not in places]
+    stored = stored_captions(folder, config.dtype)
+    missing = [caption for caption in distinct if caption not in stored]
     if missing:
         sizes = [min(counts[caption], tokenizer.max_tokens) for caption in missing]
-        places |= _encode(config, folder, missing, sizes, tokenizer.dim, actors, device)
-    write_texts(folder, encoder, captions, places)
+        stored |= _encode(config, folder, missing, sizes, tokenizer.dim, actors, device)
+    write_texts(folder, encoder, captions, stored)
     note = f"{len(missing)} captions encoded, {len(distinct) - len(missing)} were there"
     if longer := sum(count > tokenizer.max_tokens for count in counts.values()):
         note += f", {longer} truncated to {tokenizer.max_tokens} tokens"
@@ -127,11 +128,11 @@ def _encode(
     dim: int,
     actors: ray.data.ActorPoolStrategy,
     device: str,
-) -> dict[str, Place]:
+) -> dict[str, StoredCaption]:
     """Encodes captions with these numbers of tokens. Returns where they are stored."""
     bounds = shard_bounds(counts, dim)
     shared = ray.put(captions)
-    places: dict[str, Place] = {}
+    encoded: dict[str, StoredCaption] = {}
     with remote_progress("encoding captions", len(captions), "caption") as progress:
         shards = ray.data.from_items([{"start": s, "end": e} for s, e in pairwise(bounds)])
         written = shards.map(
@@ -145,8 +146,8 @@ def _encode(
         for shard in written.iter_rows():
             for row in range(shard["end"] - shard["start"]):
                 index = shard["start"] + row
-                places[captions[index]] = Place(shard["file"], row, counts[index])
-    return places
+                encoded[captions[index]] = StoredCaption(shard["file"], row, counts[index])
+    return encoded
 
 
 class _Encoder:
@@ -157,19 +158,13 @@ class _Encoder:
         with report_errors(progress):
             dtype = getattr(torch, config.dtype)
             self.encoder = TextEncoder.load(config.encoder, device, dtype, config.max_tokens)
-        self.batch_size, self.folder, self.progress = config.batch_size, folder, progress
+        self.config, self.folder, self.progress = config, folder, progress
         self.captions = ray.get(captions)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         captions = self.captions[row["start"] : row["end"]]
         with report_errors(self.progress):
-            states = self.encoder.stored_states(captions, self.batch_size)
-            name = write_text_shard(self.folder, captions, states)
+            states = self.encoder.stored_states(captions, self.config.batch_size)
+            name = write_text_shard(self.folder, captions, states, self.config.dtype)
         self.progress.add.remote(len(captions))
         return {**row, "file": name}
-
-
-def _absolute(encoder: str) -> str:
-    """The place of an encoder, so that another working folder finds it: folders become absolute."""
-    local = storage.absolute(encoder)
-    return local if not storage.is_remote(encoder) and storage.exists(storage.join(local, "config.json")) else encoder

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ardiff.data.manifest import Split
+from ardiff.data.packages import cache_folder
 from ardiff.metrics.drift import SEGMENT
 from ardiff.metrics.networks.random3d import MIN_FRAMES
 from ardiff.metrics.protocol import ProtocolName
@@ -23,9 +24,10 @@ class ScoredClips:
     """What both evaluations share: the videos, the clips taken from them, and the resampling of scores."""
 
     real: str = "runs/data/manifest.parquet"
-    """Real videos: a manifest, a folder or an ``s3://`` prefix. Paired metrics take the originals from here."""
+    """Real videos: a manifest, a folder, an ``s3://`` prefix or an array file, npy, npz or GIF. Paired metrics take the
+    originals from here."""
     fake: tuple[str, ...] = ()
-    """Sets of generated videos: manifests, folders or ``s3://`` prefixes."""
+    """Sets of generated videos: manifests, folders, ``s3://`` prefixes or array files, npy, npz or GIF."""
     output: str = "runs/scores"
     """Folder of ``scores.json``, ``scores.parquet`` and the features of the generated videos."""
     num_clips: int = 2048
@@ -80,8 +82,8 @@ class EvaluateConfig(ScoredClips):
     protocol: ProtocolName = "styleganv"
     """How frames are prepared and statistics computed, see docs/evaluation.md."""
     metrics: tuple[str, ...] = field(default=("fvd",), metadata={"choices": scored_metric_names})
-    """Metrics to compute. psnr, ssim and lpips compare each video with its original, the real video of the same
-    name."""
+    """Metrics to compute. psnr, ssim, ssim-grey, lpips and lpips-vgg compare each video with its original, the real
+    video of the same name."""
     features: tuple[str, ...] = ()
     """Features of generated videos from any network, instead of ``fake``: npz, npy or Parquet files, one per set, with
     one row per video. Their Frechet and kernel distances are computed."""
@@ -131,6 +133,11 @@ class EvaluateConfig(ScoredClips):
             raise ValueError(
                 f"drift compares segments of {SEGMENT} frames: give --frames 32, 128 or another multiple of {SEGMENT}"
             )
+
+    @property
+    def cache_uri(self) -> str:
+        """The cache that is used."""
+        return self.cache or str(cache_folder())
 
     @property
     def set_metrics(self) -> dict[str, MetricSpec]:

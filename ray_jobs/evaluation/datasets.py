@@ -86,7 +86,12 @@ def list_videos(uri: str) -> Dataset:
     files = [storage.find_file(folder)] if uri.lower().endswith(SUFFIXES) else storage.list_objects(folder)
     videos = group_files(folder, files)
     arrays = [file for file in files if file.uri.lower().endswith(SUFFIXES)]
-    if arrays and not videos:
+    if arrays and videos:
+        raise DataError(
+            f"{uri} has {len(arrays)} array files or GIFs, such as {arrays[0].uri}, beside {len(videos)} videos of "
+            "other kinds: keep them in folders of their own."
+        )
+    if arrays:
         return Dataset(uri, [record for file in arrays for record in list_array_videos(file, "test")], [])
     if not videos:
         raise DataError(
@@ -133,7 +138,7 @@ def open_videos(
     Raises:
         DataError: No video has ``min_frames`` frames, counted at ``fps`` if given, or a video of a folder is damaged.
     """
-    records = _probed(dataset, split, cache) if dataset.records is None else dataset.records
+    records = _records(dataset, split, cache)
     if not dataset.is_manifest:
         records = [replace(record, split=split) for record in records]
     return OpenDataset(dataset, usable(records, split, min_frames, fps))
@@ -145,7 +150,7 @@ def open_generated(dataset: Dataset, num_frames: int, cache: ProbeCache = NO_CAC
     Raises:
         DataError: A video is damaged or shorter than ``num_frames``.
     """
-    records = _probed(dataset, "test", cache) if dataset.records is None else dataset.records
+    records = _records(dataset, "test", cache)
     _raise_if_damaged(dataset, records)
     short = [r for r in records if r.num_frames < num_frames]
     if short and len(short) < len(records):
@@ -165,6 +170,11 @@ def check_count(dataset: Dataset, count: int) -> None:
             f"{dataset.uri} has {listed} videos, but num_clips is {count}: generate more videos, or lower num_clips "
             "for all sets that you compare."
         )
+
+
+def _records(dataset: Dataset, split: Split, cache: ProbeCache) -> list[VideoRecord]:
+    """The records of a manifest or of array files, or those of a folder's videos, which are probed."""
+    return _probed(dataset, split, cache) if dataset.records is None else dataset.records
 
 
 def _probed(dataset: Dataset, split: Split, cache: ProbeCache) -> list[VideoRecord]:

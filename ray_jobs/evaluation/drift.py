@@ -26,7 +26,7 @@ from ray_jobs.evaluation.config import EvaluateConfig
 from ray_jobs.evaluation.datasets import Clip, generated_clips
 from ray_jobs.evaluation.estimates import Reference
 from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract, read_stored
-from ray_jobs.evaluation.set_metrics import FeatureStores, Inputs, ScoredSet, reference_clips
+from ray_jobs.evaluation.set_metrics import EvaluationSet, FeatureStores, Inputs, reference_clips
 
 
 def measure_drift(inputs: Inputs) -> DriftReport:
@@ -41,7 +41,7 @@ def measure_drift(inputs: Inputs) -> DriftReport:
         spec,
         inputs.weights[spec.network.name][1],
         [clips],
-        [ScoredSet("segment", "", segment, [], "") for segment in segments],
+        [EvaluationSet("segment", "", segment, [], "") for segment in segments],
     )
     real_extracted, *extracted = stores.extract(inputs, segment_config)
     videos = [(clip.video.uri, clip.video.label) for clip in clips]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ardiff.metrics.notes import bias_notes
 from ardiff.metrics.protocol import Protocol
 from ardiff.metrics.scores import SetScore
 from ardiff.metrics.store import StoredClip
-from ardiff.metrics.uncertainty import Baseline, PartitionDraw, Resampling, disjoint_halves, real_vs_real
+from ardiff.metrics.uncertainty import Baseline, PartitionDraw, Resampling, baseline_sides, real_vs_real
 from ray_jobs.evaluation.config import ScoredClips
 from ray_jobs.evaluation.features import Extracted
 from ray_jobs.runtime.progress import progress_bar
@@ -39,11 +39,13 @@ class GeneratedSet:
     uri: str
     features: VideoFeatures
     rows: list[StoredClip]
+    from_reference: bool = False
+    """Whether the clips are made from the real clips that they are compared with: they are meant to be near them."""
 
     @classmethod
-    def of(cls, name: str, uri: str, extracted: Extracted) -> GeneratedSet:
+    def of(cls, name: str, uri: str, extracted: Extracted, from_reference: bool = False) -> GeneratedSet:
         """The features of clips."""
-        return cls(name, uri, in_memory(extracted[0]), extracted[1])
+        return cls(name, uri, in_memory(extracted[0]), extracted[1], from_reference)
 
 
 def estimate_score(
@@ -52,7 +54,7 @@ def estimate_score(
     protocol: Protocol,
     reference: Reference,
     generated: GeneratedSet,
-    training: Extracted | None,
+    training: CheckedClips | None,
     label: str,
 ) -> SetScore:
     """The score of one set: distance, interval, baseline and checks. ``label`` names the progress bar."""
@@ -72,7 +74,7 @@ def estimate_score(
     same_size = baseline.num_clips == len(reference.rows)  # a baseline of fewer clips is larger
     below = same_size and uncertainty.high is not None and uncertainty.high < (baseline.distance or 0.0)
     notes = [*bias_notes(distance, resampling, width, baseline), *(checks.warnings() if checks else [])]
-    if below and distance.biased:
+    if below and distance.biased and not generated.from_reference:
         notes.append(BELOW_BASELINE)
     return SetScore(
         set=generated.name,
@@ -80,11 +82,7 @@ def estimate_score(
         score=score,
         baseline=baseline.distance,
         baseline_num=baseline.num_clips,
-        low=uncertainty.low,
-        high=uncertainty.high,
-        infinity=uncertainty.infinity,
-        infinity_low=uncertainty.infinity_low,
-        infinity_high=uncertainty.infinity_high,
+        **asdict(uncertainty),
         checks=checks,
         notes=tuple(notes),
         fake=generated.uri,
@@ -114,16 +112,15 @@ class Reference:
         held_out = None
         if features.depth == 1:
             clips = checked_clips(features, rows)
-            halves = (range(count), range(count, len(clips))) if len(clips) > count else disjoint_halves(videos)
-            held_out = clips[halves[0]], clips[halves[1]]
+            left, right = baseline_sides(videos, count)
+            held_out = clips[left], clips[right]
         return cls(features[:count], rows[:count], baseline, held_out)
 
-    def check(self, generated: GeneratedSet, training: Extracted | None) -> SetChecks | None:
-        """The checks of a set; None for features of single frames."""
-        if self.held_out is None:
+    def check(self, generated: GeneratedSet, training: CheckedClips | None) -> SetChecks | None:
+        """The checks of a set; None for features of single frames and for clips made from the reference."""
+        if self.held_out is None or generated.from_reference:
             return None
-        train = None if training is None else checked_clips(*training)
-        return check_set(*self.held_out, checked_clips(generated.features, generated.rows), train)
+        return check_set(*self.held_out, checked_clips(generated.features, generated.rows), training)
 
 
 def checked_clips(features: VideoFeatures, rows: Sequence[StoredClip]) -> CheckedClips:

@@ -1,11 +1,13 @@
 """Scores of generated videos against their originals: actors measure each pair."""
 
 import functools
+from dataclasses import asdict
 
 import torch
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
+from ardiff.data.latents import vae_fingerprint
 from ardiff.metrics.paired import PairMeasure
 from ardiff.metrics.protocol import VERSION, Protocol
 from ardiff.metrics.registry import PairedMetric, State
@@ -15,8 +17,7 @@ from ardiff.metrics.uncertainty import mean_with_interval
 from ray_jobs.evaluation.datasets import codecs, common_size, paired_clips, real_clips
 from ray_jobs.evaluation.estimates import data_fingerprint
 from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract, read_stored
-from ray_jobs.evaluation.reconstruction import vae_fingerprint
-from ray_jobs.evaluation.set_metrics import Inputs, scored_sets, shared
+from ray_jobs.evaluation.set_metrics import Inputs, evaluation_sets, shared
 
 
 def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
@@ -25,7 +26,7 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
     weights = {m.network.name: inputs.weights[m.network.name] for m in metrics if m.network is not None}
     settings = [[m.name for m in metrics], {name: sha256 for name, (_, sha256) in weights.items()}]
     real = real_clips(inputs.real.records, min(config.num_clips, len(inputs.real.records)), config)
-    scored, clip_sets, resolutions = scored_sets(inputs, real), [], []
+    scored, clip_sets, resolutions = evaluation_sets(inputs, real), [], []
     for own in scored:
         pairs = own.clips if own.vae else paired_clips(own.uri, own.clips, inputs.real)
         records = [side for clip in pairs for side in (clip.video, clip.original) if side is not None]
@@ -64,7 +65,7 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
                 real_split=inputs.real.dataset.split_name(config.split),
                 real_data=data_fingerprint(rows, side=0),
                 choice=config.choice,
-                fit=config.fit if config.resolution else "whole",
+                fit=config.fit if config.resolution or own.vae else "whole",
             )
             scores.append(
                 SetScore(
@@ -73,9 +74,7 @@ def score_pairs(inputs: Inputs, metrics: list[PairedMetric]) -> list[SetScore]:
                     score=score,
                     baseline=None,
                     baseline_num=None,
-                    low=uncertainty.low,
-                    high=uncertainty.high,
-                    infinity=None,
+                    **asdict(uncertainty),
                     fake=own.uri,
                     fake_data=data_fingerprint(rows),
                     protocol=protocol,

@@ -7,9 +7,10 @@ import numpy as np
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, DataError
 from ardiff.metrics.arrays import read_features
-from ardiff.metrics.distances import Frechet, Kernel, SetDistance
+from ardiff.metrics.distances import Kernel, SetDistance
 from ardiff.metrics.features import VideoFeatures
 from ardiff.metrics.protocol import FROM_FILES, Protocol
+from ardiff.metrics.registry import find_spec
 from ardiff.metrics.scores import SetScore
 from ardiff.metrics.store import StoredClip
 from ardiff.randomness import numpy_generator
@@ -27,21 +28,24 @@ def score_features(config: EvaluateConfig) -> list[SetScore]:
         ArdiffError: A file holds no features, or others than the real ones.
     """
     assert config.real_features is not None
-    real, scores = read_features(config.real_features), []
-    distances: dict[str, SetDistance] = {
-        "frechet": Frechet(0 if config.protocol == "styleganv" else 1),
-        "kernel": Kernel(),
-    }
-    for metric, distance in distances.items():
-        for uri in config.features:
-            fake = read_features(uri)
-            if fake.shape[1:] != real.shape[1:]:
-                raise DataError(
-                    f"{uri} has features of shape {fake.shape[1:]}, {config.real_features} of {real.shape[1:]}: "
-                    "compute both with the same network."
-                )
-            scores.append(_score(config, metric, distance, real, fake, uri))
-    return scores
+    real = read_features(config.real_features)
+    distances: dict[str, SetDistance] = {"frechet": find_spec(config.protocol, "fvd").distance, "kernel": Kernel()}
+    scores: dict[str, list[SetScore]] = {metric: [] for metric in distances}
+    for uri in config.features:
+        fake = read_features(uri)
+        if fake.shape[1:] != real.shape[1:]:
+            raise DataError(
+                f"{uri} has features of shape {fake.shape[1:]}, {config.real_features} of {real.shape[1:]}: "
+                "compute both with the same network."
+            )
+        for metric, distance in distances.items():
+            scores[metric].append(_score(config, metric, distance, real, fake, uri))
+    return [score for metric in distances for score in scores[metric]]
+
+
+def set_name(uri: str) -> str:
+    """The name of the set whose features are in the file ``uri``."""
+    return uri.rstrip("/").rpartition("/")[2]
 
 
 def _score(
@@ -74,7 +78,7 @@ def _score(
             real_data=data_fingerprint(reference.rows),
             choice=f"drawn with seed {config.seed}",
         )
-        name = uri.rstrip("/").rpartition("/")[2]
+        name = set_name(uri)
         return estimate_score(
             config, distance, protocol, reference, GeneratedSet.of(name, uri, chosen_fake), None, f"{metric} of {name}"
         )

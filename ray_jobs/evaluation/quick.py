@@ -17,10 +17,11 @@ from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.networks.i3d import MIN_FRAMES
 from ardiff.metrics.networks.random3d import RandomVideoFeatures
 from ardiff.metrics.pairs.psnr import psnr
-from ardiff.metrics.prompts import asked_class, prompt_measures
+from ardiff.metrics.prompts import expected_class, prompt_measures
 from ardiff.metrics.registry import State
 from ardiff.metrics.sets.fvd import STYLEGANV as FVD
 from ardiff.metrics.shapes import SHAPE_MEASURES, shape_measures
+from ardiff.metrics.tracking import track
 from ardiff.metrics.weights import cached, find_state
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import numpy_generator
@@ -172,10 +173,11 @@ class _Actor:
 
     def _shape_measures(self, video: np.ndarray, record: dict[str, Any], other_prompt: str) -> dict[str, float]:
         """Measures of a synthetic video: by its class, or by the first of its captions."""
+        tracking = track(video)
         if not record["captions"]:
-            return shape_measures(video, record["label"])
+            return shape_measures(tracking, record["label"])
         prompt = record["captions"][0]
-        return shape_measures(video, asked_class(prompt)) | prompt_measures(video, prompt, other_prompt)
+        return shape_measures(tracking, expected_class(prompt)) | prompt_measures(tracking, prompt, other_prompt)
 
     def _decode(self, clip: dict[str, Any]) -> np.ndarray:
         return read_frames(clip, "video", self.config.num_frames, self.config.resolution)

@@ -1,6 +1,6 @@
 """The scores of the quick evaluation, from the measurements of its clips."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -120,11 +120,7 @@ def _score_metric(
                 score=score,
                 baseline=baseline,
                 baseline_num=None if baseline is None else count,
-                low=uncertainty.low,
-                high=uncertainty.high,
-                infinity=uncertainty.infinity,
-                infinity_low=uncertainty.infinity_low,
-                infinity_high=uncertainty.infinity_high,
+                **asdict(uncertainty),
                 notes=tuple(notes),
                 fake=uris.get(name, datasets[0].uri),
                 fake_data=_data_fingerprint(rows[name][: len(values)]),
@@ -172,11 +168,7 @@ def _score_measurements(config: QuickConfig, scores: list[SetScore], rows: dict[
                     score=mean,
                     baseline=means[REAL][0] if is_share else None,
                     baseline_num=len(complete[REAL]) if is_share else None,
-                    low=uncertainty.low,
-                    high=uncertainty.high,
-                    infinity=None,
-                    infinity_low=None,
-                    infinity_high=None,
+                    **asdict(uncertainty),
                     notes=(),
                     protocol=protocol,
                 )

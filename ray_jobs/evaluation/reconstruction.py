@@ -5,8 +5,6 @@ import functools
 import numpy as np
 import torch
 
-from ardiff.config import fingerprint
-from ardiff.data import storage
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.pretrained import load_autoencoder
 from ardiff.vae import ARAutoencoder
@@ -40,8 +38,3 @@ class Reconstructor:
         step = 1 if self.device.type == "cpu" else len(videos)
         parts = [reconstruct(self._load(uri), videos[i : i + step]) for i in range(0, len(videos), step)]
         return np.concatenate(parts)
-
-
-def vae_fingerprint(uri: str) -> str:
-    """Identifies the files of an AR-VAE."""
-    return fingerprint([[file.uri, file.size, file.etag] for file in storage.list_objects(uri)])

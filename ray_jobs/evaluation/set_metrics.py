@@ -13,8 +13,8 @@ import torch
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
+from ardiff.data.latents import vae_fingerprint
 from ardiff.data.manifest import VideoRecord
-from ardiff.data.packages import cache_folder
 from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.notes import rate_notes
 from ardiff.metrics.protocol import VERSION, Protocol
@@ -32,9 +32,9 @@ from ray_jobs.evaluation.datasets import (
     real_clips,
     two_draws,
 )
-from ray_jobs.evaluation.estimates import GeneratedSet, Reference, data_fingerprint, estimate_score
+from ray_jobs.evaluation.estimates import GeneratedSet, Reference, checked_clips, data_fingerprint, estimate_score
 from ray_jobs.evaluation.features import ClipSet, Extracted, Measure, Workers, data_keys, extract, read_stored
-from ray_jobs.evaluation.reconstruction import CODEC, NAME, vae_fingerprint
+from ray_jobs.evaluation.reconstruction import CODEC, NAME
 
 Weights = dict[str, tuple[State, str]]
 """The weights of networks by name, and their sha256."""
@@ -61,9 +61,9 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
     """
     config = inputs.config
     clips = reference_clips(config, inputs.real.records)
-    sets = scored_sets(inputs, clips[: config.num_clips])
+    sets = evaluation_sets(inputs, clips[: config.num_clips])
     all_records = inputs.real.records + [record for scored in sets for record in scored.records]
-    training = [] if inputs.train is None else real_clips(inputs.train.records, len(inputs.train.records), config)
+    training = _training_clips(inputs, spec, sets)
     stores = FeatureStores.of(config, spec, inputs.weights[spec.network.name][1], [clips, training], sets)
     files = [stores.score_file(config, metric, number) for number in range(len(sets))]
     scores = [_read_score(file, scored) for file, scored in zip(files, sets, strict=True)]
@@ -94,12 +94,13 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
         choice=config.choice,
         fit=config.fit,
     )
-    real_rates, train = frame_rates(clips), training_extracted if training else None
+    real_rates, train = frame_rates(clips), checked_clips(*training_extracted) if training else None
     for number, (scored, result) in enumerate(zip(sets, extracted, strict=True)):
         if scores[number] is None:
             codec = _compression(scored.codec, spec)
             protocol = replace(common, codec_fake=codec, num_fake=len(scored.clips))
-            own, label = GeneratedSet.of(scored.name, scored.uri, result), f"{metric} of {scored.name}"
+            own = GeneratedSet.of(scored.name, scored.uri, result, from_reference=bool(scored.vae))
+            label = f"{metric} of {scored.name}"
             score = estimate_score(config, spec.distance, protocol, reference, own, train, label)
             score = replace(score, notes=(*score.notes, *rate_notes(real_rates, frame_rates(scored.clips))))
             storage.write_bytes(files[number], json.dumps(asdict(score)).encode())
@@ -107,8 +108,15 @@ def score_sets(inputs: Inputs, metric: str, spec: MetricSpec) -> list[SetScore]:
     return [score for score in scores if score is not None]
 
 
+def _training_clips(inputs: Inputs, spec: MetricSpec, sets: list[EvaluationSet]) -> list[Clip]:
+    """Clips of the training videos; none if no set is checked for copies of them."""
+    if inputs.train is None or spec.network.per_frame or all(scored.vae for scored in sets):
+        return []
+    return real_clips(inputs.train.records, len(inputs.train.records), inputs.config)
+
+
 @dataclass(frozen=True, slots=True)
-class ScoredSet:
+class EvaluationSet:
     """A set of clips to score: generated videos, or reconstructions of real clips."""
 
     name: str
@@ -121,18 +129,18 @@ class ScoredSet:
     """An AR-VAE folder: its reconstructions of the clips are scored."""
 
 
-def scored_sets(inputs: Inputs, real: list[Clip]) -> list[ScoredSet]:
+def evaluation_sets(inputs: Inputs, real: list[Clip]) -> list[EvaluationSet]:
     """The sets of an evaluation. ``real`` are the real clips that an AR-VAE reconstructs. Raises DataError."""
     sets = [
-        ScoredSet(d.name, d.dataset.uri, generated_clips(d, inputs.config), d.records, codecs(d.records))
+        EvaluationSet(d.name, d.dataset.uri, generated_clips(d, inputs.config), d.records, codecs(d.records))
         for d in inputs.generated
     ]
     if (vae := inputs.config.reconstruct) is not None:
-        sets.append(ScoredSet(NAME, vae, real, [], CODEC, vae))
+        sets.append(EvaluationSet(NAME, vae, real, [], CODEC, vae))
     return sets
 
 
-def _read_score(file: str, scored: ScoredSet) -> SetScore | None:
+def _read_score(file: str, scored: EvaluationSet) -> SetScore | None:
     """A stored score of the set; None if there is none."""
     if not storage.exists(file):
         return None
@@ -161,7 +169,7 @@ class FeatureStores:
 
     @classmethod
     def of(
-        cls, config: EvaluateConfig, spec: MetricSpec, sha256: str, real: list[list[Clip]], sets: list[ScoredSet]
+        cls, config: EvaluateConfig, spec: MetricSpec, sha256: str, real: list[list[Clip]], sets: list[EvaluationSet]
     ) -> FeatureStores:
         """The stores of lists of real clips, then of sets."""
         network = spec.network
@@ -173,7 +181,7 @@ class FeatureStores:
             store = FeatureStore(storage.join(root, "features", f"{network.name}-{key}"))
             return ClipSet(clips, store, vae)
 
-        clip_sets = [clip_set(config.cache or str(cache_folder()), clips, "") for clips in real]
+        clip_sets = [clip_set(config.cache_uri, clips, "") for clips in real]
         clip_sets += [clip_set(config.output, scored.clips, scored.vae) for scored in sets]
         return cls(spec, clip_sets)
 

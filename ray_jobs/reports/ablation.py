@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ardiff.data import storage
-from ardiff.metrics.seeds import CONFIDENCE, Estimate, mean_over_seeds, ratio_over_seeds
+from ardiff.metrics.seeds import CONFIDENCE, Estimate, estimate_mean, ratio_over_seeds
 
 BEGIN, END = "<!-- ablation: begin -->", "<!-- ablation: end -->"
 """Markers in a Markdown file. The tables replace the text between them; the text around them stays."""
@@ -142,7 +142,7 @@ def _mean_text(
     values = list(_by_seed(results, variant, ar_step, quantity).values())
     if not values:
         return "failed" if any(r.variant == variant and r.reason for r in results) else "-"
-    estimate = mean_over_seeds([scale * v for v in values], log)
+    estimate = estimate_mean([scale * v for v in values], log)
     digits = 0 if scale != 1.0 else 1
     low, high = estimate.low, estimate.high
     if not log:  # a share is between 0 and 1
@@ -227,7 +227,7 @@ def _draw_estimates(
             if not values:
                 continue
             x = position + 0.7 * ((number + 0.5) / len(steps) - 0.5)
-            estimate = mean_over_seeds(values, log=quantity == "distance")
+            estimate = estimate_mean(values, log=quantity == "distance")
             axes.plot([x] * len(values), values, "o", color=colour, alpha=0.45, markersize=4)
             axes.plot([x], [estimate.mean], "_", color=colour, markersize=12, markeredgewidth=2.5)
             if estimate.count > 1:

@@ -24,7 +24,7 @@ from ardiff.data.latents import (
 )
 from ardiff.data.manifest import VideoRecord, class_names, content_of, manifest_table, usable
 from ardiff.data.streams import ClipStream, LatentStream, Stream
-from ardiff.data.texts import TextIndex, TextSet, find_texts, read_texts
+from ardiff.data.texts import TextIndex, TextSet, find_texts, read_texts, state_bytes
 from ardiff.data.transforms import to_unit
 from ardiff.errors import ConfigError
 from ardiff.pretrained import load_autoencoder
@@ -32,6 +32,9 @@ from ray_jobs.runtime.error_log import Reporter
 from ray_jobs.runtime.progress import remote_progress, report_errors
 from ray_jobs.training.batches import load_chunk
 from ray_jobs.training.config import TrainDiTConfig
+
+MAX_CHUNK_TEXT_BYTES = 2**30
+"""Most bytes of token states in a chunk of a stream."""
 
 
 def stored_latents(config: TrainDiTConfig) -> LatentSet:
@@ -70,10 +73,6 @@ def check_sizes(config: TrainDiTConfig, latents: LatentSet) -> None:
         )
 
 
-MAX_TEXT_BYTES = 2**30
-"""Most bytes of token states in a chunk of a stream."""
-
-
 def stored_texts(config: TrainDiTConfig, latents: LatentSet) -> tuple[str, TextSet] | None:
     """The folder and description of the texts that a model with text trains with; None for a model without.
 
@@ -91,10 +90,10 @@ def stored_texts(config: TrainDiTConfig, latents: LatentSet) -> tuple[str, TextS
             f"{texts.encoder.uri} have width {texts.encoder.dim}."
         )
     clips = max(latents.rows) * min(config.files_per_chunk, len(latents.files))
-    if (size := clips * texts.longest * texts.encoder.dim * 2) > MAX_TEXT_BYTES:
+    if (size := clips * state_bytes(texts.longest, texts.encoder.dim)) > MAX_CHUNK_TEXT_BYTES:
         raise ConfigError(
             f"The captions of the {clips} clips that are loaded together need {size / 2**20:.0f} MiB, more than "
-            f"{MAX_TEXT_BYTES / 2**20:.0f}: lower files_per_chunk, or encode with a smaller clips_per_file or "
+            f"{MAX_CHUNK_TEXT_BYTES / 2**20:.0f}: lower files_per_chunk, or encode with a smaller clips_per_file or "
             "text.max_tokens."
         )
     return folder, texts

@@ -74,7 +74,6 @@ class TensorBoardTracker:
         storage.upload_folder(Path(self.local.name), self.target)
 
     def close(self) -> None:
-        self.flush()
         self.writer.close()
         self.local.cleanup()
 
@@ -106,7 +105,7 @@ class WandbTracker:
 class MLflowTracker:
     """A run of MLflow in the experiment ``train.project``, at MLFLOW_TRACKING_URI or in ``mlruns`` of the run's folder.
 
-    A server that fails costs values, not the training.
+    Values are lost if the server fails during training. If it fails at the start, the run stops.
     """
 
     def __init__(self, job: TrainJob) -> None:

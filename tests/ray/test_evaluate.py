@@ -529,6 +529,13 @@ def test_array_files_and_reconstructions(
     expected = [frame_psnr(wide[n][:, :, 8:40], reconstruct(vae, wide[n][None, :, :, 8:40])[0]) for n in names]
     assert values == pytest.approx(expected, rel=1e-5)
     assert scores["reconstruction", "frame-difference"].score > 0
+    assert score.protocol.fit == "crop"
+
+    arguments = [*arguments[:4], "--output", tmp_path / "whole"]
+    code, said = evaluate(tmp_path / "real.npz", *arguments, "--metrics", "psnr")
+    assert code == 0, said
+    cropped = by_metric(tmp_path / "whole")["reconstruction", "psnr"]
+    assert (cropped.protocol.fit, cropped.score) == ("crop", score.score)
 
 
 def test_cpus_of_an_actor_do_not_change_the_digits(cluster: None, tmp_path: Path, weights: dict[str, str]) -> None:
@@ -589,5 +596,10 @@ def test_features_from_anywhere_need_neither_videos_nor_a_cluster(
     np.save(tmp_path / "other.npy", generator.normal(size=(100, 11)))
     assert main(["evaluate", "--features", str(tmp_path / "other.npy"), *arguments]) == 1
     assert "compute both with the same network" in capfd.readouterr().err
+    (tmp_path / "more").mkdir()
+    np.save(tmp_path / "more" / "other.npy", generator.normal(size=(100, 12)))
+    same = f"{tmp_path / 'other.npy'},{tmp_path / 'more' / 'other.npy'}"
+    assert main(["evaluate", "--features", same, *arguments]) == 2
+    assert "Two sets are called 'other.npy': give files of different names" in capfd.readouterr().err
     assert main(["evaluate", "--features", files, "--output", str(tmp_path / "out")]) == 2
     assert "features and real_features go together" in capfd.readouterr().err

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from jobs import Jobs, Result
+from text_encoders import WIDTH, write_encoder
 
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.decode import decode_clip
@@ -18,7 +19,8 @@ from ardiff.data.encode import encode_video
 from ardiff.data.latents import read_description, read_latents
 from ardiff.data.manifest import class_names, read_manifest
 from ardiff.data.probe import probe
-from ardiff.data.synthetic import render_video
+from ardiff.data.synthetic import CLASSES, DIRECTIONS, SIZES, SPEEDS, render_video
+from ardiff.data.synthetic_captions import COLOUR_NAMES, WORDINGS, asks_for_held_out
 from ardiff.metrics.controls import CONTROLS
 from ardiff.metrics.pairs.psnr import psnr
 from ardiff.pipeline import ARDiffusionPipeline
@@ -216,6 +218,29 @@ def test_videos_of_ones_own(ardiff: Command, cluster: None, tmp_path: Path) -> N
     assert np.isfinite(sets["ar-step-2"]["distance"])
     assert "frame identity" not in sets["real"], "these are not known to be the synthetic shapes"
     assert "data:video/mp4" in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_model_that_takes_prompts(ardiff: Command, cluster: None, tmp_path: Path) -> None:
+    words = sorted({word for wording in WORDINGS for word in re.sub(r"{.*?}|,", " ", wording).split()})
+    words += [*CLASSES, *COLOUR_NAMES, *SIZES, *SPEEDS, *" ".join(DIRECTIONS).split()]
+    folder, encoder = tmp_path / "run", write_encoder(tmp_path / "encoder", words=list(dict.fromkeys(words)))
+    settings = [f"encode.text.encoder={encoder}", f"train_dit.dit.condition_dim={WIDTH}"]
+    ardiff("quickstart", "--text", "--fast", "--output", folder, *TINY, *TINIEST, *settings).expect(0)
+    prompts = {name: (folder / "prompts" / f"{name}.txt").read_text().splitlines() for name in ("test", "held-out")}
+    assert [len(lines) for lines in prompts.values()] == [8, 8]
+    assert [asks_for_held_out(line) for lines in prompts.values() for line in lines] == [False] * 8 + [True] * 8
+    for name, lines in (("ar-step-2", prompts["test"]), ("ar-step-2-held-out", prompts["held-out"])):
+        records = read_manifest(str(folder / "samples" / name / "manifest.parquet"))
+        assert [record.captions for record in records] == [(line,) for line in lines]
+    sets = json.loads((folder / "scores" / "scores.json").read_text())["sets"]
+    assert sets["real"]["prompt followed"] == sets["real"]["prompt direction"] == 1.0
+    assert 0.0 <= sets["ar-step-2-held-out"]["prompt followed"] <= 1.0
+    pipeline = ARDiffusionPipeline.from_pretrained(str(folder / "dit" / "pipeline"))
+    video = pipeline(prompt=prompts["test"][1], ar_step=2, num_inference_steps=4, guidance_scale=1.5, seed=1).frames
+    stored = (folder / "samples" / "ar-step-2" / "videos" / "00001.mp4").read_bytes()
+    assert psnr(decode_clip(encode_video(video.numpy()[0], 8.0, crf=8), 0, 16), decode_clip(stored, 0, 16)) > 40
+    assert prompts["held-out"][0] in (folder / "report.html").read_text()
 
 
 def _snapshot(folder: Path, leave_out: str = "") -> dict[str, tuple[int, bytes]]:

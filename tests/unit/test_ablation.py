@@ -17,7 +17,7 @@ from ardiff.config import load_config, to_yaml
 from ardiff.data import s3, storage
 from ardiff.data.config import STORAGE_VARIABLE
 from ardiff.errors import ConfigError
-from ardiff.metrics.seeds import mean_over_seeds
+from ardiff.metrics.seeds import estimate_mean
 from ray_jobs.ablate import AblateConfig, describe_plan, make_plan
 from ray_jobs.quickstart import QuickstartConfig
 from ray_jobs.reports.ablation import (
@@ -43,33 +43,33 @@ def result(variant: str, seed: int, distance: float | None, ar_step: int = 5, **
 
 def test_the_interval_over_seeds_is_students() -> None:
     values = [3.0, 5.0, 10.0]
-    found = mean_over_seeds(values)
+    found = estimate_mean(values)
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert (found.mean, found.low, found.high) == pytest.approx((6.0, low, high))
     assert found.count == 3
     # Two seeds: the quantile is 12.706, the standard error half their difference.
-    assert mean_over_seeds([1.0, 3.0]).high == pytest.approx(2 + 12.7062, abs=1e-3)
+    assert estimate_mean([1.0, 3.0]).high == pytest.approx(2 + 12.7062, abs=1e-3)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
-    found = [mean_over_seeds(generator.normal(2.0, 3.0, size=3).tolist()) for _ in range(2000)]
+    found = [estimate_mean(generator.normal(2.0, 3.0, size=3).tolist()) for _ in range(2000)]
     assert 0.935 < np.mean([f.low <= 2.0 <= f.high for f in found]) < 0.965
 
 
 def test_the_mean_of_logarithms_is_geometric_and_positive() -> None:
-    found = mean_over_seeds([1.0, 100.0], log=True)
+    found = estimate_mean([1.0, 100.0], log=True)
     assert found.mean == pytest.approx(10.0)
     assert 0 < found.low < 1
     assert found.low * found.high == pytest.approx(100.0)  # symmetric in factors
 
 
 def test_one_seed_has_no_interval() -> None:
-    found = mean_over_seeds([4.0])
+    found = estimate_mean([4.0])
     assert (found.mean, found.low, found.high) == (4.0, -np.inf, np.inf)
     for values in ([], [0.0, 1.0]):
         with pytest.raises(ValueError, match="at least one value"):
-            mean_over_seeds(values, log=True)
+            estimate_mean(values, log=True)
 
 
 def test_pairs_cancel_what_a_seed_does_to_both() -> None:

@@ -46,8 +46,8 @@ def with_texts(tmp_path: Path) -> LatentSet:
 def write_captions(latents: Path, caption: str) -> None:
     encoder = UsedEncoder(uri="e", fingerprint="ab", dim=8, max_tokens=9, dtype="float32")
     folder = text_folder(str(latents), "ab")
-    write_text_shard(folder, [caption], [np.ones((3, 8), np.float16)])
-    write_texts(folder, encoder, {"x": (caption,)}, stored_captions(folder))
+    write_text_shard(folder, [caption], [np.ones((3, 8), np.float16)], "float32")
+    write_texts(folder, encoder, {"x": (caption,)}, stored_captions(folder, "float32"))
 
 
 def text_config(latents: Path, **changes: Any) -> TrainDiTConfig:
@@ -80,7 +80,7 @@ def test_texts_that_do_not_fit_are_refused(
         text_config(tmp_path, data={"source": "clips", "vae": "x"})
     with pytest.raises(ConfigError, match=r"data\.text_encoder is for a model with text"):
         text_config(tmp_path, dit={"condition": "modulation"}, data={"text_encoder": "ab"})
-    monkeypatch.setattr(dit_data, "MAX_TEXT_BYTES", 4 * 3 * 8 * 2 - 1)
+    monkeypatch.setattr(dit_data, "MAX_CHUNK_TEXT_BYTES", 4 * 3 * 8 * 2 - 1)
     with pytest.raises(ConfigError, match=r"captions of the 4 clips .* lower files_per_chunk"):
         stored_texts(text_config(tmp_path), with_texts)
     assert stored_texts(text_config(tmp_path, files_per_chunk=1), with_texts) is not None

@@ -234,6 +234,13 @@ def test_array_files_and_folders_of_them_are_datasets(tmp_path: Path) -> None:
     assert [p.original and p.original.uri[-6:] for p in pairs] == ["000000", "000001", "000002"]
 
 
+def test_array_files_beside_videos_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "set.npy", np.zeros((3, 16, 8, 8, 3), np.uint8))
+    (tmp_path / "a.mp4").write_bytes(b"video")
+    with pytest.raises(DataError, match=r"has 1 array files or GIFs, such as .*set\.npy, beside 1 videos"):
+        list_videos(str(tmp_path))
+
+
 def test_folders_are_probed_once(tmp_path: Path) -> None:
     """Until a file changes; then the cluster is asked for."""
     (tmp_path / "videos").mkdir()

@@ -104,11 +104,11 @@ def test_another_encoder_is_refused_at_the_first_prompt(
     pipeline.save_pretrained(str(tmp_path))
     loaded = ARDiffusionPipeline.from_pretrained(str(tmp_path), text_encoder="elsewhere")
     latents(loaded)
-    with pytest.raises(CheckpointError, match=r"toy \(another\) is not the one .* \(f00d\): give the place"):
+    with pytest.raises(CheckpointError, match=r"toy \(another\) is not the one .* \(f00d\): give the URI"):
         latents(loaded, prompt="a ring")
     with pytest.raises(CheckpointError, match="are 6 wide, but the model takes 5"):
         make_pipeline(text_encoder=ToyEncoder(dim=6), **TEXT)
-    with pytest.raises(CheckpointError, match=r"names no text encoder: load it with from_pretrained"):
+    with pytest.raises(CheckpointError, match=r"names no text encoder: give a loaded one to ARDiffusionPipeline"):
         latents(make_pipeline(**TEXT), prompt="a ring")
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ardiff.errors import CheckpointError
+from ardiff.hub import is_repo_id
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import load_autoencoder, save_autoencoder
 
@@ -119,3 +120,10 @@ def test_keys_of_another_version_are_named(make_vae, tmp_path: Path) -> None:
     edit(tmp_path, vae={"width": 15})
     with pytest.raises(CheckpointError, match=r"another version of ardiff: .*width 15"):
         load_autoencoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["runs/my--model", "runs/x.", "runs/model.git", "runs/a..b", "a/b/c", "folder"])
+def test_names_that_a_hub_cannot_have_are_folders(name: str) -> None:
+    assert not is_repo_id(name)
+    with pytest.raises(CheckpointError):
+        ARDiffusionPipeline.from_pretrained(name)

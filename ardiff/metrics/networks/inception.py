@@ -192,6 +192,11 @@ def _features(model: nn.Module, frames: Tensor, count: int) -> Tensor:
 
 
 INCEPTION_EXTRACTOR = Extractor(
-    name="inception", build=FIDInception, size=299, value_range="(x - 128) / 128", features=_features
+    name="inception",
+    build=FIDInception,
+    size=299,
+    value_range="(x - 128) / 128",
+    features=_features,
+    per_frame=True,
 )
 register_network(INCEPTION_EXTRACTOR)

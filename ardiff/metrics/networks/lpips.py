@@ -59,7 +59,7 @@ class LPIPS(nn.Module):
 
 
 def load_lpips(uri: str) -> LPIPS:
-    """LPIPS with the weights of a safetensors file, local or remote. The shapes in the file tell the backbone.
+    """LPIPS with the weights of a safetensors file, local or remote. The shapes in the file show the backbone.
 
     Raises:
         DataError: There is no such file.

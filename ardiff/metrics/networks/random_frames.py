@@ -54,5 +54,6 @@ RANDOM_FRAMES_EXTRACTOR = Extractor(
     size=SIZE,
     value_range="[-1, 1]",
     features=_features,
+    per_frame=True,
 )
 register_network(RANDOM_FRAMES_EXTRACTOR)

@@ -21,26 +21,31 @@ def ssim(original: np.ndarray, other: np.ndarray) -> float:
     Raises:
         ValueError: The videos are not uint8 ``(F, H, W, 3)`` of one shape with H, W >= 11.
     """
-    squared_error(original, other)
-    if original.ndim != 4 or min(original.shape[1:3]) < WINDOW:
-        raise ValueError(f"SSIM needs videos (F, H, W, 3) of at least {WINDOW} pixels a side, got {original.shape}")
-    x, y = original.astype(np.float64), other.astype(np.float64)
+    _check(original, other, WINDOW)
     taps = np.exp(-0.5 * ((np.arange(WINDOW) - WINDOW // 2) / SIGMA) ** 2)
     taps /= taps.sum()
+    return _mean_similarity(original.astype(np.float64), other.astype(np.float64), taps)
+
+
+def _check(original: np.ndarray, other: np.ndarray, side: int) -> None:
+    """Raises ValueError unless the videos are uint8 ``(F, H, W, 3)`` of one shape with H, W >= ``side``."""
+    squared_error(original, other)
+    if original.ndim != 4 or min(original.shape[1:3]) < side:
+        raise ValueError(f"SSIM needs videos (F, H, W, 3) of at least {side} pixels a side, got {original.shape}")
+
+
+def _mean_similarity(x: np.ndarray, y: np.ndarray, taps: np.ndarray, correction: float = 1.0) -> float:
+    """The mean similarity of all windows of two videos, float64 ``(F, H, W, ...)`` each.
+
+    ``correction`` multiplies variances and covariance: N / (N - 1) makes those of N evenly weighted pixels unbiased.
+    """
     mean_x, mean_y = _windows(x, taps), _windows(y, taps)
-    variance_x, variance_y = _windows(x * x, taps) - mean_x**2, _windows(y * y, taps) - mean_y**2
-    covariance = _windows(x * y, taps) - mean_x * mean_y
-    return float(_similarity(mean_x, mean_y, variance_x, variance_y, covariance).mean())
-
-
-def _similarity(
-    mean_x: np.ndarray, mean_y: np.ndarray, variance_x: np.ndarray, variance_y: np.ndarray, covariance: np.ndarray
-) -> np.ndarray:
-    """The similarity of windows from their moments."""
+    variance_x, variance_y = (correction * (_windows(v * v, taps) - mean**2) for v, mean in ((x, mean_x), (y, mean_y)))
+    covariance = correction * (_windows(x * y, taps) - mean_x * mean_y)
     c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
     similarity: np.ndarray = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity /= (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
-    return similarity
+    return float(similarity.mean())
 
 
 def _windows(x: np.ndarray, taps: np.ndarray) -> np.ndarray:
@@ -65,15 +70,9 @@ def ssim_grey(original: np.ndarray, other: np.ndarray) -> float:
     Raises:
         ValueError: The videos are not uint8 ``(F, H, W, 3)`` of one shape with H, W >= 7.
     """
-    squared_error(original, other)
-    if original.ndim != 4 or min(original.shape[1:3]) < BOX:
-        raise ValueError(f"SSIM needs videos (F, H, W, 3) of at least {BOX} pixels a side, got {original.shape}")
+    _check(original, other, BOX)
     x, y = ((video @ GREY).round() for video in (original, other))  # (F, H, W)
-    taps, unbiased = np.full(BOX, 1.0 / BOX), BOX**2 / (BOX**2 - 1)
-    mean_x, mean_y = _windows(x, taps), _windows(y, taps)
-    variance_x, variance_y = (unbiased * (_windows(v * v, taps) - mean**2) for v, mean in ((x, mean_x), (y, mean_y)))
-    covariance = unbiased * (_windows(x * y, taps) - mean_x * mean_y)
-    return float(_similarity(mean_x, mean_y, variance_x, variance_y, covariance).mean())
+    return _mean_similarity(x, y, np.full(BOX, 1.0 / BOX), correction=BOX**2 / (BOX**2 - 1))
 
 
 register_metric(PairedMetric(name="ssim-grey", function=ssim_grey, higher_is_better=True, min_size=BOX))

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,18 @@ from ardiff.dit import DiT, DiTConfig, TextTokens
 from ardiff.metrics.networks.i3d import I3D
 from ardiff.models import make_autoencoder, make_dit
 from ardiff.sampling.cost import frame_evaluations
+from ardiff.text.config import TextConfig
 from ardiff.train.estimate.config import EstimateConfig
 from ardiff.train.flops import FlopCounter
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
+SizesT = TypeVar("SizesT", AutoencoderConfig, DiTConfig)
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
 FVD_FRAMES = 16
 """Frames of a clip for FVD."""
-TEXT_TOKENS = 77
-"""Tokens of a prompt, the maximum of the default text encoders."""
+TEXT_TOKENS = TextConfig().max_tokens
+"""Tokens of a prompt: the default of text.max_tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +78,23 @@ def text_flops(sizes: DiTConfig) -> float:
     """Operations of the keys and values of one prompt in all blocks; 0 for a model without text."""
     if not sizes.text:
         return 0.0
-    with FakeTensorMode():
-        models = [make_dit(dataclasses.replace(sizes, depth=depth)) for depth in (1, 2)]
-        states = torch.zeros(1, TEXT_TOKENS, sizes.condition_dim)
-        one, two = (_operations(functools.partial(model.text_keys_values, states)) for model in models)
-    return one + (two - one) * (sizes.depth - 1)
+    return _at_depth(
+        sizes, make_dit, lambda model: model.text_keys_values(torch.zeros(1, TEXT_TOKENS, sizes.condition_dim))
+    )
 
 
 @functools.lru_cache
 def encoder_flops(sizes: AutoencoderConfig) -> float:
     """Operations of encoding one frame."""
     side = sizes.resolution
-    return _at_depth(sizes, lambda model: model.encode(torch.zeros(1, 1, 3, side, side)))
+    return _at_depth(sizes, make_autoencoder, lambda model: model.encode(torch.zeros(1, 1, 3, side, side)))
 
 
 @functools.lru_cache
 def decoder_flops(sizes: AutoencoderConfig) -> float:
     """Operations of decoding one frame: the mean over a clip that fills the decoder's window."""
     shape = (1, sizes.temporal_window, sizes.num_tokens, sizes.token_dim)
-    return _at_depth(sizes, lambda model: model.decode(torch.zeros(shape))) / sizes.temporal_window
+    return _at_depth(sizes, make_autoencoder, lambda model: model.decode(torch.zeros(shape))) / sizes.temporal_window
 
 
 @functools.lru_cache
@@ -144,10 +146,10 @@ def _count(sizes: AutoencoderConfig | DiTConfig, batch_size: int, num_frames: in
     return float(sum(p.numel() for p in model.parameters())), float(flops), kept / 4
 
 
-def _at_depth(sizes: AutoencoderConfig, call: Callable[[ARAutoencoder], object]) -> float:
+def _at_depth(sizes: SizesT, make_model: Callable[[SizesT], ModelT], call: Callable[[ModelT], object]) -> float:
     """Operations of ``call``, extrapolated from models of one and two blocks."""
     with FakeTensorMode():
-        small = [make_autoencoder(dataclasses.replace(sizes, depth=depth)).eval() for depth in (1, 2)]
+        small = [make_model(dataclasses.replace(sizes, depth=depth)).eval() for depth in (1, 2)]
         one, two = (_operations(functools.partial(call, model)) for model in small)
     return one + (two - one) * (sizes.depth - 1)
 

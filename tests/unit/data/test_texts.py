@@ -11,7 +11,7 @@ from ardiff.data import storage, texts
 from ardiff.data.latents import latent_files, latent_table
 from ardiff.data.streams import LatentStream
 from ardiff.data.texts import (
-    Place,
+    StoredCaption,
     TextIndex,
     TextSet,
     UsedEncoder,
@@ -40,8 +40,8 @@ def states_of(caption: str) -> np.ndarray:
 def write(latents: Path, captions: dict[str, tuple[str, ...]], files: list[list[str]]) -> tuple[str, TextSet]:
     folder = text_folder(str(latents), ENCODER.fingerprint)
     for names in files:
-        write_text_shard(folder, names, [states_of(name) for name in names])
-    return folder, write_texts(folder, ENCODER, captions, stored_captions(folder))
+        write_text_shard(folder, names, [states_of(name) for name in names], "float32")
+    return folder, write_texts(folder, ENCODER, captions, stored_captions(folder, "float32"))
 
 
 FILES = [["two words", "never used"], ["three words here", "one", "é"]]
@@ -74,12 +74,12 @@ def test_all_captions_of_a_video_are_drawn_equally(tmp_path: Path) -> None:
 def test_stored_captions_survive_without_a_description(tmp_path: Path) -> None:
     folder, description = write(tmp_path, CAPTIONS, FILES)
     storage.delete_file(f"{folder}/texts.json")
-    places = stored_captions(folder)
-    assert set(places) == {caption for file in FILES for caption in file}
-    assert places["é"] == Place(places["one"].file, 2, 1)
+    stored = stored_captions(folder, "float32")
+    assert set(stored) == {caption for file in FILES for caption in file}
+    assert stored["é"] == StoredCaption(stored["one"].file, 2, 1)
     with pytest.raises(DataError, match="Cannot read"):
         read_texts(folder)
-    assert stored_captions(f"{tmp_path}/nothing") == {}
+    assert stored_captions(f"{tmp_path}/nothing", "float32") == {}
     again, changed = write(tmp_path, {**CAPTIONS, "a.mp4": ("é",)}, [])
     assert (again, changed.files) == (folder, description.files)
     assert changed.content != description.content
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"Cannot read the texts .*{description.files[0]}"):
         index.load(np.arange(6))
     with pytest.raises(DataError, match=rf"captions of .*{description.files[0]} .*delete it to encode them again"):
-        stored_captions(folder)
+        stored_captions(folder, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +160,9 @@ def test_the_caption_depends_on_the_position_only(stream: LatentStream) -> None:
         for rows in ([2], [1, 3], [0, 1, 2, 3]):
             assert words(stream.load(chunk, np.array(rows))) == [whole[row] for row in rows]
     assert [words(stream.load(chunk)) for chunk in range(8)] != [words(stream.load(chunk + 2)) for chunk in range(8)]
+
+
+def test_captions_of_another_precision_are_not_taken_for_stored_ones(tmp_path: Path) -> None:
+    write_text_shard(str(tmp_path), ["one"], [states_of("one")], "float32")
+    assert set(stored_captions(str(tmp_path), "float32")) == {"one"}
+    assert stored_captions(str(tmp_path), "bfloat16") == {}

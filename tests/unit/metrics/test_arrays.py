@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,25 @@ def test_videos_of_array_files(tmp_path: Path) -> None:
             read_array_clip(records[0].uri, range(6))
 
 
+def test_suffixes_in_capitals(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", a=VIDEOS[0])
+    np.savez(tmp_path / "features.npz", features=np.ones((3, 2)))
+    pq.write_table(pa.table({"features": [[1.0, 2.0]]}), tmp_path / "F.PARQUET")
+    for name in ("set", "features"):
+        (tmp_path / f"{name}.npz").rename(tmp_path / f"{name.upper()}.NPZ")
+    assert len(list_array_videos(storage.find_file(str(tmp_path / "SET.NPZ")), "test")) == 1
+    assert read_features(str(tmp_path / "FEATURES.NPZ")).shape == (3, 1, 2)
+    assert read_features(str(tmp_path / "F.PARQUET")).shape == (1, 1, 2)
+
+
+def test_a_listed_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    for videos in (VIDEOS, VIDEOS[:1, ::-1]):
+        np.save(tmp_path / "set.npy", videos)
+        records = list_array_videos(storage.find_file(str(tmp_path / "set.npy")), "test")
+        assert len(records) == len(videos)
+        assert np.array_equal(read_array_clip(records[0].uri, range(5)), videos[0])
+
+
 def test_gifs(tmp_path: Path) -> None:
     video = np.arange(0, 250, 50, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(6, 2).repeat(3, 3)
     write_gif(tmp_path / "a.gif", video)
@@ -43,8 +63,12 @@ def test_gifs(tmp_path: Path) -> None:
     assert (record.codec, record.split, record.num_frames, record.height, record.width) == ("gif", "train", 5, 8, 6)
     assert np.array_equal(read_array_clip(record.uri, range(0, 5, 2)), video[::2])
     (tmp_path / "b.gif").write_bytes(b"GIF89a nothing")
-    with pytest.raises(DataError, match=r"b\.gif cannot be decoded"):
-        list_array_videos(storage.find_file(str(tmp_path / "b.gif")), "train")
+    screen = (65_535).to_bytes(2, "little") * 2
+    content = (tmp_path / "a.gif").read_bytes()
+    (tmp_path / "huge.gif").write_bytes(content[:6] + screen + content[10:])
+    for name in ("b.gif", "huge.gif"):
+        with pytest.raises(DataError, match=f"{name} cannot be decoded"):
+            list_array_videos(storage.find_file(str(tmp_path / name)), "train")
 
 
 @pytest.mark.parametrize("array", [VIDEOS.astype(np.float32), VIDEOS[0, 0], VIDEOS[..., :2], VIDEOS[:0]])
@@ -77,7 +101,11 @@ def test_bad_features(tmp_path: Path) -> None:
     np.savez(tmp_path / "harm.npz", features=np.array([Harm()], dtype=object))
     (tmp_path / "pickle.npy").write_bytes(pickle.dumps(Harm()))
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 nothing")
-    for name in ("harm.npy", "harm.npz", "pickle.npy", "broken.npz"):
+    np.savez(tmp_path / "zip.npz", features=np.ones((3, 2)))
+    (tmp_path / "zip.npz").rename(tmp_path / "zip.npy")
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("features", "words")
+    for name in ("harm.npy", "harm.npz", "pickle.npy", "broken.npz", "zip.npy", "text.npz"):
         with pytest.raises(DataError, match="cannot be read as arrays without pickle"):
             read_features(str(tmp_path / name))
     np.savez(tmp_path / "two.npz", a=np.ones(2), b=np.ones(2))
@@ -95,6 +123,17 @@ def test_bad_features(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             read_features(str(tmp_path / name))
+
+
+def test_size_is_limited_before_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(uri: str) -> bytes:
+        raise AssertionError(f"{uri} was read")
+
+    np.save(tmp_path / "large.npy", np.zeros((1000, 100)))
+    monkeypatch.setattr("ardiff.metrics.arrays.MAX_BYTES", 10_000)
+    monkeypatch.setattr("ardiff.data.storage.read_bytes", fail)
+    with pytest.raises(DataError, match="split it"):
+        read_features(str(tmp_path / "large.npy"))
 
 
 def test_size_is_limited_before_anything_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

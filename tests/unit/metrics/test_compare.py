@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ardiff.cli import main
+from ardiff.metrics.manifold import SetChecks
 from ardiff.metrics.protocol import Protocol
 from ardiff.metrics.scores import SetScore, read_scores, table, write_scores
 
@@ -52,6 +53,14 @@ PSNR = replace(
 def written(folder: Path, *scores: SetScore) -> str:
     write_scores(str(folder), scores, {"torch": "2"})
     return str(folder)
+
+
+def test_checks_reach_the_table_file_after_a_score_without_them(tmp_path: Path) -> None:
+    checks = SetChecks(num_clips=40, coverage=0.5, duplicates=1, copies=2)
+    written(tmp_path / "a", PSNR, replace(SCORE, checks=checks))
+    first, second = pq.read_table(tmp_path / "a" / "scores.parquet").to_pylist()
+    assert (first["checks_num_clips"], first["checks_copies"]) == (None, None)
+    assert (second["checks_num_clips"], second["checks_coverage"], second["checks_copies"]) == (40, 0.5, 2)
 
 
 def test_scores_come_back_as_they_were(tmp_path: Path) -> None:

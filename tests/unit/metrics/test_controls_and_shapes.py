@@ -252,18 +252,18 @@ def test_measures_of_a_shape_that_turns_into_another_one():
     video = drawn(["ring"] * 4 + ["plus"] + ["ring"] * 3 + ["square"] * 2 + ["", "ring"])
     classes = frame_classes(track(video))
     assert classes.tolist() == [0, 0, 0, 0, 3, 0, 0, 0, 1, 1, -1, 0]
-    measures = shape_measures(video, 0)
+    measures = shape_measures(track(video), 0)
     assert tuple(measures) == SHAPE_MEASURES
     assert measures["frame identity"] == pytest.approx(8 / 12)
     assert measures["neighbours alike"] == pytest.approx(6 / 11)
     assert (measures["recognised"], measures["steady area"], measures["motion"]) == (1.0, 0.0, 0.0)
     assert (measures["steady colour"], measures["one object"]) == (1.0, 0.0)
-    assert shape_measures(video, 3)["frame identity"] == pytest.approx(1 / 12)
-    assert shape_measures(video, 3)["recognised"] == 0.0
+    assert shape_measures(track(video), 3)["frame identity"] == pytest.approx(1 / 12)
+    assert shape_measures(track(video), 3)["recognised"] == 0.0
 
 
 def test_measures_of_an_intact_video_are_one(real):
-    assert set(shape_measures(real[2], 2).values()) == {1.0}
+    assert set(shape_measures(track(real[2]), 2).values()) == {1.0}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from ardiff.data.encode import encode_video
 from ardiff.data.synthetic import draw_scene, render_scene
 from ardiff.data.synthetic_captions import captions
 from ardiff.metrics.prompts import PROMPT_MEASURES, prompt_measures
+from ardiff.metrics.tracking import track
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +25,14 @@ def videos(scenes):
 def test_real_videos_follow_all_their_captions(scenes, videos):
     for index, (scene, video) in enumerate(zip(scenes, videos, strict=True)):
         for caption in captions(scene, np.random.default_rng(index)):
-            measures = prompt_measures(video, caption, caption)
+            measures = prompt_measures(track(video), caption, caption)
             assert tuple(measures) == PROMPT_MEASURES
             assert set(measures.values()) == {1.0}, (caption, measures)
 
 
 def test_each_wrong_attribute_is_seen(videos):
     def follows(prompt):
-        measures = prompt_measures(videos[0], prompt, "a purple plus")
+        measures = prompt_measures(track(videos[0]), prompt, "a purple plus")
         return {name.removeprefix("prompt "): value for name, value in measures.items() if value != 1.0}
 
     assert follows("quickly a small red ring goes left and right") == {"shuffled prompt": 0.0}
@@ -44,12 +45,12 @@ def test_each_wrong_attribute_is_seen(videos):
 def test_a_colour_that_flickers_is_counted_by_frames(scenes, videos):
     video = videos[0].copy()
     video[::4] = video[::4][..., ::-1]  # red becomes blue
-    measures = prompt_measures(video, "a red ring", "a blue ring")
+    measures = prompt_measures(track(video), "a red ring", "a blue ring")
     assert measures["prompt followed"] == measures["prompt colour"] == 0.75
     assert measures["shuffled prompt"] == 0.25
 
 
 def test_an_empty_video_follows_no_prompt():
     video = np.full((16, 32, 32, 3), 26, dtype=np.uint8)
-    measures = prompt_measures(video, "a small red ring moves diagonally slowly", "a blue plus")
+    measures = prompt_measures(track(video), "a small red ring moves diagonally slowly", "a blue plus")
     assert set(measures.values()) == {0.0}

@@ -11,7 +11,7 @@ from toy_text import ToyEncoder, encoded
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.control import LiveControl
-from ardiff.sampling.params import expand_params
+from ardiff.sampling.params import FrameCondition, expand_params
 from ardiff.sampling.request import SampleRequest
 
 SETTINGS: dict[str, Any] = {"num_frames": 20, "num_inference_steps": 4, "ar_step": 2, "guidance_scale": 2.0}
@@ -142,3 +142,25 @@ def test_a_request_that_waits_is_changed_too(pipeline: ARDiffusionPipeline) -> N
     expected = torch.cat(list(pipeline.stream_latents(seed=1, conditions=[(0, "a ring")], **SETTINGS)), dim=1)
     assert torch.equal(torch.cat(results[second], dim=1), expected)
     assert engine.change(second, {"prompt": "a ring"}, {}) is None
+
+
+def test_videos_whose_conditions_differ_are_changed_together(pipeline: ARDiffusionPipeline) -> None:
+    engine = pipeline.engine()
+    settings = {**SETTINGS, "num_frames": 40, "guidance_scale": 2.0, "seed": [0, 1]}
+    stronger = [[], [FrameCondition(frame=5, guidance_scale=3.0)]]
+    request_id = engine.submit(SampleRequest(videos=tuple(expand_params(conditions=stronger, **settings))))
+    for _ in range(60):
+        engine.step()
+    assert engine.change(request_id, {"prompt": "a ring"}, encoded("a ring")) is not None
+
+
+def test_changes_of_guidance_need_constant_memory(pipeline: ARDiffusionPipeline) -> None:
+    engine = pipeline.engine()
+    settings = {**SETTINGS, "num_frames": 60, "guidance_scale": 2.0}
+    request_id, sizes = engine.submit(SampleRequest(videos=tuple(expand_params(**settings)))), []
+    while engine.busy:
+        for event in engine.step():
+            if engine.change(request_id, {"guidance_scale": 1.0 + event.first_frame % 2}) is not None:
+                sizes.append(len(engine._running[request_id].request.starts))
+    assert len(sizes) > 40
+    assert max(sizes[10:]) == max(sizes[20:]) < 20

@@ -193,3 +193,10 @@ def test_prompts_are_videos_of_a_point(model: SweptModel, make_pipeline: Any, tm
     with pytest.raises(ConfigError, match="prompts must hold at least one value, and none of them twice"):
         build(GridConfig, {"prompts": ["a", "a"]})
     assert build(GridConfig, {"prompts": "a red ring"}).prompts == ("a red ring",)
+
+
+def test_every_prompt_of_a_grid_is_validated(model: SweptModel) -> None:
+    grid = GridConfig(checkpoints=(model.uri,), sampling=SamplingParams(num_frames=8), prompts=("", "a ring"))
+    [point] = sweep_points(grid, [model], "fp32")
+    assert point.error is not None
+    assert "takes no text" in point.error
