@@ -49,7 +49,7 @@ class ExportConfig:
     contains the merged model, and its subfolder ``lora`` the adapter."""
     weights: Literal["ema", "raw"] = "ema"
     """``ema``: the exponential moving average of the weights. ``raw``: the weights of the last update."""
-    base: str | None = None
+    base_pipeline: str | None = None
     """For a low-rank adapter: folder of the pipeline on which it was trained. Default: where that one was."""
     vae: str | None = None
     """For an AR-DiT: folder of the AR-VAE to put into the pipeline. Default: the one that encoded the training latents,
@@ -76,12 +76,12 @@ def run(config: ExportConfig) -> None:
             if description["kind"] != "ar-dit":
                 raise ConfigError("vae= applies to checkpoints of an AR-DiT, but this checkpoint is of an AR-VAE.")
             description |= {"vae": config.vae, "vae_fingerprint": ""}
-        if config.base is not None:
+        if config.base_pipeline is not None:
             if "lora" not in description:
                 raise ConfigError(
-                    "base= applies to checkpoints of a low-rank adapter, but this one is of a whole model."
+                    "base_pipeline= applies to checkpoints of a low-rank adapter, but this one is of a whole model."
                 )
-            description |= {"base": config.base, "base_fingerprint": ""}
+            description |= {"base": config.base_pipeline, "base_fingerprint": ""}
         weights = ShardReader(folder).read_all("ema" if config.weights == "ema" else "model")
         write_trained(description, weights, config.output)
     print(f"{config.output}: {description['kind']} of step {state.step}, {config.weights} weights")
@@ -159,7 +159,7 @@ def _merge(description: dict[str, Any], weights: dict[str, Tensor], config: LoRA
     if not is_there or (expected and expected != fingerprint_of(base)):
         raise CheckpointError(
             f"{base} {'is no longer' if is_there else 'does not hold'} the pipeline on which the adapter was trained: "
-            "give the folder of that one with `ardiff export CHECKPOINT OUTPUT base=FOLDER`."
+            "give the folder of that one with `ardiff export CHECKPOINT OUTPUT base_pipeline=FOLDER`."
         )
     with local_folder(base) as folder:
         whole = read_tensors(folder / "dit.safetensors")

@@ -55,7 +55,7 @@ def test_an_adapter_from_a_pipeline_to_its_merged_one(
 
     base.rename(tmp_path / "moved")
     assert "does not hold the pipeline" in ardiff("export", checkpoint, tmp_path / "again").complaint
-    ardiff("export", checkpoint, tmp_path / "again", f"base={tmp_path}/moved").expect(0)
+    ardiff("export", checkpoint, tmp_path / "again", f"base_pipeline={tmp_path}/moved").expect(0)
     exported.save_pretrained(str(base))
     assert "no longer the pipeline" in ardiff("export", checkpoint, tmp_path / "third").complaint
     complaint = ardiff("train-dit", f"latents={latents}", f"output={tmp_path}/x", "lora.rank=2").complaint
