@@ -14,8 +14,7 @@ from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.models import make_dit
-from ardiff.pretrained import load_autoencoder
-from ardiff.sweep.models import fingerprint_of
+from ardiff.pretrained import fingerprint_of, load_autoencoder
 from ardiff.train.export import describe_dit
 from ardiff.train.initial import initialise_dit
 from ardiff.train.tasks import DistillTask

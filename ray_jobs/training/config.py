@@ -6,7 +6,7 @@ from typing import Literal
 from ardiff.data import storage
 from ardiff.data.config import ClipConfig
 from ardiff.diffusion.config import DiffusionConfig
-from ardiff.dit.config import DiTConfig
+from ardiff.dit.config import DiTConfig, LoRAConfig
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig
 from ardiff.train.config import TrainConfig
 from ardiff.train.tasks.config import AutoencoderTaskConfig, DistillTaskConfig, DiTTaskConfig
@@ -84,6 +84,8 @@ class TrainDiTConfig:
     """Stored latents or videos."""
     dit: AnyDiTConfig = field(default_factory=DiTConfig)
     """The model."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """A low-rank adapter to train instead of the whole model."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """The diffusion process."""
     task: DiTTaskConfig = field(default_factory=DiTTaskConfig)
@@ -106,6 +108,8 @@ class TrainDiTConfig:
             )
         if self.diffusion.student is not None:
             raise ValueError("diffusion.student is written by `ardiff distill`: train-dit trains no student")
+        if self.lora.rank and not self.init_from:
+            raise ValueError("lora.rank needs init_from, the folder of the pipeline that the adapter changes")
         if self.data.text_encoder and not self.dit.text:
             raise ValueError("data.text_encoder is for a model with text: set dit.condition=cross_attention")
 
