@@ -15,6 +15,7 @@ from ardiff.doctor import Finding, examine, print_findings
 from ray_jobs.diagnostics.all_reduce import check_all_reduce
 from ray_jobs.diagnostics.nodes import (
     check_clocks,
+    check_drivers,
     check_gpus,
     check_object_stores,
     check_storage,
@@ -66,6 +67,7 @@ def check_cluster(arguments: Sequence[str]) -> int:
             Finding("nodes", True, f"{len(nodes)}: {', '.join(node.name for node in nodes)}"),
             check_versions(nodes, options.client),
             check_gpus(nodes, options.gpus),
+            *check_drivers(nodes),
             *check_object_stores(nodes),
             check_clocks(nodes),
             check_storage(nodes, options.storage),
