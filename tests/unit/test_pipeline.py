@@ -11,6 +11,7 @@ from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.errors import CheckpointError
 from ardiff.pipeline import ARDiffusionPipeline, read_info
+from ardiff.resolution import Resolution
 from ardiff.sampling.params import SamplingParams, expand_params
 from ardiff.sampling.request import SampleRequest
 
@@ -185,7 +186,7 @@ def test_info_is_read_without_weights(pipeline: ARDiffusionPipeline, tmp_path: P
     pipeline.save_pretrained(str(tmp_path))
     (tmp_path / "dit.safetensors").unlink()
     assert read_info(str(tmp_path)) == pipeline.info
-    assert (pipeline.info.num_frames, pipeline.info.resolution) == (8, 16)
+    assert (pipeline.info.num_frames, pipeline.info.resolution) == (8, Resolution.square(16))
     assert (pipeline.info.modes, pipeline.info.class_names) == (("window", "full"), ("disc", "ring", "square"))
     with pytest.raises(CheckpointError, match="no pipeline"):
         read_info(str(tmp_path / "missing"))

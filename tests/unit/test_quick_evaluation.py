@@ -15,6 +15,7 @@ from ardiff.metrics.compare import comparable
 from ardiff.metrics.prompts import PROMPT_MEASURES
 from ardiff.metrics.scores import SetScore, read_scores, table, write_scores
 from ardiff.metrics.shapes import SHAPE_MEASURES
+from ardiff.resolution import Resolution
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import Clip, Dataset
 from ray_jobs.evaluation.quick import has_fvd, resolution_of
@@ -175,7 +176,7 @@ def test_videos_are_of_oneresolution_of() -> None:
     mixed = {"reference": [Clip(record("a"), 0, 1)], "x": [Clip(record("b", 64), 0, 1)]}
     with pytest.raises(ConfigError, match="different sizes"):
         resolution_of(QuickConfig(), mixed)
-    assert resolution_of(QuickConfig(resolution=32), mixed) == "32x32"
+    assert resolution_of(QuickConfig(resolution=Resolution.square(32)), mixed) == "32x32"
 
 
 def test_the_report_of_a_model_with_prompts_leads_with_them() -> None:

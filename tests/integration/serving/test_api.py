@@ -28,6 +28,7 @@ from ardiff.data import storage
 from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
 from ardiff.errors import ConfigError
+from ardiff.resolution import Resolution
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.keys import digest
 from ardiff.serving.store import JobStore
@@ -554,7 +555,7 @@ def test_a_video_is_extended_with_all_its_frames(serve: Serve) -> None:
     same = served.client.post("/v1/videos/extensions", json={"video": {"id": video["id"]}, "seconds": 1}).json()
     assert same["class_label"] == 2
     file = served.client.get(f"/v1/videos/{video['id']}/content").content
-    before = torch.from_numpy(decode_clip(file, 0, 8, resolution=16))
+    before = torch.from_numpy(decode_clip(file, 0, 8, resolution=Resolution.square(16)))
     settings = {name: longer[name] for name in ("class_label", "num_frames", "num_inference_steps", "ar_step", "seed")}
     assert longer["frames_sha256"] == sha256(served.pipeline(condition=before, **settings).frames[0])
     for wrong, status in (

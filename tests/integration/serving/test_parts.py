@@ -21,6 +21,7 @@ from PIL import Image
 from ardiff.cli import main
 from ardiff.data.encode import VideoCodec, encode_video
 from ardiff.errors import ConfigError, DataError
+from ardiff.resolution import Resolution
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.fragments import FragmentWriter, as_file
 from ardiff.serving.hls import split
@@ -34,7 +35,7 @@ from ray_jobs.serve import application
 from ray_jobs.serving.lint import lint
 
 LIMITS: dict[str, Any] = {
-    "resolution": 16,
+    "resolution": Resolution.square(16),
     "max_frames": 8,
     "max_pixels": 2**20,
     "seconds": 5.0,

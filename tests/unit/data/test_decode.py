@@ -13,6 +13,7 @@ from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
 from ardiff.data.probe import probe
 from ardiff.errors import ClipTooShortError, DecodeError
+from ardiff.resolution import Resolution
 
 
 def moving_ramp(num_frames: int, height: int, width: int) -> np.ndarray:
@@ -100,29 +101,29 @@ def test_impossible_requests(video: bytes, start: int, num_frames: int, stride: 
 def test_resize_short_side_then_centre_crop() -> None:
     wide = np.zeros((2, 64, 128, 3), np.uint8)
     wide[:, :, 32:96] = 200  # the central square is bright, all else is dark
-    clip = decode_clip(encode_video(wide, 8, crf=4), 0, 2, resolution=32)
+    clip = decode_clip(encode_video(wide, 8, crf=4), 0, 2, resolution=Resolution.square(32))
     assert clip.shape == (2, 32, 32, 3)
     assert clip[:, :, 2:-2].min() > 190
     tall = np.ascontiguousarray(wide.swapaxes(1, 2))
-    assert decode_clip(encode_video(tall, 8, crf=4), 0, 2, resolution=32)[:, 2:-2].min() > 190
+    assert decode_clip(encode_video(tall, 8, crf=4), 0, 2, resolution=Resolution.square(32))[:, 2:-2].min() > 190
 
 
 def test_downscale_averages() -> None:
     """A one-pixel checkerboard becomes even grey: aliasing would keep or fold the pattern."""
     y, x = np.mgrid[:128, :128]
     board = np.repeat(((y + x) % 2 * 255).astype(np.uint8)[None, ..., None], 3, axis=-1)
-    clip = decode_clip(encode_video(board, 8, crf=0), 0, 1, resolution=32).astype(float)
+    clip = decode_clip(encode_video(board, 8, crf=0), 0, 1, resolution=Resolution.square(32)).astype(float)
     assert clip.std() < 4
     assert abs(clip.mean() - 127.5) < 6
 
 
 @pytest.mark.parametrize("resolution", [31, 48, 63, 96])
 def test_any_resolution_gives_a_square(video: bytes, resolution: int) -> None:
-    assert decode_clip(video, 0, 2, resolution=resolution).shape == (2, resolution, resolution, 3)
+    assert decode_clip(video, 0, 2, resolution=Resolution.square(resolution)).shape == (2, resolution, resolution, 3)
 
 
 def test_same_resolution_is_a_crop_only(video: bytes, frames: np.ndarray) -> None:
-    assert np.array_equal(decode_clip(video, 0, 5, resolution=48), frames[:5, :, 8:56])
+    assert np.array_equal(decode_clip(video, 0, 5, resolution=Resolution.square(48)), frames[:5, :, 8:56])
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])

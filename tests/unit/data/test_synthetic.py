@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from ardiff.data.manifest import Split
 from ardiff.data.probe import probe
 from ardiff.data.synthetic import BACKGROUND, CLASSES, render_video, signed_distance, video_length
 from ardiff.data.synthetic_set import write_video
+from ardiff.resolution import Resolution
 
 CONFIG = SyntheticConfig(num_train=8, num_test=8, num_long=1, long_frames=60)
 BRIGHTNESS = np.array([0.299, 0.587, 0.114])
@@ -101,8 +103,16 @@ def test_encoding_keeps_brightness_well_and_colour_as_far_as_420_can(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "values", [{"num_train": 0}, {"num_long": -1}, {"resolution": 33}, {"radius": 16.0}, {"radius": 0.1}]
+    "values",
+    [
+        {"num_train": 0},
+        {"num_long": -1},
+        {"resolution": Resolution.square(33)},
+        {"resolution": Resolution(32, 12)},
+        {"radius": 16.0},
+        {"radius": 0.1},
+    ],
 )
-def test_impossible_sizes_are_refused(values: dict[str, int]) -> None:
+def test_impossible_sizes_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         SyntheticConfig(**values)  # type: ignore[arg-type]
