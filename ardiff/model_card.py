@@ -61,8 +61,9 @@ def _lines(name: str, config: dict[str, Any], card: ModelCard, has_sheet: bool) 
     dit, vae = config["dit"], config["vae"]
     size = Resolution.parse(vae["resolution"])
     yield "A pipeline of ardiff, which is AR-Diffusion (asynchronous video generation with auto-regressive diffusion)."
-    yield f"It makes videos of {size.width} x {size.height} pixels {_classes(config['class_names'])},"
-    yield f"and was trained on clips of {dit['num_frames']} frames."
+    pixels, classes = f"{size.width} x {size.height} pixels", _classes(config["class_names"])
+    yield f"It makes videos of {pixels} {classes}, and was trained on clips of"
+    yield f"{dit['num_frames']} frames."
     yield from (
         "",
         "```python",

@@ -70,7 +70,8 @@ def with_positions(
 def interpolated_positions(positions: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
     """The positions of patches ``(P, C)``, by rows and columns, interpolated to other rows and columns of patches.
 
-    Bicubic, as for Vision Transformers (Dosovitskiy et al., 2021, Sec. 3.2). Both grids cover the whole frame, so a patch keeps about the embedding of its relative position.
+    Bicubic, as Vision Transformers are fine-tuned at other resolutions (Dosovitskiy et al., 2021, Sec. 3.2). Both grids
+    cover the whole frame, so a patch keeps about the embedding of its relative position.
     """
     grid = rearrange(positions, "(h w) c -> 1 c h w", h=source[0], w=source[1])
     resized = nn.functional.interpolate(grid, target, mode="bicubic", align_corners=False)

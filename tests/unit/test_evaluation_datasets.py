@@ -113,7 +113,7 @@ def dataset(folder: Path, name: str, records: list[VideoRecord]) -> OpenDataset:
 def test_sizes() -> None:
     assert common_size([record("a"), record("b")], None) == "64x64"
     assert common_size([record("a"), record("b", size=32)], Resolution.square(16)) == "16x16"
-    with pytest.raises(ConfigError, match=r"different sizes \(32x32 and 64x64\)"):
+    with pytest.raises(ConfigError, match=r"different sizes \(32x32 and 64x64, height x width\)"):
         common_size([record("a"), record("b", size=32)], None)
 
 
@@ -212,7 +212,10 @@ def test_frames_that_are_not_square_are_cropped_or_stretched(tmp_path: Path) -> 
         for fit, resolution, shape, white in (
             ("crop", None, (32, 32), 1.0),
             ("crop", Resolution.square(16), (16, 16), 1.0),
+            ("crop", Resolution(16, 20), (16, 20), 0.8),
+            ("crop", Resolution(18, 32), (18, 32), 32 / 56.9),
             ("stretch", None, (32, 64), 0.5),
+            ("stretch", Resolution(20, 16), (20, 16), 0.5),
             ("stretch", Resolution.square(16), (16, 16), 0.5),
         ):
             clip = asdict(Clip(side, 0, 1, fit=fit))

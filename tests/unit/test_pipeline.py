@@ -259,3 +259,19 @@ def test_progress_grows_to_all_frames(pipeline: ARDiffusionPipeline) -> None:
     pipeline(on_frames=counts.append, **SHORT)
     assert counts == sorted(set(counts))
     assert counts[-1] == 6
+
+
+def test_a_pipeline_of_rectangles(make_pipeline, make_vae, tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+    pipeline.vae = make_vae(seed=1, resolution=[16, 40])
+    pipeline.save_pretrained(str(tmp_path))
+    assert read_info(str(tmp_path)).resolution == (16, 40)
+    again = ARDiffusionPipeline.from_pretrained(str(tmp_path))
+    settings = {"num_frames": 4, "num_inference_steps": STEPS, "ar_step": 1, "seed": 0}
+    frames = pipeline(**settings).frames
+    assert frames.shape == (1, 4, 16, 40, 3)
+    assert torch.equal(again(**settings).frames, frames)
+    given = frames[0, :2]
+    assert pipeline(**settings, condition=given).frames.shape == (1, 4, 16, 40, 3)
+    with pytest.raises(ValueError, match=r"must be uint8 \(k, 16, 40, 3\) or"):
+        pipeline(**settings, condition=given.transpose(1, 2))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ardiff.data.manifest import VideoRecord
-from ardiff.errors import ArdiffError, ConfigError
+from ardiff.errors import ArdiffError, ConfigError, DataError
 from ardiff.metrics.compare import comparable
 from ardiff.metrics.prompts import PROMPT_MEASURES
 from ardiff.metrics.scores import SetScore, read_scores, table, write_scores
@@ -20,6 +20,7 @@ from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import Clip, Dataset
 from ray_jobs.evaluation.quick import has_fvd, resolution_of
 from ray_jobs.evaluation.quick_scores import compute_scores, describe, summarize
+from ray_jobs.evaluation.reconstruction import reconstruct
 from ray_jobs.reports.quickstart import _prompt_lines, _prompt_tables, _score, _shape_tables, _share_lines
 
 COUNT, WITH_I3D = 12, 4
@@ -193,3 +194,10 @@ def test_the_report_of_a_model_with_prompts_leads_with_them() -> None:
     [table] = _prompt_tables(sets)
     assert [row[0] for row in table.rows] == ["real", "ar-step-5", "ar-step-0", "ar-step-5-held-out"]
     assert _prompt_tables({"real": {}}) == []
+
+
+def test_an_ar_vae_reconstructs_frames_of_its_own_shape_only(make_vae) -> None:
+    videos = np.zeros((1, 2, 16, 40, 3), np.uint8)
+    assert reconstruct(make_vae(resolution=[16, 40]), videos).shape == videos.shape
+    with pytest.raises(DataError, match=r"frames of 40x16, .* the clips have 16x40: give --resolution 40,16\."):
+        reconstruct(make_vae(resolution=[40, 16]), videos)

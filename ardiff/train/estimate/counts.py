@@ -86,8 +86,8 @@ def text_flops(sizes: DiTConfig) -> float:
 @functools.lru_cache
 def encoder_flops(sizes: AutoencoderConfig) -> float:
     """Operations of encoding one frame."""
-    frame = torch.zeros(1, 1, 3, *sizes.resolution)
-    return _at_depth(sizes, make_autoencoder, lambda model: model.encode(frame))
+    shape = (1, 1, 3, *sizes.resolution)
+    return _at_depth(sizes, make_autoencoder, lambda model: model.encode(torch.zeros(shape)))
 
 
 @functools.lru_cache

@@ -890,16 +890,22 @@ def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.
     assert sorted(statuses) == [202, 202, 202, 503, 503, 503]  # and no more than may wait
 
 
-def test_several_models_by_name(serve: Serve, make_pipeline: Any) -> None:
+def test_several_models_by_name(serve: Serve, make_pipeline: Any, make_vae: Any) -> None:
     other = make_pipeline(seed=5, num_classes=0)
+    other.vae = make_vae(resolution=[16, 40])
     served = serve(pipelines={"first": make_pipeline(), "second": other})
     models = served.client.get("/v1/models").json()["data"]
-    assert [(m["id"], m["num_classes"], m["size"]) for m in models] == [("first", 3, "16x16"), ("second", 0, "16x16")]
+    assert [(m["id"], m["num_classes"], m["size"]) for m in models] == [("first", 3, "16x16"), ("second", 0, "40x16")]
     assert served.client.get("/v1/models/second").json() == models[1]
     assert served.client.get("/v1/models/third").status_code == 404
     fields = {"num_frames": 4, "num_inference_steps": 3, "ar_step": 1, "seed": 0}
     done = served.wait(served.ask(model="second", **fields))
     assert done["frames_sha256"] == sha256(other(**fields).frames[0])
+    assert done["size"] == "40x16"
+    content = served.client.get(f"/v1/videos/{done['id']}/content").content
+    assert decode_clip(content, 0, 4).shape == (4, 16, 40, 3)
+    refused = served.client.post("/v1/videos", json={"model": "second", "size": "16x40"})
+    assert (refused.status_code, "makes 40x16 only" in refused.text) == (422, True)
     assert served.wait(served.ask(**fields))["model"] == "first"
 
 

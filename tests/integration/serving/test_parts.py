@@ -79,6 +79,9 @@ def test_uploads_are_scaled_and_cropped() -> None:
         assert np.abs(frames.reshape(-1, 3).mean(0) - [200, 10, 10]).max() < 8
     clip = encode_video(np.full((5, 24, 32, 3), 90, np.uint8), 8)
     assert asyncio.run(decode_upload(clip, **LIMITS)).shape == (5, 16, 16, 3)
+    wide = {**LIMITS, "resolution": Resolution(16, 40)}
+    for upload, count in ((clip, 5), (buffer.getvalue(), 1)):
+        assert asyncio.run(decode_upload(upload, **wide)).shape == (count, 16, 40, 3)
 
 
 def huge_picture() -> bytes:

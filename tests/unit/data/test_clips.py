@@ -265,3 +265,20 @@ def test_bad_clips_are_reported_and_the_others_read(tmp_path: Path) -> None:
     assert [(sample.clip, sample.error) for sample in reported] == [(9, "corrupt")]
     assert sorted(clips) == [0, 3, 6, 12]
     assert clips[12].shape == (3, 16, 16, 3)
+
+
+def test_random_crops_of_rectangles_move_along_the_longer_side(records: list[VideoRecord]) -> None:
+    """The videos have 64 x 48 pixels: a wider frame leaves room above and below, a narrower one left and right."""
+    [whole] = read_clips(records[0], [[0, 2, 4]], 0.0, None)
+    assert whole.shape[1:3] == (48, 64)
+    for shape in (Resolution(24, 64), Resolution(48, 30)):
+        own = stream(records, resolution=shape, crop="random", chunk_size=20)
+        assert own.chunk_bytes == 20 * 3 * shape.num_pixels * 3
+        clips = own.load(0)["video"]
+        assert clips.shape == (20, 3, *shape, 3)
+        center = stream(records, resolution=shape, chunk_size=20).load(0)["video"]
+        assert sum(not np.array_equal(a, b) for a, b in zip(clips, center, strict=True)) > 15
+        for clip, label in zip(clips, own.load(0)["label"], strict=True):
+            [frames] = read_clips(records[label], [range(records[label].num_frames)], 0.0, None)
+            windows = np.lib.stride_tricks.sliding_window_view(frames, shape, axis=(1, 2))  # (F, y, x, 3, H, W)
+            assert (windows == np.moveaxis(clip[0], -1, 0)).all(axis=(-3, -2, -1)).any()

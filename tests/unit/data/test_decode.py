@@ -8,9 +8,11 @@ import av
 import numpy as np
 import pytest
 from numpy.random import default_rng
+from PIL import Image
 
 from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
+from ardiff.data.pictures import decode_image
 from ardiff.data.probe import probe
 from ardiff.errors import ClipTooShortError, DecodeError
 from ardiff.resolution import Resolution
@@ -209,3 +211,32 @@ def test_corrupt_bytes_are_noticed(video: bytes) -> None:
         probe(data)
     with pytest.raises(DecodeError, match="cannot be decoded"):
         decode_clip(data, 0, 16)
+
+
+@pytest.mark.parametrize("resolution", [Resolution(36, 64), Resolution(64, 36), Resolution(30, 50)])
+@pytest.mark.parametrize("size", [(64, 128), (128, 64), (90, 90), (40, 32)])
+def test_frames_cover_a_rectangle_and_lose_the_same_at_both_ends(size: tuple[int, int], resolution: Resolution) -> None:
+    """Ramps along both axes: the scale is the same along both, and what is cut is cut evenly."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    ramps = np.stack([255 * (y + 0.5) / size[0], 255 * (x + 0.5) / size[1], 0 * y], axis=-1).round().astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(ramps).save(buffer, "PNG")
+    pixels = decode_image(buffer.getvalue(), resolution)
+    scale = max(resolution.height / size[0], resolution.width / size[1])
+    assert pixels.shape[:2] == tuple(max(round(s * scale), r) for s, r in zip(size, resolution, strict=True))
+    [clip] = decode_clip(encode_video(ramps[None], 8, crf=1), 0, 1, resolution=resolution).astype(float)
+    assert clip.shape == (*resolution, 3)
+    for channel, (across, length) in enumerate(zip(resolution, size, strict=True)):
+        ends = clip[..., channel].mean(axis=1 - channel)[[1, -2]]
+        assert ends.mean() == pytest.approx(127, abs=6)
+        shown = min(across / (length * scale), 1.0)  # the part of the picture that remains
+        assert np.ptp(ends) == pytest.approx(255 * shown * (across - 3) / across, abs=10)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_rotated_video_covers_the_rectangle_after_it_is_turned(video: bytes, degrees: int) -> None:
+    turned = rotated(video, degrees)
+    [upright] = decode_clip(turned, 0, 1)
+    [clip] = decode_clip(turned, 0, 1, resolution=Resolution(*upright.shape[:2]))
+    assert np.array_equal(clip, upright)
+    assert decode_clip(turned, 0, 1, resolution=Resolution(20, 90)).shape == (1, 20, 90, 3)
