@@ -284,8 +284,8 @@ def draw_and_store(folder: Path) -> None:
     [part] = settings(num_workers=distributed.size()).micro_batches(distributed.rank(), distributed.size())
     rows = []
     for step in range(STEPS):
-        draws = BatchGenerator(torch_generator("training", 0, step, 0), 8, part.start)
-        rows.append(draws(len(part), lambda n, g: torch.randn(n, 4, generator=g)))
+        draws = BatchGenerator("training", 0, step, first=part.start)
+        rows.append(draws(len(part), lambda g: torch.randn(4, generator=g)))
     torch.save(torch.cat(rows), folder / f"{distributed.rank()}.pt")
 
 
