@@ -133,7 +133,7 @@ def assert_close(ours: Path, theirs: Path, atol: float, parts: tuple[str, ...] =
         assert one.keys() == other.keys()
         for name, tensor in one.items():
             # The bias of the keys has no gradient but rounding errors, which Adam scales up to its learning rate.
-            limit = 1e-2 if name.endswith("qkv.bias") else atol
+            limit = 1e-2 if name.endswith(("qkv.bias", "key_value.bias")) else atol
             assert torch.allclose(tensor, other[name], rtol=0, atol=limit), f"{part} {name}"
 
 
