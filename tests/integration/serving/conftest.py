@@ -99,7 +99,7 @@ class Served:
 
     def record(self, video: dict[str, Any]) -> JobRecord:
         """The record in storage."""
-        record = self.replica.storage.store.read("anonymous", video["id"])
+        record = self.replica.stores.jobs.store.read("anonymous", video["id"])
         assert record is not None
         return record
 
@@ -126,7 +126,7 @@ class Served:
         async def cut() -> None:
             for task in self.replica._loops:
                 task.cancel()
-            self.replica.storage.close(wait=True)
+            self.replica.stores.close(wait=True)
             for job in self.replica.running:
                 self.replica.running.remove(job.record.id)
 
