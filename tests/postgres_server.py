@@ -3,14 +3,12 @@
 The server refuses to run as root, so root starts it as the user ``nobody``.
 """
 
-import contextlib
 import os
 import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from ports import free_ports
@@ -77,13 +75,14 @@ class PostgresServer:
             process.send_signal(signal.SIGQUIT)
             process.wait(60)
 
-    def new_database(self) -> str:
-        """Creates an empty database. Returns its URI, without the password."""
+    def new_database(self) -> dict[str, str]:
+        """Creates an empty database. Returns the settings ``database`` and ``database_password`` of a service."""
         name = f"test_{secrets.token_hex(6)}"
         connection = ["--host=127.0.0.1", f"--port={self.port}", "--username=ardiff"]
         environment = os.environ | {"PGPASSWORD": os.environ[SECRET]}
         subprocess.run([self.bin / "createdb", *connection, name], env=environment, check=True)
-        return f"postgresql://ardiff@127.0.0.1:{self.port}/{name}"
+        uri = f"postgresql://ardiff@127.0.0.1:{self.port}/{name}"
+        return {"database": uri, "database_password": f"env:{SECRET}"}
 
     def _run(self, *command: str | Path) -> None:
         subprocess.run(_as_nobody(list(command)), check=True, capture_output=True, cwd="/")
@@ -93,9 +92,3 @@ def _as_nobody(command: list[str | Path]) -> list[str | Path]:
     if os.getuid():
         return command
     return ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command]
-
-
-@contextlib.contextmanager
-def new_database(server: PostgresServer) -> Iterator[dict[str, str]]:
-    """The settings ``database`` and ``database_password`` of a service with an empty database."""
-    yield {"database": server.new_database(), "database_password": f"env:{SECRET}"}

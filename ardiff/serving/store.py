@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 _LEFTOVER_SECONDS = 60.0
 """Age at which the segments of an ended job are removed."""
 _ADMISSION_LOCK, _ISOLATION_LOCK = 2, 3
-_COLUMNS = [c for c in jobs.c if c.name in {f.name for f in fields(JobRecord)}]
+_FIELDS = {f.name for f in fields(JobRecord)}
+"""A newer release may have stored others."""
+_COLUMNS = [c for c in jobs.c if c.name in _FIELDS]
 _EXPIRED = sa.func.coalesce(jobs.c.expires_at <= clock(), sa.literal(False)).label("expired")
 _RECORD = (*_COLUMNS, jobs.c.record, _EXPIRED)
 _QUEUED, _HELD = jobs.c.status == "queued", jobs.c.status == "in_progress"
@@ -267,7 +269,8 @@ def _to_record(row: sa.Row[Any]) -> JobRecord | None:
     if row.expired:
         columns["status"] = "expired"
     try:
-        return JobRecord(**columns, **json.loads(row.record))
+        values = json.loads(row.record).items()
+        return JobRecord(**columns, **{name: value for name, value in values if name in _FIELDS})
     except (ValueError, TypeError) as error:
         logger.error("The record of %s is damaged: %s", columns["id"], error)
         return None
