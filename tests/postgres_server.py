@@ -58,6 +58,7 @@ class PostgresServer:
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
             "max_connections": self.max_connections,
+            "fsync": "off",  # a crash of the machine is not tested
         }
         options = [f"-c{name}={value}" for name, value in settings.items()]
         command = [self.bin / "postgres", "-D", self.root / "data", *options]

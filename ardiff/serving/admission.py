@@ -183,8 +183,7 @@ class Admission:
         The last free slot is kept for a queued job: streams do not wait, so they could take every slot before it.
         """
         max_owned = self._keys.limits_of(record.owner).jobs
-        starting = sum(job.deadline is None for job in self._running)
-        max_queued = self._config.max_waiting + self._queue.free_slots - starting
+        max_queued = self._config.max_waiting + self._queue.free_slots
         free_slots = self._models[record.model].free_slots if record.kind == "stream" else 2
 
         def check(load: Load) -> None:

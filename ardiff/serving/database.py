@@ -190,6 +190,10 @@ class Database:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
             yield connection
 
+    def now(self) -> float:
+        """Seconds since 1970 by the clock of the database."""
+        return float(self.rows(sa.select(clock()))[0][0])
+
     def close(self) -> None:
         """Closes the connections that are not in use."""
         self._engine.dispose()

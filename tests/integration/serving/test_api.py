@@ -1,20 +1,17 @@
 """The HTTP API on a real server: jobs, streams, uploads, rejections. Frames are those of the pipeline."""
 
-import asyncio
 import contextlib
 import gzip
 import hashlib
 import io
 import json
 import math
-import os
 import shutil
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -30,6 +27,7 @@ from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
 from ardiff.errors import ConfigError
 from ardiff.serving.config import ServiceConfig
+from ardiff.serving.files import JobFiles
 from ardiff.serving.keys import digest
 from ardiff.serving.store import JobStore
 
@@ -887,7 +885,8 @@ def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.
     served.ask(**LONG)
     eventually(lambda: served.replica.running)
     files, write = served.replica.stores.files.store, JobFiles.write_input
-    together = threading.Barrier(6)
+    together, picture = threading.Barrier(6), io.BytesIO()
+    Image.new("RGB", (16, 16)).save(picture, "PNG")
 
     def write_together(record: Any, given_frames: Any) -> None:
         together.wait(60)  # until all requests are here
@@ -897,8 +896,10 @@ def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.
     statuses: list[int] = []
 
     def ask() -> None:
-        body = {**LONG, "input_reference": {"image_url": PICTURE_URL}}
-        statuses.append(httpx.post(f"{served.url}/v1/videos", json=body, timeout=120).status_code)
+        answer = httpx.post(
+            f"{served.url}/v1/videos", data=LONG, files={"input_reference": picture.getvalue()}, timeout=120
+        )
+        statuses.append(answer.status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
