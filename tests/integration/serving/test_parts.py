@@ -1,4 +1,4 @@
-"""Modules of the service: video fragments, uploads, keys, job store, and the configuration for Ray Serve."""
+"""Modules of the service: video fragments, uploads, keys, and the configuration for Ray Serve."""
 
 import asyncio
 import io
@@ -171,6 +171,15 @@ def test_the_shipped_serve_configuration_is_valid(capsys: pytest.CaptureFixture[
         ("applications.0.deployments.0.autoscaling_config.min_replicas", 9, "below min_replicas|min_replicas"),
         ("applications.0.deployments.0.autoscaling_config.min_replicas", 0, "at least 1"),
         ("applications.0.args.service.storage", "runs/serve", "all replicas share"),
+        ("applications.0.args.service", {"storage": "s3://a/b", "allow_anonymous": True}, "cannot hold the database"),
+        (
+            "applications.0.args.service",
+            {"storage": "/a", "database": "b", "allow_anonymous": True},
+            "several machines",
+        ),
+        ("applications.0.args.service.database", "/data/jobs.sqlite", "database_password is for PostgreSQL only"),
+        ("applications.0.args.service.database", "mysql://a/b", "the path of a SQLite file, or postgresql://"),
+        ("applications.0.args.service.database", "postgresql://a:secret@b/c", "holds a password"),
         ("values", {}, "Unknown key 'values'"),
     ],
 )

@@ -1,5 +1,7 @@
 """Jobs in the database, on SQLite and on a real PostgreSQL: leases, limits, expiry, versions; and their files."""
 
+import itertools
+import multiprocessing
 import os
 import threading
 import time
@@ -394,3 +396,73 @@ def test_files_in_a_local_folder(tmp_path: Path) -> None:
 
 def test_files_on_s3(s3_bucket: str) -> None:
     check_files(JobFiles(f"{s3_bucket}/serve"))
+
+
+REPLICAS, PROCESSES, JOBS = 100, 10, 2000
+
+
+def simulate(settings: list[str], name: str, crash_after: int | None, results: Any) -> None:
+    """A process of ten replicas without a model, which take, run and end jobs; it may crash while it holds some."""
+    done = itertools.count(1)
+
+    def replica() -> None:
+        store, seen, idle = JobStore(Database(*settings, connections=1)), dict[str, tuple[Lease, float]](), 0
+        while idle < 20:
+            now = time.monotonic()
+            leases = store.leases()
+            seen = {i: seen[i] if i in seen and seen[i][0] == lease else (lease, now) for i, lease in leases.items()}
+            for job_id, (lease, since) in seen.items():
+                if now - since > 8.0:  # its holder has crashed
+                    for taken in store.take_over(job_id, lease):
+                        store.release(replace(taken, crashes=taken.crashes + 1))
+            suspects = [group for group in store.open_jobs() if group.suspect and group.status == "queued"]
+            claimed = store.claim("tiny", 2) or [
+                held for group in suspects for held in store.claim_suspect(group.oldest)
+            ]
+            idle = 0 if claimed or leases else idle + 1
+            for held in claimed:
+                store.heartbeat(claimed)
+                if crash_after is not None and next(done) > crash_after:
+                    os._exit(1)
+                store.publish(replace(held, frames_done=1), 0, b"part")
+                if store.finish(replace(held, status="completed", frames_sha256=name), KEEP) is not None:
+                    results.put(held.id)
+            if not claimed:
+                time.sleep(0.2)
+        store.database.close()
+
+    threads = [threading.Thread(target=replica) for _ in range(REPLICAS // PROCESSES)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_hundred_replicas_do_each_job_once() -> None:
+    """Two of the ten processes crash with jobs in their hands."""
+    context = multiprocessing.get_context("spawn")
+    with PostgresServer(max_connections=150) as server, context.Manager() as manager:
+        settings = list(server.new_database().values())
+        store = JobStore(Database(*settings))
+        store.database.prepare()
+        ids = {queue(store).id for _ in range(JOBS)}
+        results = manager.Queue()
+        processes = [
+            context.Process(target=simulate, args=(settings, str(n), 40 if n < 2 else None, results))
+            for n in range(PROCESSES)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(600)
+        assert [process.exitcode for process in processes] == [1, 1] + [0] * (PROCESSES - 2)
+        ended = [results.get() for _ in range(results.qsize())]
+        rows = store.database.rows(select(jobs.c.id, jobs.c.status, jobs.c.crashes, jobs.c.lease))
+        store.database.close()
+    assert {row.id for row in rows if row.status == "completed"} == ids
+    assert len(set(ended)) == len(ended)
+    assert set(ended) <= ids
+    assert JOBS - len(ended) <= 20  # a crashed process may have ended one job per replica without reporting it
+    assert any(row.crashes for row in rows)
+    assert all(row.lease == 1 for row in rows if not row.crashes)
