@@ -16,7 +16,6 @@ from ardiff.sampling.cost import sequential_passes
 from ardiff.sampling.engine import EngineLimitError
 from ardiff.sampling.params import FROM_INPUT, InvalidParamError, ModelInfo, SamplingParams
 from ardiff.serving.async_store import Stores
-from ardiff.serving.completion import JobFinisher
 from ardiff.serving.config import RequestLimits, ServiceConfig
 from ardiff.serving.errors import RequestError, UnavailableError, invalid, overloaded
 from ardiff.serving.jobs import Job, RunningJobs
@@ -43,13 +42,11 @@ class Admission:
         stores: Stores,
         queue: JobQueue,
         running: RunningJobs,
-        finisher: JobFinisher,
         config: ServiceConfig,
         shutdown: Shutdown,
     ) -> None:
         self._models, self._keys, self._jobs, self._files = models, keys, stores.jobs, stores.files
-        self._queue, self._running, self._finisher = queue, running, finisher
-        self._config, self._shutdown = config, shutdown
+        self._queue, self._running, self._config, self._shutdown = queue, running, config, shutdown
         self._rates = RateLimiter()
         self._uploads = UploadDecoder(config.limits)
 
@@ -165,11 +162,14 @@ class Admission:
         try:
             if given_frames is not None:
                 await self._files.call_timed(self._files.store.write_input, record, given_frames)
-            created = await self._jobs.call_timed(self._jobs.store.create, record, request_hash, check)
-        except UnavailableError:  # it may be stored later all the same; then a repeated request gets it by its key
-            if record.idempotency is None:
-                self._finisher.withdraw(record)
-            raise
+            deadline = time.monotonic() + self._config.storage_seconds
+
+            def check_in_time(load: Load) -> None:
+                if time.monotonic() > deadline:  # the client has received 503 already
+                    raise UnavailableError("database")
+                check(load)
+
+            created = await self._jobs.call_timed(self._jobs.store.create, record, request_hash, check_in_time)
         finally:
             if given_frames is not None and not created:
                 with contextlib.suppress(RequestError):

@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from ardiff.serving.async_store import Stores
 from ardiff.serving.config import ServiceConfig
@@ -18,7 +17,6 @@ from ardiff.serving.progress import ProgressPublisher
 from ardiff.serving.records import JobRecord, Status
 
 logger = logging.getLogger(__name__)
-WITHDRAW_ATTEMPTS = 10
 
 
 class JobFinisher:
@@ -45,17 +43,14 @@ class JobFinisher:
 
     def finish(self, job: Job, failure: JobError | None, frames_sha256: str | None) -> None:
         """Ends a job that has left the engine."""
-        self._start(self._finish(job, failure, frames_sha256))
-
-    def withdraw(self, record: JobRecord) -> None:
-        """Removes a rejected request, once the database and storage are available again."""
-        self._start(self._withdraw(record))
+        task = asyncio.ensure_future(self._finish(job, failure, frames_sha256))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def finish_claimed(self, record: JobRecord, failure: JobError) -> None:
         """Ends a job that this replica cannot run, although it holds the lease."""
-        await self._jobs.call(
-            self._jobs.store.finish, self._final_record(record, "failed", failure), self._config.keep_seconds
-        )
+        final = self._final_record(record, "failed", failure)
+        await self._jobs.call(self._jobs.store.finish, final, self._config.keep_seconds)
         await self.clean_up(record, "failed")
 
     async def clean_up(self, record: JobRecord, status: Status) -> None:
@@ -64,11 +59,6 @@ class JobFinisher:
         if record.sampling.given_frames:
             with contextlib.suppress(RequestError):
                 await self._files.call(self._files.store.delete_input, record)
-
-    def _start(self, action: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(action)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _finish(self, job: Job, failure: JobError | None, frames_sha256: str | None) -> None:
         video = None
@@ -138,14 +128,3 @@ class JobFinisher:
             except RequestError:
                 await asyncio.sleep(min(2.0, self._config.heartbeat_seconds))
         return False
-
-    async def _withdraw(self, record: JobRecord) -> None:
-        for _ in range(WITHDRAW_ATTEMPTS):
-            await asyncio.sleep(self._config.storage_seconds)
-            with contextlib.suppress(RequestError):
-                if (job := self._running.get(record.id)) is not None:
-                    job.stop(JobError("cancelled", "The request was rejected."))
-                    continue
-                await self._files.call(self._files.store.delete, record)
-                await self._jobs.call(self._jobs.store.delete, [record.id])
-                return

@@ -75,9 +75,7 @@ class Replica:
         self.videos = Videos(self.stores, self.running, self.finisher, config)
         self.streams = Streams(self.videos, self.stores, self.running, self.keys, config, self.shutdown)
         self.hls = HlsStreams(self.videos, self.stores)
-        self.admission = Admission(
-            self.models, self.keys, self.stores, self.queue, self.running, self.finisher, config, self.shutdown
-        )
+        self.admission = Admission(self.models, self.keys, self.stores, self.queue, self.running, config, self.shutdown)
         self._loops: list[asyncio.Task[None]] = []
         self._draining: asyncio.Task[None] | None = None
 

@@ -183,15 +183,13 @@ class JobStore:
 
     def finish(self, record: JobRecord, keep_seconds: float) -> JobRecord | None:
         """Writes the final record and returns it as it is stored; without the lease returns None."""
-        values = _to_row(record) | _end(keep_seconds)
-        values["has_files"] = record.status == "completed" or record.crashes > 0
-        statement = _held_by(record).values(values).returning(*_RECORD)
+        statement = _held_by(record).values(_to_row(record) | _end(keep_seconds)).returning(*_RECORD)
         return next(iter(self._records(statement)), None)
 
     def cancel(self, owner: str, job_id: str, keep_seconds: float) -> JobRecord | None:
         """Ends a queued job, and returns it. Otherwise the holder of the lease is to stop the job."""
         own = sa.and_(jobs.c.id == job_id, jobs.c.owner == owner)
-        values = _end(keep_seconds) | {"status": "cancelled", "has_files": _SUSPECT}
+        values = _end(keep_seconds) | {"status": "cancelled"}
         ended = self._records(sa.update(jobs).where(own, _QUEUED).values(values).returning(*_RECORD))
         if not ended:
             self.database.change(sa.update(jobs).where(own, jobs.c.ended_at.is_(None)).values(cancelled=True))
@@ -253,7 +251,7 @@ def _held_by(record: JobRecord) -> sa.Update:
 
 
 def _end(keep_seconds: float) -> dict[str, Any]:
-    return {"ended_at": clock(), "expires_at": clock() + keep_seconds}
+    return {"ended_at": clock(), "expires_at": clock() + keep_seconds, "has_files": True}
 
 
 def _to_row(record: JobRecord) -> dict[str, Any]:
