@@ -7,6 +7,7 @@ as those of S3: 30 ms to write, 20 ms to read or delete. PostgreSQL is the serve
 import asyncio
 import contextlib
 import functools
+import itertools
 import socket
 import statistics
 import sys
@@ -120,10 +121,11 @@ def idle(bench: Bench, count: int) -> str:
 def short_jobs(bench: Bench, count: int) -> str:
     """Seconds for the short jobs on so many replicas; statements and requests of storage for the life of a job."""
 
-    async def work(replicas: list[Replica]) -> float:
-        started, videos, store = time.perf_counter(), replicas[0].videos, replicas[0].stores.jobs
-        request = VideoRequest(num_frames=2, num_inference_steps=2)
-        records = [await r.admission.queue_job("alice", request, None) for r in replicas * (SHORT_JOBS // count)]
+    async def work(replicas: list[Replica]) -> str:
+        videos, store, before = replicas[0].videos, replicas[0].stores.jobs, bench.counts.copy()
+        started, request = time.perf_counter(), VideoRequest(num_frames=2, num_inference_steps=2)
+        chosen = itertools.islice(itertools.cycle(replicas), SHORT_JOBS)
+        records = [await replica.admission.queue_job("alice", request, None) for replica in chosen]
         while (await store.call(store.store.load, "alice")).owned:
             bench.counts["statements"] -= 1  # not of the replicas
             await asyncio.sleep(0.1)
@@ -132,11 +134,10 @@ def short_jobs(bench: Bench, count: int) -> str:
             _, video = await videos.content("alice", record.id)
             await asyncio.to_thread(video.read)
             await videos.delete("alice", record.id)
-        return seconds
+        counts = bench.counts - before
+        return f"{seconds:.1f} s; {counts['statements'] / SHORT_JOBS:.0f} / {counts['requests'] / SHORT_JOBS:.1f}"
 
-    before = bench.counts.copy()
-    seconds, counts = bench.run(count, work), bench.counts - before
-    return f"{seconds:.1f} s; {counts['statements'] / SHORT_JOBS:.0f} / {counts['requests'] / SHORT_JOBS:.1f}"
+    return bench.run(count, work)
 
 
 def timed(client: httpx.Client, call: Callable[[], httpx.Response], repeats: int = 40) -> str:
@@ -204,23 +205,11 @@ def expire(bench: Bench) -> str:
     return f"{bench.run(1, work):.1f} s"
 
 
+IDLE = "idle: statements / requests of storage per second and replica; replicas: {}"
+SHORT = f"{SHORT_JOBS} short jobs; statements / requests of storage for the life of a job; replicas: {{}}"
 ROWS: tuple[Row, ...] = (
-    *(
-        (
-            f"statements / storage requests per second and idle replica, {n} replicas",
-            "constant",
-            functools.partial(idle, count=n),
-        )
-        for n in (1, 8, 32)
-    ),
-    *(
-        (
-            f"{SHORT_JOBS} short jobs, {n} replicas; statements / storage requests per job",
-            "at most 8 requests",
-            functools.partial(short_jobs, count=n),
-        )
-        for n in (1, 4, 16)
-    ),
+    *((IDLE.format(n), "constant", functools.partial(idle, count=n)) for n in (1, 8, 32)),
+    *((SHORT.format(n), "at most 8 requests", functools.partial(short_jobs, count=n)) for n in (1, 4, 16)),
     ("`POST /v1/videos`, empty queue; POSTs per second", "", posts),
     (f"the same with {STORED_JOBS} open jobs", "50 ms", posts_with_open_jobs),
     (f"`GET /v1/videos` with {STORED_JOBS} more finished jobs; `GET /v1/videos/ID`", "20 ms", lists),
