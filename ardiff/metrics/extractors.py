@@ -13,7 +13,8 @@ from torch import Tensor
 from ardiff.data.encode import reencode_mpeg4
 from ardiff.metrics.preprocess import resize_frames, scale_range
 from ardiff.metrics.registry import MetricSpec
-from ardiff.metrics.weights import fill_network
+from ardiff.metrics.weights import compute_exactly, fill_network
+from ardiff.resolution import Resolution
 
 
 class FeatureExtractor:
@@ -31,8 +32,7 @@ class FeatureExtractor:
         self.spec, self.device = spec, device
         model = fill_network(spec.network.build(**spec.options), state, spec.network.name)
         self.model = spec.network.prepare(model).to(device)
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True
+        compute_exactly()
 
     @torch.no_grad()
     def __call__(self, clips: np.ndarray) -> np.ndarray:
@@ -46,6 +46,6 @@ class FeatureExtractor:
     def _features(self, clips: Tensor) -> Tensor:
         network = self.spec.network
         frames = rearrange(clips.to(self.device), "n f h w c -> (n f) h w c")
-        pixels = resize_frames(frames, network.size, self.spec.resize)
+        pixels = resize_frames(frames, Resolution.square(network.size), self.spec.resize)
         inputs = scale_range(pixels, network.value_range, network.mean_rgb)  # (n F, 3, S, S)
         return network.features(self.model, inputs, len(clips))

@@ -85,7 +85,7 @@ class DistillTask(DiTTask):
         """Noises the clips of a batch, each at a random one of the teacher's timesteps, and follows the teacher."""
         clean = self._clean(batch)  # (B, F, L, D)
         weights = torch.tensor(self.config.start_probabilities)
-        starts = draws(len(clean), lambda n, g: torch.multinomial(weights, n, replacement=True, generator=g))  # (B,)
+        starts = draws(len(clean), lambda g: torch.multinomial(weights, 1, generator=g)[0])  # (B,)
         eps = self._noise(clean, draws)  # (B, F, L, D)
         labels = self._labels(batch["label"], draws)  # (B,)
         text = self._text(batch, draws) if self.model.config.text else None
