@@ -109,6 +109,8 @@ class TrainDiTConfig:
             )
         if self.diffusion.student is not None:
             raise ValueError("diffusion.student is written by `ardiff distill`: train-dit trains no student")
+        if self.task.teacher_forcing and not self.dit.causal:
+            raise ValueError("task.teacher_forcing shows frames the ones before them: set dit.attention=causal")
         if self.lora.rank and not self.init_from:
             raise ValueError("lora.rank needs init_from, the folder of the pipeline that the adapter changes")
         if self.data.text_encoder and not self.dit.text:

@@ -85,7 +85,7 @@ def work(changes: dict[str, Any], folder: Path, start: Path | None = None, lora:
         if lora is not None:
             add_lora(model, lora)
     statistics = LatentStatistics([[0.0] * 3] * 3, 1.0)
-    task = DiTTask(model, DiTTaskConfig(class_dropout=0.3), DiffusionConfig(), statistics)
+    task = DiTTask(model, DiTTaskConfig(class_dropout=0.3, teacher_forcing=0.3), DiffusionConfig(), statistics)
     engine = make_engine(model, config, CPU)
     state = load_checkpoint(start, engine, "key") if start else TrainState(0, 0, "key")
 

@@ -58,8 +58,14 @@ class DiTTaskConfig:
     ``class_dropout``."""
     noise_clip: float = 0.0
     """Noise is clamped to this many standard deviations (noise clipping of Sec. 4.1); 0 does not clamp it."""
+    teacher_forcing: float = 0.0
+    """Share of the clips of a batch that train under teacher forcing: every frame has a uniform timestep of its own and
+    sees the clean frames before it, as frames do in sampling with a large ``ar_step``. Such a clip costs twice. Not in
+    the paper. 0 trains with ``diffusion.timestep_sampling`` only."""
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.teacher_forcing <= 1.0:
+            raise ValueError(f"teacher_forcing must be in [0, 1], got {self.teacher_forcing}")
         if self.noise_clip < 0:
             raise ValueError(f"noise_clip must not be negative, got {self.noise_clip}")
         if not 0.0 <= self.class_dropout <= 1.0:

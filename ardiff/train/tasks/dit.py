@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8
 from ardiff.diffusion.config import DiffusionConfig
+from ardiff.diffusion.guidance import with_context
 from ardiff.diffusion.loss import diffusion_loss, loss_breakdown
 from ardiff.diffusion.noise import q_sample
 from ardiff.diffusion.prediction import prediction_target
@@ -62,13 +63,43 @@ class DiTTask(Task):
         timesteps = to_device(sample_timesteps(kind, size, frames, count, draws.generators(size)), x0.device)  # (B, F)
         eps = self._noise(x0, draws)  # (B, F, L, D)
         labels = self._labels(batch["label"], draws)  # (B,)
+        text = self._text(batch, draws) if self.model.config.text else None
+        forced = to_device(self._forced(size, draws), x0.device)  # (B,)
+        if self.config.teacher_forcing:
+            independent = sample_timesteps("independent", size, frames, count, draws.generators(size))  # (B, F)
+            timesteps = torch.where(forced[:, None], to_device(independent, x0.device), timesteps)  # (B, F)
         x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)  # (B, F, L, D)
-        text = (self._text(batch, draws),) if self.model.config.text else ()
-        output = self.model(x_t, timesteps, labels, *text)  # (B, F, L, D)
+        output = self._predict(x0, x_t, timesteps, labels, text, forced)  # (B, F, L, D)
         target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)
         loss = diffusion_loss(output, target)
         breakdown = loss_breakdown(output, target, timesteps, self.diffusion.num_timesteps)
         return loss, {"mean_timestep": timesteps.float().mean(), **breakdown}
+
+    def _forced(self, size: int, draws: BatchGenerator) -> Tensor:
+        """Which of the local clips train under teacher forcing, bool ``(B,)``: evenly spread over the whole batch."""
+        index = torch.arange(draws.first, draws.first + size + 1)
+        return (index.double() * self.config.teacher_forcing).floor().diff() > 0
+
+    def _predict(
+        self, x0: Tensor, x_t: Tensor, timesteps: Tensor, labels: Tensor, text: TextTokens | None, forced: Tensor
+    ) -> Tensor:
+        """The model's output for noisy latents ``x_t (B, F, L, D)``.
+
+        In ``forced`` clips, bool ``(B,)``, each frame sees the frames of ``x0`` before it instead of those of ``x_t``.
+        """
+        if not self.config.teacher_forcing:
+            return self.model(x_t, timesteps, labels, text)
+        outputs, order = [], []
+        for teacher_forcing in (True, False):
+            rows = (forced == teacher_forcing).nonzero().flatten()  # b clips
+            latents, levels = x_t[rows], timesteps[rows]  # (b, F, L, D), (b, F)
+            if teacher_forcing:
+                latents, levels = with_context(x0[rows], latents, levels, self.diffusion)  # (b, 2 F, L, D), (b, 2 F)
+            of_text = None if text is None else replace(text, index=text.index[rows])
+            if len(rows):
+                outputs.append(self.model(latents, levels, labels[rows], of_text, teacher_forcing=teacher_forcing))
+            order.append(rows)
+        return torch.cat(outputs)[torch.cat(order).argsort()]  # (B, F, L, D)
 
     def _clean(self, batch: Batch) -> Tensor:
         """Normalised clean latents of the batch, ``(B, F, L, D)``."""

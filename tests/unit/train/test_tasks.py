@@ -9,6 +9,9 @@ from safetensors.torch import save_file
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.config import DiffusionConfig
+from ardiff.diffusion.noise import q_sample
+from ardiff.diffusion.prediction import prediction_target
+from ardiff.diffusion.timestep_sampling import sample_timesteps
 from ardiff.dit import DiTConfig
 from ardiff.errors import TrainingError
 from ardiff.metrics.networks.lpips import LPIPS
@@ -50,7 +53,9 @@ class Perfect(torch.nn.Module):
         self.answer = answer
         self.calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor, text: None = None
+    ) -> torch.Tensor:
         self.calls.append((x, timesteps, labels))
         return self.answer
 
@@ -294,6 +299,52 @@ def test_clips_are_encoded_in_the_step(make_dit, make_vae):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_teacher_forcing_shows_the_clean_frames_before(make_dit, share: float) -> None:
+    """The loss is that of clips evaluated one by one, with the noise and timesteps of the same draws."""
+    model, batch, diffusion = make_dit().double(), latents(8), DiffusionConfig()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.2, generator=generator(parameter.numel()))
+    task = dit_task(model, class_dropout=0.0, teacher_forcing=share)
+    batch["latents"] = batch["latents"].double()
+    loss, logged = task.loss(batch, 0, draws())
+
+    x0, again = STATISTICS.normalise(batch["latents"]), draws()
+    generators = again.generators(8)
+    timesteps = sample_timesteps("fopp", 8, 5, 1000, generators)
+    eps = again(8, lambda g: torch.randn((5, 2, 4), generator=g))
+    again(8, lambda g: torch.rand((), generator=g))  # of the dropout of classes
+    independent = sample_timesteps("independent", 8, 5, 1000, generators)
+    errors = []
+    for clip in range(8):
+        forced = int((clip + 1) * share) > int(clip * share)
+        t = (independent if forced else timesteps)[clip : clip + 1]
+        x_t = q_sample(x0[clip : clip + 1], eps[clip : clip + 1], t, diffusion.alphas_cumprod())
+        schedule, label = diffusion.alphas_cumprod(), batch["label"][clip : clip + 1]
+        noise = eps[clip : clip + 1]
+        target = prediction_target(diffusion.prediction, x0[clip : clip + 1], noise, x_t, t, schedule)
+        if not forced:
+            output = model(x_t, t, label)
+        else:  # each frame alone, after the clean frames before it
+            clean = torch.cat([x0[clip : clip + 1], x_t], dim=1)
+            rows = [torch.cat([clean[:, :f], x_t[:, f : f + 1]], dim=1) for f in range(5)]
+            levels = [torch.cat([torch.ones(1, f, dtype=torch.int64), t[:, f : f + 1]], dim=1) for f in range(5)]
+            output = torch.cat([model(r, n, label)[:, -1:] for r, n in zip(rows, levels, strict=True)], dim=1)
+        errors.append((output - target).square().mean())
+    assert float(loss) == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
+    assert sum(float(logged[f"loss_frame_{f:02d}"][1]) for f in range(5)) == 40
+
+
+def test_teacher_forcing_is_spread_over_the_batch_whatever_its_parts(make_dit) -> None:
+    for share, expected in ((0.0, 0), (0.3, 3), (0.5, 5), (1.0, 10)):
+        task = dit_task(make_dit(), teacher_forcing=share)
+        whole = task._forced(10, draws())
+        assert int(whole.sum()) == expected
+        parts = [task._forced(2, BatchGenerator("test", 0, first=first)) for first in range(0, 10, 2)]
+        assert torch.equal(torch.cat(parts), whole)
+        assert all(int(part.sum()) <= 1 for part in parts) or share > 0.5
+
+
 def test_a_model_without_classes_sees_no_label(make_dit):
     model = make_dit(num_classes=0, num_frames=5)
     batch = latents()  # of data with three classes
@@ -412,14 +463,12 @@ def test_draws_of_a_sample_depend_on_its_index_only() -> None:
     assert whole[0].tolist() == pytest.approx([-1.1949762, 0.0523184, 1.0212102], abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["dit", "vae"])
+@pytest.mark.parametrize("kind", ["dit", "forced", "vae"])
 def test_the_loss_of_a_batch_is_the_mean_over_its_micro_batches(make_dit, make_vae, kind: str) -> None:
-    batch = latents(6) if kind == "dit" else {"video": clips()["video"].repeat(3, 1, 1, 1, 1)}
-    task = (
-        dit_task(make_dit(), class_dropout=0.5)
-        if kind == "dit"
-        else AutoencoderTask(make_vae(), AutoencoderTaskConfig())
-    )
+    batch = {"video": clips()["video"].repeat(3, 1, 1, 1, 1)} if kind == "vae" else latents(6)
+    task: Task = AutoencoderTask(make_vae(), AutoencoderTaskConfig())
+    if kind != "vae":
+        task = dit_task(make_dit(), class_dropout=0.5, teacher_forcing=0.5 if kind == "forced" else 0.0)
     whole, _ = task.loss(batch, 0, draws())
     parts = [
         task.loss({k: v[first : first + 2] for k, v in batch.items()}, 0, BatchGenerator("test", 0, first=first))[0]
