@@ -85,6 +85,9 @@ class DistillTaskConfig(DiTTaskConfig):
     start_probabilities: tuple[float, ...] = (0.4, 0.2, 0.2, 0.2)
     """Probability that a clip's trajectory begins at the first, second, ... of the teacher's timesteps. The student can
     be sampled from those with a probability above 0, with as many steps at most."""
+    first_frames: int = 4
+    """Further first frames per clip, each with noise of its own. They see no frame before them, so most of what a
+    student must learn is in them. Their error counts as much as that of the clips."""
     trajectory_uses: int = 4
     """Updates that use the same trajectories. The batches of the others are skipped. Checkpoints are stored between
     trajectories only, so ``train.checkpoint_every`` and ``train.num_steps`` must be multiples of it."""
@@ -93,6 +96,8 @@ class DistillTaskConfig(DiTTaskConfig):
         DiTTaskConfig.__post_init__(self)
         if min(self.student_steps, self.teacher_steps, self.trajectory_uses) < 1:
             raise ValueError("student_steps, teacher_steps and trajectory_uses must be at least 1")
+        if self.first_frames < 0:
+            raise ValueError(f"first_frames must be 0 or more, got {self.first_frames}")
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance must be a finite number of at least 0, got {self.guidance}")
         if self.teacher_spacing == "distilled":
