@@ -26,6 +26,7 @@ from ardiff.diffusion.student import Student
 from ardiff.dit import DiT, TextTokens
 from ardiff.randomness import BatchGenerator
 from ardiff.sampling.params import SamplingParams
+from ardiff.tensors import to_device
 from ardiff.train.tasks.base import Batch
 from ardiff.train.tasks.config import DistillTaskConfig
 from ardiff.train.tasks.dit import DiTTask
@@ -112,9 +113,7 @@ class DistillTask(DiTTask):
     def _starts(self, clips: int, count: int, draws: BatchGenerator) -> Tensor:
         """The steps at which trajectories begin, int64 ``(B, count)`` on the CPU."""
         weights = torch.tensor(self.config.start_probabilities)
-        return draws(
-            clips, lambda n, g: torch.multinomial(weights, n * count, replacement=True, generator=g).view(n, count)
-        )
+        return draws(clips, lambda g: torch.multinomial(weights, count, replacement=True, generator=g))
 
     def _follow(
         self,
@@ -128,7 +127,7 @@ class DistillTask(DiTTask):
         """Noises clips, ``clean`` and ``eps (B, F, L, D)``, to the timesteps of the steps ``starts (B,)``, and follows
         the teacher from there to the end."""
         frames = clean.shape[1]
-        timesteps = self.table.timesteps[starts].to(clean.device)[:, None].expand(-1, frames)  # (B, F)
+        timesteps = to_device(self.table.timesteps[starts], clean.device)[:, None].expand(-1, frames)  # (B, F)
         noisy = q_sample(clean, eps, timesteps, self.alphas_cumprod)  # (B, F, L, D)
         self.teacher.to(clean.device)
         ends, history = noisy.clone(), tuple(torch.zeros_like(noisy) for _ in range(self.table.history_size))

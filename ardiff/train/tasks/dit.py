@@ -22,6 +22,7 @@ from ardiff.randomness import BatchGenerator
 from ardiff.sampling.full import stream_request
 from ardiff.sampling.params import ModelInfo, SamplingParams, expand_params, validate
 from ardiff.sampling.request import SampleRequest
+from ardiff.tensors import to_device
 from ardiff.train.tasks.base import Batch, Task
 from ardiff.train.tasks.config import DiTTaskConfig
 
@@ -58,7 +59,7 @@ class DiTTask(Task):
         x0 = self._clean(batch)  # (B, F, L, D)
         size, frames = x0.shape[:2]
         kind, count = self.diffusion.timestep_sampling, self.diffusion.num_timesteps
-        timesteps = draws(size, lambda n, g: sample_timesteps(kind, n, frames, count, g)).to(x0.device)  # (B, F)
+        timesteps = to_device(sample_timesteps(kind, size, frames, count, draws.generators(size)), x0.device)  # (B, F)
         eps = self._noise(x0, draws)  # (B, F, L, D)
         labels = self._labels(batch["label"], draws)  # (B,)
         x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)  # (B, F, L, D)
@@ -75,15 +76,16 @@ class DiTTask(Task):
 
     def _noise(self, like: Tensor, draws: BatchGenerator) -> Tensor:
         """Noise with the shape of ``like (B, F, L, D)``, clamped if the configuration says so."""
-        eps = draws(len(like), lambda n, g: torch.randn((n, *like.shape[1:]), generator=g)).to(like.device)
+        eps = to_device(draws(len(like), lambda g: torch.randn(like.shape[1:], generator=g)), like.device)
         return eps.clamp(-self.config.noise_clip, self.config.noise_clip) if self.config.noise_clip else eps
 
     def _labels(self, labels: Tensor, draws: BatchGenerator) -> Tensor:
         """Class indices ``(B,)``, some replaced by the null class."""
-        uniform = draws(len(labels), lambda n, g: torch.rand(n, generator=g))  # (B,)
+        uniform = draws(len(labels), lambda g: torch.rand((), generator=g))  # (B,)
         if self.model.config.num_classes == 0:
             labels = torch.full_like(labels, self.model.unlabelled)
-        return torch.where((uniform < self.config.class_dropout).to(labels.device), self.model.null_class, labels)
+        dropped = to_device(uniform < self.config.class_dropout, labels.device)  # (B,)
+        return torch.where(dropped, self.model.null_class, labels)
 
     def _text(self, batch: Batch, draws: BatchGenerator) -> TextTokens:
         """The text of the clips, some of it dropped. Raises TrainingError if the batch has none."""
@@ -93,8 +95,8 @@ class DiTTask(Task):
                 "captions with `ardiff encode`, or train with another dit.condition"
             )
         states, mask = batch["text"], batch["text_mask"]
-        uniform = draws(len(states), lambda n, g: torch.rand(n, generator=g))  # (B,)
-        return TextTokens.of_videos(states, mask, (uniform < self.config.text_dropout).to(states.device))
+        uniform = draws(len(states), lambda g: torch.rand((), generator=g))  # (B,)
+        return TextTokens.of_videos(states, mask, to_device(uniform < self.config.text_dropout, states.device))
 
     @torch.no_grad()
     def samples(self, model: nn.Module) -> Tensor | None:
