@@ -71,6 +71,9 @@ class DistillTask(DiTTask):
         # By the index of the micro-batch's first sample.
         self._trajectories: dict[int, tuple[Trajectories, ...]] = {}
 
+    def kind_of(self, step: int) -> int:
+        return int(step % self.config.trajectory_uses == 0)
+
     def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         if step % self.config.trajectory_uses == 0:
             self._trajectories[draws.first] = self.trajectories(batch, draws)
