@@ -78,7 +78,7 @@ def measure(variants: list[Step], rounds: int, steps: int) -> list[float]:
 def autoencoder() -> tuple[Task, Batch, TrainConfig]:
     """The task, a batch of noise and the training settings of the quickstart's AR-VAE."""
     config = load_config(TrainVAEConfig, [find_config("quickstart") / "train_vae.yaml"], [])
-    shape = (config.train.batch_size, config.clips.num_frames, config.vae.resolution, config.vae.resolution, 3)
+    shape = (config.train.batch_size, config.clips.num_frames, *config.vae.resolution, 3)
     video = torch.randint(256, shape, dtype=torch.uint8)
     return AutoencoderTask(ARAutoencoder(config.vae), config.task), {"video": video}, config.train
 
@@ -133,7 +133,7 @@ def encoder(packed: bool) -> Callable[[], Tensor]:
     """A function that encodes a batch of clips, with packed weights as ``ardiff encode``, or by torch alone."""
     config = load_config(EncodeConfig, [find_config("quickstart") / "encode.yaml"], [])
     sizes = load_config(TrainVAEConfig, [find_config("quickstart") / "train_vae.yaml"], []).vae
-    video = torch.rand(config.batch_size, config.num_frames, 3, sizes.resolution, sizes.resolution)
+    video = torch.rand(config.batch_size, config.num_frames, 3, *sizes.resolution)
     model = ARAutoencoder(sizes)
     if packed:
         pack_linear(model)

@@ -192,7 +192,7 @@ def stepper(case: EstimateConfig) -> Callable[[], None]:
     else:
         settings = AutoencoderTaskConfig(temporal_from_step=int(case.num_frames == 1))
         task = AutoencoderTask(ARAutoencoder(case.vae), settings)
-        shape = (size, case.num_frames, case.vae.resolution, case.vae.resolution, 3)
+        shape = (size, case.num_frames, *case.vae.resolution, 3)
         batch = {"video": torch.randint(256, shape, dtype=torch.uint8)}
     config = TrainConfig(batch_size=size * passes, activation_checkpointing=case.activation_checkpointing)
     engine = make_engine(task.model, config, torch.device("cpu"))

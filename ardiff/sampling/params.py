@@ -18,7 +18,11 @@ from typing import Any, Literal, get_args
 from ardiff.config import fingerprint
 from ardiff.diffusion.ar_step import check_ar_step, smallest_ar_step
 from ardiff.diffusion.solver_names import Solver, TimestepSpacing
+<<<<<<< HEAD
 from ardiff.diffusion.student import Student
+=======
+from ardiff.resolution import Resolution
+>>>>>>> main
 
 SamplingMode = Literal["window", "rolling", "full"]
 DEFAULT_AR_STEP = 5
@@ -284,6 +288,10 @@ def expand_params(
     return [replace(bases[i], **changes, **{name: v[i] for name, v in columns.items()}) for i in range(count)]
 
 
+UNKNOWN = Resolution(0, 0)
+"""The resolution of a model of which only the AR-DiT is known."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInfo:
     """What a model can sample, without its weights. The fields are named as in its configuration."""
@@ -293,8 +301,8 @@ class ModelInfo:
     num_classes: int
     num_timesteps: int
     """Training timesteps, T in the paper."""
-    resolution: int = 0
-    """Height and width of a frame in pixels; 0 if only the AR-DiT is known."""
+    resolution: Resolution = UNKNOWN
+    """Height and width of a frame in pixels."""
     class_names: tuple[str, ...] = ()
     causal: bool = True
     """Whether no frame sees a later one."""
@@ -306,7 +314,9 @@ class ModelInfo:
     """What the model was distilled for; None if it is no student."""
 
     @classmethod
-    def from_configs(cls, dit: Any, diffusion: Any, resolution: int = 0, class_names: Sequence[str] = ()) -> ModelInfo:
+    def from_configs(
+        cls, dit: Any, diffusion: Any, resolution: Resolution = UNKNOWN, class_names: Sequence[str] = ()
+    ) -> ModelInfo:
         """Reads a ``DiTConfig`` and a ``DiffusionConfig``."""
         return cls(
             num_frames=dit.num_frames,

@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +11,20 @@ import pytest
 from ray_jobs import doctor
 from ray_jobs.diagnostics import nodes as nodes_module
 from ray_jobs.diagnostics.all_reduce import bandwidth
-from ray_jobs.diagnostics.nodes import Node, check_gpus, check_versions, examine_nodes
+from ray_jobs.diagnostics.nodes import (
+    Node,
+    NodeProbe,
+    Shared,
+    check_database,
+    check_gpus,
+    check_versions,
+    examine_nodes,
+)
 from ray_jobs.runtime.job_client import Submission
 
 
 def node(name: str, gpus: int = 0, cpus: float = 8, versions: dict[str, str] | None = None) -> Node:
-    return Node(name, versions or {}, ["A100"] * gpus, gpus, cpus, 0.0, 0, "")
+    return Node(name, versions or {}, ["A100"] * gpus, gpus, cpus, 0.0, 0, "", "")
 
 
 def test_too_few_gpus_fail() -> None:
@@ -40,7 +49,7 @@ def test_nodes_are_examined_after_a_wait_for_gpus(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(nodes_module, "await_resource", lambda kind, count: awaited.append((kind, count)))
     monkeypatch.setattr(nodes_module.ray, "nodes", lambda: [])
     monkeypatch.setattr(nodes_module.ray, "get", lambda values: values)
-    assert examine_nodes(None, 8) == []
+    assert examine_nodes(Shared(), 8) == []
     assert awaited == [("GPU", 8)]
 
 
@@ -78,3 +87,15 @@ def test_arguments_reach_the_cluster_unchanged(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor, "run", run)
     assert doctor.main(["--address", "http://127.0.0.1:9", "--storage", "/mnt/a b;ls", "--gpus", "8"]) == 0
     assert {"--storage=/mnt/a b;ls", "--gpus=8"} <= set(shlex.split(submissions[0].entrypoint))
+
+
+def test_each_node_uses_the_database(tmp_path: Path) -> None:
+    (tmp_path / "jobs.sqlite").touch()
+    good, bad = (
+        NodeProbe("a", {}).examine(Shared(database=str(tmp_path / name)), 0.0) for name in ("jobs.sqlite", "no")
+    )
+    assert check_database([good], "uri").ok
+    name, ok, text = check_database([good, bad], "uri")
+    assert (name, ok) == ("database", False)
+    assert text.startswith("a: The database of jobs is unavailable: unable to open")
+    assert check_database([good], None).ok

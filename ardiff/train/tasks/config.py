@@ -85,10 +85,10 @@ class DistillTaskConfig(DiTTaskConfig):
     start_probabilities: tuple[float, ...] = (0.7, 0.1, 0.1, 0.1)
     """Probability that a clip's trajectory begins at the first, second, ... of the teacher's timesteps. The student can
     be sampled from those with a probability above 0, with as many steps at most."""
-    first_frames: int = 8
+    first_frames: int = 6
     """Further first frames per clip, each with noise of its own. They see no frame before them, so most of what a
     student must learn is in them. Their error counts as much as that of the clips."""
-    trajectory_uses: int = 5
+    trajectory_uses: int = 4
     """Updates that use the same trajectories. The batches of the others are skipped. Checkpoints are stored between
     trajectories only, so ``train.checkpoint_every`` and ``train.num_steps`` must be multiples of it."""
 
