@@ -18,11 +18,8 @@ from typing import Any, Literal, get_args
 from ardiff.config import fingerprint
 from ardiff.diffusion.ar_step import check_ar_step, smallest_ar_step
 from ardiff.diffusion.solver_names import Solver, TimestepSpacing
-<<<<<<< HEAD
 from ardiff.diffusion.student import Student
-=======
 from ardiff.resolution import Resolution
->>>>>>> main
 
 SamplingMode = Literal["window", "rolling", "full"]
 DEFAULT_AR_STEP = 5

@@ -13,12 +13,8 @@ from torch import Tensor, nn
 from ardiff.data import storage
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
-<<<<<<< HEAD
-from ardiff.pretrained import CONFIG, PIPELINE, local_folder, read_autoencoder_config, read_config
-=======
 from ardiff.models import AnyAutoencoderConfig
-from ardiff.pretrained import CONFIG, build_config, local_folder, read_config
->>>>>>> main
+from ardiff.pretrained import CONFIG, PIPELINE, build_config, local_folder, read_autoencoder_config, read_config
 from ardiff.tensors import fill, read_tensors
 from ardiff.train.checkpoint import DISCRIMINATOR, STATE
 from ardiff.train.export import MODEL
@@ -41,12 +37,7 @@ def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Mod
     """
     with _local(uri) as folder:
         if not (folder / STATE).exists():
-<<<<<<< HEAD
-            read_autoencoder_config(folder)
-=======
-            kind = "ar-diffusion-pipeline" if (folder / "dit.safetensors").exists() else "ar-vae"
-            description = read_config(folder, kind)
->>>>>>> main
+            description = read_autoencoder_config(folder)
             weights, discriminator_weights = read_tensors(folder / "vae.safetensors"), None
         else:
             description = json.loads((folder / MODEL).read_text()) if (folder / MODEL).exists() else {}
