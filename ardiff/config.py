@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from ardiff.errors import ConfigError
+from ardiff.resolution import Resolution
 
 ConfigT = TypeVar("ConfigT")
 CONFIGS = "ARDIFF_CONFIGS"
@@ -127,14 +128,18 @@ def build(cls: type[ConfigT], tree: dict[str, Any], prefix: str = "") -> ConfigT
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as nested dicts of plain values, for YAML or JSON."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-    result: dict[str, Any] = plain(dataclasses.asdict(config))
+    result: dict[str, Any] = _plain(config)
     return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Resolution):
+        return value.plain
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def to_yaml(config: Any) -> str:
@@ -159,7 +164,7 @@ def field_documentation(config_class: type[Any]) -> dict[str, str]:
 
 def fingerprint(*parts: Any) -> str:
     """16 hex digits of a hash of ``parts`` (dataclasses or JSON values). Equal values have equal fingerprints."""
-    text = json.dumps(parts, default=to_dict, sort_keys=True)
+    text = json.dumps(_plain(parts), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -272,6 +277,11 @@ def _coerce(hint: Any, value: Any, prefix: str) -> Any:
         if len(inner) == 1:
             return _coerce(inner[0], value, prefix)
         raise TypeError(f"{prefix}: configuration fields may be optional but not unions, got {hint}")
+    if hint is Resolution:
+        try:
+            return Resolution.parse(value)
+        except ValueError as error:
+            raise ConfigError(f"'{prefix}' {error}.") from error
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"'{prefix}' must be one of {', '.join(map(str, args))}, not {value!r}.")

@@ -196,5 +196,5 @@ def _print_sizes(model: DiT | ARAutoencoder) -> None:
         details = f"{config.num_frames} frames, {classes}, {config.condition_tokens} condition tokens"
     else:
         temporal = "without temporal attention" if config.temporal == "none" else "temporal attention in clips"
-        name, details = "AR-VAE", f"{config.resolution} x {config.resolution} pixels, {temporal}"
+        name, details = "AR-VAE", f"{config.resolution.width} x {config.resolution.height} pixels, {temporal}"
     print(f"{name}: {count:,} parameters, latents {config.num_tokens} x {config.token_dim}, {details}")

@@ -10,6 +10,7 @@ import yaml
 from ardiff.data import storage
 from ardiff.data.latents import DESCRIPTION, read_description
 from ardiff.errors import DataError
+from ardiff.resolution import Resolution
 
 CARD, SHEET = "README.md", "sheet.png"
 
@@ -58,9 +59,10 @@ def _lines(name: str, config: dict[str, Any], card: ModelCard, has_sheet: bool) 
     header = {"license": card.license or "other", "library_name": "ardiff", "tags": tags}
     yield from ("---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {name}", "")
     dit, vae = config["dit"], config["vae"]
-    size = vae["resolution"]
+    size = Resolution.parse(vae["resolution"])
     yield "A pipeline of ardiff, which is AR-Diffusion (asynchronous video generation with auto-regressive diffusion)."
-    yield f"It makes videos of {size} x {size} pixels {_classes(config['class_names'])}, and was trained on clips of"
+    pixels, classes = f"{size.width} x {size.height} pixels", _classes(config["class_names"])
+    yield f"It makes videos of {pixels} {classes}, and was trained on clips of"
     yield f"{dit['num_frames']} frames."
     yield from (
         "",

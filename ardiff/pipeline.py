@@ -409,12 +409,12 @@ class ARDiffusionPipeline:
             if condition_at is not None:
                 raise ValueError("condition_at is set, but there is no condition")
             return None
-        size = self.vae.config.resolution
+        height, width = self.vae.config.resolution
         if condition.ndim == 4:
             condition = repeat(condition, "k h w c -> b k h w c", b=videos)
-        if condition.dtype != torch.uint8 or condition.shape[0] != videos or condition.shape[2:] != (size, size, 3):
+        if condition.dtype != torch.uint8 or condition.shape[0] != videos or condition.shape[2:] != (height, width, 3):
             raise ValueError(
-                f"condition must be uint8 (k, {size}, {size}, 3) or ({videos}, k, {size}, {size}, 3), got "
+                f"condition must be uint8 (k, {height}, {width}, 3) or ({videos}, k, {height}, {width}, 3), got "
                 f"{condition.dtype} {tuple(condition.shape)}"
             )
         count = condition.shape[1]

@@ -38,6 +38,7 @@ from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.probe import Timing, probe
 from ardiff.data.streams import ClipStream
 from ardiff.randomness import numpy_generator
+from ardiff.resolution import Resolution
 
 RESOLUTION = 128
 CLIPS = ClipConfig(num_frames=16)
@@ -161,7 +162,7 @@ def measure_decode(records: list[VideoRecord], repeats: int, clips: int) -> None
     from ray_jobs.runtime.cluster import ray_cluster
 
     frames = clips * CLIPS.num_frames
-    stream = ClipStream(manifest_table(records), CLIPS, RESOLUTION, seed=0)
+    stream = ClipStream(manifest_table(records), CLIPS, Resolution.square(RESOLUTION), seed=0)
     rows: list[dict[str, float]] = []
     plain_loop(records, 8)
     others = []
@@ -288,7 +289,7 @@ def measure_storage(records: list[VideoRecord], repeats: int) -> None:
             reading.append(times)
             times = []
             for table in tables:
-                stream = ClipStream(table, CLIPS, RESOLUTION, seed=0, chunk_size=len(records))
+                stream = ClipStream(table, CLIPS, Resolution.square(RESOLUTION), seed=0, chunk_size=len(records))
                 started = time.perf_counter()
                 stream.load(0)
                 times.append(time.perf_counter() - started)
@@ -313,10 +314,15 @@ def measure_ranges(folder: Path, repeats: int) -> None:
             by_whole, by_ranges, requests, amount = [], [], 0, 0
             for _ in range(repeats):
                 started = time.perf_counter()
-                decode_frames(storage.read_bytes(f"{bucket}/long.mp4"), numbers, RESOLUTION, timing)
+                decode_frames(storage.read_bytes(f"{bucket}/long.mp4"), numbers, Resolution.square(RESOLUTION), timing)
                 between = time.perf_counter()
                 with counting() as read:
-                    decode_frames(storage.RangeReader(f"{bucket}/long.mp4", len(data)), numbers, RESOLUTION, timing)
+                    decode_frames(
+                        storage.RangeReader(f"{bucket}/long.mp4", len(data)),
+                        numbers,
+                        Resolution.square(RESOLUTION),
+                        timing,
+                    )
                 by_whole.append(between - started)
                 by_ranges.append(time.perf_counter() - between)
                 requests, amount = len(read), sum(read)
@@ -382,7 +388,7 @@ def memory_of(times: int, clips: int) -> None:
         )
         for uri, size, n, a, b in lines
     ] * times
-    stream = ClipStream(manifest_table(records), ClipConfig(num_frames=16), 256, seed=0)
+    stream = ClipStream(manifest_table(records), ClipConfig(num_frames=16), Resolution.square(256), seed=0)
     with ray_cluster():
         peak, done = [0], threading.Event()
 

@@ -57,6 +57,7 @@ def encode_clips(count: int) -> tuple[float, float]:
     from ardiff.data.config import SyntheticConfig
     from ardiff.data.synthetic_set import write_video
     from ardiff.pretrained import save_autoencoder
+    from ardiff.resolution import Resolution
     from ardiff.vae import ARAutoencoder
     from ray_jobs.encode import _Encoder
     from ray_jobs.training.config import TrainVAEConfig
@@ -71,7 +72,7 @@ def encode_clips(count: int) -> tuple[float, float]:
         started = time.process_time()
         for video in videos:
             starts = [list(range(start, start + 16)) for start in (0, 8, 16, 24)]
-            encoder({"video": np.stack(read_clips(video, starts, 0.0, 32))})
+            encoder({"video": np.stack(read_clips(video, starts, 0.0, Resolution.square(32)))})
         each = (time.process_time() - started) / (4 * len(videos))
     return started - prepared, each
 

@@ -45,6 +45,7 @@ from ardiff.data.manifest import VideoRecord, class_names, manifest_table, read_
 from ardiff.data.transforms import to_unit
 from ardiff.errors import ConfigError, DataError, StorageError
 from ardiff.pretrained import load_autoencoder
+from ardiff.resolution import Resolution
 from ardiff.text.config import TextConfig
 from ardiff.vae import AutoencoderConfig
 from ray_jobs.encoding.texts import encode_texts, read_tokenizer
@@ -262,7 +263,7 @@ def _check_resources(config: EncodeConfig, device: torch.device) -> None:
 
 def _decode(
     config: EncodeConfig,
-    resolution: int,
+    resolution: Resolution,
     record: VideoRecord,
     starts: list[int],
     mirrored: list[int],

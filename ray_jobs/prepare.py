@@ -32,10 +32,11 @@ from ardiff.data.encode import contact_sheet
 from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, write_errors
 from ardiff.data.layouts import LayoutName
 from ardiff.data.manifest import Split, VideoRecord, read_manifest, record_of, usable, write_manifest
-from ardiff.data.pictures import crop_square
+from ardiff.data.pictures import crop
 from ardiff.data.synthetic_set import write_video
 from ardiff.errors import DataError
 from ardiff.randomness import numpy_generator
+from ardiff.resolution import Resolution
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.crash_guard import MAX_CRASHES, TASK_RETRIES, crash_guard
@@ -43,6 +44,8 @@ from ray_jobs.runtime.progress import progress_bar, remote_progress, report_erro
 from ray_jobs.runtime.stages import stage
 
 POSITIONALS = ("source", "output")
+SHEET_PIXELS = 96
+"""Height and width of a square picture on the sheet; other pictures have the same area."""
 SAVE_SECONDS = 30.0
 """Seconds between saves of the probes, so that an interrupted run resumes."""
 
@@ -199,16 +202,17 @@ def _write_sheet(config: PrepareConfig, records: list[VideoRecord]) -> None:
     """Writes evenly spaced frames of some randomly chosen videos, one row per video."""
     good = [r for r in records if r.status == "ok"]
     chosen = numpy_generator("contact sheet").permutation(len(good))[: config.sheet_clips]
+    resolution = _sheet_resolution([good[i] for i in chosen])
 
     def draw(row: dict[str, Any]) -> list[dict[str, Any]]:
         record = record_of(row)
         frames = np.linspace(0, record.num_frames - 1, 8).round().astype(int).tolist()
         try:
-            [clip] = read_clips(record, [frames], 0.0, 96)
+            [clip] = read_clips(record, [frames], 0.0, resolution)
         except DataError:  # deleted since the probe; the manifest is what matters
             return []
         label = f"{record.class_name}/{record.uri.rstrip('/').split('/')[-1]}"[:40]
-        return [{"label": label, "clip": crop_square(clip, 96)}]
+        return [{"label": label, "clip": crop(clip, resolution)}]
 
     rows = ray.data.from_items([asdict(good[i]) for i in chosen]).flat_map(draw).take_all()
     if missing := len(chosen) - len(rows):
@@ -216,6 +220,13 @@ def _write_sheet(config: PrepareConfig, records: list[VideoRecord]) -> None:
     if rows:
         sheet = contact_sheet(np.stack([row["clip"] for row in rows]), [row["label"] for row in rows], scale=1)
         storage.write_bytes(storage.join(config.output, "sheet.png"), sheet)
+
+
+def _sheet_resolution(records: list[VideoRecord]) -> Resolution:
+    """The shape of the pictures on the sheet: that of the videos if they agree, else a square; of equal area."""
+    shapes = {(record.height, record.width) for record in records}
+    aspect = next(width / height for height, width in shapes) if len(shapes) == 1 else 1.0
+    return Resolution(max(round(SHEET_PIXELS / aspect**0.5), 1), max(round(SHEET_PIXELS * aspect**0.5), 1))
 
 
 if __name__ == "__main__":

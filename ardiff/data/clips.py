@@ -11,9 +11,10 @@ from ardiff.data.container import Source
 from ardiff.data.decode import decode_frames, frame_times
 from ardiff.data.error_log import BadSample, bad_sample
 from ardiff.data.manifest import VideoRecord
-from ardiff.data.pictures import IMAGE_FORMATS, crop_square, decode_image
+from ardiff.data.pictures import IMAGE_FORMATS, crop, decode_image
 from ardiff.data.probe import Probe, Timing, probe
 from ardiff.errors import DataError, DecodeError, StorageError
+from ardiff.resolution import Resolution
 
 IMAGE_SUFFIXES = tuple(IMAGE_FORMATS)
 RANGE_BYTES = 20 * 2**20
@@ -37,22 +38,22 @@ def probe_video(file: storage.StoredFile) -> Probe:
 
 
 def read_clip(
-    video: VideoRecord, start: int, num_frames: int, stride: int, resolution: int | None, fps: float = 0.0
+    video: VideoRecord, start: int, num_frames: int, stride: int, resolution: Resolution | None, fps: float = 0.0
 ) -> np.ndarray:
     """``num_frames`` frames from frame ``start`` on, every ``stride``-th: uint8 ``(F, H, W, 3)``.
 
-    With ``fps``, frames are numbered at that rate. With ``resolution``, frames are scaled and cropped to the central
-    square. Raises DataError, which names the video.
+    With ``fps``, frames are numbered at that rate. With ``resolution``, frames are scaled to cover that shape and
+    cropped to its centre. Raises DataError, which names the video.
     """
     try:
         [clip] = read_clips(video, [range(start, start + num_frames * stride, stride)], fps, resolution)
     except DataError as error:
         raise DataError(f"{video.uri} cannot be decoded ({error}).") from error
-    return crop_square(clip, resolution)
+    return crop(clip, resolution)
 
 
 def read_clips(
-    video: VideoRecord, clips: Sequence[Sequence[int]], fps: float, resolution: int | None
+    video: VideoRecord, clips: Sequence[Sequence[int]], fps: float, resolution: Resolution | None
 ) -> list[np.ndarray]:
     """Like :func:`read_frames`, but every clip is one array, uint8 ``(F, H, W, 3)``."""
     return [np.stack(frames) for frames in read_frames(video, clips, fps, resolution)]
@@ -64,10 +65,11 @@ def read_good_clips(
     num_frames: int,
     stride: int,
     fps: float,
-    resolution: int,
+    resolution: Resolution,
     report: Callable[[BadSample], None],
 ) -> dict[int, np.ndarray]:
-    """The clips at ``starts`` that can be decoded, by start: uint8 ``(F, H, W, 3)``, cropped to the central square.
+    """The clips at ``starts`` that can be decoded, by start: uint8 ``(F, H, W, 3)``, scaled to cover ``resolution`` and
+    cropped to its centre.
 
     The other clips are reported. Raises StorageError if storage is unavailable.
     """
@@ -84,17 +86,17 @@ def read_good_clips(
             else:
                 report(bad_sample(video.uri, group[0], error))
             continue
-        clips |= {start: crop_square(clip, resolution) for start, clip in zip(group, decoded, strict=True)}
+        clips |= {start: crop(clip, resolution) for start, clip in zip(group, decoded, strict=True)}
     return clips
 
 
 def read_frames(
-    video: VideoRecord, clips: Sequence[Sequence[int]], fps: float, resolution: int | None
+    video: VideoRecord, clips: Sequence[Sequence[int]], fps: float, resolution: Resolution | None
 ) -> list[list[np.ndarray]]:
     """Clips of a video, given by their frame numbers; with ``fps``, by frame numbers at that rate.
 
     Returns:
-        The frames of each clip, uint8 ``(H, W, 3)``, the short side scaled to ``resolution``, not cropped. Clips that
+        The frames of each clip, uint8 ``(H, W, 3)``, scaled to just cover ``resolution``, not cropped. Clips that
         overlap share frames.
 
     Raises:
@@ -143,7 +145,7 @@ def _open_source(uri: str, size: int, whole: bool) -> Source:
     return storage.RangeReader(uri, size) if by_ranges else storage.read_bytes(uri)
 
 
-def _read_pictures(video: VideoRecord, frames: Sequence[int], resolution: int | None) -> dict[int, np.ndarray]:
+def _read_pictures(video: VideoRecord, frames: Sequence[int], resolution: Resolution | None) -> dict[int, np.ndarray]:
     files = frame_files(video.uri)
     if len(files) != video.num_frames:
         raise DecodeError(f"it has {len(files)} pictures, not {video.num_frames} as before", "changed")
@@ -154,7 +156,7 @@ def _read_pictures(video: VideoRecord, frames: Sequence[int], resolution: int | 
     return dict(zip(frames, pictures, strict=True))
 
 
-def _read_image(uri: str, resolution: int | None) -> np.ndarray:
+def _read_image(uri: str, resolution: Resolution | None) -> np.ndarray:
     try:
         return decode_image(storage.read_bytes(uri), resolution)
     except DecodeError as error:

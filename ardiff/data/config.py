@@ -5,6 +5,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ardiff.resolution import Resolution
+
 STORAGE_VARIABLE = "ARDIFF_STORAGE"
 """Environment variable that carries a :class:`StorageConfig` to the processes of a job."""
 
@@ -66,7 +68,7 @@ class ClipConfig:
     """``videos``: an epoch visits each video once. ``clips``: an epoch visits a video as often as clips fit into it,
     each time in another part of it."""
     crop: Literal["center", "random"] = "center"
-    """Position of the square crop in videos that are not square."""
+    """Position of the crop in videos of another aspect ratio than the model's."""
     clips_per_visit: int = 1
     """Clips taken from a video each time it is read. More clips decode faster but mix less. Must divide 64."""
     horizontal_flip: bool = False
@@ -111,8 +113,8 @@ class SyntheticConfig:
     """Training videos that have ``long_frames`` frames instead."""
     long_frames: int = 200
     """Frames per long video."""
-    resolution: int = 32
-    """Height and width in pixels."""
+    resolution: Resolution = Resolution(32, 32)
+    """Height and width in pixels: one number, or [height, width]."""
     radius: float = 7.0
     """Half the size of a shape in pixels."""
     fps: float = 8.0
@@ -128,5 +130,5 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         if min(self.num_train, self.num_test, self.num_frames, self.long_frames) < 1 or self.num_long < 0:
             raise ValueError("num_train, num_test, num_frames and long_frames must be at least 1, num_long 0 or more")
-        if self.resolution % 2 or not 1 <= 2 * self.radius < self.resolution:
+        if any(side % 2 for side in self.resolution) or not 1 <= 2 * self.radius < min(self.resolution):
             raise ValueError("resolution must be even and hold a shape of twice the radius")

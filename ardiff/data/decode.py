@@ -10,20 +10,21 @@ import av.container
 import numpy as np
 
 from ardiff.data.container import Source, decode_error, decode_stream, has_b_frames, open_video, uses_packet_times
-from ardiff.data.pictures import crop_square, pixel_aspect_of, to_rgb
+from ardiff.data.pictures import crop, pixel_aspect_of, to_rgb
 from ardiff.data.probe import Timing
 from ardiff.errors import ClipTooShortError, DecodeError
+from ardiff.resolution import Resolution
 
 _SEEKS = 3
 """Key frames that are tried before decoding starts at the beginning."""
 
 
 def decode_clip(
-    source: Source, start: int, num_frames: int, stride: int = 1, resolution: int | None = None
+    source: Source, start: int, num_frames: int, stride: int = 1, resolution: Resolution | None = None
 ) -> np.ndarray:
     """A clip of ``num_frames`` frames from frame ``start`` on, every ``stride``-th: uint8 ``(F, H, W, 3)``.
 
-    With ``resolution``, frames are scaled and cropped to the central square of that size.
+    With ``resolution``, frames are scaled to cover that shape and cropped to its centre.
 
     Raises:
         ClipTooShortError: The video ends before the clip does.
@@ -33,18 +34,18 @@ def decode_clip(
     if start < 0 or num_frames < 1 or stride < 1:
         raise ValueError(f"there is no clip of start {start}, num_frames {num_frames}, stride {stride}")
     frames = decode_frames(source, range(start, start + num_frames * stride, stride), resolution)
-    return crop_square(np.stack(list(frames.values())), resolution)
+    return crop(np.stack(list(frames.values())), resolution)
 
 
 def decode_frames(
-    source: Source, wanted: Sequence[int], resolution: int | None = None, timing: Timing | None = None
+    source: Source, wanted: Sequence[int], resolution: Resolution | None = None, timing: Timing | None = None
 ) -> dict[int, np.ndarray]:
     """The frames with the given numbers, each uint8 ``(H, W, 3)``, all of one size.
 
     Args:
         source: The file.
         wanted: Numbers of frames, ascending.
-        resolution: If given, frames are scaled so that the short side has this many pixels.
+        resolution: If given, frames are scaled to just cover this shape, and not cropped.
         timing: From :func:`ardiff.data.probe.probe`. With it, decoding starts at the last key frame before the first
             wanted frame instead of the beginning. The frames are the same.
 
@@ -62,7 +63,9 @@ def decode_frames(
     return pictures
 
 
-def _decode_from_beginning(source: Source, wanted: Sequence[int], resolution: int | None) -> dict[int, np.ndarray]:
+def _decode_from_beginning(
+    source: Source, wanted: Sequence[int], resolution: Resolution | None
+) -> dict[int, np.ndarray]:
     pictures, numbers, count = dict[int, np.ndarray](), set(wanted), 0
     try:
         with open_video(source) as (container, stream):
@@ -81,7 +84,7 @@ def _decode_from_beginning(source: Source, wanted: Sequence[int], resolution: in
 
 
 def _decode_from_key_frame(
-    source: Source, wanted: Sequence[int], resolution: int | None, timing: Timing
+    source: Source, wanted: Sequence[int], resolution: Resolution | None, timing: Timing
 ) -> dict[int, np.ndarray] | None:
     """Like :func:`decode_frames`; None if no key frame before the clip is found by its time, or there is damage."""
     target = round(timing.start + wanted[0] * timing.step)
@@ -106,7 +109,7 @@ def _decode_here(
     container: av.container.InputContainer,
     stream: av.VideoStream,
     wanted: Sequence[int],
-    resolution: int | None,
+    resolution: Resolution | None,
     timing: Timing,
 ) -> dict[int, np.ndarray] | None:
     """The wanted frames from the container's position on; None if the first frame is late or the order has gaps.

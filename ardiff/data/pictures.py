@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from ardiff.data.container import MAX_PIXELS
 from ardiff.errors import DecodeError
+from ardiff.resolution import Resolution
 
 IMAGE_FORMATS = {
     ".png": "PNG",
@@ -26,11 +27,11 @@ IMAGE_FORMATS = {
 }
 """Suffixes of pictures, and the formats that Pillow may take them for."""
 MAX_ASPECT = 16
-"""The largest ratio of the sides of a picture. Scaled by its short side, a narrower one would need much memory."""
+"""The largest ratio of the sides of a picture. Scaled to cover a frame, a narrower one would need much memory."""
 _NEARLY_SQUARE = 0.01
 
 
-def decode_image(data: bytes, resolution: int | None = None) -> np.ndarray:
+def decode_image(data: bytes, resolution: Resolution | None = None) -> np.ndarray:
     """A picture as uint8 ``(H, W, 3)``, upright, scaled like frames. Raises DecodeError."""
     try:
         with Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values()))) as image:
@@ -81,23 +82,24 @@ def check_convertible(frame: av.VideoFrame) -> None:
     _scaler.reformat(frame, width=16, height=16, format="rgb24")
 
 
-def to_rgb(frame: av.VideoFrame, resolution: int | None, pixel_aspect: float = 1.0) -> np.ndarray:
-    """The frame as uint8 ``(H, W, 3)``, upright, its short side scaled to ``resolution`` pixels if given.
+def to_rgb(frame: av.VideoFrame, resolution: Resolution | None, pixel_aspect: float = 1.0) -> np.ndarray:
+    """The frame as uint8 ``(H, W, 3)``, upright, scaled to just cover ``resolution`` if given.
 
     ``pixel_aspect`` is the width of a stored pixel divided by its height.
     """
     width, height = square_pixels(frame.width, frame.height, pixel_aspect)
-    scale = 1.0 if resolution is None else resolution / min(width, height)
+    turn, scale = orientation(frame), 1.0
+    if resolution is not None:
+        stored = resolution.turned if turn.quarters % 2 else resolution
+        scale, width, height = stored.covering(width, height)
     if (width, height) == (frame.width, frame.height) and scale == 1.0:
         rgb = _scaler.reformat(frame, format="rgb24").to_ndarray()
     else:
-        if resolution is not None:
-            width, height = (max(round(side * scale), resolution) for side in (width, height))
         interpolation = "AREA" if scale < 1 else "BICUBIC"
         rgb = _scaler.reformat(
             frame, width=width, height=height, format="rgb24", interpolation=interpolation
         ).to_ndarray()
-    return np.ascontiguousarray(orientation(frame).apply(rgb))
+    return np.ascontiguousarray(turn.apply(rgb))
 
 
 def pixel_aspect_of(stream: av.VideoStream) -> float:
@@ -160,12 +162,18 @@ def _nearest_orientation(matrix: bytes) -> Orientation:
     return max(candidates, key=similarity)
 
 
-def crop_square(frames: np.ndarray, resolution: int | None, position: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """A square of ``resolution`` pixels of frames uint8 ``(..., H, W, 3)``, as a view; the whole frames if it is None.
+def crop(frames: np.ndarray, resolution: Resolution | None, position: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """A region of ``resolution`` of frames uint8 ``(..., H, W, 3)``, as a view; the whole frames if it is None.
 
-    ``position`` is the position of the square, from the top left (0, 0) to the bottom right (1, 1).
+    ``position`` is the position of the region, from the top left (0, 0) to the bottom right (1, 1).
     """
     if resolution is None:
         return frames
-    top, left = (int((side - resolution) * p) for side, p in zip(frames.shape[-3:-1], position, strict=True))
-    return frames[..., top : top + resolution, left : left + resolution, :]
+    (height, width), (y, x) = resolution, position
+    top, left = int((frames.shape[-3] - height) * y), int((frames.shape[-2] - width) * x)
+    return frames[..., top : top + height, left : left + width, :]
+
+
+def crop_square(frames: np.ndarray) -> np.ndarray:
+    """The largest central square of frames uint8 ``(..., H, W, 3)``, as a view."""
+    return crop(frames, Resolution.square(min(frames.shape[-3:-1])))

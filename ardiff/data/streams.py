@@ -21,10 +21,11 @@ from ardiff.data.config import ClipConfig
 from ardiff.data.error_log import ERRORS, BadSample, bad_sample
 from ardiff.data.latents import read_clips
 from ardiff.data.manifest import VideoRecord, lengths_at, record_at
-from ardiff.data.pictures import crop_square
+from ardiff.data.pictures import crop
 from ardiff.data.texts import TextIndex
 from ardiff.errors import ClipTooShortError, DataError, DecodeError, StorageError
 from ardiff.randomness import numpy_generator
+from ardiff.resolution import Resolution
 
 Columns = dict[str, np.ndarray]
 MAX_CHUNK_BYTES = 32 * 2**20
@@ -68,7 +69,7 @@ class ClipStream:
     videos: pa.Table
     """Rows of a manifest. A table reaches every loading task without a copy."""
     clips: ClipConfig
-    resolution: int
+    resolution: Resolution
     seed: int
     report: Callable[[BadSample], None] | None = None
     """Records a bad sample; raises DataError if there are too many."""
@@ -100,7 +101,7 @@ class ClipStream:
         per_visit = self.clips.clips_per_visit
         numbers = self._order(chunk)[slice(None) if rows is None else rows]
         visits = np.unique(numbers // per_visit).tolist()
-        videos = np.empty((len(numbers), self.clips.num_frames, self.resolution, self.resolution, 3), dtype=np.uint8)
+        videos = np.empty((len(numbers), self.clips.num_frames, *self.resolution, 3), dtype=np.uint8)
         labels = np.empty(len(numbers), dtype=np.int64)
         with contextlib.ExitStack() as stack:
             loaded: Iterator[tuple[list[list[np.ndarray]], int]] = map(self._visit, visits)
@@ -123,7 +124,7 @@ class ClipStream:
 
     @property
     def _clip_bytes(self) -> int:
-        return self.clips.num_frames * self.resolution**2 * 3
+        return self.clips.num_frames * self.resolution.num_pixels * 3
 
     def _order(self, chunk: int) -> np.ndarray:
         """The clips of a chunk in training order, numbered by visits over all epochs."""
@@ -179,12 +180,12 @@ class ClipStream:
         crops = generator.random((len(starts), 2)) if config.crop == "random" else np.full((len(starts), 2), 0.5)
         frames = [[start + config.stride * i for i in range(config.num_frames)] for start in starts]
         clips = read_frames(record, frames, config.fps, self.resolution)
-        square = all(side == self.resolution for side in clips[0][0].shape[:2])
-        if square and not flips.any():
+        fits = clips[0][0].shape[:2] == self.resolution
+        if fits and not flips.any():
             return clips
         mirror = [slice(None, None, -1 if flip else 1) for flip in flips]
         return [
-            [crop_square(frame, self.resolution, (y, x))[:, columns] for frame in clip]
+            [crop(frame, self.resolution, (y, x))[:, columns] for frame in clip]
             for clip, (y, x), columns in zip(clips, crops, mirror, strict=True)
         ]
 

@@ -1,4 +1,4 @@
-"""The synthetic data set: coloured shapes that bounce in a square, one class per shape.
+"""The synthetic data set: coloured shapes that bounce in a rectangle, one class per shape.
 
 Every frame is a closed-form function of (seed, split, index, time). With captions, scenes differ in size, direction and
 speed too, :mod:`ardiff.data.synthetic_captions` describes them in words, and one colour of each shape is in no training
@@ -12,6 +12,7 @@ import numpy as np
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.manifest import Split
 from ardiff.randomness import numpy_generator
+from ardiff.resolution import Resolution
 
 CLASSES = ("ring", "square", "triangle", "plus")
 COLOURS = np.array(
@@ -46,8 +47,8 @@ class Scene:
     """y and x in pixels per frame, ``(2,)``."""
     phase: np.ndarray
     """Where the shape starts, ``(2,)``: a position on the way from one wall to the other and back, in pixels."""
-    extent: float
-    """Distance in pixels between the outermost positions of the centre."""
+    extent: np.ndarray
+    """Distance in pixels between the outermost positions of the centre, y and x, ``(2,)``."""
     size: str = ""
     """One of ``SIZES``; empty without captions, as are the next two."""
     direction: str = ""
@@ -70,8 +71,8 @@ def draw_scene(config: SyntheticConfig, index: int, split: Split) -> Scene:
     colour = int(generator.integers(len(COLOURS)))
     speed, angle = generator.uniform(1.0, 2.0), generator.uniform(0.0, 2.0 * np.pi)
     velocity = speed * np.array([np.sin(angle), np.cos(angle)])
-    extent = config.resolution - 2 * config.radius
-    return Scene(CLASSES[shape], colour, config.radius, velocity, generator.uniform(0.0, 2.0 * extent, size=2), extent)
+    extent = np.array(config.resolution) - 2 * config.radius
+    return Scene(CLASSES[shape], colour, config.radius, velocity, generator.uniform(0.0, 2.0 * extent), extent)
 
 
 def is_held_out(shape: int, colour: int) -> bool:
@@ -87,10 +88,10 @@ def _draw_captioned(config: SyntheticConfig, generator: np.random.Generator, sha
         list(kinds)[generator.integers(len(kinds))] for kinds in (SIZES, DIRECTIONS, SPEEDS)
     )  # fmt: skip
     radius = config.radius * SIZES[size]
-    extent = config.resolution - 2 * radius
+    extent = np.array(config.resolution) - 2 * radius
     signs = generator.choice([-1.0, 1.0], size=2)
     velocity = generator.uniform(*SPEEDS[speed]) * signs * np.array(DIRECTIONS[direction])
-    phase = generator.uniform(0.0, 2.0 * extent, size=2)
+    phase = generator.uniform(0.0, 2.0 * extent)
     return Scene(CLASSES[shape], colour, radius, velocity, phase, extent, size, direction, speed)
 
 
@@ -105,11 +106,11 @@ def render_video(config: SyntheticConfig, index: int, split: Split) -> np.ndarra
     return render_scene(config.resolution, scene, scene.centres(video_length(config, index, split)))
 
 
-def render_scene(resolution: int, scene: Scene, centre: np.ndarray) -> np.ndarray:
+def render_scene(resolution: Resolution, scene: Scene, centre: np.ndarray) -> np.ndarray:
     """The shape of a scene at each ``centre (F, 2)``, uint8 ``(F, H, W, 3)``."""
-    pixel = np.arange(resolution) + 0.5
-    y = pixel[None, :, None] - centre[:, 0, None, None]
-    x = pixel[None, None, :] - centre[:, 1, None, None]
+    rows, columns = (np.arange(side) + 0.5 for side in resolution)
+    y = rows[None, :, None] - centre[:, 0, None, None]
+    x = columns[None, None, :] - centre[:, 1, None, None]
     cover = np.clip(0.5 - signed_distance(scene.shape, y, x, scene.radius), 0.0, 1.0)[..., None]
     return np.round(255.0 * (cover * COLOURS[scene.colour] + (1.0 - cover) * BACKGROUND)).astype(np.uint8)
 

@@ -14,6 +14,7 @@ from ardiff.data.encode import reencode_mpeg4
 from ardiff.metrics.preprocess import resize_frames, scale_range
 from ardiff.metrics.registry import MetricSpec
 from ardiff.metrics.weights import fill_network
+from ardiff.resolution import Resolution
 
 
 class FeatureExtractor:
@@ -46,6 +47,6 @@ class FeatureExtractor:
     def _features(self, clips: Tensor) -> Tensor:
         network = self.spec.network
         frames = rearrange(clips.to(self.device), "n f h w c -> (n f) h w c")
-        pixels = resize_frames(frames, network.size, self.spec.resize)
+        pixels = resize_frames(frames, Resolution.square(network.size), self.spec.resize)
         inputs = scale_range(pixels, network.value_range, network.mean_rgb)  # (n F, 3, S, S)
         return network.features(self.model, inputs, len(clips))

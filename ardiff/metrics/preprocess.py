@@ -11,12 +11,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ardiff.resolution import Resolution
+
 Resize = Literal["bilinear", "tf-bilinear", "bicubic-antialias"]
 Range = Literal["[-1, 1]", "(x - 128) / 128", "minus mean RGB"]
 
 
-def resize_frames(frames: Tensor, size: int, method: Resize) -> Tensor:
-    """Resizes frames to a square of floats; the aspect ratio is not kept.
+def resize_frames(frames: Tensor, size: Resolution, method: Resize) -> Tensor:
+    """Resizes frames to floats; the aspect ratio is not kept.
 
     ``bilinear``: half-pixel centres, no antialiasing (StyleGAN-V, TATS, VideoGPT). ``tf-bilinear``: TensorFlow 1's, in
     which the first pixels coincide and the last pixel repeats (FID's graph, torch-fidelity). ``bicubic-antialias``:
@@ -25,10 +27,10 @@ def resize_frames(frames: Tensor, size: int, method: Resize) -> Tensor:
 
     Args:
         frames: uint8 ``(N, H, W, 3)``.
-        size: Side of the square in pixels, S.
+        size: Height and width in pixels.
 
     Returns:
-        float32 ``(N, 3, S, S)`` of 0 to 255, on the frames' device; bicubic overshoots a little.
+        float32 ``(N, 3, H, W)`` of 0 to 255, on the frames' device; bicubic overshoots a little.
 
     Raises:
         ValueError: Another dtype or shape.
@@ -36,24 +38,24 @@ def resize_frames(frames: Tensor, size: int, method: Resize) -> Tensor:
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"expected uint8 frames (N, H, W, 3), got {frames.dtype} {tuple(frames.shape)}")
     pixels = rearrange(frames, "n h w c -> n c h w").float()
-    if pixels.shape[2:] == (size, size):
+    if tuple(pixels.shape[2:]) == size:
         return pixels
     match method:
         case "bilinear":
-            return nn.functional.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
+            return nn.functional.interpolate(pixels, size, mode="bilinear", align_corners=False)
         case "bicubic-antialias":
             # In float32 the filter's weights have an error of 1e-5.
-            exact = nn.functional.interpolate(pixels.double(), (size, size), mode="bicubic", antialias=True)
+            exact = nn.functional.interpolate(pixels.double(), size, mode="bicubic", antialias=True)
             return exact.float()
         case "tf-bilinear":
-            return _along(_along(pixels, size, -2), size, -1)
+            return _along(_along(pixels, size.height, -2), size.width, -1)
         case _:
             raise ValueError(f"unknown resize method: {method!r}")
 
 
-def resize_to_uint8(frames: Tensor, size: int) -> Tensor:
-    """Frames uint8 ``(N, H, W, 3)`` stretched to squares, bicubic with antialiasing, rounded: ``(N, S, S, 3)``."""
-    if frames.shape[1:3] == (size, size):
+def resize_to_uint8(frames: Tensor, size: Resolution) -> Tensor:
+    """Frames uint8 ``(N, H, W, 3)`` stretched to ``size``, bicubic with antialiasing, rounded."""
+    if tuple(frames.shape[1:3]) == size:
         return frames
     pixels = resize_frames(frames, size, "bicubic-antialias").round().clamp(0, 255).to(torch.uint8)
     return rearrange(pixels, "n c h w -> n h w c")

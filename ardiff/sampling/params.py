@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from ardiff.config import fingerprint
 from ardiff.diffusion.ar_step import check_ar_step, smallest_ar_step
 from ardiff.diffusion.solver_names import Solver, TimestepSpacing
+from ardiff.resolution import Resolution
 
 SamplingMode = Literal["window", "rolling", "full"]
 DEFAULT_AR_STEP = 5
@@ -266,6 +267,10 @@ def expand_params(
     return [replace(bases[i], **changes, **{name: v[i] for name, v in columns.items()}) for i in range(count)]
 
 
+UNKNOWN = Resolution(0, 0)
+"""The resolution of a model of which only the AR-DiT is known."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInfo:
     """What a model can sample, without its weights. The fields are named as in its configuration."""
@@ -275,8 +280,8 @@ class ModelInfo:
     num_classes: int
     num_timesteps: int
     """Training timesteps, T in the paper."""
-    resolution: int = 0
-    """Height and width of a frame in pixels; 0 if only the AR-DiT is known."""
+    resolution: Resolution = UNKNOWN
+    """Height and width of a frame in pixels."""
     class_names: tuple[str, ...] = ()
     causal: bool = True
     """Whether no frame sees a later one."""
@@ -286,7 +291,9 @@ class ModelInfo:
     condition_tokens: int = 0
 
     @classmethod
-    def from_configs(cls, dit: Any, diffusion: Any, resolution: int = 0, class_names: Sequence[str] = ()) -> ModelInfo:
+    def from_configs(
+        cls, dit: Any, diffusion: Any, resolution: Resolution = UNKNOWN, class_names: Sequence[str] = ()
+    ) -> ModelInfo:
         """Reads a ``DiTConfig`` and a ``DiffusionConfig``."""
         return cls(
             num_frames=dit.num_frames,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ardiff.errors import DataError
+from ardiff.resolution import Resolution
 from ardiff.sampling.cost import sequential_passes
 from ardiff.sampling.engine import EngineLimitError
 from ardiff.sampling.params import FROM_INPUT, InvalidParamError, ModelInfo, SamplingParams
@@ -273,8 +274,8 @@ class UploadDecoder:
         self._limits = limits
         self._slots, self._pending = asyncio.Semaphore(MAX_DECODERS), 0
 
-    async def decode(self, upload: bytes, resolution: int) -> np.ndarray:
-        """The frames of an upload, uint8 ``(k, R, R, 3)``. Raises RequestError 422, or 503 if too many wait."""
+    async def decode(self, upload: bytes, resolution: Resolution) -> np.ndarray:
+        """The frames of an upload, uint8 ``(k, H, W, 3)``. Raises RequestError 422, or 503 if too many wait."""
         limits = self._limits
         if self._pending >= MAX_DECODERS + MAX_WAITING_UPLOADS:
             raise overloaded("Too many uploads are being decoded: try again.", 2)

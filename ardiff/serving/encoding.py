@@ -58,8 +58,8 @@ class JobEncoder:
         """Encodes the given frames to latents, and the prompts. Returns the request for the engine."""
         record = self.job.record
         if self._writer is None:
-            side = self.pipeline.vae.config.resolution
-            self._writer = FragmentWriter(side, side, record.fps, self._config.codec, self._config.crf)
+            size = self.pipeline.vae.config.resolution
+            self._writer = FragmentWriter(size.height, size.width, record.fps, self._config.codec, self._config.crf)
             self._header = self._writer.start()
             if self.job.given_frames is not None:
                 with torch.inference_mode():

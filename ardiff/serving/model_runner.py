@@ -83,7 +83,7 @@ class ModelRunner:
     @property
     def size(self) -> str:
         """WIDTHxHEIGHT of the videos in pixels."""
-        return f"{self.info.resolution}x{self.info.resolution}"
+        return f"{self.info.resolution.width}x{self.info.resolution.height}"
 
     @property
     def busy(self) -> bool:

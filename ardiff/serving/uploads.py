@@ -17,8 +17,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ardiff.data.decode import decode_clip
+from ardiff.data.pictures import crop
 from ardiff.data.probe import probe
 from ardiff.errors import ArdiffError, DataError, DecodeError
+from ardiff.resolution import Resolution
 
 _PICTURES = ("PNG", "JPEG", "WEBP")
 _GIF = (b"GIF87a", b"GIF89a")
@@ -29,20 +31,21 @@ _REJECTED = 3
 
 
 async def decode_upload(
-    data: bytes, resolution: int, max_frames: int, max_pixels: int, seconds: float, memory_bytes: int
+    data: bytes, resolution: Resolution, max_frames: int, max_pixels: int, seconds: float, memory_bytes: int
 ) -> np.ndarray:
-    """The frames of a picture (PNG, JPEG, WebP) or a short clip, scaled and cropped to the central square.
+    """The frames of a picture (PNG, JPEG, WebP) or a short clip, scaled to cover ``resolution`` and cropped to its
+    centre.
 
     Args:
         data: The whole file.
-        resolution: R, height and width of the returned frames.
+        resolution: Height and width of the returned frames.
         max_frames: Largest number of frames.
         max_pixels: Largest number of pixels of a frame, before scaling.
         seconds: CPU time and wall time after which the process is killed.
         memory_bytes: Address space of the process.
 
     Returns:
-        uint8 ``(k, R, R, 3)``.
+        uint8 ``(k, H, W, 3)``.
 
     Raises:
         DataError: The file has another format, is damaged, or exceeds a limit. The message is for the client.
@@ -69,13 +72,11 @@ async def decode_upload(
     return np.load(io.BytesIO(output), allow_pickle=False)
 
 
-def _decode(data: bytes, resolution: int, max_frames: int, max_pixels: int) -> np.ndarray:
+def _decode(data: bytes, resolution: Resolution, max_frames: int, max_pixels: int) -> np.ndarray:
     if (picture := _picture(data, max_pixels)) is not None:
-        scale = resolution / min(picture.size)
-        width, height = (max(round(side * scale), resolution) for side in picture.size)
-        left, top = (width - resolution) // 2, (height - resolution) // 2
-        square = picture.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
-        return np.asarray(square.crop((left, top, left + resolution, top + resolution)))[None]
+        scale, width, height = resolution.covering(*picture.size)
+        scaled = picture.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+        return crop(np.asarray(scaled), resolution)[None]
     if data[:6] in _GIF:
         raise DecodeError(
             "it is a GIF, which is not supported: send a PNG, JPEG or WebP picture, or an mp4 or WebM clip"
@@ -112,7 +113,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Image.MAX_IMAGE_PIXELS = None  # max_pixels is checked instead
     try:
-        frames = _decode(sys.stdin.buffer.read(), resolution, max_frames, max_pixels)
+        frames = _decode(sys.stdin.buffer.read(), Resolution(*resolution), max_frames, max_pixels)
     except ArdiffError as error:
         print(f"The upload cannot be used: {error}.", file=sys.stderr)
         return _REJECTED

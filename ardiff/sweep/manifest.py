@@ -14,6 +14,7 @@ from ardiff.data import storage
 from ardiff.data.manifest import VideoRecord
 from ardiff.data.tables import to_parquet
 from ardiff.errors import DataError
+from ardiff.resolution import Resolution
 from ardiff.sampling.params import SamplingParams
 from ardiff.sweep.specs import Record, VideoSpec
 
@@ -65,9 +66,9 @@ def read_manifest(uri: str) -> list[dict[str, Any]]:
     return [row | {name: json.loads(row[name]) for name in JSON_COLUMNS} for row in table.to_pylist()]
 
 
-def video_record(spec: VideoSpec, record: Record, resolution: int) -> VideoRecord:
-    """A complete spec as a row of the manifest that `ardiff evaluate` reads; ``resolution`` is height and width."""
-    shape = (spec.codec, resolution, resolution, spec.fps, spec.sampling.num_frames)
+def video_record(spec: VideoSpec, record: Record, resolution: Resolution) -> VideoRecord:
+    """A complete spec as a row of the manifest that `ardiff evaluate` reads."""
+    shape = (spec.codec, resolution.width, resolution.height, spec.fps, spec.sampling.num_frames)
     label, captions = spec.sampling.class_label or 0, (spec.sampling.prompt,) if spec.sampling.prompt else ()
     name = spec.class_name or "video"
     return VideoRecord(spec.uri, record.size, *shape, label, name, "test", "ok", "", captions=captions)

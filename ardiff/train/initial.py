@@ -1,21 +1,25 @@
 """Initial weights from an earlier stage or run."""
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ardiff.data import storage
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
-from ardiff.pretrained import CONFIG, local_folder, read_config
+from ardiff.models import AnyAutoencoderConfig
+from ardiff.pretrained import CONFIG, build_config, local_folder, read_config
 from ardiff.tensors import fill, read_tensors
 from ardiff.train.checkpoint import DISCRIMINATOR, STATE
+from ardiff.train.export import MODEL
 from ardiff.train.shards import ShardReader
-from ardiff.vae import ARAutoencoder
+from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 
 def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Module | None = None) -> None:
@@ -25,7 +29,8 @@ def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Mod
     Args:
         uri: An AR-VAE folder, a pipeline folder (it contains an AR-VAE), or a training checkpoint. From a checkpoint
             come the model's EMA weights and the discriminator's raw weights. Wider latents are pruned to the model's
-            width, see :func:`pruned`.
+            width, see :func:`pruned`. Positions of frames of another shape are interpolated, see
+            :func:`with_positions`.
 
     Raises:
         CheckpointError: ``uri`` is none of these, it is damaged, or its weights do not fit the model.
@@ -33,15 +38,44 @@ def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Mod
     with _local(uri) as folder:
         if not (folder / STATE).exists():
             kind = "ar-diffusion-pipeline" if (folder / "dit.safetensors").exists() else "ar-vae"
-            read_config(folder, kind)
+            description = read_config(folder, kind)
             weights, discriminator_weights = read_tensors(folder / "vae.safetensors"), None
         else:
+            description = json.loads((folder / MODEL).read_text()) if (folder / MODEL).exists() else {}
             weights, discriminator_weights = ShardReader(folder).read_all("ema"), None
             if (folder / DISCRIMINATOR).is_dir():
                 discriminator_weights = ShardReader(folder / DISCRIMINATOR).read_all("model")
+    if isinstance(stored := description.get("vae"), dict):
+        weights = with_positions(weights, build_config(AnyAutoencoderConfig, stored), model.config)
     fill(model, pruned(weights, model.config.token_dim), uri)
     if discriminator is not None and discriminator_weights is not None:
         fill(discriminator, discriminator_weights, storage.join(uri, DISCRIMINATOR))
+
+
+def with_positions(
+    weights: Mapping[str, Tensor], source: AutoencoderConfig, target: AutoencoderConfig
+) -> dict[str, Tensor]:
+    """The weights of ``source`` for the frames of ``target``, see :func:`interpolated_positions`.
+
+    Weights for the same rows and columns of patches come back unchanged, as do those of the authors' models, which have
+    a position of the class token too.
+    """
+    result = dict(weights)
+    if source.patch_grid != target.patch_grid and source.kind == target.kind == "standard":
+        for name in ("encoder.patch_positions", "decoder.patch_positions"):
+            result[name] = interpolated_positions(result[name], source.patch_grid, target.patch_grid)
+    return result
+
+
+def interpolated_positions(positions: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """The positions of patches ``(P, C)``, by rows and columns, interpolated to other rows and columns of patches.
+
+    Bicubic, as Vision Transformers are fine-tuned at other resolutions (Dosovitskiy et al., 2021, Sec. 3.2). Both grids
+    cover the whole frame, so a patch keeps about the embedding of its relative position.
+    """
+    grid = rearrange(positions, "(h w) c -> 1 c h w", h=source[0], w=source[1])
+    resized = nn.functional.interpolate(grid, target, mode="bicubic", align_corners=False)
+    return rearrange(resized, "1 c h w -> (h w) c")
 
 
 def initialise_dit(uri: str, model: DiT, new_text_layers: bool = True) -> None:

@@ -136,7 +136,7 @@ class UpstreamDecoder(Decoder):
         self.temporal = nn.ModuleList(ClipAttention(config) for _ in range(layers))
         del self.patch_out
         self.pixels = ConvolutionalPixels(config)
-        self.sizes = [1, config.side**2, config.num_tokens]  # class token, patches, latent tokens
+        self.sizes = [1, config.num_patches, config.num_tokens]  # class token, patches, latent tokens
 
     @property
     def last_layer(self) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ardiff.errors import CheckpointError
+from ardiff.resolution import Resolution
 from ardiff.tensors import fill
 from ardiff.upstream.autoencoder import UpstreamAutoencoder
 from ardiff.upstream.config import UpstreamAutoencoderConfig, UpstreamDiTConfig
@@ -132,7 +133,7 @@ def vae_config(
     positions = _shape(state, "encoder.positional_embedding", 2, source)[0]
     try:
         config = UpstreamAutoencoderConfig(
-            resolution=image_size,
+            resolution=Resolution.square(image_size),
             patch_size=_shape(state, "encoder.patch_embed.weight", 4, source)[3],
             num_tokens=_shape(state, "latent_tokens", 2, source)[0],
             token_dim=token_dim,
@@ -145,7 +146,7 @@ def vae_config(
         )
     except ValueError as error:
         raise CheckpointError(f"{source} does not fit {num_heads} heads and {image_size} pixels: {error}.") from error
-    if positions != config.side**2 + 1:
+    if positions != config.num_patches + 1:
         side = round((positions - 1) ** 0.5) * config.patch_size
         raise CheckpointError(f"{source} is for frames of {side} x {side} pixels, not {image_size}.")
     return config

@@ -21,7 +21,7 @@ class ConvolutionalPixels(nn.Module):
 
     def __init__(self, config: UpstreamAutoencoderConfig) -> None:
         super().__init__()
-        self.side = config.side
+        self.rows, _ = config.patch_grid
         self.logits = nn.Sequential(
             nn.Linear(config.width, 2 * config.width), nn.Tanh(), nn.Linear(2 * config.width, NUM_CODES)
         )
@@ -37,7 +37,7 @@ class ConvolutionalPixels(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         x = self.codes(self.logits(patches).softmax(dim=-1))  # (N, P, 256)
-        x = rearrange(x, "n (h w) c -> n c h w", h=self.side)  # (N, 256, h, w)
+        x = rearrange(x, "n (h w) c -> n c h w", h=self.rows)  # (N, 256, h, w)
         x = self.middle(self.conv_in(x))  # (N, 512, h, w)
         for stage in self.stages:
             x = stage(x)  # (N, channels, 2 h, 2 w), and so on

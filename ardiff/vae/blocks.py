@@ -30,7 +30,7 @@ def patchify(frames: Tensor, patch_size: int) -> Tensor:
     return rearrange(frames, "n c (h p) (w q) -> n (h w) (p q c)", p=patch_size, q=patch_size)
 
 
-def unpatchify(patches: Tensor, patch_size: int, side: int) -> Tensor:
-    """The inverse of :func:`patchify` for frames of ``side`` x ``side`` patches."""
-    p = patch_size
-    return rearrange(patches, "n (h w) (p q c) -> n c (h p) (w q)", h=side, w=side, p=p, q=p)
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of :func:`patchify` for frames with the rows and columns ``grid`` of patches."""
+    p, (rows, columns) = patch_size, grid
+    return rearrange(patches, "n (h w) (p q c) -> n c (h p) (w q)", h=rows, w=columns, p=p, q=p)

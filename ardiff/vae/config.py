@@ -1,7 +1,10 @@
 """Configurations of the AR-VAE and of its discriminator."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from ardiff.resolution import Resolution
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -10,8 +13,8 @@ class AutoencoderConfig:
 
     kind: Literal["standard"] = "standard"
     """Kind of model: ``standard``, or ``upstream`` for the authors' checkpoints, which has options of its own."""
-    resolution: int = 256
-    """Height and width of a frame in pixels."""
+    resolution: Resolution = Resolution(256, 256)
+    """Height and width of a frame in pixels: one number, or [height, width]. Both are multiples of ``patch_size``."""
     patch_size: int = 16
     """Side of a square patch in pixels."""
     num_tokens: int = 32
@@ -33,21 +36,27 @@ class AutoencoderConfig:
     frame is decoded alone."""
 
     def __post_init__(self) -> None:
-        sizes = (self.resolution, self.patch_size, self.num_tokens, self.token_dim)
+        object.__setattr__(self, "resolution", Resolution.parse(self.resolution))  # Python code may give one number
+        sizes = (*self.resolution, self.patch_size, self.num_tokens, self.token_dim)
         if min(*sizes, self.width, self.depth, self.num_heads, self.temporal_window) < 1:
             raise ValueError(
                 "resolution, patch_size, num_tokens, token_dim, width, depth, num_heads and temporal_window must be at "
                 "least 1"
             )
-        if self.resolution % self.patch_size:
-            raise ValueError(f"resolution {self.resolution} must be a multiple of patch_size {self.patch_size}")
+        if any(side % self.patch_size for side in self.resolution):
+            raise ValueError(f"resolution {self.resolution.plain} must be a multiple of patch_size {self.patch_size}")
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads} and of 4")
 
     @property
-    def side(self) -> int:
-        """Patches along each side of a frame."""
-        return self.resolution // self.patch_size
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches in a frame."""
+        return self.resolution.height // self.patch_size, self.resolution.width // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of a frame."""
+        return math.prod(self.patch_grid)
 
     @property
     def unit_latents(self) -> bool:

@@ -23,7 +23,7 @@ class Decoder(nn.Module):
         self.token_in = nn.Linear(config.token_dim, config.width)
         self.token_positions = nn.Parameter(0.02 * torch.randn(config.num_tokens, config.width))
         self.placeholder = nn.Parameter(0.02 * torch.randn(config.width))
-        self.patch_positions = nn.Parameter(sincos_grid(config.side, config.side, config.width))
+        self.patch_positions = nn.Parameter(sincos_grid(*config.patch_grid, config.width))
         self.blocks = nn.ModuleList(FrameBlock(config) for _ in range(config.depth))
         layers = config.depth if config.temporal == "window" else 0
         self.temporal = nn.ModuleList(TemporalAttention(config) for _ in range(layers))
@@ -45,7 +45,7 @@ class Decoder(nn.Module):
 
         ``temporal=False`` decodes each frame alone.
         """
-        batch, num_patches = len(latents), self.config.side**2
+        batch, num_patches = len(latents), self.config.num_patches
         tokens = self.token_in(latents) + self.token_positions  # (B, F, L, C)
         own = rearrange(tokens, "b f l c -> (b f) l c")  # (N, L, C)
         patches = repeat(self.placeholder + self.patch_positions, "p c -> n p c", n=len(own))  # (N, P, C)
@@ -59,5 +59,5 @@ class Decoder(nn.Module):
                 patches, own = x[:, :num_patches], x[:, num_patches:]  # (N, P, C), (N, L, C)
                 x = block(torch.cat([patches + attention(patches, history, visible), own], dim=1))  # (N, P + L, C)
         x = self.patch_out(self.norm(x[:, :num_patches]))  # (N, P, p q 3)
-        frames = unpatchify(x, self.config.patch_size, self.config.side)  # (N, 3, H, W)
+        frames = unpatchify(x, self.config.patch_size, self.config.patch_grid)  # (N, 3, H, W)
         return rearrange(frames, "(b f) c h w -> b f c h w", b=batch)

@@ -19,7 +19,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.patch_in = nn.Linear(3 * config.patch_size**2, config.width)
-        self.patch_positions = nn.Parameter(sincos_grid(config.side, config.side, config.width))
+        self.patch_positions = nn.Parameter(sincos_grid(*config.patch_grid, config.width))
         self.latent_tokens = nn.Parameter(0.02 * torch.randn(config.num_tokens, config.width))
         self.blocks = nn.ModuleList(FrameBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)

@@ -16,6 +16,7 @@ from ardiff.metrics.registry import (
     find_spec,
     scored_metric_names,
 )
+from ardiff.resolution import Resolution
 from ray_jobs.evaluation.frames import Fit
 
 
@@ -41,10 +42,12 @@ class ScoredClips:
     rate. Give the rate that the model was trained at: all frames of generated videos are taken."""
     split: Split = "test"
     """Split of the real manifest: test or train. A folder has none."""
-    resolution: int | None = None
-    """Scale frames to this height and width first. Without it, all videos must have one size."""
+    resolution: Resolution | None = None
+    """Scale frames to this height and width first: one number, or height,width. Without it, all videos must have one
+    size."""
     fit: Fit = "crop"
-    """How frames that are not square become square: ``crop`` keeps their centre, ``stretch`` changes their aspect."""
+    """How frames get the aspect ratio of ``resolution``, or without it become square: ``crop`` keeps their centre,
+    ``stretch`` changes their aspect."""
     partitions: int = 16
     """Random partitions of the videos into quarters, for the 95 % interval of distances; 0 leaves it out."""
     seed: int = 0
@@ -59,8 +62,8 @@ class ScoredClips:
             raise ValueError("num_clips and num_frames must be at least 2; stride, batch_size and max_actors 1")
         if self.fps < 0:
             raise ValueError("fps must not be negative")
-        if self.resolution is not None and self.resolution < 16:
-            raise ValueError(f"resolution must be at least 16, got {self.resolution}")
+        if self.resolution is not None and min(self.resolution) < 16:
+            raise ValueError(f"resolution must be at least 16, got {self.resolution.plain}")
         if self.partitions < 0:
             raise ValueError("partitions must not be negative")
 

@@ -17,6 +17,7 @@ from ardiff.errors import ConfigError, DataError
 from ardiff.metrics.arrays import SUFFIXES, list_array_videos
 from ardiff.metrics.choice import draw, halves
 from ardiff.randomness import numpy_generator
+from ardiff.resolution import Resolution
 from ray_jobs.evaluation.config import ScoredClips
 from ray_jobs.evaluation.frames import Fit
 from ray_jobs.runtime.progress import progress_bar
@@ -305,17 +306,18 @@ def _names(uris: list[str]) -> list[str]:
     return [str(Path("/".join(uri.split("/")[common:])).with_suffix("")) for uri in uris]
 
 
-def common_size(records: list[VideoRecord], resolution: int | None) -> str:
+def common_size(records: list[VideoRecord], resolution: Resolution | None) -> str:
     """Height x width of all videos. Raises ConfigError if they differ and no ``resolution`` is given."""
     if resolution is not None:
-        return f"{resolution}x{resolution}"
+        return str(resolution)
     sizes = sorted({(r.height, r.width) for r in records})
     if len(sizes) > 1:
-        shown = " and ".join(f"{w}x{h}" for h, w in sizes[:3])
+        shown = " and ".join(f"{h}x{w}" for h, w in sizes[:3])
         raise ConfigError(
-            f"The videos have different sizes ({shown}): give --resolution to scale and crop them to one."
+            f"The videos have different sizes ({shown}, height x width): give --resolution to scale and crop them to "
+            "one."
         )
-    return f"{sizes[0][0]}x{sizes[0][1]}"
+    return str(Resolution(*sizes[0]))
 
 
 def codecs(records: list[VideoRecord]) -> str:

@@ -14,6 +14,7 @@ from ardiff.data import storage
 from ardiff.errors import DataError
 from ardiff.metrics.features import VideoFeatures
 from ardiff.metrics.store import ClipFeatures, FeatureStore, StoredClip
+from ardiff.resolution import Resolution
 from ray_jobs.evaluation.config import EvaluateConfig, ScoredClips
 from ray_jobs.evaluation.datasets import Clip
 from ray_jobs.evaluation.frames import read_frames
@@ -88,7 +89,7 @@ def extract(
     sets: list[ClipSet],
     build: Callable[[torch.device], Measure],
     num_frames: int,
-    resolution: int | None,
+    resolution: Resolution | None,
     workers: Workers,
 ) -> list[Extracted]:
     """Extracts the features of all sets with one pool of actors.
@@ -101,7 +102,7 @@ def extract(
         sets: The sets. Clips that are in their store are skipped.
         build: Makes the function that measures the clips, on the actors.
         num_frames: Frames of a clip.
-        resolution: Scale and crop frames to this height and width; None keeps their size.
+        resolution: Scale and crop frames to this shape; None keeps their size.
         workers: The actors.
 
     Raises:
@@ -129,7 +130,7 @@ def _run(
     stores: list[FeatureStore],
     build: Callable[[torch.device], Measure],
     num_frames: int,
-    resolution: int | None,
+    resolution: Resolution | None,
     workers: Workers,
     progress: Any,
 ) -> None:
@@ -164,7 +165,7 @@ def _run(
             stores[number].append(buffer)
 
 
-def _decode(batch: dict[str, Any], num_frames: int, resolution: int | None) -> dict[str, Any]:
+def _decode(batch: dict[str, Any], num_frames: int, resolution: Resolution | None) -> dict[str, Any]:
     """Adds the frames, uint8 ``(n, F, H, W, 3)`` or ``(n, 2, F, H, W, 3)``, and a hash of each clip's pixels."""
     videos, hashes = [], []
     for clip in batch["clips"]:
@@ -181,8 +182,10 @@ def _sha256(video: np.ndarray) -> str:
 
 def _stack(videos: list[np.ndarray], names: str) -> np.ndarray:
     if len({video.shape for video in videos}) > 1:
-        sizes = " and ".join(sorted({f"{v.shape[-2]}x{v.shape[-3]}" for v in videos}))
-        raise DataError(f"{names} have different sizes ({sizes}): give --resolution to scale and crop them to one.")
+        sizes = " and ".join(sorted({str(Resolution(*v.shape[-3:-1])) for v in videos}))
+        raise DataError(
+            f"{names} have different sizes ({sizes}, height x width): give --resolution to scale and crop them to one."
+        )
     return np.stack(videos)
 
 

@@ -7,19 +7,20 @@ import torch
 
 from ardiff.data.clips import read_clip
 from ardiff.data.manifest import record_of
-from ardiff.data.pictures import crop_square
+from ardiff.data.pictures import crop, crop_square
 from ardiff.metrics.arrays import is_array_video, read_array_clip
 from ardiff.metrics.preprocess import resize_to_uint8
+from ardiff.resolution import Resolution
 
 Fit = Literal["crop", "stretch"]
-"""How frames become square."""
+"""How frames get another aspect ratio."""
 
 
-def read_frames(clip: dict[str, Any], side: str, num_frames: int, resolution: int | None) -> np.ndarray:
+def read_frames(clip: dict[str, Any], side: str, num_frames: int, resolution: Resolution | None) -> np.ndarray:
     """The frames of a clip, uint8 ``(F, H, W, 3)``.
 
-    Without ``resolution`` frames of a pair are whole. ``crop`` scales the short side to ``resolution`` and keeps the
-    central square; ``stretch`` scales both sides.
+    ``crop`` scales frames to cover ``resolution`` and keeps the centre; without ``resolution`` it keeps the central
+    square, but frames of a pair are whole. ``stretch`` scales both sides.
 
     Args:
         clip: A :class:`~ray_jobs.evaluation.datasets.Clip` as a dictionary.
@@ -35,10 +36,10 @@ def read_frames(clip: dict[str, Any], side: str, num_frames: int, resolution: in
     if is_array_video(record.uri):
         frames = read_array_clip(record.uri, range(start, start + (num_frames - 1) * stride + 1, stride))
         if resolution is not None and fit == "crop":
-            frames = crop_square(frames, min(frames.shape[1:3]))
+            frames = crop(frames, resolution.largest_in(*frames.shape[1:3]))
     else:
         scaled = resolution if fit == "crop" else None
         frames = read_clip(record, start, num_frames, stride, scaled, float(clip["fps"]))
     if resolution is not None:
         return resize_to_uint8(torch.from_numpy(frames), resolution).numpy()
-    return crop_square(frames, min(frames.shape[1:3])) if fit == "crop" and not is_pair else frames
+    return crop_square(frames) if fit == "crop" and not is_pair else frames

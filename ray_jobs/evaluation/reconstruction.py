@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from ardiff.data.transforms import to_uint8, to_unit
+from ardiff.errors import DataError
 from ardiff.pretrained import load_autoencoder
+from ardiff.resolution import Resolution
 from ardiff.vae import ARAutoencoder
 
 NAME = "reconstruction"
@@ -17,7 +19,16 @@ CODEC = "ar-vae"
 
 @torch.no_grad()
 def reconstruct(vae: ARAutoencoder, videos: np.ndarray) -> np.ndarray:
-    """Encodes and decodes videos, uint8 ``(n, F, H, W, 3)``, without noise."""
+    """Encodes and decodes videos, uint8 ``(n, F, H, W, 3)``, without noise.
+
+    Raises DataError if the AR-VAE is for frames of another shape.
+    """
+    shape, expected = Resolution(*videos.shape[2:4]), vae.config.resolution
+    if shape != expected:
+        raise DataError(
+            f"The AR-VAE is for frames of {expected}, height x width, but the clips have {shape}: give --resolution "
+            f"{expected.height},{expected.width}."
+        )
     device = next(vae.parameters()).device
     means = vae.encode(to_unit(torch.from_numpy(videos).to(device))).mean
     return to_uint8(vae.decode_long(means)).cpu().numpy()

@@ -34,9 +34,8 @@ def play_together(title: str, caption: str, specs: Sequence[VideoSpec], fps: flo
     """One video with the videos of ``specs`` as tiles. Shorter ones start again until the longest ends."""
     clips = [_read_frames(spec) for spec in specs]
     longest = max(len(clip) for clip in clips)
-    side = max(clip.shape[1] for clip in clips)
-    tiles = np.stack([_enlarge(clip, side)[np.arange(longest) % len(clip)] for clip in clips])
-    tiled = tile(tiles, columns=min(4, len(clips)), scale=max(TILE_PIXELS // side, 1))
+    tiles = np.stack([clip[np.arange(longest) % len(clip)] for clip in _of_one_size(clips)])
+    tiled = tile(tiles, columns=min(4, len(clips)), scale=max(TILE_PIXELS // tiles.shape[2], 1))
     return Video(title, caption, encode_video(tiled, fps, crf=23), "video/mp4")
 
 
@@ -52,10 +51,11 @@ def subject_sheets(specs: Sequence[VideoSpec], labels: dict[str, str]) -> list[S
             chosen = [spec for spec in of_subject if spec.sampling.seed == seed]
             chosen.sort(key=lambda spec: order.index(spec.point))
             clips = [_read_frames(spec) for spec in chosen]
-            side, columns = max(c.shape[1] for c in clips), min(16, max(len(c) for c in clips))
-            rows = [_enlarge(c[np.linspace(0, len(c) - 1, columns).round().astype(int)], side) for c in clips]
-            scale = max(TILE_PIXELS // 2 // side, 1)
-            png = contact_sheet(np.stack(rows), [labels[spec.point] for spec in chosen], scale=scale)
+            columns = min(16, max(len(c) for c in clips))
+            shown = [c[np.linspace(0, len(c) - 1, columns).round().astype(int)] for c in clips]
+            rows = np.stack(_of_one_size(shown))
+            scale = max(TILE_PIXELS // 2 // rows.shape[2], 1)
+            png = contact_sheet(rows, [labels[spec.point] for spec in chosen], scale=scale)
             title = f"{chosen[0].subject or 'Without a class'}, seed {seed}"
             sheets.append(Sheet(title, "The same noise at every point, a row each; time runs to the right.", png))
     return sheets
@@ -68,7 +68,16 @@ def _read_frames(spec: VideoSpec) -> np.ndarray:
     return video[:, ::factor, ::factor]
 
 
-def _enlarge(clip: np.ndarray, side: int) -> np.ndarray:
-    """Resizes to ``side`` pixels by nearest neighbours."""
-    index = np.arange(side) * clip.shape[1] // side
-    return clip[:, index][:, :, index]
+def _of_one_size(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Clips resized by nearest neighbours to the largest height, with white right of the narrower ones."""
+    height = max(clip.shape[1] for clip in clips)
+    resized = [_enlarge(clip, height) for clip in clips]
+    width = max(clip.shape[2] for clip in resized)
+    return [np.pad(clip, ((0, 0), (0, 0), (0, width - clip.shape[2]), (0, 0)), constant_values=255) for clip in resized]
+
+
+def _enlarge(clip: np.ndarray, height: int) -> np.ndarray:
+    """Resizes to ``height`` by nearest neighbours, with the same aspect ratio."""
+    width = round(clip.shape[2] * height / clip.shape[1])
+    rows, columns = (np.arange(new) * old // new for new, old in zip((height, width), clip.shape[1:3], strict=True))
+    return clip[:, rows][:, :, columns]

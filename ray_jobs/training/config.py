@@ -23,7 +23,8 @@ class TrainVAEConfig:
     """Training clips."""
     init_from: str = ""
     """Initial weights: an AR-VAE folder, a pipeline folder or a training checkpoint (which also has the discriminator),
-    local or ``s3://``. Wider latents are pruned to ``vae.token_dim``. Empty starts from random weights."""
+    local or ``s3://``. Wider latents are pruned to ``vae.token_dim``, positions of frames of another shape are
+    interpolated. Empty starts from random weights."""
     vae: AnyAutoencoderConfig = field(default_factory=AutoencoderConfig)
     """The model."""
     task: AutoencoderTaskConfig = field(default_factory=AutoencoderTaskConfig)

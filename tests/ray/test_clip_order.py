@@ -16,6 +16,7 @@ from ardiff.data.config import ClipConfig
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream
+from ardiff.resolution import Resolution
 from ardiff.train.config import TrainConfig
 from ray_jobs.training.batches import ray_batches
 
@@ -73,7 +74,7 @@ def test_the_clip_list_is_the_stored_one(
     first_step: int,
 ) -> None:
     monkeypatch.setattr(distributed, "size", lambda: num_workers)
-    stream = ClipStream(manifest_table(records), CLIPS[uniform], 16, seed=5, chunk_size=4)
+    stream = ClipStream(manifest_table(records), CLIPS[uniform], Resolution.square(16), seed=5, chunk_size=4)
     config = TrainConfig(num_steps=STEPS, batch_size=BATCH, num_workers=num_workers, loading_tasks=1)
     shares = []
     for rank in range(num_workers):
@@ -103,7 +104,9 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         made = {}
         for name, settings in CLIPS.items():
-            whole = ClipStream(manifest_table(write_videos(Path(place))), settings, 16, seed=5, chunk_size=4)
+            whole = ClipStream(
+                manifest_table(write_videos(Path(place))), settings, Resolution.square(16), seed=5, chunk_size=4
+            )
             loaded = [row for chunk in range(-(-STEPS * BATCH // 4)) for row in seen(whole.load(chunk))]
             made[name] = loaded[: STEPS * BATCH]
     sys.stdout.write(json.dumps(made) + "\n")

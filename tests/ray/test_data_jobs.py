@@ -25,6 +25,7 @@ from ardiff.data.manifest import read_manifest, write_manifest
 from ardiff.data.transforms import to_unit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.pretrained import save_autoencoder
+from ardiff.resolution import Resolution
 from ray_jobs import prepare
 
 pytestmark = pytest.mark.ray
@@ -189,7 +190,7 @@ def test_only_missing_clips_are_encoded(
     first = latents_of(folder)
     assert sorted(first) == sorted((uri, start, False) for uri, start in expected)
     plain = next(r for r in records if r.uri.endswith("ten bits.mp4"))
-    clip = decode_clip(storage.read_bytes(plain.uri), 8, 4, resolution=16)
+    clip = decode_clip(storage.read_bytes(plain.uri), 8, 4, resolution=Resolution.square(16))
     with torch.no_grad():
         z = vae.encode(to_unit(torch.from_numpy(clip[None]))).mean[0].numpy()
     np.testing.assert_allclose(first[plain.uri, 8, False], z, atol=1e-5)

@@ -451,7 +451,7 @@ def test_errors_before_ray_starts(
     [
         ("few", "2 of 4 videos in"),
         ("short", "are shorter than the 16 frames of a clip"),
-        ("sizes", "different sizes (32x32 and 48x48): give --resolution"),
+        ("sizes", "different sizes (32x32 and 48x48, height x width): give --resolution"),
         ("broken", "1 of 9 videos in"),
         ("unpaired", "has no original called '000'"),
     ],

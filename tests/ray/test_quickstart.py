@@ -24,6 +24,7 @@ from ardiff.data.synthetic_captions import COLOUR_NAMES, WORDINGS, asks_for_held
 from ardiff.metrics.controls import CONTROLS
 from ardiff.metrics.pairs.psnr import psnr
 from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.resolution import Resolution
 
 pytestmark = pytest.mark.ray
 
@@ -198,7 +199,7 @@ def test_another_setting_in_the_same_folder_is_refused(
 @pytest.mark.slow
 def test_videos_of_ones_own(ardiff: Command, cluster: None, tmp_path: Path) -> None:
     videos, folder = tmp_path / "videos", tmp_path / "run"
-    sizes = SyntheticConfig(resolution=48, radius=10.0, num_frames=24, num_long=0)
+    sizes = SyntheticConfig(resolution=Resolution.square(48), radius=10.0, num_frames=24, num_long=0)
     for index in range(24):  # rings and squares of 60 x 48 pixels, one folder a class
         square = render_video(sizes, index // 2 * 4 + index % 2, "train")
         place = videos / ("ring", "square")[index % 2] / f"{index}.mp4"

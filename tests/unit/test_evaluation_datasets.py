@@ -10,6 +10,7 @@ import pytest
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.errors import ConfigError, DataError
+from ardiff.resolution import Resolution
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import (
     Clip,
@@ -111,8 +112,8 @@ def dataset(folder: Path, name: str, records: list[VideoRecord]) -> OpenDataset:
 
 def test_sizes() -> None:
     assert common_size([record("a"), record("b")], None) == "64x64"
-    assert common_size([record("a"), record("b", size=32)], 16) == "16x16"
-    with pytest.raises(ConfigError, match=r"different sizes \(32x32 and 64x64\)"):
+    assert common_size([record("a"), record("b", size=32)], Resolution.square(16)) == "16x16"
+    with pytest.raises(ConfigError, match=r"different sizes \(32x32 and 64x64, height x width\)"):
         common_size([record("a"), record("b", size=32)], None)
 
 
@@ -210,9 +211,12 @@ def test_frames_that_are_not_square_are_cropped_or_stretched(tmp_path: Path) -> 
     for side in (array, video):
         for fit, resolution, shape, white in (
             ("crop", None, (32, 32), 1.0),
-            ("crop", 16, (16, 16), 1.0),
+            ("crop", Resolution.square(16), (16, 16), 1.0),
+            ("crop", Resolution(16, 20), (16, 20), 0.8),
+            ("crop", Resolution(18, 32), (18, 32), 32 / 56.9),
             ("stretch", None, (32, 64), 0.5),
-            ("stretch", 16, (16, 16), 0.5),
+            ("stretch", Resolution(20, 16), (20, 16), 0.5),
+            ("stretch", Resolution.square(16), (16, 16), 0.5),
         ):
             clip = asdict(Clip(side, 0, 1, fit=fit))
             read = read_frames(clip, "video", 4, resolution)
@@ -221,7 +225,7 @@ def test_frames_that_are_not_square_are_cropped_or_stretched(tmp_path: Path) -> 
             assert read.mean() / 255 == pytest.approx(white, abs=0.02), (fit, resolution)
         pair = asdict(Clip(side, 0, 1, original=side))
         assert read_frames(pair, "original", 4, None).shape == (4, 32, 64, 3)
-        assert read_frames(pair, "video", 4, 16).shape == (4, 16, 16, 3)
+        assert read_frames(pair, "video", 4, Resolution.square(16)).shape == (4, 16, 16, 3)
 
 
 def test_array_files_and_folders_of_them_are_datasets(tmp_path: Path) -> None:

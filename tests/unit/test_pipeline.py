@@ -11,6 +11,7 @@ from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.errors import CheckpointError
 from ardiff.pipeline import ARDiffusionPipeline, read_info
+from ardiff.resolution import Resolution
 from ardiff.sampling.params import SamplingParams, expand_params
 from ardiff.sampling.request import SampleRequest
 
@@ -185,7 +186,7 @@ def test_info_is_read_without_weights(pipeline: ARDiffusionPipeline, tmp_path: P
     pipeline.save_pretrained(str(tmp_path))
     (tmp_path / "dit.safetensors").unlink()
     assert read_info(str(tmp_path)) == pipeline.info
-    assert (pipeline.info.num_frames, pipeline.info.resolution) == (8, 16)
+    assert (pipeline.info.num_frames, pipeline.info.resolution) == (8, Resolution.square(16))
     assert (pipeline.info.modes, pipeline.info.class_names) == (("window", "full"), ("disc", "ring", "square"))
     with pytest.raises(CheckpointError, match="no pipeline"):
         read_info(str(tmp_path / "missing"))
@@ -258,3 +259,19 @@ def test_progress_grows_to_all_frames(pipeline: ARDiffusionPipeline) -> None:
     pipeline(on_frames=counts.append, **SHORT)
     assert counts == sorted(set(counts))
     assert counts[-1] == 6
+
+
+def test_a_pipeline_of_rectangles(make_pipeline, make_vae, tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+    pipeline.vae = make_vae(seed=1, resolution=[16, 40])
+    pipeline.save_pretrained(str(tmp_path))
+    assert read_info(str(tmp_path)).resolution == (16, 40)
+    again = ARDiffusionPipeline.from_pretrained(str(tmp_path))
+    settings = {"num_frames": 4, "num_inference_steps": STEPS, "ar_step": 1, "seed": 0}
+    frames = pipeline(**settings).frames
+    assert frames.shape == (1, 4, 16, 40, 3)
+    assert torch.equal(again(**settings).frames, frames)
+    given = frames[0, :2]
+    assert pipeline(**settings, condition=given).frames.shape == (1, 4, 16, 40, 3)
+    with pytest.raises(ValueError, match=r"must be uint8 \(k, 16, 40, 3\) or"):
+        pipeline(**settings, condition=given.transpose(1, 2))

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from ardiff.data.manifest import VideoRecord
 from ray_jobs import prepare
-from ray_jobs.prepare import PrepareConfig, find_videos
+from ray_jobs.prepare import PrepareConfig, _sheet_resolution, find_videos
 
 
 def test_the_output_folder_is_no_part_of_the_set(tmp_path: Path) -> None:
@@ -34,3 +35,13 @@ def test_lines_that_name_no_video_are_counted(tmp_path: Path, monkeypatch: pytes
         ("", 0, "train", "skipped"),
     ]
     assert printed == [f"[yellow]1 lines of the lists[/] match no video of {source}, such as cat/gone.mp4 2"]
+
+
+def test_the_sheet_has_the_shape_of_the_videos_if_they_agree() -> None:
+    def record(width: int, height: int) -> VideoRecord:
+        return VideoRecord("a.mp4", 1, "h264", width, height, 8.0, 4, 0, "x", "train", "ok", "")
+
+    assert _sheet_resolution([record(64, 64)]) == (96, 96)
+    assert _sheet_resolution([record(1280, 720)] * 2) == (72, 128)
+    assert _sheet_resolution([record(1280, 720), record(720, 1280)]) == (96, 96)
+    assert _sheet_resolution([]) == (96, 96)

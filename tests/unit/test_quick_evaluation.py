@@ -10,15 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from ardiff.data.manifest import VideoRecord
-from ardiff.errors import ArdiffError, ConfigError
+from ardiff.errors import ArdiffError, ConfigError, DataError
 from ardiff.metrics.compare import comparable
 from ardiff.metrics.prompts import PROMPT_MEASURES
 from ardiff.metrics.scores import SetScore, read_scores, table, write_scores
 from ardiff.metrics.shapes import SHAPE_MEASURES
+from ardiff.resolution import Resolution
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import Clip, Dataset
 from ray_jobs.evaluation.quick import has_fvd, resolution_of
 from ray_jobs.evaluation.quick_scores import compute_scores, describe, summarize
+from ray_jobs.evaluation.reconstruction import reconstruct
 from ray_jobs.reports.quickstart import _prompt_lines, _prompt_tables, _score, _shape_tables, _share_lines
 
 COUNT, WITH_I3D = 12, 4
@@ -175,7 +177,7 @@ def test_videos_are_of_oneresolution_of() -> None:
     mixed = {"reference": [Clip(record("a"), 0, 1)], "x": [Clip(record("b", 64), 0, 1)]}
     with pytest.raises(ConfigError, match="different sizes"):
         resolution_of(QuickConfig(), mixed)
-    assert resolution_of(QuickConfig(resolution=32), mixed) == "32x32"
+    assert resolution_of(QuickConfig(resolution=Resolution.square(32)), mixed) == "32x32"
 
 
 def test_the_report_of_a_model_with_prompts_leads_with_them() -> None:
@@ -192,3 +194,10 @@ def test_the_report_of_a_model_with_prompts_leads_with_them() -> None:
     [table] = _prompt_tables(sets)
     assert [row[0] for row in table.rows] == ["real", "ar-step-5", "ar-step-0", "ar-step-5-held-out"]
     assert _prompt_tables({"real": {}}) == []
+
+
+def test_an_ar_vae_reconstructs_frames_of_its_own_shape_only(make_vae) -> None:
+    videos = np.zeros((1, 2, 16, 40, 3), np.uint8)
+    assert reconstruct(make_vae(resolution=[16, 40]), videos).shape == videos.shape
+    with pytest.raises(DataError, match=r"frames of 40x16, .* the clips have 16x40: give --resolution 40,16\."):
+        reconstruct(make_vae(resolution=[40, 16]), videos)

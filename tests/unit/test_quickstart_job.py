@@ -11,6 +11,7 @@ from ardiff.data.manifest import VideoRecord, write_manifest
 from ardiff.metrics.networks.random3d import RandomVideoFeatures
 from ardiff.metrics.shapes import SHAPE_MEASURES
 from ardiff.metrics.weights import cached
+from ardiff.resolution import Resolution
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.quick import is_outdated
@@ -76,7 +77,7 @@ def test_the_report_shows_folders_of_pictures(tmp_path: Path) -> None:
         Image.new("RGB", (24, 16), (60 * number, 0, 0)).save(folder / f"{number}.png")
     record = VideoRecord(f"{folder}/", 1, "png", 24, 16, 25.0, 4, 0, "sky", "test", "ok", "")
     write_manifest(str(tmp_path / "manifest.parquet"), [record])
-    config = QuickConfig(real=str(tmp_path / "manifest.parquet"), num_frames=4, resolution=16)
+    config = QuickConfig(real=str(tmp_path / "manifest.parquet"), num_frames=4, resolution=Resolution.square(16))
     clips, names = _real_clips(config, 8)
     assert names == ["sky"]
     assert clips[0, :, 0, 0, 0].tolist() == [0, 60, 120, 180]

@@ -3,10 +3,12 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ray_jobs.reports.html import Curve, Report, Score, Sheet, Stage, Table, Video, render_report, write_report
+from ray_jobs.reports.sweep_media import _of_one_size
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "source"}
 
@@ -250,3 +252,12 @@ def test_tables_and_the_command_are_shown_escaped() -> None:
         assert text in page.text
     with pytest.raises(ValueError, match="must have 2 cells"):
         Table("Cells", "", ["cell", "score"], [["a"]])
+
+
+def test_clips_of_two_shapes_are_shown_beside_each_other() -> None:
+    wide, square = np.full((2, 4, 8, 3), 10, np.uint8), np.full((2, 8, 8, 3), 20, np.uint8)
+    first, second = _of_one_size([wide, square])
+    assert first.shape == second.shape == (2, 8, 16, 3)
+    assert (first == 10).all()
+    assert (second[:, :, :8] == 20).all()
+    assert (second[:, :, 8:] == 255).all()

@@ -22,6 +22,7 @@ from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream, LatentStream
 from ardiff.errors import CheckpointError, ConfigError, DataError, TrainingError
+from ardiff.resolution import Resolution
 from ardiff.train import shards
 from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.config import OptimizerConfig, TrainConfig
@@ -342,7 +343,7 @@ def test_a_chunk_that_crashes_processes_is_loaded_clip_by_clip_and_the_video_nam
         place = tmp_path / f"{i}.mp4"
         place.write_bytes(encode_video(np.full((4, 16, 16, 3), 60 * i, np.uint8), 8))
         records.append(VideoRecord(str(place), 9, "h264", 16, 16, 8.0, 4, i, "x", "train", "ok", ""))
-    stream = ClipStream(manifest_table(records), ClipConfig(num_frames=2), 16, seed=0, chunk_size=4)
+    stream = ClipStream(manifest_table(records), ClipConfig(num_frames=2), Resolution.square(16), seed=0, chunk_size=4)
     rows, whole = np.array([0, 2, 3]), stream.load(0, np.array([0, 2, 3]))
     deadly = int(whole["label"][1])
     read = ClipStream._read

@@ -57,7 +57,7 @@ def count_step(config: EstimateConfig) -> StepCounts:
     if isinstance(sizes, DiTConfig):
         block_inputs, tokens = 1, sizes.num_tokens
     else:
-        block_inputs, tokens = 2, (sizes.resolution // sizes.patch_size) ** 2 + sizes.num_tokens
+        block_inputs, tokens = 2, sizes.num_patches + sizes.num_tokens
     block_input = float(block_inputs * frames * tokens * sizes.width * config.element_bytes)
     size = config.element_bytes
     return StepCounts(int(parameters), flops, elements * size, (two[2] - one[2]) * size, block_input)
@@ -86,8 +86,8 @@ def text_flops(sizes: DiTConfig) -> float:
 @functools.lru_cache
 def encoder_flops(sizes: AutoencoderConfig) -> float:
     """Operations of encoding one frame."""
-    side = sizes.resolution
-    return _at_depth(sizes, make_autoencoder, lambda model: model.encode(torch.zeros(1, 1, 3, side, side)))
+    shape = (1, 1, 3, *sizes.resolution)
+    return _at_depth(sizes, make_autoencoder, lambda model: model.encode(torch.zeros(shape)))
 
 
 @functools.lru_cache
@@ -129,8 +129,7 @@ def count_forward(model: nn.Module, batch_size: int, num_frames: int) -> tuple[i
             output = model(torch.zeros(shape), timesteps, timesteps[:, 0], text)
         else:
             assert isinstance(model, ARAutoencoder)
-            side = model.config.resolution
-            target = torch.zeros(batch_size, num_frames, 3, side, side)
+            target = torch.zeros(batch_size, num_frames, 3, *model.config.resolution)
             noise = torch.zeros(batch_size, num_frames, model.config.num_tokens, model.config.token_dim)
             output, _ = model(target, noise, temporal=num_frames > 1)
         nn.functional.mse_loss(output, target)

@@ -26,6 +26,7 @@ from ardiff.data import storage
 from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
 from ardiff.errors import ConfigError
+from ardiff.resolution import Resolution
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.database import segments
 from ardiff.serving.files import JobFiles
@@ -553,7 +554,7 @@ def test_a_video_is_extended_with_all_its_frames(serve: Serve) -> None:
     same = served.client.post("/v1/videos/extensions", json={"video": {"id": video["id"]}, "seconds": 1}).json()
     assert same["class_label"] == 2
     file = served.client.get(f"/v1/videos/{video['id']}/content").content
-    before = torch.from_numpy(decode_clip(file, 0, 8, resolution=16))
+    before = torch.from_numpy(decode_clip(file, 0, 8, resolution=Resolution.square(16)))
     settings = {name: longer[name] for name in ("class_label", "num_frames", "num_inference_steps", "ar_step", "seed")}
     assert longer["frames_sha256"] == sha256(served.pipeline(condition=before, **settings).frames[0])
     for wrong, status in (
@@ -912,16 +913,22 @@ def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.
     eventually(lambda: len(list((Path(files.root) / "inputs" / "anonymous").iterdir())) == 3)
 
 
-def test_several_models_by_name(serve: Serve, make_pipeline: Any) -> None:
+def test_several_models_by_name(serve: Serve, make_pipeline: Any, make_vae: Any) -> None:
     other = make_pipeline(seed=5, num_classes=0)
+    other.vae = make_vae(resolution=[16, 40])
     served = serve(pipelines={"first": make_pipeline(), "second": other})
     models = served.client.get("/v1/models").json()["data"]
-    assert [(m["id"], m["num_classes"], m["size"]) for m in models] == [("first", 3, "16x16"), ("second", 0, "16x16")]
+    assert [(m["id"], m["num_classes"], m["size"]) for m in models] == [("first", 3, "16x16"), ("second", 0, "40x16")]
     assert served.client.get("/v1/models/second").json() == models[1]
     assert served.client.get("/v1/models/third").status_code == 404
     fields = {"num_frames": 4, "num_inference_steps": 3, "ar_step": 1, "seed": 0}
     done = served.wait(served.ask(model="second", **fields))
     assert done["frames_sha256"] == sha256(other(**fields).frames[0])
+    assert done["size"] == "40x16"
+    content = served.client.get(f"/v1/videos/{done['id']}/content").content
+    assert decode_clip(content, 0, 4).shape == (4, 16, 40, 3)
+    refused = served.client.post("/v1/videos", json={"model": "second", "size": "16x40"})
+    assert (refused.status_code, "makes 40x16 only" in refused.text) == (422, True)
     assert served.wait(served.ask(**fields))["model"] == "first"
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from ardiff.cli import main
 from ardiff.data.encode import VideoCodec, encode_video
 from ardiff.errors import ConfigError, DataError
+from ardiff.resolution import Resolution
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.fragments import FragmentWriter, as_file
 from ardiff.serving.hls import split
@@ -28,7 +29,7 @@ from ray_jobs.serve import application
 from ray_jobs.serving.lint import lint
 
 LIMITS: dict[str, Any] = {
-    "resolution": 16,
+    "resolution": Resolution.square(16),
     "max_frames": 8,
     "max_pixels": 2**20,
     "seconds": 5.0,
@@ -72,6 +73,9 @@ def test_uploads_are_scaled_and_cropped() -> None:
         assert np.abs(frames.reshape(-1, 3).mean(0) - [200, 10, 10]).max() < 8
     clip = encode_video(np.full((5, 24, 32, 3), 90, np.uint8), 8)
     assert asyncio.run(decode_upload(clip, **LIMITS)).shape == (5, 16, 16, 3)
+    wide = {**LIMITS, "resolution": Resolution(16, 40)}
+    for upload, count in ((clip, 5), (buffer.getvalue(), 1)):
+        assert asyncio.run(decode_upload(upload, **wide)).shape == (count, 16, 40, 3)
 
 
 def huge_picture() -> bytes:

@@ -16,11 +16,12 @@ from ardiff.data.config import ClipConfig
 from ardiff.data.decode import decode_clip, decode_frames, frame_times
 from ardiff.data.error_log import BadSample
 from ardiff.data.manifest import VideoRecord, manifest_table
-from ardiff.data.pictures import crop_square
+from ardiff.data.pictures import crop
 from ardiff.data.probe import probe
 from ardiff.data.storage import StoredFile
 from ardiff.data.streams import ClipStream
 from ardiff.errors import DataError, DecodeError
+from ardiff.resolution import Resolution
 
 
 def record(place: Path, label: int = 0) -> VideoRecord:
@@ -112,7 +113,7 @@ def test_folders_of_pictures(tmp_path: Path, kind: str) -> None:
     for clip, numbers in zip(clips, ([9, 10, 11], [2, 3, 4]), strict=True):
         expected = np.stack([picture(n) for n in numbers])
         assert np.array_equal(clip, expected) if kind == "PNG" else distance(clip, expected) < 6
-    [small] = read_clips(video, [[0]], 0.0, 24)
+    [small] = read_clips(video, [[0]], 0.0, Resolution.square(24))
     assert small.shape == (1, 24, 32, 3)
     (folder / f"f3.{kind.lower()}").unlink()
     with pytest.raises(DecodeError, match="11 pictures, not 12 as before"):
@@ -138,10 +139,10 @@ def test_natural_order() -> None:
 
 def test_squares_lie_where_they_are_asked_to() -> None:
     clip = np.arange(2 * 6 * 9 * 3, dtype=np.uint8).reshape(2, 6, 9, 3)
-    assert np.array_equal(crop_square(clip, 6), clip[:, :, 1:7])
-    assert np.array_equal(crop_square(clip, 6, (0.0, 0.0)), clip[:, :, :6])
-    assert np.array_equal(crop_square(clip, 6, (1.0, 1.0)), clip[:, :, 3:])
-    assert crop_square(clip, None) is clip
+    assert np.array_equal(crop(clip, Resolution.square(6)), clip[:, :, 1:7])
+    assert np.array_equal(crop(clip, Resolution.square(6), (0.0, 0.0)), clip[:, :, :6])
+    assert np.array_equal(crop(clip, Resolution.square(6), (1.0, 1.0)), clip[:, :, 3:])
+    assert crop(clip, None) is clip
 
 
 def test_large_files_are_read_by_ranges_and_small_ones_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +167,9 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[VideoRecord]:
 def stream(records: list[VideoRecord], **changes: Any) -> ClipStream:
     settings = {"num_frames": 3, "stride": 2, **{k: v for k, v in changes.items() if k in ClipConfig.__slots__}}
     rest = {k: v for k, v in changes.items() if k not in ClipConfig.__slots__}
-    return ClipStream(manifest_table(records), ClipConfig(**settings), **{"resolution": 24, "seed": 0, **rest})
+    return ClipStream(
+        manifest_table(records), ClipConfig(**settings), **{"resolution": Resolution.square(24), "seed": 0, **rest}
+    )
 
 
 def test_uniform_over_clips_visits_every_part_of_every_video_once(records: list[VideoRecord]) -> None:
@@ -235,9 +238,9 @@ def test_random_crops_move_and_are_the_same_again(records: list[VideoRecord]) ->
 
 def test_chunks_fit_into_a_block(records: list[VideoRecord]) -> None:
     assert stream(records).chunk_size == 64
-    assert stream(records, resolution=256).chunk_size == 32
-    assert stream(records, resolution=1024).chunk_size == 2
-    assert stream(records, resolution=1024, clips_per_visit=8).chunk_size == 8
+    assert stream(records, resolution=Resolution.square(256)).chunk_size == 32
+    assert stream(records, resolution=Resolution.square(1024)).chunk_size == 2
+    assert stream(records, resolution=Resolution.square(1024), clips_per_visit=8).chunk_size == 8
 
 
 def test_clips_at_a_rate(records: list[VideoRecord]) -> None:
@@ -258,7 +261,24 @@ def test_bad_clips_are_reported_and_the_others_read(tmp_path: Path) -> None:
     probed = record(put(tmp_path / "a.mp4", good))
     put(tmp_path / "a.mp4", broken_videos.corrupted(good, 9))  # there is a key frame every 6 frames
     reported: list[BadSample] = []
-    clips = read_good_clips(probed, [0, 3, 6, 9, 12], 3, 1, 0.0, 16, reported.append)
+    clips = read_good_clips(probed, [0, 3, 6, 9, 12], 3, 1, 0.0, Resolution.square(16), reported.append)
     assert [(sample.clip, sample.error) for sample in reported] == [(9, "corrupt")]
     assert sorted(clips) == [0, 3, 6, 12]
     assert clips[12].shape == (3, 16, 16, 3)
+
+
+def test_random_crops_of_rectangles_move_along_the_longer_side(records: list[VideoRecord]) -> None:
+    """The videos have 64 x 48 pixels: a wider frame leaves room above and below, a narrower one left and right."""
+    [whole] = read_clips(records[0], [[0, 2, 4]], 0.0, None)
+    assert whole.shape[1:3] == (48, 64)
+    for shape in (Resolution(24, 64), Resolution(48, 30)):
+        own = stream(records, resolution=shape, crop="random", chunk_size=20)
+        assert own.chunk_bytes == 20 * 3 * shape.num_pixels * 3
+        clips = own.load(0)["video"]
+        assert clips.shape == (20, 3, *shape, 3)
+        center = stream(records, resolution=shape, chunk_size=20).load(0)["video"]
+        assert sum(not np.array_equal(a, b) for a, b in zip(clips, center, strict=True)) > 15
+        for clip, label in zip(clips, own.load(0)["label"], strict=True):
+            [frames] = read_clips(records[label], [range(records[label].num_frames)], 0.0, None)
+            windows = np.lib.stride_tricks.sliding_window_view(frames, shape, axis=(1, 2))  # (F, y, x, 3, H, W)
+            assert (windows == np.moveaxis(clip[0], -1, 0)).all(axis=(-3, -2, -1)).any()

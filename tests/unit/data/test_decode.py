@@ -8,11 +8,14 @@ import av
 import numpy as np
 import pytest
 from numpy.random import default_rng
+from PIL import Image
 
 from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
+from ardiff.data.pictures import decode_image
 from ardiff.data.probe import probe
 from ardiff.errors import ClipTooShortError, DecodeError
+from ardiff.resolution import Resolution
 
 
 def moving_ramp(num_frames: int, height: int, width: int) -> np.ndarray:
@@ -100,29 +103,29 @@ def test_impossible_requests(video: bytes, start: int, num_frames: int, stride: 
 def test_resize_short_side_then_centre_crop() -> None:
     wide = np.zeros((2, 64, 128, 3), np.uint8)
     wide[:, :, 32:96] = 200  # the central square is bright, all else is dark
-    clip = decode_clip(encode_video(wide, 8, crf=4), 0, 2, resolution=32)
+    clip = decode_clip(encode_video(wide, 8, crf=4), 0, 2, resolution=Resolution.square(32))
     assert clip.shape == (2, 32, 32, 3)
     assert clip[:, :, 2:-2].min() > 190
     tall = np.ascontiguousarray(wide.swapaxes(1, 2))
-    assert decode_clip(encode_video(tall, 8, crf=4), 0, 2, resolution=32)[:, 2:-2].min() > 190
+    assert decode_clip(encode_video(tall, 8, crf=4), 0, 2, resolution=Resolution.square(32))[:, 2:-2].min() > 190
 
 
 def test_downscale_averages() -> None:
     """A one-pixel checkerboard becomes even grey: aliasing would keep or fold the pattern."""
     y, x = np.mgrid[:128, :128]
     board = np.repeat(((y + x) % 2 * 255).astype(np.uint8)[None, ..., None], 3, axis=-1)
-    clip = decode_clip(encode_video(board, 8, crf=0), 0, 1, resolution=32).astype(float)
+    clip = decode_clip(encode_video(board, 8, crf=0), 0, 1, resolution=Resolution.square(32)).astype(float)
     assert clip.std() < 4
     assert abs(clip.mean() - 127.5) < 6
 
 
 @pytest.mark.parametrize("resolution", [31, 48, 63, 96])
 def test_any_resolution_gives_a_square(video: bytes, resolution: int) -> None:
-    assert decode_clip(video, 0, 2, resolution=resolution).shape == (2, resolution, resolution, 3)
+    assert decode_clip(video, 0, 2, resolution=Resolution.square(resolution)).shape == (2, resolution, resolution, 3)
 
 
 def test_same_resolution_is_a_crop_only(video: bytes, frames: np.ndarray) -> None:
-    assert np.array_equal(decode_clip(video, 0, 5, resolution=48), frames[:5, :, 8:56])
+    assert np.array_equal(decode_clip(video, 0, 5, resolution=Resolution.square(48)), frames[:5, :, 8:56])
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
@@ -208,3 +211,32 @@ def test_corrupt_bytes_are_noticed(video: bytes) -> None:
         probe(data)
     with pytest.raises(DecodeError, match="cannot be decoded"):
         decode_clip(data, 0, 16)
+
+
+@pytest.mark.parametrize("resolution", [Resolution(36, 64), Resolution(64, 36), Resolution(30, 50)])
+@pytest.mark.parametrize("size", [(64, 128), (128, 64), (90, 90), (40, 32)])
+def test_frames_cover_a_rectangle_and_lose_the_same_at_both_ends(size: tuple[int, int], resolution: Resolution) -> None:
+    """Ramps along both axes: the scale is the same along both, and what is cut is cut evenly."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    ramps = np.stack([255 * (y + 0.5) / size[0], 255 * (x + 0.5) / size[1], 0 * y], axis=-1).round().astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(ramps).save(buffer, "PNG")
+    pixels = decode_image(buffer.getvalue(), resolution)
+    scale = max(resolution.height / size[0], resolution.width / size[1])
+    assert pixels.shape[:2] == tuple(max(round(s * scale), r) for s, r in zip(size, resolution, strict=True))
+    [clip] = decode_clip(encode_video(ramps[None], 8, crf=1), 0, 1, resolution=resolution).astype(float)
+    assert clip.shape == (*resolution, 3)
+    for channel, (across, length) in enumerate(zip(resolution, size, strict=True)):
+        ends = clip[..., channel].mean(axis=1 - channel)[[1, -2]]
+        assert ends.mean() == pytest.approx(127, abs=6)
+        shown = min(across / (length * scale), 1.0)  # the part of the picture that remains
+        assert np.ptp(ends) == pytest.approx(255 * shown * (across - 3) / across, abs=10)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_rotated_video_covers_the_rectangle_after_it_is_turned(video: bytes, degrees: int) -> None:
+    turned = rotated(video, degrees)
+    [upright] = decode_clip(turned, 0, 1)
+    [clip] = decode_clip(turned, 0, 1, resolution=Resolution(*upright.shape[:2]))
+    assert np.array_equal(clip, upright)
+    assert decode_clip(turned, 0, 1, resolution=Resolution(20, 90)).shape == (1, 20, 90, 3)

@@ -16,6 +16,7 @@ from ardiff.data.decode import decode_clip, decode_frames, frame_times
 from ardiff.data.pictures import decode_image
 from ardiff.data.probe import probe
 from ardiff.errors import DecodeError
+from ardiff.resolution import Resolution
 
 VP9 = {"codec": "libvpx-vp9", "container": "webm", "deadline": "realtime", "cpu_used": 8}
 
@@ -199,7 +200,11 @@ def test_pixels_become_square(aspect: str, size: tuple[int, int]) -> None:
     assert shown.shape == (height, width, 3)
     square = Image.fromarray(picture(0)).resize(size, Image.Resampling.BICUBIC)
     assert distance(shown, np.asarray(square)) < 6
-    assert decode_frames(data, [0], 24)[0].shape == (24 * height // min(size), round(24 * width / min(size)), 3)
+    assert decode_frames(data, [0], Resolution.square(24))[0].shape == (
+        24 * height // min(size),
+        round(24 * width / min(size)),
+        3,
+    )
 
 
 def test_a_size_that_changes_is_an_error() -> None:

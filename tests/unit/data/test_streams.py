@@ -16,6 +16,7 @@ from ardiff.data.latents import latent_table
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream, Columns, LatentStream, Stream
 from ardiff.errors import ClipTooShortError, DataError
+from ardiff.resolution import Resolution
 
 LENGTHS = [7, 12, 8, 20, 7]
 ROWS = [3, 1, 4, 2, 5]
@@ -43,7 +44,12 @@ def clip_stream(uris: list[str], lengths: list[int] | None = None, **changes: An
     ]
     names = {f.name for f in fields(ClipConfig)}
     clips = {"num_frames": 3, "stride": 2, **{n: v for n, v in changes.items() if n in names}}
-    rest = {"resolution": 16, "seed": 0, "chunk_size": 3, **{n: v for n, v in changes.items() if n not in names}}
+    rest = {
+        "resolution": Resolution.square(16),
+        "seed": 0,
+        "chunk_size": 3,
+        **{n: v for n, v in changes.items() if n not in names},
+    }
     return ClipStream(manifest_table(records), ClipConfig(**clips), **rest)
 
 
@@ -141,7 +147,7 @@ def test_clips_are_cut_anywhere_in_the_video(videos: list[str]) -> None:
     """The bar's place says where a clip starts: all starts of the longest video occur, and no other."""
     samples = read(clip_stream(videos), 0, 400)
     clips = samples["video"][samples["label"] == 1]  # 12 frames, a clip spans 5
-    whole = decode_clip(Path(videos[1]).read_bytes(), 0, 12, 1, 16)
+    whole = decode_clip(Path(videos[1]).read_bytes(), 0, 12, 1, Resolution.square(16))
     starts = Counter(next(s for s in range(8) if np.array_equal(clip, whole[s : s + 5 : 2])) for clip in clips)
     assert clips.shape == (80, 3, 16, 16, 3)
     assert clips.dtype == np.uint8

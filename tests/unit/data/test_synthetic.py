@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from ardiff.data.manifest import Split
 from ardiff.data.probe import probe
 from ardiff.data.synthetic import BACKGROUND, CLASSES, render_video, signed_distance, video_length
 from ardiff.data.synthetic_set import write_video
+from ardiff.resolution import Resolution
 
 CONFIG = SyntheticConfig(num_train=8, num_test=8, num_long=1, long_frames=60)
 BRIGHTNESS = np.array([0.299, 0.587, 0.114])
@@ -18,10 +20,9 @@ BRIGHTNESS = np.array([0.299, 0.587, 0.114])
 def centroid(video: np.ndarray) -> np.ndarray:
     """Centre of what differs from the background, (F, 2), in pixels."""
     weight = np.abs(video.astype(float) - round(255 * BACKGROUND)).sum(-1)
-    pixel = np.arange(video.shape[1]) + 0.5
+    y, x = (np.arange(side) + 0.5 for side in video.shape[1:3])
     return (
-        np.stack([np.einsum("fyx,y->f", weight, pixel), np.einsum("fyx,x->f", weight, pixel)], -1)
-        / weight.sum((1, 2))[:, None]
+        np.stack([np.einsum("fyx,y->f", weight, y), np.einsum("fyx,x->f", weight, x)], -1) / weight.sum((1, 2))[:, None]
     )
 
 
@@ -101,8 +102,34 @@ def test_encoding_keeps_brightness_well_and_colour_as_far_as_420_can(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "values", [{"num_train": 0}, {"num_long": -1}, {"resolution": 33}, {"radius": 16.0}, {"radius": 0.1}]
+    "values",
+    [
+        {"num_train": 0},
+        {"num_long": -1},
+        {"resolution": Resolution.square(33)},
+        {"resolution": Resolution(32, 12)},
+        {"radius": 16.0},
+        {"radius": 0.1},
+    ],
 )
-def test_impossible_sizes_are_refused(values: dict[str, int]) -> None:
+def test_impossible_sizes_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         SyntheticConfig(**values)  # type: ignore[arg-type]
+
+
+def test_shapes_bounce_between_the_walls_of_a_rectangle() -> None:
+    wide = SyntheticConfig(resolution=Resolution(36, 64), num_long=0, num_frames=400)
+    video = render_video(wide, 3, "train")
+    assert video.shape == (400, 36, 64, 3)
+    mass = (video.astype(float) - round(255 * BACKGROUND)).sum((1, 2, 3))
+    assert mass.min() > 0.95 * mass.max()  # no part is ever cut off
+    lowest, highest = centroid(video).min(axis=0), centroid(video).max(axis=0)
+    np.testing.assert_allclose(lowest, 7, atol=1.5)
+    np.testing.assert_allclose(highest, [36 - 7, 64 - 7], atol=1.5)
+
+
+def test_the_record_of_a_rectangle(tmp_path: Path) -> None:
+    config = SyntheticConfig(resolution=Resolution(24, 40), num_long=0, num_frames=2)
+    record = write_video(config, str(tmp_path), 0, "test")
+    found = probe(storage.read_bytes(record.uri))
+    assert (record.width, record.height) == (found.width, found.height) == (40, 24)

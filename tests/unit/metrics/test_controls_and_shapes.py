@@ -18,10 +18,11 @@ from ardiff.metrics.shapes import (
     shape_measures,
 )
 from ardiff.metrics.tracking import MOTION_CHECKS, motion_checks, track
+from ardiff.resolution import Resolution
 
 
 def render(indices: range, resolution: int = 32, radius: float = 7.0) -> np.ndarray:
-    config = SyntheticConfig(num_frames=16, num_long=0, resolution=resolution, radius=radius)
+    config = SyntheticConfig(num_frames=16, num_long=0, resolution=Resolution.square(resolution), radius=radius)
     return np.stack([render_video(config, index, "train") for index in indices])
 
 
@@ -243,7 +244,10 @@ def drawn(shapes: list[str]) -> np.ndarray:
     """A video that moves evenly and shows the given shape in each frame; no object for an empty name."""
     scene = draw_scene(SyntheticConfig(), 0, "train")
     centre = scene.centres(len(shapes))
-    frames = [render_scene(32, replace(scene, shape=s or "ring"), centre[i : i + 1])[0] for i, s in enumerate(shapes)]
+    frames = [
+        render_scene(Resolution.square(32), replace(scene, shape=s or "ring"), centre[i : i + 1])[0]
+        for i, s in enumerate(shapes)
+    ]
     return np.stack([frame if shape else np.full_like(frame, 26) for frame, shape in zip(frames, shapes, strict=True)])
 
 

@@ -19,6 +19,7 @@ from ardiff.metrics.drift import (
     mean_statistics,
     shape_statistics,
 )
+from ardiff.resolution import Resolution
 from ray_jobs.reports.drift import curves, draw, page
 
 
@@ -86,7 +87,9 @@ def test_colour_is_that_of_the_content_and_drift_its_distance_from_the_start() -
 def test_shapes_of_segments() -> None:
     """Rings that turn into pluses for the last quarter of the frames."""
     scene = draw_scene(SyntheticConfig(), 0, "train")
-    ring, plus = (render_scene(32, replace(scene, shape=shape), scene.centres(8)) for shape in ("ring", "plus"))
+    ring, plus = (
+        render_scene(Resolution.square(32), replace(scene, shape=shape), scene.centres(8)) for shape in ("ring", "plus")
+    )
     turned = shape_statistics(np.concatenate([ring[:6], plus[6:]]))
     assert turned.tolist() == pytest.approx([0.75, 0.0, 0.0, 0.25, 6 / 7])
     means = mean_shape_statistics(np.stack([turned, shape_statistics(plus)]), [0, 3])

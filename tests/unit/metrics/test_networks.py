@@ -17,6 +17,7 @@ from ardiff.metrics.networks.i3d import I3D, I3D_EXTRACTOR, _MaxPool, _same
 from ardiff.metrics.networks.inception import FIDInception
 from ardiff.metrics.networks.resnet3d import ResNet3D50
 from ardiff.metrics.preprocess import resize_frames, scale_range
+from ardiff.resolution import Resolution
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
 EXPECTED = json.loads((GOLDEN / "net_fixtures.json").read_text())
@@ -172,7 +173,7 @@ def test_inception(size: int, seed: int) -> None:
     assert isinstance(model, FIDInception)
     assert f"RandomState({seed})" in EXPECTED["inception_v3_fid"]["runs"][str(size)]["image_rule"]
     images = np.random.RandomState(seed).randint(0, 256, size=(2, 3, size, size)).astype(np.uint8)
-    pixels = resize_frames(torch.from_numpy(images.transpose(0, 2, 3, 1).copy()), 299, "tf-bilinear")
+    pixels = resize_frames(torch.from_numpy(images.transpose(0, 2, 3, 1).copy()), Resolution.square(299), "tf-bilinear")
     inputs = scale_range(pixels, "(x - 128) / 128")
     expected = {width: torch.from_numpy(OUTPUTS[f"inception_{size}_{width}"]) for width in (64, 2048)}
     for width, features in ((2048, model(inputs)), (64, model.first_pool(inputs))):

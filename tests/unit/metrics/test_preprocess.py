@@ -10,6 +10,7 @@ from PIL import Image
 
 from ardiff.metrics.networks.resnet3d import MEAN_RGB
 from ardiff.metrics.preprocess import Range, Resize, resize_frames, scale_range
+from ardiff.resolution import Resolution
 
 EXPECTED = json.loads((Path(__file__).parents[2] / "golden" / "metrics" / "preprocess_fixtures.json").read_text())
 
@@ -26,7 +27,7 @@ def test_bicubic_is_pillows_on_floating_point_channels(height: int, width: int, 
         return np.asarray(Image.fromarray(channel.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC))
 
     expected = np.stack([[pillow(f[..., c]) for c in range(3)] for f in video.numpy()])
-    resized = resize_frames(video, size, "bicubic-antialias")
+    resized = resize_frames(video, Resolution.square(size), "bicubic-antialias")
     np.testing.assert_allclose(resized.numpy(), expected, atol=1e-4)  # of 0 to 255
     assert not torch.equal(resized, resized.round())
     assert size == 112 or resized.min() < 0  # nor clipped; there, noise is averaged away
@@ -57,7 +58,9 @@ def test_networks_see_what_those_of_the_peers_see(peer: str, case: str) -> None:
         pytest.skip("VideoGPT crops frames that are not square, which no protocol here does")
     expected = EXPECTED["cases"][case][peer]
     size, how, value_range = PEERS[peer]
-    seen = scale_range(resize_frames(peer_frames(case), size, how), value_range, MEAN_RGB)  # (2, 3, S, S)
+    seen = scale_range(
+        resize_frames(peer_frames(case), Resolution.square(size), how), value_range, MEAN_RGB
+    )  # (2, 3, S, S)
     assert [3, 2, *seen.shape[2:]] == expected["shape"]
     scale, middle = 127.5 if value_range == "minus mean RGB" else 1.0, slice(size // 2, size // 2 + 2)
     np.testing.assert_allclose(seen[0, 0, :4, :4], expected["corner_c0_t0_4x4"], atol=2e-6 * scale)
@@ -71,7 +74,9 @@ def test_networks_see_what_those_of_the_peers_see(peer: str, case: str) -> None:
 def test_ways_to_resize_differ_by_what_those_of_the_peers_differ(case: str) -> None:
     others: dict[str, Resize] = {"authors_vs_cdfvd": "bicubic-antialias", "tf1_vs_cdfvd": "tf-bilinear"}
     for pair, how in others.items():
-        one, other = (resize_frames(peer_frames(case), 224, w).double() / 127.5 for w in (how, "bilinear"))
+        one, other = (
+            resize_frames(peer_frames(case), Resolution.square(224), w).double() / 127.5 for w in (how, "bilinear")
+        )
         assert float((one - other).square().mean().sqrt()) == pytest.approx(
             EXPECTED["cases"][case]["rms_diff_224"][pair], rel=1e-4
         )
@@ -86,7 +91,7 @@ def peer_frames(case: str) -> torch.Tensor:
 @pytest.mark.parametrize("how", ["bilinear", "tf-bilinear"])
 def test_bilinear_samples_where_it_should(how: Resize) -> None:
     video, size = frames(10, 14), 7
-    resized = resize_frames(video, size, how).numpy()
+    resized = resize_frames(video, Resolution.square(size), how).numpy()
     offset = 0.5 if how == "bilinear" else 0.0
     for i in range(size):
         for j in range(size):
@@ -106,7 +111,7 @@ def test_bilinear_samples_where_it_should(how: Resize) -> None:
 def test_pixels_of_the_right_size_are_left_alone() -> None:
     video = frames(224, 224)
     for how in ("bilinear", "tf-bilinear", "bicubic-antialias"):
-        assert torch.equal(resize_frames(video, 224, how).byte(), video.permute(0, 3, 1, 2))  # type: ignore[arg-type]
+        assert torch.equal(resize_frames(video, Resolution.square(224), how).byte(), video.permute(0, 3, 1, 2))  # type: ignore[arg-type]
 
 
 def test_ranges() -> None:
@@ -118,8 +123,8 @@ def test_ranges() -> None:
 
 def test_what_cannot_be_resized() -> None:
     with pytest.raises(ValueError, match="expected uint8 frames"):
-        resize_frames(frames(8, 8).float(), 4, "bilinear")
+        resize_frames(frames(8, 8).float(), Resolution.square(4), "bilinear")
     with pytest.raises(ValueError, match="unknown resize method"):
-        resize_frames(frames(8, 8), 4, "nearest")  # type: ignore[arg-type]
+        resize_frames(frames(8, 8), Resolution.square(4), "nearest")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown range"):
         scale_range(torch.zeros(1, 3, 2, 2), "[0, 1]")  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from ardiff.data.synthetic import draw_scene, render_scene
 from ardiff.data.synthetic_captions import captions
 from ardiff.metrics.prompts import PROMPT_MEASURES, prompt_measures
 from ardiff.metrics.tracking import track
+from ardiff.resolution import Resolution
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,10 @@ def scenes():
 @pytest.fixture(scope="module")
 def videos(scenes):
     """Clips of the scenes as H.264, from frame 8 on."""
-    return [decode_clip(encode_video(render_scene(32, s, s.centres(24)), 8.0, crf=8), 8, 16) for s in scenes]
+    return [
+        decode_clip(encode_video(render_scene(Resolution.square(32), s, s.centres(24)), 8.0, crf=8), 8, 16)
+        for s in scenes
+    ]
 
 
 def test_real_videos_follow_all_their_captions(scenes, videos):

@@ -10,6 +10,7 @@ from ardiff.data.synthetic import CLASSES, draw_scene, render_scene, render_vide
 from ardiff.metrics import controls
 from ardiff.metrics.frechet import frechet_distance
 from ardiff.metrics.networks.random3d import NUM_FEATURES, RandomVideoFeatures, scale_features
+from ardiff.resolution import Resolution
 
 CLIPS = 96
 
@@ -45,7 +46,9 @@ def turning(seed: int, first: int, count: int, share: float) -> np.ndarray:
     generator, videos = np.random.default_rng(seed), []
     for index in range(first, first + count):
         scene = draw_scene(config, index, "test")
-        drawn = np.stack([render_scene(32, replace(scene, shape=shape), scene.centres(16)) for shape in CLASSES])
+        drawn = np.stack(
+            [render_scene(Resolution.square(32), replace(scene, shape=shape), scene.centres(16)) for shape in CLASSES]
+        )
         steps = generator.integers(1, 4, 16) * (generator.random(16) < share)
         videos.append(drawn[(index + steps.cumsum()) % 4, np.arange(16)])
     return np.stack(videos)

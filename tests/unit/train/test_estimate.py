@@ -58,6 +58,17 @@ def test_counts_are_linear_in_depth(model: str) -> None:
     assert (counts.flops, counts.activations) == (flops, kept)
 
 
+def test_rectangles_have_as_many_patches_as_squares_of_their_area() -> None:
+    """Operations depend on the number of patches only."""
+    counts = {}
+    for shape in ((32, 32), (16, 64), (64, 16), (16, 32)):
+        config = dataclasses.replace(SMALL, model="vae", vae=dataclasses.replace(VAE, resolution=shape))
+        counts[shape] = count_step(config), encoder_flops(config.vae), decoder_flops(config.vae)
+    assert counts[32, 32] == counts[16, 64] == counts[64, 16]
+    assert counts[16, 32][0].flops < 0.7 * counts[32, 32][0].flops
+    assert counts[16, 32][0].block_input == counts[32, 32][0].block_input * 12 / 20
+
+
 def test_operations_of_the_dit_by_hand() -> None:
     width, frames, tokens = 64, 8 * 4, 8
     rows = frames * tokens

@@ -1,5 +1,6 @@
 """Initial weights from an earlier stage."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from ardiff.pretrained import save_autoencoder
 from ardiff.train.checkpoint import TrainState, save_checkpoint
 from ardiff.train.config import OptimizerConfig
 from ardiff.train.engines.torch_engine import TorchEngine
-from ardiff.train.initial import initialise_autoencoder, initialise_dit, pruned
+from ardiff.train.export import MODEL, describe_autoencoder
+from ardiff.train.initial import initialise_autoencoder, initialise_dit, interpolated_positions, pruned
 from ardiff.vae.config import DiscriminatorConfig
 from ardiff.vae.discriminator import PatchDiscriminator
 from ray_jobs import train_dit, train_vae
@@ -128,3 +130,48 @@ def test_invalid_initial_weights(make_vae, tmp_path: Path) -> None:
     (tmp_path / "model-0-of-1.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="Cannot read the checkpoint file"):
         initialise_autoencoder(str(tmp_path), make_vae())
+
+
+def test_positions_interpolated_to_the_same_grid_are_the_same(make_vae) -> None:
+    positions = make_vae(resolution=48).encoder.patch_positions.detach()
+    assert torch.equal(interpolated_positions(positions, (6, 6), (6, 6)), positions)
+
+
+def test_interpolated_positions_stay_where_they_were() -> None:
+    """Embeddings that are coordinates, from 0 to 1 over the frame, are coordinates in the other grid too."""
+
+    def coordinates(rows: int, columns: int) -> torch.Tensor:
+        y, x = (torch.arange(n) / n + 0.5 / n for n in (rows, columns))
+        return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+
+    wide = interpolated_positions(coordinates(12, 12), (12, 12), (9, 16))
+    inside = torch.zeros(9, 16, dtype=torch.bool)
+    inside[2:-2, 3:-3] = True  # the border repeats its last values
+    assert torch.allclose(wide[inside.flatten()], coordinates(9, 16)[inside.flatten()], atol=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["vae", "pipeline", "checkpoint"])
+def test_a_model_of_squares_starts_one_of_rectangles(make_vae, make_pipeline, tmp_path: Path, kind: str) -> None:
+    source = make_pipeline().vae if kind == "pipeline" else make_vae(seed=3)
+    if kind == "vae":
+        save_autoencoder(str(tmp_path), source)
+    elif kind == "pipeline":
+        make_pipeline().save_pretrained(str(tmp_path))
+    else:
+        save_checkpoint(tmp_path, engine(source), TrainState(1, 2, "x"))
+        (tmp_path / MODEL).write_text(json.dumps(describe_autoencoder(source.config)))
+    model = make_vae(seed=5, resolution=[16, 40])
+    initialise_autoencoder(str(tmp_path), model)
+    for half, theirs in ((model.encoder, source.encoder), (model.decoder, source.decoder)):
+        assert torch.equal(half.patch_positions, interpolated_positions(theirs.patch_positions, (2, 2), (2, 5)))
+    others = dict(source.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert "patch_positions" in name or torch.equal(parameter, others[name]), name
+
+
+def test_a_turned_model_is_no_copy(make_vae, tmp_path: Path) -> None:
+    """Frames of 16 x 40 and of 40 x 16 have equally many patches, in other places."""
+    save_autoencoder(str(tmp_path), source := make_vae(seed=3, resolution=[16, 40]))
+    model = make_vae(seed=5, resolution=[40, 16])
+    initialise_autoencoder(str(tmp_path), model)
+    assert not torch.equal(model.encoder.patch_positions, source.encoder.patch_positions)

@@ -135,3 +135,8 @@ def test_gradients_reach_every_parameter(make_vae) -> None:
 def test_patches_have_16_pixels() -> None:
     with pytest.raises(ValueError, match="kind=upstream needs patch_size 16, got 8"):
         UpstreamAutoencoderConfig(patch_size=8)
+
+
+def test_frames_are_square() -> None:
+    with pytest.raises(ValueError, match=r"square frames only, because .*, got resolution \[16, 32\]: train a model"):
+        UpstreamAutoencoderConfig(**{**SIZES, "resolution": (16, 32)})

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache, Posterior
+from ardiff.vae.blocks import patchify, unpatchify
 
 FRAMES = 9
 SIZES = {"resolution": 16, "patch_size": 8, "num_tokens": 2, "width": 16, "depth": 2, "num_heads": 2}
@@ -156,7 +157,10 @@ def test_size_with_the_defaults() -> None:
     ("changes", "message"),
     [
         ({"resolution": 250}, "resolution 250 must be a multiple of patch_size 16"),
+        ({"resolution": (256, 250)}, r"resolution \[256, 250\] must be a multiple of patch_size 16"),
         ({"resolution": 0}, "at least 1"),
+        ({"resolution": (16, 0)}, "at least 1"),
+        ({"resolution": (16, 16, 16)}, "one number or"),
         ({"patch_size": 0}, "at least 1"),
         ({"num_heads": 0}, "at least 1"),
         ({"num_heads": 3}, "multiple of num_heads"),
@@ -170,3 +174,38 @@ def test_size_with_the_defaults() -> None:
 def test_impossible_sizes(changes, message):
     with pytest.raises(ValueError, match=message):
         AutoencoderConfig(**changes)
+
+
+@pytest.mark.parametrize("resolution", [(16, 40), (40, 16), (24, 24)])
+def test_positions_are_by_row_and_column(make_vae, resolution):
+    """A frame whose patches differ only in their row, or column, is a frame of the shape turned."""
+    model = make_vae(resolution=list(resolution), num_tokens=2)
+    rows, columns = model.config.patch_grid
+    assert (8 * rows, 8 * columns) == resolution
+    assert model.encoder.patch_positions.shape == (rows * columns, 16)
+    frames = torch.rand(2, 3, 3, *resolution, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(unpatchify(patchify(frames[:, 0], 8), 8, (rows, columns)), frames[:, 0])
+    assert model.encode(frames).mean.shape == (2, 3, 2, 4)
+    assert model.decode(latents(3)).shape == (2, 3, 3, *resolution)
+    new = ARAutoencoder(AutoencoderConfig(**{**SIZES, "resolution": resolution}))
+    for positions in (new.encoder.patch_positions, new.decoder.patch_positions):
+        grid = positions.unflatten(
+            0, (rows, columns)
+        )  # (rows, columns, C): half of the channels by row, half by column
+        assert torch.equal(grid[:, :, :8], grid[:, :1, :8].expand(-1, columns, -1))
+        assert torch.equal(grid[:, :, 8:], grid[:1, :, 8:].expand(rows, -1, -1))
+        assert torch.equal(grid[:2, 0, :8], grid[0, :2, 8:])
+
+
+def test_a_patch_of_a_rectangle_is_decoded_where_it_was(make_vae):
+    """Only the position of a patch tells its place: with that of another place, exactly these pixels change."""
+    model = make_vae(resolution=[16, 40])
+    with torch.no_grad():
+        for block in model.decoder.blocks:
+            block.attention.proj.weight.zero_()
+        expected = model.decode(latents(2))
+        model.decoder.patch_positions[1 * 5 + 3] += 1.0  # the second row, the fourth column
+    changed = (model.decode(latents(2)) != expected).any(dim=(0, 1, 2))  # (H, W)
+    place = torch.zeros(16, 40, dtype=torch.bool)
+    place[8:16, 24:32] = True
+    assert torch.equal(changed, place)
