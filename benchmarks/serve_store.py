@@ -90,7 +90,7 @@ class Bench:
     @contextlib.contextmanager
     def client(self) -> Iterator[httpx.Client]:
         """A client of a replica that runs nothing, over HTTP."""
-        listener = socket.socket()
+        listener = socket.socket(proto=socket.IPPROTO_TCP)  # with 0, asyncio does not set TCP_NODELAY
         listener.bind(("127.0.0.1", 0))
         app = build_app(self.replica(Accepting), PrometheusRecorder())
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
