@@ -16,7 +16,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ardiff.data import storage
-from ardiff.doctor import Finding
+from ardiff.doctor import Finding, check_driver, driver_version
 from ardiff.errors import ArdiffError
 from ray_jobs.runtime.cluster import await_resource
 from ray_jobs.runtime.stages import versions
@@ -43,6 +43,10 @@ class Node:
     """Bytes of Ray's object store."""
     shared_memory: int
     """Bytes of /dev/shm."""
+    driver: str
+    """Version of the NVIDIA driver; empty without one."""
+    cuda: str | None
+    """CUDA version of torch; None without CUDA."""
     storage_error: str
     """Why storage cannot be used; empty if it can."""
     database_error: str
@@ -86,6 +90,8 @@ class NodeProbe:
             self.resources.get("CPU", 0.0),
             self.resources.get("object_store_memory", 0.0),
             shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0,
+            driver_version(),
+            torch.version.cuda,
             "" if shared.storage is None else _storage_error(shared.storage),
             "" if shared.database is None else _database_error(shared.database, shared.database_password),
             skew,
@@ -175,12 +181,20 @@ def check_gpus(nodes: list[Node], wanted: int) -> Finding:
         f"{n.name}: Ray counts {n.ray_gpus:g}, torch sees {len(n.gpus)}" for n in nodes if len(n.gpus) != n.ray_gpus
     ]
     if differences:
-        return Finding("gpus", False, f"{'; '.join(differences)}: check nvidia-smi there, and the image's driver")
+        return Finding("gpus", False, f"{'; '.join(differences)}: check nvidia-smi there, and the node's driver")
     kinds = Counter(gpu for node in nodes for gpu in node.gpus)
     text = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     if kinds.total() < wanted:
         return Finding("gpus", False, f"{text or 'none'}, but {wanted} are wanted: check the autoscaler and its limits")
     return Finding("gpus", True, text or "none now: --gpus N waits until an autoscaler has started N")
+
+
+def check_drivers(nodes: list[Node]) -> Iterator[Finding]:
+    """Every driver runs torch's CUDA; see :func:`ardiff.doctor.check_driver`."""
+    for node in nodes:
+        if node.driver:
+            name, ok, text = check_driver(node.cuda, node.driver)
+            yield Finding(name, ok, f"{node.name}: {text}")
 
 
 def check_object_stores(nodes: list[Node]) -> Iterator[Finding]:

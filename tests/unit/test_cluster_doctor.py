@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ray_jobs.diagnostics.nodes import (
     NodeProbe,
     Shared,
     check_database,
+    check_drivers,
     check_gpus,
     check_versions,
     examine_nodes,
@@ -24,7 +26,7 @@ from ray_jobs.runtime.job_client import Submission
 
 
 def node(name: str, gpus: int = 0, cpus: float = 8, versions: dict[str, str] | None = None) -> Node:
-    return Node(name, versions or {}, ["A100"] * gpus, gpus, cpus, 0.0, 0, "", "")
+    return Node(name, versions or {}, ["A100"] * gpus, gpus, cpus, 0.0, 0, "580.1" if gpus else "", "13.0", "", "")
 
 
 def test_too_few_gpus_fail() -> None:
@@ -34,6 +36,13 @@ def test_too_few_gpus_fail() -> None:
     assert (name, ok) == ("gpus", False)
     assert text.startswith("none, but 8 are wanted")
     assert check_gpus([head, node("worker", 8)], 8) == ("gpus", True, "8 A100")
+
+
+def test_old_drivers_are_named() -> None:
+    old = replace(node("b", 8), driver="550.54")
+    texts = [(finding.ok, finding.text) for finding in check_drivers([node("head"), node("a", 8), old])]
+    assert [ok for ok, _ in texts] == [True, False]
+    assert texts[1][1].startswith("b: 550.54, but torch's CUDA 13.0 needs 580")
 
 
 def test_other_versions_are_named() -> None:
