@@ -88,17 +88,24 @@ class DistillTaskConfig(DiTTaskConfig):
     """Timesteps of these steps."""
     guidance: float = 1.5
     """Strength of the teacher's classifier-free guidance, which the student learns. 1 turns it off."""
-    start_probabilities: tuple[float, ...] = (0.4, 0.2, 0.2, 0.2)
+    start_probabilities: tuple[float, ...] = (0.7, 0.1, 0.1, 0.1)
     """Probability that a clip's trajectory begins at the first, second, ... of the teacher's timesteps. The student can
     be sampled from those with a probability above 0, with as many steps at most."""
+    first_frames: int = 6
+    """Further first frames per clip, each with noise of its own. They see no frame before them, so most of what a
+    student must learn is in them. Their error counts as much as that of the clips."""
     trajectory_uses: int = 4
     """Updates that use the same trajectories. The batches of the others are skipped. Checkpoints are stored between
     trajectories only, so ``train.checkpoint_every`` and ``train.num_steps`` must be multiples of it."""
 
     def __post_init__(self) -> None:
         DiTTaskConfig.__post_init__(self)
+        if self.teacher_forcing:
+            raise ValueError("teacher_forcing is for train-dit: a student always learns beside clean frames")
         if min(self.student_steps, self.teacher_steps, self.trajectory_uses) < 1:
             raise ValueError("student_steps, teacher_steps and trajectory_uses must be at least 1")
+        if self.first_frames < 0:
+            raise ValueError(f"first_frames must be 0 or more, got {self.first_frames}")
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance must be a finite number of at least 0, got {self.guidance}")
         if self.teacher_spacing == "distilled":

@@ -69,7 +69,7 @@ class DiTTask(Task):
             independent = sample_timesteps("independent", size, frames, count, draws.generators(size))  # (B, F)
             timesteps = torch.where(forced[:, None], to_device(independent, x0.device), timesteps)  # (B, F)
         x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)  # (B, F, L, D)
-        output = self._predict(x0, x_t, timesteps, labels, text, forced)  # (B, F, L, D)
+        output = self._evaluate(x0, x_t, timesteps, labels, text, forced)  # (B, F, L, D)
         target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)
         loss = diffusion_loss(output, target)
         breakdown = loss_breakdown(output, target, timesteps, self.diffusion.num_timesteps)
@@ -80,7 +80,7 @@ class DiTTask(Task):
         index = torch.arange(draws.first, draws.first + size + 1)
         return (index.double() * self.config.teacher_forcing).floor().diff() > 0
 
-    def _predict(
+    def _evaluate(
         self, x0: Tensor, x_t: Tensor, timesteps: Tensor, labels: Tensor, text: TextTokens | None, forced: Tensor
     ) -> Tensor:
         """The model's output for noisy latents ``x_t (B, F, L, D)``.

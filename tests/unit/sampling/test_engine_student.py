@@ -123,7 +123,7 @@ def test_a_call_takes_the_defaults_of_the_student(
     make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Any
 ) -> None:
     """Also after a round trip through a folder, and in mode full."""
-    make_student(make_pipeline).save_pretrained(str(tmp_path))
+    make_pipeline(student=STUDENT).save_pretrained(str(tmp_path))
     pipeline = ARDiffusionPipeline.from_pretrained(str(tmp_path))
     assert pipeline.diffusion.student == pipeline.info.student == STUDENT
     settings = {"class_label": [0, 1], "seed": [1, 2], "num_frames": 10}
@@ -135,11 +135,6 @@ def test_a_call_takes_the_defaults_of_the_student(
     full = pipeline(**settings, mode="full").frames
     assert (full.int() - frames.int()).abs().max() <= 1
     assert not torch.equal(frames, pipeline(**settings, num_inference_steps=1).frames)
-
-
-def make_student(make_pipeline: Callable[..., ARDiffusionPipeline]) -> ARDiffusionPipeline:
-    teacher = make_pipeline()
-    return ARDiffusionPipeline(teacher.vae, teacher.dit, DIFFUSION, teacher.statistics, teacher.class_names)
 
 
 @pytest.mark.parametrize(

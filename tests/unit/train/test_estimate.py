@@ -185,11 +185,14 @@ def test_gpu_hours_of_the_jobs_by_hand() -> None:
 
 def test_gpu_hours_of_a_student_by_hand() -> None:
     """Two clips of 4 frames in each of 8 micro-batches; its own videos take one unguided step."""
-    recipe = DistillTaskConfig(teacher_steps=2, start_probabilities=(0.75, 0.25), trajectory_uses=5, guidance=2.0)
+    recipe = DistillTaskConfig(
+        teacher_steps=2, start_probabilities=(0.75, 0.25), trajectory_uses=5, guidance=2.0, first_frames=4
+    )
     work = WorkConfig(distill_updates=30, num_videos=7, sampling=SamplingParams(num_frames=4))
     config = dataclasses.replace(SMALL, work=work, distill=recipe, peak_tflops=1e-6, utilisation=0.5)
     found = {job.name: job for job in estimate_jobs(config)}
-    teacher, student = 2 * 8 * (0.75 * 2 + 0.25 * 1) / 5, 8  # frames of a clip and update
+    student = 4 + 4 + 4  # clean, noisy and further first frames of a clip and update
+    teacher = 2 * student * (0.75 * 2 + 0.25 * 1) / 5
     assert evaluations_of_update(recipe, 4) == (teacher, student)
     clips = config.micro_batch_size * config.gradient_accumulation * config.num_gpus
     flops = 30 * clips * (teacher + 3 * student) * frame_flops(config)

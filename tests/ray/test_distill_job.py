@@ -43,6 +43,7 @@ def test_a_student_generates_as_it_was_made_for(ardiff: Command, cluster: None, 
     """Also from a checkpoint; and it refuses what it cannot do."""
     teacher = make_teacher(latents, tmp_path / "teacher")
     settings = [f"teacher={teacher}", f"latents={latents}", *TRAIN, "train.num_steps=4", "train.checkpoint_every=4"]
+    settings += ["task.trajectory_uses=2"]
     settings += ["task.student_steps=2", "task.guidance=1.5", "train.sample_every=4"]
     ardiff("distill", "--output", tmp_path / "run", *settings).expect(0)
     run = tmp_path / "run"
