@@ -13,6 +13,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ardiff import distributed
+from ardiff.data.bucket_stream import BucketStream
 from ardiff.data.streams import ClipStream, Columns, Stream
 from ardiff.errors import DataError
 from ardiff.train.config import TrainConfig
@@ -100,7 +101,7 @@ def load_chunk(stream: Stream, chunk: int, rows: np.ndarray, progress: Any, name
     if progress is None:
         return stream.load(chunk, rows)
     with crash_guard(progress, name) as crashes:
-        if crashes < MAX_CRASHES or not isinstance(stream, ClipStream):
+        if crashes < MAX_CRASHES or not isinstance(stream, ClipStream | BucketStream):
             return stream.load(chunk, rows)
         clips = []
         for row in rows.tolist():

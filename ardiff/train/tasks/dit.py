@@ -30,7 +30,8 @@ class DiTTask(Task):
 
     The latents are as encoded, not normalised. With ``encode``, batches hold ``video`` uint8 ``(B, F, H, W, 3)``
     instead of latents. A model without classes ignores the labels. For a model with text they also hold ``text``
-    float32 ``(B, M, E)`` and ``text_mask`` bool ``(B, M)``, whose rows without any True are clips without text.
+    float32 ``(B, M, E)`` and ``text_mask`` bool ``(B, M)``, whose rows without any True are clips without text; for a
+    model with several shapes of frames ``shape`` int64 ``(B,)``, of which the part of the clips is logged.
     """
 
     def __init__(
@@ -60,14 +61,19 @@ class DiTTask(Task):
         if self.config.noise_clip:
             eps = eps.clamp(-self.config.noise_clip, self.config.noise_clip)
         uniform = draws(size, lambda n, g: torch.rand(n, generator=g))  # (B,)
-        labels = self._labels(batch["label"], (uniform < self.config.class_dropout).to(x0.device))  # (B,)
+        dropped = (uniform < self.config.class_dropout).to(x0.device)  # (B,)
+        labels = self.model.label(self._labels(batch["label"], dropped), batch.get("shape", 0))  # (B,)
         x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)  # (B, F, L, D)
         text = (self._text(batch, draws),) if self.model.config.text else ()
         output = self.model(x_t, timesteps, labels, *text)  # (B, F, L, D)
         target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)
         loss = diffusion_loss(output, target)
         breakdown = loss_breakdown(output, target, timesteps, self.diffusion.num_timesteps)
-        return loss, {"mean_timestep": timesteps.float().mean(), **breakdown}
+        logged = {"mean_timestep": timesteps.float().mean(), **breakdown}
+        if "shape" in batch:
+            shapes = range(self.model.config.num_shapes)
+            logged |= {f"share_shape_{i}": (batch["shape"] == i).float().mean() for i in shapes}
+        return loss, logged
 
     def _labels(self, labels: Tensor, dropped: Tensor) -> Tensor:
         """Class indices ``(B,)`` with the null class where ``dropped`` (bool ``(B,)``)."""

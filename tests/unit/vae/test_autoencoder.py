@@ -180,7 +180,7 @@ def test_impossible_sizes(changes, message):
 def test_positions_are_by_row_and_column(make_vae, resolution):
     """A frame whose patches differ only in their row, or column, is a frame of the shape turned."""
     model = make_vae(resolution=list(resolution), num_tokens=2)
-    rows, columns = model.config.patch_grid
+    rows, columns = model.config.patch_grid()
     assert (8 * rows, 8 * columns) == resolution
     assert model.encoder.patch_positions.shape == (rows * columns, 16)
     frames = torch.rand(2, 3, 3, *resolution, generator=torch.Generator().manual_seed(0)) * 2 - 1
