@@ -193,7 +193,7 @@ def generate_batch(
         record = Record(
             id=spec.id,
             status="ok",
-            size=len(encoded),
+            file_size=len(encoded),
             file_sha256=hashlib.sha256(encoded).hexdigest(),
             frames_sha256=hashlib.sha256(video.tobytes()).hexdigest(),
             latents_size=len(tensors),
