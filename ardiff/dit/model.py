@@ -89,9 +89,9 @@ class DiT(nn.Module):
         """The class label with which a video without a class is generated."""
         return self.null_class
 
-    def label(self, class_label: Tensor | int, shape: Tensor | int) -> Any:
-        """The label of a class in frames of a shape: one integer for both, so that each sequence still has one."""
-        return class_label + shape * (self.config.num_classes + 1)
+    def label(self, index: Tensor | int, shape: Tensor | int) -> Any:
+        """The label of the class ``index`` in frames of a shape: one integer, so that each sequence still has one."""
+        return index + shape * (self.config.num_classes + 1)
 
     def without_class(self, labels: Tensor) -> Tensor:
         """Labels of the same shapes with the null class, for classifier-free guidance."""

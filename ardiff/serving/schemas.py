@@ -75,7 +75,6 @@ class RequestBase(BaseModel):
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of the noise; null draws one.")
     fps: float | None = Field(None, gt=0, allow_inf_nan=False, description="Frames per second of the video file.")
     seconds: Seconds | None = Field(None, description="Length of the video; it replaces num_frames.")
-    size: str | None = Field(None, max_length=32, description="WIDTHxHEIGHT, a size of the model; null is its first.")
 
 
 VideoRequest = create_model(
