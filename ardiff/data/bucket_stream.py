@@ -6,12 +6,14 @@ the position is one integer, as without buckets.
 Shapes: N videos, E batches of an epoch.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+from einops import rearrange
 
 from ardiff.data.buckets import shapes_of
 from ardiff.data.config import ClipConfig
@@ -112,8 +114,24 @@ class BucketStream:
 
     @property
     def chunk_bytes(self) -> int:
-        """Of the smallest shape. Ray Data ends a block at this size, so it joins no chunks of different shapes."""
-        return min(stream.chunk_bytes for stream in self.streams)
+        return max(stream.chunk_bytes for stream in self.streams)
+
+    def pack(self, samples: Columns) -> Columns:
+        """Samples whose ``video`` is flat and padded to the bytes of the largest shape, ``(n, bytes)``.
+
+        Ray Data joins and cuts blocks as it likes, which needs rows of one size.
+        """
+        flat = rearrange(samples["video"], "n f h w c -> n (f h w c)")
+        missing = self.chunk_bytes // self.chunk_size - flat.shape[1]
+        return {**samples, "video": np.pad(flat, ((0, 0), (0, missing)))}
+
+    def unpack(self, samples: Columns) -> Columns:
+        """The inverse of :meth:`pack`, for samples of one shape."""
+        [index] = np.unique(samples["shape"]).tolist()
+        clips = self.streams[self.indices.index(index)]
+        shape = (clips.clips.num_frames, *clips.resolution, 3)
+        flat = samples["video"][:, : math.prod(shape)]
+        return {**samples, "video": flat.reshape(-1, *shape)}
 
     def bucket(self, chunk: int) -> tuple[int, int]:
         """The bucket of a chunk, and which chunk of the bucket's own stream it is."""

@@ -67,7 +67,8 @@ def _pipeline_batches(
     def load(row: Any) -> Any:
         chunk = chunks_of_rank[int(row["id"][0])]
         with report_errors(progress):
-            return load_chunk(stream, chunk, rows[chunk], progress, f"worker {rank}, chunk {chunk}")
+            samples = load_chunk(stream, chunk, rows[chunk], progress, f"worker {rank}, chunk {chunk}")
+        return stream.pack(samples) if isinstance(stream, BucketStream) else samples
 
     # Ray Data closes a block once it holds more than this: every chunk becomes a block as soon as it is loaded.
     share = len(indices) / config.batch_size
@@ -81,7 +82,8 @@ def _pipeline_batches(
     [split] = samples.streaming_split(1)
     sizes = [len(micro_batch) for micro_batch in micro_batches]
     for batch in split.iter_batches(batch_size=len(indices), batch_format="numpy", prefetch_batches=2):
-        tensors = {str(name): _tensor(values) for name, values in batch.items()}
+        samples = stream.unpack(batch) if isinstance(stream, BucketStream) else batch
+        tensors = {str(name): _tensor(values) for name, values in samples.items()}
         for values in zip(*(tensor.split(sizes) for tensor in tensors.values()), strict=True):
             yield dict(zip(tensors, values, strict=True))
 

@@ -157,11 +157,22 @@ def test_names_are_those_of_the_clips(records: list[VideoRecord]) -> None:
         assert names == made.load(chunk)["label"].tolist()
 
 
-def test_chunks_hold_whole_visits_and_are_blocks_of_one_shape(records: list[VideoRecord]) -> None:
+def test_packed_samples_have_one_size(records: list[VideoRecord]) -> None:
+    made = stream(records)
+    for chunk in range(5):
+        loaded = made.load(chunk)
+        packed = made.pack(loaded)
+        assert packed["video"].shape == (made.chunk_size, 2 * 256 * 3)  # of the largest shape, 16 x 16
+        unpacked = made.unpack(packed)
+        assert unpacked.keys() == loaded.keys()
+        assert all(np.array_equal(unpacked[name], loaded[name]) for name in loaded)
+
+
+def test_chunks_hold_whole_visits(records: list[VideoRecord]) -> None:
     made = stream(records, batch_size=8, clips_per_visit=4)
     assert made.chunk_size in (4, 8)
     assert Counter(Counter(made.load(0)["label"].tolist()).values()).keys() <= {4, 8}
-    assert made.chunk_bytes == made.chunk_size * 2 * 3 * 240  # of the smallest shape, 12 x 20
+    assert made.chunk_bytes == made.chunk_size * 2 * 3 * 256
     with pytest.raises(ConfigError, match=r"train\.batch_size=6 must be a multiple of clips\.clips_per_visit=4"):
         stream(records, batch_size=6, clips_per_visit=4)
 
