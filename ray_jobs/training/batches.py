@@ -82,8 +82,10 @@ def _pipeline_batches(
     [split] = samples.streaming_split(1)
     sizes = [len(micro_batch) for micro_batch in micro_batches]
     for batch in split.iter_batches(batch_size=len(indices), batch_format="numpy", prefetch_batches=2):
-        samples = stream.unpack(batch) if isinstance(stream, BucketStream) else batch
-        tensors = {str(name): _tensor(values) for name, values in samples.items()}
+        columns: Any = batch
+        if isinstance(stream, BucketStream):
+            columns = stream.unpack(columns)
+        tensors = {str(name): _tensor(values) for name, values in columns.items()}
         for values in zip(*(tensor.split(sizes) for tensor in tensors.values()), strict=True):
             yield dict(zip(tensors, values, strict=True))
 
