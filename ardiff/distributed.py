@@ -15,12 +15,14 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def sum_over(values: list[float], device: torch.device) -> list[float]:
-    """Elementwise sums over all ranks, in float64. The lists must be equally long."""
-    if size() == 1:
-        return values
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
+def sum_over(values: list[float] | Tensor, device: torch.device) -> list[float]:
+    """Elementwise sums over all ranks, in float64. The lists or vectors must be equally long.
+
+    A float64 tensor on ``device`` may be changed. On a GPU the CPU waits for the result, once.
+    """
+    total = torch.as_tensor(values, dtype=torch.float64, device=device)
+    if size() > 1:
+        dist.all_reduce(total)
     return total.tolist()
 
 

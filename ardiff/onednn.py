@@ -75,12 +75,12 @@ class _Linear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        for_x, _, for_bias = ctx.needs_input_grad
+        for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
             _product(gradient, weight.T) if for_x else None,
-            _product(gradient.T, x.T),
+            _product(gradient.T, x.T) if for_weight else None,
             gradient.sum(dim=0) if for_bias else None,
         )
 

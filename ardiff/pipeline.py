@@ -17,6 +17,7 @@ from einops import repeat
 from torch import Tensor
 
 from ardiff import hub
+from ardiff.adapters import read_adapter
 from ardiff.config import to_dict
 from ardiff.data import storage
 from ardiff.data.latents import LatentStatistics
@@ -25,6 +26,7 @@ from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.solvers import model_timesteps
 from ardiff.dit import DiT
+from ardiff.dit.lora import merged
 from ardiff.errors import CheckpointError
 from ardiff.model_card import ModelCard, write_card
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
@@ -91,6 +93,8 @@ class ARDiffusionPipeline:
         self.statistics = statistics
         self.class_names = list(class_names)
         self.engine_config = engine or EngineConfig()
+        self.without_lora: dict[str, Tensor] = {}
+        """Weights of the AR-DiT before adapters were added, by name."""
         self.text = PromptEncoder(dit.config.condition_dim, text_source, text_encoder)
 
     @classmethod
@@ -195,6 +199,31 @@ class ARDiffusionPipeline:
         self.vae.to(*args, **kwargs)
         self.dit.to(*args, **kwargs)
         return self
+
+    def load_lora(self, uri: str, strength: float = 1.0) -> None:
+        """Adds a low-rank adapter to the weights of the AR-DiT, so that sampling costs no more. Several may be added.
+
+        Args:
+            uri: Folder of the adapter, local or ``s3://``: ``lora`` in a trained pipeline, or one that PEFT has
+                written. It must have been trained on this pipeline, or on one with the same layers.
+            strength: The factor of its updates.
+
+        Raises:
+            CheckpointError: There is no adapter, it is damaged, or it does not fit the model.
+        """
+        adapter = read_adapter(uri)
+        parameters = dict(self.dit.named_parameters())
+        changed = merged(parameters, adapter.weights, strength * adapter.scale)
+        for name, weight in changed.items():
+            self.without_lora.setdefault(name, parameters[name].detach().clone())
+            parameters[name].data = weight.detach()
+
+    def unload_lora(self) -> None:
+        """Restores the weights from before the first :meth:`load_lora`."""
+        parameters = dict(self.dit.named_parameters())
+        for name, weight in self.without_lora.items():
+            parameters[name].data = weight.to(parameters[name])
+        self.without_lora.clear()
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,8 @@ An AR-VAE folder holds ``config.json`` and ``vae.safetensors``; a pipeline folde
 """
 
 import contextlib
+import hashlib
+import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +26,8 @@ from ardiff.vae import ARAutoencoder
 
 CONFIG = "config.json"
 FORMAT = 1
+PIPELINE_FILES = (CONFIG, "vae.safetensors", "dit.safetensors")
+CHUNK_BYTES = 8 * 2**20
 
 
 def find_model(uri: str, revision: str | None = None, local_files_only: bool = True) -> str:
@@ -55,6 +59,17 @@ def local_folder(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         storage.download_folder(uri, Path(folder))
         yield Path(folder)
+
+
+def fingerprint_of(uri: str) -> str:
+    """64 hex digits of a hash over the files of a pipeline, read in chunks. Raises StorageError."""
+    digest = hashlib.sha256()
+    for name in PIPELINE_FILES:
+        file = storage.join(uri, name)
+        reader = io.BufferedReader(storage.RangeReader(file, storage.size(file)), CHUNK_BYTES)
+        while chunk := reader.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_model(uri: str, config: dict[str, Any], modules: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -1,12 +1,11 @@
 """Explicit randomness: every random number comes from a generator keyed by its purpose, never from a global one.
 
-Training is keyed by (seed, purpose, step), the noise of a sample by (seed, purpose, frame). So random numbers depend
-neither on the batch, nor on the number of workers, nor on a restart.
+Training is keyed by (purpose, seed, step, sample), the noise of a video by (purpose, seed, frame). So random numbers
+depend neither on the rest of a batch, nor on the number of workers, nor on a restart.
 """
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,23 +28,29 @@ def numpy_generator(*key: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(derive_seed(*key)))
 
 
-@dataclass(frozen=True, slots=True)
 class BatchGenerator:
     """Random numbers of the local samples of a batch that is split over workers and micro-batches.
 
-    Every draw is made for the whole batch and sliced to the local samples. So samples never share random numbers, and
-    those of a sample depend neither on the number of workers nor on the micro-batch size.
+    Every sample has a generator of its own, keyed by its index in the whole batch. So samples never share random
+    numbers, those of a sample depend neither on the number of workers nor on the micro-batches, and no worker draws
+    for the samples of another.
     """
 
-    generator: torch.Generator
-    """A CPU generator keyed by the step, the only source of randomness."""
-    total: int | None = None
-    """Samples of the whole batch; None if all of them are local."""
-    first: int = 0
-    """Index of the first local sample in the whole batch."""
+    def __init__(self, *key: int | str, first: int = 0) -> None:
+        """
+        Args:
+            key: The purpose, and what tells one batch from the next, such as seed and step.
+            first: Index of the first local sample in the whole batch.
+        """
+        self.key, self.first = key, first
+        self._generators: list[torch.Generator] = []
 
-    def __call__(self, count: int, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
-        """``draw(samples, generator)`` for the whole batch, sliced to the ``count`` local samples."""
-        if self.total is None:
-            return draw(count, self.generator)
-        return draw(self.total, self.generator)[self.first : self.first + count]
+    def generators(self, count: int) -> list[torch.Generator]:
+        """The CPU generators of the first ``count`` local samples. They advance with every draw."""
+        for index in range(len(self._generators), count):
+            self._generators.append(torch_generator(*self.key, self.first + index))
+        return self._generators[:count]
+
+    def __call__(self, count: int, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """``draw(generator)``, ``(...)``, of each of the first ``count`` local samples: ``(count, ...)``."""
+        return torch.stack([draw(generator) for generator in self.generators(count)])

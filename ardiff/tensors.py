@@ -1,4 +1,4 @@
-"""Tensors from safetensors files into modules."""
+"""Tensors from safetensors files into modules, and to devices."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,3 +40,10 @@ def fill(module: ModuleT, state: Mapping[str, Tensor], source: str) -> ModuleT:
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
     return module
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on ``device``. From a CPU to a GPU it is copied from pinned memory, while the CPU goes on."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,4 +1,5 @@
-"""CPU time of the quickstart's models on one thread: linear layers by torch and by oneDNN, Muon by torch and by ardiff.
+"""CPU time on one thread: the quickstart's models with linear layers by torch and by oneDNN, Muon by torch and by
+ardiff, and the noise of a large batch drawn whole and drawn for a worker's own samples.
 
     python benchmarks/steps.py
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ardiff.config import find_config, load_config
 from ardiff.data.latents import LatentStatistics
+from ardiff.diffusion.timestep_sampling import sample_timesteps
 from ardiff.dit import DiT
 from ardiff.onednn import pack_linear
 from ardiff.randomness import BatchGenerator, torch_generator
@@ -46,6 +48,10 @@ def main() -> None:
         ("torch.optim.Muon", "ardiff's Muon"): {
             "AR-VAE, update of the weights": lambda flag: updater(autoencoder()[0].model, batched=flag),
             "AR-DiT, update of the weights": lambda flag: updater(dit()[0].model, batched=flag),
+        },
+        ("whole batch", "own samples"): {
+            "noise of 1024 clips of 16 frames, on one of 64 workers": lambda flag: drawer(16, own=flag),
+            "noise of 1024 clips of 128 frames, on one of 64 workers": lambda flag: drawer(128, own=flag),
         },
     }
     for (plain, fast), rows in tables.items():
@@ -90,7 +96,7 @@ def dit() -> tuple[Task, Batch, TrainConfig]:
 def stepper(task: Task, batch: Batch, config: TrainConfig, onednn: bool) -> Callable[[], None]:
     """A function that makes one training step."""
     engine = make_engine(task.model, replace(config, linear="onednn" if onednn else "torch"), torch.device("cpu"))
-    draws = BatchGenerator(torch_generator("benchmark"), config.batch_size, 0)
+    draws = BatchGenerator("benchmark")
 
     def step() -> None:
         loss, _ = engine.compute(lambda: task.loss(batch, 0, draws))
@@ -106,6 +112,21 @@ def updater(model: nn.Module, batched: bool) -> Step:
     for matrix in matrices:
         matrix.grad = torch.randn_like(matrix)
     return (Muon if batched else torch.optim.Muon)(matrices, lr=1e-3, weight_decay=0.0).step
+
+
+def drawer(num_frames: int, own: bool) -> Step:
+    """A function that draws the timesteps and noise of the first 16 of 1024 clips of the paper's latents."""
+
+    def draw() -> Tensor:
+        if own:
+            draws = BatchGenerator("benchmark")
+            sample_timesteps("fopp", 16, num_frames, 1000, draws.generators(16))
+            return draws(16, lambda g: torch.randn(num_frames, 32, 4, generator=g))
+        generator = torch_generator("benchmark")
+        sample_timesteps("fopp", 1024, num_frames, 1000, generator)
+        return torch.randn(1024, num_frames, 32, 4, generator=generator)[:16]
+
+    return draw
 
 
 def encoder(packed: bool) -> Callable[[], Tensor]:

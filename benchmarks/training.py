@@ -36,7 +36,7 @@ from ardiff.data.latents import LatentStatistics, latent_table
 from ardiff.data.streams import LatentStream
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
-from ardiff.randomness import BatchGenerator, torch_generator
+from ardiff.randomness import BatchGenerator
 from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.config import TrainConfig
@@ -196,7 +196,7 @@ def stepper(case: EstimateConfig) -> Callable[[], None]:
         batch = {"video": torch.randint(256, shape, dtype=torch.uint8)}
     config = TrainConfig(batch_size=size * passes, activation_checkpointing=case.activation_checkpointing)
     engine = make_engine(task.model, config, torch.device("cpu"))
-    draws = BatchGenerator(torch_generator("benchmark"), size, 0)
+    draws = BatchGenerator("benchmark")
 
     def step() -> None:
         for _ in range(passes):

@@ -15,6 +15,7 @@ from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.data.latents import LatentSet
 from ardiff.data.manifest import read_manifest
+from ardiff.dit.lora import add_lora
 from ardiff.models import make_dit
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import derive_seed
@@ -60,14 +61,26 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
             name="AR-DiT",
             folder=config.output,
             fingerprint=fingerprint(
-                config.dit, config.diffusion, config.task, config.train.resume_key, source, config.init_from
+                config.dit,
+                config.diffusion,
+                config.task,
+                config.train.resume_key,
+                source,
+                config.init_from,
+                config.lora,
             ),
             config=config.train,
             stream=stream,
             make_task=functools.partial(make_task, config, latents),
             record=functools.partial(record_run, config.output, config),
             description=describe_dit(
-                config.dit, config.diffusion, latents, class_names, None if texts is None else texts[1].encoder
+                config.dit,
+                config.diffusion,
+                latents,
+                class_names,
+                None if texts is None else texts[1].encoder,
+                config.lora,
+                config.init_from,
             ),
             result=config.pipeline,
             resume=config.resume,
@@ -79,12 +92,14 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
 
 
 def make_task(config: TrainDiTConfig, latents: LatentSet) -> DiTTask:
-    """The task with initial weights from the seed or ``init_from``."""
+    """The task with initial weights from the seed or ``init_from``, and with a new adapter if there is to be one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
         model = make_dit(config.dit)
-    if config.init_from:
-        initialise_dit(config.init_from, model)
+        if config.init_from:
+            initialise_dit(config.init_from, model, new_text_layers=not config.lora.rank)
+        if config.lora.rank:
+            add_lora(model, config.lora)
     decode = None
     if config.train.sample_every:
         vae = load_autoencoder(latents.vae)

@@ -29,13 +29,15 @@ def loss_breakdown(
         errors and their number, float64 ``(2,)``, to be summed over batches and workers.
     """
     errors = (output.detach().double() - target.detach().double()).square().flatten(2).mean(dim=2)  # (B, F)
-    breakdown = {f"loss_frame_{f:02d}": _sum_and_count(errors[:, f]) for f in range(errors.shape[1])}
+    everywhere = torch.ones_like(errors, dtype=torch.bool)
+    breakdown = {f"loss_frame_{f:02d}": _sum_and_count(errors[:, f], everywhere[:, f]) for f in range(errors.shape[1])}
     edges = [num_timesteps * i // bins for i in range(bins + 1)]
     for low, high in itertools.pairwise(edges):
         inside = (timesteps >= low) & (timesteps < high)  # (B, F)
-        breakdown[f"loss_t_{low:03d}_{high - 1:03d}"] = _sum_and_count(errors[inside])
+        breakdown[f"loss_t_{low:03d}_{high - 1:03d}"] = _sum_and_count(errors, inside)
     return breakdown
 
 
-def _sum_and_count(errors: Tensor) -> Tensor:
-    return torch.stack([errors.sum(), errors.new_tensor(float(errors.numel()))])
+def _sum_and_count(errors: Tensor, chosen: Tensor) -> Tensor:
+    """Sum and number of the chosen errors, ``(2,)``, of sizes that the values do not decide: a GPU need not wait."""
+    return torch.stack([(errors * chosen).sum(), chosen.sum().to(errors.dtype)])

@@ -1,4 +1,4 @@
-"""Configuration of the AR-DiT."""
+"""Configuration of the AR-DiT, and of low-rank adapters for it."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -87,3 +87,29 @@ class DiTConfig:
     def causal(self) -> bool:
         """Whether no frame sees a later one. Then keys and values of finished frames can be cached."""
         return self.attention == "causal"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoRAConfig:
+    """A low-rank adapter, which is trained while the AR-DiT's own weights stay as they are."""
+
+    rank: int = 0
+    """Rank of the adapter; 0 trains the whole model."""
+    alpha: float = 16.0
+    """The update of a layer is multiplied by ``alpha / rank``."""
+    layers: tuple[Literal["qkv", "proj", "fc1", "fc2", "q", "kv", "modulation"], ...] = ("qkv", "proj", "fc1", "fc2")
+    """Linear layers of every block that are adapted: ``qkv`` and ``proj`` of attention, ``fc1`` and ``fc2`` of the MLP,
+    ``q`` and ``kv`` of attention to text, and ``modulation``."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"rank must be 0 or more, got {self.rank}")
+        if self.alpha <= 0:
+            raise ValueError(f"alpha must be positive, got {self.alpha}")
+        if not self.layers:
+            raise ValueError("layers must name at least one linear layer")
+
+    @property
+    def scale(self) -> float:
+        """The factor of every update."""
+        return self.alpha / self.rank

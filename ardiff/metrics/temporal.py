@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ardiff.errors import DataError
 from ardiff.metrics.distances import CHUNK, Features
 from ardiff.metrics.features import VideoFeatures
 from ardiff.metrics.frechet import Moments
@@ -34,7 +35,7 @@ class ChangeRatio:
             raise ValueError(f"order must be 1 or 2, not {self.order}")
 
     def __call__(self, real: Features, fake: Features) -> float:
-        """The ratio. Raises ValueError for too few frames, other widths, or real videos that do not change."""
+        """The ratio. Raises ValueError for too few frames or other widths, DataError if no real video changes."""
         x, y = VideoFeatures.wrap(real), VideoFeatures.wrap(fake)
         rows = (block.reshape(-1, block.shape[-1]) for block in x)
         moments = Moments.of_all(block[i : i + CHUNK] for block in rows for i in range(0, len(block), CHUNK))
@@ -42,7 +43,10 @@ class ChangeRatio:
         scale = spread + 0.1 * spread.mean()  # a feature that hardly varies stays small
         change = self.changes(x, scale).mean()
         if not change > 0:
-            raise ValueError("the real videos do not change from frame to frame")
+            raise DataError(
+                "The real videos do not change from frame to frame, so the change of others cannot be compared with "
+                "theirs: leave frame-difference and frame-second-difference out of the metrics."
+            )
         return float(self.changes(y, scale).mean() / change)
 
     def changes(self, videos: Features, scale: np.ndarray) -> np.ndarray:

@@ -181,11 +181,12 @@ class Admission:
             raise RequestError(429, "too_many_jobs", "Too many unfinished videos: wait for one.", retry_after=5)
         queued = sum(job_id not in leases for job_id in open_jobs) + sum(other.kind == "job" for other in created)
         starting = sum(job.record.status == "queued" for job in self._running)
-        streams = sum(other.kind == "stream" and other.id not in self._running for other in unlisted.values())
+        streams = [other for other in unlisted.values() if other.kind == "stream" and other.id not in self._running]
         self._queue.waiting = queued
-        if queued + starting + streams >= self._config.max_waiting + self._queue.free_slots:
+        if queued + starting + len(streams) >= self._config.max_waiting + self._queue.free_slots:
             raise overloaded(f"{queued} videos are queued already: try again later.", 5)
-        if record.kind == "stream" and self._models[record.model].free_slots - streams <= bool(queued):
+        free_slots = self._models[record.model].free_slots - sum(other.model == record.model for other in streams)
+        if record.kind == "stream" and free_slots <= bool(queued):
             raise overloaded("No slot is free now: try again, or request a job, which waits for one.", 2)
         if accept:
             self._creating[record.id] = record

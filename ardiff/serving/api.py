@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 
 from ardiff.data.storage import read_bytes
+from ardiff.errors import DecodeError
 from ardiff.serving.errors import JobError, RequestError
 from ardiff.serving.guard import Guard
 from ardiff.serving.jobs import Job
@@ -67,7 +68,7 @@ _STATUS_DESCRIPTIONS = {
     403: "Without API keys only this machine is served.",
     404: "There is no such video.",
     409: "There is no video, or not yet.",
-    410: "The video has expired, or its file is missing.",
+    410: "The video has expired, or its file is missing or damaged.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is of another type.",
@@ -87,7 +88,10 @@ _VIDEO_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The video.", "content": {"video/mp4": {}, "video/webm": {}}}
 }
 _CONTENT_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The content.", "content": {t: {} for t in ("video/mp4", "video/webm", "image/webp")}},
+    200: {
+        "description": "The content.",
+        "content": {t: {} for t in ("video/mp4", "video/webm", *(picture for picture, _ in PREVIEWS.values()))},
+    },
     206: {"description": "A range of bytes."},
     304: {"description": "The client has it already (If-None-Match)."},
 }
@@ -256,7 +260,7 @@ def _add_requests(app: FastAPI, replica: Replica) -> None:
             source, video = await replica.videos.content(owner, extension.video.id)
             check_extensible(source, replica.config.limits)
             upload = await replica.storage.call_timed(read_bytes, video.uri)
-        added = extension_of(source, extension, replica.config.fps)
+        added = extension_of(source, extension)
         record = await replica.admission.queue_job(owner, added, upload, idempotency_key, extends=True)
         response.headers["Location"] = f"/v1/videos/{record.id}"
         return to_response(record)
@@ -338,7 +342,10 @@ def _add_videos(app: FastAPI, replica: Replica) -> None:
         if variant == "video":
             return await file_response(request, record, video, replica.storage)
         media_type, draw = PREVIEWS[variant]
-        picture = await replica.storage.call(draw, record, video)
+        try:
+            picture = await replica.storage.call(draw, record, video)
+        except DecodeError as error:
+            raise RequestError(410, "damaged", "The file of the video is damaged: request the video again.") from error
         return Response(picture, media_type=media_type, headers=SECURITY_HEADERS)
 
     @app.get(
@@ -354,11 +361,12 @@ def _add_videos(app: FastAPI, replica: Replica) -> None:
 
     @app.get("/v1/videos/{video_id}/hls/init.mp4", include_in_schema=False)
     async def hls_header(video_id: str, owner: Owner) -> Response:
-        return Response(await replica.hls.part(owner, video_id, None), media_type="video/mp4", headers=SECURITY_HEADERS)
+        data = await replica.hls.segment(owner, video_id, None)
+        return Response(data, media_type="video/mp4", headers=SECURITY_HEADERS)
 
     @app.get("/v1/videos/{video_id}/hls/{index}.m4s", include_in_schema=False)
     async def hls_segment(video_id: str, index: Annotated[int, Path(ge=0, le=10**6)], owner: Owner) -> Response:
-        data = await replica.hls.part(owner, video_id, index)
+        data = await replica.hls.segment(owner, video_id, index)
         return Response(data, media_type="video/iso.segment", headers=SECURITY_HEADERS)
 
     @app.get(
@@ -373,7 +381,6 @@ def _add_videos(app: FastAPI, replica: Replica) -> None:
         check_streamable(request)
         with contextlib.ExitStack() as until_closed:
             until_closed.enter_context(replica.streams.open(owner))
-            await replica.videos.find(owner, video_id)
             chunks = replica.streams.follow(owner, video_id)
             first = await first_chunk(request, chunks)
             job = replica.running.get(video_id, owner)

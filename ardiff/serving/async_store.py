@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from ardiff.errors import DataError
+from ardiff.errors import DataError, DecodeError
 from ardiff.serving.errors import RequestError
 from ardiff.serving.metrics import Recorder
 from ardiff.serving.records import JobRecord
@@ -38,7 +38,10 @@ class AsyncStore:
         self._heartbeat_threads = ThreadPoolExecutor(max_heartbeats, "heartbeats")
 
     async def call(self, operation: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
-        """Runs a method of the store without a timeout. Raises RequestError 503 if storage is unavailable."""
+        """Runs a method of the store without a timeout. Raises RequestError 503 if storage is unavailable.
+
+        A DecodeError of the method is raised as it is.
+        """
         return await self._run(self._threads, functools.partial(operation, *args, **kwargs))
 
     async def call_timed(self, operation: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
@@ -66,6 +69,8 @@ class AsyncStore:
         self._pending += 1
         try:
             result = await asyncio.get_running_loop().run_in_executor(threads, operation)
+        except DecodeError:  # what was read is damaged
+            raise
         except DataError as error:
             raise self._failed(error) from error
         finally:

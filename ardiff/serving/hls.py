@@ -53,7 +53,7 @@ def split(read_at: ReadAt, size: int, ended: bool) -> tuple[int, list[Segment]]:
     return (starts or [0])[0], [Segment(offsets[first], offsets[last], last - first) for first, last in complete]
 
 
-def playlist(parts: list[Segment], fps: float, ended: bool) -> str:
+def playlist(segments: list[Segment], fps: float, ended: bool) -> str:
     """The media playlist. Its URIs are relative to ``/v1/videos/{id}/``."""
     lines = [
         "#EXTM3U",
@@ -63,8 +63,8 @@ def playlist(parts: list[Segment], fps: float, ended: bool) -> str:
         "#EXT-X-INDEPENDENT-SEGMENTS",
         '#EXT-X-MAP:URI="hls/init.mp4"',
     ]
-    for index, part in enumerate(parts):
-        lines += [f"#EXTINF:{part.num_frames / fps:.5f},", f"hls/{index}.m4s"]
+    for index, segment in enumerate(segments):
+        lines += [f"#EXTINF:{segment.num_frames / fps:.5f},", f"hls/{index}.m4s"]
     return "\n".join([*lines, *(["#EXT-X-ENDLIST"] if ended else []), ""])
 
 
@@ -106,7 +106,10 @@ class StreamCopy:
         self.lease, self.ended = lease, False
         self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self.size, self.stored_segments = 0, 0
+        self.header, self.segments = 0, list[Segment]()
+        """Bytes of the header, and the complete segments, at the last update."""
         self.lock = asyncio.Lock()
+        """Held during an update."""
 
     def append(self, data: bytes) -> None:
         """Adds the next stored segment."""
@@ -133,23 +136,20 @@ class HlsStreams:
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
             record, copy = await self._copy(owner, job_id)
-            async with copy.lock:
-                _, parts = split(copy.read_at, copy.size, copy.ended)
-            if parts:
-                return playlist(parts, record.fps, copy.ended), copy.ended
+            if copy.segments:
+                return playlist(copy.segments, record.fps, copy.ended), copy.ended
             if time.monotonic() > deadline:
                 raise RequestError(409, "not_ready", "The video has not begun: try again later.", retry_after=5)
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def part(self, owner: str, job_id: str, index: int | None) -> bytes:
+    async def segment(self, owner: str, job_id: str, index: int | None) -> bytes:
         """A media segment, or without an index the header. Raises RequestError 404 if there is none (yet)."""
         _, copy = await self._copy(owner, job_id)
-        async with copy.lock:
-            header, parts = split(copy.read_at, copy.size, copy.ended)
-            if index is None and header:
-                return copy.read_at(0, header)
-            if index is not None and 0 <= index < len(parts):
-                return copy.read_at(parts[index].start, parts[index].stop - parts[index].start)
+        if index is None and copy.header:
+            return copy.read_at(0, copy.header)
+        if index is not None and 0 <= index < len(copy.segments):
+            segment = copy.segments[index]
+            return copy.read_at(segment.start, segment.stop - segment.start)
         raise RequestError(404, "not_found", "The video has no such segment, or not yet.")
 
     async def _copy(self, owner: str, job_id: str) -> tuple[JobRecord, StreamCopy]:
@@ -168,15 +168,15 @@ class HlsStreams:
         async with copy.lock:
             if not copy.ended:
                 await self._update(owner, record, copy)
+                copy.header, copy.segments = split(copy.read_at, copy.size, copy.ended)
         return record, copy
 
     async def _update(self, owner: str, record: JobRecord, copy: StreamCopy) -> None:
-        store = self._storage.store
-        if record.status == "completed" and not copy.size:
+        if record.status == "completed":  # its stored segments may be gone
             _, video = await self._videos.content(owner, record.id)
             copy.file = await self._storage.call(as_fragments, video)
             copy.size, copy.ended = copy.file.seek(0, 2), True
             return
-        while (data := await self._storage.call_timed(store.read_segment, record, copy.stored_segments)) is not None:
+        read = self._storage.store.read_segment
+        while (data := await self._storage.call_timed(read, record, copy.stored_segments)) is not None:
             copy.append(data)
-        copy.ended = record.status == "completed"  # before the reads, so all segments were there

@@ -55,7 +55,7 @@ class ModelRunner:
                 pipeline.text.load(pipeline.device)
             except ArdiffError as error:
                 raise ConfigError(
-                    f"The model {name} cannot be served: {error} Its config.json names the place as text_encoder.uri."
+                    f"The model {name} cannot be served: {error} Its config.json names it as text_encoder.uri."
                 ) from error
         self.engine = pipeline.engine(config.engine)
         self.num_jobs = 0

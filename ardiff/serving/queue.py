@@ -90,8 +90,8 @@ class JobQueue:
                 break
             crashed = open_jobs[job_id].crashed
             if not (crashed and isolating):
-                await self._take(open_jobs[job_id].owner, job_id)
-                isolating = isolating or crashed
+                served = await self._take(open_jobs[job_id].owner, job_id)
+                isolating = isolating or (crashed and served)
 
     async def _stop_cancelled(self, leases: dict[str, Lease]) -> None:
         if not self._running:
@@ -104,42 +104,43 @@ class JobQueue:
             elif lease is not None and lease.number > job.record.lease:
                 job.stop(JobError("lost", "Another replica took the job over."))
 
-    async def _take(self, owner: str, job_id: str) -> None:
-        """Starts a queued job, or leaves it to another replica."""
+    async def _take(self, owner: str, job_id: str) -> bool:
+        """Starts a queued job, or leaves it to another replica. Returns False if this one cannot run it at all."""
         store = self._storage.store
         queued = await self._storage.call(store.read, owner, job_id)
         if queued is None:
             if self._waited(job_id) > ORPHAN_SECONDS:
                 await self._storage.call(store.forget, owner, job_id)
-            return
+            return False
         runner = self._models.get(queued.model)
         # During a redeployment only some replicas may have a model.
         unknown_model = runner is None and self._waited(job_id) > self._config.job_seconds
         if not unknown_model and (runner is None or not runner.free_slots):
-            return
+            return runner is not None
         # An idle replica takes a job that must run alone at once; a busy one, which then takes no others, later.
         if queued.crashes and runner is not None and runner.busy and self._waited(job_id) < self._config.lease_seconds:
-            return
+            return True
         record = await self._storage.call(store.claim, owner, job_id)
         if record is None:
-            return
+            return True
         if record.kind == "stream":
             await self._finisher.finish_queued(record, "failed", _crashed("."))
-            return
+            return True
         if unknown_model:
             failure = JobError("no_model", f"The model '{record.model}' is not served any more.")
             await self._finisher.finish_queued(record, "failed", failure)
-            return
+            return True
         try:
             given_frames = await self._storage.call(self._storage.store.given_frames, record)
         except ValueError:
             failure = JobError("internal", "The given frames cannot be read.")
             await self._finisher.finish_queued(record, "failed", failure)
-            return
+            return True
         if self._stopping():
             await self._storage.call(self._storage.store.release, record)
         else:
             self._running.add(self._models[record.model].start(record, given_frames))
+        return True
 
     def _waited(self, job_id: str) -> float:
         """Seconds since this replica first left the job in the queue."""

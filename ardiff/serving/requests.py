@@ -37,12 +37,15 @@ async def read_extension(request: Request) -> tuple[ExtensionRequest, bytes | No
     upload = fields.get("video") if isinstance(fields, dict) else None
     if isinstance(upload, bytes):
         return _validate(ExtensionRequest, {**fields, "video": None}, is_json), upload
-    return _validate(ExtensionRequest, fields, is_json), None
+    extension = _validate(ExtensionRequest, fields, is_json)
+    if extension.video is None:
+        raise invalid("video", "video must be the id of a completed video, or a file of a form.")
+    return extension, None
 
 
-def extension_of(source: JobRecord | None, extension: ExtensionRequest, fps: float) -> RequestBase:
+def extension_of(source: JobRecord | None, extension: ExtensionRequest) -> RequestBase:
     """The request for the new frames of a longer video, with the settings of the video that it continues, if known."""
-    fields: dict[str, Any] = {"fps": fps, "prompt": extension.prompt}
+    fields: dict[str, Any] = {"prompt": extension.prompt}
     if source is not None:
         params = asdict(source.sampling.without_past(source.sampling.num_frames - 1))  # those of its last frame
         fields |= {name: value for name, value in params.items() if name in VideoRequest.model_fields}

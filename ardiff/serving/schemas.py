@@ -25,11 +25,19 @@ Seconds = (
 
 def _sampling_fields(known: type[BaseModel], excluded: Sequence[str] = ()) -> dict[str, Any]:
     """Pydantic fields for those of SamplingParams that ``known`` does not define."""
-    hints, documentation = typing.get_type_hints(SamplingParams), field_documentation(SamplingParams)
+    return _fields_of(SamplingParams, excluded=[*known.model_fields, *excluded])
+
+
+def _fields_of(config: type[Any], excluded: Sequence[str] = ()) -> dict[str, Any]:
+    """Pydantic fields for those of a dataclass, with their defaults and descriptions."""
+    hints, documentation = typing.get_type_hints(config), field_documentation(config)
     return {
-        f.name: (_field_type(hints[f.name]), Field(f.default, description=documentation[f.name]))
-        for f in fields(SamplingParams)
-        if f.name not in known.model_fields and f.name not in excluded
+        f.name: (
+            _field_type(hints[f.name]),
+            Field(... if f.default is MISSING else f.default, description=documentation[f.name]),
+        )
+        for f in fields(config)
+        if f.name not in excluded
     }
 
 
@@ -38,11 +46,7 @@ def _field_type(hint: Any) -> Any:
     args = typing.get_args(hint)
     if typing.get_origin(hint) is not tuple or not is_dataclass(args[0]):
         return hint
-    hints, documentation = typing.get_type_hints(args[0]), field_documentation(args[0])  # type: ignore[arg-type]
-    nested: dict[str, Any] = {
-        f.name: (hints[f.name], Field(... if f.default is MISSING else f.default, description=documentation[f.name]))
-        for f in fields(args[0])
-    }
+    nested = _fields_of(args[0])  # type: ignore[arg-type]
     model = create_model(
         args[0].__name__,  # type: ignore[union-attr]
         __doc__=args[0].__doc__,

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from dataclasses import dataclass
 
 from ardiff.data import storage
 from ardiff.errors import CheckpointError
 from ardiff.pipeline import ARDiffusionPipeline, read_info
-from ardiff.pretrained import local_folder
+from ardiff.pretrained import fingerprint_of, local_folder
 from ardiff.sampling.params import ModelInfo
-
-FILES = ("config.json", "vae.safetensors", "dit.safetensors")
-CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +35,3 @@ class SweptModel:
             return cls(uri, "", read_info(uri))
         except (CheckpointError, KeyError, TypeError):
             return None
-
-
-def fingerprint_of(uri: str) -> str:
-    """64 hex digits of a hash over the files of a pipeline, read in chunks. Raises StorageError."""
-    digest = hashlib.sha256()
-    for name in FILES:
-        file = storage.join(uri, name)
-        reader = io.BufferedReader(storage.RangeReader(file, storage.size(file)), CHUNK_BYTES)
-        while chunk := reader.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Exponential moving average (EMA) of a model's parameters."""
+"""Exponential moving average (EMA) of a model's trainable parameters."""
 
 import torch
 from torch import nn
@@ -19,11 +19,11 @@ class EMA:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"ema decay must be in [0, 1), got {decay}")
         self.decay = decay
-        self.weights = {n: p.detach().float().clone() for n, p in model.named_parameters()}
+        self.weights = {n: p.detach().float().clone() for n, p in model.named_parameters() if p.requires_grad}
         """By parameter name."""
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Moves the EMA towards the parameters after ``step`` (0-based)."""
-        parameters = [p.detach().float() for _, p in model.named_parameters()]
+        parameters = [p.detach().float() for p in model.parameters() if p.requires_grad]
         torch._foreach_lerp_(list(self.weights.values()), parameters, 1.0 - ema_decay_at(step, self.decay))

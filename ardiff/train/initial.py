@@ -68,18 +68,19 @@ def with_positions(
     return result
 
 
-def initialise_dit(uri: str, model: DiT) -> None:
+def initialise_dit(uri: str, model: DiT, new_text_layers: bool = True) -> None:
     """Loads the weights of the AR-DiT in a pipeline folder, local or ``s3://``, into ``model``.
 
     A model with text may start from one without: its layers for text keep their new weights, whose output is zero, so
-    that both models compute the same; see :func:`with_text_layers`.
+    that both models compute the same; see :func:`with_text_layers`. ``new_text_layers=False`` does not allow this.
 
     Raises:
         CheckpointError: ``uri`` is no pipeline, it is damaged, or its weights do not fit the model.
     """
     with local_folder(uri) as folder:
         read_config(folder, "ar-diffusion-pipeline")
-        fill(model, with_text_layers(read_tensors(folder / "dit.safetensors"), model), uri)
+        weights = read_tensors(folder / "dit.safetensors")
+        fill(model, with_text_layers(weights, model) if new_text_layers else weights, uri)
 
 
 def with_text_layers(weights: Mapping[str, Tensor], model: DiT) -> dict[str, Tensor]:

@@ -4,13 +4,16 @@ The caller provides the data, as an iterator of micro-batches.
 """
 
 import functools
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
+from torch import Tensor
+
 from ardiff import distributed
 from ardiff.errors import TrainingError
-from ardiff.randomness import BatchGenerator, torch_generator
+from ardiff.randomness import BatchGenerator
+from ardiff.tensors import to_device
 from ardiff.train.callbacks import CallbackList, TrainingCallback
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.checks import SHARD_MORE, StepChecks, explain_failures
@@ -104,18 +107,19 @@ def _accumulate_gradients(
     """Adds up the gradients of one batch over its micro-batches.
 
     Returns the loss of each rank, weighted so that their mean is the loss of the batch, and the logged values, averaged
-    over the batch.
+    over the batch. All of them are read from the device together.
     """
-    size, sums, local_loss = distributed.size(), dict[str, list[float]](), 0.0
+    size, sums = distributed.size(), dict[str, Tensor]()
+    rank_losses = torch.zeros(size, dtype=torch.float64, device=engine.device)
     for indices in config.micro_batches(distributed.rank(), size):
         with meter.waiting():
             batch = next(batches, None)
         if batch is None:
             raise TrainingError(f"The data ended at step {step} of {config.num_steps}.")
-        draws = BatchGenerator(torch_generator("training", config.seed, step, 0), config.batch_size, indices.start)
+        draws = BatchGenerator("training", config.seed, step, first=indices.start)
         # Engines average gradients over ranks, which may hold unequal numbers of samples: every sample weighs the same.
         divisor = config.batch_size / (len(indices) * size)
-        on_device = {name: tensor.to(engine.device) for name, tensor in batch.items()}
+        on_device = {name: to_device(tensor, engine.device) for name, tensor in batch.items()}
         with meter.counting(len(indices), sum(step >= start for start in task.stage_starts)):
             loss, logged = engine.compute(functools.partial(task.loss, on_device, step, draws))
             engine.backward(loss / divisor)
@@ -123,12 +127,12 @@ def _accumulate_gradients(
                 discriminator_loss, values = discriminator.compute(task.discriminator_loss)
                 discriminator.backward(discriminator_loss / divisor)
                 logged = {**logged, **values, "discriminator_loss": discriminator_loss}
-        local_loss += float(loss.detach()) / divisor
+        rank_losses[distributed.rank()] += loss.detach().double() / divisor
         for name, tensor in logged.items():
-            # A scalar is a mean over the micro-batch: turn it into a sum and a count.
-            pair = [float(tensor.detach()) * len(indices), len(indices)] if tensor.ndim == 0 else tensor.tolist()
-            sums[name] = [a + b for a, b in zip(sums.get(name, [0.0, 0.0]), pair, strict=True)]
-    rank_losses = [local_loss if rank == distributed.rank() else 0.0 for rank in range(size)]
-    totals = distributed.sum_over([*rank_losses, *itertools.chain(*sums.values())], engine.device)
+            value = tensor.detach().double()
+            if value.ndim == 0:  # a mean over the micro-batch: turn it into a sum and a count
+                value = torch.stack([value * len(indices), torch.full_like(value, len(indices))])
+            sums[name] = sums[name] + value if name in sums else value
+    totals = distributed.sum_over(torch.cat([rank_losses, *sums.values()]), engine.device)
     pairs = zip(sums, totals[size::2], totals[size + 1 :: 2], strict=True)
     return totals[:size], {name: total / count for name, total, count in pairs if count}

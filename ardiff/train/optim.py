@@ -14,9 +14,9 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     matrices = {n: p for n, p in parameters.items() if config.name == "muon" and p.ndim == 2 and "blocks." in n}
     others = [p for n, p in parameters.items() if n not in matrices]
-    adamw = torch.optim.AdamW(
-        others, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
-    )
+    fused = True if all(p.is_cuda for p in others) else None  # one kernel for all parameters; None is torch's default
+    betas = (config.beta1, config.beta2)
+    adamw = torch.optim.AdamW(others, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=fused)
     if not matrices:
         return [adamw]
     muon = Muon(list(matrices.values()), lr=config.muon_lr, weight_decay=config.weight_decay)

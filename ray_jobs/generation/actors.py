@@ -18,10 +18,9 @@ import torch
 
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
-from ardiff.pretrained import local_folder
+from ardiff.pretrained import fingerprint_of, local_folder
 from ardiff.sampling.config import EngineConfig
 from ardiff.sweep.batches import Attempts, generate_batch, generate_with_retries, make_batches, schedule_batches
-from ardiff.sweep.models import fingerprint_of
 from ardiff.sweep.specs import Record, VideoSpec, in_parallel, read_complete, read_record
 from ray_jobs.generation.queue import VideoQueue
 from ray_jobs.runtime.cluster import await_resource, resolve_device

@@ -6,7 +6,7 @@ from typing import Literal
 from ardiff.data import storage
 from ardiff.data.config import ClipConfig
 from ardiff.diffusion.config import DiffusionConfig
-from ardiff.dit.config import DiTConfig
+from ardiff.dit.config import DiTConfig, LoRAConfig
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig
 from ardiff.train.config import TrainConfig
 from ardiff.train.tasks.config import AutoencoderTaskConfig, DiTTaskConfig
@@ -85,6 +85,8 @@ class TrainDiTConfig:
     """Stored latents or videos."""
     dit: AnyDiTConfig = field(default_factory=DiTConfig)
     """The model."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """A low-rank adapter to train instead of the whole model."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """The diffusion process."""
     task: DiTTaskConfig = field(default_factory=DiTTaskConfig)
@@ -105,6 +107,8 @@ class TrainDiTConfig:
                 "data.source=clips has no texts, because only `ardiff encode` stores token states of captions: a model "
                 "with dit.condition=cross_attention trains on data.source=latents"
             )
+        if self.lora.rank and not self.init_from:
+            raise ValueError("lora.rank needs init_from, the folder of the pipeline that the adapter changes")
         if self.data.text_encoder and not self.dit.text:
             raise ValueError("data.text_encoder is for a model with text: set dit.condition=cross_attention")
 

@@ -6,26 +6,16 @@ Run by the Python of .venv-clients. An assertion that fails ends it with a trace
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it fetches a list of prices from another host
 
 import litellm
+from calls import rejected
 
 url, picture = sys.argv[1], Path(sys.argv[2])
 service = {"api_base": f"{url}/v1", "api_key": "none", "custom_llm_provider": "openai"}
 short = {"num_inference_steps": 4, "fps": 4}
-
-
-def rejected(kind: type[Exception], call: Callable[[], Any]) -> Any:
-    """The error that the call raises."""
-    try:
-        call()
-    except kind as error:
-        return error
-    raise AssertionError(f"no {kind.__name__}")
 
 
 def finished(video: litellm.VideoObject) -> litellm.VideoObject:

@@ -5,25 +5,15 @@ Run by the Python of .venv-clients. An assertion that fails ends it with a trace
 
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import openai
+from calls import rejected
 
 warnings.simplefilter("ignore", DeprecationWarning)
 url, picture, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
 short = {"num_inference_steps": 4, "fps": 4, "seed": 1}  # fields of our own, beside those of the SDK
-
-
-def rejected(kind: type[Exception], call: Callable[[], Any]) -> Any:
-    """The error that the call raises."""
-    try:
-        call()
-    except kind as error:
-        return error
-    raise AssertionError(f"no {kind.__name__}")
 
 
 # Models.

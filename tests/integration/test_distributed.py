@@ -10,18 +10,21 @@ from typing import Any
 import pytest
 import torch
 from processes import run_workers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ardiff import distributed
 from ardiff.config import build
 from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
+from ardiff.dit.config import LoRAConfig
+from ardiff.dit.lora import add_lora
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.randomness import BatchGenerator, torch_generator
 from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ardiff.train.config import TrainConfig
+from ardiff.train.engines.base import ema_model
 from ardiff.train.engines.factory import make_discriminator_engine, make_engine
 from ardiff.train.loop import train
 from ardiff.train.meter import Meter
@@ -62,14 +65,16 @@ def samples(first: int, count: int) -> dict[str, torch.Tensor]:
     return {"latents": latents, "label": torch.arange(first, first + count) % 4}
 
 
-def work(changes: dict[str, Any], folder: Path, start: Path | None = None) -> None:
-    """Trains on one rank. Rank 0 writes the logged values."""
+def work(changes: dict[str, Any], folder: Path, start: Path | None = None, lora: LoRAConfig | None = None) -> None:
+    """Trains on one rank, only an adapter with ``lora``. Rank 0 writes the logged values."""
     config = settings(**{"num_workers": distributed.size(), **changes})
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = DiT(DiTConfig(**SIZES))
         for parameter in model.parameters():
             parameter.data.add_(0.05 * torch.randn_like(parameter))
+        if lora is not None:
+            add_lora(model, lora)
     statistics = LatentStatistics([[0.0] * 3] * 3, 1.0)
     task = DiTTask(model, DiTTaskConfig(class_dropout=0.3), DiffusionConfig(), statistics)
     engine = make_engine(model, config, CPU)
@@ -82,7 +87,10 @@ def work(changes: dict[str, Any], folder: Path, start: Path | None = None) -> No
 
     recorder = Recorder(folder, engine)
     train(task, engine, batches(), config, state, [recorder])
+    average = ema_model(engine)
     if distributed.rank() == 0:
+        assert average is not None
+        save_file(dict(average.named_parameters()), folder / "average.safetensors")
         (folder / "values.json").write_text(json.dumps(recorder.values))
 
 
@@ -125,7 +133,7 @@ def assert_close(ours: Path, theirs: Path, atol: float, parts: tuple[str, ...] =
         assert one.keys() == other.keys()
         for name, tensor in one.items():
             # The bias of the keys has no gradient but rounding errors, which Adam scales up to its learning rate.
-            limit = 1e-2 if name.endswith("qkv.bias") else atol
+            limit = 1e-2 if name.endswith(("qkv.bias", "key_value.bias")) else atol
             assert torch.allclose(tensor, other[name], rtol=0, atol=limit), f"{part} {name}"
 
 
@@ -140,6 +148,8 @@ def zero(stage: int, **changes: Any) -> dict[str, Any]:
     return {"engine": "deepspeed", "deepspeed": {"stage": stage, **changes}}
 
 
+LORA = LoRAConfig(rank=3, alpha=6.0)
+WITH_LORA = ("torch", "zero0", "zero2", "zero3")
 KINDS = {"torch": {}, **{f"zero{stage}": zero(stage) for stage in range(4)}}
 
 
@@ -155,6 +165,9 @@ def work_all(folder: Path) -> None:
     for kind in ("torch", "zero2", "zero3"):
         work_adversarially(KINDS[kind], folder / f"{kind} gan")
         work_adversarially(KINDS[kind], folder / f"{kind} gan resumed", folder / f"{kind} gan" / "3")
+    for kind in WITH_LORA:
+        work(KINDS[kind], folder / f"{kind} lora", lora=LORA)
+        work(KINDS[kind], folder / f"{kind} lora resumed", folder / f"{kind} lora" / "3", LORA)
     work({**zero(2), "precision": "bf16"}, folder / "bf16")
     work({**zero(2), "precision": "bf16"}, folder / "bf16 resumed", folder / "bf16" / "3")
 
@@ -164,6 +177,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs on two ranks, and ``alone`` on one rank with the torch engine."""
     folder = tmp_path_factory.mktemp("runs")
     work({}, folder / "alone")
+    work({}, folder / "alone lora", lora=LORA)
     run_workers(2, work_all, folder)
     return folder
 
@@ -256,6 +270,24 @@ def test_adversarial_training(runs: Path, kind: str) -> None:
         assert_same(runs / f"{kind} gan resumed" / place, runs / f"{kind} gan" / place)
 
 
+@pytest.mark.parametrize("kind", WITH_LORA)
+def test_adapters(runs: Path, kind: str) -> None:
+    """Equal on one rank and on two; only the adapter is in checkpoints, and no other weight changes."""
+    assert_close(runs / f"{kind} lora" / "6", runs / "alone lora" / "6", 5e-6)
+    assert_same(runs / f"{kind} lora resumed" / "6", runs / f"{kind} lora" / "6")
+    assert {name.split(".lora_")[1] for name in weights(runs / f"{kind} lora" / "6")} == {"A.weight", "B.weight"}
+    ours, adapter = (
+        load_file(runs / f"{kind} lora" / "average.safetensors"),
+        weights(runs / f"{kind} lora" / "6", "ema"),
+    )
+    assert all(torch.equal(ours[name], tensor) for name, tensor in adapter.items())
+    theirs = load_file(runs / f"{kind} lora resumed" / "average.safetensors")
+    unchanged = ours.keys() - adapter.keys()
+    assert len(unchanged) > len(adapter)
+    assert all(torch.equal(ours[name], theirs[name]) for name in unchanged)
+    assert any(tensor.abs().max() > 1e-3 for name, tensor in adapter.items() if "lora_B" in name)
+
+
 def test_a_missing_shard_is_an_error(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "zero2" / "6", tmp_path / "copy")
     next((tmp_path / "copy").glob("ema-1-of-2*")).unlink()
@@ -284,8 +316,8 @@ def draw_and_store(folder: Path) -> None:
     [part] = settings(num_workers=distributed.size()).micro_batches(distributed.rank(), distributed.size())
     rows = []
     for step in range(STEPS):
-        draws = BatchGenerator(torch_generator("training", 0, step, 0), 8, part.start)
-        rows.append(draws(len(part), lambda n, g: torch.randn(n, 4, generator=g)))
+        draws = BatchGenerator("training", 0, step, first=part.start)
+        rows.append(draws(len(part), lambda g: torch.randn(4, generator=g)))
     torch.save(torch.cat(rows), folder / f"{distributed.rank()}.pt")
 
 

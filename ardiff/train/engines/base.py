@@ -25,7 +25,7 @@ class Engine(Protocol):
     model: nn.Module
     device: torch.device
     skeleton: nn.Module
-    """A copy of the model without weights, for evaluation."""
+    """A copy of the model without the weights that it trains, for evaluation."""
 
     def compute(self, function: Callable[[], ResultT]) -> ResultT:
         """Calls ``function``, which evaluates the model, in the engine's precision. Every training pass runs in it."""
@@ -45,14 +45,15 @@ class Engine(Protocol):
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """All tensors of a checkpoint as (group, name, whole tensor), in the same order on every rank.
 
-        Groups: ``model`` and ``ema``, float32 by parameter name, and ``optimizer``, by ``KEY/PARAMETER``.
+        Groups: ``model`` and ``ema``, float32 by parameter name, and ``optimizer``, by ``KEY/PARAMETER``. Frozen
+        parameters are in none of them.
         """
 
     def restore(self, shards: ShardReader) -> None:
         """Loads what :meth:`tensors` of this or another engine gave, on any number of ranks."""
 
     def ema_weights(self) -> dict[str, Tensor]:
-        """The EMA by parameter name, float32, on the CPU. Empty on all ranks except 0."""
+        """The EMA of the trained parameters by name, float32, on the CPU. Empty on all ranks except 0."""
 
 
 def ema_model(engine: Engine) -> nn.Module | None:
@@ -65,16 +66,22 @@ def ema_model(engine: Engine) -> nn.Module | None:
         return None
     model = copy.deepcopy(engine.skeleton)
     on_device = {name: weight.to(engine.device) for name, weight in weights.items()}
-    model.load_state_dict(on_device, strict=True, assign=True)
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    model.load_state_dict({**frozen, **on_device}, strict=True, assign=True)
     return model.to(engine.device).eval()
 
 
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name. Only these are in checkpoints and in the EMA."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def skeleton_of(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with its buffers and with parameters on the meta device. Call it before hooks are added."""
-    empty = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-        for p in model.parameters()
-    }
+    """A copy of ``model`` with its buffers and frozen parameters, and with the other parameters on the meta device.
+
+    Call it before hooks are added.
+    """
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in trainable(model).values()}
     return copy.deepcopy(model, empty).eval()
 
 

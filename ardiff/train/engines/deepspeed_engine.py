@@ -19,7 +19,14 @@ from ardiff import distributed
 from ardiff.errors import ConfigError
 from ardiff.train.config import OptimizerConfig
 from ardiff.train.ema import ema_decay_at
-from ardiff.train.engines.base import LOSS_SCALE, ResultT, checkpoint_activations, optimizer_keys, skeleton_of
+from ardiff.train.engines.base import (
+    LOSS_SCALE,
+    ResultT,
+    checkpoint_activations,
+    optimizer_keys,
+    skeleton_of,
+    trainable,
+)
 from ardiff.train.engines.config import Precision
 from ardiff.train.shards import ShardReader
 
@@ -58,7 +65,7 @@ class DeepSpeedEngine:
         self.stage = settings["zero_optimization"]["stage"]
         self.max_grad_norm, self.ema_decay = max_grad_norm, ema_decay
         self.adamw = AdamWWithEMA(
-            [p for p in model.parameters() if p.requires_grad],
+            list(trainable(model).values()),
             lr=optimizer.lr,
             betas=(optimizer.beta1, optimizer.beta2),
             weight_decay=optimizer.weight_decay,
@@ -80,7 +87,7 @@ class DeepSpeedEngine:
         """The float32 tensors that AdamW updates: this rank's shard of the weights, flat in stages 1 to 3."""
         match self.stage:
             case 0:
-                return [p for p in self.model.parameters() if p.requires_grad]
+                return list(trainable(self.model).values())
             case 1 | 2:
                 return list(self.zero.single_partition_of_fp32_groups)
             case _:
@@ -118,7 +125,7 @@ class DeepSpeedEngine:
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         step = self.adamw.state[self._masters()[0]]["step"]
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in trainable(self.model).items():
             yield "model", name, self._gather(parameter, None)
             yield "ema", name, self._gather(parameter, "ema")
             for key in MOMENTS:
@@ -131,7 +138,7 @@ class DeepSpeedEngine:
     def restore(self, shards: ShardReader) -> None:
         keys = optimizer_keys(shards)
         steps = torch.zeros(())
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in trainable(self.model).items():
             shape = parameter.ds_shape if self.stage == 3 else parameter.shape  # type: ignore[attr-defined]
             value = torch.empty(shape)
             shards.copy_to("model", name, value)
@@ -160,7 +167,7 @@ class DeepSpeedEngine:
 
     def ema_weights(self) -> dict[str, Tensor]:
         weights = {}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in trainable(self.model).items():
             whole = self._gather(parameter, "ema")
             if distributed.rank() == 0:
                 weights[name] = whole.cpu().clone()

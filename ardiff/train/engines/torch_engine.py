@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from ardiff import distributed
 from ardiff.train.config import OptimizerConfig
 from ardiff.train.ema import EMA
-from ardiff.train.engines.base import LOSS_SCALE, ResultT, checkpoint_activations, optimizer_keys, skeleton_of
+from ardiff.train.engines.base import (
+    LOSS_SCALE,
+    ResultT,
+    checkpoint_activations,
+    optimizer_keys,
+    skeleton_of,
+    trainable,
+)
 from ardiff.train.engines.config import Precision
 from ardiff.train.optim import build_optimizers
 from ardiff.train.shards import ShardReader
@@ -70,10 +77,10 @@ class TorchEngine:
         return {name: o.param_groups[0]["lr"] for name, o in zip(names, self.optimizers, strict=True)}
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in trainable(self.model).items():
             yield "model", name, parameter
             yield "ema", name, self.ema.weights[name]
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in trainable(self.model).items()}
         for optimizer in self.optimizers:
             for owner, state in optimizer.state.items():
                 for key, value in state.items():
@@ -84,7 +91,7 @@ class TorchEngine:
     def restore(self, shards: ShardReader) -> None:
         owners = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         keys = optimizer_keys(shards)
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in trainable(self.model).items():
             shards.copy_to("model", name, parameter)
             shards.copy_to("ema", name, self.ema.weights[name])
             state = {key: shards.read("optimizer", f"{key}/{name}") for key in keys.get(name, [])}

@@ -21,6 +21,7 @@ from ardiff.diffusion.timestep_sampling import sample_timesteps
 from ardiff.dit import DiT, TextTokens
 from ardiff.errors import TrainingError
 from ardiff.randomness import BatchGenerator
+from ardiff.tensors import to_device
 from ardiff.train.tasks.base import Batch, Task
 from ardiff.train.tasks.config import DiTTaskConfig
 
@@ -56,12 +57,12 @@ class DiTTask(Task):
         x0 = self.statistics.normalise(latents)  # (B, F, L, D)
         size, frames = x0.shape[:2]
         kind, count = self.diffusion.timestep_sampling, self.diffusion.num_timesteps
-        timesteps = draws(size, lambda n, g: sample_timesteps(kind, n, frames, count, g)).to(x0.device)  # (B, F)
-        eps = draws(size, lambda n, g: torch.randn((n, *x0.shape[1:]), generator=g)).to(x0.device)  # (B, F, L, D)
+        timesteps = to_device(sample_timesteps(kind, size, frames, count, draws.generators(size)), x0.device)  # (B, F)
+        eps = to_device(draws(size, lambda g: torch.randn(x0.shape[1:], generator=g)), x0.device)  # (B, F, L, D)
         if self.config.noise_clip:
             eps = eps.clamp(-self.config.noise_clip, self.config.noise_clip)
-        uniform = draws(size, lambda n, g: torch.rand(n, generator=g))  # (B,)
-        dropped = (uniform < self.config.class_dropout).to(x0.device)  # (B,)
+        uniform = draws(size, lambda g: torch.rand((), generator=g))  # (B,)
+        dropped = to_device(uniform < self.config.class_dropout, x0.device)  # (B,)
         labels = self.model.label(self._labels(batch["label"], dropped), batch.get("shape", 0))  # (B,)
         x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)  # (B, F, L, D)
         text = (self._text(batch, draws),) if self.model.config.text else ()
@@ -89,8 +90,8 @@ class DiTTask(Task):
                 "captions with `ardiff encode`, or train with another dit.condition"
             )
         states, mask = batch["text"], batch["text_mask"]
-        uniform = draws(len(states), lambda n, g: torch.rand(n, generator=g))  # (B,)
-        return TextTokens.of_videos(states, mask, (uniform < self.config.text_dropout).to(states.device))
+        uniform = draws(len(states), lambda g: torch.rand((), generator=g))  # (B,)
+        return TextTokens.of_videos(states, mask, to_device(uniform < self.config.text_dropout, states.device))
 
     @torch.no_grad()
     def samples(self, model: nn.Module) -> Tensor | None:

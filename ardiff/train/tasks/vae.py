@@ -11,6 +11,7 @@ from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.metrics.networks.lpips import load_lpips
 from ardiff.randomness import BatchGenerator
 from ardiff.resolution import Resolution
+from ardiff.tensors import to_device
 from ardiff.train.tasks.base import Batch, Task
 from ardiff.train.tasks.config import AutoencoderTaskConfig
 from ardiff.vae import ARAutoencoder
@@ -44,9 +45,11 @@ class AutoencoderTask(Task):
     def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         video = to_unit(batch["video"])  # (B, F, 3, H, W)
         shape = (video.shape[1], self.model.config.num_tokens, self.model.config.token_dim)
-        noise = draws(len(video), lambda n, g: torch.randn((n, *shape), generator=g)).to(video.device)  # (B, F, L, D)
+        noise = to_device(draws(len(video), lambda g: torch.randn(shape, generator=g)), video.device)  # (B, F, L, D)
         with recorded(self.model.decoder.last_layer) as last_layer:
-            output, posterior = self.model(video, noise, temporal=step >= self.config.temporal_from_step)
+            output, posterior = self.model(
+                video, to_device(noise, video.device), temporal=step >= self.config.temporal_from_step
+            )
         reconstruction = self._distance(output.float(), video)
         kl = posterior.kl()
         logged = {"reconstruction": reconstruction, "kl": kl}

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shutil
 import socket
 import threading
 import time
@@ -563,6 +564,7 @@ def test_a_video_is_extended_with_all_its_frames(serve: Serve) -> None:
         ({**body, "video": {"id": "video_x"}}, 404),
         ({**body, "seconds": 0}, 422),
         ({"seconds": 1}, 422),
+        ({"video": None, "seconds": 1}, 422),
     ):
         assert served.client.post("/v1/videos/extensions", json=wrong).status_code == status
     clip = encode_video(before[:3].numpy(), 8)
@@ -762,6 +764,20 @@ def test_hls_players_follow_a_video_of_another_replica(serve: Serve) -> None:
     assert len(frames_of(header + first + b"".join(rest))) == 200
 
 
+def test_hls_players_that_return_late_get_the_whole_video(serve: Serve, tmp_path: Path) -> None:
+    served = serve()
+    let = served.hold()
+    video = served.ask(num_frames=150, num_inference_steps=4, ar_step=1)
+    let(100)
+    path = f"/v1/videos/{video['id']}/hls.m3u8"
+    assert served.client.get(path).text.count("#EXTINF") == 1
+    let(math.inf)
+    served.wait(video)
+    shutil.rmtree(tmp_path / "shared" / "segments")  # as a minute after the end of the job
+    assert served.client.get(path).text.endswith("#EXT-X-ENDLIST\n")
+    assert hls_frames(f"{served.url}{path}") == 150
+
+
 def early_frames(playlist: str) -> int:
     """Frames of the segments of a playlist at 8 frames per second."""
     return round(8 * sum(float(line[8:-1]) for line in playlist.splitlines() if line.startswith("#EXTINF:")))
@@ -864,6 +880,17 @@ def test_a_video_whose_file_is_missing_is_gone(serve: Serve, tmp_path: Path) -> 
     assert served.client.get("/healthz").json()["storage"] == "ok"
 
 
+def test_a_damaged_video_is_no_outage_of_storage(serve: Serve, tmp_path: Path) -> None:
+    served = serve()
+    video = served.wait(served.ask(num_frames=2, num_inference_steps=2))
+    next((tmp_path / "shared" / "videos" / "anonymous").iterdir()).write_bytes(b"no video")
+    for variant in ("thumbnail", "spritesheet"):
+        answer = served.client.get(f"/v1/videos/{video['id']}/content", params={"variant": variant})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (410, "damaged")
+    assert "ardiff_storage_up 1.0" in served.client.get("/metrics").text
+    assert served.client.get("/healthz").json()["storage"] == "ok"
+
+
 def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(max_waiting=3, engine={"max_requests": 1}, jobs_per_key=100)
     served.hold()
@@ -912,6 +939,37 @@ def test_several_models_by_name(serve: Serve, make_pipeline: Any, make_vae: Any)
     assert served.wait(served.ask(**fields))["model"] == "first"
 
 
+def test_a_stream_that_begins_takes_no_slot_of_another_model(
+    serve: Serve, make_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(pipelines={"first": make_pipeline(), "second": make_pipeline()}, engine={"max_requests": 1})
+    store, create = served.replica.storage.store, JobStore.create
+    begun, go_on = threading.Event(), threading.Event()
+
+    def create_slowly(record: Any, given_frames: Any) -> None:
+        if record.model == "first":
+            begun.set()
+            go_on.wait(60)
+        create(store, record, given_frames)
+
+    monkeypatch.setattr(store, "create", create_slowly)
+    statuses: dict[str, int] = {}
+
+    def ask(model: str) -> None:
+        body = {"model": model, "num_frames": 2, "num_inference_steps": 2}
+        statuses[model] = httpx.post(f"{served.url}/v1/videos:stream", json=body, timeout=120).status_code
+
+    other = threading.Thread(target=ask, args=["first"])
+    other.start()
+    try:
+        assert begun.wait(60)
+        ask("second")
+    finally:
+        go_on.set()
+        other.join()
+    assert statuses == {"first": 200, "second": 200}
+
+
 def test_metrics_and_health(serve: Serve) -> None:
     served = serve()
     served.wait(served.ask(num_frames=6, num_inference_steps=4))
@@ -931,6 +989,8 @@ def test_the_document_and_the_page_load_nothing_from_other_hosts(serve: Serve) -
     served = serve()
     paths = served.client.get("/openapi.json").json()["paths"]
     assert {"/v1/videos", "/v1/videos:stream", "/v1/videos/{video_id}/content", "/v1/models", "/healthz"} <= set(paths)
+    content = paths["/v1/videos/{video_id}/content"]["get"]["responses"]["200"]["content"]
+    assert set(content) == {"video/mp4", "video/webm", "image/webp", "image/jpeg"}
     for path in ("/", "/page.js", "/page.css"):
         answer = served.client.get(path)
         assert answer.status_code == 200

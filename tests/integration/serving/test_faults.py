@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling.engine import SamplingEngine
 from ardiff.sampling.request import SampleRequest
 from ardiff.serving.keys import digest
+from ardiff.serving.records import new_id
 from ardiff.serving.store import JobStore
 
 from .conftest import JOB, LONG, SHORT_LEASE, Serve, Served, eventually
@@ -148,6 +150,22 @@ def test_one_replica_runs_the_job_of_a_crashed_one_alone_and_the_others_continue
         alone.wait(video)
     assert [alone.record(video).crashes for video in videos] == [1, 1]
     free.wait(job)
+
+
+def test_a_crashed_job_of_a_model_of_other_replicas_delays_no_other(serve: Serve, make_pipeline: Any) -> None:
+    first = serve("a", pipelines={"first": make_pipeline(), "tiny": make_pipeline()})
+    first.hold()
+    elsewhere = first.ask(**JOB, model="first")
+    eventually(lambda: first.replica.running)
+    first.crash()
+    second = serve("b", lease_seconds=SHORT_LEASE)
+    eventually(lambda: second.record(elsewhere).crashes)
+    store = second.replica.storage.store
+    video = replace(second.record(elsewhere), id=new_id(), model="tiny", lease=0)
+    store.mark_crashed(video)
+    store.create(video, None)
+    assert second.wait({"id": video.id})["model"] == "tiny"
+    assert second.look(elsewhere)["status"] == "queued"
 
 
 def test_the_state_of_a_job_never_goes_back(serve: Serve) -> None:

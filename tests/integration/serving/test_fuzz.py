@@ -92,7 +92,7 @@ def test_requests_drawn_from_the_document_never_break_the_service(serve: Serve) 
     served = serve(**PATIENT, requests_per_minute=100_000)
     bad = fuzz(served, GenerationMode.NEGATIVE, examples=24)
     good = fuzz(served, GenerationMode.POSITIVE, examples=8)
-    assert {202, 422} <= bad | good
+    assert {200, 422} <= bad | good  # hardly a drawn request for a video fits a model: fields exclude each other
     assert served.replica.healthy
     served.wait(served.ask(num_frames=2, num_inference_steps=2))
 

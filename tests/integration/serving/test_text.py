@@ -1,13 +1,11 @@
 """Prompts through the HTTP API, the client and the command line: frames are those of the pipeline."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from toy_text import ToyEncoder
 
 from ardiff.cli import main
@@ -19,14 +17,11 @@ from ardiff.serving.metrics import PrometheusRecorder
 from ardiff.serving.model_runner import ModelRunner
 
 from .conftest import Serve, Served, serving
+from .test_api import sha256
 
 TEXT: dict[str, Any] = {"condition": "cross_attention", "condition_dim": 5}
 SHORT: dict[str, Any] = {"num_frames": 6, "num_inference_steps": 4, "ar_step": 2, "seed": 3}
 MakePipeline = Callable[..., ARDiffusionPipeline]
-
-
-def sha256(frames: torch.Tensor) -> str:
-    return hashlib.sha256(frames.numpy().tobytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.synthetic import render_video
-from ardiff.errors import ConfigError
+from ardiff.errors import ConfigError, DataError
 from ardiff.metrics import controls
 from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.features import VideoFeatures
@@ -50,7 +50,7 @@ def test_bad_features_are_refused() -> None:
         ChangeRatio(2)(real, real[:, :2])
     with pytest.raises(ValueError, match="expected features"):
         ChangeRatio(1)(real, real[..., :1])
-    with pytest.raises(ValueError, match="do not change"):
+    with pytest.raises(DataError, match="do not change"):
         ChangeRatio(1)(np.repeat(real[:, :1], 4, axis=1), real)
 
 

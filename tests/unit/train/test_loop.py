@@ -351,7 +351,7 @@ def test_noise_differs_between_steps_and_micro_batches() -> None:
 
     class Spy(Regression):
         def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
-            seen.append(float(draws(len(batch["x"]), lambda n, g: torch.rand(n, generator=g))[0]))
+            seen.append(float(draws(len(batch["x"]), lambda g: torch.rand((), generator=g))[0]))
             return super().loss(batch, step, draws)
 
     run(Spy(), settings(gradient_accumulation=2, seed=1))

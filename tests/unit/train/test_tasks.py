@@ -24,7 +24,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def draws(seed: int = 0) -> BatchGenerator:
-    return BatchGenerator(generator(seed))
+    return BatchGenerator("test", seed)
 
 
 def clips() -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ class Perfect(torch.nn.Module):
 
 def test_autoencoder_loss_is_the_sum_of_its_terms(make_vae):
     model, video = make_vae(), to_unit(clips()["video"])
-    noise = torch.randn(2, 4, 2, 4, generator=generator())
+    noise = draws()(2, lambda g: torch.randn(4, 2, 4, generator=g))
     output, posterior = model(video, noise)
     for kind, distance in (("mse", (output - video).square().mean()), ("l1", (output - video).abs().mean())):
         task = AutoencoderTask(model, AutoencoderTaskConfig(reconstruction=kind, kl_weight=0.25))
@@ -396,13 +396,20 @@ def test_unknown_reconstruction_loss(make_vae):
         task.loss(clips(), 0, draws())
 
 
-def test_draws_are_cut_from_those_of_the_whole_batch() -> None:
-    def draw(count: int, generator: torch.Generator) -> torch.Tensor:
-        return torch.randn(count, 3, generator=generator)
+def test_draws_of_a_sample_depend_on_its_index_only() -> None:
+    def draw(generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(3, generator=generator)
 
-    whole = draws()(6, draw)
-    cut = [BatchGenerator(generator(), 6, first)(2, draw) for first in (0, 2, 4)]
-    assert torch.equal(torch.cat(cut), whole)
+    one = draws()
+    whole, second = one(6, draw), one(6, draw)
+    for share in (1, 2, 3):
+        cut = [BatchGenerator("test", 0, first=first) for first in range(0, 6, share)]
+        assert torch.equal(torch.cat([each(share, draw) for each in cut]), whole)
+        assert torch.equal(torch.cat([each(share, draw) for each in cut]), second)
+    rows = torch.cat([whole, second, draws(1)(6, draw)])
+    assert len(torch.unique(rows, dim=0)) == len(rows)
+    # The format of training noise: another value here is another training run.
+    assert whole[0].tolist() == pytest.approx([-1.1949762, 0.0523184, 1.0212102], abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["dit", "vae"])
@@ -415,7 +422,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_micro_batches(make_dit, make_v
     )
     whole, _ = task.loss(batch, 0, draws())
     parts = [
-        task.loss({k: v[first : first + 2] for k, v in batch.items()}, 0, BatchGenerator(generator(), 6, first))[0]
+        task.loss({k: v[first : first + 2] for k, v in batch.items()}, 0, BatchGenerator("test", 0, first=first))[0]
         for first in (0, 2, 4)
     ]
     assert float(sum(parts)) / 3 == pytest.approx(float(whole), rel=1e-5)
