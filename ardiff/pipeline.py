@@ -31,7 +31,16 @@ from ardiff.errors import CheckpointError
 from ardiff.model_card import ModelCard, write_card
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.output import OutputType, VideoOutput, check_output, draw_seeds, to_output
-from ardiff.pretrained import CONFIG, build_config, find_model, load_weights, local_folder, read_config, write_model
+from ardiff.pretrained import (
+    CONFIG,
+    PIPELINE,
+    build_config,
+    find_model,
+    load_weights,
+    local_folder,
+    read_config,
+    write_model,
+)
 from ardiff.resolution import Resolution
 from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.control import Apply, Encode, LiveControl
@@ -49,7 +58,6 @@ from ardiff.sampling.request import EncodedPrompt, SampleRequest
 from ardiff.sampling.text import Encoder, PromptEncoder
 from ardiff.vae import ARAutoencoder, DecoderCache
 
-KIND = "ar-diffusion-pipeline"
 StepCallback = Callable[["ARDiffusionPipeline", int, Tensor, dict[str, Any]], Any]
 MAX_DECODED = 16
 """Frames that are decoded at once, summed over videos. Bounds the memory of decoding."""
@@ -125,7 +133,7 @@ class ARDiffusionPipeline:
             CheckpointError: The pipeline is missing or incomplete, or its weights do not fit its configuration.
         """
         with local_folder(find_model(uri, revision, local_files_only)) as folder:
-            config = read_config(folder, KIND)
+            config = read_config(folder, PIPELINE)
             vae = make_autoencoder(build_config(AnyAutoencoderConfig, config["vae"]))
             dit = make_dit(build_config(AnyDiTConfig, config["dit"]))
             source = None
@@ -148,7 +156,7 @@ class ARDiffusionPipeline:
         With ``card`` it also writes ``README.md``, the card of the model ``name``, and ``sheet.png`` if there is one.
         """
         config = {
-            "kind": KIND,
+            "kind": PIPELINE,
             "vae": to_dict(self.vae.config),
             "dit": to_dict(self.dit.config),
             "diffusion": to_dict(self.diffusion),
@@ -363,7 +371,8 @@ class ARDiffusionPipeline:
         if callback is None:
             return lambda step: None
         params = request.params
-        timesteps = model_timesteps(self.diffusion, params.num_inference_steps, params.resolved_timestep_spacing)
+        steps, spacing = params.resolved_num_inference_steps, params.resolved_timestep_spacing
+        timesteps = model_timesteps(self.diffusion, steps, spacing)
         lag = (torch.arange(params.num_frames) - params.given_frames) * params.resolved_ar_step  # (F,)
         given = torch.arange(params.num_frames) < params.given_frames
 
@@ -491,7 +500,7 @@ def read_info(uri: str) -> ModelInfo:
     """
     if not storage.exists(storage.join(uri, CONFIG)):
         raise CheckpointError(f"There is no pipeline in {uri}: it should hold {CONFIG}.")
-    config = read_config(uri, KIND)
+    config = read_config(uri, PIPELINE)
     dit, vae = build_config(AnyDiTConfig, config["dit"]), build_config(AnyAutoencoderConfig, config["vae"])
     diffusion = build_config(DiffusionConfig, config["diffusion"])
     return ModelInfo.from_configs(dit, diffusion, vae.shapes, config["class_names"])

@@ -132,7 +132,7 @@ class SampleRequest:
             return window
         if config.attention_window is None:
             return params.num_frames
-        moving = params.num_frames if ar_step == 0 else -(-params.num_inference_steps // ar_step) + 2
+        moving = params.num_frames if ar_step == 0 else -(-params.resolved_num_inference_steps // ar_step) + 2
         # Twice the band, so that frames are rarely moved to the front of the cache.
         return min(params.num_frames, 2 * config.attention_window + moving + params.given_frames)
 

@@ -185,6 +185,8 @@ class Model(BaseModel):
     text: bool = Field(description="Whether it takes prompts.")
     window_frames: int = Field(description="Frames that the model sees at once.")
     modes: list[SamplingMode] = Field(description="Sampling modes of videos longer than window_frames.")
+    student: bool = Field(description="Whether it is a student of few sampling steps, which takes no guidance.")
+    steps: int = Field(description="Sampling steps per frame of a request that names none.")
     maximum: dict[str, float] = Field(description="Largest value of a field of a request.")
     default_fps: float
 
@@ -216,7 +218,7 @@ def to_model(runner: ModelRunner, config: ServiceConfig) -> Model:
     """The entry of a model in /v1/models."""
     maximum = maximum_values(config.limits)
     maximum["num_frames"] = min(maximum["num_frames"], config.engine.max_frames)
-    maximum["num_inference_steps"] = min(maximum["num_inference_steps"], runner.info.num_timesteps)
+    maximum["num_inference_steps"] = min(maximum["num_inference_steps"], runner.info.max_steps)
     return Model(
         id=runner.name,
         created=0,
@@ -227,6 +229,8 @@ def to_model(runner: ModelRunner, config: ServiceConfig) -> Model:
         text=runner.info.text,
         window_frames=runner.info.num_frames,
         modes=runner.modes,
+        student=runner.info.student is not None,
+        steps=runner.info.with_defaults(SamplingParams()).resolved_num_inference_steps,
         maximum=maximum,
         default_fps=config.fps,
     )

@@ -13,7 +13,7 @@ from ardiff.data import storage
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
 from ardiff.models import AnyAutoencoderConfig
-from ardiff.pretrained import CONFIG, build_config, local_folder, read_config
+from ardiff.pretrained import CONFIG, PIPELINE, build_config, local_folder, read_autoencoder_config, read_config
 from ardiff.tensors import fill, read_tensors
 from ardiff.train.checkpoint import DISCRIMINATOR, STATE
 from ardiff.train.export import MODEL
@@ -37,8 +37,7 @@ def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Mod
     """
     with _local(uri) as folder:
         if not (folder / STATE).exists():
-            kind = "ar-diffusion-pipeline" if (folder / "dit.safetensors").exists() else "ar-vae"
-            description = read_config(folder, kind)
+            description = read_autoencoder_config(folder)
             weights, discriminator_weights = read_tensors(folder / "vae.safetensors"), None
         else:
             description = json.loads((folder / MODEL).read_text()) if (folder / MODEL).exists() else {}
@@ -78,7 +77,7 @@ def initialise_dit(uri: str, model: DiT, new_text_layers: bool = True) -> None:
         CheckpointError: ``uri`` is no pipeline, it is damaged, or its weights do not fit the model.
     """
     with local_folder(uri) as folder:
-        read_config(folder, "ar-diffusion-pipeline")
+        read_config(folder, PIPELINE)
         weights = read_tensors(folder / "dit.safetensors")
         fill(model, with_text_layers(weights, model) if new_text_layers else weights, uri)
 

@@ -16,6 +16,7 @@ let current = null; // state of the shown video
 let playing = null; // AbortController of the playing stream
 let shown = 0; // number of the shown video: loops of earlier ones end
 let broken = false; // whether the playing stream ended early
+let defaultSteps = 50; // steps per frame of the chosen model, unless the user chooses others
 let wantedArStep = 5; // as chosen with the slider, also while other fields do not allow it
 
 class ServiceError extends Error {
@@ -84,6 +85,11 @@ function chooseModel() {
   $("size-field").hidden = model.sizes.length < 2;
   $("prompt-field").hidden = $("advanced").hidden = !model.text;
   for (const [name, maximum] of Object.entries(model.maximum)) if ($(name)) $(name).max = maximum;
+  const steps = $("num_inference_steps");
+  if (Number(steps.value) === defaultSteps || Number(steps.value) > Number(steps.max)) steps.value = model.steps;
+  defaultSteps = model.steps;
+  $("guidance_scale").disabled = model.student; // it has learnt guidance
+  if (model.student) $("guidance_scale").value = 1;
   settingsChanged();
 }
 
@@ -100,6 +106,7 @@ function settings() {
 
 function smallestArStep(frames, steps) {
   const model = chosenModel();
+  if (model && model.student) return steps; // it has only seen clean frames before a frame
   return model && frames > model.window_frames ? Math.ceil(steps / model.window_frames) : 0;
 }
 

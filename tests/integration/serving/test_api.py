@@ -25,6 +25,7 @@ from ardiff.config import build
 from ardiff.data import storage
 from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
+from ardiff.diffusion.student import Student
 from ardiff.errors import ConfigError
 from ardiff.resolution import Resolution
 from ardiff.serving.config import ServiceConfig
@@ -933,6 +934,25 @@ def test_several_models_by_name(serve: Serve, make_pipeline: Any, make_vae: Any)
     refused = served.client.post("/v1/videos", json={"model": "second", "size": "16x16"})
     assert (refused.status_code, "size is 16x16: the model makes 40x16 or 16x40 only." in refused.text) == (422, True)
     assert served.wait(served.ask(**fields))["model"] == "first"
+
+
+def test_a_student_is_served_with_its_own_defaults(serve: Serve, make_pipeline: Any) -> None:
+    student = make_pipeline(student=Student(timesteps=(999, 614), num_steps=2, guidance=1.5))
+    served = serve(pipelines={"student": student, "teacher": make_pipeline()})
+    models = served.client.get("/v1/models").json()["data"]
+    assert [(m["student"], m["steps"], m["maximum"]["num_inference_steps"]) for m in models] == [
+        (True, 2, 2), (False, 50, 250)
+    ]  # fmt: skip
+    done = served.wait(served.ask(class_label=1, num_frames=10, seed=3))
+    assert (done["num_inference_steps"], done["solver"], done["ar_step"]) == (2, "lcm", 2)
+    assert done["frames_sha256"] == sha256(student(class_label=1, num_frames=10, seed=3).frames[0])
+    for changes, param in (
+        ({"num_inference_steps": 20}, "num_inference_steps"),
+        ({"guidance_scale": 2}, "guidance_scale"),
+    ):
+        refused = served.client.post("/v1/videos", json={"num_frames": 4, **changes})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
+        assert "student of 1 to 2 steps" in refused.json()["error"]["message"]
 
 
 def test_a_stream_that_begins_takes_no_slot_of_another_model(

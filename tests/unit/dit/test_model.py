@@ -326,3 +326,27 @@ def test_condition_tokens_take_frames_of_one_shape() -> None:
         DiTConfig(num_shapes=2, condition="tokens", condition_tokens=2, positions="sincos")
     with pytest.raises(ValueError, match="at least 1"):
         DiTConfig(num_shapes=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_teacher_forcing_shows_a_noisy_frame_the_clean_frames_before_it(make_dit, variant):
+    """Each noisy frame equals that of a clip of its own, whose other frames are clean."""
+    model = make_dit(**variant).double()
+    noisy, timesteps, *condition = inputs(model)
+    noisy, generator = noisy.double(), torch.Generator().manual_seed(7)
+    clean = torch.randn(noisy.shape, generator=generator, dtype=torch.float64)
+    levels = torch.cat([torch.ones_like(timesteps), timesteps], dim=1)
+    output = model(torch.cat([clean, noisy], dim=1), levels, *condition, teacher_forcing=True)
+    assert output.shape == noisy.shape
+    for frame in range(FRAMES):
+        clip = torch.cat([clean[:, :frame], noisy[:, frame : frame + 1]], dim=1)
+        own = torch.cat([levels[:, :frame], timesteps[:, frame : frame + 1]], dim=1)
+        assert torch.allclose(output[:, frame], model(clip, own, *condition)[:, frame], rtol=0, atol=1e-12)
+
+
+def test_teacher_forcing_needs_a_causal_model_and_room_for_the_clip(make_dit):
+    latents, timesteps, labels = inputs(make_dit(), 2 * FRAMES)
+    with pytest.raises(ValueError, match="no frame sees a later one"):
+        make_dit(attention="bidirectional")(latents, timesteps, labels, teacher_forcing=True)
+    with pytest.raises(ValueError, match="sees at most 4 frames at once, got 8"):
+        make_dit(num_frames=4)(latents, timesteps, labels, teacher_forcing=True)
