@@ -185,7 +185,9 @@ def test_gpu_hours_of_the_jobs_by_hand() -> None:
 
 def test_gpu_hours_of_a_student_by_hand() -> None:
     """Two clips of 4 frames in each of 8 micro-batches; its own videos take one unguided step."""
-    recipe = DistillTaskConfig(teacher_steps=2, start_probabilities=(0.75, 0.25), trajectory_uses=5, guidance=2.0)
+    recipe = DistillTaskConfig(
+        teacher_steps=2, start_probabilities=(0.75, 0.25), trajectory_uses=5, guidance=2.0, first_frames=4
+    )
     work = WorkConfig(distill_updates=30, num_videos=7, sampling=SamplingParams(num_frames=4))
     config = dataclasses.replace(SMALL, work=work, distill=recipe, peak_tflops=1e-6, utilisation=0.5)
     found = {job.name: job for job in estimate_jobs(config)}
