@@ -8,6 +8,7 @@ import pytest
 
 from ardiff.data import storage
 from ardiff.errors import DataError
+from ardiff.resolution import Resolution
 from ardiff.sampling.params import FrameCondition, SamplingParams
 from ardiff.sweep.manifest import read_manifest, video_record, write_manifest
 from ardiff.sweep.specs import Record, VideoSpec, find_complete, read_complete, read_record, spec_id, write_record
@@ -140,6 +141,7 @@ def test_other_files_are_no_manifest(tmp_path: Path) -> None:
 
 def test_a_spec_is_a_row_of_an_evaluation(tmp_path: Path) -> None:
     spec = replace(make_video_spec(str(tmp_path), class_label=None), class_name="")
-    record = video_record(spec, store(spec), 16)
-    assert (record.uri, record.size, record.codec, record.height, record.num_frames) == (spec.uri, 5, "h264", 16, 8)
+    record = video_record(spec, store(spec), Resolution(16, 24))
+    assert (record.uri, record.size, record.codec, record.num_frames) == (spec.uri, 5, "h264", 8)
+    assert (record.height, record.width) == (16, 24)
     assert (record.label, record.class_name, record.split, record.status) == (0, "video", "test", "ok")
