@@ -39,7 +39,7 @@ def guided_denoiser(
             instead of the noisy ones (teacher forcing).
     """
     alphas_cumprod = diffusion.alphas_cumprod()
-    null = torch.full_like(class_labels, model.null_class)
+    null = model.without_class(class_labels)
     dtype = next(model.parameters()).dtype
     guided = isinstance(guidance_scale, Tensor) or guidance_scale != 1.0
     labels = torch.cat([class_labels, null]) if guided else class_labels  # (B or 2 B, ...)

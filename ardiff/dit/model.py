@@ -4,6 +4,8 @@ Shapes: B videos, F frames, N = B F packed frames, L tokens per frame, D latent 
 text tokens, P prompts, H heads, K head width.
 """
 
+from typing import Any
+
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
@@ -49,6 +51,8 @@ class DiT(nn.Module):
             case "cross_attention":
                 self.class_embedding = nn.Embedding(config.num_classes + 1, width)
                 self.text_embedder = TextEmbedder(config)
+        if config.num_shapes > 1:
+            self.shape_embedding = nn.Embedding(config.num_shapes, width)
         block_class = TextBlock if config.text else self.block_class
         self.blocks = nn.ModuleList(block_class(config) for _ in range(config.depth))
         self.final_layer = self.final_layer_class(config)
@@ -71,6 +75,8 @@ class DiT(nn.Module):
         # Wider than DiT's 0.02: the timestep embedding grows fast and would hide the class in short runs.
         if self.config.condition != "tokens":
             nn.init.normal_(self.class_embedding.weight, std=0.5)
+        if self.config.num_shapes > 1:
+            nn.init.normal_(self.shape_embedding.weight, std=0.5)
         for linear in (self.timestep_embedder.fc1, self.timestep_embedder.fc2):
             nn.init.normal_(linear.weight, std=0.02)
         if self.config.positions == "rotary":
@@ -89,6 +95,16 @@ class DiT(nn.Module):
         """The class label with which a video without a class is generated."""
         return self.null_class
 
+    def label(self, index: Tensor | int, shape: Tensor | int) -> Any:
+        """The label of the class ``index`` in frames of a shape: one integer, so that each sequence still has one."""
+        return index + shape * (self.config.num_classes + 1)
+
+    def without_class(self, labels: Tensor) -> Tensor:
+        """Labels of the same shapes with the null class, for classifier-free guidance."""
+        if self.config.num_shapes == 1:
+            return torch.full_like(labels, self.null_class)
+        return self.label(self.null_class, labels // (self.config.num_classes + 1))
+
     def forward(
         self,
         latents: Tensor,
@@ -102,9 +118,9 @@ class DiT(nn.Module):
         Args:
             latents: Noisy latents ``(B, F, L, D)``, ``F <= config.num_frames``.
             timesteps: int64 ``(B, F)``.
-            condition: Class labels, int64 ``(B,)``: ``0..num_classes - 1``, :attr:`null_class` or :attr:`unlabelled`.
-                With ``condition=tokens`` also condition tokens, float ``(B, M, condition_dim)``; without them also
-                labels per frame, ``(B, F)``.
+            condition: Class labels, int64 ``(B,)``: ``0..num_classes - 1``, :attr:`null_class` or :attr:`unlabelled`;
+                with several shapes, what :meth:`label` makes of them. With ``condition=tokens`` also condition tokens,
+                float ``(B, M, condition_dim)``; without them also labels per frame, ``(B, F)``.
             text: With ``condition=cross_attention``, the prompt of each video or frame; None is no text.
             teacher_forcing: The first half of the frames is clean, the second half are noisy frames at the same
                 positions, each of which sees itself and the clean frames before it; see
@@ -258,10 +274,18 @@ class DiT(nn.Module):
         """
         condition = self.timestep_embedder(timesteps)  # (N, C)
         if self.config.condition != "tokens":
-            condition = condition + self.class_embedding(class_labels)
+            assert class_labels is not None
+            condition = condition + self._embed(class_labels)
         condition = nn.functional.silu(condition)
         layers = (*self.blocks, self.final_layer)
         return torch.cat([layer.modulation(condition) for layer in layers], dim=-1)
+
+    def _embed(self, labels: Tensor) -> Tensor:
+        """The embedding of classes, and of shapes if there are several: ``(N,) -> (N, C)``."""
+        if self.config.num_shapes == 1:
+            return self.class_embedding(labels)
+        classes = self.config.num_classes + 1
+        return self.class_embedding(labels % classes) + self.shape_embedding(labels // classes)
 
     @property
     def modulation_width(self) -> int:

@@ -104,6 +104,8 @@ class SamplingParams:
     prompt, class_label and guidance_scale are replaced by those given."""
     seed: int = field(default=0, metadata={"per_video": True, "tag": "seed-"})
     """Seed of the noise. `ardiff generate` counts up from it."""
+    size: str | None = field(default=None, metadata={"tag": ""})
+    """WIDTHxHEIGHT of the frames in pixels, one of the sizes that the model knows. None is its first one."""
     given_frames: int = field(default=0, metadata={"from_input": True, "tag": "given-"})
     """First frames that are given by the caller instead of generated."""
 
@@ -298,8 +300,8 @@ class ModelInfo:
     num_classes: int
     num_timesteps: int
     """Training timesteps, T in the paper."""
-    resolution: Resolution = UNKNOWN
-    """Height and width of a frame in pixels."""
+    shapes: tuple[Resolution, ...] = (UNKNOWN,)
+    """Heights and widths of frames in pixels; the first is the default."""
     class_names: tuple[str, ...] = ()
     causal: bool = True
     """Whether no frame sees a later one."""
@@ -312,14 +314,14 @@ class ModelInfo:
 
     @classmethod
     def from_configs(
-        cls, dit: Any, diffusion: Any, resolution: Resolution = UNKNOWN, class_names: Sequence[str] = ()
+        cls, dit: Any, diffusion: Any, shapes: Sequence[Resolution] = (UNKNOWN,), class_names: Sequence[str] = ()
     ) -> ModelInfo:
         """Reads a ``DiTConfig`` and a ``DiffusionConfig``."""
         return cls(
             num_frames=dit.num_frames,
             num_classes=dit.num_classes,
             num_timesteps=diffusion.num_timesteps,
-            resolution=resolution,
+            shapes=tuple(shapes),
             class_names=tuple(class_names),
             causal=dit.causal,
             attention_window=dit.attention_window,
@@ -328,6 +330,25 @@ class ModelInfo:
             condition_tokens=dit.condition_tokens,
             student=diffusion.student,
         )
+
+    @property
+    def resolution(self) -> Resolution:
+        """Height and width of a frame in pixels without ``size``."""
+        return self.shapes[0]
+
+    def shape_index(self, params: SamplingParams) -> int:
+        """The index of the shape of a video's frames. Raises InvalidParamError if the model does not know its size."""
+        if params.size is None:
+            return 0
+        sizes = [shape.size for shape in self.shapes]
+        if params.size not in sizes:
+            known = ", ".join(sizes[:-1]) + " or " * (len(sizes) > 1) + sizes[-1]
+            raise InvalidParamError("size", f"size is {str(params.size)[:32]}: the model makes {known} only")
+        return sizes.index(params.size)
+
+    def shape_of(self, params: SamplingParams) -> Resolution:
+        """Height and width of a video's frames. Raises InvalidParamError if the model does not know its size."""
+        return self.shapes[self.shape_index(params)]
 
     @property
     def text(self) -> bool:
@@ -521,6 +542,8 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
         "guidance_scale",
         f"guidance_scale must be a finite number of at least 0, got {params.guidance_scale}",
     )
+    if model.resolution != UNKNOWN:
+        model.shape_index(params)
     choices = {"solver": (Solver, None), "timestep_spacing": (TimestepSpacing, None), "mode": (SamplingMode,)}
     for name, (choice, *unset) in choices.items():
         value, valid = getattr(params, name), get_args(choice)

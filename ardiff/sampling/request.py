@@ -51,6 +51,8 @@ class SampleRequest:
     """Clean latents of the given frames, ``(B, given_frames, L, D)``; None without given frames."""
     prompts: Mapping[str, EncodedPrompt] = field(default_factory=dict)
     """Every text of the videos, encoded."""
+    shape: int = 0
+    """Index of the shape of the frames among those of the model."""
 
     def __post_init__(self) -> None:
         if not self.videos:
@@ -83,7 +85,8 @@ class SampleRequest:
         class."""
         classes = [video.condition_of(frame).class_label for video in self.videos]
         labels = [model.unlabelled if label is None else label for label in classes]
-        return labels + [model.null_class] * (self.sequences - len(labels))
+        labels += [model.null_class] * (self.sequences - len(labels))
+        return [model.label(label, self.shape) for label in labels]
 
     def distinct_labels(self, model: DiT) -> list[int]:
         """The class indices of all sequences and frames."""

@@ -128,7 +128,7 @@ class Admission:
             params=asdict(params),
             prompt=request.prompt,
             fps=self._config.fps if request.fps is None else request.fps,
-            size=model.size,
+            size=model.info.shape_of(params).size,
             iterations=sequential_passes(params),
             created_at=time.time(),
             status="in_progress" if kind == "stream" else "queued",  # nobody else takes a stream
@@ -138,7 +138,7 @@ class Admission:
             return record, None
         load = await self._jobs.call_timed(self._jobs.store.load, owner)
         self._capacity_check(record)(load)  # before the expensive decoding, too
-        given_frames = await self._uploads.decode(upload, model.info.resolution)
+        given_frames = await self._uploads.decode(upload, model.info.shape_of(params))
         params = replace(params, given_frames=len(given_frames))
         if extends:
             params = replace(params, num_frames=params.num_frames + len(given_frames), ar_step=None)
@@ -208,8 +208,6 @@ def resolve(request: RequestBase, model: ModelRunner, config: ServiceConfig) -> 
         values["num_frames"] = round(float(request.seconds) * (config.fps if request.fps is None else request.fps))
     for name, maximum in maximum_values(config.limits).items():
         _check_maximum(name, values[name], maximum)
-    if request.size not in (None, model.size):
-        raise invalid("size", f"size is {str(request.size)[:32]}: the model '{model.name}' makes {model.size} only.")
     if request.prompt is not None and not model.info.text:
         if request.class_label is not None:
             raise invalid("prompt", "Give prompt or class_label, not both: for this model both name a class.")

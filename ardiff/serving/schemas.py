@@ -79,7 +79,6 @@ class RequestBase(BaseModel):
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of the noise; null draws one.")
     fps: float | None = Field(None, gt=0, allow_inf_nan=False, description="Frames per second of the video file.")
     seconds: Seconds | None = Field(None, description="Length of the video; it replaces num_frames.")
-    size: str | None = Field(None, max_length=32, description="WIDTHxHEIGHT; if given, it must be the model's.")
 
 
 VideoRequest = create_model(
@@ -179,7 +178,8 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int = Field(description="Always 0, which is not known, for clients that need the field.")
     owned_by: str = "ardiff"
-    size: str = Field(description="WIDTHxHEIGHT of its videos in pixels.")
+    size: str = Field(description="WIDTHxHEIGHT of its videos in pixels, if a request names no other.")
+    sizes: list[str] = Field(description="All sizes of its videos.")
     num_classes: int
     class_names: list[str]
     text: bool = Field(description="Whether it takes prompts.")
@@ -222,7 +222,8 @@ def to_model(runner: ModelRunner, config: ServiceConfig) -> Model:
     return Model(
         id=runner.name,
         created=0,
-        size=runner.size,
+        size=runner.info.resolution.size,
+        sizes=[shape.size for shape in runner.info.shapes],
         num_classes=runner.info.num_classes,
         class_names=list(runner.info.class_names),
         text=runner.info.text,

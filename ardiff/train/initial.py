@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ardiff.data import storage
@@ -20,6 +19,7 @@ from ardiff.train.checkpoint import DISCRIMINATOR, STATE
 from ardiff.train.export import MODEL
 from ardiff.train.shards import ShardReader
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ardiff.vae.blocks import interpolated_positions
 
 
 def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Module | None = None) -> None:
@@ -54,27 +54,17 @@ def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Mod
 def with_positions(
     weights: Mapping[str, Tensor], source: AutoencoderConfig, target: AutoencoderConfig
 ) -> dict[str, Tensor]:
-    """The weights of ``source`` for the frames of ``target``, see :func:`interpolated_positions`.
+    """The weights of ``source`` for the frames of ``target``, see
+    :func:`~ardiff.vae.blocks.interpolated_positions`.
 
     Weights for the same rows and columns of patches come back unchanged, as do those of the authors' models, which have
     a position of the class token too.
     """
     result = dict(weights)
-    if source.patch_grid != target.patch_grid and source.kind == target.kind == "standard":
+    if source.patch_grid() != target.patch_grid() and source.kind == target.kind == "standard":
         for name in ("encoder.patch_positions", "decoder.patch_positions"):
-            result[name] = interpolated_positions(result[name], source.patch_grid, target.patch_grid)
+            result[name] = interpolated_positions(result[name], source.patch_grid(), target.patch_grid())
     return result
-
-
-def interpolated_positions(positions: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """The positions of patches ``(P, C)``, by rows and columns, interpolated to other rows and columns of patches.
-
-    Bicubic, as Vision Transformers are fine-tuned at other resolutions (Dosovitskiy et al., 2021, Sec. 3.2). Both grids
-    cover the whole frame, so a patch keeps about the embedding of its relative position.
-    """
-    grid = rearrange(positions, "(h w) c -> 1 c h w", h=source[0], w=source[1])
-    resized = nn.functional.interpolate(grid, target, mode="bicubic", align_corners=False)
-    return rearrange(resized, "1 c h w -> (h w) c")
 
 
 def initialise_dit(uri: str, model: DiT, new_text_layers: bool = True) -> None:

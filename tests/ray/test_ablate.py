@@ -25,7 +25,8 @@ train_vae.train.num_steps=6 train_vae.train.checkpoint_every=6 train_vae.train.s
 train_vae.train.log_every=3 train_vae.train.batch_size=8 train_vae.vae.width=32 train_vae.vae.depth=1
 encode.batch_size=16 train_dit.train.num_steps=60 train_dit.train.checkpoint_every=5 train_dit.train.sample_every=0
 train_dit.train.log_every=20 train_dit.train.batch_size=4 train_dit.dit.width=32 train_dit.dit.depth=1
-train_dit.task.teacher_forcing=0 generate.num_videos=4 generate.max_actors=1 generate.num_inference_steps=4 evaluate.num_clips=4 evaluate.batch_size=4
+train_dit.task.teacher_forcing=0
+generate.num_videos=4 generate.max_actors=1 generate.num_inference_steps=4 evaluate.num_clips=4 evaluate.batch_size=4
 evaluate.max_actors=1 evaluate.i3d_clips=0 samples.long_frames=24 samples.long_ar_step=2
 """)
 VARIANTS = [

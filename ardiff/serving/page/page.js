@@ -5,7 +5,7 @@ const $ = (id) => document.getElementById(id);
 const NUMBERS = ["num_frames", "num_inference_steps", "ar_step", "guidance_scale", "seed"];
 const TEXTS = ["prompt", "negative_prompt"];
 const LABELS = {
-  prompt: "Prompt", negative_prompt: "Negative prompt", class_label: "Class", num_frames: "Frames",
+  prompt: "Prompt", negative_prompt: "Negative prompt", class_label: "Class", size: "Size", num_frames: "Frames",
   num_inference_steps: "Steps per frame", ar_step: "ar_step", guidance_scale: "Guidance", seed: "Seed",
   input_reference: "The picture or clip",
 };
@@ -81,6 +81,8 @@ function chooseModel() {
   const none = new Option("none", "");
   $("class_label").replaceChildren(...(model.text ? [none, ...classes] : [...classes, none]));
   $("class-field").hidden = model.text && model.num_classes === 0;
+  $("size").replaceChildren(...model.sizes.map((size) => new Option(size.replace("x", " x "), size)));
+  $("size-field").hidden = model.sizes.length < 2;
   $("prompt-field").hidden = $("advanced").hidden = !model.text;
   for (const [name, maximum] of Object.entries(model.maximum)) if ($(name)) $(name).max = maximum;
   const steps = $("num_inference_steps");
@@ -92,7 +94,7 @@ function chooseModel() {
 }
 
 function settings() {
-  const values = { model: $("model").value || null };
+  const values = { model: $("model").value || null, size: $("size").value || null };
   values.class_label = $("class_label").value === "" ? null : Number($("class_label").value);
   if (models.length && chosenModel().text) for (const name of TEXTS) values[name] = $(name).value.trim() || null;
   for (const name of NUMBERS) {
@@ -382,6 +384,7 @@ function historyItem(video) {
   const readsText = model && model.text; // the prompt of a model without text is its class
   if (readsText && video.class_label === null) values.class_label = null;
   for (const field of TEXTS) values[field] = readsText && video[field] ? quoted(video[field]) : null;
+  if (!model || model.sizes.length < 2) values.size = null;
   const named = Object.keys(LABELS).filter((field) => field in values && values[field] !== null);
   text.textContent = named.map((field) => `${LABELS[field]} ${values[field]}`).join(", ");
   const state = document.createElement("span");

@@ -100,7 +100,7 @@ class DistillTask(DiTTask):
     def trajectories(self, batch: Batch, draws: BatchGenerator) -> tuple[Trajectories, ...]:
         """The trajectories of a batch's clips and, as clips of one frame, of further first frames."""
         clean = self._clean(batch)  # (B, F, L, D)
-        labels = self._labels(batch["label"], draws)  # (B,)
+        labels = self._labels(batch, draws)  # (B,)
         text = self._text(batch, draws) if self.model.config.text else None
         eps, starts = self._noise(clean, draws), self._starts(len(clean), 1, draws)[:, 0]  # (B, F, L, D), (B,)
         clips = self._follow(clean, eps, starts, labels, text, clean)

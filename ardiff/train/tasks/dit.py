@@ -33,7 +33,8 @@ class DiTTask(Task):
 
     The latents are as encoded, not normalised. With ``encode``, batches hold ``video`` uint8 ``(B, F, H, W, 3)``
     instead of latents. A model without classes ignores the labels. For a model with text they also hold ``text``
-    float32 ``(B, M, E)`` and ``text_mask`` bool ``(B, M)``, whose rows without any True are clips without text.
+    float32 ``(B, M, E)`` and ``text_mask`` bool ``(B, M)``, whose rows without any True are clips without text; for a
+    model with several shapes of frames ``shape`` int64 ``(B,)``, of which the part of the clips is logged.
     """
 
     sampling = SamplingParams(num_inference_steps=20, ar_step=2, mode="full")
@@ -62,7 +63,7 @@ class DiTTask(Task):
         kind, count = self.diffusion.timestep_sampling, self.diffusion.num_timesteps
         timesteps = to_device(sample_timesteps(kind, size, frames, count, draws.generators(size)), x0.device)  # (B, F)
         eps = self._noise(x0, draws)  # (B, F, L, D)
-        labels = self._labels(batch["label"], draws)  # (B,)
+        labels = self._labels(batch, draws)  # (B,)
         text = self._text(batch, draws) if self.model.config.text else None
         forced = to_device(self._forced(size, draws), x0.device)  # (B,)
         if self.config.teacher_forcing:
@@ -73,7 +74,11 @@ class DiTTask(Task):
         target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)
         loss = diffusion_loss(output, target)
         breakdown = loss_breakdown(output, target, timesteps, self.diffusion.num_timesteps)
-        return loss, {"mean_timestep": timesteps.float().mean(), **breakdown}
+        logged = {"mean_timestep": timesteps.float().mean(), **breakdown}
+        if "shape" in batch:
+            shapes = range(self.model.config.num_shapes)
+            logged |= {f"share_shape_{i}": (batch["shape"] == i).float().mean() for i in shapes}
+        return loss, logged
 
     def _forced(self, size: int, draws: BatchGenerator) -> Tensor:
         """Which of the local clips train under teacher forcing, bool ``(B,)``: evenly spread over the whole batch."""
@@ -110,13 +115,14 @@ class DiTTask(Task):
         eps = to_device(draws(len(like), lambda g: torch.randn(like.shape[1:], generator=g)), like.device)
         return eps.clamp(-self.config.noise_clip, self.config.noise_clip) if self.config.noise_clip else eps
 
-    def _labels(self, labels: Tensor, draws: BatchGenerator) -> Tensor:
-        """Class indices ``(B,)``, some replaced by the null class."""
+    def _labels(self, batch: Batch, draws: BatchGenerator) -> Tensor:
+        """The labels ``(B,)`` that the model takes: of classes, some replaced by the null class, and of shapes."""
+        labels = batch["label"]
         uniform = draws(len(labels), lambda g: torch.rand((), generator=g))  # (B,)
         if self.model.config.num_classes == 0:
             labels = torch.full_like(labels, self.model.unlabelled)
         dropped = to_device(uniform < self.config.class_dropout, labels.device)  # (B,)
-        return torch.where(dropped, self.model.null_class, labels)
+        return self.model.label(torch.where(dropped, self.model.null_class, labels), batch.get("shape", 0))
 
     def _text(self, batch: Batch, draws: BatchGenerator) -> TextTokens:
         """The text of the clips, some of it dropped. Raises TrainingError if the batch has none."""

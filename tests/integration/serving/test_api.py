@@ -916,8 +916,8 @@ def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.
 
 
 def test_several_models_by_name(serve: Serve, make_pipeline: Any, make_vae: Any) -> None:
-    other = make_pipeline(seed=5, num_classes=0)
-    other.vae = make_vae(resolution=[16, 40])
+    other = make_pipeline(seed=5, num_classes=0, num_shapes=2)
+    other.vae = make_vae(resolution=[16, 40], buckets=[[40, 16]])
     served = serve(pipelines={"first": make_pipeline(), "second": other})
     models = served.client.get("/v1/models").json()["data"]
     assert [(m["id"], m["num_classes"], m["size"]) for m in models] == [("first", 3, "16x16"), ("second", 0, "40x16")]
@@ -929,8 +929,11 @@ def test_several_models_by_name(serve: Serve, make_pipeline: Any, make_vae: Any)
     assert done["size"] == "40x16"
     content = served.client.get(f"/v1/videos/{done['id']}/content").content
     assert decode_clip(content, 0, 4).shape == (4, 16, 40, 3)
-    refused = served.client.post("/v1/videos", json={"model": "second", "size": "16x40"})
-    assert (refused.status_code, "makes 40x16 only" in refused.text) == (422, True)
+    assert [m["sizes"] for m in models] == [["16x16"], ["40x16", "16x40"]]
+    tall = served.wait(served.ask(model="second", size="16x40", **fields))
+    assert (tall["size"], tall["frames_sha256"]) == ("16x40", sha256(other(size="16x40", **fields).frames[0]))
+    refused = served.client.post("/v1/videos", json={"model": "second", "size": "16x16"})
+    assert (refused.status_code, "size is 16x16: the model makes 40x16 or 16x40 only." in refused.text) == (422, True)
     assert served.wait(served.ask(**fields))["model"] == "first"
 
 

@@ -305,6 +305,29 @@ def test_impossible_sizes(changes, message):
         DiTConfig(**changes)
 
 
+def test_the_shape_of_frames_is_a_condition(make_dit):
+    model, plain = make_dit(num_shapes=3), make_dit()
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters()) + 3 * 16
+    timesteps = torch.full((9,), 500)
+    classes, shapes = torch.arange(9) % 3, torch.arange(9) // 3
+    labels = model.label(classes, shapes)
+    assert len(set(labels.tolist())) == 9
+    modulations = model.modulations(timesteps, labels)
+    assert len(torch.unique(modulations.round(decimals=4), dim=0)) == 9
+    with torch.no_grad():
+        model.shape_embedding.weight.zero_()
+        assert torch.equal(model.modulations(timesteps, labels), model.modulations(timesteps, classes))
+    assert model.without_class(labels).tolist() == model.label(torch.full((9,), model.null_class), shapes).tolist()
+    assert plain.without_class(classes).tolist() == [plain.null_class] * 9
+
+
+def test_condition_tokens_take_frames_of_one_shape() -> None:
+    with pytest.raises(ValueError, match="one shape only"):
+        DiTConfig(num_shapes=2, condition="tokens", condition_tokens=2, positions="sincos")
+    with pytest.raises(ValueError, match="at least 1"):
+        DiTConfig(num_shapes=0)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_teacher_forcing_shows_a_noisy_frame_the_clean_frames_before_it(make_dit, variant):
     """Each noisy frame equals that of a clip of its own, whose other frames are clean."""

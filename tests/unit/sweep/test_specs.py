@@ -36,7 +36,7 @@ def make_video_spec(folder: str, number: int = 0, latents: bool = False, **sampl
 def store(spec: VideoSpec, data: bytes = b"video") -> Record:
     """A spec as if it had been generated."""
     record = Record(
-        id=spec.id, status="ok", size=len(data), latents_size=3 if spec.latents else 0, statistics={"a": [1.5]}
+        id=spec.id, status="ok", file_size=len(data), latents_size=3 if spec.latents else 0, statistics={"a": [1.5]}
     )
     storage.write_bytes(spec.uri, data)
     if spec.latents:

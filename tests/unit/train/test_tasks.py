@@ -12,7 +12,7 @@ from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.noise import q_sample
 from ardiff.diffusion.prediction import prediction_target
 from ardiff.diffusion.timestep_sampling import sample_timesteps
-from ardiff.dit import DiTConfig
+from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import TrainingError
 from ardiff.metrics.networks.lpips import LPIPS
 from ardiff.randomness import BatchGenerator
@@ -47,6 +47,7 @@ class Perfect(torch.nn.Module):
 
     config = DiTConfig(num_classes=3)
     null_class = 3
+    label, without_class = DiT.label, DiT.without_class
 
     def __init__(self, answer: torch.Tensor) -> None:
         super().__init__()
