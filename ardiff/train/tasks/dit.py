@@ -95,14 +95,16 @@ class DiTTask(Task):
         if not self.config.teacher_forcing:
             return self.model(x_t, timesteps, labels, text)
         outputs, order = [], []
-        for teacher_forcing in (True, False):
+        for teacher_forcing in (True,) if self.config.teacher_forcing == 1.0 else (True, False):
             rows = (forced == teacher_forcing).nonzero().flatten()  # b clips
-            latents, levels = x_t[rows], timesteps[rows]  # (b, F, L, D), (b, F)
+            # Without such clips here, another one is evaluated for nothing: ZeRO 3 needs equal calls on all ranks.
+            shown = rows if len(rows) else rows.new_zeros(1)
+            latents, levels = x_t[shown], timesteps[shown]  # (b, F, L, D), (b, F)
             if teacher_forcing:
-                latents, levels = with_context(x0[rows], latents, levels, self.diffusion)  # (b, 2 F, L, D), (b, 2 F)
-            of_text = None if text is None else replace(text, index=text.index[rows])
-            if len(rows):
-                outputs.append(self.model(latents, levels, labels[rows], of_text, teacher_forcing=teacher_forcing))
+                latents, levels = with_context(x0[shown], latents, levels, self.diffusion)  # (b, 2 F, L, D), (b, 2 F)
+            of_text = None if text is None else replace(text, index=text.index[shown])
+            output = self.model(latents, levels, labels[shown], of_text, teacher_forcing=teacher_forcing)
+            outputs.append(output[: len(rows)])  # (b, F, L, D)
             order.append(rows)
         return torch.cat(outputs)[torch.cat(order).argsort()]  # (B, F, L, D)
 

@@ -105,7 +105,7 @@ def plan(num_gpus: int) -> list[float]:
         between / 3600,
         interval / 60,
         100 * lost_share(interval, stored, between, 300.0),
-        num_gpus * 0.4 * 312e12 / (frame * frame_evaluations(SamplingParams(ar_step=5), 16)),
+        num_gpus * 0.4 * 312e12 / (frame * frame_evaluations(SamplingParams(num_inference_steps=50, ar_step=5), 16)),
     ]
 
 
