@@ -4,7 +4,7 @@ BIN    := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --durations=20
 SPREAD := -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow'
 
-.PHONY: help setup s3-server sdk-clients chromium test-setup quickstart lint types check test test-slow docs licenses \
+.PHONY: help setup s3-server sdk-clients chromium postgresql test-setup quickstart lint types check test test-slow docs licenses \
 	constraints clean
 
 help: ## list all targets
@@ -40,6 +40,9 @@ sdk-clients: .venv-clients/.ready ## create .venv-clients with the clients of ot
 chromium: ## install Debian's Chromium for the tests of the web page, unless it is there
 	@test -x /usr/bin/chromium || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null
 
+postgresql: ## install Debian's PostgreSQL server for the tests of the endpoint's database, unless it is there
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql; } >/dev/null
+
 quickstart: setup ## data -> AR-VAE -> latents -> AR-DiT -> videos -> scores -> report.html
 	$(BIN)/ardiff quickstart $(ARGS)
 
@@ -51,7 +54,7 @@ lint: setup ## ruff, and the layers of pyproject.toml (import-linter)
 types: setup ## mypy
 	$(BIN)/mypy
 
-test-setup: setup s3-server sdk-clients chromium .venv/torch_extensions/.ready
+test-setup: setup s3-server sdk-clients chromium postgresql .venv/torch_extensions/.ready
 
 check: lint types s3-server ## lint, types and unit tests: run it before each commit
 	$(PYTEST) $(SPREAD) tests/unit $(ARGS)

@@ -3,9 +3,11 @@
 import importlib.util
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple
 
 import av
@@ -15,6 +17,9 @@ from av.codec import Codec
 
 EXTRAS = {"ray": "ray", "deepspeed": "train"}
 """The extra of ``pip install 'ardiff[...]'`` that brings a package."""
+
+MIN_DRIVER = {"12": 525, "13": 580}
+"""By CUDA's major version, the first NVIDIA driver that runs it (CUDA compatibility guide, minor versions)."""
 
 
 class Finding(NamedTuple):
@@ -31,6 +36,7 @@ def examine() -> int:
         Finding("python", True, platform.python_version()),
         Finding("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads"),
         Finding("devices", True, _devices()),
+        check_driver(torch.version.cuda, driver_version()),
         Finding("memory", True, f"{psutil.virtual_memory().total / 2**30:.0f} GiB, {os.cpu_count()} CPUs"),
         _package("ray", needed=True),
         Finding("ray cluster", True, os.environ.get("RAY_ADDRESS") or "RAY_ADDRESS is not set: jobs start one here"),
@@ -56,6 +62,27 @@ def _devices() -> str:
     if not torch.cuda.is_available():
         return "CPU only"
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def driver_version() -> str:
+    """The version of this machine's NVIDIA driver, such as ``580.65.06``; empty without one."""
+    file = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\b(\d+\.\d+(\.\d+)?)\b", file.read_text()) if file.exists() else None
+    return found[1] if found else ""
+
+
+def check_driver(cuda: str | None, driver: str) -> Finding:
+    """The driver is new enough for the CUDA version of torch; without a driver there is nothing to check."""
+    if not driver:
+        return Finding("nvidia driver", True, "none")
+    if cuda is None:
+        return Finding(
+            "nvidia driver", False, f"{driver}, but this torch has no CUDA: install torch from PyPI on Linux"
+        )
+    least = MIN_DRIVER.get(cuda.partition(".")[0])
+    if least is not None and int(driver.partition(".")[0]) < least:
+        return Finding("nvidia driver", False, f"{driver}, but torch's CUDA {cuda} needs {least} or later: update it")
+    return Finding("nvidia driver", True, f"{driver}, torch has CUDA {cuda}")
 
 
 def _package(name: str, needed: bool) -> Finding:

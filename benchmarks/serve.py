@@ -1,7 +1,7 @@
 """Measures the endpoint: time to the first frame, throughput by number of clients, scaling. Prints tables.
 
     python benchmarks/serve.py                      # the tables of docs/performance.md, about ten minutes on two cores
-    python benchmarks/serve.py --part latency       # one of them: latency, packing, scaling
+    python benchmarks/serve.py --part latency       # one of them: latency, packing, scaling, store
     python benchmarks/serve.py --url http://...     # latency and throughput of a running service
 
 Without --url it saves a model with random weights, which cost as much as trained ones, and starts `ardiff serve` for
@@ -28,6 +28,7 @@ from typing import Any
 import httpx
 import psutil
 import torch
+from serve_store import print_store
 
 from ardiff.client import Client
 from ardiff.data.latents import LatentStatistics
@@ -38,7 +39,7 @@ from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 STARTED: dict[str, psutil.Process] = {}
 """Processes of `ardiff serve` by URL."""
-PARTS = ["latency", "packing", "scaling"]
+PARTS = ["latency", "packing", "scaling", "store"]
 STEPS = 20
 
 
@@ -259,6 +260,8 @@ def main() -> None:
                     ]
                     with serving(pipeline, 1, *scaling, "service.engine.max_requests=4") as url:
                         print_scaling(url, jobs=16)
+                case "store":
+                    print_store(ARDiffusionPipeline.from_pretrained(str(pipeline)))
 
 
 if __name__ == "__main__":

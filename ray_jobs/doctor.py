@@ -14,7 +14,10 @@ from pathlib import Path
 from ardiff.doctor import Finding, examine, print_findings
 from ray_jobs.diagnostics.all_reduce import check_all_reduce
 from ray_jobs.diagnostics.nodes import (
+    Shared,
     check_clocks,
+    check_database,
+    check_drivers,
     check_gpus,
     check_object_stores,
     check_storage,
@@ -36,7 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.address is None:
         return examine()
     forwarded = [f"--{name}={getattr(options, name)}" for name in ("workers", "megabytes", "patience", "gpus")]
-    forwarded += [] if options.storage is None else [f"--storage={options.storage}"]
+    references = {"storage": options.storage, "database": options.database}
+    references["database-password"] = options.database_password
+    forwarded += [f"--{name}={value}" for name, value in references.items() if value is not None]
     client = f"{sys.version_info[0]}.{sys.version_info[1]}/{metadata.version('ray')}"
     entrypoint = shlex.join(["python", "-m", "ray_jobs.doctor", *forwarded, f"--client={client}"])
     submission = Submission(
@@ -48,6 +53,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _add_check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--storage", metavar="URI", help="folder, s3:// or shared, that every node must write to")
+    parser.add_argument("--database", metavar="URI", help="postgresql://USER@HOST/NAME, which every node must reach")
+    parser.add_argument("--database-password", metavar="REF", help="env:NAME or a file on the nodes")
     parser.add_argument("--workers", type=int, default=2, help="workers of the timed all-reduce (2)")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to wait for, with an autoscaler (0)")
     parser.add_argument("--megabytes", type=int, default=64, help="size of the all-reduce in MiB (64)")
@@ -61,14 +68,17 @@ def check_cluster(arguments: Sequence[str]) -> int:
     parser.add_argument("--client", required=True, help="Python and Ray of the machine that asks")
     options = parser.parse_args(arguments)
     with ray_cluster():
-        nodes = examine_nodes(options.storage, options.gpus)
+        shared = Shared(options.storage, options.database, options.database_password)
+        nodes = examine_nodes(shared, options.gpus)
         findings = [
             Finding("nodes", True, f"{len(nodes)}: {', '.join(node.name for node in nodes)}"),
             check_versions(nodes, options.client),
             check_gpus(nodes, options.gpus),
+            *check_drivers(nodes),
             *check_object_stores(nodes),
             check_clocks(nodes),
             check_storage(nodes, options.storage),
+            check_database(nodes, options.database),
             check_all_reduce(nodes, options.workers, options.megabytes, options.patience),
         ]
     return print_findings(findings, "FIX")

@@ -122,11 +122,18 @@ class ServeConfig(ReplicaConfig):
         service = replace(
             self.service,
             storage=absolute(self.service.storage),
+            database=self.service.database and absolute(self.service.database),
+            database_password=_absolute_reference(self.service.database_password),
             keys=self.service.keys and absolute(self.service.keys),
         )
         models = {name: absolute(uri) for name, uri in self.models.items()}
         config = replace(self, checkpoint=self.checkpoint and absolute(self.checkpoint), models=models, service=service)
         return ReplicaConfig(**{f.name: getattr(config, f.name) for f in fields(ReplicaConfig)})
+
+
+def _absolute_reference(password: str | None) -> str | None:
+    """A reference to a password, with the absolute path of its file."""
+    return password if password is None or password.startswith("env:") else storage.absolute(password)
 
 
 @serve.deployment(
@@ -260,7 +267,8 @@ def run(config: ServeConfig) -> None:
         except RuntimeError as error:
             raise ArdiffError(f"The replicas did not start: {error} --debug shows their output.") from error
         print_line(f"Serving {', '.join(config.replica.uris)} at http://{config.host}:{config.port} (web page at /).")
-        print_line(f"Records and videos: {config.replica.service.storage}. Ctrl-C drains and stops.")
+        service = config.replica.service
+        print_line(f"Jobs: {service.database_uri}. Videos: {service.storage}. Ctrl-C drains and stops.")
         interrupted.wait()
         print_line(
             f"Draining for at most {config.service.drain_seconds:g} s. Unfinished jobs then return to the queue."

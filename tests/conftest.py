@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from postgres_server import PostgresServer, programs
 from s3_server import S3Server, environment
 from torch import nn
 
@@ -107,6 +108,15 @@ def make_pipeline(
 def s3_server() -> Iterator[S3Server]:
     """A real S3 server for all tests of a pytest process. A test that stops it must start it again."""
     with S3Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL server for all tests of a pytest process. A test that stops it must start it again."""
+    if programs() is None:
+        pytest.skip("PostgreSQL is not installed: run `make postgresql`")
+    with PostgresServer() as server:
         yield server
 
 

@@ -10,6 +10,8 @@ import functools
 import io
 import shutil
 import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -330,6 +332,21 @@ def delete_file(uri: str) -> None:
                 filesystem.delete_file(path)
 
     with_retries(f"Cannot delete {uri}", delete)
+
+
+def delete_files(uris: Sequence[str]) -> None:
+    """Deletes files as far as they exist, several at the same time. Raises StorageError if one cannot be deleted."""
+
+    def delete(uri: str) -> None:
+        if _is_s3(uri):
+            bucket, key = _bucket_and_key(uri)
+            with_retries(f"Cannot delete {uri}", lambda: s3.client().delete_object(Bucket=bucket, Key=key))
+        else:
+            delete_file(uri)
+
+    with ThreadPoolExecutor(min(16, len(uris) or 1)) as threads:
+        for _ in threads.map(delete, uris):
+            pass
 
 
 def delete_folder(uri: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ardiff.data.encode import reencode_mpeg4
 from ardiff.metrics.preprocess import resize_frames, scale_range
 from ardiff.metrics.registry import MetricSpec
-from ardiff.metrics.weights import fill_network
+from ardiff.metrics.weights import compute_exactly, fill_network
 from ardiff.resolution import Resolution
 
 
@@ -32,8 +32,7 @@ class FeatureExtractor:
         self.spec, self.device = spec, device
         model = fill_network(spec.network.build(**spec.options), state, spec.network.name)
         self.model = spec.network.prepare(model).to(device)
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True
+        compute_exactly()
 
     @torch.no_grad()
     def __call__(self, clips: np.ndarray) -> np.ndarray:

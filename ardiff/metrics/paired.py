@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ardiff.errors import DataError
 from ardiff.metrics.registry import PairedMetric
-from ardiff.metrics.weights import fill_network
+from ardiff.metrics.weights import compute_exactly, fill_network
 
 
 class PairMeasure:
@@ -20,6 +20,7 @@ class PairMeasure:
     def __init__(
         self, metrics: Sequence[PairedMetric], states: Mapping[str, Mapping[str, Tensor]], device: torch.device
     ) -> None:
+        compute_exactly()
         self.metrics = metrics
         self.models = [
             [] if m.network is None else [fill_network(m.network.build(), states[m.network.name], m.name).to(device)]

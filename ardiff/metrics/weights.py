@@ -162,6 +162,12 @@ def identify(state: Mapping[str, Tensor], source: str) -> str:
     raise CheckpointError(f"{source} holds the weights of none of the networks {', '.join(network_names())}.")
 
 
+def compute_exactly() -> None:
+    """Makes this process compute scores on GPUs in float32 without TensorFloat-32, and always by the same kernels."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
 def fill_network(model: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:
     """Loads ``state`` into ``model`` and returns it in evaluation mode, without gradients.
 

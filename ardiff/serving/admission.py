@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Literal
 
@@ -16,10 +16,9 @@ from ardiff.resolution import Resolution
 from ardiff.sampling.cost import sequential_passes
 from ardiff.sampling.engine import EngineLimitError
 from ardiff.sampling.params import FROM_INPUT, InvalidParamError, ModelInfo, SamplingParams
-from ardiff.serving.async_store import AsyncStore
-from ardiff.serving.completion import JobFinisher
+from ardiff.serving.async_store import Stores
 from ardiff.serving.config import RequestLimits, ServiceConfig
-from ardiff.serving.errors import RequestError, invalid, overloaded
+from ardiff.serving.errors import RequestError, UnavailableError, invalid, overloaded
 from ardiff.serving.jobs import Job, RunningJobs
 from ardiff.serving.keys import ApiKeys, RateLimiter
 from ardiff.serving.model_runner import ModelRunner
@@ -27,6 +26,7 @@ from ardiff.serving.queue import JobQueue
 from ardiff.serving.records import JobRecord, new_id
 from ardiff.serving.schemas import RequestBase, maximum_values
 from ardiff.serving.shutdown import Shutdown
+from ardiff.serving.store import Load
 from ardiff.serving.uploads import decode_upload
 
 MAX_DECODERS, MAX_WAITING_UPLOADS = 2, 8
@@ -40,21 +40,16 @@ class Admission:
         self,
         models: Mapping[str, ModelRunner],
         keys: ApiKeys,
-        storage: AsyncStore,
+        stores: Stores,
         queue: JobQueue,
         running: RunningJobs,
-        finisher: JobFinisher,
         config: ServiceConfig,
         shutdown: Shutdown,
     ) -> None:
-        self._models, self._keys, self._storage, self._queue = models, keys, storage, queue
-        self._running, self._finisher, self._config, self._shutdown = running, finisher, config, shutdown
+        self._models, self._keys, self._jobs, self._files = models, keys, stores.jobs, stores.files
+        self._queue, self._running, self._config, self._shutdown = queue, running, config, shutdown
         self._rates = RateLimiter()
         self._uploads = UploadDecoder(config.limits)
-        self._creating: dict[str, JobRecord] = {}
-        """Accepted jobs that are not in storage yet."""
-        self._listings: list[dict[str, JobRecord]] = []
-        """What each check in progress may not see in storage."""
 
     async def queue_job(
         self,
@@ -69,43 +64,43 @@ class Admission:
         With ``extends`` the request counts new frames only, which follow those of the upload.
         """
         self._check_acceptance(owner)
-        job_id, key_hash = new_id(), None
+        key_hash = request_hash = None
         if idempotency_key is not None:
             key_hash = hashlib.sha256(idempotency_key.encode()).hexdigest()
-            if (earlier := await self._reserve(owner, key_hash, job_id, _hash_request(request, upload))) is not None:
+            request_hash = _hash_request(request, upload)
+            if (earlier := await self._repeated(owner, key_hash, request_hash)) is not None:
                 return earlier
-        try:
-            record, given_frames = await self._prepare(job_id, owner, request, upload, "job", extends)
-            record = replace(record, idempotency=key_hash)
-            await self._create(record, given_frames)
-        except BaseException:
-            if key_hash is not None:
-                await self._storage.call(self._storage.store.unreserve, owner, key_hash)
-            raise
-        self._queue.notify()
-        return record
+        record, given_frames = await self._prepare(owner, request, upload, "job", extends)
+        record = replace(record, idempotency=key_hash)
+        if await self._create(record, given_frames, self._capacity_check(record), request_hash):
+            self._queue.waiting += 1
+            self._queue.notify()
+            return record
+        assert key_hash is not None
+        if (earlier := await self._repeated(owner, key_hash, request_hash)) is not None:
+            return earlier
+        raise RequestError(409, "not_ready", "The first video with this Idempotency-Key was just deleted: try again.")
 
-    async def _reserve(self, owner: str, key_hash: str, job_id: str, request_hash: str) -> JobRecord | None:
-        """Takes an idempotency key for a job. Returns the job that was requested with it before, if any."""
-        store = self._storage.store
-        first_id, first_hash = await self._storage.call_timed(store.reserve, owner, key_hash, job_id, request_hash)
-        if first_hash != request_hash:
+    async def _repeated(self, owner: str, key_hash: str, request_hash: str | None) -> JobRecord | None:
+        """The job that was requested with an idempotency key before, if any."""
+        repeated = await self._jobs.call_timed(self._jobs.store.repeated, owner, key_hash)
+        if repeated is None:
+            return None
+        earlier, earlier_hash = repeated
+        if earlier_hash != request_hash:
             message = "This Idempotency-Key belongs to another request: use a new key for each video."
             raise invalid("Idempotency-Key", message)
-        if first_id == job_id:
-            return None
-        record = await self._storage.call_timed(store.read, owner, first_id)
-        if record is None:
-            message = "The first request with this Idempotency-Key is not accepted yet: try again."
-            raise RequestError(409, "not_ready", message, retry_after=1)
-        return record.now()
+        return earlier
 
     async def start_stream(self, owner: str, request: RequestBase, upload: bytes | None) -> Job:
         """Starts a job on this replica now."""
         self._check_acceptance(owner)
-        record, given_frames = await self._prepare(new_id(), owner, request, upload, "stream")
-        await self._create(record, given_frames)
-        job = self._models[record.model].start(record, given_frames)
+        record, given_frames = await self._prepare(owner, request, upload, "stream")
+        runner = self._models[record.model]
+        check = self._capacity_check(record)
+        with runner.reserve_slot():
+            await self._create(record, given_frames, check)
+        job = runner.start(record, given_frames)
         self._running.add(job)
         return job
 
@@ -118,7 +113,6 @@ class Admission:
 
     async def _prepare(
         self,
-        job_id: str,
         owner: str,
         request: RequestBase,
         upload: bytes | None,
@@ -131,7 +125,7 @@ class Admission:
         with _as_request_errors():
             await model.check_texts(params)
         record = JobRecord(
-            id=job_id,
+            id=new_id(),
             owner=owner,
             kind=kind,
             model=model.name,
@@ -141,11 +135,13 @@ class Admission:
             size=model.size,
             iterations=sequential_passes(params),
             created_at=time.time(),
+            status="in_progress" if kind == "stream" else "queued",  # nobody else takes a stream
             lease=int(kind == "stream"),
         )
         if upload is None:
             return record, None
-        await self._check_capacity(record, accept=False)  # before the expensive decoding, too
+        load = await self._jobs.call_timed(self._jobs.store.load, owner)
+        self._capacity_check(record)(load)  # before the expensive decoding, too
         given_frames = await self._uploads.decode(upload, model.info.resolution)
         params = replace(params, given_frames=len(given_frames))
         if extends:
@@ -154,55 +150,52 @@ class Admission:
         params = _check(params, model)
         return replace(record, params=asdict(params), iterations=sequential_passes(params)), given_frames
 
-    async def _create(self, record: JobRecord, given_frames: np.ndarray | None) -> None:
-        """Stores an accepted job. Others are accepted and stored meanwhile."""
-        await self._check_capacity(record, accept=True)
+    async def _create(
+        self,
+        record: JobRecord,
+        given_frames: np.ndarray | None,
+        check: Callable[[Load], None],
+        request_hash: str | None = None,
+    ) -> bool:
+        """Stores a job that passes the check. Returns False if there is one with its idempotency key."""
+        self._jobs.check_responsive()
+        created = False
         try:
-            await self._storage.call_timed(self._storage.store.create, record, given_frames)
-        except RequestError:
-            self._finisher.withdraw(record)
-            raise
-        finally:
-            self._creating.pop(record.id, None)
+            if given_frames is not None:
+                await self._files.call_timed(self._files.store.write_input, record, given_frames)
+            deadline = time.monotonic() + self._config.storage_seconds
 
-    async def _check_capacity(self, record: JobRecord, accept: bool) -> None:
-        """Raises RequestError if the queue is full, the owner has too many jobs, or a stream cannot start now.
+            def check_in_time(load: Load) -> None:
+                if time.monotonic() > deadline:  # the client has received 503 already
+                    raise UnavailableError("database")
+                check(load)
+
+            created = await self._jobs.call_timed(self._jobs.store.create, record, request_hash, check_in_time)
+        finally:
+            if given_frames is not None and not created:
+                with contextlib.suppress(RequestError):
+                    await self._files.call(self._files.store.delete_input, record)
+        return created
+
+    def _capacity_check(self, record: JobRecord) -> Callable[[Load], None]:
+        """A check against the jobs in the database: it raises RequestError if the queue is full, the owner has too many
+        jobs, or a stream cannot start now.
 
         The last free slot is kept for a queued job: streams do not wait, so they could take every slot before it.
-        With ``accept`` the job counts from now on.
         """
-        self._storage.check_responsive()
-        with self._unlisted() as unlisted:
-            open_jobs = await self._storage.call_timed(self._storage.store.open_jobs)
-            leases = await self._storage.call_timed(self._storage.store.leases)
-        created = [other for other in unlisted.values() if other.id not in open_jobs]
-        owned = [job.owner for job in open_jobs.values()] + [other.owner for other in created]
-        if owned.count(record.owner) >= self._keys.limits_of(record.owner).jobs:
-            raise RequestError(429, "too_many_jobs", "Too many unfinished videos: wait for one.", retry_after=5)
-        queued = sum(job_id not in leases for job_id in open_jobs) + sum(other.kind == "job" for other in created)
-        starting = sum(job.record.status == "queued" for job in self._running)
-        streams = [other for other in unlisted.values() if other.kind == "stream" and other.id not in self._running]
-        self._queue.waiting = queued
-        if queued + starting + len(streams) >= self._config.max_waiting + self._queue.free_slots:
-            raise overloaded(f"{queued} videos are queued already: try again later.", 5)
-        free_slots = self._models[record.model].free_slots - sum(other.model == record.model for other in streams)
-        if record.kind == "stream" and free_slots <= bool(queued):
-            raise overloaded("No slot is free now: try again, or request a job, which waits for one.", 2)
-        if accept:
-            self._creating[record.id] = record
-            for listing in self._listings:
-                listing[record.id] = record
-            self._queue.waiting += record.kind == "job"
+        max_owned = self._keys.limits_of(record.owner).jobs
+        max_queued = self._config.max_waiting + self._queue.free_slots
+        free_slots = self._models[record.model].free_slots if record.kind == "stream" else 2
 
-    @contextlib.contextmanager
-    def _unlisted(self) -> Iterator[dict[str, JobRecord]]:
-        """Jobs that are created here before or while storage is listed, which the listing may lack."""
-        unlisted = dict(self._creating)
-        self._listings.append(unlisted)
-        try:
-            yield unlisted
-        finally:
-            self._listings = [other for other in self._listings if other is not unlisted]
+        def check(load: Load) -> None:
+            if load.owned >= max_owned:
+                raise RequestError(429, "too_many_jobs", "Too many unfinished videos: wait for one.", retry_after=5)
+            if load.queued >= max_queued:
+                raise overloaded(f"{load.queued} videos are queued already: try again later.", 5)
+            if free_slots <= bool(load.queued):
+                raise overloaded("No slot is free now: try again, or request a job, which waits for one.", 2)
+
+        return check
 
     def _model(self, name: str | None) -> ModelRunner:
         if name is None:

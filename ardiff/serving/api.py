@@ -24,6 +24,7 @@ from ardiff.serving.jobs import Job
 from ardiff.serving.keys import ANONYMOUS, ApiKeys
 from ardiff.serving.metrics import PrometheusRecorder, Recorder
 from ardiff.serving.previews import PREVIEWS
+from ardiff.serving.records import ID_PATTERN
 from ardiff.serving.replica import Replica
 from ardiff.serving.requests import (
     check_extensible,
@@ -77,7 +78,7 @@ _STATUS_DESCRIPTIONS = {
     431: "The headers are too large.",
     429: "Too many requests, unfinished videos or open streams; see Retry-After.",
     500: "The generation failed.",
-    503: "The service is overloaded or its storage is unavailable; see Retry-After.",
+    503: "The service is overloaded or its database or storage is unavailable; see Retry-After.",
     505: "The client's HTTP/1.0 cannot receive a stream.",
     504: "The video was not ready before its deadline.",
 }
@@ -193,13 +194,14 @@ def _add_operations(app: FastAPI, replica: Replica, recorder: PrometheusRecorder
 
     @app.get("/healthz", responses={503: {"model": Health, "description": "The replica does not work."}})
     async def health(response: Response) -> Health:
-        """Whether this replica works. It is degraded while storage is unavailable: running streams continue."""
-        available = replica.storage.available
+        """Whether this replica works. It is degraded during an outage of database or storage: streams continue."""
+        database, storage = (store.available for store in (replica.stores.jobs, replica.stores.files))
         if not replica.healthy:
             response.status_code = 503
         return Health(
-            status="ok" if available and replica.healthy else "degraded",
-            storage="ok" if available else "unavailable",
+            status="ok" if database and storage and replica.healthy else "degraded",
+            database="ok" if database else "unavailable",
+            storage="ok" if storage else "unavailable",
             replica=replica.name,
             running=len(replica.running),
             waiting=replica.queue.waiting,
@@ -259,7 +261,7 @@ def _add_requests(app: FastAPI, replica: Replica) -> None:
         if extension.video is not None:
             source, video = await replica.videos.content(owner, extension.video.id)
             check_extensible(source, replica.config.limits)
-            upload = await replica.storage.call_timed(read_bytes, video.uri)
+            upload = await replica.stores.files.call_timed(read_bytes, video.uri)
         added = extension_of(source, extension)
         record = await replica.admission.queue_job(owner, added, upload, idempotency_key, extends=True)
         response.headers["Location"] = f"/v1/videos/{record.id}"
@@ -307,7 +309,7 @@ def _add_videos(app: FastAPI, replica: Replica) -> None:
     async def list_videos(
         owner: Owner,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
-        after: Annotated[str | None, Query(max_length=64, description="Continue after this video.")] = None,
+        after: Annotated[str | None, Query(pattern=ID_PATTERN, description="Continue after this video.")] = None,
         order: Annotated[Literal["asc", "desc"], Query(description="By creation: desc is newest first.")] = "desc",
     ) -> VideoList:
         """A page of the key's videos."""
@@ -340,10 +342,10 @@ def _add_videos(app: FastAPI, replica: Replica) -> None:
         """The finished video as a file, or the requested range of its bytes; or pictures of it."""
         record, video = await replica.videos.content(owner, video_id)
         if variant == "video":
-            return await file_response(request, record, video, replica.storage)
+            return await file_response(request, record, video, replica.stores.files)
         media_type, draw = PREVIEWS[variant]
         try:
-            picture = await replica.storage.call(draw, record, video)
+            picture = await replica.stores.files.call(draw, record, video)
         except DecodeError as error:
             raise RequestError(410, "damaged", "The file of the video is damaged: request the video again.") from error
         return Response(picture, media_type=media_type, headers=SECURITY_HEADERS)

@@ -1,74 +1,57 @@
-"""Calls the job store from the event loop, and keeps track of whether storage is available."""
+"""Calls the database and storage from the event loop, and keeps track of whether they are available."""
 
 import asyncio
 import functools
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Generic, Literal, ParamSpec, TypeVar
 
 from ardiff.errors import DataError, DecodeError
-from ardiff.serving.errors import RequestError
+from ardiff.serving.config import ServiceConfig
+from ardiff.serving.database import Database
+from ardiff.serving.errors import UnavailableError
+from ardiff.serving.files import JobFiles
 from ardiff.serving.metrics import Recorder
-from ardiff.serving.records import JobRecord
 from ardiff.serving.store import JobStore
 
 logger = logging.getLogger(__name__)
+DATABASE_THREADS, STORAGE_THREADS = 3, 8
+"""Calls at the same time. A replica has one connection to the database for each, and one for heartbeats."""
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
+StoreT = TypeVar("StoreT")
 
 
-class AsyncStore:
-    """Runs methods of a :class:`JobStore` in threads.
+class AsyncStore(Generic[StoreT]):
+    """Runs methods of a :class:`~ardiff.serving.store.JobStore` or :class:`~ardiff.serving.files.JobFiles` in threads.
 
-    >>> record = await storage.call(storage.store.read, owner, job_id)
+    >>> record = await jobs.call(jobs.store.read, owner, job_id)
     """
 
-    def __init__(self, store: JobStore, timeout: float, max_heartbeats: int, metrics: Recorder) -> None:
+    def __init__(
+        self, store: StoreT, kind: Literal["database", "storage"], timeout: float, threads: int, metrics: Recorder
+    ) -> None:
         """
         Args:
+            kind: What is unavailable when a call fails, for messages and metrics.
             timeout: Seconds after which ``call_timed`` gives up.
-            max_heartbeats: Heartbeats that may be written at the same time. They have threads of their own, so that
-                other calls do not delay them.
+            threads: Calls at the same time.
         """
         self.store, self.available = store, True
-        self._timeout, self._metrics = timeout, metrics
+        self._kind, self._timeout, self._metrics = kind, timeout, metrics
         self._pending = 0
-        self._threads = ThreadPoolExecutor(8, "storage")
-        self._heartbeat_threads = ThreadPoolExecutor(max_heartbeats, "heartbeats")
+        self._threads = ThreadPoolExecutor(threads, kind)
 
     async def call(self, operation: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
-        """Runs a method of the store without a timeout. Raises RequestError 503 if storage is unavailable.
+        """Runs a method of the store without a timeout. Raises UnavailableError if it is unavailable.
 
         A DecodeError of the method is raised as it is.
         """
-        return await self._run(self._threads, functools.partial(operation, *args, **kwargs))
-
-    async def call_timed(self, operation: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
-        """Like ``call`` for a waiting client: also raises RequestError 503 after the timeout."""
-        try:
-            return await asyncio.wait_for(self.call(operation, *args, **kwargs), self._timeout)
-        except TimeoutError as error:
-            raise self._failed(error) from error
-
-    async def heartbeat(self, record: JobRecord) -> None:
-        """Renews a job's lease. Raises RequestError 503 if storage is unavailable."""
-        await self._run(self._heartbeat_threads, functools.partial(self.store.heartbeat, record))
-
-    def check_responsive(self) -> None:
-        """Raises RequestError 503 while storage is unavailable and other calls already wait for its response."""
-        if self._pending and not self.available:
-            raise _unavailable()
-
-    def close(self, wait: bool = False) -> None:
-        """Stops the threads after their current calls; with ``wait``, returns after those."""
-        self._threads.shutdown(wait=wait)
-        self._heartbeat_threads.shutdown(wait=wait)
-
-    async def _run(self, threads: ThreadPoolExecutor, operation: Callable[[], ResultT]) -> ResultT:
         self._pending += 1
         try:
-            result = await asyncio.get_running_loop().run_in_executor(threads, operation)
+            call = functools.partial(operation, *args, **kwargs)
+            result = await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except DecodeError:  # what was read is damaged
             raise
         except DataError as error:
@@ -78,16 +61,44 @@ class AsyncStore:
         self._set_available(True)
         return result
 
-    def _failed(self, error: Exception) -> RequestError:
+    async def call_timed(self, operation: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
+        """Like ``call`` for a waiting client: also raises UnavailableError after the timeout."""
+        try:
+            return await asyncio.wait_for(self.call(operation, *args, **kwargs), self._timeout)
+        except TimeoutError as error:
+            raise self._failed(error) from error
+
+    def check_responsive(self) -> None:
+        """Raises UnavailableError while the store is unavailable and other calls already wait for its response."""
+        if self._pending and not self.available:
+            raise UnavailableError(self._kind)
+
+    def close(self, wait: bool = False) -> None:
+        self._threads.shutdown(wait=wait)
+
+    def _failed(self, error: Exception) -> UnavailableError:
         self._set_available(False)
-        logger.warning("Storage: %s", error or "no response")
-        return _unavailable()
+        logger.warning("%s: %s", self._kind.capitalize(), error or "no response")
+        return UnavailableError(self._kind)
 
     def _set_available(self, available: bool) -> None:
         self.available = available
-        self._metrics.record("ardiff_storage_up", float(available))
+        self._metrics.record(f"ardiff_{self._kind}_up", float(available))
 
 
-def _unavailable() -> RequestError:
-    message = "The storage of jobs is unavailable: try again."
-    return RequestError(503, "storage_unavailable", message, retry_after=5)
+class Stores:
+    """What all replicas share: the jobs in the database, and their files."""
+
+    def __init__(self, config: ServiceConfig, metrics: Recorder) -> None:
+        seconds, threads = config.storage_seconds, DATABASE_THREADS
+        jobs = JobStore(Database(config.database_uri, config.database_password, threads + 1, seconds))
+        self.jobs = AsyncStore(jobs, "database", seconds, threads, metrics)
+        self.heartbeats = AsyncStore(jobs, "database", seconds, 1, metrics)
+        """A thread of its own, so that other calls do not delay heartbeats."""
+        self.files = AsyncStore(JobFiles(config.storage), "storage", seconds, STORAGE_THREADS, metrics)
+
+    def close(self, wait: bool = False) -> None:
+        """Stops the threads after their current calls; with ``wait``, returns after those."""
+        for store in (self.jobs, self.heartbeats, self.files):
+            store.close(wait)
+        self.jobs.store.database.close()

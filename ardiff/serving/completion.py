@@ -4,11 +4,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-from ardiff.serving.async_store import AsyncStore
+from ardiff.serving.async_store import Stores
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.errors import JobError, RequestError
 from ardiff.serving.fragments import as_file
@@ -18,7 +17,6 @@ from ardiff.serving.progress import ProgressPublisher
 from ardiff.serving.records import JobRecord, Status
 
 logger = logging.getLogger(__name__)
-WITHDRAW_ATTEMPTS = 10
 
 
 class JobFinisher:
@@ -26,13 +24,13 @@ class JobFinisher:
 
     def __init__(
         self,
-        storage: AsyncStore,
+        stores: Stores,
         running: RunningJobs,
         publisher: ProgressPublisher,
         config: ServiceConfig,
         metrics: Recorder,
     ) -> None:
-        self._storage, self._running, self._publisher = storage, running, publisher
+        self._jobs, self._files, self._running, self._publisher = stores.jobs, stores.files, running, publisher
         self._config, self._metrics = config, metrics
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_finished: Callable[[], None] = lambda: None
@@ -45,23 +43,22 @@ class JobFinisher:
 
     def finish(self, job: Job, failure: JobError | None, frames_sha256: str | None) -> None:
         """Ends a job that has left the engine."""
-        self._start(self._finish(job, failure, frames_sha256))
-
-    def withdraw(self, record: JobRecord) -> None:
-        """Removes the files of a rejected request, once storage is available again."""
-        self._start(self._withdraw(record))
-
-    async def finish_queued(self, record: JobRecord, status: Status, failure: JobError | None = None) -> JobRecord:
-        """Ends a job that no replica runs; the caller holds its lease. Returns the final record."""
-        final = self._final_record(record, status, failure)
-        await self._storage.call(self._storage.store.finish, final, None)
-        self._metrics.record("ardiff_jobs_ended", 1, status=status)
-        return final
-
-    def _start(self, action: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(action)
+        task = asyncio.ensure_future(self._finish(job, failure, frames_sha256))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def finish_claimed(self, record: JobRecord, failure: JobError) -> None:
+        """Ends a job that this replica cannot run, although it holds the lease."""
+        final = self._final_record(record, "failed", failure)
+        await self._jobs.call(self._jobs.store.finish, final, self._config.keep_seconds)
+        await self.clean_up(record, "failed")
+
+    async def clean_up(self, record: JobRecord, status: Status) -> None:
+        """Counts an ended job, and deletes its given frames. If that fails, they are deleted when the job expires."""
+        self._metrics.record("ardiff_jobs_ended", 1, status=status)
+        if record.sampling.given_frames:
+            with contextlib.suppress(RequestError):
+                await self._files.call(self._files.store.delete_input, record)
 
     async def _finish(self, job: Job, failure: JobError | None, frames_sha256: str | None) -> None:
         video = None
@@ -73,20 +70,16 @@ class JobFinisher:
                 failure = JobError("internal", "Writing the video file failed. The server log has the reason.")
         job.log.end(failure)
         record = self._outcome(replace(job.record, frames_sha256=frames_sha256), failure, video)
-        if failure is None or failure.kind != "lost":
+        stored = failure is None or failure.kind != "lost"
+        if stored:
             async with job.write_lock:
-                await self._write(job, record, video)
+                stored = await self._write(job, record, video)
         self._running.remove(record.id)
-        if record.ended:
-            self._metrics.record("ardiff_jobs_ended", 1, status=record.status)
-        if record.status == "completed":
-            seconds = (record.ended_at or record.created_at) - record.created_at
-            self._metrics.record("ardiff_job_seconds", seconds, model=record.model)
+        if stored and record.ended:
+            await self.clean_up(record, record.status)
+        if stored and record.status == "completed":
+            self._metrics.record("ardiff_job_seconds", time.time() - record.created_at, model=record.model)
         self.on_finished()
-        if job.heartbeat is not None:  # it may write the lease again after its removal
-            await job.heartbeat
-            with contextlib.suppress(RequestError):
-                await self._storage.call(self._storage.store.drop_leases, record)
 
     def _outcome(self, record: JobRecord, failure: JobError | None, video: bytes | None) -> JobRecord:
         """The final record, or the unchanged one of a job that runs again or elsewhere."""
@@ -104,37 +97,34 @@ class JobFinisher:
                 return self._final_record(record, "failed", failure)
 
     def _final_record(self, record: JobRecord, status: Status, failure: JobError | None) -> JobRecord:
-        now = time.time()
         kind, message = (failure.kind, str(failure)) if failure and status == "failed" else (None, None)
-        return replace(
-            record,
-            status=status,
-            ended_at=now,
-            expires_at=now + self._config.keep_seconds,
-            error_type=kind,
-            error=message,
-        )
+        return replace(record, status=status, error_type=kind, error=message)
 
-    async def _write(self, job: Job, record: JobRecord, video: bytes | None) -> None:
-        """Writes the end of a job. Retries while storage is unavailable: until then the job has not ended."""
-        deadline = time.monotonic() + self._config.keep_seconds
+    async def _write(self, job: Job, record: JobRecord, video: bytes | None) -> bool:
+        """Writes the end of a job. Retries during an outage: until then the job has not ended.
+
+        Returns:
+            Whether it is written: another replica may have the lease now, or have ended the job.
+        """
+        deadline, video_written = time.monotonic() + self._config.keep_seconds, video is None
         while time.monotonic() < deadline:
             try:
                 if not record.ended:
-                    await self._storage.call(self._storage.store.release, record)
-                    return
-                await self._publisher.write_segment(job)  # before the record: readers elsewhere get all segments
-                await self._storage.call(self._storage.store.finish, record, video)
-                return
+                    await self._jobs.call(self._jobs.store.release, record)
+                    return True
+                while job.published_fragments < len(job.log.fragments) or job.unpublished:
+                    await self._publisher.publish_job(job)  # before the end: readers elsewhere get all segments
+                if not video_written:
+                    await self._files.call(self._files.store.write_video, record, video or b"")
+                    video_written = True
+                if await self._jobs.call(self._jobs.store.finish, record, self._config.keep_seconds) is not None:
+                    return True
+                stored = await self._jobs.call(self._jobs.store.read, record.owner, record.id)
+                if stored is not None and (stored.lease, stored.status) == (record.lease, record.status):
+                    return True  # it was written, although the response was lost
+                if video is not None:
+                    await self._files.call(self._files.store.delete_video, record)
+                return False
             except RequestError:
                 await asyncio.sleep(min(2.0, self._config.heartbeat_seconds))
-
-    async def _withdraw(self, record: JobRecord) -> None:
-        for _ in range(WITHDRAW_ATTEMPTS):
-            await asyncio.sleep(self._config.storage_seconds)
-            with contextlib.suppress(RequestError):
-                if (job := self._running.get(record.id)) is not None:
-                    job.stop(JobError("cancelled", "The request was rejected."))
-                    continue
-                await self._storage.call(self._storage.store.delete, record)
-                return
+        return False

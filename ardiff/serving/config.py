@@ -1,9 +1,13 @@
 """Configuration of the endpoint: limits of requests and keys, storage, and periods."""
 
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from ardiff.data.encode import VideoCodec
+from ardiff.data.storage import is_remote
 from ardiff.sampling.config import EngineConfig
+
+SQLITE_FILE = "jobs.sqlite"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +57,13 @@ class ServiceConfig:
     """Configuration of a replica."""
 
     storage: str = "runs/serve"
-    """Folder of job records and videos, local or s3://. All replicas share it."""
+    """Folder of given frames and videos, local or s3://. All replicas share it."""
+    database: str | None = None
+    """The database of jobs: a SQLite file, which the replicas of one machine share, or ``postgresql://USER@HOST/NAME``
+    for any number of machines. None is ``jobs.sqlite`` in a local ``storage``; with s3:// there is no default."""
+    database_password: str | None = None
+    """Where the password of PostgreSQL is: ``env:NAME``, an environment variable of the replicas, or a file. It is read
+    for each new connection, so it can be changed."""
     keys: str | None = None
     """File of API keys, local or s3://; ``ardiff api-key`` prints its entries. Without it no key is needed, and only
     requests from this machine are served."""
@@ -77,7 +87,7 @@ class ServiceConfig:
     keep_seconds: float = 86400.0
     """Seconds that the record and the video of a finished job are kept."""
     poll_seconds: float = 0.5
-    """Seconds between two reads of the shared queue and the cancellations."""
+    """Seconds between two looks at the shared queue and the cancellations."""
     heartbeat_seconds: float = 2.0
     """Seconds between two heartbeats of a running job."""
     lease_seconds: float = 15.0
@@ -87,7 +97,7 @@ class ServiceConfig:
     segment_seconds: float = 1.0
     """Seconds between two writes of a running job's progress and video segment, which other replicas read."""
     storage_seconds: float = 15.0
-    """Seconds that a request waits for storage before it is rejected with 503."""
+    """Seconds that a request waits for storage or the database before it is rejected with 503."""
     drain_seconds: float = 60.0
     """Seconds that a stopping replica continues its jobs. Then unfinished ones return to the queue."""
     codec: VideoCodec = "h264"
@@ -116,3 +126,27 @@ class ServiceConfig:
             )
         if not 0 < self.fps <= self.limits.fps:
             raise ValueError(f"fps must be above 0 and at most limits.fps ({self.limits.fps})")
+        self._check_database()
+
+    @property
+    def database_uri(self) -> str:
+        """Path of the SQLite file, or the URL of PostgreSQL."""
+        return self.database or f"{self.storage.rstrip('/')}/{SQLITE_FILE}"
+
+    @property
+    def is_postgresql(self) -> bool:
+        """Whether replicas of several machines can share the database."""
+        return self.database_uri.startswith("postgresql://")
+
+    def _check_database(self) -> None:
+        if self.database is None and is_remote(self.storage):
+            raise ValueError(
+                f"storage {self.storage} cannot hold the database: set database to postgresql://USER@HOST/NAME, or "
+                "to a SQLite file of this machine if all replicas run on it"
+            )
+        if is_remote(self.database_uri) and not self.is_postgresql:
+            raise ValueError("database must be the path of a SQLite file, or postgresql://USER@HOST/NAME")
+        if self.is_postgresql and urlsplit(self.database_uri).password is not None:
+            raise ValueError("database holds a password, which logs show: set database_password=env:NAME, or to a file")
+        if self.database_password is not None and not self.is_postgresql:
+            raise ValueError("database_password is for PostgreSQL only: a SQLite file has none")

@@ -21,6 +21,14 @@ class RequestError(ArdiffError):
         self.headers = headers or {}
 
 
+class UnavailableError(RequestError):
+    """503, because the database or storage does not respond."""
+
+    def __init__(self, kind: str) -> None:
+        message = f"The {kind} of jobs is unavailable: try again."
+        super().__init__(503, f"{kind}_unavailable", message, retry_after=5)
+
+
 class JobError(ArdiffError):
     """Why a job ended without a complete video: a kind, and a message for the client.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from ardiff.data.signatures import ReadAt, boxes
-from ardiff.serving.async_store import AsyncStore
+from ardiff.serving.async_store import Stores
 from ardiff.serving.errors import RequestError, video_unavailable
 from ardiff.serving.fragments import KEY_FRAMES, as_fragments
 from ardiff.serving.records import JobRecord
@@ -23,7 +23,7 @@ from ardiff.serving.videos import Videos
 MAX_FILES = 16
 """Videos of which a replica keeps a copy for HLS players."""
 WAIT_SECONDS, PAUSE_SECONDS = 30.0, 0.25
-"""Seconds that a player waits for the first segment, and between two looks at storage."""
+"""Seconds that a player waits for the first segment, and between two looks at the database."""
 _NOT_SYNC = 0x10000
 """Sample flag of frames that are no key frames (ISO/IEC 14496-12, 8.8.3.1)."""
 
@@ -127,8 +127,8 @@ class StreamCopy:
 class HlsStreams:
     """The streams that HLS players read on this replica."""
 
-    def __init__(self, videos: Videos, storage: AsyncStore) -> None:
-        self._videos, self._storage = videos, storage
+    def __init__(self, videos: Videos, stores: Stores) -> None:
+        self._videos, self._jobs, self._files = videos, stores.jobs, stores.files
         self._copies: OrderedDict[str, StreamCopy] = OrderedDict()
 
     async def playlist(self, owner: str, job_id: str) -> tuple[str, bool]:
@@ -174,9 +174,9 @@ class HlsStreams:
     async def _update(self, owner: str, record: JobRecord, copy: StreamCopy) -> None:
         if record.status == "completed":  # its stored segments may be gone
             _, video = await self._videos.content(owner, record.id)
-            copy.file = await self._storage.call(as_fragments, video)
+            copy.file = await self._files.call(as_fragments, video)
             copy.size, copy.ended = copy.file.seek(0, 2), True
             return
-        read = self._storage.store.read_segment
-        while (data := await self._storage.call_timed(read, record, copy.stored_segments)) is not None:
+        read = self._jobs.store.read_segment
+        while (data := await self._jobs.call_timed(read, record, copy.stored_segments)) is not None:
             copy.append(data)

@@ -62,13 +62,13 @@ class Job:
         """When the job fails, by the monotonic clock; set when it starts."""
         self.stop_reason: JobError | None = None
         """Why the job leaves the engine before its next iteration."""
-        self.heartbeat: asyncio.Task[None] | None = None
-        """The last heartbeat, which may still be in progress."""
         self.write_lock = asyncio.Lock()
-        """Held while the record or a segment is written, so that the record of the end is written last."""
+        """Held while progress or the end is written."""
         self.published: JobRecord | None = None
         """The record as other replicas see it."""
         self.published_fragments, self.segments = 0, 0
+        self.unpublished = b""
+        """The segment that is being written."""
         self._wake = wake
 
     def stop(self, reason: JobError) -> None:

@@ -31,6 +31,7 @@ MEASURES = (
     Measure("ardiff_first_frame_seconds", "histogram", "From a job's creation to its first frame.", ("model",)),
     Measure("ardiff_job_seconds", "histogram", "From a job's creation to its completion.", ("model",)),
     Measure("ardiff_errors", "counter", "Failed jobs and rejected requests.", ("kind",)),
+    Measure("ardiff_database_up", "gauge", "1 if the last call of the database succeeded."),
     Measure("ardiff_storage_up", "gauge", "1 if the last call of shared storage succeeded."),
 )
 

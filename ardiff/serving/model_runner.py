@@ -5,10 +5,11 @@ error fails one job. If an iteration fails, its jobs are repeated in smaller gro
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -60,6 +61,7 @@ class ModelRunner:
         self.engine = pipeline.engine(config.engine)
         self.num_jobs = 0
         """Jobs of this runner, waiting ones included."""
+        self._reserved = 0
         self._on_ended = on_ended
         self._runs_alone = False
         self._waiting: deque[JobEncoder] = deque()
@@ -91,7 +93,16 @@ class ModelRunner:
     @property
     def free_slots(self) -> int:
         """Jobs that could start now. A job with which a replica crashed before runs alone."""
-        return 0 if self._runs_alone else max(0, self.config.engine.max_requests - self.num_jobs)
+        return 0 if self._runs_alone else max(0, self.config.engine.max_requests - self.num_jobs - self._reserved)
+
+    @contextlib.contextmanager
+    def reserve_slot(self) -> Iterator[None]:
+        """Keeps a slot for a stream that is about to start."""
+        self._reserved += 1
+        try:
+            yield
+        finally:
+            self._reserved -= 1
 
     def check(self, params: SamplingParams) -> SamplingParams:
         """Returns the parameters with ``ar_step`` filled in.

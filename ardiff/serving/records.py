@@ -3,19 +3,19 @@
 import re
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ardiff.sampling.params import SamplingParams
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled", "expired")
-_ID = re.compile(r"video_[0-9a-f]{32}")
+ID_PATTERN = "^video_[0-9a-f]{32}$"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobRecord:
-    """A job as all replicas see it. Times are in seconds since 1970."""
+    """A job as all replicas see it. Times are in seconds since 1970, those of its end by the database's clock."""
 
     id: str
     owner: str
@@ -68,12 +68,6 @@ class JobRecord:
         """File name extension of the video."""
         return "webm" if (self.media_type or "").startswith("video/webm") else "mp4"
 
-    def now(self) -> "JobRecord":
-        """The record with the status ``expired`` once ``expires_at`` has passed."""
-        if self.expires_at is not None and time.time() >= self.expires_at:
-            return replace(self, status="expired")
-        return self
-
 
 def new_id() -> str:
     """An identifier that sorts by time of creation and cannot be guessed."""
@@ -82,4 +76,4 @@ def new_id() -> str:
 
 def is_id(text: str) -> bool:
     """Whether the text has the form of an identifier."""
-    return _ID.fullmatch(text) is not None
+    return re.fullmatch(ID_PATTERN, text) is not None

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from ardiff.errors import ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.serving.admission import Admission
-from ardiff.serving.async_store import AsyncStore
+from ardiff.serving.async_store import Stores
 from ardiff.serving.completion import JobFinisher
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.errors import JobError, RequestError
@@ -28,9 +28,8 @@ from ardiff.serving.model_runner import ModelRunner
 from ardiff.serving.progress import ProgressPublisher
 from ardiff.serving.queue import JobQueue
 from ardiff.serving.shutdown import Shutdown
-from ardiff.serving.store import JobStore
 from ardiff.serving.streaming import Streams
-from ardiff.serving.videos import Videos
+from ardiff.serving.videos import SWEEP_SECONDS, Videos
 
 logger = logging.getLogger(__name__)
 RELEASE_SECONDS = 10.0
@@ -61,40 +60,41 @@ class Replica:
         self.config, self.metrics, self.name = config, metrics, name
         self.keys = ApiKeys(config)
         self.shutdown = Shutdown(stop_requested, config.drain_seconds)
-        max_heartbeats = len(pipelines) * config.engine.max_requests
-        self.storage = AsyncStore(JobStore(config.storage), config.storage_seconds, max_heartbeats, metrics)
+        self.stores = Stores(config, metrics)
         self.running = RunningJobs(metrics)
-        self._publisher = ProgressPublisher(self.storage, self.running)
-        self.finisher = JobFinisher(self.storage, self.running, self._publisher, config, metrics)
+        self._publisher = ProgressPublisher(self.stores, self.running)
+        self.finisher = JobFinisher(self.stores, self.running, self._publisher, config, metrics)
         self.models = {
             name: ModelRunner(name, pipeline, config, metrics, self.finisher.finish)
             for name, pipeline in pipelines.items()
         }
         self.queue = JobQueue(
-            self.storage, self.running, self.models, self.finisher, config, metrics, self.shutdown.check
+            self.stores, self.running, self.models, self.finisher, config, metrics, self.shutdown.check
         )
         self.finisher.on_finished = self.queue.notify
-        self.videos = Videos(self.storage, self.running, self.finisher, config)
-        self.streams = Streams(self.videos, self.storage, self.running, self.keys, config, self.shutdown)
-        self.hls = HlsStreams(self.videos, self.storage)
-        self.admission = Admission(
-            self.models, self.keys, self.storage, self.queue, self.running, self.finisher, config, self.shutdown
-        )
+        self.videos = Videos(self.stores, self.running, self.finisher, config)
+        self.streams = Streams(self.videos, self.stores, self.running, self.keys, config, self.shutdown)
+        self.hls = HlsStreams(self.videos, self.stores)
+        self.admission = Admission(self.models, self.keys, self.stores, self.queue, self.running, config, self.shutdown)
         self._loops: list[asyncio.Task[None]] = []
         self._draining: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the loops. Marks the storage folder if storage is available, else the first poll marks it."""
+        """Starts the loops. Prepares database and storage if they are available, else the first poll does so.
+
+        Raises:
+            ConfigError: A newer release has changed the database.
+        """
         with contextlib.suppress(RequestError):
-            await self.queue.mark_storage()
+            await self.queue.prepare()
         config = self.config
         loops = [runner.run() for runner in self.models.values()]
         loops += [
-            _every(config.poll_seconds, self._check_shutdown),  # also while the queue waits for storage
+            _every(config.poll_seconds, self._check_shutdown),  # also while the queue waits for the database
             _every(config.poll_seconds, self.queue.poll, self.queue.changed),
             _every(config.heartbeat_seconds, self._publisher.send_heartbeats),
             _every(config.segment_seconds, self._publisher.publish),
-            _every(min(60.0, config.keep_seconds), self._remove_expired),
+            _every(min(SWEEP_SECONDS, config.keep_seconds), self.videos.remove_expired),
             _every(config.keys_seconds, self.keys.reload),
         ]
         self._loops = [asyncio.ensure_future(loop) for loop in loops]
@@ -110,7 +110,7 @@ class Replica:
         await asyncio.gather(*self._loops, return_exceptions=True)
         for runner in self.models.values():
             runner.close()
-        self.storage.close()
+        self.stores.close()
 
     @property
     def healthy(self) -> bool:
@@ -133,16 +133,13 @@ class Replica:
         while (self.running or self.finisher.busy) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
 
-    async def _remove_expired(self) -> None:
-        await self.storage.call(self.storage.store.remove_expired, self.config.keep_seconds)
-
 
 async def _every(
     seconds: float,
     action: Callable[[], Awaitable[None]],
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Runs ``action`` again and again with pauses. Continues while storage is unavailable."""
+    """Runs ``action`` again and again with pauses. Continues after an outage."""
     while True:
         try:
             await action()

@@ -36,7 +36,7 @@ def error_response(error: RequestError) -> Response:
     return JSONResponse({"error": body}, error.status, headers)
 
 
-async def file_response(request: Request, record: JobRecord, video: RangeReader, storage: AsyncStore) -> Response:
+async def file_response(request: Request, record: JobRecord, video: RangeReader, files: AsyncStore) -> Response:
     """The finished video, or a range of its bytes, read piece by piece. Raises RequestError 416 or 503."""
     etag = f'"{record.id}.{video.size}"'
     headers = SECURITY_HEADERS | {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, max-age=3600"}
@@ -57,7 +57,7 @@ async def file_response(request: Request, record: JobRecord, video: RangeReader,
 
     async def pieces() -> AsyncIterator[bytes]:
         for start in span[::PIECE_BYTES]:
-            yield await storage.call(read_range, video.uri, start, min(PIECE_BYTES, span.stop - start))
+            yield await files.call(read_range, video.uri, start, min(PIECE_BYTES, span.stop - start))
 
     body = pieces()
     first = await anext(body, b"")  # an error has an HTTP status of its own

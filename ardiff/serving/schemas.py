@@ -200,6 +200,7 @@ class Health(BaseModel):
     """Whether this replica works."""
 
     status: Literal["ok", "degraded"]
+    database: Literal["ok", "unavailable"]
     storage: Literal["ok", "unavailable"]
     replica: str
     running: int
@@ -243,7 +244,6 @@ def to_list(records: Sequence[JobRecord], has_more: bool) -> VideoList:
 
 def to_response(record: JobRecord) -> VideoBase:
     """The response for a record."""
-    record = record.now()
     completed = record.status == "completed"
     completed_at = record.ended_at if completed else None
     error, kind = None, record.error_type or "internal"

@@ -1,307 +1,274 @@
-"""Jobs in shared storage. Any replica can serve any job, and no job is lost when one crashes.
+"""The jobs in the database. Any replica can serve any job, and no job is lost when one crashes.
 
-::
-
-    service.json                marks the folder as the service's
-    jobs/<owner>/<id>.json      the record; after its creation only the lease holder writes it
-    inputs/<owner>/<id>.npy     given frames
-    open/<id>.<owner>           exists until the job has ended; a job without a lease is queued
-    open/<id>.<owner>.crashed   exists besides, once a replica has crashed with the job
-    leases/<id>.<n>             which replica runs the job, rewritten as a heartbeat; created only if it does not exist,
-                                so one of several replicas gets it; of two leases the higher n counts
-    cancels/<id>                requests that the lease holder stops
-    segments/<id>.<n>/<k>       the video of lease n so far, in segments; they outlive the job for a minute
-    videos/<owner>/<id>.<type>  the result
-    clock                       written to learn the time by the store's clock
-    idempotency/<owner>/<hash>  the job that was requested with an idempotency key, and a hash of its request
-
-Identifiers begin with the time of creation, so they sort like the queue. Identifiers and owner names are checked before
-they become part of a path. No other text of a client ever does.
+A replica that runs a job holds its lease: the status is ``in_progress``, and ``lease`` is a number that grows with each
+claim. Every write of the holder names the number, so a replica that has lost its lease changes nothing. A heartbeat
+is a counter. Identifiers begin with the time of creation, so they sort like the queue.
 """
 
-import io
+import contextlib
 import json
 import logging
-import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 
-from ardiff.data import storage
-from ardiff.errors import DataError
-from ardiff.serving.exclusive import changed_at, create_bytes
-from ardiff.serving.records import JobRecord, is_id
+from ardiff.serving.database import Database, clock, jobs, segments, service
+from ardiff.serving.records import JobRecord, Status, is_id
 
 logger = logging.getLogger(__name__)
-_MARKER = "service.json"
 _LEFTOVER_SECONDS = 60.0
-"""Age at which segments, leases and cancellations of ended jobs are removed."""
-_CRASHED = "crashed"
+"""Age at which the segments of an ended job are removed."""
+_ADMISSION_LOCK, _ISOLATION_LOCK = 2, 3
+_FIELDS = {f.name for f in fields(JobRecord)}
+"""A newer release may have stored others."""
+_COLUMNS = [c for c in jobs.c if c.name in _FIELDS]
+_EXPIRED = sa.func.coalesce(jobs.c.expires_at <= clock(), sa.literal(False)).label("expired")
+_RECORD = (*_COLUMNS, jobs.c.record, _EXPIRED)
+_QUEUED, _HELD = jobs.c.status == "queued", jobs.c.status == "in_progress"
+_SUSPECT = jobs.c.crashes > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Jobs that have not ended: those of one owner, and those of all that are queued."""
+
+    owned: int
+    queued: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenJobs:
+    """Jobs that have not ended, of the same model and status. A replica has crashed with each suspect."""
+
+    model: str
+    status: Status
+    suspect: bool
+    count: int
+    oldest: str
+    """The identifier that was created first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A replica's claim on a job: its number, and when the last heartbeat was written (ns, the store's clock)."""
+    """A replica's claim on a job: its number, and the count of its heartbeats."""
 
     number: int
     heartbeat: int
 
 
 @dataclass(frozen=True, slots=True)
-class OpenJob:
-    """A job that has not ended: the name of its owner, and whether a replica has crashed with it."""
+class HeldState:
+    """A job as the holder of its lease must know it: the number of the present lease, and whether to stop."""
 
-    owner: str
-    crashed: bool
+    lease: int
+    cancelled: bool
 
 
 class JobStore:
-    """Reads and writes the files that the module docstring lists. Methods raise DataError if storage is unavailable."""
+    """Runs the statements on jobs. Methods raise DataError if the database is unavailable."""
 
-    def __init__(self, root: str) -> None:
-        self.root = storage.absolute(root)
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
-    def mark(self) -> None:
-        """Marks the folder. An unmarked one is an error: an unmounted disk, for example, leaves an empty folder."""
-        create_bytes(self._path(_MARKER), b"{}")
+    def load(self, owner: str) -> Load:
+        """The jobs that have not ended."""
+        owned, queued = self.database.rows(_count(owner))[0]
+        return Load(owned, queued)
 
-    def _check_mark(self) -> None:
-        if not storage.exists(self._path(_MARKER)):
-            raise DataError(f"{self.root} is not the folder that the service started with: {_MARKER} is missing.")
+    def repeated(self, owner: str, key_hash: str) -> tuple[JobRecord, str] | None:
+        """The job that was requested with this idempotency key, and the hash of its request."""
+        statement = sa.select(*_RECORD, jobs.c.request_hash).where(
+            jobs.c.owner == owner, jobs.c.idempotency == key_hash
+        )
+        for row in self.database.rows(statement):
+            if (record := _to_record(row)) is not None:
+                return record, row.request_hash
+        return None
 
-    def reserve(self, owner: str, key_hash: str, job_id: str, request_hash: str) -> tuple[str, str]:
-        """Takes an idempotency key for a job. Returns job and hash of the first request with this key."""
-        path = self._path("idempotency", owner, key_hash)
-        if create_bytes(path, json.dumps([job_id, request_hash]).encode()):
-            return job_id, request_hash
-        first_id, first_hash = json.loads(storage.read_bytes(path))
-        return first_id, first_hash
+    def create(self, record: JobRecord, request_hash: str | None, check: Callable[[Load], None]) -> bool:
+        """Stores a job. One that is ``in_progress`` is held by the caller, so no replica takes it.
 
-    def unreserve(self, owner: str, key_hash: str) -> None:
-        """Frees an idempotency key."""
-        storage.delete_file(self._path("idempotency", owner, key_hash))
+        Args:
+            request_hash: Of the request, if the record has an idempotency key.
+            check: Called with the jobs before this one; what it raises rejects the job.
 
-    def create(self, record: JobRecord, given: np.ndarray | None) -> None:
-        """Queues a job with its given frames, uint8 ``(k, H, W, 3)``, if any.
-
-        With ``record.lease`` 1 the caller holds its lease from the start, so no other replica takes it.
+        Returns:
+            Whether it is stored; False if there is a job with its idempotency key.
         """
-        if given is not None:
-            buffer = io.BytesIO()
-            np.save(buffer, given, allow_pickle=False)
-            storage.write_bytes(self._input(record), buffer.getvalue())
-        if record.lease:
-            self.heartbeat(record)
-        storage.write_bytes(self._path("open", f"{record.id}.{record.owner}"), b"")
-        self.write(record)
-
-    def write(self, record: JobRecord) -> None:
-        """Writes the record."""
-        storage.write_bytes(self._record(record.owner, record.id), json.dumps(asdict(record)).encode())
+        with self.database.transaction(_ADMISSION_LOCK) as connection:
+            if record.idempotency is not None:
+                same = sa.exists().where(jobs.c.owner == record.owner, jobs.c.idempotency == record.idempotency)
+                if connection.scalar(sa.select(same)):
+                    return False
+            check(Load(*connection.execute(_count(record.owner)).one()))
+            values = {"heartbeat": 0, "cancelled": False, "has_files": False, "request_hash": request_hash}
+            connection.execute(sa.insert(jobs).values(_to_row(record) | values))
+        return True
 
     def read(self, owner: str, job_id: str) -> JobRecord | None:
         """The record, or None if this owner has no such job."""
         if not is_id(job_id):
             return None
-        path = self._record(owner, job_id)
-        if not storage.exists(path):
-            self._check_mark()
-            return None
-        try:
-            return JobRecord(**json.loads(storage.read_bytes(path)))
-        except (ValueError, TypeError) as error:
-            logger.error("%s is not a job record: %s", path, error)
-            return None
+        rows = self.database.rows(sa.select(*_RECORD).where(jobs.c.id == job_id, jobs.c.owner == owner))
+        return _to_record(rows[0]) if rows else None
 
     def page(self, owner: str, count: int, after: str | None = None, newest_first: bool = True) -> list[JobRecord]:
         """The owner's first records in order of creation; with ``after``, those that follow this job."""
-        names = (name.removesuffix(".json") for name in changed_at(self._path("jobs", owner)))
-        ids = sorted(filter(is_id, names), reverse=newest_first)
-        if not ids:
-            self._check_mark()
+        statement = sa.select(*_RECORD).where(jobs.c.owner == owner).limit(count)
         if after is not None:
-            ids = [job_id for job_id in ids if (job_id < after if newest_first else job_id > after)]
-        records = (self.read(owner, job_id) for job_id in ids[:count])
-        return [record for record in records if record is not None]
+            statement = statement.where(jobs.c.id < after if newest_first else jobs.c.id > after)
+        return self._records(statement.order_by(jobs.c.id.desc() if newest_first else jobs.c.id))
 
-    def given_frames(self, record: JobRecord) -> np.ndarray | None:
-        """The given frames, uint8 ``(k, H, W, 3)``, or None."""
-        path = self._input(record)
-        return np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) if storage.exists(path) else None
+    def open_jobs(self) -> list[OpenJobs]:
+        """All queued jobs, and the suspects that run, in groups; the group with the oldest job first."""
+        oldest = sa.func.min(jobs.c.id)
+        group = (jobs.c.model, jobs.c.status, _SUSPECT)
+        statement = sa.select(*group, sa.func.count(), oldest).where(jobs.c.ended_at.is_(None)).group_by(*group)
+        rows = self.database.rows(statement.where(sa.or_(_QUEUED, sa.and_(_HELD, _SUSPECT))).order_by(oldest))
+        return [OpenJobs(model, status, bool(suspect), count, first) for model, status, suspect, count, first in rows]
 
-    def open_jobs(self) -> dict[str, OpenJob]:
-        """Every job that has not ended by its identifier, oldest first."""
-        names = sorted(changed_at(self._path("open")))
-        if not names:
-            self._check_mark()
-        parts = [name.split(".") for name in names]
-        crashed = {job_id for job_id, _, *marks in parts if marks}
-        return {job_id: OpenJob(owner, job_id in crashed) for job_id, owner, *_ in parts}
+    def claim(self, model: str, count: int) -> list[JobRecord]:
+        """Takes the leases of up to ``count`` of the model's oldest queued jobs, without suspects."""
+        oldest = sa.select(jobs.c.id).where(_QUEUED, jobs.c.ended_at.is_(None), jobs.c.model == model, ~_SUSPECT)
+        oldest = oldest.order_by(jobs.c.id).limit(count).with_for_update(skip_locked=True)  # on SQLite without effect
+        claimed = self._records(_claimed(jobs.c.id.in_(sa.select(oldest.cte("oldest").c.id))))
+        return sorted(claimed, key=lambda record: record.id)
+
+    def claim_job(self, job_id: str) -> list[JobRecord]:
+        """Takes the lease of a queued job. None, if it is taken."""
+        return self._records(_claimed(jobs.c.id == job_id))
+
+    def claim_suspect(self, job_id: str) -> list[JobRecord]:
+        """Takes the lease of a queued suspect. None, if it is taken, or if any suspect runs."""
+        running = jobs.alias()
+        alone = ~sa.exists().where(running.c.status == "in_progress", running.c.crashes > 0)
+        with self.database.transaction(_ISOLATION_LOCK) as connection:
+            rows = connection.execute(_claimed(sa.and_(jobs.c.id == job_id, alone))).all()
+        return [record for row in rows if (record := _to_record(row)) is not None]
 
     def leases(self) -> dict[str, Lease]:
-        """The newest lease of every job that a replica runs."""
-        newest: dict[str, Lease] = {}
-        for name, heartbeat in changed_at(self._path("leases")).items():
-            job_id, _, number = name.partition(".")
-            if job_id not in newest or int(number) > newest[job_id].number:
-                newest[job_id] = Lease(int(number), heartbeat)
-        return newest
+        """The lease of every job that a replica runs."""
+        statement = sa.select(jobs.c.id, jobs.c.lease, jobs.c.heartbeat).where(_HELD, jobs.c.ended_at.is_(None))
+        return {job_id: Lease(number, heartbeat) for job_id, number, heartbeat in self.database.rows(statement)}
 
-    def claim(self, owner: str, job_id: str) -> JobRecord | None:
-        """Takes a queued job. Returns its record under a new lease, or None if it is taken or has ended."""
-        record = self.read(owner, job_id)
-        if record is None:
-            return None
-        # The record names the last lease. Reading it before the lease file notices a lease that began in between.
-        if record.lease and storage.exists(self._lease(job_id, record.lease)):
-            return None
-        return self.take(record, record.lease + 1, status="in_progress", started_at=time.time())
+    def take_over(self, job_id: str, lease: Lease) -> list[JobRecord]:
+        """Takes the next lease of a job whose holder has sent no heartbeat since ``lease``. None, if it has."""
+        same = sa.and_(jobs.c.id == job_id, jobs.c.lease == lease.number, jobs.c.heartbeat == lease.heartbeat)
+        return self._records(_claimed(same, _HELD))
 
-    def take(self, record: JobRecord, number: int, **changes: Any) -> JobRecord | None:
-        """Takes lease ``number`` of a job. Returns the changed record under it, or None if another replica has it."""
-        if not create_bytes(self._lease(record.id, number), b""):
-            return None
-        # Another replica may have run and ended the job since the record was read.
-        latest = self.read(record.owner, record.id)
-        if latest is None or latest.ended or latest.lease >= number:
-            if latest is not None and latest.ended:
-                self.close(latest)
-            storage.delete_file(self._lease(record.id, number))
-            return None
-        claimed = replace(latest, lease=number, **changes)
-        self.write(claimed)
-        return claimed
+    def heartbeat(self, records: Sequence[JobRecord]) -> None:
+        """Renews the leases; called by their holder."""
+        leases = [(record.id, record.lease) for record in records]
+        same = sa.tuple_(jobs.c.id, jobs.c.lease).in_(leases)
+        self.database.change(sa.update(jobs).where(same, _HELD).values(heartbeat=jobs.c.heartbeat + 1))
 
-    def heartbeat(self, record: JobRecord) -> None:
-        """Renews the lease; called by its holder."""
-        storage.write_bytes(self._lease(record.id, record.lease), b"")
+    def held_states(self, job_ids: Sequence[str]) -> dict[str, HeldState]:
+        """The state of each of these jobs that is held."""
+        statement = sa.select(jobs.c.id, jobs.c.lease, jobs.c.cancelled).where(jobs.c.id.in_(job_ids), _HELD)
+        return {job_id: HeldState(lease, cancelled) for job_id, lease, cancelled in self.database.rows(statement)}
+
+    def publish(self, record: JobRecord, number: int, segment: bytes) -> None:
+        """Writes the progress of a running job, and the next segment of its video unless that is empty."""
+        row = {"job_id": record.id, "lease": record.lease, "number": number, "data": segment}
+        with contextlib.suppress(IntegrityError), self.database.transaction() as connection:  # it is stored already
+            if connection.execute(_held_by(record).values(_to_row(record))).rowcount and segment:
+                connection.execute(sa.insert(segments).values(row))
 
     def release(self, record: JobRecord) -> None:
-        """Returns the job to the queue; called by the lease holder."""
-        self.write(replace(record, status="queued", frames_done=0, iterations_done=0, started_at=None))
-        self.drop_leases(record)
+        """Returns a job to the queue; called by the lease holder."""
+        self.database.change(_held_by(record).values(_to_row(record) | {"status": "queued"}))
 
-    def mark_crashed(self, record: JobRecord) -> None:
-        """Marks a job with which a replica has crashed."""
-        storage.write_bytes(self._path("open", f"{record.id}.{record.owner}.{_CRASHED}"), b"")
+    def finish(self, record: JobRecord, keep_seconds: float) -> JobRecord | None:
+        """Writes the final record and returns it as it is stored; without the lease returns None."""
+        statement = _held_by(record).values(_to_row(record) | _end(keep_seconds)).returning(*_RECORD)
+        return next(iter(self._records(statement)), None)
 
-    def forget(self, owner: str, job_id: str) -> None:
-        """Removes a job without a record from the queue. Its marker is written before its record."""
-        storage.delete_file(self._path("open", f"{job_id}.{owner}.{_CRASHED}"))
-        storage.delete_file(self._path("open", f"{job_id}.{owner}"))
+    def cancel(self, owner: str, job_id: str, keep_seconds: float) -> JobRecord | None:
+        """Ends a queued job, and returns it. Otherwise the holder of the lease is to stop the job."""
+        own = sa.and_(jobs.c.id == job_id, jobs.c.owner == owner)
+        values = _end(keep_seconds) | {"status": "cancelled"}
+        ended = self._records(sa.update(jobs).where(own, _QUEUED).values(values).returning(*_RECORD))
+        if not ended:
+            self.database.change(sa.update(jobs).where(own, jobs.c.ended_at.is_(None)).values(cancelled=True))
+        return next(iter(ended), None)
 
-    def request_cancel(self, record: JobRecord) -> None:
-        """Requests that the lease holder stops the job."""
-        storage.write_bytes(self._path("cancels", record.id), b"")
-
-    def cancels(self) -> set[str]:
-        """Jobs that are to be cancelled."""
-        return set(changed_at(self._path("cancels")))
-
-    def finish(self, record: JobRecord, video: bytes | None) -> None:
-        """Writes the video, then the record of the ended job, then removes the job from the queue."""
-        if video is not None:
-            storage.write_bytes(self._video(record), video)
-        self.write(record)
-        self.close(record)
-
-    def close(self, record: JobRecord) -> None:
-        """Removes the files that an ended job does not need: leases, given frames, cancellation, marker."""
-        self.drop_leases(record)
-        storage.delete_file(self._input(record))
-        storage.delete_file(self._path("cancels", record.id))
-        self.forget(record.owner, record.id)
-
-    def write_segment(self, record: JobRecord, index: int, data: bytes) -> None:
-        """Writes the next segment of a running job's video."""
-        storage.write_bytes(self._segment(record, index), data)
-
-    def read_segment(self, record: JobRecord, index: int) -> bytes | None:
+    def read_segment(self, record: JobRecord, number: int) -> bytes | None:
         """A segment of a running job's video, or None if it is not written yet."""
-        path = self._segment(record, index)
-        return storage.read_bytes(path) if storage.exists(path) else None
+        own = sa.and_(segments.c.job_id == record.id, segments.c.lease == record.lease, segments.c.number == number)
+        rows = self.database.rows(sa.select(segments.c.data).where(own))
+        return bytes(rows[0].data) if rows else None
 
-    def video(self, record: JobRecord) -> storage.RangeReader | None:
-        """The finished video, of which ranges are read, or None if its file is missing."""
-        file = storage.find_file(self._video(record))
-        if file.problem:
-            self._check_mark()
-            return None
-        return storage.RangeReader(file.uri, file.size)
+    def delete(self, job_ids: Sequence[str]) -> None:
+        """Removes jobs."""
+        with self.database.transaction() as connection:
+            connection.execute(sa.delete(segments).where(segments.c.job_id.in_(job_ids)))
+            connection.execute(sa.delete(jobs).where(jobs.c.id.in_(job_ids)))
 
-    def delete(self, record: JobRecord) -> None:
-        """Removes an ended job: the video first, so that no video is left without a record."""
-        storage.delete_file(self._video(record))
-        self.close(record)
-        if record.idempotency is not None:
-            self.unreserve(record.owner, record.idempotency)
-        storage.delete_file(self._record(record.owner, record.id))
+    def start_sweep(self, seconds: float) -> bool:
+        """Whether the caller is to remove what has expired: one replica in ``seconds``."""
+        due = service.c.swept_at <= clock() - seconds
+        return bool(self.database.change(sa.update(service).where(due).values(swept_at=clock())))
+
+    def expired_files(self, count: int) -> list[JobRecord]:
+        """Jobs whose files have expired and are not removed yet."""
+        return self._records(sa.select(*_RECORD).where(jobs.c.has_files, jobs.c.expires_at <= clock()).limit(count))
+
+    def mark_removed(self, job_ids: Sequence[str]) -> None:
+        """Notes that the files of these jobs are removed."""
+        self.database.change(sa.update(jobs).where(jobs.c.id.in_(job_ids)).values(has_files=False))
 
     def remove_expired(self, keep_seconds: float) -> None:
-        """Removes videos that were written ``keep_seconds`` ago, their records after twice this time, and leftovers.
+        """Removes jobs ``keep_seconds`` after their files, and segments that nobody reads any more."""
+        recent = sa.or_(jobs.c.ended_at.is_(None), jobs.c.ended_at > clock() - _LEFTOVER_SECONDS)
+        needed = sa.exists().where(jobs.c.id == segments.c.job_id, jobs.c.lease == segments.c.lease, recent)
+        self.database.change(sa.delete(segments).where(~needed))
+        self.database.change(sa.delete(jobs).where(~jobs.c.has_files, jobs.c.expires_at <= clock() - keep_seconds))
 
-        All times are the store's: clocks of replicas may differ. A job's record and video are written last when it
-        ends.
-        """
-        now = self._now()
-        self._remove_leftovers(now)
-        for owner, name in self._written_before("videos", now - keep_seconds):
-            storage.delete_file(self._path("videos", owner, name))
-        for owner, name in self._written_before("jobs", now - 2 * keep_seconds):
-            record = self.read(owner, name.removesuffix(".json"))
-            if record is not None and record.ended:
-                self.delete(record)
-        for owner, name in self._written_before("idempotency", now - 2 * keep_seconds):  # of requests without a job
-            storage.delete_file(self._path("idempotency", owner, name))
+    def _records(self, statement: sa.Select[Any] | Any) -> list[JobRecord]:
+        records = [_to_record(row) for row in self.database.rows(statement)]
+        return [record for record in records if record is not None]
 
-    def _now(self) -> float:
-        """Seconds since 1970 by the store's clock."""
-        storage.write_bytes(self._path("clock", "now"), b"")
-        return changed_at(self._path("clock"))["now"] / 1e9
 
-    def _remove_leftovers(self, now: float) -> None:
-        """Removes segments, leases and cancellations of jobs that have ended."""
-        open_jobs = self.open_jobs()
-        oldest = (now - _LEFTOVER_SECONDS) * 1e9
-        written: dict[str, int] = {}
-        for name, changed in changed_at(self._path("segments")).items():
-            folder = name.partition("/")[0]
-            written[folder] = max(written.get(folder, 0), changed)
-        for folder, changed in written.items():
-            if folder.partition(".")[0] not in open_jobs and changed < oldest:
-                storage.delete_folder(self._path("segments", folder))
-        for kind in ("leases", "cancels"):
-            for name, changed in changed_at(self._path(kind)).items():
-                if name.partition(".")[0] not in open_jobs and changed < oldest:
-                    storage.delete_file(self._path(kind, name))
+def _count(owner: str) -> sa.Select[Any]:
+    """Counts the jobs that have not ended: the owner's, and those of all that are queued."""
+    own = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.ended_at.is_(None), jobs.c.owner == owner)
+    queued = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.ended_at.is_(None), _QUEUED)
+    return sa.select(own.scalar_subquery(), queued.scalar_subquery())
 
-    def _written_before(self, folder: str, when: float) -> list[tuple[str, str]]:
-        """Owner and name of each file in a folder that was last written at most ``when``, by the store's clock."""
-        names = (name for name, changed in changed_at(self._path(folder)).items() if changed <= when * 1e9)
-        return [(owner, file) for owner, _, file in (name.partition("/") for name in names)]
 
-    def drop_leases(self, record: JobRecord) -> None:
-        """Removes the record's lease and older ones, oldest first: while any is left, no replica takes the job."""
-        for name in sorted(changed_at(self._path("leases"))):
-            job_id, _, number = name.partition(".")
-            if job_id == record.id and int(number) <= record.lease:
-                storage.delete_file(self._path("leases", name))
+def _claimed(where: sa.ColumnElement[bool], status: sa.ColumnElement[bool] = _QUEUED) -> Any:
+    """Takes the next lease of jobs with this status."""
+    values = {"status": "in_progress", "lease": jobs.c.lease + 1, "heartbeat": 0}
+    return sa.update(jobs).where(where, status).values(values).returning(*_RECORD)
 
-    def _path(self, *parts: str) -> str:
-        return storage.join(self.root, *parts)
 
-    def _record(self, owner: str, job_id: str) -> str:
-        return self._path("jobs", owner, f"{job_id}.json")
+def _held_by(record: JobRecord) -> sa.Update:
+    """An update of the job, as long as the record's lease is the present one."""
+    return sa.update(jobs).where(jobs.c.id == record.id, jobs.c.lease == record.lease, _HELD)
 
-    def _input(self, record: JobRecord) -> str:
-        return self._path("inputs", record.owner, f"{record.id}.npy")
 
-    def _video(self, record: JobRecord) -> str:
-        return self._path("videos", record.owner, f"{record.id}.{record.suffix}")
+def _end(keep_seconds: float) -> dict[str, Any]:
+    return {"ended_at": clock(), "expires_at": clock() + keep_seconds, "has_files": True}
 
-    def _lease(self, job_id: str, number: int) -> str:
-        return self._path("leases", f"{job_id}.{number}")
 
-    def _segment(self, record: JobRecord, index: int) -> str:
-        return self._path("segments", f"{record.id}.{record.lease}", f"{index:06d}")
+def _to_row(record: JobRecord) -> dict[str, Any]:
+    """The columns of a record. JSON escapes what a database would reject in the texts of clients."""
+    values = asdict(record)
+    columns = {column.name: values.pop(column.name) for column in _COLUMNS}
+    return columns | {"record": json.dumps(values)}
+
+
+def _to_record(row: sa.Row[Any]) -> JobRecord | None:
+    """The record of a row, or None if it is damaged."""
+    columns = {column.name: row._mapping[column.name] for column in _COLUMNS}
+    if row.expired:
+        columns["status"] = "expired"
+    try:
+        values = json.loads(row.record).items()
+        return JobRecord(**columns, **{name: value for name, value in values if name in _FIELDS})
+    except (ValueError, TypeError) as error:
+        logger.error("The record of %s is damaged: %s", columns["id"], error)
+        return None

@@ -5,7 +5,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
-from ardiff.serving.async_store import AsyncStore
+from ardiff.serving.async_store import Stores
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.errors import JobError, RequestError, video_unavailable
 from ardiff.serving.fragments import as_fragments
@@ -23,13 +23,13 @@ class Streams:
     def __init__(
         self,
         videos: Videos,
-        storage: AsyncStore,
+        stores: Stores,
         running: RunningJobs,
         keys: ApiKeys,
         config: ServiceConfig,
         shutdown: Shutdown,
     ) -> None:
-        self._videos, self._storage, self._running = videos, storage, running
+        self._videos, self._jobs, self._files, self._running = videos, stores.jobs, stores.files, running
         self._keys, self._config, self._shutdown = keys, config, shutdown
         self.num_open: Counter[str] = Counter()
         """Open streams by owner."""
@@ -60,7 +60,7 @@ class Streams:
             record = await self._videos.find(owner, job_id)
             if record.status == "completed":
                 _, video = await self._videos.content(owner, job_id)
-                with await self._storage.call(as_fragments, video) as file:
+                with await self._files.call(as_fragments, video) as file:
                     while data := file.read(PIECE_BYTES):
                         yield data
                 return
@@ -73,10 +73,10 @@ class Streams:
             yield data
 
     async def _follow_other_replica(self, owner: str, record: JobRecord) -> AsyncIterator[bytes]:
-        """Yields the segments that another replica writes to storage."""
+        """Yields the segments that another replica writes to the database."""
         index, completed = 0, False
         while True:
-            segment = await self._storage.call_timed(self._storage.store.read_segment, record, index)
+            segment = await self._jobs.call_timed(self._jobs.store.read_segment, record, index)
             if segment is not None:
                 index += 1
                 yield segment
@@ -91,7 +91,7 @@ class Streams:
                 await self._pause(0.25, self._config.segment_seconds)
 
     async def _pause(self, *seconds: float) -> None:
-        """Waits before the next look at storage. Raises JobError when this replica's time for draining is over."""
+        """Waits before the next look at the database. Raises JobError when this replica's time for draining is over."""
         if self._shutdown.overdue:
             raise JobError("released", "The replica that sent the video was stopped: request it again.")
         await asyncio.sleep(min(seconds))

@@ -4,47 +4,58 @@ import asyncio
 import time
 
 from ardiff.data.storage import RangeReader
-from ardiff.serving.async_store import AsyncStore
+from ardiff.serving.async_store import Stores
 from ardiff.serving.completion import JobFinisher
 from ardiff.serving.config import ServiceConfig
-from ardiff.serving.errors import JobError, RequestError, video_unavailable
+from ardiff.serving.errors import JobError, RequestError, UnavailableError, video_unavailable
 from ardiff.serving.jobs import RunningJobs
 from ardiff.serving.records import JobRecord, is_id
 
 CANCEL_SECONDS = 10.0
 """Seconds that a cancellation waits for the replica that runs the job."""
+SWEEP_SECONDS = 60.0
+"""Seconds between two removals of expired videos."""
+SWEEP_JOBS = 500
+"""Jobs whose files are removed at a time."""
 
 
 class Videos:
     """The records and files of all jobs."""
 
-    def __init__(self, storage: AsyncStore, running: RunningJobs, finisher: JobFinisher, config: ServiceConfig) -> None:
-        self._storage, self._running, self._finisher, self._config = storage, running, finisher, config
+    def __init__(
+        self,
+        stores: Stores,
+        running: RunningJobs,
+        finisher: JobFinisher,
+        config: ServiceConfig,
+    ) -> None:
+        self._jobs, self._files, self._running = stores.jobs, stores.files, running
+        self._finisher, self._config = finisher, config
 
     async def find(self, owner: str, job_id: str) -> JobRecord:
         """The published record, so that all replicas show the same progress. Raises RequestError 404 or 503."""
         try:
-            self._storage.check_responsive()
-            record = await self._storage.call_timed(self._storage.store.read, owner, job_id)
-        except RequestError:  # storage is unavailable
+            self._jobs.check_responsive()
+            record = await self._jobs.call_timed(self._jobs.store.read, owner, job_id)
+        except UnavailableError:
             if (job := self._running.get(job_id, owner)) is None:
                 raise
             record = job.record
         if record is None:
             raise RequestError(404, "not_found", "There is no such video.")
-        return record.now()
+        return record
 
     async def page(self, owner: str, limit: int, after: str | None, newest_first: bool) -> tuple[list[JobRecord], bool]:
         """The owner's first records in order of creation, or those that follow ``after``; whether there are more."""
-        records = await self._storage.call_timed(self._storage.store.page, owner, limit + 1, after, newest_first)
-        return [record.now() for record in records[:limit]], len(records) > limit
+        records = await self._jobs.call_timed(self._jobs.store.page, owner, limit + 1, after, newest_first)
+        return records[:limit], len(records) > limit
 
     async def content(self, owner: str, job_id: str) -> tuple[JobRecord, RangeReader]:
         """A finished video. Raises RequestError: 404; 409 if it is not ready or has failed; 410 if it is gone."""
         record = await self.find(owner, job_id)
         if record.status != "completed":
             raise video_unavailable(record)
-        video = await self._storage.call_timed(self._storage.store.video, record)
+        video = await self._files.call_timed(self._files.store.video, record)
         if video is None:
             raise RequestError(410, "missing", "The file of the video is missing: request the video again.")
         return record, video
@@ -56,10 +67,11 @@ class Videos:
             return record
         if (job := self._running.get(job_id)) is not None:
             job.stop(JobError("cancelled", "Cancelled."))
-        elif (claimed := await self._storage.call_timed(self._storage.store.claim, owner, job_id)) is not None:
-            return await self._finisher.finish_queued(claimed, "cancelled")  # no replica runs it
         else:
-            await self._storage.call_timed(self._storage.store.request_cancel, record)
+            cancel, keep_seconds = self._jobs.store.cancel, self._config.keep_seconds
+            if (ended := await self._jobs.call_timed(cancel, owner, job_id, keep_seconds)) is not None:
+                await self._finisher.clean_up(ended, "cancelled")  # no replica ran it
+                return ended
         return await self._wait_for_end(owner, job_id)
 
     async def delete(self, owner: str, job_id: str) -> None:
@@ -77,7 +89,18 @@ class Videos:
         if not record.ended:
             message = f"The video {job_id} is being cancelled: delete it again later."
             raise RequestError(409, "not_ready", message, retry_after=CANCEL_SECONDS)
-        await self._storage.call_timed(self._storage.store.delete, record)
+        await self._files.call_timed(self._files.store.delete, record)  # first: no video is left without a record
+        await self._jobs.call_timed(self._jobs.store.delete, [record.id])
+
+    async def remove_expired(self) -> None:
+        """Removes what has expired, unless another replica has just done so."""
+        jobs, files = self._jobs, self._files
+        if not await jobs.call(jobs.store.start_sweep, min(SWEEP_SECONDS, self._config.keep_seconds)):
+            return
+        while records := await jobs.call(jobs.store.expired_files, SWEEP_JOBS):
+            await files.call(files.store.delete, *records)
+            await jobs.call(jobs.store.mark_removed, [record.id for record in records])
+        await jobs.call(jobs.store.remove_expired, self._config.keep_seconds)
 
     async def _wait_for_end(self, owner: str, job_id: str) -> JobRecord:
         deadline = time.monotonic() + max(CANCEL_SECONDS, 2 * self._config.poll_seconds)

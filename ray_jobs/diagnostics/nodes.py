@@ -1,4 +1,4 @@
-"""Checks of every node of a cluster: versions, GPUs, object store, clock and storage."""
+"""Checks of every node of a cluster: versions, GPUs, object store, clock, storage and database."""
 
 import contextlib
 import secrets
@@ -16,7 +16,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ardiff.data import storage
-from ardiff.doctor import Finding
+from ardiff.doctor import Finding, check_driver, driver_version
 from ardiff.errors import ArdiffError
 from ray_jobs.runtime.cluster import await_resource
 from ray_jobs.runtime.stages import versions
@@ -43,10 +43,28 @@ class Node:
     """Bytes of Ray's object store."""
     shared_memory: int
     """Bytes of /dev/shm."""
+    driver: str
+    """Version of the NVIDIA driver; empty without one."""
+    cuda: str | None
+    """CUDA version of torch; None without CUDA."""
     storage_error: str
     """Why storage cannot be used; empty if it can."""
+    database_error: str
+    """Why the endpoint's database cannot be used; empty if it can."""
     skew: float = 0.0
     """Seconds by which the node's clock is ahead of the head's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all nodes share and each one tests."""
+
+    storage: str | None = None
+    """Folder, s3:// or shared."""
+    database: str | None = None
+    """``postgresql://USER@HOST/NAME``."""
+    database_password: str | None = None
+    """``env:NAME`` or a file, on the nodes."""
 
 
 class NodeProbe:
@@ -59,8 +77,8 @@ class NodeProbe:
         """The node's clock."""
         return time.time()
 
-    def examine(self, folder: str | None, skew: float) -> Node:
-        """The node's properties; ``folder`` is the storage to test."""
+    def examine(self, shared: Shared, skew: float) -> Node:
+        """The node's properties."""
         installed = versions()
         with contextlib.suppress(metadata.PackageNotFoundError):
             installed["deepspeed"] = metadata.version("deepspeed")
@@ -72,14 +90,17 @@ class NodeProbe:
             self.resources.get("CPU", 0.0),
             self.resources.get("object_store_memory", 0.0),
             shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0,
-            "" if folder is None else _storage_error(storage.join(folder, f"doctor-{secrets.token_hex(8)}")),
+            driver_version(),
+            torch.version.cuda,
+            "" if shared.storage is None else _storage_error(shared.storage),
+            "" if shared.database is None else _database_error(shared.database, shared.database_password),
             skew,
         )
 
 
-def _storage_error(folder: str) -> str:
+def _storage_error(uri: str) -> str:
     """Writes, reads, lists and deletes a file. Returns the error, or an empty string."""
-    content = secrets.token_bytes(64)
+    folder, content = storage.join(uri, f"doctor-{secrets.token_hex(8)}"), secrets.token_bytes(64)
     try:
         storage.write_bytes(storage.join(folder, "object"), content)
         read = storage.read_bytes(storage.join(folder, "object"))
@@ -90,7 +111,23 @@ def _storage_error(folder: str) -> str:
     return "" if read == content and len(files) == 1 else f"{folder} returns other data than was written"
 
 
-def examine_nodes(folder: str | None, gpus: int) -> list[Node]:
+def _database_error(uri: str, password: str | None) -> str:
+    """Asks the database for its time. Returns the error, or an empty string."""
+    try:
+        from ardiff.serving.database import Database
+    except ImportError:
+        return "not installed: pip install 'ardiff[serve]'"
+    database = Database(uri, password, connections=1)
+    try:
+        database.now()
+    except ArdiffError as error:
+        return str(error)
+    finally:
+        database.close()
+    return ""
+
+
+def examine_nodes(shared: Shared, gpus: int) -> list[Node]:
     """Examines every node that is alive, after a wait for ``gpus`` GPUs."""
     await_resource("GPU", gpus)
     probes: list[Any] = []
@@ -103,7 +140,7 @@ def examine_nodes(folder: str | None, gpus: int) -> list[Node]:
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
             probes.append(actor.remote(name, node["Resources"]))
     skews = [_skew(probe) for probe in probes]
-    nodes = ray.get([probe.examine.remote(folder, skew) for probe, skew in zip(probes, skews, strict=True)])
+    nodes = ray.get([probe.examine.remote(shared, skew) for probe, skew in zip(probes, skews, strict=True)])
     for probe in probes:
         ray.kill(probe)
     return list(nodes)
@@ -144,12 +181,20 @@ def check_gpus(nodes: list[Node], wanted: int) -> Finding:
         f"{n.name}: Ray counts {n.ray_gpus:g}, torch sees {len(n.gpus)}" for n in nodes if len(n.gpus) != n.ray_gpus
     ]
     if differences:
-        return Finding("gpus", False, f"{'; '.join(differences)}: check nvidia-smi there, and the image's driver")
+        return Finding("gpus", False, f"{'; '.join(differences)}: check nvidia-smi there, and the node's driver")
     kinds = Counter(gpu for node in nodes for gpu in node.gpus)
     text = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     if kinds.total() < wanted:
         return Finding("gpus", False, f"{text or 'none'}, but {wanted} are wanted: check the autoscaler and its limits")
     return Finding("gpus", True, text or "none now: --gpus N waits until an autoscaler has started N")
+
+
+def check_drivers(nodes: list[Node]) -> Iterator[Finding]:
+    """Every driver runs torch's CUDA; see :func:`ardiff.doctor.check_driver`."""
+    for node in nodes:
+        if node.driver:
+            name, ok, text = check_driver(node.cuda, node.driver)
+            yield Finding(name, ok, f"{node.name}: {text}")
 
 
 def check_object_stores(nodes: list[Node]) -> Iterator[Finding]:
@@ -175,3 +220,11 @@ def check_storage(nodes: list[Node], folder: str | None) -> Finding:
     errors = [f"{node.name}: {node.storage_error}" for node in nodes if node.storage_error]
     text = "; ".join(errors) or f"{folder}: every node writes, reads, lists and deletes"
     return Finding("storage", not errors, text)
+
+
+def check_database(nodes: list[Node], uri: str | None) -> Finding:
+    """Every node can use the endpoint's database."""
+    if uri is None:
+        return Finding("database", True, "not tested: give --database URI of the endpoint")
+    errors = [f"{node.name}: {node.database_error}" for node in nodes if node.database_error]
+    return Finding("database", not errors, "; ".join(errors) or f"{uri}: every node runs a statement")

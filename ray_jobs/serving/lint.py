@@ -126,9 +126,16 @@ def _check_deployment(deployment: dict[str, Any], config: ReplicaConfig) -> None
             raise ConfigError(f"max_replicas {replicas} is below min_replicas {least}.")
         if "policy" not in scaling:
             raise ConfigError("autoscaling_config without policy counts requests, not jobs: see docs/serving.md.")
-    if replicas != 1 and not storage.is_remote(config.service.storage) and not config.service.storage.startswith("/"):
-        uri = config.service.storage
-        raise ConfigError(f"service.storage {uri} must be an absolute path or an s3:// URI that all replicas share.")
+    service, remote = config.service, storage.is_remote(config.service.storage)
+    if replicas != 1 and not (remote or service.storage.startswith("/")):
+        raise ConfigError(
+            f"service.storage {service.storage} must be an absolute path or an s3:// URI that all replicas share."
+        )
+    if replicas != 1 and not service.is_postgresql and (remote or not service.database_uri.startswith("/")):
+        raise ConfigError(
+            f"service.database {service.database_uri} is a SQLite file, which the replicas of several machines cannot "
+            "share: give postgresql://USER@HOST/NAME, or on one machine an absolute path and a local storage."
+        )
 
 
 if __name__ == "__main__":

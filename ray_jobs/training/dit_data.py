@@ -28,6 +28,7 @@ from ardiff.data.texts import TextIndex, TextSet, find_texts, read_texts, state_
 from ardiff.data.transforms import to_unit
 from ardiff.errors import ConfigError
 from ardiff.pretrained import load_autoencoder
+from ray_jobs.runtime.cluster import resolve_device
 from ray_jobs.runtime.error_log import Reporter
 from ray_jobs.runtime.progress import remote_progress, report_errors
 from ray_jobs.training.batches import load_chunk
@@ -141,17 +142,19 @@ def clip_statistics(config: TrainDiTConfig, stream: Stream, source: str) -> Late
             return LatentStatistics(**cached)
     chunks = range(stream.locate(config.data.statistics_clips - 1)[0] + 1)
     with remote_progress("statistics", len(chunks), "chunk") as progress:
+        device = resolve_device(config.train.device).type
 
         def encode(row: dict[str, Any]) -> dict[str, Any]:
             chunk = int(row["id"])
             rows = np.arange(stream.start(chunk + 1) - stream.start(chunk))
             with report_errors(progress):
                 samples = load_chunk(stream, chunk, rows, progress, f"chunk {chunk}")
-                latents = clip_encoder(config.data.vae)(torch.from_numpy(samples["video"]))
+                latents = clip_encoder(config.data.vae)(torch.from_numpy(samples["video"]).to(device))
             progress.add.remote(1)
-            return {"sums": latent_sums(latents.double().numpy())}
+            return {"sums": latent_sums(latents.cpu().double().numpy())}
 
-        encoded = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map(encode).take_all()
+        numbers = ray.data.range(len(chunks), override_num_blocks=len(chunks))
+        encoded = numbers.map(encode, num_gpus=1 if device == "cuda" else 0).take_all()
     statistics = statistics_of([row["sums"] for row in encoded])
     storage.write_bytes(uri, json.dumps({"source": key, **asdict(statistics)}).encode())
     return statistics

@@ -346,6 +346,7 @@ def test_no_two_workers_ever_share_a_draw(tmp_path: Path) -> None:
         (zero(2, raw={"bf16": {"enabled": True}}), "bf16.enabled = True"),
         ({**zero(2, raw={"fp16": {"enabled": True}}), "precision": "bf16"}, "fp16.enabled = True"),
         (zero(2, raw={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}), "offload_optimizer.device"),
+        ({**zero(1, raw={"data_types": {"grad_accum_dtype": "fp32"}}), "precision": "bf16"}, "set deepspeed.stage=2"),
         (zero(3, raw={"zero_optimization": {"offload_param": {"device": "nvme"}}}), "offload_param.device = 'nvme'"),
     ],
 )

@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
-import json
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -161,8 +161,8 @@ def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: C
     code, err = server.stop()
     assert code == 0, err
     assert "Traceback" not in err
-    record = json.loads((server.storage / "jobs" / "anonymous" / f"{last['id']}.json").read_text())
-    assert record["status"] == "completed"
+    with contextlib.closing(sqlite3.connect(server.storage / "jobs.sqlite")) as database:
+        assert database.execute("SELECT status FROM jobs WHERE id = ?", [last["id"]]).fetchall() == [("completed",)]
     assert server.jobs.left_over() == []
 
 

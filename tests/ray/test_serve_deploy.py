@@ -120,6 +120,8 @@ def test_deploy_serve_update_and_scrape(
         tmp_path,
         models={"first": str(tmp_path / "first")},
         storage=str(tmp_path / "shared"),
+        database=None,
+        password=None,
         keys=str(tmp_path / "keys.yaml"),
         device="cpu",
         precision="fp32",

@@ -3,6 +3,8 @@
 import contextlib
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +12,21 @@ import pytest
 from ray_jobs import doctor
 from ray_jobs.diagnostics import nodes as nodes_module
 from ray_jobs.diagnostics.all_reduce import bandwidth
-from ray_jobs.diagnostics.nodes import Node, check_gpus, check_versions, examine_nodes
+from ray_jobs.diagnostics.nodes import (
+    Node,
+    NodeProbe,
+    Shared,
+    check_database,
+    check_drivers,
+    check_gpus,
+    check_versions,
+    examine_nodes,
+)
 from ray_jobs.runtime.job_client import Submission
 
 
 def node(name: str, gpus: int = 0, cpus: float = 8, versions: dict[str, str] | None = None) -> Node:
-    return Node(name, versions or {}, ["A100"] * gpus, gpus, cpus, 0.0, 0, "")
+    return Node(name, versions or {}, ["A100"] * gpus, gpus, cpus, 0.0, 0, "580.1" if gpus else "", "13.0", "", "")
 
 
 def test_too_few_gpus_fail() -> None:
@@ -25,6 +36,13 @@ def test_too_few_gpus_fail() -> None:
     assert (name, ok) == ("gpus", False)
     assert text.startswith("none, but 8 are wanted")
     assert check_gpus([head, node("worker", 8)], 8) == ("gpus", True, "8 A100")
+
+
+def test_old_drivers_are_named() -> None:
+    old = replace(node("b", 8), driver="550.54")
+    texts = [(finding.ok, finding.text) for finding in check_drivers([node("head"), node("a", 8), old])]
+    assert [ok for ok, _ in texts] == [True, False]
+    assert texts[1][1].startswith("b: 550.54, but torch's CUDA 13.0 needs 580")
 
 
 def test_other_versions_are_named() -> None:
@@ -40,7 +58,7 @@ def test_nodes_are_examined_after_a_wait_for_gpus(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(nodes_module, "await_resource", lambda kind, count: awaited.append((kind, count)))
     monkeypatch.setattr(nodes_module.ray, "nodes", lambda: [])
     monkeypatch.setattr(nodes_module.ray, "get", lambda values: values)
-    assert examine_nodes(None, 8) == []
+    assert examine_nodes(Shared(), 8) == []
     assert awaited == [("GPU", 8)]
 
 
@@ -78,3 +96,15 @@ def test_arguments_reach_the_cluster_unchanged(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor, "run", run)
     assert doctor.main(["--address", "http://127.0.0.1:9", "--storage", "/mnt/a b;ls", "--gpus", "8"]) == 0
     assert {"--storage=/mnt/a b;ls", "--gpus=8"} <= set(shlex.split(submissions[0].entrypoint))
+
+
+def test_each_node_uses_the_database(tmp_path: Path) -> None:
+    (tmp_path / "jobs.sqlite").touch()
+    good, bad = (
+        NodeProbe("a", {}).examine(Shared(database=str(tmp_path / name)), 0.0) for name in ("jobs.sqlite", "no")
+    )
+    assert check_database([good], "uri").ok
+    name, ok, text = check_database([good, bad], "uri")
+    assert (name, ok) == ("database", False)
+    assert text.startswith("a: The database of jobs is unavailable: unable to open")
+    assert check_database([good], None).ok

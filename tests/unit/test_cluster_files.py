@@ -16,6 +16,7 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import kubernetes_validate
@@ -344,7 +345,19 @@ def test_both_files_of_the_endpoint_are_right_and_say_the_same(tmp_path: Path) -
     assert deployment["autoscaling_config"]["max_replicas"] == group["maxReplicas"]  # a machine each
     assert asked["num_gpus"] == int(resources["nvidia.com/gpu"])
     assert asked["num_cpus"] <= int(resources["cpu"])
-    drain = config["applications"][0]["args"]["service"]["drain_seconds"]
+    service = config["applications"][0]["args"]["service"]
+    kind, _, variable = service["database_password"].partition(":")
+    assert kind == "env"
+    for group in [spec["rayClusterConfig"]["headGroupSpec"], *spec["rayClusterConfig"]["workerGroupSpecs"]]:
+        environment = group["template"]["spec"]["containers"][0]["env"]
+        [secret] = [entry["valueFrom"]["secretKeyRef"] for entry in environment if entry["name"] == variable]
+        created = f"create secret generic {secret['name']} --from-literal={secret['key']}="
+        assert created in (FILES / "README.md").read_text()
+    [policy] = [d for d in yaml.safe_load_all((FILES / "namespace.yaml").read_text()) if d["kind"] == "NetworkPolicy"]
+    assert urlsplit(service["database"]).port in {
+        p["port"] for rule in policy["spec"]["egress"] for p in rule.get("ports", [])
+    }
+    drain = service["drain_seconds"]
     assert pod["terminationGracePeriodSeconds"] > shutdown_seconds(ServiceConfig(drain_seconds=drain))
     function = deployment["autoscaling_config"]["policy"]["policy_function"]
     module, _, attribute = function.partition(":")
@@ -434,6 +447,7 @@ REQUESTS = {
     "download_folder": {"s3:GetObject", "s3:ListBucket"},
     "download_file": {"s3:GetObject"},
     "delete_file": {"s3:DeleteObject"},
+    "delete_files": {"s3:DeleteObject"},
     "delete_folder": {"s3:DeleteObject", "s3:ListBucket", "s3:PutObject"},
     "is_remote": set(),
     "absolute": set(),

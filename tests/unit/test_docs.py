@@ -29,7 +29,22 @@ FLAG = re.compile(r"(?<!\S)--[a-z][a-z-]*")
 SETTING = re.compile(r"([a-z]\w*(?:\.[a-z]\w*)*)=(.*)")
 NAME = re.compile(r"[a-z]\w*(?:\.[a-z]\w*)+")
 PLACE = re.compile(r"(?:ardiff|ray_jobs|cluster|configs|docs|tests|benchmarks)/[\w./*-]*")
-FILES = (".toml", ".yaml", ".yml", ".json", ".md", ".png", ".html", ".parquet", ".py", ".txt", ".jsonl", ".csv", ".mp4")
+FILES = (
+    ".toml",
+    ".yaml",
+    ".yml",
+    ".json",
+    ".md",
+    ".png",
+    ".html",
+    ".parquet",
+    ".py",
+    ".txt",
+    ".jsonl",
+    ".csv",
+    ".mp4",
+    ".sqlite",
+)
 FOREIGN = {"--help", "--local-dir", "--name"}
 """Options of every command, of `hf` and of `eksctl`."""
 CONFIGS = {name: getattr(importlib.import_module(module), name) for name, (module, name, _) in COMMANDS.items()}

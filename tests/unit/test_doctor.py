@@ -14,6 +14,7 @@ FINDINGS = [
     "python",
     "torch",
     "devices",
+    "nvidia driver",
     "memory",
     "ray",
     "ray cluster",
@@ -109,3 +110,20 @@ def test_what_is_needed_and_not_there_fails(
     assert found["ray"] == ("MISSING", "not installed: pip install 'ardiff[ray]'")
     assert found["deepspeed"] == ("ok", "not installed: pip install 'ardiff[train]'")
     assert found["deepspeed ops"][0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "ok", "text"),
+    [
+        (None, "", True, "none"),
+        ("13.0", "580.65.06", True, "580.65.06, torch has CUDA 13.0"),
+        ("13.0", "575.57.08", False, "575.57.08, but torch's CUDA 13.0 needs 580 or later"),
+        ("12.8", "575.57.08", True, "575.57.08, torch has CUDA 12.8"),
+        (None, "580.65.06", False, "this torch has no CUDA"),
+        ("14.1", "600.1", True, "torch has CUDA 14.1"),
+    ],
+)
+def test_the_driver_must_run_torchs_cuda(cuda: str | None, driver: str, ok: bool, text: str) -> None:
+    finding = doctor.check_driver(cuda, driver)
+    assert finding.ok is ok
+    assert text in finding.text

@@ -58,6 +58,11 @@ class DeepSpeedConfig:
             "fp16": {"enabled": True} if precision == "fp16" else OFF,
         }
         merged = _merge_raw(settings, self.raw, "")
+        if precision == "bf16" and self.stage == 1 and merged.get("data_types", {}).get("grad_accum_dtype") == "fp32":
+            raise ValueError(
+                "deepspeed.raw sets data_types.grad_accum_dtype = fp32, which DeepSpeed implements at stage 1 with an "
+                "optimizer without EMA: set deepspeed.stage=2"
+            )
         for section in (merged, merged["zero_optimization"]):  # disabled entries only serve the comparison with raw
             for name in [name for name, value in section.items() if value in (OFF, NO_OFFLOAD)]:
                 del section[name]

@@ -8,20 +8,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from sqlalchemy import update
 
 from ardiff.config import build
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.serving.api import build_app
 from ardiff.serving.config import ServiceConfig
+from ardiff.serving.database import jobs, service
 from ardiff.serving.metrics import PrometheusRecorder
 from ardiff.serving.records import JobRecord
 from ardiff.serving.replica import Replica
+from ardiff.serving.store import JobStore
 
 QUICK = {
     "poll_seconds": 0.05,
@@ -44,6 +48,14 @@ def eventually(happened: Callable[[], Any], patience: float = 240.0) -> None:
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def age_jobs(store: JobStore, seconds: float) -> None:
+    """Has all jobs, and the last sweep, end so many seconds earlier."""
+    with store.database.transaction() as connection:
+        times = {column: column - seconds for column in (jobs.c.ended_at, jobs.c.expires_at)}
+        connection.execute(update(jobs).values(times))
+        connection.execute(update(service).values(swept_at=0.0))
 
 
 @dataclass
@@ -99,9 +111,14 @@ class Served:
 
     def record(self, video: dict[str, Any]) -> JobRecord:
         """The record in storage."""
-        record = self.replica.storage.store.read("anonymous", video["id"])
+        record = self.replica.stores.jobs.store.read("anonymous", video["id"])
         assert record is not None
         return record
+
+    def age(self, seconds: float) -> None:
+        """Has all jobs end so many seconds earlier, and removes what has expired."""
+        age_jobs(self.replica.stores.jobs.store, seconds)
+        asyncio.run_coroutine_threadsafe(self.replica.videos.remove_expired(), self.loop).result(60)
 
     def wait(self, video: dict[str, Any], status: str = "completed", patience: float = 240.0) -> dict[str, Any]:
         """Waits until the video has this status."""
@@ -126,7 +143,7 @@ class Served:
         async def cut() -> None:
             for task in self.replica._loops:
                 task.cancel()
-            self.replica.storage.close(wait=True)
+            self.replica.stores.close(wait=True)
             for job in self.replica.running:
                 self.replica.running.remove(job.record.id)
 
@@ -159,6 +176,16 @@ def serve(make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path) -> 
     """``serve(replica="a", pipelines=None, stopping=None, **config)``: a replica on the folder ``tmp_path/shared``."""
     with serving(make_pipeline, tmp_path) as start:
         yield start
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def serve_on_each(
+    request: pytest.FixtureRequest, make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path
+) -> Iterator[Serve]:
+    """``serve`` with each kind of database."""
+    settings = {} if request.param == "sqlite" else request.getfixturevalue("postgres").new_database()
+    with serving(make_pipeline, tmp_path) as start:
+        yield partial(start, **settings)
 
 
 def _start(

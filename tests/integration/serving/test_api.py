@@ -1,20 +1,16 @@
 """The HTTP API on a real server: jobs, streams, uploads, rejections. Frames are those of the pipeline."""
 
-import asyncio
 import contextlib
 import gzip
 import hashlib
 import io
 import json
 import math
-import os
-import shutil
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -23,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sqlalchemy import delete
 
 from ardiff.config import build
 from ardiff.data import storage
@@ -31,6 +28,8 @@ from ardiff.data.encode import encode_video
 from ardiff.errors import ConfigError
 from ardiff.resolution import Resolution
 from ardiff.serving.config import ServiceConfig
+from ardiff.serving.database import segments
+from ardiff.serving.files import JobFiles
 from ardiff.serving.keys import digest
 from ardiff.serving.store import JobStore
 
@@ -502,7 +501,6 @@ def test_a_request_is_repeated_with_its_idempotency_key(serve: Serve, tmp_path: 
     let(math.inf)
     served.client.delete(f"/v1/videos/{first.json()['id']}")
     assert post(key).json()["id"] != first.json()["id"]
-    assert len(list((tmp_path / "shared" / "idempotency" / "anonymous").iterdir())) == 3
     assert post({"idempotency-key": "x" * 256}).status_code == 422
 
 
@@ -519,8 +517,8 @@ def test_many_requests_with_one_idempotency_key_make_one_job(serve: Serve) -> No
         thread.start()
     for thread in threads:
         thread.join()
-    assert {answer.status_code for answer in answers} <= {202, 409}  # 409: the first one is not accepted yet
-    assert len({answer.json()["id"] for answer in answers if answer.status_code == 202}) == 1
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
     assert len(served.client.get("/v1/videos").json()["data"]) == 1
 
 
@@ -773,7 +771,8 @@ def test_hls_players_that_return_late_get_the_whole_video(serve: Serve, tmp_path
     assert served.client.get(path).text.count("#EXTINF") == 1
     let(math.inf)
     served.wait(video)
-    shutil.rmtree(tmp_path / "shared" / "segments")  # as a minute after the end of the job
+    with served.replica.stores.jobs.store.database.transaction() as connection:
+        connection.execute(delete(segments))  # as a minute after the end
     assert served.client.get(path).text.endswith("#EXT-X-ENDLIST\n")
     assert hls_frames(f"{served.url}{path}") == 150
 
@@ -837,26 +836,18 @@ def test_compressed_and_truncated_bodies_are_rejected(one: Served) -> None:
     assert one.client.post("/v1/videos", content=form + b"--\r\n", headers=kind).json()["num_frames"] == 2
 
 
-def test_a_record_and_its_video_expire_together(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served, now = serve(keep_seconds=1000.0), time.time()
-    monkeypatch.setattr("ardiff.serving.records.time", SimpleNamespace(time=lambda: now))
+def test_a_record_and_its_video_expire_together(serve: Serve, tmp_path: Path) -> None:
+    served = serve(keep_seconds=1000.0)
     video = served.wait(served.ask(num_frames=2, num_inference_steps=2))
     assert served.client.get(f"/v1/videos/{video['id']}/content").status_code == 200
-    file, record = (next((tmp_path / "shared" / kind / "anonymous").iterdir()) for kind in ("videos", "jobs"))
-
-    def remove_expired(age: float) -> None:
-        for path in (path for path in (file, record) if path.exists()):
-            os.utime(path, (time.time() - age,) * 2)
-        asyncio.run_coroutine_threadsafe(served.replica._remove_expired(), served.loop).result(60)
-
-    remove_expired(900)
+    (file,) = (tmp_path / "shared" / "videos" / "anonymous").iterdir()
+    served.age(900)
     assert file.exists()
-    now = video["expires_at"] + 1
-    remove_expired(1001)
+    served.age(101)
     assert not file.exists()
     assert served.client.get(f"/v1/videos/{video['id']}/content").status_code == 410
     assert served.look(video)["status"] == "expired"  # the record exists for as long again
-    remove_expired(2001)
+    served.age(1000)
     assert served.client.get(f"/v1/videos/{video['id']}").status_code == 404
 
 
@@ -896,18 +887,22 @@ def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.
     served.hold()
     served.ask(**LONG)
     eventually(lambda: served.replica.running)
-    store, create = served.replica.storage.store, JobStore.create
-    together = threading.Barrier(3)
+    files, write = served.replica.stores.files.store, JobFiles.write_input
+    together, picture = threading.Barrier(6), io.BytesIO()
+    Image.new("RGB", (16, 16)).save(picture, "PNG")
 
-    def create_together(record: Any, given_frames: Any) -> None:
-        together.wait(60)  # until three requests are here
-        create(store, record, given_frames)
+    def write_together(record: Any, given_frames: Any) -> None:
+        together.wait(60)  # until all requests are here
+        write(files, record, given_frames)
 
-    monkeypatch.setattr(store, "create", create_together)
+    monkeypatch.setattr(files, "write_input", write_together)
     statuses: list[int] = []
 
     def ask() -> None:
-        statuses.append(httpx.post(f"{served.url}/v1/videos", json=LONG, timeout=120).status_code)
+        answer = httpx.post(
+            f"{served.url}/v1/videos", data=LONG, files={"input_reference": picture.getvalue()}, timeout=120
+        )
+        statuses.append(answer.status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
@@ -915,6 +910,7 @@ def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.
     for thread in threads:
         thread.join()
     assert sorted(statuses) == [202, 202, 202, 503, 503, 503]  # and no more than may wait
+    eventually(lambda: len(list((Path(files.root) / "inputs" / "anonymous").iterdir())) == 3)
 
 
 def test_several_models_by_name(serve: Serve, make_pipeline: Any, make_vae: Any) -> None:
@@ -940,14 +936,14 @@ def test_a_stream_that_begins_takes_no_slot_of_another_model(
     serve: Serve, make_pipeline: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = serve(pipelines={"first": make_pipeline(), "second": make_pipeline()}, engine={"max_requests": 1})
-    store, create = served.replica.storage.store, JobStore.create
+    store, create = served.replica.stores.jobs.store, JobStore.create
     begun, go_on = threading.Event(), threading.Event()
 
-    def create_slowly(record: Any, given_frames: Any) -> None:
+    def create_slowly(record: Any, *arguments: Any) -> bool:
         if record.model == "first":
             begun.set()
             go_on.wait(60)
-        create(store, record, given_frames)
+        return create(store, record, *arguments)
 
     monkeypatch.setattr(store, "create", create_slowly)
     statuses: dict[str, int] = {}
@@ -979,7 +975,8 @@ def test_metrics_and_health(serve: Serve) -> None:
     assert 'ardiff_first_frame_seconds_count{model="tiny"} 1.0' in text
     eventually(lambda: served.client.get("/healthz").json()["waiting"] == 0)
     health = served.client.get("/healthz").json()
-    assert health == {"status": "ok", "storage": "ok", "replica": "a", "running": 0, "waiting": 0}
+    stores = {"database": "ok", "storage": "ok"}
+    assert health == {"status": "ok", **stores, "replica": "a", "running": 0, "waiting": 0}
 
 
 def test_the_document_and_the_page_load_nothing_from_other_hosts(serve: Serve) -> None:

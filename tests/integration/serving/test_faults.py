@@ -13,23 +13,26 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from postgres_server import PostgresServer
 from s3_server import S3Server, environment
+from sqlalchemy import update
 
 from ardiff.data.config import StorageConfig
 from ardiff.errors import DataError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling.engine import SamplingEngine
 from ardiff.sampling.request import SampleRequest
+from ardiff.serving.database import jobs
 from ardiff.serving.keys import digest
-from ardiff.serving.records import new_id
+from ardiff.serving.records import JobRecord, new_id
 from ardiff.serving.store import JobStore
 
-from .conftest import JOB, LONG, SHORT_LEASE, Serve, Served, eventually
+from .conftest import JOB, LONG, SHORT_LEASE, Serve, Served, eventually, serving
 from .test_api import frames_of, sha256
 
 
-def test_any_replica_serves_any_job(serve: Serve) -> None:
-    first, second = serve("a"), serve("b")
+def test_any_replica_serves_any_job(serve_on_each: Serve) -> None:
+    first, second = serve_on_each("a"), serve_on_each("b")
     lets = [first.hold(), second.hold()]
     video = first.ask(**JOB)
     eventually(lambda: video["id"] in first.replica.running or video["id"] in second.replica.running)
@@ -59,14 +62,14 @@ def test_a_job_is_cancelled_through_another_replica(serve: Serve) -> None:
     assert not first.replica.models["tiny"].busy
 
 
-def test_another_replica_repeats_the_job_of_a_crashed_one_with_the_same_frames(serve: Serve) -> None:
-    first = serve("a")
+def test_another_replica_repeats_the_job_of_a_crashed_one_with_the_same_frames(serve_on_each: Serve) -> None:
+    first = serve_on_each("a")
     let = first.hold()
     video = first.ask(**JOB)
     let(40)
     eventually(lambda: first.look(video)["frames_done"] >= 3)
     first.crash()
-    second = serve("b", lease_seconds=SHORT_LEASE)
+    second = serve_on_each("b", lease_seconds=SHORT_LEASE)
     done = second.wait(video)
     assert done["frames_sha256"] == sha256(second.pipeline(class_label=None, **JOB).frames[0])
     assert second.record(video).crashes == 1
@@ -112,13 +115,13 @@ def test_jobs_of_a_crashed_replica_are_repeated_one_at_a_time(serve: Serve) -> N
     assert [second.record(v).crashes for v in videos] == [1, 1, 1]
 
 
-def test_one_replica_runs_the_job_of_a_crashed_one_alone_and_the_others_continue(serve: Serve) -> None:
-    first = serve("a")
+def test_one_replica_runs_the_job_of_a_crashed_one_alone_and_the_others_continue(serve_on_each: Serve) -> None:
+    first = serve_on_each("a")
     let = first.hold()
     videos = [first.ask(**{**JOB, "seed": seed}) for seed in (1, 2)]
     let(40)
     eventually(lambda: all(first.look(video)["frames_done"] > 0 for video in videos))
-    others = [serve(name, lease_seconds=SHORT_LEASE) for name in ("b", "c")]
+    others = [serve_on_each(name, lease_seconds=SHORT_LEASE) for name in ("b", "c")]
     body = {**LONG, "num_frames": 1000}
     with contextlib.ExitStack() as streams:
         for other in others:  # both are busy, and stay so
@@ -160,17 +163,15 @@ def test_a_crashed_job_of_a_model_of_other_replicas_delays_no_other(serve: Serve
     first.crash()
     second = serve("b", lease_seconds=SHORT_LEASE)
     eventually(lambda: second.record(elsewhere).crashes)
-    store = second.replica.storage.store
     video = replace(second.record(elsewhere), id=new_id(), model="tiny", lease=0)
-    store.mark_crashed(video)
-    store.create(video, None)
+    second.replica.stores.jobs.store.create(video, None, lambda load: None)
     assert second.wait({"id": video.id})["model"] == "tiny"
     assert second.look(elsewhere)["status"] == "queued"
 
 
-def test_the_state_of_a_job_never_goes_back(serve: Serve) -> None:
+def test_the_state_of_a_job_never_goes_back(serve_on_each: Serve) -> None:
     """A client whose requests reach the replicas in turn sees one state after the other."""
-    replicas = [serve("a"), serve("b")]
+    replicas = [serve_on_each("a"), serve_on_each("b")]
     video = replicas[0].ask(**{**JOB, "num_frames": 120})
     order = ["queued", "in_progress", "completed"]
     seen: list[tuple[int, int, int]] = []
@@ -208,7 +209,7 @@ def test_a_key_that_is_removed_stops_working_while_a_sweep_hangs(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go = threading.Event()
-    monkeypatch.setattr(JobStore, "remove_expired", lambda store, seconds: let_go.wait(60))
+    monkeypatch.setattr(JobStore, "start_sweep", lambda store, seconds: let_go.wait(60))
     keys = tmp_path / "keys.yaml"
 
     def write(text: str) -> None:  # in one step: a half-written file lacks keys
@@ -232,54 +233,28 @@ def test_a_key_that_is_removed_stops_working_while_a_sweep_hangs(
         let_go.set()
 
 
-def test_slow_storage_delays_no_heartbeat(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The heartbeats of eight jobs are written at the same time, also while all other calls of storage hang."""
+def test_a_slow_database_delays_no_heartbeat(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One statement renews the leases of all jobs, also while all other calls hang."""
     served = serve()
     let = served.hold()
     videos = [served.ask(**LONG, seed=seed) for seed in range(8)]
     eventually(lambda: served.replica.models["tiny"].num_jobs == 8)
     let(2)
-    release, together, heartbeats = threading.Event(), threading.Barrier(8), list[str]()
+    release, calls = threading.Event(), list[set[str]]()
     heartbeat = JobStore.heartbeat
 
-    def slow(store: JobStore, record: Any) -> None:
-        try:
-            if not release.is_set():
-                together.wait(10)  # breaks unless eight heartbeats are in progress
-                heartbeats.append(record.id)
-        except threading.BrokenBarrierError:  # some heartbeats of this round began before they were slow
-            together.reset()
-        heartbeat(store, record)
+    def count(store: JobStore, records: list[JobRecord]) -> None:
+        calls.append({record.id for record in records})
+        heartbeat(store, records)
 
-    for name in ("open_jobs", "write", "cancels"):
+    for name in ("open_jobs", "publish", "held_states"):
         call = getattr(JobStore, name)
         monkeypatch.setattr(JobStore, name, lambda *args, call=call: release.wait(60) and call(*args))
-    monkeypatch.setattr(JobStore, "heartbeat", slow)
+    monkeypatch.setattr(JobStore, "heartbeat", count)
     try:
-        eventually(lambda: all(heartbeats.count(video["id"]) >= 2 for video in videos))
+        eventually(lambda: calls.count({video["id"] for video in videos}) >= 2)
     finally:
         release.set()
-        together.abort()
-
-
-def test_a_late_heartbeat_leaves_no_lease_behind(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    started, release, heartbeat = threading.Event(), threading.Event(), JobStore.heartbeat
-
-    def late(store: JobStore, record: Any) -> None:
-        started.set()
-        release.wait(60)
-        heartbeat(store, record)
-
-    monkeypatch.setattr(JobStore, "heartbeat", late)
-    served = serve(heartbeat_seconds=0.05)
-    let = served.hold()
-    video = served.ask(**JOB)
-    assert started.wait(60)
-    let(math.inf)
-    served.wait(video)
-    release.set()
-    eventually(lambda: not served.replica.running and not served.replica.finisher.busy)
-    assert served.replica.storage.store.leases() == {}
 
 
 def test_a_video_that_cannot_be_made_a_file_fails(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +287,7 @@ def test_a_stopping_replica_returns_unfinished_jobs_to_the_queue(serve: Serve) -
     served.stop()
     record = served.record(video)
     assert (record.status, record.crashes) == ("queued", 0)
-    assert served.replica.storage.store.leases() == {}
+    assert served.replica.stores.jobs.store.leases() == {}
     assert serve("b").wait(video)["status"] == "completed"
 
 
@@ -338,7 +313,7 @@ def test_a_replica_whose_host_stops_it_takes_no_job_and_returns_its_own(serve: S
     records = [first.record(video) for video in (running, waiting)]
     assert [(record.status, record.crashes) for record in records] == [("queued", 0), ("queued", 0)]
     assert records[1].lease == 0
-    assert first.replica.storage.store.leases() == {}
+    assert first.replica.stores.jobs.store.leases() == {}
     assert serve("b").wait(waiting)["status"] == "completed"
 
 
@@ -366,8 +341,8 @@ def test_a_reader_of_another_replicas_video_is_disconnected_after_the_time_for_d
     assert worker.client.post(f"/v1/videos/{video['id']}/cancel").json()["status"] == "cancelled"
 
 
-def test_unavailable_storage(serve: Serve, tmp_path: Path) -> None:
-    """Requests are rejected, a running stream continues, and its end is recorded when storage is available again."""
+def test_an_unmounted_folder(serve: Serve, tmp_path: Path) -> None:
+    """Requests are rejected, a running stream continues, and its end is recorded when the folder is there again."""
     shared, real, file = tmp_path / "shared", tmp_path / "real", tmp_path / "file"
     real.mkdir()
     file.write_text("not a folder")
@@ -394,7 +369,7 @@ def test_unavailable_storage(serve: Serve, tmp_path: Path) -> None:
                 client.get("/v1/videos"),
             ):
                 assert refused.status_code == 503, refused.text
-                assert refused.json()["error"]["type"] == "storage_unavailable"
+                assert refused.json()["error"]["type"] == "database_unavailable"
                 assert int(refused.headers["retry-after"]) >= 1
             assert client.get("/healthz").json()["status"] == "degraded"
             assert client.get("/healthz").status_code == 200
@@ -409,11 +384,11 @@ def test_unavailable_storage(serve: Serve, tmp_path: Path) -> None:
     assert served.client.get("/healthz").json()["status"] == "ok"
 
 
-def test_requests_do_not_queue_for_storage_that_hangs(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_do_not_queue_for_a_database_that_hangs(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(storage_seconds=1.5)
     let_go = threading.Event()
     with monkeypatch.context() as outage:
-        outage.setattr(JobStore, "open_jobs", lambda store: let_go.wait(60) and {})
+        outage.setattr(JobStore, "create", lambda store, *arguments: let_go.wait(60))
         answers: list[httpx.Response] = []
         ask = partial(httpx.post, f"{served.url}/v1/videos", json={}, timeout=60)
         threads = [threading.Thread(target=lambda: answers.append(ask())) for _ in range(8)]
@@ -424,10 +399,10 @@ def test_requests_do_not_queue_for_storage_that_hangs(serve: Serve, monkeypatch:
                 thread.join()
         finally:
             let_go.set()
-    assert {(a.status_code, a.json()["error"]["type"]) for a in answers} == {(503, "storage_unavailable")}
+    assert {(a.status_code, a.json()["error"]["type"]) for a in answers} == {(503, "database_unavailable")}
     assert all(int(a.headers["retry-after"]) >= 1 for a in answers)
     assert max(a.elapsed.total_seconds() for a in answers) < 9.0  # one after another they would take twelve
-    eventually(lambda: served.client.get("/healthz").json()["storage"] == "ok")
+    eventually(lambda: served.client.get("/healthz").json()["database"] == "ok")
     served.wait(served.ask(num_frames=2, num_inference_steps=2))
 
 
@@ -439,34 +414,87 @@ def test_a_job_for_a_removed_model_fails(serve: Serve, make_pipeline: Callable[.
     assert second.wait(video, "failed")["error"]["type"] == "no_model"
 
 
+def test_an_outage_of_postgresql(
+    postgres: PostgresServer, make_pipeline: Callable[..., ARDiffusionPipeline], tmp_path: Path
+) -> None:
+    """Requests are rejected; streams and jobs continue, no job changes hands, and their ends are recorded later."""
+    with serving(make_pipeline, tmp_path) as start:
+        settings = postgres.new_database() | {"storage_seconds": 5.0}
+        first, second = start("a", **settings), start("b", **settings, lease_seconds=SHORT_LEASE)
+        lets = [first.hold(), second.hold()]
+        job = first.ask(**JOB)
+        eventually(lambda: any(job["id"] in served.replica.running for served in (first, second)))
+        (holder,) = [served for served in (first, second) if job["id"] in served.replica.running]
+        for let in lets:
+            let(40)
+        with first.client.stream("POST", "/v1/videos:stream", json=JOB) as answer:
+            parts = answer.iter_raw()
+            received = next(parts)
+            postgres.stop()
+            try:
+                refused = httpx.post(f"{second.url}/v1/videos", json=JOB, timeout=60)
+                assert (refused.status_code, refused.json()["error"]["type"]) == (503, "database_unavailable")
+                assert int(refused.headers["retry-after"]) >= 1
+                eventually(lambda: httpx.get(f"{second.url}/healthz").json()["database"] == "unavailable")
+                for let in lets:
+                    let(math.inf)
+                received += b"".join(parts)
+                assert len(frames_of(received)) == JOB["num_frames"]
+                eventually(lambda: holder.replica.finisher.busy)
+                time.sleep(2 * SHORT_LEASE)
+            finally:
+                postgres.start()
+        stream = {"id": answer.headers["x-video-id"]}
+        for video in (job, stream):
+            assert second.wait(video)["frames_sha256"] == sha256(first.pipeline(class_label=None, **JOB).frames[0])
+            assert (second.record(video).lease, second.record(video).crashes) == (1, 0)
+        assert len(second.client.get("/v1/videos").json()["data"]) == 2
+        second.wait(second.ask(**JOB))
+
+
+def test_an_outage_of_storage_alone(serve: Serve, tmp_path: Path) -> None:
+    """Jobs are accepted and run; their ends are recorded when their videos are stored."""
+    served = serve(database=str(tmp_path / "jobs.sqlite"))
+    done = served.wait(served.ask(num_frames=2, num_inference_steps=2))
+    (tmp_path / "shared").rename(tmp_path / "away")
+    (tmp_path / "shared").write_text("not a folder")
+    video = served.ask(**JOB)
+    refused = served.client.get(f"/v1/videos/{done['id']}/content")
+    assert (refused.status_code, refused.json()["error"]["type"]) == (503, "storage_unavailable")
+    eventually(lambda: served.replica.finisher.busy)
+    assert served.look(video)["status"] == "in_progress"
+    assert served.client.get("/healthz").json()["database"] == "ok"
+    (tmp_path / "shared").unlink()
+    (tmp_path / "away").rename(tmp_path / "shared")
+    served.wait(video)
+    assert len(frames_of(served.client.get(f"/v1/videos/{video['id']}/content").content)) == JOB["num_frames"]
+
+
 @pytest.mark.slow
-def test_a_service_on_s3_survives_an_outage(serve: Serve) -> None:
+def test_a_service_on_s3_survives_an_outage(serve: Serve, tmp_path: Path) -> None:
     impatient = StorageConfig(retry_seconds=0.0, timeout=10.0).environment()  # as a replica is
     with S3Server() as server, environment(server.environment() | impatient):
-        place = f"s3://{server.make_bucket()}/serve"
-        first = serve("a", storage=place, storage_seconds=15.0, heartbeat_seconds=1.0, lease_seconds=20.0)
+        settings = {"storage": f"s3://{server.make_bucket()}/serve", "database": str(tmp_path / "jobs.sqlite")}
+        settings |= {"heartbeat_seconds": 1.0, "lease_seconds": 20.0}
+        first = serve("a", **settings)
         done = first.wait(first.ask(**JOB))
-        other = serve("b", storage=place, storage_seconds=15.0, heartbeat_seconds=1.0, lease_seconds=20.0)
+        other = serve("b", **settings)
         assert other.look(done)["frames_sha256"] == done["frames_sha256"]
         assert len(frames_of(other.client.get(f"/v1/videos/{done['id']}/content").content)) == JOB["num_frames"]
         server.stop()
-        refused = other.client.post("/v1/videos", json={})
-        assert refused.status_code == 503
-        assert refused.json()["error"]["type"] == "storage_unavailable"
+        refused = other.client.get(f"/v1/videos/{done['id']}/content")
+        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "storage_unavailable")
+        video = other.ask(**JOB)
         server.start()
-        deadline = time.monotonic() + 120
-        while (answer := other.client.post("/v1/videos", json=JOB)).status_code != 202:
-            assert answer.status_code == 503
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        assert other.wait(answer.json())["frames_sha256"] == done["frames_sha256"]
+        assert other.wait(video)["frames_sha256"] == done["frames_sha256"]
 
 
-def test_an_unreadable_record_does_not_stop_the_service(serve: Serve, tmp_path: Path) -> None:
+def test_an_unreadable_record_does_not_stop_the_service(serve: Serve) -> None:
     served = serve()
     bad = served.wait(served.ask(num_frames=2, num_inference_steps=2))
-    (tmp_path / "shared" / "jobs" / "anonymous" / f"{bad['id']}.json").write_text("{")
-    (tmp_path / "shared" / "open" / f"{bad['id']}.anonymous").write_text("")
+    damaged = {"record": "{", "status": "queued", "ended_at": None}
+    with served.replica.stores.jobs.store.database.transaction() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == bad["id"]).values(damaged))
     served.wait(served.ask(num_frames=2, num_inference_steps=2))
     assert served.client.get(f"/v1/videos/{bad['id']}").status_code == 404
     assert served.replica.healthy

@@ -1,13 +1,9 @@
-"""Modules of the service: video fragments, uploads, keys, job store, and the configuration for Ray Serve."""
+"""Modules of the service: video fragments, uploads, keys, and the configuration for Ray Serve."""
 
 import asyncio
 import io
-import os
 import subprocess
 import sys
-import threading
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +23,7 @@ from ardiff.serving.fragments import FragmentWriter, as_file
 from ardiff.serving.hls import split
 from ardiff.serving.keys import RateLimiter, digest, find_owner, read_keys
 from ardiff.serving.metrics import PrometheusRecorder
-from ardiff.serving.records import JobRecord, new_id
 from ardiff.serving.replica import Replica
-from ardiff.serving.store import JobStore, OpenJob
 from ardiff.serving.uploads import decode_upload
 from ray_jobs.serve import application
 from ray_jobs.serving.lint import lint
@@ -144,148 +138,10 @@ def test_a_rate_limit_refills_evenly() -> None:
     assert limiter.wait("a", 3) > 0
 
 
-def record(owner: str = "alice", **changes: Any) -> JobRecord:
-    fields: dict[str, Any] = {
-        "kind": "job",
-        "model": "tiny",
-        "params": {"num_frames": 4},
-        "fps": 8.0,
-        "size": "16x16",
-        "iterations": 4,
-        "created_at": time.time(),
-    }
-    return JobRecord(**{"id": new_id(), "owner": owner, **fields, **changes})
-
-
-COUNTS_SECONDS = 1.1
-"""Stores may count whole seconds, and round them up."""
-
-
-def check_store(store: JobStore, at_once: int) -> None:
-    """The life of a job, and that a lease has one holder."""
-    store.mark()
-    job = record()
-    given = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
-    store.create(job, given)
-    assert store.read("alice", job.id) == job
-    assert store.read("bob", job.id) is None
-    assert store.read("alice", "../../etc/passwd") is None
-    assert store.open_jobs() == {job.id: OpenJob("alice", crashed=False)}
-    claims: list[JobRecord | None] = []
-    threads = [threading.Thread(target=lambda: claims.append(store.claim("alice", job.id))) for _ in range(at_once)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (held,) = [claim for claim in claims if claim is not None]
-    assert held.lease == 1
-    before = store.leases()[job.id]
-    time.sleep(COUNTS_SECONDS)
-    store.heartbeat(held)
-    assert store.leases()[job.id] != before
-    assert np.array_equal(store.given_frames(held), given)
-    store.write_segment(held, 0, b"part")
-    assert store.read_segment(held, 0) == b"part"
-    assert store.read_segment(held, 1) is None
-    assert store.claim("alice", job.id) is None
-    taken = store.take(held, 2)  # its holder has crashed
-    assert taken is not None
-    assert store.take(held, 2) is None
-    store.mark_crashed(taken)
-    store.release(taken)
-    assert store.leases() == {}
-    assert store.open_jobs() == {job.id: OpenJob("alice", crashed=True)}
-    again = store.claim("alice", job.id)
-    assert again is not None
-    assert again.lease == 3
-    ended = replace(again, status="completed", expires_at=time.time() - 1, media_type="video/mp4")
-    store.finish(ended, b"video")
-    assert (video := store.video(ended)) is not None
-    assert video.read() == b"video"
-    assert (store.open_jobs(), store.leases(), store.given_frames(ended)) == ({}, {}, None)
-    assert store.read("alice", job.id).now().status == "expired"
-    assert store.claim("alice", job.id) is None
-    assert store.leases() == {}
-    assert store.page("alice", 5)[0].id == job.id
-    time.sleep(COUNTS_SECONDS)
-    store.remove_expired(keep_seconds=60.0)
-    assert store.video(ended) is not None  # too new to be read
-    store.remove_expired(keep_seconds=0.0)
-    assert store.read("alice", job.id) is None
-    assert store.video(ended) is None
-
-
-def test_records_in_a_local_folder(tmp_path: Path) -> None:
-    store = JobStore(str(tmp_path))
-    with pytest.raises(DataError, match="is not the folder"):
-        store.open_jobs()
-    check_store(store, at_once=6)
-
-
-def test_a_sweep_reads_only_what_may_have_expired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = JobStore(str(tmp_path))
-    store.mark()
-    now, keep = time.time(), 1000.0
-    ages = {"fresh": 10, "expired": 1500, "gone": 2500}
-    jobs = {}
-    for name, age in ages.items():
-        jobs[name] = record(status="completed", media_type="video/mp4", expires_at=now - age + keep)
-        store.finish(jobs[name], b"video")
-        for kind, ending in (("jobs", "json"), ("videos", "mp4")):
-            os.utime(tmp_path / kind / "alice" / f"{jobs[name].id}.{ending}", (now - age, now - age))
-    read: list[str] = []
-    plain = JobStore.read
-    monkeypatch.setattr(JobStore, "read", lambda store, owner, job: (read.append(job), plain(store, owner, job))[1])
-    store.remove_expired(keep)
-    assert set(read) == {jobs["gone"].id}
-    assert {file.stem for file in (tmp_path / "videos" / "alice").iterdir()} == {jobs["fresh"].id}
-    assert {file.stem for file in (tmp_path / "jobs" / "alice").iterdir()} == {jobs["fresh"].id, jobs["expired"].id}
-    read.clear()
-    store.remove_expired(keep)
-    assert read == []
-
-
-def test_a_replica_with_a_wrong_clock_removes_nothing_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, keep = JobStore(str(tmp_path)), 86400.0
-    store.mark()
-    fresh, waiting = record(media_type="video/mp4"), record()
-    store.create(fresh, None)
-    held = store.claim("alice", fresh.id)
-    assert held is not None
-    store.write_segment(held, 0, b"part")
-    store.finish(replace(held, status="completed", expires_at=time.time() + keep), b"video")
-    store.create(waiting, None)
-    present = time.time
-    monkeypatch.setattr("time.time", lambda: present() + 25 * 3600)
-    store.remove_expired(keep)
-    assert store.video(held) is not None
-    assert store.read_segment(held, 0) == b"part"
-    assert store.open_jobs() == {waiting.id: OpenJob("alice", crashed=False)}
-
-
-def test_cancellations_of_jobs_that_have_ended_are_removed(tmp_path: Path) -> None:
-    store = JobStore(str(tmp_path))
-    store.mark()
-    ended, running = record(), record()
-    store.create(running, None)
-    for job in (ended, running):
-        store.request_cancel(job)
-        os.utime(tmp_path / "cancels" / job.id, (time.time() - 100,) * 2)
-    late = record()
-    store.request_cancel(late)  # its job may end right now
-    store.remove_expired(1000.0)
-    assert store.cancels() == {running.id, late.id}
-
-
 def test_the_process_that_decodes_uploads_starts_light() -> None:
     heavy = "{'torch', 'boto3', 'botocore', 'pyarrow', 'pandas', 'fastapi'}"
     code = f"import sys, ardiff.serving.uploads; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-def test_records_on_s3(s3_bucket: str) -> None:
-    # Swift looks whether there is an object and then writes: only AWS and its like do both at once.
-    check_store(JobStore(f"{s3_bucket}/serve"), at_once=1)
 
 
 def test_rejections_by_serve_itself_have_a_retry_after(tmp_path: Path) -> None:
@@ -319,6 +175,15 @@ def test_the_shipped_serve_configuration_is_valid(capsys: pytest.CaptureFixture[
         ("applications.0.deployments.0.autoscaling_config.min_replicas", 9, "below min_replicas|min_replicas"),
         ("applications.0.deployments.0.autoscaling_config.min_replicas", 0, "at least 1"),
         ("applications.0.args.service.storage", "runs/serve", "all replicas share"),
+        ("applications.0.args.service", {"storage": "s3://a/b", "allow_anonymous": True}, "cannot hold the database"),
+        (
+            "applications.0.args.service",
+            {"storage": "/a", "database": "b", "allow_anonymous": True},
+            "several machines",
+        ),
+        ("applications.0.args.service.database", "/data/jobs.sqlite", "database_password is for PostgreSQL only"),
+        ("applications.0.args.service.database", "mysql://a/b", "the path of a SQLite file, or postgresql://"),
+        ("applications.0.args.service.database", "postgresql://a:secret@b/c", "holds a password"),
         ("values", {}, "Unknown key 'values'"),
     ],
 )
