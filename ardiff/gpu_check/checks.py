@@ -1,5 +1,7 @@
 """The checks. Each yields rows as soon as they are measured."""
 
+import functools
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_unit
 from ardiff.errors import ArdiffError
 from ardiff.gpu_check.config import CheckName
-from ardiff.gpu_check.setup import CallCounter, Row, Setup, randomise, rms
+from ardiff.gpu_check.setup import CallCounter, Row, Setup, randomised, rms
 from ardiff.metrics.networks.i3d import I3D
 from ardiff.randomness import BatchGenerator
 from ardiff.sampling.config import AttentionBackend, Backend, EngineConfig
@@ -49,8 +51,9 @@ def ceilings(setup: Setup) -> Rows:
     yield Row("ceilings", "copy", 2 * source.nbytes / seconds / 1e9, "GB/s")
     side = 256 if setup.tiny else 8192
     for name, dtype in DTYPES.items():
-        a, b = (torch.randn(side, side, device=setup.device).to(dtype) for _ in range(2))
-        yield Row("ceilings", f"matrix product, {name}", 2 * side**3 / setup.seconds(lambda: a @ b) / 1e12, "TFLOP/s")
+        factor = torch.randn(side, side, device=setup.device).to(dtype)
+        rate = 2 * side**3 / setup.seconds(functools.partial(torch.mm, factor, factor)) / 1e12
+        yield Row("ceilings", f"matrix product, {name}", rate, "TFLOP/s")
     one = torch.ones(1, device=setup.device)
 
     def launch() -> None:
@@ -91,21 +94,11 @@ def sampling(setup: Setup) -> Rows:
     config = EngineConfig(max_requests=64, max_frames=frames * 16)
     for requests, videos in SHAPES:
         batch = [_request(setup, params, videos) for _ in range(requests)]
-        iterations = 0
-
-        def run() -> None:
-            nonlocal iterations
-            iterations = 0
-            engine = SamplingEngine(model, setup.diffusion, config)
-            for request in batch:
-                engine.submit(request)
-            while engine.busy:
-                engine.step()
-                iterations += 1
-
+        run = functools.partial(_sample, model, setup, batch, config)
         seconds = setup.seconds(run, repeats=2)
         with CallCounter() as counter:
             run()
+        iterations = steps + params.ar_step * (frames - 1) + 1
         name = f"{requests} x {videos} videos"
         yield Row("sampling", f"{name}, iteration", 1000 * seconds / iterations, "ms")
         yield Row("sampling", f"{name}, operators an iteration", counter.count / iterations, "")
@@ -167,18 +160,18 @@ def autoencoder(setup: Setup) -> Rows:
         clips = video.to(setup.device, dtype)
         latents = on_device.latents(clips[:1])
         yield Row("autoencoder", f"latents, {precision}", rms(latents, expected), "rms", LIMITS[precision])
-        seconds = setup.seconds(lambda m=on_device, c=clips: m.latents(c), repeats=2)  # type: ignore[misc]
+        seconds = setup.seconds(functools.partial(on_device.latents, clips), repeats=2)
         frames = len(clips) * clips.shape[1]
         yield Row("autoencoder", f"encoding, {precision}", frames / seconds, "frames/s")
         for count in (1, 16):
             tokens = on_device.latents(clips[:count])
-            seconds = setup.seconds(lambda m=on_device, t=tokens: m.decode(t), repeats=2)  # type: ignore[misc]
+            seconds = setup.seconds(functools.partial(on_device.decode, tokens), repeats=2)
             yield Row("autoencoder", f"decoding {count} together, {precision}", count * shape[1] / seconds, "frames/s")
 
 
 def features(setup: Setup) -> Rows:
     """I3D, the network of FVD, against the CPU."""
-    model = randomise(I3D())
+    model = randomised(I3D)
     clips = torch.randn(1 if setup.tiny else 4, 3, 16, 224, 224, generator=torch.Generator().manual_seed(0))
     expected = model(clips[:1])
     model.to(setup.device)
@@ -226,6 +219,7 @@ def _engine(setup: Setup, name: str, depth: int | None = None) -> Engine:
     """An engine with an AR-DiT: ``torch``, or ``zero`` and a stage."""
     if not dist.is_initialized():
         backend = "nccl" if setup.device.type == "cuda" else "gloo"
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed reads them
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     common = {"precision": "bf16", "batch_size": 16, "optimizer": OptimizerConfig(lr=1e-4), "device": setup.device.type}
     if name == "torch":

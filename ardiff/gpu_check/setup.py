@@ -77,11 +77,11 @@ class Setup:
         config = self.dit_config
         if depth is not None:
             config = DiTConfig(**{**_fields(config), "depth": min(depth, config.depth)})
-        return randomise(make_dit(config))
+        return randomised(functools.partial(make_dit, config))
 
     def vae(self) -> ARAutoencoder:
         """An AR-VAE with random weights on the CPU, none of them zero."""
-        return randomise(make_autoencoder(self.vae_config))
+        return randomised(functools.partial(make_autoencoder, self.vae_config))
 
     def synchronise(self) -> None:
         """Waits until the device has nothing left to do."""
@@ -113,12 +113,15 @@ def _fields(config: DiTConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
-def randomise(model: ModuleT) -> ModuleT:
-    """Gives weights that start at zero small values, so that every layer has an effect. In evaluation mode."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+def randomised(make: Callable[[], ModuleT]) -> ModuleT:
+    """A model with weights that depend on its sizes only. Those that start at zero are small, so that every layer has
+    an effect. In evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
     return model.eval()
 
 
