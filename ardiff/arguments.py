@@ -27,6 +27,7 @@ from ardiff import logs
 from ardiff.config import COMMAND, build, field_documentation, kind_of, read_settings, section_classes, take_section
 from ardiff.data.config import StorageConfig
 from ardiff.errors import ConfigError
+from ardiff.resolution import Resolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,4 +146,5 @@ def _help_text(field: dataclasses.Field[Any], documentation: dict[str, str]) -> 
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    return "none" if field.default is None else str(field.default)
+    default = field.default.plain if isinstance(field.default, Resolution) else field.default
+    return "none" if default is None else str(default)

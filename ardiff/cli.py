@@ -28,6 +28,7 @@ COMMANDS = {
     "train-vae": ("ray_jobs.train_vae", "TrainVAEConfig", "train the AR-VAE on clips"),
     "encode": ("ray_jobs.encode", "EncodeConfig", "encode clips to latents with a trained AR-VAE"),
     "train-dit": ("ray_jobs.train_dit", "TrainDiTConfig", "train the AR-DiT on latents"),
+    "distill": ("ray_jobs.distill", "DistillConfig", "distill a pipeline into a student of few sampling steps"),
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
     "sweep": ("ray_jobs.sweep", "SweepConfig", "generate a grid of videos, score every sweep point, and report"),
     "export": ("ardiff.train.export", "ExportConfig", "export a usable model from a training checkpoint"),

@@ -248,7 +248,6 @@ def _request_options() -> dict[str, dict[str, Any]]:
         "prompt": {"help": "what to show; for a model without text the name of a class"},
         "fps": {"type": float, "help": "frames per second of the file"},
         "seconds": {"type": float, "help": "length of the video, instead of --num-frames"},
-        "size": {"help": "WIDTHxHEIGHT, which must be the model's"},
     }
     for name in (f.name for f in fields(SamplingParams) if f.name not in (*FROM_INPUT, *options)):
         hint = hints[name]

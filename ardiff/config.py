@@ -127,7 +127,11 @@ def build(cls: type[ConfigT], tree: dict[str, Any], prefix: str = "") -> ConfigT
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as nested dicts of plain values, for YAML or JSON."""
+    """The configuration as nested dicts of plain values, for YAML or JSON.
+
+    A field whose metadata has ``omit_default`` is left out at its default. A field that is added to a stored
+    configuration has it, so that files and fingerprints of before stay what they are.
+    """
     result: dict[str, Any] = _plain(config)
     return result
 
@@ -136,7 +140,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Resolution):
         return value.plain
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: (f, getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            name: _plain(content)
+            for name, (f, content) in fields.items()
+            if not (f.metadata.get("omit_default") and content == f.default)
+        }
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -59,10 +59,10 @@ def _lines(name: str, config: dict[str, Any], card: ModelCard, has_sheet: bool) 
     header = {"license": card.license or "other", "library_name": "ardiff", "tags": tags}
     yield from ("---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {name}", "")
     dit, vae = config["dit"], config["vae"]
-    size = Resolution.parse(vae["resolution"])
+    shapes = [Resolution.parse(shape) for shape in (vae["resolution"], *vae.get("buckets", []))]
     yield "A pipeline of ardiff, which is AR-Diffusion (asynchronous video generation with auto-regressive diffusion)."
-    pixels, classes = f"{size.width} x {size.height} pixels", _classes(config["class_names"])
-    yield f"It makes videos of {pixels} {classes}, and was trained on clips of"
+    sizes, classes = " or ".join(f"{s.width} x {s.height}" for s in shapes), _classes(config["class_names"])
+    yield f"It makes videos of {sizes} pixels {classes}, and was trained on clips of"
     yield f"{dit['num_frames']} frames."
     yield from (
         "",

@@ -31,7 +31,17 @@ from ardiff.errors import CheckpointError
 from ardiff.model_card import ModelCard, write_card
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder, make_dit
 from ardiff.output import OutputType, VideoOutput, check_output, draw_seeds, to_output
-from ardiff.pretrained import CONFIG, build_config, find_model, load_weights, local_folder, read_config, write_model
+from ardiff.pretrained import (
+    CONFIG,
+    PIPELINE,
+    build_config,
+    find_model,
+    load_weights,
+    local_folder,
+    read_config,
+    write_model,
+)
+from ardiff.resolution import Resolution
 from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.control import Apply, Encode, LiveControl
 from ardiff.sampling.engine import SamplingEngine
@@ -48,7 +58,6 @@ from ardiff.sampling.request import EncodedPrompt, SampleRequest
 from ardiff.sampling.text import Encoder, PromptEncoder
 from ardiff.vae import ARAutoencoder, DecoderCache
 
-KIND = "ar-diffusion-pipeline"
 StepCallback = Callable[["ARDiffusionPipeline", int, Tensor, dict[str, Any]], Any]
 MAX_DECODED = 16
 """Frames that are decoded at once, summed over videos. Bounds the memory of decoding."""
@@ -124,7 +133,7 @@ class ARDiffusionPipeline:
             CheckpointError: The pipeline is missing or incomplete, or its weights do not fit its configuration.
         """
         with local_folder(find_model(uri, revision, local_files_only)) as folder:
-            config = read_config(folder, KIND)
+            config = read_config(folder, PIPELINE)
             vae = make_autoencoder(build_config(AnyAutoencoderConfig, config["vae"]))
             dit = make_dit(build_config(AnyDiTConfig, config["dit"]))
             source = None
@@ -147,7 +156,7 @@ class ARDiffusionPipeline:
         With ``card`` it also writes ``README.md``, the card of the model ``name``, and ``sheet.png`` if there is one.
         """
         config = {
-            "kind": KIND,
+            "kind": PIPELINE,
             "vae": to_dict(self.vae.config),
             "dit": to_dict(self.dit.config),
             "diffusion": to_dict(self.diffusion),
@@ -232,7 +241,7 @@ class ARDiffusionPipeline:
     @property
     def info(self) -> ModelInfo:
         """What the model can sample."""
-        return ModelInfo.from_configs(self.dit.config, self.diffusion, self.vae.config.resolution, self.class_names)
+        return ModelInfo.from_configs(self.dit.config, self.diffusion, self.vae.config.shapes, self.class_names)
 
     def __call__(
         self,
@@ -302,9 +311,10 @@ class ARDiffusionPipeline:
             params: As in a call.
             options: Arguments of :meth:`stream_latents`.
         """
-        cache = DecoderCache()
+        cache, changes = DecoderCache(), {"size": options["size"]} if "size" in options else {}
+        shape = self.info.shape_of(expand_params(params, **changes)[0])
         for latents in self.stream_latents(params, **options):
-            yield from self.decode(latents, cache)
+            yield from self.decode(latents, cache, shape)
 
     @torch.no_grad()
     def stream_latents(
@@ -348,8 +358,9 @@ class ARDiffusionPipeline:
         if videos[0].given_frames not in (0, given_frames):
             raise ValueError(f"given_frames is {videos[0].given_frames}, but condition holds {given_frames} frames")
         videos = [validate(replace(video, given_frames=given_frames), info) for video in videos]
-        given = self.encode_condition(condition, condition_at, len(videos))
-        return SampleRequest(videos=tuple(videos), condition=given, prompts=self.encode_prompts(videos))
+        given = self.encode_condition(condition, condition_at, len(videos), info.shape_of(videos[0]))
+        prompts, shape = self.encode_prompts(videos), info.shape_index(videos[0])
+        return SampleRequest(videos=tuple(videos), condition=given, prompts=prompts, shape=shape)
 
     def _stores_sink_first(self, params: SamplingParams) -> bool:
         """Whether the engine needs an iteration more, for the sink of a window that the given frames have left."""
@@ -360,7 +371,8 @@ class ARDiffusionPipeline:
         if callback is None:
             return lambda step: None
         params = request.params
-        timesteps = model_timesteps(self.diffusion, params.num_inference_steps, params.resolved_timestep_spacing)
+        steps, spacing = params.resolved_num_inference_steps, params.resolved_timestep_spacing
+        timesteps = model_timesteps(self.diffusion, steps, spacing)
         lag = (torch.arange(params.num_frames) - params.given_frames) * params.resolved_ar_step  # (F,)
         given = torch.arange(params.num_frames) < params.given_frames
 
@@ -385,11 +397,11 @@ class ARDiffusionPipeline:
         return SamplingEngine(self.dit, self.diffusion, config or self.engine_config)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, cache: DecoderCache) -> Iterator[Tensor]:
+    def decode(self, latents: Tensor, cache: DecoderCache, shape: Resolution | None = None) -> Iterator[Tensor]:
         """Decodes diffusion latents ``(B, n, L, D)`` to n frames, uint8 ``(B, H, W, 3)``; ``cache`` holds the frames
-        before them."""
+        before them, and ``shape`` is one of those that the model knows, by default the first."""
         for chunk in latents.split(max(1, MAX_DECODED // latents.shape[0]), dim=1):
-            video = self.vae.decode(self.statistics.denormalise(chunk.to(self.vae_dtype)), cache)
+            video = self.vae.decode(self.statistics.denormalise(chunk.to(self.vae_dtype)), cache, shape=shape)
             yield from to_uint8(video).cpu().unbind(dim=1)
 
     @property
@@ -398,9 +410,14 @@ class ARDiffusionPipeline:
         return next(self.vae.parameters()).dtype
 
     def encode_condition(
-        self, condition: Tensor | None, condition_at: Sequence[int] | None, videos: int
+        self,
+        condition: Tensor | None,
+        condition_at: Sequence[int] | None,
+        videos: int,
+        shape: Resolution | None = None,
     ) -> Tensor | None:
-        """Encodes given frames as diffusion latents ``(B, k, L, D)`` for ``videos`` videos; None without a condition.
+        """Encodes given frames of ``shape``, by default the model's first, as diffusion latents ``(B, k, L, D)`` for
+        ``videos`` videos; None without a condition.
 
         Raises:
             ValueError: The condition has another shape or type, or is not at the first frames.
@@ -409,7 +426,7 @@ class ARDiffusionPipeline:
             if condition_at is not None:
                 raise ValueError("condition_at is set, but there is no condition")
             return None
-        height, width = self.vae.config.resolution
+        height, width = shape or self.vae.config.resolution
         if condition.ndim == 4:
             condition = repeat(condition, "k h w c -> b k h w c", b=videos)
         if condition.dtype != torch.uint8 or condition.shape[0] != videos or condition.shape[2:] != (height, width, 3):
@@ -483,7 +500,7 @@ def read_info(uri: str) -> ModelInfo:
     """
     if not storage.exists(storage.join(uri, CONFIG)):
         raise CheckpointError(f"There is no pipeline in {uri}: it should hold {CONFIG}.")
-    config = read_config(uri, KIND)
+    config = read_config(uri, PIPELINE)
     dit, vae = build_config(AnyDiTConfig, config["dit"]), build_config(AnyAutoencoderConfig, config["vae"])
     diffusion = build_config(DiffusionConfig, config["diffusion"])
-    return ModelInfo.from_configs(dit, diffusion, vae.resolution, config["class_names"])
+    return ModelInfo.from_configs(dit, diffusion, vae.shapes, config["class_names"])

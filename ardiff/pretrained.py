@@ -25,6 +25,8 @@ from ardiff.tensors import ModuleT, fill, read_tensors
 from ardiff.vae import ARAutoencoder
 
 CONFIG = "config.json"
+PIPELINE = "ar-diffusion-pipeline"
+"""Kind of a pipeline folder."""
 FORMAT = 1
 PIPELINE_FILES = (CONFIG, "vae.safetensors", "dit.safetensors")
 CHUNK_BYTES = 8 * 2**20
@@ -127,7 +129,12 @@ def save_autoencoder(uri: str, model: ARAutoencoder, weights: Mapping[str, Tenso
 
 
 def load_autoencoder(uri: str) -> ARAutoencoder:
-    """Reads an AR-VAE folder, in evaluation mode. Raises CheckpointError."""
+    """Reads the AR-VAE of an AR-VAE folder or of a pipeline folder, in evaluation mode. Raises CheckpointError."""
     with local_folder(uri) as folder:
-        config = build_config(AnyAutoencoderConfig, read_config(folder, "ar-vae")["vae"])
+        config = build_config(AnyAutoencoderConfig, read_autoencoder_config(folder)["vae"])
         return load_weights(make_autoencoder(config), folder / "vae.safetensors")
+
+
+def read_autoencoder_config(folder: Path) -> dict[str, Any]:
+    """The content of ``config.json`` of an AR-VAE folder or a pipeline folder, which holds an AR-VAE."""
+    return read_config(folder, PIPELINE if (folder / "dit.safetensors").exists() else "ar-vae")

@@ -33,6 +33,11 @@ class Resolution(NamedTuple):
         raise ValueError(f"must be one number or [height, width] in pixels, not {value!r}")
 
     @property
+    def size(self) -> str:
+        """``WIDTHxHEIGHT``, as APIs of videos write it."""
+        return f"{self.width}x{self.height}"
+
+    @property
     def plain(self) -> int | list[int]:
         """As configurations write it: the inverse of :meth:`parse`."""
         return self.height if self.height == self.width else [self.height, self.width]

@@ -22,18 +22,35 @@ from ardiff.diffusion.ad import ADSchedule, ad_schedule
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.sampler import initial_noise, sample_full
+from ardiff.diffusion.student import Student
 from ardiff.dit import DiT, DiTConfig
 from ardiff.sampling.config import EngineConfig
+from ardiff.sampling.cost import frame_evaluations
 from ardiff.sampling.engine import SamplingEngine
 from ardiff.sampling.params import SamplingMode, SamplingParams
 from ardiff.sampling.request import EncodedPrompt, SampleRequest
 from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache
 
 STEPS = 50
-PARTS = ["short", "long", "streaming", "packing", "switching"]
+FULL_ITERATIONS = 40
+"""Iterations of mode ``full`` that stand for all of them, which evaluate the same number of frames each."""
+PARTS = ["short", "long", "few steps", "streaming", "packing", "switching"]
+FEW_STEPS: dict[str, dict[str, Any]] = {
+    "ddim, S = 50": {"num_inference_steps": 50, "ar_step": 25},
+    "dpmpp_2m, S = 4": {"num_inference_steps": 4, "ar_step": 1, "solver": "dpmpp_2m"},
+    "dpmpp_2m, S = 4, window_stride 4": {
+        "num_inference_steps": 4,
+        "ar_step": 1,
+        "solver": "dpmpp_2m",
+        "window_stride": 4,
+    },
+    "student, S = 1": {},
+    "student, S = 1, window_stride 4": {"window_stride": 4},
+}
 TEXT_WIDTH = 384
 """Width of the token states of a small text encoder."""
 DIFFUSION = DiffusionConfig()
+STUDENT = DiffusionConfig(student=Student(timesteps=(999,)))
 
 
 def build(width: int, depth: int, tokens: int, **changes: Any) -> DiT:
@@ -134,6 +151,49 @@ def compare_all(
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for ar_step in ar_steps:
         compare(model, frames, ar_step, modes, repeats, sizes)
+
+
+def few_step_figures(model: DiT, repeats: int) -> None:
+    """Prints solvers of few steps and a student against mode ``full`` with 50 DDIM steps, ``ar_step`` 25, without
+    guidance, which would cost all but the student a second branch. The time of mode ``full`` is that of its first
+    ``FULL_ITERATIONS``, by evaluations."""
+    print("\n| F | setting | evaluations | ratio | s | **time ratio** | first frame s |\n|---|---|---|---|---|---|---|")
+    for frames in (16, 128):
+        rounds = [
+            (time_full(model, frames), [run_few_steps(model, frames, params) for params in FEW_STEPS.values()])
+            for _ in range(repeats)
+        ]
+        full_time, full_count = statistics.median(full[0] for full, _ in rounds), rounds[0][0][1]
+        print(f"| {frames} | full, ddim, S = 50 | {full_count} | 1 | {full_time:.2f} | 1 | |", flush=True)
+        for i, name in enumerate(FEW_STEPS):
+            seconds, first = (statistics.median(fast[i][n] for _, fast in rounds) for n in (0, 1))
+            ratio, count = statistics.median(full[0] / fast[i][0] for full, fast in rounds), rounds[0][1][i][2]
+            print(
+                f"| {frames} | {name} | {count} | {full_count / count:.1f} | {seconds:.2f} | **{ratio:.1f}** | "
+                f"{first:.3f} |",
+                flush=True,
+            )
+
+
+def time_full(model: DiT, frames: int) -> tuple[float, int]:
+    """Seconds and frame evaluations of mode ``full`` with ``ar_step`` 25, from its first iterations."""
+    params = SamplingParams(num_frames=frames, num_inference_steps=STEPS, ar_step=25, mode="full")
+    count = frame_evaluations(params, 16)
+    seconds, measured = run_full(model, frames, 25, FULL_ITERATIONS)
+    return seconds * count / measured, count
+
+
+def run_few_steps(model: DiT, frames: int, changes: dict[str, Any]) -> tuple[float, float, int]:
+    """Seconds to the last and to the first frame, and frame evaluations, of one of ``FEW_STEPS``."""
+    params = SamplingParams(class_label=0, num_frames=frames, **changes)
+    started, first = time.perf_counter(), None
+    engine = SamplingEngine(model, DIFFUSION if "solver" in changes or "ar_step" in changes else STUDENT)
+    engine.submit(SampleRequest(videos=(params,)))
+    while engine.busy:
+        if engine.step() and first is None:
+            first = time.perf_counter() - started
+    assert first is not None
+    return time.perf_counter() - started, first, engine.frame_evaluations
 
 
 def stream_figures(model: DiT, tokens: int) -> None:
@@ -239,6 +299,8 @@ def main() -> None:
                 compare_all(model, 16, (0, 5, 10, 25, 50), ["window"], repeats, sizes)
             case "long":
                 compare_all(model, 128, (5, 25), ["window", "rolling"], repeats, sizes)
+            case "few steps":
+                few_step_figures(model, repeats)
             case "streaming":
                 stream_figures(model, options.tokens)
             case "packing":

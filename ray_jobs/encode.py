@@ -9,7 +9,7 @@ in a folder of their own below it, so changed captions change no latents.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from ardiff import onednn
 from ardiff.cli import main
 from ardiff.config import fingerprint, to_yaml
 from ardiff.data import storage
+from ardiff.data.buckets import shapes_of
 from ardiff.data.clip_index import CurrentVideos, clip_numbers, reading_bounds, split_numbers, stored_clips
 from ardiff.data.clips import read_good_clips
 from ardiff.data.error_log import ERRORS, crashed_sample, too_short
@@ -135,7 +136,9 @@ def run(config: EncodeConfig, key: str = "") -> str:
         short = too_short(manifest, "train", config.span, config.fps)
         with error_log(config.output, len(wanted), config.max_bad_fraction, "clip", excluded=short) as report:
             if len(missing):
-                _encode(config, model, folder, missing, records, report)
+                bucket_of = shapes_of(manifest_table(records), model.shapes)[split_numbers(missing)[0]]
+                for index in np.unique(bucket_of).tolist():
+                    _encode(config, model, index, folder, missing[bucket_of == index], records, report)
         if len(missing) or names != stored_classes or not storage.exists(storage.join(folder, DESCRIPTION)):
             storage.write_bytes(storage.join(folder, "config.yaml"), to_yaml(config).encode())
             files, rows, statistics = _statistics(folder, shape)
@@ -143,7 +146,8 @@ def run(config: EncodeConfig, key: str = "") -> str:
                 statistics = LatentStatistics.neutral(model.num_tokens, model.token_dim)
             content = fingerprint(files, rows, names)
             vae = storage.absolute(config.vae)
-            write_description(folder, LatentSet(name, *shape, names, files, rows, statistics, vae, weights, content))
+            description = LatentSet(name, *shape, names, files, rows, statistics, vae, weights, content)
+            write_description(folder, replace(description, shapes=model.described_shapes))
         description = read_description(folder)
         if others := len(np.setdiff1d(stored, wanted)):
             print_line(f"{others} other clips of the set have other offsets, are mirrored, or their videos are gone")
@@ -198,12 +202,14 @@ def _remove_outdated(folder: str, records: list[VideoRecord], current: CurrentVi
 def _encode(
     config: EncodeConfig,
     model: AutoencoderConfig,
+    shape: int,
     folder: str,
     missing: np.ndarray,
     records: list[VideoRecord],
     report: Reporter,
 ) -> None:
-    """Encodes the clips with the numbers ``missing`` on Ray: tasks decode, actors encode, tasks write."""
+    """Encodes the clips with the numbers ``missing``, all of one shape, on Ray: tasks decode, actors encode, tasks
+    write."""
     device = resolve_device(config.device)
     _check_resources(config, device)
     bounds = reading_bounds(missing)
@@ -220,12 +226,14 @@ def _encode(
                     for start in np.unique(starts).tolist():
                         report(crashed_sample(record.uri, start, crashes))
                     return []
-                return _decode(config, model.resolution, record, starts.tolist(), mirrored.tolist(), report)
+                return _decode(config, model.shapes[shape], record, starts.tolist(), mirrored.tolist(), report)
 
         def write(batch: Any) -> Any:
+            count = len(batch["start"])
+            shapes = {"shape": np.full(count, shape)} if model.buckets else {}
             with report_errors(progress):
-                name = write_shard(folder, batch)
-            progress.add.remote(len(batch["start"]))
+                name = write_shard(folder, {**batch, **shapes})
+            progress.add.remote(count)
             return {"file": [name]}
 
         files = (

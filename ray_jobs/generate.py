@@ -89,8 +89,8 @@ def _write_manifest(
     config: GenerateConfig, model: SweptModel, specs: list[VideoSpec], records: dict[str, Record]
 ) -> None:
     """Writes the manifest and the contact sheet of a complete set."""
-    resolution = model.info.resolution
-    write_manifest(config.manifest, [video_record(spec, records[spec.record], resolution) for spec in specs])
+    shape = model.info.shape_of(specs[0].sampling)
+    write_manifest(config.manifest, [video_record(spec, records[spec.record], shape) for spec in specs])
     shown = specs[:SHEET_VIDEOS]
     videos = np.stack([decode_clip(storage.read_bytes(spec.uri), 0, config.num_frames) for spec in shown])
     names = [spec.subject or f"seed {spec.sampling.seed}" for spec in shown]

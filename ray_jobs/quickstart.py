@@ -19,6 +19,7 @@ from ardiff.data.manifest import class_names, read_manifest, usable
 from ardiff.data.synthetic_captions import asks_for_held_out
 from ardiff.diffusion.ar_step import check_ar_step
 from ardiff.errors import ConfigError, DataError
+from ardiff.sampling.params import ModelInfo
 from ardiff.text.files import PACKAGES, fetch
 from ray_jobs import encode, evaluate_quick, generate, prepare, train_dit, train_vae
 from ray_jobs.encode import EncodeConfig
@@ -75,7 +76,8 @@ class QuickstartConfig:
     """Videos to generate."""
 
     def __post_init__(self) -> None:
-        steps, window = self.generate.num_inference_steps, self.train_dit.dit.num_frames
+        model = ModelInfo.from_configs(self.train_dit.dit, self.train_dit.diffusion)
+        steps, window = model.with_defaults(self.generate.params).resolved_num_inference_steps, model.num_frames
         for ar_step in self.samples.ar_steps:
             check_ar_step(self.encode.num_frames, steps, ar_step, window)
         check_ar_step(self.samples.long_frames, steps, self.samples.long_ar_step, window)

@@ -163,8 +163,8 @@ def _write_point_manifests(
         complete = [spec for spec in specs if spec.point == point.name and records[spec.id].status == "ok"]
         complete.sort(key=lambda spec: (spec.sampling.seed, spec.sampling.class_label or 0))
         if complete:
-            resolution = point.model.info.resolution
-            rows = [video_record(spec, records[spec.id], resolution) for spec in complete]
+            shape = point.model.info.shape_of(point.params)
+            rows = [video_record(spec, records[spec.id], shape) for spec in complete]
             write_video_manifest(_point_manifest(config, point), rows)
 
 

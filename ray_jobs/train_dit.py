@@ -34,6 +34,7 @@ from ray_jobs.training.dit_data import (
     make_stream,
     stored_latents,
     stored_texts,
+    with_shapes,
 )
 from ray_jobs.training.job import TrainJob, loss_note
 from ray_jobs.training.trainer import run_training
@@ -49,6 +50,7 @@ def run(config: TrainDiTConfig, key: str = "") -> None:
     else:
         latents, records, bad_samples = stored_latents(config), [], nullcontext()
     check_sizes(config, latents)
+    config = with_shapes(config, latents)
     texts = stored_texts(config, latents)
     with ray_cluster(config.train.num_workers * config.train.cpu_threads + 2), bad_samples as report:
         stream, source = make_stream(config, latents, records, texts, report)

@@ -2,11 +2,14 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ardiff.config import to_dict
 from ardiff.resolution import Resolution
 
+MAX_AUTO = 4
+"""Most shapes that ``clips.auto_buckets`` chooses. The search tries all combinations."""
 STORAGE_VARIABLE = "ARDIFF_STORAGE"
 """Environment variable that carries a :class:`StorageConfig` to the processes of a job."""
 
@@ -69,6 +72,11 @@ class ClipConfig:
     each time in another part of it."""
     crop: Literal["center", "random"] = "center"
     """Position of the crop in videos of another aspect ratio than the model's."""
+    buckets: tuple[Resolution, ...] = field(default=(), metadata={"omit_default": True})
+    """Further shapes of frames that an AR-VAE learns beside ``vae.resolution``, each [height, width]. A video has the
+    shape that is cropped the least, and a batch has one shape."""
+    auto_buckets: int = field(default=0, metadata={"omit_default": True})
+    """Choose up to so many ``buckets`` from the manifest, those that together crop the videos the least; at most 4."""
     clips_per_visit: int = 1
     """Clips taken from a video each time it is read. More clips decode faster but mix less. Must divide 64."""
     horizontal_flip: bool = False
@@ -84,6 +92,10 @@ class ClipConfig:
             raise ValueError(f"clips_per_visit must divide 64, got {self.clips_per_visit}")
         if self.fps < 0 or not 0 <= self.max_bad_fraction <= 1:
             raise ValueError("fps must not be negative, and max_bad_fraction between 0 and 1")
+        if not 0 <= self.auto_buckets <= MAX_AUTO:
+            raise ValueError(f"auto_buckets must be between 0 and {MAX_AUTO}, got {self.auto_buckets}")
+        if self.buckets and self.auto_buckets:
+            raise ValueError("give buckets or auto_buckets, not both")
 
     @property
     def span(self) -> int:
@@ -96,7 +108,8 @@ class ClipConfig:
 
         The videos themselves are identified by :func:`ardiff.data.manifest.content_of`, not by the manifest's path.
         """
-        return {name: value for name, value in asdict(self).items() if name not in ("manifest", "max_bad_fraction")}
+        settings = to_dict(self).items()
+        return {name: value for name, value in settings if name not in ("manifest", "max_bad_fraction")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

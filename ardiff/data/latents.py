@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,9 @@ class LatentSet:
     """Of the VAE's weights."""
     content: str = ""
     """Fingerprint of the clips and their order."""
+    shapes: list[list[int]] = field(default_factory=list)
+    """Height and width of each shape of frames, if there are several. The column ``shape`` of the files holds the index
+    of each clip's."""
 
 
 def vae_fingerprint(folder: str) -> str:
@@ -205,7 +208,8 @@ def write_shard(folder: str, columns: dict[str, Any]) -> str:
 
     Args:
         folder: The set.
-        columns: The fields of :class:`ClipKey`, ``label`` and ``latents`` float32 ``(n, F, L, D)``.
+        columns: The fields of :class:`ClipKey`, ``label`` and ``latents`` float32 ``(n, F, L, D)``; of clips of several
+            shapes also ``shape``.
     """
     rows = zip(*(columns[name] for name in KEYS.names), strict=True)
     name = shard_name([ClipKey(str(uri), str(etag), int(start), bool(m)) for uri, etag, start, m in rows])

@@ -214,6 +214,8 @@ class LatentStream:
     files_per_chunk: int = 16
     texts: TextIndex | None = None
     """The captions. One of several is drawn for each position."""
+    shapes: bool = False
+    """Whether samples hold ``shape`` int64 too: the index of the shape of their frames."""
 
     @property
     def chunks_per_epoch(self) -> int:
@@ -236,12 +238,13 @@ class LatentStream:
 
     def load(self, chunk: int, rows: np.ndarray | None = None) -> Columns:
         files = [self.files[i] for i in self._members(*divmod(chunk, self.chunks_per_epoch))]
-        names = ("label",) if self.texts is None else ("label", "uri")
+        numbers = ["label"] + ["shape"] * self.shapes
+        names = [*numbers, "uri"] if self.texts is not None else numbers
         clips = [read_clips(file, self.shape, names) for file in files]
         latents, columns = np.concatenate([each[0] for each in clips]), pa.concat_tables(each[1] for each in clips)
         chosen = slice(None) if rows is None else rows
         order = self._order(chunk, len(latents))[chosen]
-        samples = {"latents": latents[order], "label": columns["label"].to_numpy()[order]}
+        samples = {"latents": latents[order], **{name: columns[name].to_numpy()[order] for name in numbers}}
         if self.texts is not None:
             uniform = numpy_generator("caption", self.seed, chunk).random(len(latents))[chosen]
             captions = self.texts.choose(columns["uri"].take(order).to_pylist(), uniform)

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from ardiff.diffusion import noise
+from ardiff.diffusion.student import Student
 from ardiff.diffusion.timestep_sampling import TimestepSampling
 
 Prediction = Literal["x0", "eps", "v"]
@@ -27,6 +28,8 @@ class DiffusionConfig:
     """How training samples the timesteps of a clip's frames. ``fopp``: non-decreasing along frames (Alg. 1).
     ``synchronous``: one for the whole clip. ``independent``: one per frame. ``uniform_from_first``: each frame is
     uniform between the previous frame's timestep and T - 1."""
+    student: Student | None = None
+    """What the model was distilled for, written by `ardiff distill`. None: it is no student."""
 
     def __post_init__(self) -> None:
         noise.betas(self.num_timesteps, self.beta_start, self.beta_end)

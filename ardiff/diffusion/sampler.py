@@ -3,7 +3,7 @@
 Shapes: B videos, F frames, W visible frames, L tokens, D latent width, S sampling steps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,19 +16,22 @@ from ardiff.diffusion.solvers import model_timesteps, solver_step, solver_table
 from ardiff.randomness import torch_generator
 
 
-def initial_noise(seeds: list[int], num_frames: int, num_tokens: int, token_dim: int) -> Tensor:
+def initial_noise(seeds: list[int], num_frames: int, num_tokens: int, token_dim: int, step: int = 0) -> Tensor:
     """Standard normal noise, float32 ``(B, F, L, D)``. Frame f of a video depends only on the video's seed and f.
 
-    So the noise of a video depends neither on the rest of the batch nor on its number of frames.
+    So the noise of a video depends neither on the rest of the batch nor on its number of frames. ``step`` is that of
+    :func:`frame_noise`.
     """
     return torch.stack(
-        [torch.stack([frame_noise(s, f, num_tokens, token_dim) for f in range(num_frames)]) for s in seeds]
+        [torch.stack([frame_noise(s, f, num_tokens, token_dim, step) for f in range(num_frames)]) for s in seeds]
     )
 
 
-def frame_noise(seed: int, frame: int, num_tokens: int, token_dim: int) -> Tensor:
-    """The initial noise of one frame of a video, float32 ``(L, D)``."""
-    return torch.randn(num_tokens, token_dim, generator=torch_generator("initial noise", seed, frame))
+def frame_noise(seed: int, frame: int, num_tokens: int, token_dim: int, step: int = 0) -> Tensor:
+    """The initial noise of one frame of a video, float32 ``(L, D)``; with ``step`` that which the solver ``lcm`` adds
+    before this step, 1 to S - 1."""
+    key = ("initial noise", seed, frame) if step == 0 else ("noise of a step", seed, frame, step)
+    return torch.randn(num_tokens, token_dim, generator=torch_generator(*key))
 
 
 def sample_full(
@@ -39,9 +42,10 @@ def sample_full(
     condition: Tensor | None = None,
     solver: Solver = "ddim",
     timestep_spacing: TimestepSpacing = "leading",
+    later_noise: Sequence[Tensor] = (),
 ) -> Tensor:
     """All frames of :func:`stream_full`, clean latents ``(B, F, L, D)``."""
-    frames = stream_full(denoise, noise, schedule, diffusion, condition, solver, timestep_spacing)
+    frames = stream_full(denoise, noise, schedule, diffusion, condition, solver, timestep_spacing, later_noise)
     return torch.cat(list(frames), dim=1)
 
 
@@ -54,9 +58,10 @@ def stream_full(
     condition: Tensor | None = None,
     solver: Solver = "ddim",
     timestep_spacing: TimestepSpacing = "leading",
+    later_noise: Sequence[Tensor] = (),
     on_step: Callable[[int], None] = lambda iteration: None,
 ) -> Iterator[Tensor]:
-    """Denoises ``noise`` along the schedule (Sec. 3.4) with the steps of a solver, deterministic DDIM by default.
+    """Denoises ``noise`` along the schedule (Sec. 3.4) with the steps of a solver, DDIM by default.
 
     Args:
         denoise: Predicts the clean latents of the visible frames.
@@ -65,6 +70,7 @@ def stream_full(
         diffusion: Gives the noise level of each timestep.
         condition: Clean latents ``(B, num_given, L, D)`` of given first frames; the schedule's ``num_given``.
         solver, timestep_spacing: See :mod:`ardiff.diffusion.solvers`. Each frame has its own history.
+        later_noise: For ``lcm``: the noise that it adds before each of the steps 1 to S - 1, shaped like ``noise``.
         on_step: Called after each iteration with its index.
 
     Yields:
@@ -77,6 +83,8 @@ def stream_full(
     timesteps = torch.cat([torch.tensor([diffusion.num_timesteps - 1]), timesteps])  # index 0 is noise
     x, final = noise.clone(), 0
     history = tuple(torch.zeros_like(x) for _ in range(table.history_size))  # (B, F, L, D) each
+    if solver == "lcm":
+        history = tuple(eps.to(x) for _, eps in zip(history, later_noise, strict=True))
     if condition is not None:
         final = condition.shape[1]
         x[:, :final] = condition

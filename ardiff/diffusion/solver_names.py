@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-Solver = Literal["ddim", "dpmpp_2m", "unipc"]
-TimestepSpacing = Literal["leading", "trailing", "log_snr"]
+Solver = Literal["ddim", "dpmpp_2m", "unipc", "lcm"]
+TimestepSpacing = Literal["leading", "trailing", "log_snr", "distilled"]

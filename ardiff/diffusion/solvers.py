@@ -1,14 +1,15 @@
 """Solvers: how a frame gets from each of its S sampling steps to the next, as data.
 
-All are deterministic, and evaluate the model once per step. They are linear in the noisy latents, the predicted clean
-latents (x0) and what they remember of earlier steps of the same frame, so a table of factors describes them. Each frame
-has its own history, because each is at its own sampling step.
+All evaluate the model once per step. They are linear in the noisy latents, the predicted clean latents (x0) and their
+history, so a table of factors describes them. Each frame has its own history, because each is at its own sampling step:
+what the solver remembers of the frame's earlier steps or, for ``lcm``, the noise that it adds in later ones. The others
+are deterministic.
 
 Equations use ``alpha = sqrt(abar)``, ``sigma = sqrt(1 - abar)`` and half the log-SNR, ``lambda = log(alpha / sigma)``.
 Step i leads from ``lambda_i`` to ``lambda_(i+1)`` and is ``h_i`` long.
 
-Shapes: B videos, F frames, ... any latent axes (L tokens, D width), T timesteps, S sampling steps, H tensors that a
-solver remembers.
+Shapes: B videos, F frames, ... any latent axes (L tokens, D width), T timesteps, S sampling steps, H tensors of a
+history.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ LONGEST_SECOND_ORDER_STEP = 2.0
 With mixtures of Gaussians, whose x0 is known, this has the smallest error in all spacings with 3 to 20 steps."""
 
 History = tuple[Tensor, ...]
-"""What a solver remembers: H tensors with the shape of the latents."""
+"""H tensors with the shape of the latents."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +68,7 @@ def solver_table(
         ValueError: ``num_inference_steps`` is not in ``1..T``, or the solver or the spacing is unknown.
     """
     abar = diffusion.alphas_cumprod()
-    timesteps = spaced_timesteps(timestep_spacing, num_inference_steps, abar)
+    timesteps = sampling_timesteps(diffusion, num_inference_steps, timestep_spacing)
     match solver:
         case "ddim":
             return SolverTable(solver, timesteps, torch.stack(ddim_coefficients(timesteps, abar), dim=1), None)
@@ -75,6 +76,8 @@ def solver_table(
             return SolverTable(solver, timesteps, torch.stack(dpmpp_2m_coefficients(timesteps, abar), dim=1), None)
         case "unipc":
             return SolverTable(solver, timesteps, *unipc_coefficients(timesteps, abar))
+        case "lcm":
+            return SolverTable(solver, timesteps, lcm_coefficients(timesteps, abar), None)
         case _:
             raise ValueError(f"unknown solver {solver!r}")
 
@@ -85,7 +88,8 @@ def solver_step(x: Tensor, x0: Tensor, history: History, step: Tensor, table: So
     Args:
         x: Noisy latents; their first axes are those of ``step``.
         x0: Predicted clean latents, same shape.
-        history: What the previous step of each frame returned. Any finite values where ``step`` is 0.
+        history: What the previous step of each frame returned. Any finite values where ``step`` is 0, but for ``lcm``
+            the noise of each later step.
         step: int64, the 0-based index of the sampling step that each frame makes, ``(F,)`` or ``(B, F)``.
         table: From :func:`solver_table`.
 
@@ -99,6 +103,8 @@ def solver_step(x: Tensor, x0: Tensor, history: History, step: Tensor, table: So
             return after, ()
         case "dpmpp_2m":
             return after, (x0,)
+        case "lcm":
+            return after, history
         case "unipc":
             assert table.correct is not None
             return after, (_combine(table.correct, step, terms), x0, history[1])
@@ -123,9 +129,24 @@ def model_timesteps(
     Returns:
         int64 ``(S + 1,)`` on the CPU; ``(S,)`` if the last step is made at the clean timestep. Callers share it.
     """
-    timesteps = spaced_timesteps(timestep_spacing, num_inference_steps, diffusion.alphas_cumprod())
+    timesteps = sampling_timesteps(diffusion, num_inference_steps, timestep_spacing)
     clean = clean_timestep(diffusion.num_timesteps, num_inference_steps)
     return timesteps if int(timesteps[-1]) == clean else torch.cat([timesteps, torch.tensor([clean])])
+
+
+def sampling_timesteps(
+    diffusion: DiffusionConfig, num_inference_steps: int, timestep_spacing: TimestepSpacing
+) -> Tensor:
+    """The timestep of each sampling step, int64 ``(S,)``: those of a student with ``distilled``, else spaced ones.
+
+    Raises:
+        ValueError: S is out of range, the spacing is unknown, or the model is no student.
+    """
+    if timestep_spacing == "distilled":
+        if diffusion.student is None:
+            raise ValueError("timestep_spacing=distilled is for students")
+        return torch.tensor(diffusion.student.timesteps_of(num_inference_steps))
+    return spaced_timesteps(timestep_spacing, num_inference_steps, diffusion.alphas_cumprod())
 
 
 def spaced_timesteps(timestep_spacing: TimestepSpacing, num_inference_steps: int, alphas_cumprod: Tensor) -> Tensor:
@@ -238,6 +259,23 @@ def unipc_coefficients(timesteps: Tensor, alphas_cumprod: Tensor) -> tuple[Tenso
     advance[:, 1] += now
     advance[:, 3] += previous
     return advance, correct
+
+
+def lcm_coefficients(timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """The factors of multistep consistency sampling (Song et al., 2023, Algorithm 1; Luo et al., 2023, for latents).
+
+    Step i adds new noise to the predicted clean latents, and the last one returns them::
+
+        x_next = alpha_next x0 + sigma_next eps_i
+
+    Returns:
+        Factors of ``(x, x0, eps_0, ..., eps_(S-2))``, float64 ``(S, S + 1)``.
+    """
+    abar_next = alphas_cumprod.double()[timesteps[1:]]  # (S - 1,)
+    x0_factor = torch.cat([abar_next.sqrt(), torch.ones(1, dtype=torch.float64)])[:, None]  # (S, 1)
+    noise_factors = torch.diag((1.0 - abar_next).sqrt())  # (S - 1, S - 1)
+    noise_factors = torch.nn.functional.pad(noise_factors, (0, 0, 0, 1))  # (S, S - 1)
+    return torch.cat([torch.zeros_like(x0_factor), x0_factor, noise_factors], dim=1)
 
 
 def _combine(factors: Tensor, step: Tensor, terms: tuple[Tensor, ...]) -> Tensor:

@@ -1,6 +1,6 @@
 """Configuration of the AR-DiT, and of low-rank adapters for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -26,6 +26,9 @@ class DiTConfig:
     """Hidden width of the MLP over the model width."""
     num_classes: int = 0
     """Number of classes; 0 is an unconditional model. Index ``num_classes`` is the null class of guidance."""
+    num_shapes: int = field(default=1, metadata={"omit_default": True})
+    """Shapes of frames, those of the AR-VAE. Latent tokens do not tell the shape, so the model is told: with several,
+    each has an embedding that is added to that of the timestep. Set by ``ardiff train-dit``."""
     positions: Literal["rotary", "sincos"] = "rotary"
     """``rotary``: rotary embedding of the frame index on half of every head, plus a learned embedding of the token
     index. ``sincos``: fixed sine-cosine embeddings of all F L tokens, bound to ``num_frames``."""
@@ -53,6 +56,10 @@ class DiTConfig:
             raise ValueError("positions=rotary rotates half of every head in pairs: heads must be at least 4 wide")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must be 0 or more, got {self.num_classes}")
+        if self.num_shapes < 1:
+            raise ValueError(f"num_shapes must be at least 1, got {self.num_shapes}")
+        if self.num_shapes > 1 and self.condition == "tokens":
+            raise ValueError("condition=tokens takes frames of one shape only: use modulation or cross_attention")
         if self.attention_window is not None and not 1 <= self.attention_window <= self.num_frames:
             raise ValueError(
                 f"attention_window must be in 1..num_frames ({self.num_frames}), got {self.attention_window}"

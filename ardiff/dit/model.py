@@ -4,11 +4,19 @@ Shapes: B videos, F frames, N = B F packed frames, L tokens per frame, D latent 
 text tokens, P prompts, H heads, K head width.
 """
 
+from typing import Any
+
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ardiff.dit.attention import block_causal_mask, masked_attention, prepend_condition, text_attention
+from ardiff.dit.attention import (
+    block_causal_mask,
+    masked_attention,
+    prepend_condition,
+    teacher_forcing_mask,
+    text_attention,
+)
 from ardiff.dit.blocks import DiTBlock, FinalLayer, TextBlock, TimestepEmbedder
 from ardiff.dit.condition import (
     ConditionTokens,
@@ -43,6 +51,8 @@ class DiT(nn.Module):
             case "cross_attention":
                 self.class_embedding = nn.Embedding(config.num_classes + 1, width)
                 self.text_embedder = TextEmbedder(config)
+        if config.num_shapes > 1:
+            self.shape_embedding = nn.Embedding(config.num_shapes, width)
         block_class = TextBlock if config.text else self.block_class
         self.blocks = nn.ModuleList(block_class(config) for _ in range(config.depth))
         self.final_layer = self.final_layer_class(config)
@@ -65,6 +75,8 @@ class DiT(nn.Module):
         # Wider than DiT's 0.02: the timestep embedding grows fast and would hide the class in short runs.
         if self.config.condition != "tokens":
             nn.init.normal_(self.class_embedding.weight, std=0.5)
+        if self.config.num_shapes > 1:
+            nn.init.normal_(self.shape_embedding.weight, std=0.5)
         for linear in (self.timestep_embedder.fc1, self.timestep_embedder.fc2):
             nn.init.normal_(linear.weight, std=0.02)
         if self.config.positions == "rotary":
@@ -83,50 +95,91 @@ class DiT(nn.Module):
         """The class label with which a video without a class is generated."""
         return self.null_class
 
-    def forward(self, latents: Tensor, timesteps: Tensor, condition: Tensor, text: TextTokens | None = None) -> Tensor:
+    def label(self, index: Tensor | int, shape: Tensor | int) -> Any:
+        """The label of the class ``index`` in frames of a shape: one integer, so that each sequence still has one."""
+        return index + shape * (self.config.num_classes + 1)
+
+    def without_class(self, labels: Tensor) -> Tensor:
+        """Labels of the same shapes with the null class, for classifier-free guidance."""
+        if self.config.num_shapes == 1:
+            return torch.full_like(labels, self.null_class)
+        return self.label(self.null_class, labels // (self.config.num_classes + 1))
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        condition: Tensor,
+        text: TextTokens | None = None,
+        teacher_forcing: bool = False,
+    ) -> Tensor:
         """Evaluates all frames of a clip.
 
         Args:
             latents: Noisy latents ``(B, F, L, D)``, ``F <= config.num_frames``.
             timesteps: int64 ``(B, F)``.
-            condition: Class labels, int64 ``(B,)``: ``0..num_classes - 1``, :attr:`null_class` or :attr:`unlabelled`.
-                With ``condition=tokens`` also condition tokens, float ``(B, M, condition_dim)``; without them also
-                labels per frame, ``(B, F)``.
+            condition: Class labels, int64 ``(B,)``: ``0..num_classes - 1``, :attr:`null_class` or :attr:`unlabelled`;
+                with several shapes, what :meth:`label` makes of them. With ``condition=tokens`` also condition tokens,
+                float ``(B, M, condition_dim)``; without them also labels per frame, ``(B, F)``.
             text: With ``condition=cross_attention``, the prompt of each video or frame; None is no text.
+            teacher_forcing: The first half of the frames is clean, the second half are noisy frames at the same
+                positions, each of which sees itself and the clean frames before it; see
+                :func:`~ardiff.dit.attention.teacher_forcing_mask`.
 
         Returns:
-            The prediction, ``(B, F, L, D)``. If ``config.causal``, frame i depends on frames ``0..i`` only.
+            The prediction, ``(B, F, L, D)``. If ``config.causal``, frame i depends on frames ``0..i`` only. With
+            ``teacher_forcing`` that of the noisy frames, ``(B, F / 2, L, D)``.
 
         Raises:
-            ValueError: More frames than the model has positions for, or condition tokens or text that it does not
-                take.
+            ValueError: More frames than the model has positions for, condition tokens or text that it does not take,
+                or teacher forcing of a model in which frames see later ones.
         """
+        frames = timesteps.shape[1]
+        length = frames // 2 if teacher_forcing else frames  # of the clip
+        if length > self.config.num_frames:
+            raise ValueError(f"the model sees at most {self.config.num_frames} frames at once, got {length}")
+        if teacher_forcing and not self.config.causal:
+            raise ValueError("teacher forcing needs a model in which no frame sees a later one")
+        position = torch.arange(length, device=latents.device).repeat(frames // length)  # (F,)
+        mask = self._teacher_forcing_mask(length) if teacher_forcing else self._mask(frames)
+        output = self._evaluate(latents, timesteps, condition, text, position, mask)
+        return output[:, length:] if teacher_forcing else output
+
+    def _evaluate(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        condition: Tensor,
+        text: TextTokens | None,
+        position: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """:meth:`forward` of frames at ``position (F,)`` that see what ``mask (F L, F L)`` says; None is everything."""
         batch, frames = timesteps.shape
-        if frames > self.config.num_frames:
-            raise ValueError(f"the model sees at most {self.config.num_frames} frames at once, got {frames}")
         if text is not None and not self.config.text:
             raise ValueError("the model takes no text: it was not trained with dit.condition=cross_attention")
         if self.config.condition == "tokens":
-            return self._forward_with_condition(latents, timesteps, self.condition(condition))
+            return self._evaluate_with_condition(latents, timesteps, self.condition(condition), position, mask)
         if condition.is_floating_point():
             raise ValueError("the model takes class labels: it was not trained with condition tokens")
-        positions = repeat(torch.arange(frames, device=latents.device), "f -> (b f)", b=batch)  # (N,)
+        positions = repeat(position, "f -> (b f)", b=batch)  # (N,)
         labels = repeat(condition, "b -> (b f)", f=frames) if condition.ndim == 1 else condition.flatten()  # (N,)
         modulations = self.modulations(timesteps.flatten(), labels)  # (N, 6 C depth + 2 C)
-        attend = masked_attention(self._mask(frames), frames)
+        attend = masked_attention(mask, frames)
         x = rearrange(latents, "b f l d -> (b f) l d")  # (N, L, D)
         attend_text = self._text_attention(text, batch, frames) if self.config.text else None
         x = self.forward_frames(x, modulations, positions, [attend] * self.config.depth, attend_text)  # (N, L, D)
         return rearrange(x, "(b f) l d -> b f l d", b=batch)
 
-    def _forward_with_condition(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        """:meth:`forward` over one sequence: condition tokens ``(B, M, C)``, then all frames."""
+    def _evaluate_with_condition(
+        self, latents: Tensor, timesteps: Tensor, condition: Tensor, position: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """:meth:`_evaluate` over one sequence: condition tokens ``(B, M, C)``, then all frames."""
         frames, num_tokens, num_condition = timesteps.shape[1], self.config.num_tokens, condition.shape[1]
         modulations = rearrange(self.modulations(timesteps.flatten()), "(b f) m -> b f m", f=frames)
         *of_blocks, of_final = modulations.split(self._modulation_widths, dim=-1)  # (B, F, 6 C) each, (B, F, 2 C)
-        mask = self._mask(frames)
         attend = masked_attention(None if mask is None else self.condition_mask(mask, num_condition), 1)
-        x = self.token_in(latents) + self.position_embedding[:frames]  # (B, F, L, C)
+        x = self.token_in(latents) + self.position_embedding[position]  # (B, F, L, C)
         x = torch.cat([condition, rearrange(x, "b f l c -> b (f l) c")], dim=1)  # (B, M + F L, C)
         for block, modulation in zip(self.blocks, of_blocks, strict=True):
             x = block(x, modulate_frames_only(modulation, num_condition, num_tokens), None, attend)
@@ -221,10 +274,18 @@ class DiT(nn.Module):
         """
         condition = self.timestep_embedder(timesteps)  # (N, C)
         if self.config.condition != "tokens":
-            condition = condition + self.class_embedding(class_labels)
+            assert class_labels is not None
+            condition = condition + self._embed(class_labels)
         condition = nn.functional.silu(condition)
         layers = (*self.blocks, self.final_layer)
         return torch.cat([layer.modulation(condition) for layer in layers], dim=-1)
+
+    def _embed(self, labels: Tensor) -> Tensor:
+        """The embedding of classes, and of shapes if there are several: ``(N,) -> (N, C)``."""
+        if self.config.num_shapes == 1:
+            return self.class_embedding(labels)
+        classes = self.config.num_classes + 1
+        return self.class_embedding(labels % classes) + self.shape_embedding(labels // classes)
 
     @property
     def modulation_width(self) -> int:
@@ -240,6 +301,11 @@ class DiT(nn.Module):
         """The attention mask of the first F frames, ``(F L, F L)``; None if attention is bidirectional."""
         size = num_frames * self.config.num_tokens
         return None if self.mask is None else self.mask[:size, :size]
+
+    def _teacher_forcing_mask(self, num_frames: int) -> Tensor:
+        """The mask of a clip of F clean and F noisy frames, ``(2 F L, 2 F L)``."""
+        mask = teacher_forcing_mask(num_frames, self.config.num_tokens, self.config.attention_window)
+        return mask.to(self.token_in.weight.device)
 
     def condition_mask(self, mask: Tensor, num_condition: int) -> Tensor:
         """The mask of a sequence that starts with M condition tokens, ``(F L, F L) -> (M + F L, M + F L)``."""

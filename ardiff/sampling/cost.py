@@ -13,7 +13,7 @@ def sequential_passes(params: SamplingParams) -> int:
     The engine adds one to store the sink, if the given frames fill the window.
     """
     generated = params.num_frames - params.given_frames
-    return params.num_inference_steps + (generated - 1) * params.resolved_ar_step
+    return params.resolved_num_inference_steps + (generated - 1) * params.resolved_ar_step
 
 
 def frame_evaluations(params: SamplingParams, window: int) -> int:
@@ -29,7 +29,7 @@ def frame_evaluations(params: SamplingParams, window: int) -> int:
     """
     branches = 2 if params.guided else 1
     given, frames = params.given_frames, params.num_frames
-    steps, ar_step, passes = params.num_inference_steps, params.resolved_ar_step, sequential_passes(params)
+    steps, ar_step, passes = params.resolved_num_inference_steps, params.resolved_ar_step, sequential_passes(params)
     moving_window = params.mode == "window" and frames > window
 
     def started(iteration: int) -> int:

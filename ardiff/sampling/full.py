@@ -32,9 +32,10 @@ def stream_request(
         on_step: Called after each iteration with its index.
     """
     params, config, weight = request.params, model.config, next(model.parameters())
+    steps, solver = params.resolved_num_inference_steps, params.resolved_solver
     schedule = ad_schedule(
         params.num_frames,
-        params.num_inference_steps,
+        steps,
         params.resolved_ar_step,
         config.num_frames,
         params.given_frames,
@@ -42,7 +43,10 @@ def stream_request(
         params.window_stride,
     )
     seeds = [video.seed for video in request.videos]
-    noise = initial_noise(seeds, params.num_frames, config.num_tokens, config.token_dim)
+    noise, *later_noise = (
+        initial_noise(seeds, params.num_frames, config.num_tokens, config.token_dim, step)
+        for step in range(steps if solver == "lcm" else 1)
+    )
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     yield from stream_full(
         request_denoiser(model, diffusion, request, max_tokens),
@@ -50,8 +54,9 @@ def stream_request(
         schedule,
         diffusion,
         request.condition,
-        params.solver,
+        solver,
         params.resolved_timestep_spacing,
+        later_noise,
         on_step,
     )
 

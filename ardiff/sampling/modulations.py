@@ -48,7 +48,7 @@ class ModulationTables(SharedTables[TableKey, Tensor]):
         """The table that a request needs for sequences of one class; condition tokens do not change it."""
         params = request.params
         label = 0 if self.model.config.condition == "tokens" else label
-        return TableKey(params.num_inference_steps, params.resolved_timestep_spacing, label)
+        return TableKey(params.resolved_num_inference_steps, params.resolved_timestep_spacing, label)
 
     def keys_of(self, requests: Iterable[SampleRequest]) -> set[TableKey]:
         """The tables that requests need."""

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from ardiff.config import fingerprint
 from ardiff.diffusion.ar_step import check_ar_step, smallest_ar_step
 from ardiff.diffusion.solver_names import Solver, TimestepSpacing
+from ardiff.diffusion.student import Student
 from ardiff.resolution import Resolution
 
 SamplingMode = Literal["window", "rolling", "full"]
@@ -64,18 +65,20 @@ class SamplingParams:
 
     num_frames: int = field(default=16, metadata={"tag": "f"})
     """Frames of the video, given ones included. It may be longer than the model sees at once."""
-    num_inference_steps: int = field(default=50, metadata={"tag": "s"})
-    """Sampling steps per frame, S in the paper."""
-    solver: Solver = field(default="ddim", metadata={"tag": ""})
+    num_inference_steps: int | None = field(default=None, metadata={"tag": "s", "usual": 50})
+    """Sampling steps per frame, S in the paper. None is 50, or the number that a student was distilled for."""
+    solver: Solver | None = field(default=None, metadata={"tag": "", "usual": "ddim"})
     """How a frame gets from one sampling step to the next. ddim: first order. dpmpp_2m: DPM-Solver++(2M), second order,
-    for few steps. unipc: dpmpp_2m with a corrector. All evaluate the model once per step."""
+    for few steps. unipc: dpmpp_2m with a corrector. lcm: predicts the clean frame and adds new noise, for students. All
+    evaluate the model once per step. None is ddim, for a student lcm."""
     timestep_spacing: TimestepSpacing | None = field(default=None, metadata={"tag": ""})
     """The timesteps of the sampling steps. leading: even, ending at 1. trailing: even, starting at the last training
-    timestep. log_snr: even in the logarithm of the signal-to-noise ratio. None is leading for ddim and log_snr for the
-    other solvers."""
+    timestep. log_snr: even in the logarithm of the signal-to-noise ratio. distilled: those of a student. None is
+    leading for ddim, distilled for lcm and log_snr for the other solvers."""
     ar_step: int | None = field(default=None, metadata={"tag": "ar"})
     """Difference of timesteps between neighbouring frames, in sampling steps: 0 denoises all frames together,
-    num_inference_steps one frame after another. None is 5, or the nearest valid value."""
+    num_inference_steps one frame after another. None is 5, or the nearest valid value; for a student
+    num_inference_steps."""
     guidance_scale: float = field(default=1.0, metadata={"tag": "g"})
     """Strength of classifier-free guidance; 1 turns it off and halves the cost."""
     mode: SamplingMode = field(default="window", metadata={"tag": "mode-"})
@@ -101,6 +104,8 @@ class SamplingParams:
     prompt, class_label and guidance_scale are replaced by those given."""
     seed: int = field(default=0, metadata={"per_video": True, "tag": "seed-"})
     """Seed of the noise. `ardiff generate` counts up from it."""
+    size: str | None = field(default=None, metadata={"tag": ""})
+    """WIDTHxHEIGHT of the frames in pixels, one of the sizes that the model knows. None is its first one."""
     given_frames: int = field(default=0, metadata={"from_input": True, "tag": "given-"})
     """First frames that are given by the caller instead of generated."""
 
@@ -118,10 +123,10 @@ class SamplingParams:
         """Fields that differ from their default, by name.
 
         Names and fingerprints of videos leave defaults out, so that a new field changes none of them. For the same
-        reason the default of an existing field must never change.
+        reason the default of an existing field must never change, nor what None usually stands for.
         """
-        values = {f.name: (getattr(self, f.name), f.default) for f in fields(SamplingParams)}
-        return {name: value for name, (value, default) in values.items() if value != default}
+        values = {f.name: (getattr(self, f.name), f) for f in fields(SamplingParams)}
+        return {n: value for n, (value, f) in values.items() if value not in (f.default, f.metadata.get("usual"))}
 
     def tags(self) -> list[str]:
         """Short text for each changed field, such as ``ar5``, for names of files; of texts a hash."""
@@ -172,7 +177,22 @@ class SamplingParams:
     def resolved_timestep_spacing(self) -> TimestepSpacing:
         """``timestep_spacing``, or what None stands for. :func:`validate` leaves None, so that ids of earlier videos,
         which hold no spacing, stay valid."""
-        return self.timestep_spacing or ("leading" if self.solver == "ddim" else "log_snr")
+        usual: dict[Solver, TimestepSpacing] = {"ddim": "leading", "lcm": "distilled"}
+        return self.timestep_spacing or usual.get(self.resolved_solver, "log_snr")
+
+    @property
+    def resolved_num_inference_steps(self) -> int:
+        """``num_inference_steps`` of parameters that :func:`validate` has returned. Raises ValueError if it is None."""
+        if self.num_inference_steps is None:
+            raise ValueError("num_inference_steps is None: call validate(params, model) first, which fills it in")
+        return self.num_inference_steps
+
+    @property
+    def resolved_solver(self) -> Solver:
+        """``solver`` of parameters that :func:`validate` has returned. Raises ValueError if it is None."""
+        if self.solver is None:
+            raise ValueError("solver is None: call validate(params, model) first, which fills it in")
+        return self.solver
 
     @property
     def resolved_ar_step(self) -> int:
@@ -280,8 +300,8 @@ class ModelInfo:
     num_classes: int
     num_timesteps: int
     """Training timesteps, T in the paper."""
-    resolution: Resolution = UNKNOWN
-    """Height and width of a frame in pixels."""
+    shapes: tuple[Resolution, ...] = (UNKNOWN,)
+    """Heights and widths of frames in pixels; the first is the default."""
     class_names: tuple[str, ...] = ()
     causal: bool = True
     """Whether no frame sees a later one."""
@@ -289,29 +309,56 @@ class ModelInfo:
     positions: str = "rotary"
     condition: str = "modulation"
     condition_tokens: int = 0
+    student: Student | None = None
+    """What the model was distilled for; None if it is no student."""
 
     @classmethod
     def from_configs(
-        cls, dit: Any, diffusion: Any, resolution: Resolution = UNKNOWN, class_names: Sequence[str] = ()
+        cls, dit: Any, diffusion: Any, shapes: Sequence[Resolution] = (UNKNOWN,), class_names: Sequence[str] = ()
     ) -> ModelInfo:
         """Reads a ``DiTConfig`` and a ``DiffusionConfig``."""
         return cls(
             num_frames=dit.num_frames,
             num_classes=dit.num_classes,
             num_timesteps=diffusion.num_timesteps,
-            resolution=resolution,
+            shapes=tuple(shapes),
             class_names=tuple(class_names),
             causal=dit.causal,
             attention_window=dit.attention_window,
             positions=dit.positions,
             condition=dit.condition,
             condition_tokens=dit.condition_tokens,
+            student=diffusion.student,
         )
+
+    @property
+    def resolution(self) -> Resolution:
+        """Height and width of a frame in pixels without ``size``."""
+        return self.shapes[0]
+
+    def shape_index(self, params: SamplingParams) -> int:
+        """The index of the shape of a video's frames. Raises InvalidParamError if the model does not know its size."""
+        if params.size is None:
+            return 0
+        sizes = [shape.size for shape in self.shapes]
+        if params.size not in sizes:
+            known = ", ".join(sizes[:-1]) + " or " * (len(sizes) > 1) + sizes[-1]
+            raise InvalidParamError("size", f"size is {str(params.size)[:32]}: the model makes {known} only")
+        return sizes.index(params.size)
+
+    def shape_of(self, params: SamplingParams) -> Resolution:
+        """Height and width of a video's frames. Raises InvalidParamError if the model does not know its size."""
+        return self.shapes[self.shape_index(params)]
 
     @property
     def text(self) -> bool:
         """Whether the model takes prompts."""
         return self.condition == "cross_attention"
+
+    @property
+    def max_steps(self) -> int:
+        """The largest ``num_inference_steps``."""
+        return self.num_timesteps if self.student is None else len(self.student.timesteps)
 
     @property
     def modes(self) -> tuple[SamplingMode, ...]:
@@ -352,7 +399,7 @@ class ModelInfo:
             return param, f"the model takes no text: leave {param} out, or use a model trained with text"
         if (wrong := next((text for text in params.texts if not isinstance(text, str)), None)) is not None:
             return "prompt", f"a prompt must be text, got {wrong!r}"
-        if params.negative_prompt and not params.guided:
+        if params.negative_prompt and not params.guided and self.student is None:
             return "negative_prompt", "negative_prompt acts through guidance only: set guidance_scale above 1"
         changes = max((change.prompt or "" for change in params.conditions), key=len, default="")
         texts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt, "conditions": changes}
@@ -396,10 +443,8 @@ class ModelInfo:
 
     def smallest_ar_step(self, params: SamplingParams) -> int:
         """The smallest valid ``ar_step`` for the other parameters."""
-        window = self._window(params)
-        return smallest_ar_step(
-            params.num_frames, params.num_inference_steps, window, params.sink_frames, params.window_stride
-        )
+        steps, window = params.resolved_num_inference_steps, self._window(params)
+        return smallest_ar_step(params.num_frames, steps, window, params.sink_frames, params.window_stride)
 
     def sink_error(self, params: SamplingParams) -> str | None:
         """Why the model cannot sample with these ``sink_frames``, and what is valid; None if it can."""
@@ -424,6 +469,48 @@ class ModelInfo:
             return "window_stride needs a window: sample with mode=window or mode=full, or with window_stride=1"
         return None
 
+    def with_defaults(self, params: SamplingParams) -> SamplingParams:
+        """The parameters with number of steps, solver and ``ar_step`` filled in where they are None."""
+        usual = {f.name: f.metadata["usual"] for f in fields(SamplingParams) if "usual" in f.metadata}
+        if self.student is not None:
+            usual = {"num_inference_steps": self.student.num_steps, "solver": "lcm"}
+        params = replace(params, **{name: value for name, value in usual.items() if getattr(params, name) is None})
+        if params.ar_step is None:
+            steps = params.resolved_num_inference_steps
+            ar_step = min(max(DEFAULT_AR_STEP, self.smallest_ar_step(params)), steps)
+            params = replace(params, ar_step=ar_step if self.student is None else steps)
+        return params
+
+    def student_error(self, params: SamplingParams) -> tuple[str, str] | None:
+        """The parameter for which a student was not made, or which only students have, and what is valid; None if the
+        parameters, which are complete, suit the model."""
+        student, steps = self.student, params.resolved_num_inference_steps
+        spacing = params.resolved_timestep_spacing
+        if student is None:
+            for name, value, only in (("solver", params.solver, "lcm"), ("timestep_spacing", spacing, "distilled")):
+                if value == only:
+                    return name, f"{name}={only} is for students, which `ardiff distill` makes, and the model is none"
+            return None
+        count = self.max_steps
+        known = f"the model is a student of {f'1 to {count} steps' if count > 1 else 'one step'}"
+        learnt = f"{known}, which has learnt guidance of {student.guidance:g}"
+        wrong = {
+            "num_inference_steps": (
+                not 1 <= steps <= count,
+                f"{known}: leave num_inference_steps out, which is {student.num_steps}, or lower it; got {steps}",
+            ),
+            "solver": (params.solver != "lcm", f"{known}: leave solver out, which is lcm; got {params.solver}"),
+            "timestep_spacing": (spacing != "distilled", f"{known}: leave timestep_spacing out; got {spacing}"),
+            "ar_step": (
+                params.ar_step != steps,
+                f"{known} that has only seen clean frames before a frame: leave ar_step out, which is the number of "
+                f"steps, {steps}; got {params.ar_step}",
+            ),
+            "guidance_scale": (params.guided, f"{learnt}: leave guidance_scale at 1"),
+            "negative_prompt": (bool(params.negative_prompt), f"{learnt}: it takes no negative_prompt"),
+        }
+        return next(((name, message) for name, (is_wrong, message) in wrong.items() if is_wrong), None)
+
     def _window(self, params: SamplingParams) -> int | None:
         """Frames of the moving window; None where a frame sees all earlier ones."""
         return None if params.mode == "rolling" else self.num_frames
@@ -433,7 +520,7 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
     """Checks parameters against a model, before anything is computed.
 
     Returns:
-        The parameters with ``ar_step`` filled in.
+        The parameters with number of steps, solver and ``ar_step`` filled in.
 
     Raises:
         InvalidParamError: A parameter is out of range, or the model cannot do what it asks for.
@@ -446,7 +533,7 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
     require(params.num_frames >= 1, "num_frames", f"num_frames must be at least 1, got {params.num_frames}")
     steps = params.num_inference_steps
     require(
-        1 <= steps <= model.num_timesteps,
+        steps is None or 1 <= steps <= model.num_timesteps,
         "num_inference_steps",
         f"num_inference_steps must be between 1 and {model.num_timesteps}, got {steps}",
     )
@@ -455,11 +542,12 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
         "guidance_scale",
         f"guidance_scale must be a finite number of at least 0, got {params.guidance_scale}",
     )
-    choices = {"solver": Solver, "timestep_spacing": TimestepSpacing, "mode": SamplingMode}
-    values = {**{name: getattr(params, name) for name in choices}, "timestep_spacing": params.resolved_timestep_spacing}
-    for name, choice in choices.items():
-        valid = get_args(choice)
-        require(values[name] in valid, name, f"{name} must be one of {', '.join(valid)}, got {values[name]!r}")
+    if model.resolution != UNKNOWN:
+        model.shape_index(params)
+    choices = {"solver": (Solver, None), "timestep_spacing": (TimestepSpacing, None), "mode": (SamplingMode,)}
+    for name, (choice, *unset) in choices.items():
+        value, valid = getattr(params, name), get_args(choice)
+        require(value in (*valid, *unset), name, f"{name} must be one of {', '.join(valid)}, got {value!r}")
     if (reason := model.mode_error(params.mode, params.num_frames)) is not None:
         raise InvalidParamError("mode", reason)
     if (reason := model.sink_error(params)) is not None:
@@ -481,12 +569,12 @@ def validate(params: SamplingParams, model: ModelInfo) -> SamplingParams:
         "given_frames",
         f"{params.given_frames} given frames leave nothing to generate of {params.num_frames}",
     )
-    if params.ar_step is None:
-        params = replace(params, ar_step=min(max(DEFAULT_AR_STEP, model.smallest_ar_step(params)), steps))
-    assert params.ar_step is not None
+    params = model.with_defaults(params)
+    if (wrong := model.student_error(params)) is not None:
+        raise InvalidParamError(*wrong)
     try:
-        window, sink_frames = model._window(params), params.sink_frames
-        check_ar_step(params.num_frames, steps, params.ar_step, window, sink_frames, params.window_stride)
+        steps, window, sink_frames = params.resolved_num_inference_steps, model._window(params), params.sink_frames
+        check_ar_step(params.num_frames, steps, params.resolved_ar_step, window, sink_frames, params.window_stride)
     except ValueError as error:
         raise InvalidParamError("ar_step", str(error)) from error
     return params

@@ -51,6 +51,8 @@ class SampleRequest:
     """Clean latents of the given frames, ``(B, given_frames, L, D)``; None without given frames."""
     prompts: Mapping[str, EncodedPrompt] = field(default_factory=dict)
     """Every text of the videos, encoded."""
+    shape: int = 0
+    """Index of the shape of the frames among those of the model."""
 
     def __post_init__(self) -> None:
         if not self.videos:
@@ -83,7 +85,8 @@ class SampleRequest:
         class."""
         classes = [video.condition_of(frame).class_label for video in self.videos]
         labels = [model.unlabelled if label is None else label for label in classes]
-        return labels + [model.null_class] * (self.sequences - len(labels))
+        labels += [model.null_class] * (self.sequences - len(labels))
+        return [model.label(label, self.shape) for label in labels]
 
     def distinct_labels(self, model: DiT) -> list[int]:
         """The class indices of all sequences and frames."""
@@ -129,7 +132,7 @@ class SampleRequest:
             return window
         if config.attention_window is None:
             return params.num_frames
-        moving = params.num_frames if ar_step == 0 else -(-params.num_inference_steps // ar_step) + 2
+        moving = params.num_frames if ar_step == 0 else -(-params.resolved_num_inference_steps // ar_step) + 2
         # Twice the band, so that frames are rarely moved to the front of the cache.
         return min(params.num_frames, 2 * config.attention_window + moving + params.given_frames)
 

@@ -1,7 +1,7 @@
 """The state of a running request: its latents, its cache, and its progress through the AD schedule.
 
 Shapes: B videos of a request, F frames evaluated in an iteration, L tokens, D latent width, S sampling steps,
-H tensors that the solver remembers, M modulations of a frame, Q sequences (B, or 2 B with guidance), C conditions that
+H tensors of a frame's history, M modulations of a frame, Q sequences (B, or 2 B with guidance), C conditions that
 follow each other in a request.
 """
 
@@ -83,7 +83,7 @@ class RequestState:
         self.iteration = 0
         self.stored = 0  # frames before this one are clean, and their keys and values are in the cache
         self.frames: dict[int, Tensor] = {}  # latents (B, L, D) of the frames that are still needed
-        self.history: dict[int, Tensor] = {}  # (H, B, L, D) of the moving frames: what the solver remembers of each
+        self.history: dict[int, Tensor] = {}  # (H, B, L, D) of the moving frames, for the solver
         if request.condition is not None:
             condition = request.condition.to(shared.device, shared.dtype)
             self.frames = dict(enumerate(condition.unbind(dim=1)))
@@ -96,8 +96,8 @@ class RequestState:
             shared.device,
             shared.conditions.prefix(request),
         )
-        steps, spacing = self.params.num_inference_steps, self.params.resolved_timestep_spacing
-        table = solver_table(shared.diffusion, steps, self.params.solver, spacing)
+        steps, spacing = self.params.resolved_num_inference_steps, self.params.resolved_timestep_spacing
+        table = solver_table(shared.diffusion, steps, self.params.resolved_solver, spacing)
         self.solver = table.to(shared.device, shared.dtype)
         self.set_request(request)
 
@@ -138,9 +138,8 @@ class RequestState:
         self.iteration += 1
         moving, end = self._finished(self.iteration - 1), self._started(self.iteration)
         for frame in range(max(self._started(self.iteration - 1), given), end):
-            noise = self._draw_noise(frame)
-            self.frames[frame] = noise
-            self.history[frame] = noise.new_zeros(self.solver.history_size, *noise.shape)
+            self.frames[frame] = self._draw_noise(frame)
+            self.history[frame] = self._initial_history(frame)
         if self.window is not None:
             first = window_start(end, self.window, self.params.window_stride)
             if first > self.cache.base:  # the window moved, so all frames but the sink see other frames than before
@@ -154,7 +153,7 @@ class RequestState:
 
     def _span(self, start: int, moving: int, end: int) -> FrameSpan:
         """The frames ``start .. end - 1`` at the sampling steps that they make in this iteration."""
-        given, num_steps = self.params.given_frames, self.params.num_inference_steps
+        given, num_steps = self.params.given_frames, self.params.resolved_num_inference_steps
         # Computed on the device, so that an iteration does not wait for earlier work on it.
         frames = torch.arange(start, end, device=self.shared.device)
         steps = (self.iteration - 1 - (frames - given) * self.params.resolved_ar_step).clamp(min=0)
@@ -235,10 +234,17 @@ class RequestState:
         finished = torch.stack([self.frames[f] for f in range(span.moving, final)], dim=1)
         return FinishedFrames(self.request_id, span.moving, finished, self.done)
 
-    def _draw_noise(self, frame: int) -> Tensor:
-        """Initial noise of a frame, ``(B, L, D)``: each video's depends on its own seed only."""
+    def _initial_history(self, frame: int) -> Tensor:
+        """The history of a frame before its first step, ``(H, B, L, D)``: empty, for ``lcm`` its later noise."""
+        size, like = self.solver.history_size, self.frames[frame]
+        if self.solver.solver == "lcm" and size:
+            return torch.stack([self._draw_noise(frame, step) for step in range(1, size + 1)])
+        return like.new_zeros(size, *like.shape)
+
+    def _draw_noise(self, frame: int, step: int = 0) -> Tensor:
+        """Noise of a frame before a sampling step, ``(B, L, D)``: each video's depends on its own seed only."""
         config, device = self.shared.model.config, self.shared.device
-        draws = [frame_noise(v.seed, frame, config.num_tokens, config.token_dim) for v in self.request.videos]
+        draws = [frame_noise(v.seed, frame, config.num_tokens, config.token_dim, step) for v in self.request.videos]
         noise = torch.stack(draws).to(self.shared.dtype)
         if device.type == "cuda":
             noise = noise.pin_memory()  # so that the copy does not wait for work on the device
@@ -253,4 +259,4 @@ class RequestState:
 
     def _finished(self, iteration: int) -> int:
         """Number of first frames that are clean after ``iteration``."""
-        return self._started(iteration - self.params.num_inference_steps + 1)
+        return self._started(iteration - self.params.resolved_num_inference_steps + 1)

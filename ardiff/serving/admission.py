@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -64,30 +64,26 @@ class Admission:
         With ``extends`` the request counts new frames only, which follow those of the upload.
         """
         self._check_acceptance(owner)
-        key_hash = request_hash = None
+        key: dict[str, Any] = {}
         if idempotency_key is not None:
             key_hash = hashlib.sha256(idempotency_key.encode()).hexdigest()
-            request_hash = _hash_request(request, upload)
-            if (earlier := await self._repeated(owner, key_hash, request_hash)) is not None:
+            key = {"idempotency": key_hash, "request_hash": _hash_request(request, upload)}
+            if (earlier := await self._repeated(owner, **key)) is not None:
                 return earlier
         record, given_frames = await self._prepare(owner, request, upload, "job", extends)
-        record = replace(record, idempotency=key_hash)
-        if await self._create(record, given_frames, self._capacity_check(record), request_hash):
+        record = replace(record, **key)
+        if await self._create(record, given_frames, self._capacity_check(record)):
             self._queue.waiting += 1
             self._queue.notify()
             return record
-        assert key_hash is not None
-        if (earlier := await self._repeated(owner, key_hash, request_hash)) is not None:
+        if (earlier := await self._repeated(owner, **key)) is not None:
             return earlier
         raise RequestError(409, "not_ready", "The first video with this Idempotency-Key was just deleted: try again.")
 
-    async def _repeated(self, owner: str, key_hash: str, request_hash: str | None) -> JobRecord | None:
+    async def _repeated(self, owner: str, idempotency: str, request_hash: str) -> JobRecord | None:
         """The job that was requested with an idempotency key before, if any."""
-        repeated = await self._jobs.call_timed(self._jobs.store.repeated, owner, key_hash)
-        if repeated is None:
-            return None
-        earlier, earlier_hash = repeated
-        if earlier_hash != request_hash:
+        earlier = await self._jobs.call_timed(self._jobs.store.repeated, owner, idempotency)
+        if earlier is not None and earlier.request_hash != request_hash:
             message = "This Idempotency-Key belongs to another request: use a new key for each video."
             raise invalid("Idempotency-Key", message)
         return earlier
@@ -132,7 +128,7 @@ class Admission:
             params=asdict(params),
             prompt=request.prompt,
             fps=self._config.fps if request.fps is None else request.fps,
-            size=model.size,
+            size=model.info.shape_of(params).size,
             iterations=sequential_passes(params),
             created_at=time.time(),
             status="in_progress" if kind == "stream" else "queued",  # nobody else takes a stream
@@ -142,7 +138,7 @@ class Admission:
             return record, None
         load = await self._jobs.call_timed(self._jobs.store.load, owner)
         self._capacity_check(record)(load)  # before the expensive decoding, too
-        given_frames = await self._uploads.decode(upload, model.info.resolution)
+        given_frames = await self._uploads.decode(upload, model.info.shape_of(params))
         params = replace(params, given_frames=len(given_frames))
         if extends:
             params = replace(params, num_frames=params.num_frames + len(given_frames), ar_step=None)
@@ -150,13 +146,7 @@ class Admission:
         params = _check(params, model)
         return replace(record, params=asdict(params), iterations=sequential_passes(params)), given_frames
 
-    async def _create(
-        self,
-        record: JobRecord,
-        given_frames: np.ndarray | None,
-        check: Callable[[Load], None],
-        request_hash: str | None = None,
-    ) -> bool:
+    async def _create(self, record: JobRecord, given_frames: np.ndarray | None, check: Callable[[Load], None]) -> bool:
         """Stores a job that passes the check. Returns False if there is one with its idempotency key."""
         self._jobs.check_responsive()
         created = False
@@ -170,7 +160,7 @@ class Admission:
                     raise UnavailableError("database")
                 check(load)
 
-            created = await self._jobs.call_timed(self._jobs.store.create, record, request_hash, check_in_time)
+            created = await self._jobs.call_timed(self._jobs.store.create, record, check_in_time)
         finally:
             if given_frames is not None and not created:
                 with contextlib.suppress(RequestError):
@@ -218,8 +208,6 @@ def resolve(request: RequestBase, model: ModelRunner, config: ServiceConfig) -> 
         values["num_frames"] = round(float(request.seconds) * (config.fps if request.fps is None else request.fps))
     for name, maximum in maximum_values(config.limits).items():
         _check_maximum(name, values[name], maximum)
-    if request.size not in (None, model.size):
-        raise invalid("size", f"size is {str(request.size)[:32]}: the model '{model.name}' makes {model.size} only.")
     if request.prompt is not None and not model.info.text:
         if request.class_label is not None:
             raise invalid("prompt", "Give prompt or class_label, not both: for this model both name a class.")

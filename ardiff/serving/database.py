@@ -70,7 +70,6 @@ jobs = Table(
     Column("crashes", Integer, nullable=False),
     Column("cancelled", Boolean, nullable=False),  # a client has cancelled it, and its replica shall stop it
     Column("idempotency", Text),
-    Column("request_hash", Text),
     Column("ended_at", Double),
     Column("expires_at", Double),
     Column("has_files", Boolean, nullable=False),  # storage may hold files of it, which expire
@@ -217,8 +216,8 @@ def _as_data_errors() -> Iterator[None]:
         raise
     except exc.DBAPIError as error:
         raise DataError(f"The database of jobs is unavailable: {str(error.orig).strip()}") from error
-    except exc.TimeoutError as error:
-        raise DataError("All connections to the database of jobs are busy.") from error
+    except (exc.TimeoutError, exc.InvalidRequestError) as error:  # all are busy, or the file changes again and again
+        raise DataError("There is no connection to the database of jobs.") from error
 
 
 def _open_file(path: Path | None, timeout: float) -> sqlite3.Connection:

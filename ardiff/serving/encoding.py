@@ -58,16 +58,17 @@ class JobEncoder:
         """Encodes the given frames to latents, and the prompts. Returns the request for the engine."""
         record = self.job.record
         if self._writer is None:
-            size = self.pipeline.vae.config.resolution
+            size = self.pipeline.info.shape_of(record.sampling)
             self._writer = FragmentWriter(size.height, size.width, record.fps, self._config.codec, self._config.crf)
             self._header = self._writer.start()
             if self.job.given_frames is not None:
                 with torch.inference_mode():
                     given_frames = torch.from_numpy(self.job.given_frames)
-                    self._condition = self.pipeline.encode_condition(given_frames, None, 1)
+                    self._condition = self.pipeline.encode_condition(given_frames, None, 1, size)
         long_prompts = self._config.engine.long_prompts
         prompts = self.pipeline.text.encode(record.sampling.texts, self.pipeline.device, long_prompts)
-        return SampleRequest(videos=(record.sampling,), condition=self._condition, prompts=prompts)
+        shape = self.pipeline.info.shape_index(record.sampling)
+        return SampleRequest(videos=(record.sampling,), condition=self._condition, prompts=prompts, shape=shape)
 
     def restart(self) -> None:
         """Resets the job for a new engine. Frames that were sent are not sent again."""
@@ -93,8 +94,8 @@ class JobEncoder:
     def _encode(self, latents: torch.Tensor, writer: FragmentWriter) -> bytes:
         if not torch.isfinite(latents).all():
             raise JobError("not_finite", "The model's output is not finite: try a smaller guidance_scale.")
-        data = b""
-        for frame in self.pipeline.decode(latents, self._decoder_cache):  # uint8 (1, H, W, 3)
+        data, shape = b"", self.pipeline.info.shape_of(self.job.record.sampling)
+        for frame in self.pipeline.decode(latents, self._decoder_cache, shape):  # uint8 (1, H, W, 3)
             self._decoded += 1
             if self._decoded > self.num_frames:
                 pixels = frame[0].numpy()

@@ -81,11 +81,6 @@ class ModelRunner:
         return [mode for mode in self.info.modes if mode != "full"]
 
     @property
-    def size(self) -> str:
-        """WIDTHxHEIGHT of the videos in pixels."""
-        return f"{self.info.resolution.width}x{self.info.resolution.height}"
-
-    @property
     def busy(self) -> bool:
         """Whether the runner has any job."""
         return self.num_jobs > 0

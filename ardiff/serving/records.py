@@ -52,6 +52,8 @@ class JobRecord:
     """Hash of the frames before encoding. Equal videos have equal hashes."""
     idempotency: str | None = None
     """Hash of the request's idempotency key."""
+    request_hash: str | None = None
+    """Hash of the request, if it has an idempotency key."""
 
     @property
     def sampling(self) -> SamplingParams:

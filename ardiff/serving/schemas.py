@@ -79,7 +79,6 @@ class RequestBase(BaseModel):
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of the noise; null draws one.")
     fps: float | None = Field(None, gt=0, allow_inf_nan=False, description="Frames per second of the video file.")
     seconds: Seconds | None = Field(None, description="Length of the video; it replaces num_frames.")
-    size: str | None = Field(None, max_length=32, description="WIDTHxHEIGHT; if given, it must be the model's.")
 
 
 VideoRequest = create_model(
@@ -179,12 +178,15 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int = Field(description="Always 0, which is not known, for clients that need the field.")
     owned_by: str = "ardiff"
-    size: str = Field(description="WIDTHxHEIGHT of its videos in pixels.")
+    size: str = Field(description="WIDTHxHEIGHT of its videos in pixels, if a request names no other.")
+    sizes: list[str] = Field(description="All sizes of its videos.")
     num_classes: int
     class_names: list[str]
     text: bool = Field(description="Whether it takes prompts.")
     window_frames: int = Field(description="Frames that the model sees at once.")
     modes: list[SamplingMode] = Field(description="Sampling modes of videos longer than window_frames.")
+    student: bool = Field(description="Whether it is a student of few sampling steps, which takes no guidance.")
+    steps: int = Field(description="Sampling steps per frame of a request that names none.")
     maximum: dict[str, float] = Field(description="Largest value of a field of a request.")
     default_fps: float
 
@@ -216,16 +218,19 @@ def to_model(runner: ModelRunner, config: ServiceConfig) -> Model:
     """The entry of a model in /v1/models."""
     maximum = maximum_values(config.limits)
     maximum["num_frames"] = min(maximum["num_frames"], config.engine.max_frames)
-    maximum["num_inference_steps"] = min(maximum["num_inference_steps"], runner.info.num_timesteps)
+    maximum["num_inference_steps"] = min(maximum["num_inference_steps"], runner.info.max_steps)
     return Model(
         id=runner.name,
         created=0,
-        size=runner.size,
+        size=runner.info.resolution.size,
+        sizes=[shape.size for shape in runner.info.shapes],
         num_classes=runner.info.num_classes,
         class_names=list(runner.info.class_names),
         text=runner.info.text,
         window_frames=runner.info.num_frames,
         modes=runner.modes,
+        student=runner.info.student is not None,
+        steps=runner.info.with_defaults(SamplingParams()).resolved_num_inference_steps,
         maximum=maximum,
         default_fps=config.fps,
     )

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -31,8 +31,7 @@ _QUEUED, _HELD = jobs.c.status == "queued", jobs.c.status == "in_progress"
 _SUSPECT = jobs.c.crashes > 0
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """Jobs that have not ended: those of one owner, and those of all that are queued."""
 
     owned: int
@@ -51,16 +50,14 @@ class OpenJobs:
     """The identifier that was created first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """A replica's claim on a job: its number, and the count of its heartbeats."""
 
     number: int
     heartbeat: int
 
 
-@dataclass(frozen=True, slots=True)
-class HeldState:
+class HeldState(NamedTuple):
     """A job as the holder of its lease must know it: the number of the present lease, and whether to stop."""
 
     lease: int
@@ -78,21 +75,15 @@ class JobStore:
         owned, queued = self.database.rows(_count(owner))[0]
         return Load(owned, queued)
 
-    def repeated(self, owner: str, key_hash: str) -> tuple[JobRecord, str] | None:
-        """The job that was requested with this idempotency key, and the hash of its request."""
-        statement = sa.select(*_RECORD, jobs.c.request_hash).where(
-            jobs.c.owner == owner, jobs.c.idempotency == key_hash
-        )
-        for row in self.database.rows(statement):
-            if (record := _to_record(row)) is not None:
-                return record, row.request_hash
-        return None
+    def repeated(self, owner: str, key_hash: str) -> JobRecord | None:
+        """The job that was requested with this idempotency key."""
+        same = sa.and_(jobs.c.owner == owner, jobs.c.idempotency == key_hash)
+        return next(iter(self._records(sa.select(*_RECORD).where(same))), None)
 
-    def create(self, record: JobRecord, request_hash: str | None, check: Callable[[Load], None]) -> bool:
+    def create(self, record: JobRecord, check: Callable[[Load], None]) -> bool:
         """Stores a job. One that is ``in_progress`` is held by the caller, so no replica takes it.
 
         Args:
-            request_hash: Of the request, if the record has an idempotency key.
             check: Called with the jobs before this one; what it raises rejects the job.
 
         Returns:
@@ -104,7 +95,7 @@ class JobStore:
                 if connection.scalar(sa.select(same)):
                     return False
             check(Load(*connection.execute(_count(record.owner)).one()))
-            values = {"heartbeat": 0, "cancelled": False, "has_files": False, "request_hash": request_hash}
+            values = {"heartbeat": 0, "cancelled": False, "has_files": False}
             connection.execute(sa.insert(jobs).values(_to_row(record) | values))
         return True
 
@@ -112,8 +103,8 @@ class JobStore:
         """The record, or None if this owner has no such job."""
         if not is_id(job_id):
             return None
-        rows = self.database.rows(sa.select(*_RECORD).where(jobs.c.id == job_id, jobs.c.owner == owner))
-        return _to_record(rows[0]) if rows else None
+        own = sa.and_(jobs.c.id == job_id, jobs.c.owner == owner)
+        return next(iter(self._records(sa.select(*_RECORD).where(own))), None)
 
     def page(self, owner: str, count: int, after: str | None = None, newest_first: bool = True) -> list[JobRecord]:
         """The owner's first records in order of creation; with ``after``, those that follow this job."""

@@ -193,7 +193,7 @@ def generate_batch(
         record = Record(
             id=spec.id,
             status="ok",
-            size=len(encoded),
+            file_size=len(encoded),
             file_sha256=hashlib.sha256(encoded).hexdigest(),
             frames_sha256=hashlib.sha256(video.tobytes()).hexdigest(),
             latents_size=len(tensors),
@@ -217,13 +217,13 @@ def _sample(
     pipeline: ARDiffusionPipeline, batch: Sequence[VideoSpec], on_frames: Callable[[int], None]
 ) -> tuple[np.ndarray, torch.Tensor | None]:
     """Frames, uint8 ``(B, F, H, W, 3)``, and latents ``(B, F, L, D)`` if the batch keeps them."""
-    chunks, frames, cache = [], [], DecoderCache()
+    chunks, frames, cache, shape = [], [], DecoderCache(), pipeline.info.shape_of(batch[0].sampling)
     for latents in pipeline.stream_latents([spec.sampling for spec in batch]):
         if batch[0].latents:
             chunks.append(latents.cpu())
         # A single video is decoded twice: CPUs round the products of its few rows differently than those of several.
         repeated = latents if len(batch) > 1 else latents.repeat(2, 1, 1, 1)
-        for frame in pipeline.decode(repeated, cache):
+        for frame in pipeline.decode(repeated, cache, shape):
             frames.append(frame[: len(batch)].numpy())
             on_frames(len(frames))
     return np.stack(frames, axis=1), torch.cat(chunks, dim=1) if chunks else None

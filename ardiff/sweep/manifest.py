@@ -71,4 +71,4 @@ def video_record(spec: VideoSpec, record: Record, resolution: Resolution) -> Vid
     shape = (spec.codec, resolution.width, resolution.height, spec.fps, spec.sampling.num_frames)
     label, captions = spec.sampling.class_label or 0, (spec.sampling.prompt,) if spec.sampling.prompt else ()
     name = spec.class_name or "video"
-    return VideoRecord(spec.uri, record.size, *shape, label, name, "test", "ok", "", captions=captions)
+    return VideoRecord(spec.uri, record.file_size, *shape, label, name, "test", "ok", "", captions=captions)

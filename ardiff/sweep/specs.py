@@ -113,7 +113,7 @@ class Record:
     id: str
     status: str
     """``ok`` or ``failed``."""
-    size: int = 0
+    file_size: int = 0
     """Bytes of the video file."""
     file_sha256: str = ""
     frames_sha256: str = ""
@@ -166,7 +166,7 @@ def read_complete(spec: VideoSpec) -> Record | None:
     record = read_record(spec)
     if record is None or record.status != "ok":
         return None
-    files = [(spec.uri, record.size), *([(spec.latents, record.latents_size)] if spec.latents else [])]
+    files = [(spec.uri, record.file_size), *([(spec.latents, record.latents_size)] if spec.latents else [])]
     return record if all(storage.exists(uri) and storage.size(uri) == size for uri, size in files) else None
 
 
@@ -184,7 +184,7 @@ def find_complete(specs: Sequence[VideoSpec], folder: str) -> dict[str, Record]:
     listed = [spec for spec in specs if spec.record in sizes and spec.uri in sizes]
     complete: dict[str, Record] = {}
     for spec, record in zip(listed, in_parallel(read_record, listed), strict=True):
-        if record is None or record.status != "ok" or sizes[spec.uri] != record.size:
+        if record is None or record.status != "ok" or sizes[spec.uri] != record.file_size:
             continue
         if spec.latents and sizes.get(spec.latents) != record.latents_size:
             continue

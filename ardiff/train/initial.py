@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ardiff.data import storage
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
 from ardiff.models import AnyAutoencoderConfig
-from ardiff.pretrained import CONFIG, build_config, local_folder, read_config
+from ardiff.pretrained import CONFIG, PIPELINE, build_config, local_folder, read_autoencoder_config, read_config
 from ardiff.tensors import fill, read_tensors
 from ardiff.train.checkpoint import DISCRIMINATOR, STATE
 from ardiff.train.export import MODEL
 from ardiff.train.shards import ShardReader
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
+from ardiff.vae.blocks import interpolated_positions
 
 
 def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Module | None = None) -> None:
@@ -37,8 +37,7 @@ def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Mod
     """
     with _local(uri) as folder:
         if not (folder / STATE).exists():
-            kind = "ar-diffusion-pipeline" if (folder / "dit.safetensors").exists() else "ar-vae"
-            description = read_config(folder, kind)
+            description = read_autoencoder_config(folder)
             weights, discriminator_weights = read_tensors(folder / "vae.safetensors"), None
         else:
             description = json.loads((folder / MODEL).read_text()) if (folder / MODEL).exists() else {}
@@ -55,27 +54,17 @@ def initialise_autoencoder(uri: str, model: ARAutoencoder, discriminator: nn.Mod
 def with_positions(
     weights: Mapping[str, Tensor], source: AutoencoderConfig, target: AutoencoderConfig
 ) -> dict[str, Tensor]:
-    """The weights of ``source`` for the frames of ``target``, see :func:`interpolated_positions`.
+    """The weights of ``source`` for the frames of ``target``, see
+    :func:`~ardiff.vae.blocks.interpolated_positions`.
 
     Weights for the same rows and columns of patches come back unchanged, as do those of the authors' models, which have
     a position of the class token too.
     """
     result = dict(weights)
-    if source.patch_grid != target.patch_grid and source.kind == target.kind == "standard":
+    if source.patch_grid() != target.patch_grid() and source.kind == target.kind == "standard":
         for name in ("encoder.patch_positions", "decoder.patch_positions"):
-            result[name] = interpolated_positions(result[name], source.patch_grid, target.patch_grid)
+            result[name] = interpolated_positions(result[name], source.patch_grid(), target.patch_grid())
     return result
-
-
-def interpolated_positions(positions: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """The positions of patches ``(P, C)``, by rows and columns, interpolated to other rows and columns of patches.
-
-    Bicubic, as Vision Transformers are fine-tuned at other resolutions (Dosovitskiy et al., 2021, Sec. 3.2). Both grids
-    cover the whole frame, so a patch keeps about the embedding of its relative position.
-    """
-    grid = rearrange(positions, "(h w) c -> 1 c h w", h=source[0], w=source[1])
-    resized = nn.functional.interpolate(grid, target, mode="bicubic", align_corners=False)
-    return rearrange(resized, "1 c h w -> (h w) c")
 
 
 def initialise_dit(uri: str, model: DiT, new_text_layers: bool = True) -> None:
@@ -88,7 +77,7 @@ def initialise_dit(uri: str, model: DiT, new_text_layers: bool = True) -> None:
         CheckpointError: ``uri`` is no pipeline, it is damaged, or its weights do not fit the model.
     """
     with local_folder(uri) as folder:
-        read_config(folder, "ar-diffusion-pipeline")
+        read_config(folder, PIPELINE)
         weights = read_tensors(folder / "dit.safetensors")
         fill(model, with_text_layers(weights, model) if new_text_layers else weights, uri)
 

@@ -120,7 +120,7 @@ def _accumulate_gradients(
         # Engines average gradients over ranks, which may hold unequal numbers of samples: every sample weighs the same.
         divisor = config.batch_size / (len(indices) * size)
         on_device = {name: to_device(tensor, engine.device) for name, tensor in batch.items()}
-        with meter.counting(len(indices), sum(step >= start for start in task.stage_starts)):
+        with meter.counting(len(indices), task.kind_of(step)):
             loss, logged = engine.compute(functools.partial(task.loss, on_device, step, draws))
             engine.backward(loss / divisor)
             if discriminator is not None:

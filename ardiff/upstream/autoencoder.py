@@ -10,6 +10,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from ardiff.resolution import Resolution
 from ardiff.upstream.config import UpstreamAutoencoderConfig
 from ardiff.upstream.pixels import ConvolutionalPixels
 from ardiff.vae.autoencoder import ARAutoencoder, Posterior
@@ -143,10 +144,16 @@ class UpstreamDecoder(Decoder):
         """The layer that outputs pixels."""
         return self.pixels.conv_out
 
-    def forward(self, latents: Tensor, cache: DecoderCache | None = None, temporal: bool = True) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        cache: DecoderCache | None = None,
+        temporal: bool = True,
+        shape: Resolution | None = None,
+    ) -> Tensor:
         """Decodes frames that continue those of earlier calls with the same ``cache``.
 
-        ``temporal=False`` decodes each frame alone.
+        ``temporal=False`` decodes each frame alone. There is one ``shape`` only.
         """
         tokens = self.token_in(latents) + self.token_positions  # (B, F, L, C)
         if temporal and self.temporal:
@@ -215,10 +222,16 @@ class UpstreamAutoencoder(ARAutoencoder):
         """The latents ``(B, F, L, D)`` of ``video`` that a diffusion model learns: means of length 1."""
         return nn.functional.normalize(super().latents(video), dim=-1)
 
-    def decode(self, latents: Tensor, cache: DecoderCache | None = None, temporal: bool = True) -> Tensor:
+    def decode(
+        self,
+        latents: Tensor,
+        cache: DecoderCache | None = None,
+        temporal: bool = True,
+        shape: Resolution | None = None,
+    ) -> Tensor:
         """The frames ``(B, F, 3, H, W)`` of ``latents (B, F, L, D)``, scaled to length 1 first; not clamped.
 
         Frame i depends on the latents of the frames of its clip up to i. With a ``cache``, the latents continue those
         of earlier calls. ``temporal=False`` decodes each frame alone.
         """
-        return 2 * super().decode(nn.functional.normalize(latents, dim=-1), cache, temporal) - 1
+        return 2 * super().decode(nn.functional.normalize(latents, dim=-1), cache, temporal, shape) - 1

@@ -51,10 +51,10 @@ class UpstreamAutoencoderConfig(AutoencoderConfig):
         AutoencoderConfig.__post_init__(self)
         if self.patch_size != PATCH_SIZE:
             raise ValueError(f"kind=upstream needs patch_size {PATCH_SIZE}, got {self.patch_size}")
-        if self.resolution.height != self.resolution.width:
+        if self.resolution.height != self.resolution.width or self.buckets:
             raise ValueError(
                 f"kind=upstream makes square frames only, because the authors' weights hold positions of squares, got "
-                f"resolution {self.resolution.plain}: train a model of kind=standard for other shapes"
+                f"{', '.join(map(str, self.shapes))}: train a model of kind=standard for other shapes"
             )
 
     @property

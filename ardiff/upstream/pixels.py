@@ -21,7 +21,7 @@ class ConvolutionalPixels(nn.Module):
 
     def __init__(self, config: UpstreamAutoencoderConfig) -> None:
         super().__init__()
-        self.rows, _ = config.patch_grid
+        self.rows, _ = config.patch_grid()
         self.logits = nn.Sequential(
             nn.Linear(config.width, 2 * config.width), nn.Tanh(), nn.Linear(2 * config.width, NUM_CODES)
         )

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ardiff.layers import init_linear
+from ardiff.resolution import Resolution
 from ardiff.vae.config import AutoencoderConfig
 from ardiff.vae.decoder import Decoder
 from ardiff.vae.encoder import Encoder
@@ -58,7 +59,8 @@ class ARAutoencoder(nn.Module):
         Returns the reconstruction, shaped like ``video``, and the posterior.
         """
         posterior = self.encode(video)
-        return self.decode(posterior.sample(noise), temporal=temporal), posterior
+        shape = Resolution(*video.shape[3:])
+        return self.decode(posterior.sample(noise), temporal=temporal, shape=shape), posterior
 
     def encode(self, video: Tensor) -> Posterior:
         """The posterior of every frame of ``video (B, F, 3, H, W)``. Each frame is encoded alone."""
@@ -70,17 +72,24 @@ class ARAutoencoder(nn.Module):
         """The latents ``(B, F, L, D)`` of ``video`` that a diffusion model learns: the posterior's means."""
         return self.encode(video).mean
 
-    def decode(self, latents: Tensor, cache: DecoderCache | None = None, temporal: bool = True) -> Tensor:
+    def decode(
+        self,
+        latents: Tensor,
+        cache: DecoderCache | None = None,
+        temporal: bool = True,
+        shape: Resolution | None = None,
+    ) -> Tensor:
         """The frames of ``latents (B, F, L, D)``, float ``(B, F, 3, H, W)``, not clamped.
 
         Frame i depends on the latents of frames ``i - temporal_window + 1 .. i`` only. With a ``cache``, the latents
         continue those of earlier calls with the same cache, and the result equals decoding all of them at once.
-        ``temporal=False`` decodes each frame alone.
+        ``temporal=False`` decodes each frame alone. ``shape`` is one of those that the model knows, by default the
+        first; another one is a ValueError.
         """
-        return self.decoder(latents, cache, temporal)
+        return self.decoder(latents, cache, temporal, shape)
 
     @torch.no_grad()
-    def decode_long(self, latents: Tensor, chunk: int = 16) -> Tensor:
+    def decode_long(self, latents: Tensor, chunk: int = 16, shape: Resolution | None = None) -> Tensor:
         """:meth:`decode` for videos of any length, ``chunk`` frames at a time to bound the memory."""
         cache = DecoderCache()
-        return torch.cat([self.decode(part, cache) for part in latents.split(chunk, dim=1)], dim=1)
+        return torch.cat([self.decode(part, cache, shape=shape) for part in latents.split(chunk, dim=1)], dim=1)

@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ardiff.layers import Mlp, SelfAttention, attend_within_frame
+from ardiff.resolution import Resolution
 from ardiff.vae.config import AutoencoderConfig
 
 
@@ -23,6 +24,31 @@ class FrameBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x), attend_within_frame)  # (N, P + L, C)
         return x + self.mlp(self.norm2(x))  # (N, P + L, C)
+
+
+def positions_for(config: AutoencoderConfig, positions: Tensor, shape: Resolution) -> Tensor:
+    """The embeddings of the patches of frames of ``shape``, ``(P, C)``, from those for ``config.resolution``.
+
+    Raises:
+        ValueError: The model does not know the shape.
+    """
+    if shape not in config.shapes:
+        known = ", ".join(map(str, config.shapes))
+        raise ValueError(f"the AR-VAE knows frames of {known} (height x width), got {shape}")
+    if shape == config.resolution:
+        return positions
+    return interpolated_positions(positions, config.patch_grid(), config.patch_grid(shape))
+
+
+def interpolated_positions(positions: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """The positions of patches ``(P, C)``, by rows and columns, interpolated to other rows and columns of patches.
+
+    Bicubic, as Vision Transformers are fine-tuned at other resolutions (Dosovitskiy et al., 2021, Sec. 3.2). Both grids
+    cover the whole frame, so a patch keeps about the embedding of its relative position.
+    """
+    grid = rearrange(positions.float(), "(h w) c -> 1 c h w", h=source[0], w=source[1])
+    resized = nn.functional.interpolate(grid, target, mode="bicubic", align_corners=False)
+    return rearrange(resized, "1 c h w -> (h w) c").to(positions.dtype)
 
 
 def patchify(frames: Tensor, patch_size: int) -> Tensor:

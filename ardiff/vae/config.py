@@ -1,7 +1,7 @@
 """Configurations of the AR-VAE and of its discriminator."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ardiff.resolution import Resolution
@@ -15,6 +15,8 @@ class AutoencoderConfig:
     """Kind of model: ``standard``, or ``upstream`` for the authors' checkpoints, which has options of its own."""
     resolution: Resolution = Resolution(256, 256)
     """Height and width of a frame in pixels: one number, or [height, width]. Both are multiples of ``patch_size``."""
+    buckets: tuple[Resolution, ...] = field(default=(), metadata={"omit_default": True})
+    """Further shapes of frames, each [height, width]. Set by training with ``clips.buckets``."""
     patch_size: int = 16
     """Side of a square patch in pixels."""
     num_tokens: int = 32
@@ -36,27 +38,42 @@ class AutoencoderConfig:
     frame is decoded alone."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "resolution", Resolution.parse(self.resolution))  # Python code may give one number
+        # Python code may give numbers and lists.
+        object.__setattr__(self, "resolution", Resolution.parse(self.resolution))
+        object.__setattr__(self, "buckets", tuple(Resolution.parse(shape) for shape in self.buckets))
         sizes = (*self.resolution, self.patch_size, self.num_tokens, self.token_dim)
         if min(*sizes, self.width, self.depth, self.num_heads, self.temporal_window) < 1:
             raise ValueError(
                 "resolution, patch_size, num_tokens, token_dim, width, depth, num_heads and temporal_window must be at "
                 "least 1"
             )
-        if any(side % self.patch_size for side in self.resolution):
-            raise ValueError(f"resolution {self.resolution.plain} must be a multiple of patch_size {self.patch_size}")
+        for shape in self.shapes:
+            if any(side < 1 or side % self.patch_size for side in shape):
+                raise ValueError(f"resolution {shape.plain} must be a multiple of patch_size {self.patch_size}")
+        if len(set(self.shapes)) < len(self.shapes):
+            raise ValueError(f"resolution and buckets must be different shapes, got {', '.join(map(str, self.shapes))}")
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads} and of 4")
 
     @property
-    def patch_grid(self) -> tuple[int, int]:
-        """Rows and columns of patches in a frame."""
-        return self.resolution.height // self.patch_size, self.resolution.width // self.patch_size
+    def shapes(self) -> tuple[Resolution, ...]:
+        """All shapes of frames that the model knows; the first is the default."""
+        return (self.resolution, *self.buckets)
+
+    @property
+    def described_shapes(self) -> list[list[int]]:
+        """The shapes, if there are several, for the description of latents."""
+        return [list(shape) for shape in self.shapes] if self.buckets else []
+
+    def patch_grid(self, shape: Resolution | None = None) -> tuple[int, int]:
+        """Rows and columns of patches in a frame of ``shape``, by default of ``resolution``."""
+        height, width = shape or self.resolution
+        return height // self.patch_size, width // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Patches of a frame."""
-        return math.prod(self.patch_grid)
+        """Patches of a frame of ``resolution``."""
+        return math.prod(self.patch_grid())
 
     @property
     def unit_latents(self) -> bool:

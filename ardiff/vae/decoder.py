@@ -9,7 +9,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ardiff.layers import sincos_grid
-from ardiff.vae.blocks import FrameBlock, unpatchify
+from ardiff.resolution import Resolution
+from ardiff.vae.blocks import FrameBlock, positions_for, unpatchify
 from ardiff.vae.config import AutoencoderConfig
 from ardiff.vae.temporal import DecoderCache, TemporalAttention, sliding_windows
 
@@ -23,7 +24,7 @@ class Decoder(nn.Module):
         self.token_in = nn.Linear(config.token_dim, config.width)
         self.token_positions = nn.Parameter(0.02 * torch.randn(config.num_tokens, config.width))
         self.placeholder = nn.Parameter(0.02 * torch.randn(config.width))
-        self.patch_positions = nn.Parameter(sincos_grid(*config.patch_grid, config.width))
+        self.patch_positions = nn.Parameter(sincos_grid(*config.patch_grid(), config.width))
         self.blocks = nn.ModuleList(FrameBlock(config) for _ in range(config.depth))
         layers = config.depth if config.temporal == "window" else 0
         self.temporal = nn.ModuleList(TemporalAttention(config) for _ in range(layers))
@@ -40,15 +41,23 @@ class Decoder(nn.Module):
         """The layer that outputs pixels."""
         return self.patch_out
 
-    def forward(self, latents: Tensor, cache: DecoderCache | None = None, temporal: bool = True) -> Tensor:
-        """Decodes frames that continue those of earlier calls with the same ``cache``.
+    def forward(
+        self,
+        latents: Tensor,
+        cache: DecoderCache | None = None,
+        temporal: bool = True,
+        shape: Resolution | None = None,
+    ) -> Tensor:
+        """Decodes frames of ``shape`` that continue those of earlier calls with the same ``cache``.
 
-        ``temporal=False`` decodes each frame alone.
+        ``temporal=False`` decodes each frame alone. Raises ValueError if the model does not know the shape.
         """
-        batch, num_patches = len(latents), self.config.num_patches
+        shape = shape or self.config.resolution
+        positions = positions_for(self.config, self.patch_positions, shape)  # (P, C)
+        batch, num_patches = len(latents), len(positions)
         tokens = self.token_in(latents) + self.token_positions  # (B, F, L, C)
         own = rearrange(tokens, "b f l c -> (b f) l c")  # (N, L, C)
-        patches = repeat(self.placeholder + self.patch_positions, "p c -> n p c", n=len(own))  # (N, P, C)
+        patches = repeat(self.placeholder + positions, "p c -> n p c", n=len(own))  # (N, P, C)
         x = torch.cat([patches, own], dim=1)  # (N, P + L, C)
         if not temporal or not self.temporal:
             for block in self.blocks:
@@ -59,5 +68,5 @@ class Decoder(nn.Module):
                 patches, own = x[:, :num_patches], x[:, num_patches:]  # (N, P, C), (N, L, C)
                 x = block(torch.cat([patches + attention(patches, history, visible), own], dim=1))  # (N, P + L, C)
         x = self.patch_out(self.norm(x[:, :num_patches]))  # (N, P, p q 3)
-        frames = unpatchify(x, self.config.patch_size, self.config.patch_grid)  # (N, 3, H, W)
+        frames = unpatchify(x, self.config.patch_size, self.config.patch_grid(shape))  # (N, 3, H, W)
         return rearrange(frames, "(b f) c h w -> b f c h w", b=batch)

@@ -8,7 +8,8 @@ from einops import repeat
 from torch import Tensor, nn
 
 from ardiff.layers import sincos_grid
-from ardiff.vae.blocks import FrameBlock, patchify
+from ardiff.resolution import Resolution
+from ardiff.vae.blocks import FrameBlock, patchify, positions_for
 from ardiff.vae.config import AutoencoderConfig
 
 
@@ -19,14 +20,15 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.patch_in = nn.Linear(3 * config.patch_size**2, config.width)
-        self.patch_positions = nn.Parameter(sincos_grid(*config.patch_grid, config.width))
+        self.patch_positions = nn.Parameter(sincos_grid(*config.patch_grid(), config.width))
         self.latent_tokens = nn.Parameter(0.02 * torch.randn(config.num_tokens, config.width))
         self.blocks = nn.ModuleList(FrameBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.moments = nn.Linear(config.width, 2 * config.token_dim)
 
     def forward(self, frames: Tensor) -> Tensor:
-        patches = self.patch_in(patchify(frames, self.config.patch_size)) + self.patch_positions  # (N, P, C)
+        positions = positions_for(self.config, self.patch_positions, Resolution(*frames.shape[2:]))  # (P, C)
+        patches = self.patch_in(patchify(frames, self.config.patch_size)) + positions  # (N, P, C)
         tokens = repeat(self.latent_tokens, "l c -> n l c", n=len(frames))  # (N, L, C)
         x = torch.cat([patches, tokens], dim=1)  # (N, P + L, C)
         for block in self.blocks:

@@ -23,15 +23,15 @@ def reconstruct(vae: ARAutoencoder, videos: np.ndarray) -> np.ndarray:
 
     Raises DataError if the AR-VAE is for frames of another shape.
     """
-    shape, expected = Resolution(*videos.shape[2:4]), vae.config.resolution
-    if shape != expected:
+    shape, known = Resolution(*videos.shape[2:4]), vae.config.shapes
+    if shape not in known:
         raise DataError(
-            f"The AR-VAE is for frames of {expected}, height x width, but the clips have {shape}: give --resolution "
-            f"{expected.height},{expected.width}."
+            f"The AR-VAE is for frames of {' or '.join(map(str, known))}, height x width, but the clips have {shape}: "
+            f"give --resolution {known[0].height},{known[0].width}."
         )
     device = next(vae.parameters()).device
     means = vae.encode(to_unit(torch.from_numpy(videos).to(device))).mean
-    return to_uint8(vae.decode_long(means)).cpu().numpy()
+    return to_uint8(vae.decode_long(means, shape=shape)).cpu().numpy()
 
 
 class Reconstructor:

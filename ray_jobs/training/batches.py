@@ -13,6 +13,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ardiff import distributed
+from ardiff.data.bucket_stream import BucketStream
 from ardiff.data.streams import ClipStream, Columns, Stream
 from ardiff.errors import DataError
 from ardiff.train.config import TrainConfig
@@ -66,7 +67,8 @@ def _pipeline_batches(
     def load(row: Any) -> Any:
         chunk = chunks_of_rank[int(row["id"][0])]
         with report_errors(progress):
-            return load_chunk(stream, chunk, rows[chunk], progress, f"worker {rank}, chunk {chunk}")
+            samples = load_chunk(stream, chunk, rows[chunk], progress, f"worker {rank}, chunk {chunk}")
+        return stream.pack(samples) if isinstance(stream, BucketStream) else samples
 
     # Ray Data closes a block once it holds more than this: every chunk becomes a block as soon as it is loaded.
     share = len(indices) / config.batch_size
@@ -80,7 +82,10 @@ def _pipeline_batches(
     [split] = samples.streaming_split(1)
     sizes = [len(micro_batch) for micro_batch in micro_batches]
     for batch in split.iter_batches(batch_size=len(indices), batch_format="numpy", prefetch_batches=2):
-        tensors = {str(name): _tensor(values) for name, values in batch.items()}
+        columns: Any = batch
+        if isinstance(stream, BucketStream):
+            columns = stream.unpack(columns)
+        tensors = {str(name): _tensor(values) for name, values in columns.items()}
         for values in zip(*(tensor.split(sizes) for tensor in tensors.values()), strict=True):
             yield dict(zip(tensors, values, strict=True))
 
@@ -100,7 +105,7 @@ def load_chunk(stream: Stream, chunk: int, rows: np.ndarray, progress: Any, name
     if progress is None:
         return stream.load(chunk, rows)
     with crash_guard(progress, name) as crashes:
-        if crashes < MAX_CRASHES or not isinstance(stream, ClipStream):
+        if crashes < MAX_CRASHES or not isinstance(stream, ClipStream | BucketStream):
             return stream.load(chunk, rows)
         clips = []
         for row in rows.tolist():

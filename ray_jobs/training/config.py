@@ -9,7 +9,7 @@ from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit.config import DiTConfig, LoRAConfig
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig
 from ardiff.train.config import TrainConfig
-from ardiff.train.tasks.config import AutoencoderTaskConfig, DiTTaskConfig
+from ardiff.train.tasks.config import AutoencoderTaskConfig, DistillTaskConfig, DiTTaskConfig
 from ardiff.vae.config import AutoencoderConfig
 
 
@@ -107,6 +107,8 @@ class TrainDiTConfig:
                 "data.source=clips has no texts, because only `ardiff encode` stores token states of captions: a model "
                 "with dit.condition=cross_attention trains on data.source=latents"
             )
+        if self.diffusion.student is not None:
+            raise ValueError("diffusion.student is written by `ardiff distill`: train-dit trains no student")
         if self.lora.rank and not self.init_from:
             raise ValueError("lora.rank needs init_from, the folder of the pipeline that the adapter changes")
         if self.data.text_encoder and not self.dit.text:
@@ -115,4 +117,41 @@ class TrainDiTConfig:
     @property
     def pipeline(self) -> str:
         """Folder of the trained pipeline."""
+        return storage.join(self.output, "pipeline")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillConfig:
+    """One run of distillation."""
+
+    output: str = "runs/student"
+    """Folder of the run. The student, a pipeline, is written to its subfolder ``pipeline``."""
+    teacher: str = "runs/dit/pipeline"
+    """Folder of the teacher, a pipeline whose frames never see later ones, local or ``s3://``. The student has its
+    sizes and starts from its weights."""
+    latents: str = "runs/latents"
+    """Folder of stored latents with ``latents.json``, made by the teacher's AR-VAE."""
+    files_per_chunk: int = 16
+    """Parquet files that are loaded and shuffled together."""
+    text_encoder: str = ""
+    """Fingerprint of the text encoder whose texts beside the latents are used, for a teacher with text. Empty: the only
+    one."""
+    task: DistillTaskConfig = field(default_factory=DistillTaskConfig)
+    """What the student learns."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The optimisation."""
+    resume: str = "auto"
+    """Where to start, as in `ardiff train-dit`."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "checkpoint_every"):
+            if (value := getattr(self.train, name)) % self.task.trajectory_uses:
+                raise ValueError(
+                    f"train.{name} must be a multiple of task.trajectory_uses ({self.task.trajectory_uses}), because "
+                    f"checkpoints are stored between trajectories only; got {value}"
+                )
+
+    @property
+    def pipeline(self) -> str:
+        """Folder of the student."""
         return storage.join(self.output, "pipeline")

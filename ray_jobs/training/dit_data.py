@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
+from ardiff.data.bucket_stream import clip_stream
 from ardiff.data.latents import (
     LatentSet,
     LatentStatistics,
@@ -23,7 +24,7 @@ from ardiff.data.latents import (
     vae_fingerprint,
 )
 from ardiff.data.manifest import VideoRecord, class_names, content_of, manifest_table, usable
-from ardiff.data.streams import ClipStream, LatentStream, Stream
+from ardiff.data.streams import LatentStream, Stream
 from ardiff.data.texts import TextIndex, TextSet, find_texts, read_texts, state_bytes
 from ardiff.data.transforms import to_unit
 from ardiff.errors import ConfigError
@@ -54,7 +55,8 @@ def latents_of_clips(config: TrainDiTConfig, manifest: list[VideoRecord]) -> tup
     key, uri = vae_fingerprint(config.data.vae), storage.absolute(config.data.vae)
     neutral = LatentStatistics.neutral(vae.num_tokens, vae.token_dim)
     shape = (clips.num_frames, vae.num_tokens, vae.token_dim)
-    return LatentSet(key, *shape, class_names(manifest), [], [], neutral, uri, key), records
+    names, shapes = class_names(manifest), vae.described_shapes
+    return LatentSet(key, *shape, names, [], [], neutral, uri, key, shapes=shapes), records
 
 
 def check_sizes(config: TrainDiTConfig, latents: LatentSet) -> None:
@@ -72,6 +74,17 @@ def check_sizes(config: TrainDiTConfig, latents: LatentSet) -> None:
             f"dit.num_classes is {config.dit.num_classes}, but {data} has {len(latents.class_names)} classes "
             "(0 trains without classes)."
         )
+
+
+def with_shapes(config: TrainDiTConfig, latents: LatentSet) -> TrainDiTConfig:
+    """The configuration whose AR-DiT knows the shapes of the latents' frames. Raises ConfigError."""
+    shapes = max(len(latents.shapes), 1)
+    if config.dit.num_shapes not in (1, shapes):
+        raise ConfigError(f"dit.num_shapes is {config.dit.num_shapes}, but the AR-VAE knows {shapes}: leave it out.")
+    try:
+        return replace(config, dit=replace(config.dit, num_shapes=shapes))
+    except ValueError as error:
+        raise ConfigError(f"dit: {error}.") from error
 
 
 def stored_texts(config: TrainDiTConfig, latents: LatentSet) -> tuple[str, TextSet] | None:
@@ -116,9 +129,11 @@ def make_stream(
     """
     seed, clips = config.train.seed, config.data.clips
     if records:
-        resolution = load_autoencoder(config.data.vae).config.resolution
+        shapes = load_autoencoder(config.data.vae).config.shapes
+        if clips.buckets or clips.auto_buckets:
+            raise ConfigError("data.clips.buckets follows from the AR-VAE: leave it and auto_buckets out.")
         key = fingerprint(clips.resume_key, content_of(records), config.data.statistics_clips, latents.fingerprint)
-        return ClipStream(manifest_table(records), clips, resolution, seed, report=report), key
+        return clip_stream(manifest_table(records), clips, shapes, seed, config.train.batch_size, report), key
     files = [storage.join(config.latents, file) for file in latents.files]
     shape = (latents.num_frames, latents.num_tokens, latents.token_dim)
     key, index = fingerprint(config.files_per_chunk, latents.fingerprint, latents.content), None
@@ -126,7 +141,8 @@ def make_stream(
         folder, description = texts
         key = fingerprint(key, description.encoder.fingerprint, description.content)
         index = TextIndex.open(folder, description)
-    return LatentStream(files, latents.rows, shape, seed, config.files_per_chunk, index), key
+    with_shapes = config.dit.num_shapes > 1
+    return LatentStream(files, latents.rows, shape, seed, config.files_per_chunk, index, with_shapes), key
 
 
 def clip_statistics(config: TrainDiTConfig, stream: Stream, source: str) -> LatentStatistics:

@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,15 @@ from ardiff.train.engines.factory import make_discriminator_engine, make_engine
 from ardiff.train.loop import train
 from ardiff.train.meter import Meter
 from ardiff.train.shards import GROUPS, ShardReader
-from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig, DiTTask, DiTTaskConfig
+from ardiff.train.tasks import (
+    AutoencoderTask,
+    AutoencoderTaskConfig,
+    DistillTask,
+    DistillTaskConfig,
+    DiTTask,
+    DiTTaskConfig,
+)
+from ardiff.train.tasks.distill import student_of
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ardiff.vae.config import DiscriminatorConfig
 
@@ -92,6 +101,24 @@ def work(changes: dict[str, Any], folder: Path, start: Path | None = None, lora:
         assert average is not None
         save_file(dict(average.named_parameters()), folder / "average.safetensors")
         (folder / "values.json").write_text(json.dumps(recorder.values))
+
+
+def work_distilling(changes: dict[str, Any], folder: Path) -> None:
+    """Distills on one rank: a student that starts from its teacher's weights."""
+    config = settings(num_workers=distributed.size(), **changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        teacher, model = DiT(DiTConfig(**SIZES)), DiT(DiTConfig(**SIZES))
+        for parameter in teacher.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    model.load_state_dict(teacher.state_dict())
+    recipe, diffusion = DistillTaskConfig(trajectory_uses=3), DiffusionConfig(prediction="v")
+    diffusion = replace(diffusion, student=student_of(recipe, diffusion))
+    task = DistillTask(model, teacher, recipe, diffusion, LatentStatistics([[0.0] * 3] * 3, 1.0))
+    engine = make_engine(model, config, CPU)
+    parts = config.micro_batches(distributed.rank(), distributed.size())
+    batches = (samples(step * 8 + part.start, len(part)) for step in range(STEPS) for part in parts)
+    train(task, engine, batches, config, TrainState(0, 0, "key"), [Recorder(folder, engine)])
 
 
 def work_adversarially(changes: dict[str, Any], folder: Path, start: Path | None = None) -> None:
@@ -165,6 +192,7 @@ def work_all(folder: Path) -> None:
     for kind in ("torch", "zero2", "zero3"):
         work_adversarially(KINDS[kind], folder / f"{kind} gan")
         work_adversarially(KINDS[kind], folder / f"{kind} gan resumed", folder / f"{kind} gan" / "3")
+        work_distilling({"gradient_accumulation": 2, **KINDS[kind]}, folder / f"{kind} student")
     for kind in WITH_LORA:
         work(KINDS[kind], folder / f"{kind} lora", lora=LORA)
         work(KINDS[kind], folder / f"{kind} lora resumed", folder / f"{kind} lora" / "3", LORA)
@@ -177,6 +205,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs on two ranks, and ``alone`` on one rank with the torch engine."""
     folder = tmp_path_factory.mktemp("runs")
     work({}, folder / "alone")
+    work_distilling({}, folder / "student alone")
     work({}, folder / "alone lora", lora=LORA)
     run_workers(2, work_all, folder)
     return folder
@@ -191,6 +220,12 @@ def test_two_workers_equal_one_with_plain_adamw(runs: Path, kind: str) -> None:
     for step in theirs:
         for name in ("loss", "grad_norm", "mean_timestep", "lr"):
             assert ours[step][name] == pytest.approx(theirs[step][name], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["torch", "zero2", "zero3"])
+def test_distillation_on_two_workers_equals_one(runs: Path, kind: str) -> None:
+    """Trajectories depend neither on the number of workers nor on that of micro-batches."""
+    assert_close(runs / f"{kind} student" / "6", runs / "student alone" / "6", 5e-6)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "bf16"])

@@ -39,7 +39,7 @@ def test_dit_training_survives_sigkill(
 ) -> None:
     settings = [f"latents={latents}", "files_per_chunk=2", "dit.num_classes=3", "train.batch_size=8", *TRAIN]
     settings += [f"dit.{name}={value}" for name, value in SIZES.items()]
-    _kill_and_compare(jobs, ardiff, tmp_path, "train-dit", settings, "pipeline/dit.safetensors")
+    kill_and_compare(jobs, ardiff, tmp_path, "train-dit", settings, "pipeline/dit.safetensors")
 
     # The folder of a finished run refuses another model and does not change.
     whole = tmp_path / "whole"
@@ -107,10 +107,10 @@ def test_vae_training_survives_sigkill(
     settings = [f"clips.manifest={manifest}", "clips.num_frames=4", "clips.horizontal_flip=true", *TRAIN]
     settings += ["train.batch_size=4", "train.gradient_accumulation=2", f"task.temporal_from_step={STEPS // 2}"]
     settings += [f"vae.{name}={value}" for name, value in {**sizes, "temporal_window": 4}.items()]
-    _kill_and_compare(jobs, ardiff, tmp_path, "train-vae", settings, "model/vae.safetensors")
+    kill_and_compare(jobs, ardiff, tmp_path, "train-vae", settings, "model/vae.safetensors")
 
 
-def _kill_and_compare(jobs: Jobs, ardiff: Command, folder: Path, job: str, settings: list[str], weights: str) -> None:
+def kill_and_compare(jobs: Jobs, ardiff: Command, folder: Path, job: str, settings: list[str], weights: str) -> None:
     """Only the job that is killed has a process of its own."""
     whole, broken = folder / "whole", folder / "broken"
     assert "resuming" not in ardiff(job, "--output", whole, *settings).expect(0)

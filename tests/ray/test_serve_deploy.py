@@ -189,6 +189,6 @@ def test_deploy_serve_update_and_scrape(
     # `ardiff serve` on the same cluster does not end the deployed application.
     tried = cluster.run("serve", "--checkpoint", str(tmp_path / "first"))
     assert tried.code == 2, tried.err
-    assert "The cluster serves ardiff already" in tried.err
+    assert "The cluster already serves ardiff" in tried.err
     assert {model["id"] for model in client.models()} == {"first", "second"}
     endpoint.serve("shutdown", "-y")

@@ -73,7 +73,7 @@ def lines_of(output: object) -> list[dict[str, Any]]:
     assert len({line["id"] for line in lines}) == len(lines)
     made = [line for line in lines if line["status"] == "ok"]
     assert len({line["frames_sha256"] for line in made}) == len(made)
-    assert all(storage.size(line["uri"]) == line["size"] for line in made)
+    assert all(storage.size(line["uri"]) == line["file_size"] for line in made)
     files = storage.list_files(f"{output}/videos") if made else []
     assert sorted(files) == sorted(line["uri"] for line in made)
     return lines

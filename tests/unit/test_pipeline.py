@@ -1,5 +1,6 @@
 """The pipeline: saved and loaded, one video whatever is generated beside it, and calls that cannot be answered."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ardiff.diffusion.config import DiffusionConfig
 from ardiff.errors import CheckpointError
 from ardiff.pipeline import ARDiffusionPipeline, read_info
 from ardiff.resolution import Resolution
-from ardiff.sampling.params import SamplingParams, expand_params
+from ardiff.sampling.params import InvalidParamError, SamplingParams, expand_params
 from ardiff.sampling.request import SampleRequest
 
 STEPS = 4
@@ -275,3 +276,69 @@ def test_a_pipeline_of_rectangles(make_pipeline, make_vae, tmp_path: Path) -> No
     assert pipeline(**settings, condition=given).frames.shape == (1, 4, 16, 40, 3)
     with pytest.raises(ValueError, match=r"must be uint8 \(k, 16, 40, 3\) or"):
         pipeline(**settings, condition=given.transpose(1, 2))
+
+
+SHAPES = {"resolution": [16, 16], "buckets": [[16, 40], [40, 16]]}
+SIZED = {"num_frames": 12, "num_inference_steps": STEPS, "ar_step": 2, "seed": 0, "class_label": 1}
+
+
+@pytest.fixture(scope="module")
+def several(make_pipeline, make_vae) -> ARDiffusionPipeline:
+    """A pipeline of three shapes."""
+    pipeline = make_pipeline(num_shapes=3)
+    pipeline.vae = make_vae(seed=1, **SHAPES)
+    return pipeline
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("size", "shape"), [(None, (16, 16)), ("16x16", (16, 16)), ("40x16", (16, 40)), ("16x40", (40, 16))]
+)
+def test_sizes(several: ARDiffusionPipeline, size: str | None, shape: tuple[int, int], scale: float) -> None:
+    """The engine, with its caches, gives what the whole model gives; the shape is a condition of every frame."""
+    frames = several(size=size, guidance_scale=scale, **SIZED).frames
+    assert frames.shape == (1, 12, *shape, 3)
+    whole = several(size=size, guidance_scale=scale, mode="full", **SIZED).frames
+    assert (frames.int() - whole.int()).abs().max() <= 1
+    assert several.info.shape_of(SamplingParams(size=size)) == shape
+
+
+def test_the_latents_depend_on_the_size(several: ARDiffusionPipeline) -> None:
+    of_sizes = [torch.cat(list(several.stream_latents(size=s, **SIZED)), dim=1) for s in ("16x16", "40x16", "16x40")]
+    for one, other in itertools.combinations(of_sizes, 2):
+        assert not torch.allclose(one, other, atol=1e-2)
+    guided = [
+        torch.cat(list(several.stream_latents(size=s, guidance_scale=0.0, **SIZED)), dim=1) for s in ("16x16", "40x16")
+    ]
+    assert not torch.allclose(*guided, atol=1e-2)  # without a class, but of a shape
+
+
+def test_requests_of_different_sizes_share_an_engine(several: ARDiffusionPipeline) -> None:
+    expected = [torch.cat(list(several.stream_latents(size=size, **SIZED)), dim=1) for size in ("16x16", "40x16")]
+    engine = several.engine()
+    ids = [engine.submit(several._request([SamplingParams(size=s, **SIZED)], None, None)) for s in ("16x16", "40x16")]
+    latents: dict[int, list[torch.Tensor]] = {request_id: [] for request_id in ids}
+    while engine.busy:
+        for finished in engine.step():
+            latents[finished.request_id].append(finished.latents)
+    for request_id, alone in zip(ids, expected, strict=True):
+        assert torch.allclose(torch.cat(latents[request_id], dim=1), alone, atol=1e-4)
+
+
+def test_given_frames_have_the_size(several: ARDiffusionPipeline) -> None:
+    given = several(size="40x16", **SIZED).frames[0, :2]
+    settings = {**SIZED, "num_frames": 4}
+    assert several(size="40x16", condition=given, **settings).frames.shape == (1, 4, 16, 40, 3)
+    with pytest.raises(ValueError, match=r"must be uint8 \(k, 16, 16, 3\)"):
+        several(condition=given, **settings)
+
+
+def test_other_sizes_are_refused(several: ARDiffusionPipeline, make_pipeline, tmp_path: Path) -> None:
+    with pytest.raises(InvalidParamError, match="size is 20x20: the model makes 16x16, 40x16 or 16x40 only"):
+        several(size="20x20", **SIZED)
+    with pytest.raises(InvalidParamError, match="the model makes 16x16 only"):
+        make_pipeline()(size="40x16", **SIZED)
+    several.save_pretrained(str(tmp_path))
+    assert read_info(str(tmp_path)) == several.info
+    again = ARDiffusionPipeline.from_pretrained(str(tmp_path))
+    assert torch.equal(again(size="16x40", **SIZED).frames, several(size="16x40", **SIZED).frames)

@@ -198,6 +198,7 @@ def test_the_report_of_a_model_with_prompts_leads_with_them() -> None:
 
 def test_an_ar_vae_reconstructs_frames_of_its_own_shape_only(make_vae) -> None:
     videos = np.zeros((1, 2, 16, 40, 3), np.uint8)
-    assert reconstruct(make_vae(resolution=[16, 40]), videos).shape == videos.shape
+    for sizes in ({"resolution": [16, 40]}, {"resolution": 16, "buckets": [[16, 40]]}):
+        assert reconstruct(make_vae(**sizes), videos).shape == videos.shape
     with pytest.raises(DataError, match=r"frames of 40x16, .* the clips have 16x40: give --resolution 40,16\."):
         reconstruct(make_vae(resolution=[40, 16]), videos)

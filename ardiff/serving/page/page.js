@@ -5,7 +5,7 @@ const $ = (id) => document.getElementById(id);
 const NUMBERS = ["num_frames", "num_inference_steps", "ar_step", "guidance_scale", "seed"];
 const TEXTS = ["prompt", "negative_prompt"];
 const LABELS = {
-  prompt: "Prompt", negative_prompt: "Negative prompt", class_label: "Class", num_frames: "Frames",
+  prompt: "Prompt", negative_prompt: "Negative prompt", class_label: "Class", size: "Size", num_frames: "Frames",
   num_inference_steps: "Steps per frame", ar_step: "ar_step", guidance_scale: "Guidance", seed: "Seed",
   input_reference: "The picture or clip",
 };
@@ -16,6 +16,7 @@ let current = null; // state of the shown video
 let playing = null; // AbortController of the playing stream
 let shown = 0; // number of the shown video: loops of earlier ones end
 let broken = false; // whether the playing stream ended early
+let defaultSteps = 50; // steps per frame of the chosen model, unless the user chooses others
 let wantedArStep = 5; // as chosen with the slider, also while other fields do not allow it
 
 class ServiceError extends Error {
@@ -80,13 +81,20 @@ function chooseModel() {
   const none = new Option("none", "");
   $("class_label").replaceChildren(...(model.text ? [none, ...classes] : [...classes, none]));
   $("class-field").hidden = model.text && model.num_classes === 0;
+  $("size").replaceChildren(...model.sizes.map((size) => new Option(size.replace("x", " x "), size)));
+  $("size-field").hidden = model.sizes.length < 2;
   $("prompt-field").hidden = $("advanced").hidden = !model.text;
   for (const [name, maximum] of Object.entries(model.maximum)) if ($(name)) $(name).max = maximum;
+  const steps = $("num_inference_steps");
+  if (Number(steps.value) === defaultSteps || Number(steps.value) > Number(steps.max)) steps.value = model.steps;
+  defaultSteps = model.steps;
+  $("guidance_scale").disabled = model.student; // it has learnt guidance
+  if (model.student) $("guidance_scale").value = 1;
   settingsChanged();
 }
 
 function settings() {
-  const values = { model: $("model").value || null };
+  const values = { model: $("model").value || null, size: $("size").value || null };
   values.class_label = $("class_label").value === "" ? null : Number($("class_label").value);
   if (models.length && chosenModel().text) for (const name of TEXTS) values[name] = $(name).value.trim() || null;
   for (const name of NUMBERS) {
@@ -98,6 +106,7 @@ function settings() {
 
 function smallestArStep(frames, steps) {
   const model = chosenModel();
+  if (model && model.student) return steps; // it has only seen clean frames before a frame
   return model && frames > model.window_frames ? Math.ceil(steps / model.window_frames) : 0;
 }
 
@@ -375,6 +384,7 @@ function historyItem(video) {
   const readsText = model && model.text; // the prompt of a model without text is its class
   if (readsText && video.class_label === null) values.class_label = null;
   for (const field of TEXTS) values[field] = readsText && video[field] ? quoted(video[field]) : null;
+  if (!model || model.sizes.length < 2) values.size = null;
   const named = Object.keys(LABELS).filter((field) => field in values && values[field] !== null);
   text.textContent = named.map((field) => `${LABELS[field]} ${values[field]}`).join(", ");
   const state = document.createElement("span");

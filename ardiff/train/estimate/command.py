@@ -6,7 +6,14 @@ ardiff estimate model=vae micro_batch_size=2 activation_checkpointing=true
 from dataclasses import dataclass
 
 from ardiff.train.estimate.config import EstimateConfig
-from ardiff.train.estimate.counts import FVD_FRAMES, count_step, encoder_flops, i3d_flops, video_flops
+from ardiff.train.estimate.counts import (
+    FVD_FRAMES,
+    count_step,
+    distillation_flops,
+    encoder_flops,
+    i3d_flops,
+    video_flops,
+)
 from ardiff.train.estimate.zero import estimate_stages, recommended
 
 __all__ = ["EstimateConfig", "run"]
@@ -34,10 +41,14 @@ def estimate_jobs(config: EstimateConfig) -> list[JobEstimate]:
         jobs.append(JobEstimate(f"train-{config.model}", f"{work.num_updates} updates", training))
     if config.model == "vae":
         return jobs
+    if work.distill_updates:
+        distillation = work.distill_updates * distillation_flops(config) / config.rate / 3600
+        jobs.append(JobEstimate("distill", f"{work.distill_updates} updates, with the teacher's", distillation))
     clip_flops, params = config.num_frames * encoder_flops(config.vae), config.sampling_params()
     clips = f"{work.num_clips} clips of {config.num_frames} frames"
     jobs.append(JobEstimate("encode", clips, work.num_clips * clip_flops / config.rate / 3600))
-    videos = f"{work.num_videos} videos of {params.num_frames} frames, {params.num_inference_steps} steps"
+    steps = f"{params.num_inference_steps} step{'s' * (params.num_inference_steps != 1)}"
+    videos = f"{work.num_videos} videos of {params.num_frames} frames, {steps}"
     video = video_flops(config)
     jobs.append(JobEstimate("sweep", videos, work.num_videos * video / config.rate / 3600))
     scoring = work.num_scored * i3d_flops() / (work.float32_tflops * 1e12 * config.utilisation)

@@ -1,12 +1,14 @@
 """Settings of the estimates."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit.config import DiTConfig
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig
 from ardiff.sampling.params import ModelInfo, SamplingParams, validate
+from ardiff.train.tasks.config import DistillTaskConfig
+from ardiff.train.tasks.distill import student_of
 from ardiff.vae.config import AutoencoderConfig
 
 
@@ -16,6 +18,8 @@ class WorkConfig:
 
     num_updates: int = 150_000
     """Training updates."""
+    distill_updates: int = 0
+    """Updates of `ardiff distill`, with the same batch. If there are any, the student generates the videos."""
     num_clips: int = 10_000
     """Clips to encode, each as long as a training clip."""
     num_videos: int = 2560
@@ -34,7 +38,10 @@ class WorkConfig:
     """Peak of one GPU in float32, the precision of FVD, in 10^12 operations per second (A100: 19.5)."""
 
     def __post_init__(self) -> None:
-        if min(self.num_updates, self.num_clips, self.num_videos, self.num_scored, self.replicas) < 0:
+        if (
+            min(self.num_updates, self.distill_updates, self.num_clips, self.num_videos, self.num_scored, self.replicas)
+            < 0
+        ):
             raise ValueError("numbers of updates, clips, videos and replicas must not be negative")
         if min(self.endpoint_hours, self.gpu_dollars) < 0 or self.float32_tflops <= 0:
             raise ValueError("endpoint_hours and gpu_dollars must not be negative, float32_tflops above 0")
@@ -70,6 +77,8 @@ class EstimateConfig:
     """Share of the peak that training reaches. This is an assumption: measure it."""
     bandwidth_gb: float = 200.0
     """Bandwidth of a GPU to the others, in 10^9 bytes per second (A800: 400 in both directions together)."""
+    distill: DistillTaskConfig = field(default_factory=DistillTaskConfig)
+    """The student of ``work.distill_updates``."""
     work: WorkConfig = field(default_factory=WorkConfig)
     """Size of the jobs."""
 
@@ -82,7 +91,10 @@ class EstimateConfig:
 
     def sampling_params(self) -> SamplingParams:
         """The parameters of the generated videos, complete. Raises ValueError if the AR-DiT cannot sample them."""
-        return validate(self.work.sampling, ModelInfo.from_configs(self.dit, DiffusionConfig()))
+        diffusion = DiffusionConfig()
+        if self.work.distill_updates:
+            diffusion = replace(diffusion, student=student_of(self.distill, diffusion))
+        return validate(self.work.sampling, ModelInfo.from_configs(self.dit, diffusion))
 
     @property
     def sizes(self) -> AutoencoderConfig | DiTConfig:

@@ -21,6 +21,7 @@ from ardiff.sampling.cost import frame_evaluations
 from ardiff.text.config import TextConfig
 from ardiff.train.estimate.config import EstimateConfig
 from ardiff.train.flops import FlopCounter
+from ardiff.train.tasks.distill import evaluations_of_update
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 SizesT = TypeVar("SizesT", AutoencoderConfig, DiTConfig)
@@ -66,11 +67,21 @@ def count_step(config: EstimateConfig) -> StepCounts:
 def video_flops(config: EstimateConfig) -> float:
     """Operations of one generated video: evaluations of frames by the AR-DiT, and decoding by the AR-VAE."""
     params = config.sampling_params()
+    evaluations = frame_evaluations(params, config.dit.num_frames) * frame_flops(config)
+    return evaluations + text_flops(config.dit) + params.num_frames * decoder_flops(config.vae)
+
+
+def frame_flops(config: EstimateConfig) -> float:
+    """Operations of evaluating one frame by the AR-DiT in a clip of the length that it sees, without those of text."""
     model = dataclasses.replace(config, model="dit", num_frames=config.dit.num_frames)
-    of_text = text_flops(config.dit)
-    frame_flops = (count_step(model).flops / model.micro_batch_size - of_text) / model.num_frames
-    evaluations = frame_evaluations(params, model.num_frames) * frame_flops
-    return evaluations + of_text + params.num_frames * decoder_flops(config.vae)
+    return (count_step(model).flops / model.micro_batch_size - text_flops(config.dit)) / model.num_frames
+
+
+def distillation_flops(config: EstimateConfig) -> float:
+    """Operations of one update of a student, with those of its teacher. A backward pass costs two forward passes."""
+    teacher, student = evaluations_of_update(config.distill, config.num_frames)
+    clips = config.micro_batch_size * config.gradient_accumulation * config.num_gpus
+    return clips * (teacher + 3 * student) * frame_flops(config)
 
 
 @functools.lru_cache

@@ -20,6 +20,10 @@ class Task(ABC):
     stage_starts: tuple[int, ...] = ()
     """Steps (0-based) from which the loss uses other operations than before."""
 
+    def kind_of(self, step: int) -> int:
+        """Tells steps apart whose loss costs different operations."""
+        return sum(step >= start for start in self.stage_starts)
+
     @abstractmethod
     def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of a micro-batch on the model's device, and values to log.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ardiff.diffusion.solver_names import TimestepSpacing
 from ardiff.vae.config import DiscriminatorConfig
 
 
@@ -65,3 +66,52 @@ class DiTTaskConfig:
             raise ValueError(f"class_dropout must be in [0, 1], got {self.class_dropout}")
         if not 0.0 <= self.text_dropout <= 1.0:
             raise ValueError(f"text_dropout must be in [0, 1], got {self.text_dropout}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillTaskConfig(DiTTaskConfig):
+    """How a student learns from its teacher: it predicts where the teacher's sampling trajectories end."""
+
+    student_steps: int = 1
+    """Sampling steps per frame of the student, unless a request has others."""
+    teacher_solver: Literal["ddim", "dpmpp_2m"] = "dpmpp_2m"
+    """Solver of the teacher's trajectories."""
+    teacher_steps: int = 6
+    """Sampling steps of a whole trajectory."""
+    teacher_spacing: TimestepSpacing = "log_snr"
+    """Timesteps of these steps."""
+    guidance: float = 1.5
+    """Strength of the teacher's classifier-free guidance, which the student learns. 1 turns it off."""
+    start_probabilities: tuple[float, ...] = (0.7, 0.1, 0.1, 0.1)
+    """Probability that a clip's trajectory begins at the first, second, ... of the teacher's timesteps. The student can
+    be sampled from those with a probability above 0, with as many steps at most."""
+    first_frames: int = 6
+    """Further first frames per clip, each with noise of its own. They see no frame before them, so most of what a
+    student must learn is in them. Their error counts as much as that of the clips."""
+    trajectory_uses: int = 4
+    """Updates that use the same trajectories. The batches of the others are skipped. Checkpoints are stored between
+    trajectories only, so ``train.checkpoint_every`` and ``train.num_steps`` must be multiples of it."""
+
+    def __post_init__(self) -> None:
+        DiTTaskConfig.__post_init__(self)
+        if min(self.student_steps, self.teacher_steps, self.trajectory_uses) < 1:
+            raise ValueError("student_steps, teacher_steps and trajectory_uses must be at least 1")
+        if self.first_frames < 0:
+            raise ValueError(f"first_frames must be 0 or more, got {self.first_frames}")
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance must be a finite number of at least 0, got {self.guidance}")
+        if self.teacher_spacing == "distilled":
+            raise ValueError("teacher_spacing=distilled is for students: a teacher has leading, trailing or log_snr")
+        count, total = len(self.start_probabilities), sum(self.start_probabilities)
+        if not 1 <= count <= self.teacher_steps or min(self.start_probabilities) < 0 or abs(total - 1) > 1e-6:
+            raise ValueError(
+                f"start_probabilities must be 1 to {self.teacher_steps} numbers (teacher_steps) of at least 0 with sum "
+                f"1, got {list(self.start_probabilities)}"
+            )
+        if self.start_probabilities[0] == 0:
+            raise ValueError("start_probabilities must begin with a number above 0: sampling begins with pure noise")
+        if (most := sum(p > 0 for p in self.start_probabilities)) < self.student_steps:
+            raise ValueError(
+                f"student_steps is {self.student_steps}, but trajectories begin at {most} timesteps only: give "
+                "start_probabilities more numbers above 0"
+            )

@@ -4,23 +4,24 @@ Shapes: B batch, F frames, H W pixels, L tokens, D latent width, M text tokens, 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8
-from ardiff.diffusion.ad import ad_schedule
 from ardiff.diffusion.config import DiffusionConfig
-from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.loss import diffusion_loss, loss_breakdown
 from ardiff.diffusion.noise import q_sample
 from ardiff.diffusion.prediction import prediction_target
-from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.diffusion.timestep_sampling import sample_timesteps
 from ardiff.dit import DiT, TextTokens
 from ardiff.errors import TrainingError
 from ardiff.randomness import BatchGenerator
+from ardiff.sampling.full import stream_request
+from ardiff.sampling.params import ModelInfo, SamplingParams, expand_params, validate
+from ardiff.sampling.request import SampleRequest
 from ardiff.tensors import to_device
 from ardiff.train.tasks.base import Batch, Task
 from ardiff.train.tasks.config import DiTTaskConfig
@@ -31,8 +32,12 @@ class DiTTask(Task):
 
     The latents are as encoded, not normalised. With ``encode``, batches hold ``video`` uint8 ``(B, F, H, W, 3)``
     instead of latents. A model without classes ignores the labels. For a model with text they also hold ``text``
-    float32 ``(B, M, E)`` and ``text_mask`` bool ``(B, M)``, whose rows without any True are clips without text.
+    float32 ``(B, M, E)`` and ``text_mask`` bool ``(B, M)``, whose rows without any True are clips without text; for a
+    model with several shapes of frames ``shape`` int64 ``(B,)``, of which the part of the clips is logged.
     """
+
+    sampling = SamplingParams(num_inference_steps=20, ar_step=2, mode="full")
+    """Parameters of :meth:`samples`."""
 
     def __init__(
         self,
@@ -52,29 +57,41 @@ class DiTTask(Task):
         self.encode = encode
 
     def loss(self, batch: Batch, step: int, draws: BatchGenerator) -> tuple[Tensor, dict[str, Tensor]]:
-        latents = batch["latents"] if self.encode is None else self.encode(batch["video"])
-        x0 = self.statistics.normalise(latents)  # (B, F, L, D)
+        x0 = self._clean(batch)  # (B, F, L, D)
         size, frames = x0.shape[:2]
         kind, count = self.diffusion.timestep_sampling, self.diffusion.num_timesteps
         timesteps = to_device(sample_timesteps(kind, size, frames, count, draws.generators(size)), x0.device)  # (B, F)
-        eps = to_device(draws(size, lambda g: torch.randn(x0.shape[1:], generator=g)), x0.device)  # (B, F, L, D)
-        if self.config.noise_clip:
-            eps = eps.clamp(-self.config.noise_clip, self.config.noise_clip)
-        uniform = draws(size, lambda g: torch.rand((), generator=g))  # (B,)
-        labels = self._labels(batch["label"], to_device(uniform < self.config.class_dropout, x0.device))  # (B,)
+        eps = self._noise(x0, draws)  # (B, F, L, D)
+        labels = self._labels(batch, draws)  # (B,)
         x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)  # (B, F, L, D)
         text = (self._text(batch, draws),) if self.model.config.text else ()
         output = self.model(x_t, timesteps, labels, *text)  # (B, F, L, D)
         target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)
         loss = diffusion_loss(output, target)
         breakdown = loss_breakdown(output, target, timesteps, self.diffusion.num_timesteps)
-        return loss, {"mean_timestep": timesteps.float().mean(), **breakdown}
+        logged = {"mean_timestep": timesteps.float().mean(), **breakdown}
+        if "shape" in batch:
+            shapes = range(self.model.config.num_shapes)
+            logged |= {f"share_shape_{i}": (batch["shape"] == i).float().mean() for i in shapes}
+        return loss, logged
 
-    def _labels(self, labels: Tensor, dropped: Tensor) -> Tensor:
-        """Class indices ``(B,)`` with the null class where ``dropped`` (bool ``(B,)``)."""
+    def _clean(self, batch: Batch) -> Tensor:
+        """Normalised clean latents of the batch, ``(B, F, L, D)``."""
+        return self.statistics.normalise(batch["latents"] if self.encode is None else self.encode(batch["video"]))
+
+    def _noise(self, like: Tensor, draws: BatchGenerator) -> Tensor:
+        """Noise with the shape of ``like (B, F, L, D)``, clamped if the configuration says so."""
+        eps = to_device(draws(len(like), lambda g: torch.randn(like.shape[1:], generator=g)), like.device)
+        return eps.clamp(-self.config.noise_clip, self.config.noise_clip) if self.config.noise_clip else eps
+
+    def _labels(self, batch: Batch, draws: BatchGenerator) -> Tensor:
+        """The labels ``(B,)`` that the model takes: of classes, some replaced by the null class, and of shapes."""
+        labels = batch["label"]
+        uniform = draws(len(labels), lambda g: torch.rand((), generator=g))  # (B,)
         if self.model.config.num_classes == 0:
             labels = torch.full_like(labels, self.model.unlabelled)
-        return torch.where(dropped, self.model.null_class, labels)
+        dropped = to_device(uniform < self.config.class_dropout, labels.device)  # (B,)
+        return self.model.label(torch.where(dropped, self.model.null_class, labels), batch.get("shape", 0))
 
     def _text(self, batch: Batch, draws: BatchGenerator) -> TextTokens:
         """The text of the clips, some of it dropped. Raises TrainingError if the batch has none."""
@@ -89,13 +106,14 @@ class DiTTask(Task):
 
     @torch.no_grad()
     def samples(self, model: nn.Module) -> Tensor | None:
-        """One video (20 steps, ``ar_step`` 2) for each of the first 8 classes, with seeds 0, 1, ... and no text."""
+        """One video for each of the first 8 classes, with seeds 0, 1, ... and no text."""
         if self.decode is None:
             return None
         assert isinstance(model, DiT)
-        config = model.config
-        labels = torch.arange(min(max(config.num_classes, 1), 8), device=next(model.parameters()).device)
-        noise = initial_noise(list(range(len(labels))), config.num_frames, config.num_tokens, config.token_dim)
-        denoise = guided_denoiser(model, self.diffusion, labels, 1.0)
-        latents = sample_full(denoise, noise.to(labels.device), ad_schedule(config.num_frames, 20, 2), self.diffusion)
+        params = replace(self.sampling, num_frames=model.config.num_frames)
+        params = validate(params, ModelInfo.from_configs(model.config, self.diffusion))
+        videos = range(min(max(model.config.num_classes, 1), 8))
+        labels = [n if model.config.num_classes else None for n in videos]
+        request = SampleRequest(videos=tuple(expand_params(params, class_label=labels, seed=list(videos))))
+        latents = torch.cat(list(stream_request(model, self.diffusion, request)), dim=1)
         return to_uint8(self.decode(self.statistics.denormalise(latents))).cpu()

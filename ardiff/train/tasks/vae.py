@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.metrics.networks.lpips import load_lpips
 from ardiff.randomness import BatchGenerator
+from ardiff.resolution import Resolution
 from ardiff.tensors import to_device
 from ardiff.train.tasks.base import Batch, Task
 from ardiff.train.tasks.config import AutoencoderTaskConfig
@@ -21,7 +22,8 @@ TO_FRAMES = "b f c h w -> (b f) c h w"
 
 
 class AutoencoderTask(Task):
-    """Reconstructs clips. Batches hold ``video`` uint8 ``(B, F, H, W, 3)``."""
+    """Reconstructs clips. Batches hold ``video`` uint8 ``(B, F, H, W, 3)``, of several shapes also ``shape`` int64
+    ``(B,)``, of which the part of the clips is logged."""
 
     def __init__(self, model: ARAutoencoder, config: AutoencoderTaskConfig, examples: Tensor | None = None) -> None:
         """Draws the discriminator's initial weights, if the configuration has one, from torch's global generator.
@@ -51,6 +53,9 @@ class AutoencoderTask(Task):
         reconstruction = self._distance(output.float(), video)
         kl = posterior.kl()
         logged = {"reconstruction": reconstruction, "kl": kl}
+        if "shape" in batch:
+            shapes = enumerate(self.model.config.shapes)
+            logged |= {f"share_{shape}": (batch["shape"] == i).float().mean() for i, shape in shapes}
         if self.lpips is not None:
             frames, decoded = rearrange(video, TO_FRAMES), rearrange(output.float(), TO_FRAMES)  # (N, 3, H, W)
             logged["perceptual"] = self.lpips.to(video.device)(frames, decoded).mean()
@@ -96,5 +101,5 @@ class AutoencoderTask(Task):
             return None
         assert isinstance(model, ARAutoencoder)
         video = to_unit(self.examples.to(next(model.parameters()).device))
-        output = to_uint8(model.decode(model.encode(video).mean)).cpu()
+        output = to_uint8(model.decode(model.encode(video).mean, shape=Resolution(*video.shape[3:]))).cpu()
         return rearrange([self.examples, output], "two b f h w c -> (b two) f h w c")

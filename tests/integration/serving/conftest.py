@@ -191,7 +191,7 @@ def serve_on_each(
 def _start(
     name: str, pipelines: dict[str, ARDiffusionPipeline], config: ServiceConfig, stopping: threading.Event
 ) -> Served:
-    listener = socket.socket()
+    listener = socket.socket(proto=socket.IPPROTO_TCP)  # with 0, asyncio does not set TCP_NODELAY
     listener.bind(("127.0.0.1", 0))
     port, made = listener.getsockname()[1], list[Any]()
 

@@ -25,6 +25,7 @@ from ardiff.config import build
 from ardiff.data import storage
 from ardiff.data.decode import decode_clip
 from ardiff.data.encode import encode_video
+from ardiff.diffusion.student import Student
 from ardiff.errors import ConfigError
 from ardiff.resolution import Resolution
 from ardiff.serving.config import ServiceConfig
@@ -883,7 +884,8 @@ def test_a_damaged_video_is_no_outage_of_storage(serve: Serve, tmp_path: Path) -
 
 
 def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = serve(max_waiting=3, engine={"max_requests": 1}, jobs_per_key=100)
+    patience = {"storage_seconds": 240.0, "limits": {"upload_seconds": 60.0}}  # on a busy machine uploads take long
+    served = serve(max_waiting=3, engine={"max_requests": 1}, jobs_per_key=100, **patience)
     served.hold()
     served.ask(**LONG)
     eventually(lambda: served.replica.running)
@@ -892,7 +894,7 @@ def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.
     Image.new("RGB", (16, 16)).save(picture, "PNG")
 
     def write_together(record: Any, given_frames: Any) -> None:
-        together.wait(60)  # until all requests are here
+        together.wait(200)  # until all requests are here
         write(files, record, given_frames)
 
     monkeypatch.setattr(files, "write_input", write_together)
@@ -900,7 +902,7 @@ def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.
 
     def ask() -> None:
         answer = httpx.post(
-            f"{served.url}/v1/videos", data=LONG, files={"input_reference": picture.getvalue()}, timeout=120
+            f"{served.url}/v1/videos", data=LONG, files={"input_reference": picture.getvalue()}, timeout=300
         )
         statuses.append(answer.status_code)
 
@@ -914,8 +916,8 @@ def test_requests_are_stored_at_the_same_time(serve: Serve, monkeypatch: pytest.
 
 
 def test_several_models_by_name(serve: Serve, make_pipeline: Any, make_vae: Any) -> None:
-    other = make_pipeline(seed=5, num_classes=0)
-    other.vae = make_vae(resolution=[16, 40])
+    other = make_pipeline(seed=5, num_classes=0, num_shapes=2)
+    other.vae = make_vae(resolution=[16, 40], buckets=[[40, 16]])
     served = serve(pipelines={"first": make_pipeline(), "second": other})
     models = served.client.get("/v1/models").json()["data"]
     assert [(m["id"], m["num_classes"], m["size"]) for m in models] == [("first", 3, "16x16"), ("second", 0, "40x16")]
@@ -927,9 +929,31 @@ def test_several_models_by_name(serve: Serve, make_pipeline: Any, make_vae: Any)
     assert done["size"] == "40x16"
     content = served.client.get(f"/v1/videos/{done['id']}/content").content
     assert decode_clip(content, 0, 4).shape == (4, 16, 40, 3)
-    refused = served.client.post("/v1/videos", json={"model": "second", "size": "16x40"})
-    assert (refused.status_code, "makes 40x16 only" in refused.text) == (422, True)
+    assert [m["sizes"] for m in models] == [["16x16"], ["40x16", "16x40"]]
+    tall = served.wait(served.ask(model="second", size="16x40", **fields))
+    assert (tall["size"], tall["frames_sha256"]) == ("16x40", sha256(other(size="16x40", **fields).frames[0]))
+    refused = served.client.post("/v1/videos", json={"model": "second", "size": "16x16"})
+    assert (refused.status_code, "size is 16x16: the model makes 40x16 or 16x40 only." in refused.text) == (422, True)
     assert served.wait(served.ask(**fields))["model"] == "first"
+
+
+def test_a_student_is_served_with_its_own_defaults(serve: Serve, make_pipeline: Any) -> None:
+    student = make_pipeline(student=Student(timesteps=(999, 614), num_steps=2, guidance=1.5))
+    served = serve(pipelines={"student": student, "teacher": make_pipeline()})
+    models = served.client.get("/v1/models").json()["data"]
+    assert [(m["student"], m["steps"], m["maximum"]["num_inference_steps"]) for m in models] == [
+        (True, 2, 2), (False, 50, 250)
+    ]  # fmt: skip
+    done = served.wait(served.ask(class_label=1, num_frames=10, seed=3))
+    assert (done["num_inference_steps"], done["solver"], done["ar_step"]) == (2, "lcm", 2)
+    assert done["frames_sha256"] == sha256(student(class_label=1, num_frames=10, seed=3).frames[0])
+    for changes, param in (
+        ({"num_inference_steps": 20}, "num_inference_steps"),
+        ({"guidance_scale": 2}, "guidance_scale"),
+    ):
+        refused = served.client.post("/v1/videos", json={"num_frames": 4, **changes})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
+        assert "student of 1 to 2 steps" in refused.json()["error"]["message"]
 
 
 def test_a_stream_that_begins_takes_no_slot_of_another_model(

@@ -164,7 +164,7 @@ def test_a_crashed_job_of_a_model_of_other_replicas_delays_no_other(serve: Serve
     second = serve("b", lease_seconds=SHORT_LEASE)
     eventually(lambda: second.record(elsewhere).crashes)
     video = replace(second.record(elsewhere), id=new_id(), model="tiny", lease=0)
-    second.replica.stores.jobs.store.create(video, None, lambda load: None)
+    second.replica.stores.jobs.store.create(video, lambda load: None)
     assert second.wait({"id": video.id})["model"] == "tiny"
     assert second.look(elsewhere)["status"] == "queued"
 

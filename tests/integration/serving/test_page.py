@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 from toy_text import ToyEncoder
 
+from ardiff.diffusion.student import Student
 from ardiff.errors import DataError
 
 from .conftest import Serve, Served
@@ -291,3 +292,43 @@ def test_a_model_with_text_has_a_box_for_prompts(page: Page, serve: Serve, make_
     page.click("#go")
     until(page, "document.querySelectorAll('#history li').length == 2")
     assert page.inner_text("#history li").startswith("Class disc, Frames 8, ")
+
+
+def test_a_model_of_several_sizes_has_a_choice_of_them(
+    page: Page, serve: Serve, make_pipeline: Any, make_vae: Any
+) -> None:
+    several = make_pipeline(num_shapes=2)
+    several.vae = make_vae(resolution=16, buckets=[[16, 40]])
+    served = serve(pipelines={"plain": make_pipeline(), "several": several})
+    page.goto(served.url)
+    until(page, "document.querySelectorAll('#model option').length == 2")
+    assert page.is_hidden("#size-field")
+    page.select_option("#model", "several")
+    assert page.is_visible("#size-field")
+    page.select_option("#size", "40x16")
+    page.fill("#num_frames", "4")
+    page.fill("#num_inference_steps", "4")
+    page.click("#go")
+    until(page, "document.querySelector('#status').dataset.state == 'completed'")
+    (video,) = served.client.get("/v1/videos").json()["data"]
+    assert video["size"] == "40x16"
+    until(page, "document.querySelector('#history li') != null")
+    assert "Size 40x16, Frames 4, " in page.inner_text("#history li")
+
+
+def test_a_student_brings_its_own_settings(page: Page, serve: Serve, make_pipeline: Any) -> None:
+    """And the other model has its own again."""
+    student = make_pipeline(student=Student(timesteps=(999, 614), num_steps=2))
+    served = serve(pipelines={"teacher": make_pipeline(), "student": student})
+    page.goto(served.url)
+    until(page, "document.querySelectorAll('#model option').length == 2")
+    assert page.input_value("#num_inference_steps") == "50"
+    page.select_option("#model", "student")
+    assert page.input_value("#num_inference_steps") == page.input_value("#ar_step") == "2"
+    assert page.is_disabled("#guidance_scale")
+    page.fill("#num_frames", "4")
+    page.click("#go")
+    until(page, "document.querySelector('#status').dataset.state == 'completed'")
+    page.select_option("#model", "teacher")
+    assert page.input_value("#num_inference_steps") == "50"
+    assert page.is_enabled("#guidance_scale")

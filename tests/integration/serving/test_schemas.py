@@ -18,7 +18,7 @@ DOCUMENTATION = field_documentation(SamplingParams)
 def test_a_request_has_every_parameter_with_its_default_and_description() -> None:
     parameters = asdict(SamplingParams())
     request = VideoRequest.model_fields
-    assert set(request) - NAMES - {"prompt"} == {"model", "fps", "seconds", "size"}
+    assert set(request) - NAMES - {"prompt"} == {"model", "fps", "seconds"}
     assert NAMES - set(request) == {*FROM_INPUT}
     for name in NAMES - {*FROM_INPUT, "prompt", "class_label", "seed"}:  # which accept more than SamplingParams
         assert (request[name].default, request[name].description) == (parameters[name], DOCUMENTATION[name])

@@ -70,7 +70,7 @@ def accept(load: Load) -> None:
 
 def queue(store: JobStore, **changes: Any) -> JobRecord:
     job = record(**changes)
-    assert store.create(job, None, accept)
+    assert store.create(job, accept)
     return job
 
 
@@ -182,7 +182,7 @@ def test_limits_hold_for_requests_at_the_same_time(store: JobStore, make_databas
         accepted = 0
         for owner in ("alice", "bob"):
             try:
-                accepted += replicas[number].create(record(owner), None, check)
+                accepted += replicas[number].create(record(owner), check)
             except ConfigError:
                 continue
         return accepted
@@ -197,12 +197,12 @@ def test_limits_hold_for_requests_at_the_same_time(store: JobStore, make_databas
 
 def test_an_idempotency_key_has_one_job(store: JobStore, make_database: Callable[[], Database]) -> None:
     replicas = [JobStore(make_database()) for _ in range(6)]
-    created = together(6, lambda number: replicas[number].create(record(idempotency="k"), "hash", accept))
+    created = together(6, lambda number: replicas[number].create(record(idempotency="k", request_hash="h"), accept))
     assert sorted(created) == [False] * 5 + [True]
-    job, request_hash = store.repeated("alice", "k")
-    assert request_hash == "hash"
+    job = store.repeated("alice", "k")
+    assert job.request_hash == "h"
     assert store.repeated("bob", "k") is None
-    assert store.create(record("bob", idempotency="k"), "hash", accept)
+    assert store.create(record("bob", idempotency="k"), accept)
     store.delete([job.id])
     assert store.repeated("alice", "k") is None
 

@@ -303,3 +303,50 @@ def test_the_model_holds_its_configuration_and_nothing_but_weights(make_dit):
 def test_impossible_sizes(changes, message):
     with pytest.raises(ValueError, match=message):
         DiTConfig(**changes)
+
+
+def test_the_shape_of_frames_is_a_condition(make_dit):
+    model, plain = make_dit(num_shapes=3), make_dit()
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters()) + 3 * 16
+    timesteps = torch.full((9,), 500)
+    classes, shapes = torch.arange(9) % 3, torch.arange(9) // 3
+    labels = model.label(classes, shapes)
+    assert len(set(labels.tolist())) == 9
+    modulations = model.modulations(timesteps, labels)
+    assert len(torch.unique(modulations.round(decimals=4), dim=0)) == 9
+    with torch.no_grad():
+        model.shape_embedding.weight.zero_()
+        assert torch.equal(model.modulations(timesteps, labels), model.modulations(timesteps, classes))
+    assert model.without_class(labels).tolist() == model.label(torch.full((9,), model.null_class), shapes).tolist()
+    assert plain.without_class(classes).tolist() == [plain.null_class] * 9
+
+
+def test_condition_tokens_take_frames_of_one_shape() -> None:
+    with pytest.raises(ValueError, match="one shape only"):
+        DiTConfig(num_shapes=2, condition="tokens", condition_tokens=2, positions="sincos")
+    with pytest.raises(ValueError, match="at least 1"):
+        DiTConfig(num_shapes=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_teacher_forcing_shows_a_noisy_frame_the_clean_frames_before_it(make_dit, variant):
+    """Each noisy frame equals that of a clip of its own, whose other frames are clean."""
+    model = make_dit(**variant).double()
+    noisy, timesteps, *condition = inputs(model)
+    noisy, generator = noisy.double(), torch.Generator().manual_seed(7)
+    clean = torch.randn(noisy.shape, generator=generator, dtype=torch.float64)
+    levels = torch.cat([torch.ones_like(timesteps), timesteps], dim=1)
+    output = model(torch.cat([clean, noisy], dim=1), levels, *condition, teacher_forcing=True)
+    assert output.shape == noisy.shape
+    for frame in range(FRAMES):
+        clip = torch.cat([clean[:, :frame], noisy[:, frame : frame + 1]], dim=1)
+        own = torch.cat([levels[:, :frame], timesteps[:, frame : frame + 1]], dim=1)
+        assert torch.allclose(output[:, frame], model(clip, own, *condition)[:, frame], rtol=0, atol=1e-12)
+
+
+def test_teacher_forcing_needs_a_causal_model_and_room_for_the_clip(make_dit):
+    latents, timesteps, labels = inputs(make_dit(), 2 * FRAMES)
+    with pytest.raises(ValueError, match="no frame sees a later one"):
+        make_dit(attention="bidirectional")(latents, timesteps, labels, teacher_forcing=True)
+    with pytest.raises(ValueError, match="sees at most 4 frames at once, got 8"):
+        make_dit(num_frames=4)(latents, timesteps, labels, teacher_forcing=True)

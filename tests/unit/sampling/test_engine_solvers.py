@@ -21,7 +21,8 @@ from ardiff.sampling.params import InvalidParamError, ModelInfo, SamplingParams,
 from ardiff.sampling.request import SampleRequest
 
 DIFFUSION = DiffusionConfig(prediction="v")
-SOLVERS, SPACINGS = get_args(Solver), get_args(TimestepSpacing)
+SOLVERS = [solver for solver in get_args(Solver) if solver != "lcm"]  # that of students
+SPACINGS = [spacing for spacing in get_args(TimestepSpacing) if spacing != "distilled"]
 PRECISIONS = ((torch.float64, 1e-10), (torch.float32, 1e-4))
 """Types, and how much of the largest latent the samplers may differ by."""
 
@@ -149,8 +150,11 @@ def test_the_spacing_follows_the_solver() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"solver": "heun"}, "solver must be one of ddim, dpmpp_2m, unipc, got 'heun'"),
-        ({"timestep_spacing": "karras"}, "timestep_spacing must be one of leading, trailing, log_snr, got 'karras'"),
+        ({"solver": "heun"}, "solver must be one of ddim, dpmpp_2m, unipc, lcm, got 'heun'"),
+        (
+            {"timestep_spacing": "karras"},
+            "timestep_spacing must be one of leading, trailing, log_snr, distilled, got 'karras'",
+        ),
         ({"mode": "fast"}, "mode must be one of window, rolling, full, got 'fast'"),
     ],
 )

@@ -12,8 +12,8 @@ from pathlib import Path
 from ardiff.sampling.params import SamplingParams
 
 ROOT = Path(__file__).parents[3]
-COMMON_WORDS = {"num_frames", "seed", "given_frames"}
-"""Names with other meanings too: length of a clip, seed of a training run or a shuffle, pixels of given frames."""
+COMMON_WORDS = {"num_frames", "seed", "given_frames", "size"}
+"""Names with other meanings too: length of a clip, seed of a training run or a shuffle, pixels and bytes."""
 ALLOWED = {
     "ardiff/sampling/params.py": "the declaration",
     "ardiff/sampling/modulations.py": "a table of modulations has one row per sampling step",

@@ -8,6 +8,7 @@ import pytest
 
 from ardiff.data import storage
 from ardiff.errors import DataError
+from ardiff.resolution import Resolution
 from ardiff.sampling.params import FrameCondition, SamplingParams
 from ardiff.sweep.manifest import read_manifest, video_record, write_manifest
 from ardiff.sweep.specs import Record, VideoSpec, find_complete, read_complete, read_record, spec_id, write_record
@@ -35,7 +36,7 @@ def make_video_spec(folder: str, number: int = 0, latents: bool = False, **sampl
 def store(spec: VideoSpec, data: bytes = b"video") -> Record:
     """A spec as if it had been generated."""
     record = Record(
-        id=spec.id, status="ok", size=len(data), latents_size=3 if spec.latents else 0, statistics={"a": [1.5]}
+        id=spec.id, status="ok", file_size=len(data), latents_size=3 if spec.latents else 0, statistics={"a": [1.5]}
     )
     storage.write_bytes(spec.uri, data)
     if spec.latents:
@@ -120,11 +121,13 @@ def test_ids_depend_on_everything_that_frames_depend_on() -> None:
 
 
 def test_ids_stay_what_they_are() -> None:
-    """Defaults are left out of ids, so a new parameter keeps them, but no default may ever change."""
+    """Defaults are left out of ids, so a new parameter keeps them. No default may ever change, nor what None stands
+    for."""
     defaults = {f.name: f.default for f in fields(SamplingParams)}
-    expected = {"num_frames": 16, "num_inference_steps": 50, "ar_step": None, "guidance_scale": 1.0, "mode": "window"}
+    expected = {"num_frames": 16, "num_inference_steps": None, "ar_step": None, "guidance_scale": 1.0, "mode": "window"}
     assert defaults.items() >= {**expected, "class_label": None, "seed": 0, "given_frames": 0}.items()
-    assert spec_id("f00d", SamplingParams(), "fp32") == "24dae1f32bf23e31"
+    for same in (SamplingParams(), SamplingParams(num_inference_steps=50, solver="ddim")):
+        assert spec_id("f00d", same, "fp32") == "24dae1f32bf23e31"
     params = SamplingParams(num_frames=128, ar_step=5, guidance_scale=2.0, mode="rolling", class_label=1, seed=9)
     assert spec_id("f00d", params, "bf16") == "919e91551888f14e"
 
@@ -138,6 +141,7 @@ def test_other_files_are_no_manifest(tmp_path: Path) -> None:
 
 def test_a_spec_is_a_row_of_an_evaluation(tmp_path: Path) -> None:
     spec = replace(make_video_spec(str(tmp_path), class_label=None), class_name="")
-    record = video_record(spec, store(spec), 16)
-    assert (record.uri, record.size, record.codec, record.height, record.num_frames) == (spec.uri, 5, "h264", 16, 8)
+    record = video_record(spec, store(spec), Resolution(16, 24))
+    assert (record.uri, record.size, record.codec, record.num_frames) == (spec.uri, 5, "h264", 8)
+    assert (record.height, record.width) == (16, 24)
     assert (record.label, record.class_name, record.split, record.status) == (0, "video", "test", "ok")

@@ -21,10 +21,13 @@ from ardiff.train.estimate.counts import (
     count_step,
     decoder_flops,
     encoder_flops,
+    frame_flops,
     i3d_flops,
     video_flops,
 )
 from ardiff.train.estimate.zero import estimate_stages, exchanged_bytes, recommended, state_bytes
+from ardiff.train.tasks import DistillTaskConfig
+from ardiff.train.tasks.distill import evaluations_of_update
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 ROOT = Path(__file__).parents[3]
@@ -178,6 +181,25 @@ def test_gpu_hours_of_the_jobs_by_hand() -> None:
     assert found["endpoint"].gpu_hours == 21
     assert [job.name for job in estimate_jobs(dataclasses.replace(config, model="vae"))] == ["train-vae"]
     assert "train-dit" not in {job.name for job in estimate_jobs(dataclasses.replace(config, gpu_memory_gib=1e-9))}
+
+
+def test_gpu_hours_of_a_student_by_hand() -> None:
+    """Two clips of 4 frames in each of 8 micro-batches; its own videos take one unguided step."""
+    recipe = DistillTaskConfig(
+        teacher_steps=2, start_probabilities=(0.75, 0.25), trajectory_uses=5, guidance=2.0, first_frames=4
+    )
+    work = WorkConfig(distill_updates=30, num_videos=7, sampling=SamplingParams(num_frames=4))
+    config = dataclasses.replace(SMALL, work=work, distill=recipe, peak_tflops=1e-6, utilisation=0.5)
+    found = {job.name: job for job in estimate_jobs(config)}
+    student = 4 + 4 + 4  # clean, noisy and further first frames of a clip and update
+    teacher = 2 * student * (0.75 * 2 + 0.25 * 1) / 5
+    assert evaluations_of_update(recipe, 4) == (teacher, student)
+    clips = config.micro_batch_size * config.gradient_accumulation * config.num_gpus
+    flops = 30 * clips * (teacher + 3 * student) * frame_flops(config)
+    assert found["distill"].gpu_hours == pytest.approx(flops / 0.5e6 / 3600)
+    assert found["sweep"].work.endswith("of 4 frames, 1 step")
+    video = (4 + 3) * frame_flops(config) + 4 * decoder_flops(VAE)
+    assert found["sweep"].gpu_hours == pytest.approx(7 * video / 0.5e6 / 3600)
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

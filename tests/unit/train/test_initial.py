@@ -17,7 +17,8 @@ from ardiff.train.checkpoint import TrainState, save_checkpoint
 from ardiff.train.config import OptimizerConfig
 from ardiff.train.engines.torch_engine import TorchEngine
 from ardiff.train.export import MODEL, describe_autoencoder
-from ardiff.train.initial import initialise_autoencoder, initialise_dit, interpolated_positions, pruned
+from ardiff.train.initial import initialise_autoencoder, initialise_dit, pruned
+from ardiff.vae.blocks import interpolated_positions
 from ardiff.vae.config import DiscriminatorConfig
 from ardiff.vae.discriminator import PatchDiscriminator
 from ray_jobs import train_dit, train_vae

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.config import DiffusionConfig
-from ardiff.dit import DiTConfig
+from ardiff.dit import DiT, DiTConfig
 from ardiff.errors import TrainingError
 from ardiff.metrics.networks.lpips import LPIPS
 from ardiff.randomness import BatchGenerator
@@ -44,6 +44,7 @@ class Perfect(torch.nn.Module):
 
     config = DiTConfig(num_classes=3)
     null_class = 3
+    label, without_class = DiT.label, DiT.without_class
 
     def __init__(self, answer: torch.Tensor) -> None:
         super().__init__()

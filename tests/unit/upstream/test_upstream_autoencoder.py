@@ -138,5 +138,5 @@ def test_patches_have_16_pixels() -> None:
 
 
 def test_frames_are_square() -> None:
-    with pytest.raises(ValueError, match=r"square frames only, because .*, got resolution \[16, 32\]: train a model"):
+    with pytest.raises(ValueError, match=r"square frames only, because .*, got 16x32: train a model"):
         UpstreamAutoencoderConfig(**{**SIZES, "resolution": (16, 32)})

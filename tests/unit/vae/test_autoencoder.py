@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ardiff.resolution import Resolution
 from ardiff.vae import ARAutoencoder, AutoencoderConfig, DecoderCache, Posterior
 from ardiff.vae.blocks import patchify, unpatchify
 
@@ -158,6 +159,8 @@ def test_size_with_the_defaults() -> None:
     [
         ({"resolution": 250}, "resolution 250 must be a multiple of patch_size 16"),
         ({"resolution": (256, 250)}, r"resolution \[256, 250\] must be a multiple of patch_size 16"),
+        ({"buckets": [(256, 250)]}, r"resolution \[256, 250\] must be a multiple"),
+        ({"buckets": [(256, 512), 256]}, "different shapes, got 256x256, 256x512, 256x256"),
         ({"resolution": 0}, "at least 1"),
         ({"resolution": (16, 0)}, "at least 1"),
         ({"resolution": (16, 16, 16)}, "one number or"),
@@ -180,7 +183,7 @@ def test_impossible_sizes(changes, message):
 def test_positions_are_by_row_and_column(make_vae, resolution):
     """A frame whose patches differ only in their row, or column, is a frame of the shape turned."""
     model = make_vae(resolution=list(resolution), num_tokens=2)
-    rows, columns = model.config.patch_grid
+    rows, columns = model.config.patch_grid()
     assert (8 * rows, 8 * columns) == resolution
     assert model.encoder.patch_positions.shape == (rows * columns, 16)
     frames = torch.rand(2, 3, 3, *resolution, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -209,3 +212,43 @@ def test_a_patch_of_a_rectangle_is_decoded_where_it_was(make_vae):
     place = torch.zeros(16, 40, dtype=torch.bool)
     place[8:16, 24:32] = True
     assert torch.equal(changed, place)
+
+
+SHAPES = {"resolution": [24, 24], "buckets": [[16, 40], [40, 16]]}
+
+
+def test_a_model_of_several_shapes(make_vae):
+    model, square = make_vae(**SHAPES), make_vae(resolution=24)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in square.parameters())
+    assert torch.equal(model.decode(latents(3)), square.decode(latents(3)))  # the first shape is as without the others
+    for shape in model.config.shapes:
+        frames = torch.rand(2, 3, 3, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        posterior = model.encode(frames)
+        assert posterior.mean.shape == (2, 3, 2, 4)
+        noise = torch.zeros_like(posterior.mean)
+        output, _ = model(frames, noise)
+        assert output.shape == frames.shape
+        expected = model.decode(posterior.mean, shape=shape)
+        assert torch.equal(output, expected)
+        cache = DecoderCache()
+        parts = [model.decode(part, cache, shape=shape) for part in posterior.mean.split(1, dim=1)]
+        assert torch.allclose(torch.cat(parts, dim=1), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+        assert torch.equal(model.decode_long(posterior.mean, 8, shape), expected)
+    assert not torch.equal(model.decode(latents(1), shape=(16, 40)).mT, model.decode(latents(1), shape=(40, 16)))
+
+
+def test_gradients_of_every_shape_reach_the_positions(make_vae):
+    model = make_vae(**SHAPES)
+    for shape in model.config.shapes:
+        model.zero_grad()
+        model(torch.zeros(1, 2, 3, *shape), torch.zeros(1, 2, 2, 4))[0].square().mean().backward()
+        for half in (model.encoder, model.decoder):
+            assert (half.patch_positions.grad.abs().amax(dim=1) > 0).all()
+
+
+def test_a_shape_that_the_model_does_not_know(make_vae):
+    for model, known in ((make_vae(**SHAPES), "24x24, 16x40, 40x16"), (make_vae(), "16x16")):
+        with pytest.raises(ValueError, match=rf"frames of {known} \(height x width\), got 16x24"):
+            model.encode(torch.zeros(1, 1, 3, 16, 24))
+        with pytest.raises(ValueError, match="got 16x24"):
+            model.decode(latents(1), shape=Resolution(16, 24))

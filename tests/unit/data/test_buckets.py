@@ -1,0 +1,194 @@
+"""Buckets: which shape a video gets, which shapes are chosen, and the stream whose batches have one shape each."""
+
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ardiff.data.bucket_stream import BucketStream, clip_stream
+from ardiff.data.buckets import assign, choose, wasted
+from ardiff.data.config import ClipConfig
+from ardiff.data.encode import encode_video
+from ardiff.data.manifest import VideoRecord, manifest_table
+from ardiff.data.streams import ClipStream, Stream
+from ardiff.errors import ConfigError
+from ardiff.resolution import Resolution
+from ray_jobs.training.batches import rows_of_rank
+
+SHAPES = (Resolution(16, 16), Resolution(12, 20), Resolution(20, 12))
+SIZES = [(32, 32)] * 5 + [(18, 32)] * 9 + [(32, 18)] * 2 + [(24, 32)] * 2
+"""Height and width of the videos; the last ones are nearer to 12 x 20 than to the square."""
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[VideoRecord]:
+    """Videos whose brightness is ten times their number."""
+    folder = tmp_path_factory.mktemp("videos")
+    records = []
+    for number, (height, width) in enumerate(SIZES):
+        data = encode_video(np.full((6, height, width, 3), 10 * number, np.uint8), 8)
+        file = folder / f"{number}.mp4"
+        file.write_bytes(data)
+        shape = ("h264", width, height, 8.0, 6)
+        records.append(VideoRecord(str(file), len(data), *shape, number, "x", "train", "ok", ""))
+    return records
+
+
+def stream(records: list[VideoRecord], seed: int = 0, batch_size: int = BATCH, **clips: Any) -> BucketStream:
+    made = clip_stream(manifest_table(records), ClipConfig(num_frames=2, **clips), SHAPES, seed, batch_size)
+    assert isinstance(made, BucketStream)
+    return made
+
+
+def labels(made: Stream, chunks: range) -> list[int]:
+    return [label for chunk in chunks for label in made.load(chunk)["label"].tolist()]
+
+
+def test_the_waste_is_what_a_crop_cuts_off() -> None:
+    shapes = [Resolution(36, 64), Resolution(64, 36), Resolution(48, 48)]
+    videos = [(720, 1280), (1280, 720), (480, 640), (500, 500), (100, 300)]
+    heights, widths = (np.array(sides) for sides in zip(*videos, strict=True))
+    for row, video in zip(wasted(heights, widths, shapes), videos, strict=True):
+        cut = [1 - shape.largest_in(*video).num_pixels / (video[0] * video[1]) for shape in shapes]
+        assert row == pytest.approx(cut, abs=0.005)
+    assert assign(heights, widths, shapes).tolist() == [0, 1, 0, 2, 0]
+    assert assign(np.array([100]), np.array([100]), [Resolution(3, 4), Resolution(4, 3)]).tolist() == [0]  # equal waste
+
+
+def test_chosen_shapes_waste_the_least_of_all_that_could_be_chosen() -> None:
+    generator = np.random.default_rng(0)
+    widths, heights = generator.integers(200, 900, (2, 60))
+    first, patch = Resolution.square(32), 4  # 8 x 8 patches
+    chosen = choose(heights, widths, first, 2, patch)
+    assert all(side % patch == 0 for shape in chosen for side in shape)
+    assert all(shape.num_pixels <= first.num_pixels and max(shape) <= 3 * min(shape) for shape in chosen)
+
+    def waste(*shapes: Resolution) -> float:
+        return float(wasted(heights, widths, [first, *shapes]).min(axis=1).mean())
+
+    grids = [(5, 12), (6, 10), (7, 9), (9, 7), (10, 6), (12, 5)]  # for 5, 6 and 7 rows the widest, and turned
+    others = [Resolution(4 * rows, 4 * columns) for rows, columns in grids]
+    assert waste(*chosen) <= min(waste(*pair) for pair in itertools.combinations(others, 2)) + 1e-3
+    assert waste(*chosen) < 0.7 * waste()
+
+
+def test_a_shape_without_videos_is_not_chosen() -> None:
+    sides = np.array([64, 64]), np.array([64, 64])
+    assert choose(*sides, Resolution.square(32), 3, 8) == ()
+    wide = np.array([720] * 9), np.array([1280] * 9)
+    assert choose(*wide, Resolution.square(48), 3, 4) == (Resolution(36, 64),)
+    assert choose(*(np.array([1, 2]), np.array([2, 1])), Resolution.square(8), 3, 8) == ()  # one patch has one shape
+
+
+def test_one_shape_needs_no_buckets(records: list[VideoRecord]) -> None:
+    table, clips = manifest_table(records), ClipConfig(num_frames=2)
+    one = clip_stream(table, clips, SHAPES[:1], 5, BATCH)
+    plain = ClipStream(table, clips, SHAPES[0], 5)
+    assert isinstance(one, ClipStream)
+    assert one.load(0)["label"].tolist() == plain.load(0)["label"].tolist()
+
+
+@pytest.mark.parametrize("batch_size", [4, 6])
+def test_a_batch_has_one_shape_and_videos_of_that_shape(records: list[VideoRecord], batch_size: int) -> None:
+    made = stream(records, batch_size=batch_size)
+    expected = assign(*(np.array(sides) for sides in zip(*SIZES, strict=True)), SHAPES)
+    assert batch_size % made.chunk_size == 0
+    chunks = batch_size // made.chunk_size
+    for batch in range(12):
+        parts = [made.load(chunk) for chunk in range(batch * chunks, (batch + 1) * chunks)]
+        [shape] = {index for part in parts for index in part["shape"].tolist()}
+        for part in parts:
+            assert part["video"].shape == (made.chunk_size, 2, *SHAPES[shape], 3)
+            assert {expected[label] for label in part["label"]} == {shape}
+            brightness = part["video"].mean(axis=(1, 2, 3, 4))
+            np.testing.assert_allclose(brightness, 10 * part["label"], atol=4)
+
+
+def test_each_bucket_has_its_share_and_leaves_no_video_out(records: list[VideoRecord]) -> None:
+    made = stream(records)
+    assert made.batches == (1, 3, 1)  # of 5, 11 and 2 videos
+    batches_of_epochs = [[made.bucket(batch)[0] for batch in range(5 * e, 5 * e + 5)] for e in range(12)]
+    assert all(Counter(epoch) == {0: 1, 1: 3, 2: 1} for epoch in batches_of_epochs)
+    assert len({tuple(epoch) for epoch in batches_of_epochs}) > 3  # each epoch has an order of its own
+    of_bucket: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for batch in range(63):
+        loaded = made.load(batch)
+        of_bucket[int(loaded["shape"][0])] += loaded["label"].tolist()
+    for videos in of_bucket.values():  # in each epoch of its own a bucket visits each video once
+        count = len(set(videos))
+        for first in range(0, len(videos) - count + 1, count):
+            assert len(set(videos[first : first + count])) == count
+    assert {video for videos in of_bucket.values() for video in videos} == set(range(len(SIZES)))
+
+
+def test_the_order_is_a_function_of_the_seed(records: list[VideoRecord]) -> None:
+    first = labels(stream(records), range(12))
+    assert first == labels(stream(records), range(12))
+    assert first[20:] == labels(stream(records), range(5, 12))  # from any position on
+    assert first != labels(stream(records, seed=1), range(12))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_share_batches_of_one_shape(records: list[VideoRecord], workers: int) -> None:
+    """The slices of all ranks, put together, are the stream; from a restart on, its rest."""
+    made, total = stream(records, batch_size=6, crop="random", horizontal_flip=True), 36
+    for position in (0, 18):
+        whole: dict[int, np.ndarray] = {}
+        for rank in range(workers):
+            indices = range(rank * 6 // workers, (rank + 1) * 6 // workers)
+            for chunk in range(made.locate(position)[0], made.locate(total - 1)[0] + 1):
+                rows = rows_of_rank(made, chunk, position, total, indices, 6)
+                loaded = made.load(chunk, rows)
+                whole |= {made.start(chunk) + r: v for r, v in zip(rows.tolist(), loaded["video"], strict=True)}
+        assert sorted(whole) == list(range(position, total))
+        for chunk in range(position // made.chunk_size, total // made.chunk_size):
+            for row, video in enumerate(made.load(chunk)["video"]):
+                assert np.array_equal(whole[chunk * made.chunk_size + row], video)
+
+
+def test_names_are_those_of_the_clips(records: list[VideoRecord]) -> None:
+    made = stream(records)
+    for chunk in range(6):
+        names = [int(Path(name).stem) for name in made.names(chunk)]
+        assert names == made.load(chunk)["label"].tolist()
+
+
+def test_packed_samples_have_one_size(records: list[VideoRecord]) -> None:
+    made = stream(records)
+    for chunk in range(5):
+        loaded = made.load(chunk)
+        packed = made.pack(loaded)
+        assert packed["video"].shape == (made.chunk_size, 2 * 256 * 3)  # of the largest shape, 16 x 16
+        unpacked = made.unpack(packed)
+        assert unpacked.keys() == loaded.keys()
+        assert all(np.array_equal(unpacked[name], loaded[name]) for name in loaded)
+
+
+def test_chunks_hold_whole_visits(records: list[VideoRecord]) -> None:
+    made = stream(records, batch_size=8, clips_per_visit=4)
+    assert made.chunk_size in (4, 8)
+    assert Counter(Counter(made.load(0)["label"].tolist()).values()).keys() <= {4, 8}
+    assert made.chunk_bytes == made.chunk_size * 2 * 3 * 256
+    with pytest.raises(ConfigError, match=r"train\.batch_size=6 must be a multiple of clips\.clips_per_visit=4"):
+        stream(records, batch_size=6, clips_per_visit=4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"auto_buckets": 5}, "between 0 and 4, got 5"),
+        ({"auto_buckets": 2, "buckets": (Resolution(8, 16),)}, "not both"),
+    ],
+)
+def test_wrong_settings(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClipConfig(**wrong)
+
+
+def test_settings_of_before_have_the_keys_of_before() -> None:
+    assert not {"buckets", "auto_buckets"} & ClipConfig().resume_key.keys()
+    assert ClipConfig(buckets=(Resolution(8, 16),)).resume_key["buckets"] == [[8, 16]]
