@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_unit
@@ -90,7 +91,8 @@ def sampling(setup: Setup) -> Rows:
     """Speed of the engine, with 1 to 16 requests together, in bf16."""
     model = setup.dit().to(setup.device, torch.bfloat16)
     steps, frames = (4, 4) if setup.tiny else (20, 16)
-    params = SamplingParams(num_frames=frames, num_inference_steps=steps, ar_step=max(1, steps // 4))
+    ar_step = steps // 4
+    params = SamplingParams(num_frames=frames, num_inference_steps=steps, ar_step=ar_step)
     config = EngineConfig(max_requests=64, max_frames=frames * 16)
     for requests, videos in SHAPES:
         batch = [_request(setup, params, videos) for _ in range(requests)]
@@ -98,7 +100,7 @@ def sampling(setup: Setup) -> Rows:
         seconds = setup.seconds(run, repeats=2)
         with CallCounter() as counter:
             run()
-        iterations = steps + params.ar_step * (frames - 1) + 1
+        iterations = steps + ar_step * (frames - 1) + 1
         name = f"{requests} x {videos} videos"
         yield Row("sampling", f"{name}, iteration", 1000 * seconds / iterations, "ms")
         yield Row("sampling", f"{name}, operators an iteration", counter.count / iterations, "")
@@ -220,7 +222,7 @@ def _engine(setup: Setup, name: str, depth: int | None = None) -> Engine:
     if not dist.is_initialized():
         backend = "nccl" if setup.device.type == "cuda" else "gloo"
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed reads them
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     common = {"precision": "bf16", "batch_size": 16, "optimizer": OptimizerConfig(lr=1e-4), "device": setup.device.type}
     if name == "torch":
         config = TrainConfig(engine="torch", **common)  # type: ignore[arg-type]

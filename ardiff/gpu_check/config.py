@@ -4,12 +4,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ardiff.dit.config import DiTConfig
+from ardiff.resolution import Resolution
 from ardiff.vae.config import AutoencoderConfig
 
 CheckName = Literal["ceilings", "exactness", "sampling", "training", "checkpoints", "autoencoder", "features"]
 TINY_DIT = DiTConfig(num_frames=8, num_tokens=4, token_dim=4, width=32, depth=2, num_heads=2, num_classes=3)
 TINY_VAE = AutoencoderConfig(
-    resolution=16, patch_size=8, num_tokens=4, token_dim=4, width=32, depth=1, num_heads=2, temporal_window=4
+    resolution=Resolution.square(16),
+    patch_size=8,
+    num_tokens=4,
+    token_dim=4,
+    width=32,
+    depth=1,
+    num_heads=2,
+    temporal_window=4,
 )
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ardiff.diffusion.config import DiffusionConfig
@@ -128,7 +127,9 @@ def randomised(make: Callable[[], ModuleT]) -> ModuleT:
 class CallCounter(TorchDispatchMode):
     """Counts the operators that run in its context: about as many kernels as a GPU launches."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += not func.is_view
@@ -139,8 +140,3 @@ def rms(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Root mean square of the difference, over that of ``expected``."""
     difference = found.detach().double().cpu() - expected.double().cpu()
     return float(difference.square().mean().sqrt() / expected.double().cpu().square().mean().sqrt())
-
-
-def count_parameters(model: nn.Module) -> int:
-    """The number of weights."""
-    return sum(p.numel() for p in model.parameters())
