@@ -45,6 +45,7 @@ COMMANDS = {
     "lint-serve": ("ray_jobs.serving.lint", "LintConfig", "check a Ray Serve configuration before deployment"),
     "api-key": ("ardiff.serving.keys", "ApiKeyConfig", "create an API key for the service"),
     "ablate": ("ray_jobs.ablate", "AblateConfig", "train variants of the quickstart and compare them"),
+    "gpu-check": ("ardiff.gpu_check.command", "GpuCheckConfig", "check exactness, speed and memory of a device"),
     "estimate": ("ardiff.train.estimate.command", "EstimateConfig", "estimate memory, time and price of jobs"),
 }
 """Commands with a configuration: module, configuration class and summary. The module has a function ``run(config)``."""
