@@ -57,7 +57,7 @@ for command in [*COMMANDS, *TOOLS]:
         code = error.code
     print("exit", command, code)
 """
-BARE_COMMANDS = {"export", "import-upstream", "compare", "weights", "api-key", "estimate"}
+BARE_COMMANDS = {"export", "import-upstream", "compare", "weights", "api-key", "estimate", "gpu-check"}
 SERVE_COMMANDS = {"serve", "lint-serve", "client"}
 
 

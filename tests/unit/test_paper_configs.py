@@ -125,7 +125,7 @@ def test_the_numbers_of_the_paper() -> None:
             assert (stage.train.batch_size, stage.train.optimizer.lr) == (16 * 8, 1e-4)
             vae = stage.vae
             assert (vae.num_tokens, vae.token_dim, vae.width, vae.depth) == (32, 4, 1024, 24)
-            assert (vae.num_heads, vae.mlp_ratio, vae.resolution) == (16, 4.0, 256)
+            assert (vae.num_heads, vae.mlp_ratio, vae.resolution) == (16, 4.0, (256, 256))
         assert (dit.dit.width, dit.dit.depth, dit.dit.num_heads, dit.dit.num_frames) == (1152, 28, 16, 16)
         optimizer, diffusion = dit.train.optimizer, dit.diffusion
         assert (optimizer.lr, optimizer.schedule, optimizer.drop_step) == (2e-4, "drop", 100_000)

@@ -446,6 +446,7 @@ def test_an_outage_of_postgresql(
                 postgres.start()
         stream = {"id": answer.headers["x-video-id"]}
         for video in (job, stream):
+            eventually(lambda: second.client.get(f"/v1/videos/{video['id']}").status_code == 200)  # noqa: B023
             assert second.wait(video)["frames_sha256"] == sha256(first.pipeline(class_label=None, **JOB).frames[0])
             assert (second.record(video).lease, second.record(video).crashes) == (1, 0)
         assert len(second.client.get("/v1/videos").json()["data"]) == 2

@@ -40,7 +40,8 @@ def make_model(dtype: torch.dtype = torch.float64, **changes: object) -> DiT:
 
 def make_request(condition: torch.Tensor | None = None, **changes: Any) -> SampleRequest:
     given = 0 if condition is None else condition.shape[1]
-    settings = {"class_label": 0, "num_frames": 6, "ar_step": 2, "num_inference_steps": STEPS, "given_frames": given}
+    settings = {"class_label": 0, "num_frames": 6, "ar_step": 2, "num_inference_steps": STEPS, "solver": "ddim"}
+    settings["given_frames"] = given
     return SampleRequest(videos=tuple(expand_params(**{**settings, **changes})), condition=condition)
 
 

@@ -36,7 +36,7 @@ def make_model(dtype: torch.dtype = torch.float64, **changes: Any) -> DiT:
 
 def make_request(condition: torch.Tensor | None = None, **changes: Any) -> SampleRequest:
     given = 0 if condition is None else condition.shape[1]
-    settings = {"prompt": "a red ring", "num_frames": 6, "ar_step": 2, "num_inference_steps": STEPS}
+    settings = {"prompt": "a red ring", "num_frames": 6, "ar_step": 2, "num_inference_steps": STEPS, "solver": "ddim"}
     videos = tuple(expand_params(**{**settings, "given_frames": given, **changes}))
     texts = dict.fromkeys(text for video in videos for text in video.texts)
     return SampleRequest(videos=videos, condition=condition, prompts=encoded(*texts))

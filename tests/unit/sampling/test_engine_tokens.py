@@ -27,7 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def make_request(condition: torch.Tensor | None = None, **changes: Any) -> SampleRequest:
     given = 0 if condition is None else condition.shape[1]
-    settings = {"num_frames": 6, "ar_step": 2, "num_inference_steps": 6, "given_frames": given}
+    settings = {"num_frames": 6, "ar_step": 2, "num_inference_steps": 6, "solver": "ddim", "given_frames": given}
     return SampleRequest(videos=tuple(expand_params(**{**settings, **changes})), condition=condition)
 
 

@@ -52,6 +52,7 @@ def test_a_spec_is_the_same_in_another_grid(model: SweptModel) -> None:
 def test_every_sampling_parameter_is_an_axis(model: SweptModel) -> None:
     values = {"mode": ["window", "full"], "ar_step": [2, 3], "solver": ["ddim", "unipc"]}
     values["timestep_spacing"] = ["trailing", "log_snr"]
+    values["size"] = [f"{model.info.resolution.width}x{model.info.resolution.height}"]
     values |= {"prompt": ["a", "b"], "negative_prompt": ["a", "b"], "conditions": [[{"frame": 1, "prompt": "a"}], []]}
     for field in fields(SamplingParams):
         axes = {field.name: values.get(field.name, [6, 7])}
