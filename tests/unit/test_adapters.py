@@ -27,6 +27,12 @@ def make_adapter(dit: DiT) -> dict[str, torch.Tensor]:
     return adapter
 
 
+def make_inputs(batch: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(batch, 5, 2, 4, generator=generator)
+    return latents, torch.randint(1000, (batch, 5), generator=generator), torch.arange(batch)
+
+
 def test_the_folder_holds_what_was_saved(make_dit: Any, tmp_path: Path) -> None:
     adapter = make_adapter(make_dit())
     save_adapter(str(tmp_path), adapter, LORA, "s3://models/base")
@@ -42,9 +48,9 @@ def test_peft_reads_the_folder(make_dit: Any, tmp_path: Path) -> None:
     adapted = make_dit()
     save_adapter(str(tmp_path), make_adapter(adapted), LORA, "")
     theirs = peft.PeftModel.from_pretrained(make_dit(), str(tmp_path))
-    inputs = torch.randn(2, 5, 2, 4), torch.randint(1000, (2, 5)), torch.tensor([0, 2])
+    inputs = make_inputs(2)
     assert (adapted(*inputs) - make_dit()(*inputs)).abs().max() > 0.01
-    assert torch.allclose(theirs.base_model.model(*inputs), adapted(*inputs), rtol=0, atol=1e-6)
+    assert torch.allclose(theirs.base_model.model(*inputs), adapted(*inputs), rtol=0, atol=1e-4)
 
 
 def test_a_pipeline_reads_what_peft_has_written(make_pipeline: Any, tmp_path: Path) -> None:
@@ -56,8 +62,8 @@ def test_a_pipeline_reads_what_peft_has_written(make_pipeline: Any, tmp_path: Pa
             torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(number))
     theirs.save_pretrained(str(tmp_path))
     pipeline.load_lora(str(tmp_path))
-    inputs = torch.randn(1, 5, 2, 4), torch.randint(1000, (1, 5)), torch.tensor([1])
-    assert torch.allclose(pipeline.dit(*inputs), theirs.base_model.model(*inputs), rtol=0, atol=1e-6)
+    inputs = make_inputs(1)
+    assert torch.allclose(pipeline.dit(*inputs), theirs.base_model.model(*inputs), rtol=0, atol=1e-4)
 
 
 def test_a_pipeline_loads_and_unloads_adapters(make_pipeline: Any, make_dit: Any, tmp_path: Path) -> None:
