@@ -212,8 +212,6 @@ class Database:
 def _as_data_errors() -> Iterator[None]:
     try:
         yield
-    except exc.IntegrityError:
-        raise
     except exc.DBAPIError as error:
         raise DataError(f"The database of jobs is unavailable: {str(error.orig).strip()}") from error
     except (exc.TimeoutError, exc.InvalidRequestError) as error:  # all are busy, or the file changes again and again

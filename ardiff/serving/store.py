@@ -5,7 +5,6 @@ claim. Every write of the holder names the number, so a replica that has lost it
 is a counter. Identifiers begin with the time of creation, so they sort like the queue.
 """
 
-import contextlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -13,7 +12,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from ardiff.serving.database import Database, clock, jobs, segments, service
 from ardiff.serving.records import JobRecord, Status, is_id
@@ -163,10 +161,13 @@ class JobStore:
 
     def publish(self, record: JobRecord, number: int, segment: bytes) -> None:
         """Writes the progress of a running job, and the next segment of its video unless that is empty."""
-        row = {"job_id": record.id, "lease": record.lease, "number": number, "data": segment}
-        with contextlib.suppress(IntegrityError), self.database.transaction() as connection:  # it is stored already
+        key = {segments.c.job_id: record.id, segments.c.lease: record.lease, segments.c.number: number}
+        missing = ~sa.exists().where(*(column == value for column, value in key.items()))
+        row = [sa.literal(value, column.type) for column, value in {**key, segments.c.data: segment}.items()]
+        insert = sa.insert(segments).from_select(list(segments.c), sa.select(*row).where(missing))
+        with self.database.transaction() as connection:
             if connection.execute(_held_by(record).values(_to_row(record))).rowcount and segment:
-                connection.execute(sa.insert(segments).values(row))
+                connection.execute(insert)
 
     def release(self, record: JobRecord) -> None:
         """Returns a job to the queue; called by the lease holder."""
