@@ -121,7 +121,7 @@ class JobStore:
 
     def claim(self, model: str, count: int) -> list[JobRecord]:
         """Takes the leases of up to ``count`` of the model's oldest queued jobs, without suspects."""
-        oldest = sa.select(jobs.c.id).where(_QUEUED, jobs.c.ended_at.is_(None), jobs.c.model == model, ~_SUSPECT)
+        oldest = sa.select(jobs.c.id).where(_QUEUED, jobs.c.ended_at.is_(None), jobs.c.model == model, jobs.c.crashes == 0)
         oldest = oldest.order_by(jobs.c.id).limit(count).with_for_update(skip_locked=True)  # on SQLite without effect
         claimed = self._records(_claimed(jobs.c.id.in_(sa.select(oldest.cte("oldest").c.id))))
         return sorted(claimed, key=lambda record: record.id)
@@ -133,7 +133,8 @@ class JobStore:
     def claim_suspect(self, job_id: str) -> list[JobRecord]:
         """Takes the lease of a queued suspect. None, if it is taken, or if any suspect runs."""
         running = jobs.alias()
-        alone = ~sa.exists().where(running.c.status == "in_progress", running.c.crashes > 0)
+        is_running = sa.and_(running.c.status == "in_progress", running.c.ended_at.is_(None))
+        alone = ~sa.exists().where(is_running, running.c.crashes > 0)
         with self.database.transaction(_ISOLATION_LOCK) as connection:
             rows = connection.execute(_claimed(sa.and_(jobs.c.id == job_id, alone))).all()
         return [record for row in rows if (record := _to_record(row)) is not None]
