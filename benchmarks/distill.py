@@ -88,7 +88,8 @@ def distill(
     dit = run(task, config.train, latent_batches(clips, labels, config.train, seed + 21))
     training = load_config(TrainDiTConfig, files("train_dit.yaml", False))
     trained_on = training.train.num_steps * training.train.batch_size
-    whole = round(trained_on * FRAMES * (1 + training.task.teacher_forcing))  # such clips are evaluated twice
+    forced = 1 + training.task.teacher_forcing  # such clips are evaluated twice
+    whole = round(trained_on * (FRAMES * forced + training.task.first_frames))
     by_teacher, by_student = (
         config.train.num_steps * config.train.batch_size * count for count in evaluations_of_update(config.task, FRAMES)
     )
