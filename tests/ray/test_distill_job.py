@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from jobs import Jobs, Result
-from test_resume import kill_and_compare
+from resuming import kill_and_compare
 
 from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.config import DiffusionConfig
@@ -110,7 +110,8 @@ def test_checkpoints_lie_between_trajectories(ardiff: Command) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "engine", [["train.optimizer.name=muon"], ["train.engine=deepspeed", "train.deepspeed.stage=3"]]
+    "engine",
+    [["train.engine=fsdp", "train.optimizer.name=muon"], ["train.engine=deepspeed", "train.deepspeed.stage=3"]],
 )
 def test_distillation_survives_sigkill(
     jobs: Jobs, ardiff: Command, cluster: None, latents: Path, tmp_path: Path, engine: list[str]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ardiff import distributed
+from ardiff.tensors import trainable
 from ardiff.train.flops import recomputation
 from ardiff.train.shards import ShardReader
 
@@ -71,11 +72,6 @@ def ema_model(engine: Engine) -> nn.Module | None:
     return model.to(engine.device).eval()
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name. Only these are in checkpoints and in the EMA."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 def skeleton_of(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with its buffers and frozen parameters, and with the other parameters on the meta device.
 
@@ -87,17 +83,34 @@ def skeleton_of(model: nn.Module) -> nn.Module:
 
 def checkpoint_activations(model: nn.Module) -> None:
     """Recomputes every block of ``model`` in the backward pass instead of keeping its activations."""
-    for module in model.modules():
-        for name, children in module.named_children():
-            if name == "blocks" and isinstance(children, nn.ModuleList):
-                for block in children:
-                    block.forward = functools.partial(
-                        checkpoint,
-                        block.forward,
-                        use_reentrant=False,
-                        preserve_rng_state=False,
-                        context_fn=lambda: (contextlib.nullcontext(), recomputation()),
-                    )
+    for block in blocks_of(model):
+        block.forward = functools.partial(
+            checkpoint,
+            block.forward,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (contextlib.nullcontext(), recomputation()),
+        )
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of ``model``."""
+    lists = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "blocks"]
+    return [block for blocks in lists if isinstance(blocks, nn.ModuleList) for block in blocks]
+
+
+class LossModule(nn.Module):
+    """A module whose forward pass computes a whole loss, however the loss calls the model.
+
+    Engines that shard weights prepare them in a module's forward pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[], ResultT]) -> ResultT:
+        return function()
 
 
 def optimizer_keys(shards: ShardReader) -> dict[str, list[str]]:
