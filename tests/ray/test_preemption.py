@@ -3,19 +3,20 @@
 import re
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from clusters import Cluster
 from jobs import PATIENCE, Result
 from resuming import assert_equal_checkpoints, assert_equal_files, wait_for_checkpoint, wait_for_line
-from test_cluster_training import STEPS, settings
+from test_cluster_training import STEPS, kill_a_worker, settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 Command = Callable[..., Result]
-# One worker and the loading of data for each node.
-CPUS, WORKER = 3, ["train.cpu_threads=2"]
+CPUS = 3
+"""Of each node: room for one worker with two threads, and for loading data."""
 
 
 @pytest.fixture
@@ -28,14 +29,12 @@ def nodes() -> Iterator[Cluster]:
 
 @pytest.mark.parametrize("engine", ["torch", "zero2"])
 @pytest.mark.parametrize("notice", ["drain", "SIGTERM"])
-def test_a_drained_node_costs_no_step(
-    ardiff: Command, cluster: None, nodes: Cluster, latents: Path, tmp_path: Path, engine: str, notice: str
-) -> None:
+def test_a_drained_node_costs_no_step(nodes: Cluster, latents: Path, tmp_path: Path, engine: str, notice: str) -> None:
     """Ray drains one of two nodes, by its own call or because the node's process receives SIGTERM."""
     whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log"
-    whole_settings = [*settings(latents, engine), "train.max_failures=0"]
-    ardiff("train-dit", "--output", whole, *whole_settings).expect(0)
-    process = nodes.start("train_dit", "--output", str(broken), *whole_settings, *WORKER, log=log)
+    run = [*settings(latents, engine), "train.cpu_threads=2", "train.max_failures=0"]
+    nodes.run("train_dit", "--output", str(whole), *run).expect(0)
+    process = nodes.start("train_dit", "--output", str(broken), *run, log=log)
     wait_for_checkpoint(broken, process)
     if notice == "drain":
         nodes.drain_node(nodes.nodes[1], seconds=15)
@@ -45,6 +44,20 @@ def test_a_drained_node_costs_no_step(
     nodes.add_node(CPUS)
     assert process.wait(PATIENCE) == 0, log.read_text()
     check(whole, broken, log.read_text(), "on a drained node")
+
+
+@pytest.mark.parametrize("engine", ["torch", "zero2"])
+def test_sigterm_to_a_worker_costs_no_step(
+    ardiff: Command, cluster: None, latents: Path, tmp_path: Path, engine: str
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run = [*settings(latents, engine), "train.max_failures=0"]
+    ardiff("train-dit", "--output", whole, *run).expect(0)
+    with ThreadPoolExecutor(1) as pool:
+        terminate = pool.submit(kill_a_worker, broken, signal.SIGTERM)
+        log = ardiff("train-dit", "--output", broken, *run).expect(0)
+        terminate.result()
+    check(whole, broken, log, "received SIGTERM")
 
 
 def check(whole: Path, broken: Path, log: str, reason: str) -> None:
