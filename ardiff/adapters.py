@@ -29,8 +29,6 @@ class Adapter:
     """``LAYER.lora_A.weight`` and ``LAYER.lora_B.weight`` of each adapted layer."""
     scale: float
     """The factor of every update, ``alpha / r``."""
-    base: str
-    """Where the pipeline was on which it was trained."""
 
 
 def save_adapter(uri: str, weights: dict[str, Tensor], config: LoRAConfig, base: str) -> None:
@@ -78,4 +76,4 @@ def read_adapter(uri: str) -> Adapter:
         for x in layers
     ):
         raise CheckpointError(f"{weights_file} holds matrices of another rank than {CONFIG} says, {rank}.")
-    return Adapter(weights, scale, str(config.get("base_model_name_or_path") or ""))
+    return Adapter(weights, scale)

@@ -67,8 +67,8 @@ def _devices() -> str:
 def driver_version() -> str:
     """The version of this machine's NVIDIA driver, such as ``580.65.06``; empty without one."""
     file = Path("/proc/driver/nvidia/version")
-    found = re.search(r"\b(\d+\.\d+(\.\d+)?)\b", file.read_text()) if file.exists() else None
-    return found[1] if found else ""
+    match = re.search(r"\b(\d+\.\d+(\.\d+)?)\b", file.read_text()) if file.exists() else None
+    return match[1] if match else ""
 
 
 def check_driver(cuda: str | None, driver: str) -> Finding:

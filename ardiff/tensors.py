@@ -1,4 +1,4 @@
-"""Tensors from safetensors files into modules, and to devices."""
+"""Tensors from safetensors files into modules, and to devices; the parameters that training changes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +40,11 @@ def fill(module: ModuleT, state: Mapping[str, Tensor], source: str) -> ModuleT:
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
     return module
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name. Only these are in checkpoints and in the EMA."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -20,7 +20,6 @@ import torch
 from quality import FRAMES, SHOWN, STEP, draw, encode, files, generate, header, latent_batches, measures, row, run
 from quality import clip_batches as vae_batches
 from safetensors.torch import load_file, save_file
-from scipy import stats
 from torch import Tensor
 
 from ardiff.config import COMMAND, build, load_config, read_settings
@@ -29,6 +28,7 @@ from ardiff.data.latents import latent_sums, statistics_of
 from ardiff.data.synthetic import CLASSES
 from ardiff.metrics.distances import Frechet
 from ardiff.metrics.networks.random3d import RandomVideoFeatures, scale_features
+from ardiff.metrics.seeds import estimate_mean
 from ardiff.models import make_autoencoder, make_dit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling.cost import frame_evaluations
@@ -95,8 +95,9 @@ def distill(
     model.load_state_dict(teacher.dit.state_dict())
     task = DistillTask(model, teacher.dit, config.task, diffusion, teacher.statistics)
     dit = run(task, config.train, latent_batches(data["clips"], data["labels"], config.train, seed + 21))
-    training = load_config(TrainDiTConfig, files("train_dit.yaml", False)).train
-    whole = training.num_steps * training.batch_size * FRAMES
+    training = load_config(TrainDiTConfig, files("train_dit.yaml", False))
+    clips = training.train.num_steps * training.train.batch_size
+    whole = round(clips * FRAMES * (1 + training.task.teacher_forcing))  # such clips are evaluated twice
     by_teacher, by_student = (
         config.train.num_steps * config.train.batch_size * count for count in evaluations_of_update(config.task, FRAMES)
     )
@@ -150,7 +151,8 @@ def distance(reference: Tensor, features: Tensor) -> float:
 
 def with_interval(values: np.ndarray) -> str:
     """The mean over seeds and Student's 95 % interval."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    estimate = estimate_mean(values.tolist())
+    half = estimate.high - estimate.mean
     digits = 1 if abs(values.mean()) >= 5 else 3
     return f"{values.mean():.{digits}f} ± {half:.{digits}f}"
 

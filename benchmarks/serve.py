@@ -2,6 +2,7 @@
 
     python benchmarks/serve.py                      # the tables of docs/performance.md, about ten minutes on two cores
     python benchmarks/serve.py --part latency       # one of them: latency, packing, scaling, store
+    make postgresql                                 # once, before the table of the store
     python benchmarks/serve.py --url http://...     # latency and throughput of a running service
 
 Without --url it saves a model with random weights, which cost as much as trained ones, and starts `ardiff serve` for
@@ -28,7 +29,7 @@ from typing import Any
 import httpx
 import psutil
 import torch
-from serve_store import print_store
+from serve_store import has_postgresql, print_store
 
 from ardiff.client import Client
 from ardiff.data.latents import LatentStatistics
@@ -230,6 +231,9 @@ def main() -> None:
         print_latency(options.url, options.repeats)
         print_clients(options.url, options.frames)
         return
+    parts = [options.part] if options.part else PARTS
+    if "store" in parts and not has_postgresql():
+        parser.error("there is no PostgreSQL server for the table of the store: run `make postgresql`")
     print(
         f"width {options.width}, depth {options.depth}, {options.tokens} tokens per frame, 32 x 32 pixels, S={STEPS},"
     )
@@ -237,7 +241,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pipeline = Path(folder) / "pipeline"
         save_pipeline(pipeline, options)
-        for part in [options.part] if options.part else PARTS:
+        for part in parts:
             match part:
                 case "latency":
                     with serving(pipeline, options.threads) as url:

@@ -37,13 +37,18 @@ from ardiff.serving.replica import Replica
 from ardiff.serving.schemas import VideoRequest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from postgres_server import PostgresServer
+from postgres_server import PostgresServer, programs
 
 DELAYS = {"write_bytes": 0.03, "read_bytes": 0.02, "read_range": 0.02, "find_file": 0.02, "delete_file": 0.02}
 """Seconds of the functions of storage that are one request of S3 each."""
 IDLE_SECONDS, POST_SECONDS = 10.0, 5.0
 SHORT_JOBS, STORED_JOBS, EXPIRED_JOBS = 40, 10_000, 1000
 Row = tuple[str, str, Callable[["Bench"], str]]
+
+
+def has_postgresql() -> bool:
+    """Whether the server of ``make postgresql`` is installed."""
+    return programs() is not None
 
 
 class Accepting(Replica):

@@ -3,6 +3,7 @@
 python -m ray_jobs.distill teacher=runs/quickstart/dit/pipeline latents=runs/quickstart/latents/FINGERPRINT
 """
 
+import copy
 import functools
 import sys
 from collections.abc import Callable
@@ -58,9 +59,9 @@ def run(config: DistillConfig, key: str = "") -> None:
 
 def make_task(config: DistillConfig, teacher: Teacher, diffusion: DiffusionConfig) -> DistillTask:
     """The task of a student with ``diffusion``, which starts from the teacher's weights."""
-    student, frozen = make_dit(teacher.dit), make_dit(teacher.dit)
-    for model in (student, frozen):
-        initialise_dit(teacher.uri, model)
+    frozen = make_dit(teacher.dit)
+    initialise_dit(teacher.uri, frozen)
+    student = copy.deepcopy(frozen)
     decode: Callable[[Tensor], Tensor] | None = None
     if config.train.sample_every:
         vae = load_autoencoder(teacher.uri)

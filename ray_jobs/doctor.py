@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ardiff.doctor import Finding, examine, print_findings
+from ardiff.serving.config import check_postgresql
 from ray_jobs.diagnostics.all_reduce import check_all_reduce
 from ray_jobs.diagnostics.nodes import (
     Shared,
@@ -38,6 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.address is None:
         return examine()
+    if options.database is not None:
+        try:
+            check_postgresql(options.database)
+        except ValueError as error:
+            parser.error(str(error))
     forwarded = [f"--{name}={getattr(options, name)}" for name in ("workers", "megabytes", "patience", "gpus")]
     references = {"storage": options.storage, "database": options.database}
     references["database-password"] = options.database_password

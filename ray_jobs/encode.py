@@ -9,10 +9,11 @@ in a folder of their own below it, so changed captions change no latents.
 """
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 import torch
@@ -136,9 +137,10 @@ def run(config: EncodeConfig, key: str = "") -> str:
         short = too_short(manifest, "train", config.span, config.fps)
         with error_log(config.output, len(wanted), config.max_bad_fraction, "clip", excluded=short) as report:
             if len(missing):
-                bucket_of = shapes_of(manifest_table(records), model.shapes)[split_numbers(missing)[0]]
+                table = manifest_table(records)
+                bucket_of = shapes_of(table, model.shapes)[split_numbers(missing)[0]]
                 for index in np.unique(bucket_of).tolist():
-                    _encode(config, model, index, folder, missing[bucket_of == index], records, report)
+                    _encode(config, model, index, folder, missing[bucket_of == index], table, report)
         if len(missing) or names != stored_classes or not storage.exists(storage.join(folder, DESCRIPTION)):
             storage.write_bytes(storage.join(folder, "config.yaml"), to_yaml(config).encode())
             files, rows, statistics = _statistics(folder, shape)
@@ -146,8 +148,9 @@ def run(config: EncodeConfig, key: str = "") -> str:
                 statistics = LatentStatistics.neutral(model.num_tokens, model.token_dim)
             content = fingerprint(files, rows, names)
             vae = storage.absolute(config.vae)
-            description = LatentSet(name, *shape, names, files, rows, statistics, vae, weights, content)
-            write_description(folder, replace(description, shapes=model.described_shapes))
+            shapes = model.described_shapes
+            description = LatentSet(name, *shape, names, files, rows, statistics, vae, weights, content, shapes)
+            write_description(folder, description)
         description = read_description(folder)
         if others := len(np.setdiff1d(stored, wanted)):
             print_line(f"{others} other clips of the set have other offsets, are mirrored, or their videos are gone")
@@ -202,19 +205,19 @@ def _remove_outdated(folder: str, records: list[VideoRecord], current: CurrentVi
 def _encode(
     config: EncodeConfig,
     model: AutoencoderConfig,
-    shape: int,
+    shape_index: int,
     folder: str,
     missing: np.ndarray,
-    records: list[VideoRecord],
+    table: pa.Table,
     report: Reporter,
 ) -> None:
     """Encodes the clips with the numbers ``missing``, all of one shape, on Ray: tasks decode, actors encode, tasks
-    write."""
+    write. ``table`` holds the videos."""
     device = resolve_device(config.device)
     _check_resources(config, device)
     bounds = reading_bounds(missing)
     readings = len(bounds) - 1
-    shared = ray.put((missing, bounds, manifest_table(records)))
+    shared = ray.put((missing, bounds, table))
     with remote_progress("encoding", len(missing), "clip") as progress:
 
         def decode(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -226,11 +229,11 @@ def _encode(
                     for start in np.unique(starts).tolist():
                         report(crashed_sample(record.uri, start, crashes))
                     return []
-                return _decode(config, model.shapes[shape], record, starts.tolist(), mirrored.tolist(), report)
+                return _decode(config, model.shapes[shape_index], record, starts.tolist(), mirrored.tolist(), report)
 
         def write(batch: Any) -> Any:
             count = len(batch["start"])
-            shapes = {"shape": np.full(count, shape)} if model.buckets else {}
+            shapes = {"shape": np.full(count, shape_index)} if model.buckets else {}
             with report_errors(progress):
                 name = write_shard(folder, {**batch, **shapes})
             progress.add.remote(count)

@@ -229,9 +229,14 @@ def evaluation_stage(
 
 
 def _as_encoded(config: QuickstartConfig) -> QuickConfig:
-    """The evaluation on clips with the length and frame rate of the AR-DiT's training clips."""
+    """The evaluation on clips with the length, frame rate and shape of the AR-DiT's training clips."""
     evaluation = config.evaluate
-    return replace(evaluation, num_frames=config.encode.num_frames, fps=evaluation.fps or config.encode.fps)
+    return replace(
+        evaluation,
+        num_frames=config.encode.num_frames,
+        fps=evaluation.fps or config.encode.fps,
+        resolution=config.train_vae.vae.resolution,
+    )
 
 
 if __name__ == "__main__":

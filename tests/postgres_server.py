@@ -14,7 +14,7 @@ from pathlib import Path
 from ports import free_ports
 
 SECRET = "ARDIFF_TEST_DATABASE_PASSWORD"
-"""The environment variable that holds the password while the server exists."""
+"""The environment variable that holds the password of all servers."""
 
 
 def programs() -> Path | None:
@@ -35,7 +35,7 @@ class PostgresServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "PostgresServer":
-        os.environ[SECRET] = secrets.token_hex(8)
+        os.environ.setdefault(SECRET, secrets.token_hex(8))  # another server of this process may use it
         password = self.root / "password"
         password.write_text(os.environ[SECRET])
         if os.getuid() == 0:
@@ -49,7 +49,6 @@ class PostgresServer:
     def __exit__(self, *exc: object) -> None:
         self.stop()
         shutil.rmtree(self.root, ignore_errors=True)
-        os.environ.pop(SECRET, None)
 
     def start(self) -> None:
         """Starts the server and waits until it answers. A restart keeps port and data."""

@@ -18,7 +18,7 @@ from einops import rearrange
 from ardiff.data.buckets import shapes_of
 from ardiff.data.config import ClipConfig
 from ardiff.data.error_log import BadSample
-from ardiff.data.streams import MAX_CHUNK_BYTES, ClipStream, Columns, Stream
+from ardiff.data.streams import MAX_CHUNK_BYTES, MAX_CHUNK_CLIPS, ClipStream, Columns, Stream
 from ardiff.errors import ConfigError
 from ardiff.randomness import derive_seed, numpy_generator
 from ardiff.resolution import Resolution
@@ -53,8 +53,9 @@ def clip_stream(
             f"clips.clips_per_visit={clips.clips_per_visit}."
         )
     largest = max(shape.num_pixels for shape in shapes) * clips.num_frames * 3
-    parts = [n for n in range(clips.clips_per_visit, 65, clips.clips_per_visit) if batch_size % n == 0]
-    chunk_size = max((n for n in parts if n * largest <= MAX_CHUNK_BYTES), default=clips.clips_per_visit)
+    sizes = range(clips.clips_per_visit, MAX_CHUNK_CLIPS + 1, clips.clips_per_visit)
+    whole = [n for n in sizes if batch_size % n == 0]
+    chunk_size = max((n for n in whole if n * largest <= MAX_CHUNK_BYTES), default=clips.clips_per_visit)
     bucket_of = shapes_of(videos, shapes)  # (N,)
     streams = {
         index: ClipStream(
@@ -136,12 +137,12 @@ class BucketStream:
     def bucket(self, chunk: int) -> tuple[int, int]:
         """The bucket of a chunk, and which chunk of the bucket's own stream it is."""
         per_batch = self.batch_size // self.chunk_size
-        batch, part = divmod(chunk, per_batch)
+        batch, index_in_batch = divmod(chunk, per_batch)
         epoch, index = divmod(batch, sum(self.batches))
         order = _bucket_order(self.seed, epoch, self.batches)  # (E,)
         bucket = int(order[index])
         before = epoch * self.batches[bucket] + int((order[:index] == bucket).sum())
-        return bucket, before * per_batch + part
+        return bucket, before * per_batch + index_in_batch
 
 
 @lru_cache(maxsize=8)

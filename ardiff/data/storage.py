@@ -324,6 +324,10 @@ def _download(uri: str, target: Path) -> None:
 
 def delete_file(uri: str) -> None:
     """Deletes a file if it exists. Raises StorageError if it cannot be deleted."""
+    if _is_s3(uri):
+        bucket, key = _bucket_and_key(uri)
+        with_retries(f"Cannot delete {uri}", lambda: s3.client().delete_object(Bucket=bucket, Key=key))
+        return
     filesystem, path = open_filesystem(uri)
 
     def delete() -> None:
@@ -336,17 +340,8 @@ def delete_file(uri: str) -> None:
 
 def delete_files(uris: Sequence[str]) -> None:
     """Deletes files as far as they exist, several at the same time. Raises StorageError if one cannot be deleted."""
-
-    def delete(uri: str) -> None:
-        if _is_s3(uri):
-            bucket, key = _bucket_and_key(uri)
-            with_retries(f"Cannot delete {uri}", lambda: s3.client().delete_object(Bucket=bucket, Key=key))
-        else:
-            delete_file(uri)
-
     with ThreadPoolExecutor(min(16, len(uris) or 1)) as threads:
-        for _ in threads.map(delete, uris):
-            pass
+        list(threads.map(delete_file, uris))
 
 
 def delete_folder(uri: str) -> None:

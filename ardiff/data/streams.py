@@ -30,6 +30,8 @@ from ardiff.resolution import Resolution
 Columns = dict[str, np.ndarray]
 MAX_CHUNK_BYTES = 32 * 2**20
 """Bytes of pixels per chunk. Ray Data spills no block of this size in a small object store."""
+MAX_CHUNK_CLIPS = 64
+"""Clips per chunk."""
 REMOTE_READERS = 4
 """Videos that a loading task reads from S3 at the same time."""
 MAX_REPLACEMENTS = 8
@@ -190,7 +192,7 @@ class ClipStream:
         ]
 
     def _fitting_chunk(self) -> int:
-        size = 64
+        size = MAX_CHUNK_CLIPS
         while size > self.clips.clips_per_visit and size * self._clip_bytes > MAX_CHUNK_BYTES:
             size //= 2
         return size
@@ -214,7 +216,7 @@ class LatentStream:
     files_per_chunk: int = 16
     texts: TextIndex | None = None
     """The captions. One of several is drawn for each position."""
-    shapes: bool = False
+    with_shapes: bool = False
     """Whether samples hold ``shape`` int64 too: the index of the shape of their frames."""
 
     @property
@@ -238,7 +240,7 @@ class LatentStream:
 
     def load(self, chunk: int, rows: np.ndarray | None = None) -> Columns:
         files = [self.files[i] for i in self._members(*divmod(chunk, self.chunks_per_epoch))]
-        numbers = ["label"] + ["shape"] * self.shapes
+        numbers = ["label", "shape"] if self.with_shapes else ["label"]
         names = [*numbers, "uri"] if self.texts is not None else numbers
         clips = [read_clips(file, self.shape, names) for file in files]
         latents, columns = np.concatenate([each[0] for each in clips]), pa.concat_tables(each[1] for each in clips)

@@ -29,13 +29,15 @@ def is_visible(lag: Tensor, window: int | None) -> Tensor:
     return (lag >= 0) if window is None else (lag >= 0) & (lag < window)
 
 
-def teacher_forcing_mask(num_frames: int, num_tokens: int, window: int | None = None) -> Tensor:
+def teacher_forcing_mask(
+    num_frames: int, num_tokens: int, window: int | None = None, device: torch.device | None = None
+) -> Tensor:
     """The mask ``(2 F L, 2 F L)`` of F clean frames and then F noisy ones at the same positions.
 
     A clean frame sees as in :func:`block_causal_mask`. A noisy frame sees itself and, of the frames before it, the
-    clean ones; so each is denoised as if all frames before it were finished.
+    clean ones; so each is denoised as if all frames before it were finished. It is made on ``device``.
     """
-    frame = torch.arange(num_frames)
+    frame = torch.arange(num_frames, device=device)
     lag = frame[:, None] - frame[None, :]  # (F, F)
     visible, itself = is_visible(lag, window), lag == 0
     clean = torch.cat([visible, torch.zeros_like(visible)], dim=1)  # (F, 2 F)

@@ -304,8 +304,8 @@ class DiT(nn.Module):
 
     def _teacher_forcing_mask(self, num_frames: int) -> Tensor:
         """The mask of a clip of F clean and F noisy frames, ``(2 F L, 2 F L)``."""
-        mask = teacher_forcing_mask(num_frames, self.config.num_tokens, self.config.attention_window)
-        return mask.to(self.token_in.weight.device)
+        device, window = self.token_in.weight.device, self.config.attention_window
+        return teacher_forcing_mask(num_frames, self.config.num_tokens, window, device)
 
     def condition_mask(self, mask: Tensor, num_condition: int) -> Tensor:
         """The mask of a sequence that starts with M condition tokens, ``(F L, F L) -> (M + F L, M + F L)``."""

@@ -4,6 +4,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,8 +18,10 @@ from ardiff.errors import ArdiffError
 from ardiff.gpu_check.config import CheckName
 from ardiff.gpu_check.setup import CallCounter, Row, Setup, randomised, rms
 from ardiff.metrics.networks.i3d import I3D
+from ardiff.metrics.weights import compute_exactly
 from ardiff.randomness import BatchGenerator
 from ardiff.sampling.config import AttentionBackend, Backend, EngineConfig
+from ardiff.sampling.cost import sequential_passes
 from ardiff.sampling.engine import SamplingEngine
 from ardiff.sampling.full import stream_request
 from ardiff.sampling.params import ModelInfo, SamplingParams, validate
@@ -50,11 +53,8 @@ def ceilings(setup: Setup) -> Rows:
     target = torch.empty_like(source)
     seconds = setup.seconds(lambda: target.copy_(source))
     yield Row("ceilings", "copy", 2 * source.nbytes / seconds / 1e9, "GB/s")
-    side = 256 if setup.tiny else 8192
     for name, dtype in DTYPES.items():
-        factor = torch.randn(side, side, device=setup.device).to(dtype)
-        rate = 2 * side**3 / setup.seconds(functools.partial(torch.mm, factor, factor)) / 1e12
-        yield Row("ceilings", f"matrix product, {name}", rate, "TFLOP/s")
+        yield Row("ceilings", f"matrix product, {name}", setup.matrix_rate(dtype), "TFLOP/s")
     one = torch.ones(1, device=setup.device)
 
     def launch() -> None:
@@ -64,13 +64,14 @@ def ceilings(setup: Setup) -> Rows:
     yield Row("ceilings", "launch", setup.seconds(launch) * 1000, "us")
 
 
+@torch.no_grad()
 def exactness(setup: Setup) -> Rows:
     """Sampled latents against the plain sampler on a CPU in float64, and one seed in several batches."""
     depth = 4
     model = setup.dit(depth)
     params = SamplingParams(num_frames=model.config.num_frames + 2, num_inference_steps=4, ar_step=2, guidance_scale=2)
     request = _request(setup, params, 1)
-    expected = _latents(stream_request(model.double(), setup.diffusion, request))
+    expected = torch.cat(list(stream_request(model.double(), setup.diffusion, request)), dim=1)
     attentions: tuple[AttentionBackend, ...] = ("ragged", "masked", "flex") if setup.compile else ("ragged", "masked")
     backends: tuple[Backend, ...] = ("plain", "compiled") if setup.compile else ("plain",)
     for precision, dtype in DTYPES.items():
@@ -87,6 +88,7 @@ def exactness(setup: Setup) -> Rows:
             yield Row("exactness", name, rms(together, alone), "rms", LIMITS[precision])
 
 
+@torch.no_grad()
 def sampling(setup: Setup) -> Rows:
     """Speed of the engine, with 1 to 16 requests together, in bf16."""
     model = setup.dit().to(setup.device, torch.bfloat16)
@@ -100,7 +102,7 @@ def sampling(setup: Setup) -> Rows:
         seconds = setup.seconds(run, repeats=2)
         with CallCounter() as counter:
             run()
-        iterations = steps + ar_step * (frames - 1) + 1
+        iterations = sequential_passes(batch[0].params)
         name = f"{requests} x {videos} videos"
         yield Row("sampling", f"{name}, iteration", 1000 * seconds / iterations, "ms")
         yield Row("sampling", f"{name}, operators an iteration", counter.count / iterations, "")
@@ -110,9 +112,7 @@ def sampling(setup: Setup) -> Rows:
 def training(setup: Setup) -> Rows:
     """Speed and memory of a training step of each engine, in bf16, against the estimate."""
     size = 2 if setup.tiny else 16
-    frames, peak = setup.dit_config.num_frames, setup.peak_tflops
-    if not peak:
-        peak = max(row.value for row in ceilings(setup) if row.unit == "TFLOP/s")
+    frames, peak = setup.dit_config.num_frames, setup.peak_tflops or setup.matrix_rate(torch.bfloat16)
     estimate = EstimateConfig(dit=setup.dit_config, num_frames=frames, micro_batch_size=size, num_gpus=1)
     stages = {f"zero{stage.stage}": stage.memory / 2**30 for stage in estimate_stages(estimate)}
     flops = 3 * count_step(estimate).flops
@@ -150,6 +150,7 @@ def checkpoints(setup: Setup) -> Rows:
             del engine
 
 
+@torch.no_grad()
 def autoencoder(setup: Setup) -> Rows:
     """Speed of the AR-VAE, and its error in bf16."""
     model, config = setup.vae(), setup.vae_config
@@ -171,8 +172,10 @@ def autoencoder(setup: Setup) -> Rows:
             yield Row("autoencoder", f"decoding {count} together, {precision}", count * shape[1] / seconds, "frames/s")
 
 
+@torch.no_grad()
 def features(setup: Setup) -> Rows:
-    """I3D, the network of FVD, against the CPU."""
+    """I3D, the network of FVD, against the CPU, computed as for scores."""
+    compute_exactly()
     model = randomised(I3D)
     clips = torch.randn(1 if setup.tiny else 4, 3, 16, 224, 224, generator=torch.Generator().manual_seed(0))
     expected = model(clips[:1])
@@ -196,13 +199,8 @@ CHECKS: dict[CheckName, Callable[[Setup], Rows]] = {
 
 def _request(setup: Setup, params: SamplingParams, videos: int) -> SampleRequest:
     """A checked request for videos with the seeds 0, 1, ..."""
-    info = ModelInfo.from_configs(setup.dit_config, setup.diffusion)
-    seeds = (SamplingParams(**{**params.changed(), "seed": seed, "class_label": 0}) for seed in range(videos))
-    return SampleRequest(videos=tuple(validate(one, info) for one in seeds))
-
-
-def _latents(parts: Iterator[Tensor]) -> Tensor:
-    return torch.cat(list(parts), dim=1)
+    params = validate(replace(params, class_label=0), ModelInfo.from_configs(setup.dit_config, setup.diffusion))
+    return SampleRequest(videos=tuple(replace(params, seed=seed) for seed in range(videos)))
 
 
 def _sample(
@@ -214,7 +212,7 @@ def _sample(
     while engine.busy:
         for finished in engine.step():
             parts[finished.request_id].append(finished.latents)
-    return [torch.cat(found, dim=1) for found in parts.values()]
+    return [torch.cat(chunks, dim=1) for chunks in parts.values()]
 
 
 def _engine(setup: Setup, name: str, depth: int | None = None) -> Engine:

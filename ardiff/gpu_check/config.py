@@ -1,24 +1,9 @@
 """Settings of ``ardiff gpu-check``."""
 
 from dataclasses import dataclass
-from typing import Literal
-
-from ardiff.dit.config import DiTConfig
-from ardiff.resolution import Resolution
-from ardiff.vae.config import AutoencoderConfig
+from typing import Literal, get_args
 
 CheckName = Literal["ceilings", "exactness", "sampling", "training", "checkpoints", "autoencoder", "features"]
-TINY_DIT = DiTConfig(num_frames=8, num_tokens=4, token_dim=4, width=32, depth=2, num_heads=2, num_classes=3)
-TINY_VAE = AutoencoderConfig(
-    resolution=Resolution.square(16),
-    patch_size=8,
-    num_tokens=4,
-    token_dim=4,
-    width=32,
-    depth=1,
-    num_heads=2,
-    temporal_window=4,
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,15 +16,7 @@ class GpuCheckConfig:
     """``auto`` takes the first GPU, or the CPU if there is none."""
     size: Literal["auto", "paper", "tiny"] = "auto"
     """Size of the models: the paper's, or tiny ones to test the command. ``auto`` is the paper's on a GPU."""
-    checks: tuple[CheckName, ...] = (
-        "ceilings",
-        "exactness",
-        "sampling",
-        "training",
-        "checkpoints",
-        "autoencoder",
-        "features",
-    )
+    checks: tuple[CheckName, ...] = get_args(CheckName)
     """What to check, in this order."""
     compile: bool = True
     """Also check ``torch.compile``, which takes a C compiler and some minutes."""

@@ -4,7 +4,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,13 +12,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
-from ardiff.gpu_check.config import TINY_DIT, TINY_VAE, GpuCheckConfig
+from ardiff.errors import ArdiffError
+from ardiff.gpu_check.config import GpuCheckConfig
 from ardiff.models import make_autoencoder, make_dit
+from ardiff.resolution import Resolution
 from ardiff.tensors import ModuleT
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 PAPER_DIT = DiTConfig(num_classes=101)
 PAPER_VAE = AutoencoderConfig()
+TINY_DIT = DiTConfig(num_frames=8, num_tokens=4, token_dim=4, width=32, depth=2, num_heads=2, num_classes=3)
+TINY_VAE = AutoencoderConfig(
+    resolution=Resolution.square(16),
+    patch_size=8,
+    num_tokens=4,
+    token_dim=4,
+    width=32,
+    depth=1,
+    num_heads=2,
+    temporal_window=4,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +65,8 @@ class Setup:
     def of(cls, config: GpuCheckConfig) -> "Setup":
         """The setup of a configuration on this machine."""
         has_gpu = torch.cuda.is_available()
+        if config.device == "cuda" and not has_gpu:
+            raise ArdiffError("device=cuda, but PyTorch sees no GPU on this machine: use device=cpu or auto.")
         device = torch.device("cuda" if config.device == "auto" and has_gpu else config.device.replace("auto", "cpu"))
         tiny = config.size == "tiny" or (config.size == "auto" and device.type == "cpu")
         return cls(device, tiny, config.compile, config.peak_tflops)
@@ -75,7 +90,7 @@ class Setup:
         """An AR-DiT with random weights on the CPU, none of them zero."""
         config = self.dit_config
         if depth is not None:
-            config = DiTConfig(**{**_fields(config), "depth": min(depth, config.depth)})
+            config = replace(config, depth=min(depth, config.depth))
         return randomised(functools.partial(make_dit, config))
 
     def vae(self) -> ARAutoencoder:
@@ -86,6 +101,12 @@ class Setup:
         """Waits until the device has nothing left to do."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def matrix_rate(self, dtype: torch.dtype) -> float:
+        """The rate of a large matrix product, in 10^12 operations per second."""
+        side = 256 if self.tiny else 8192
+        factor = torch.randn(side, side, device=self.device).to(dtype)
+        return 2 * side**3 / self.seconds(lambda: factor @ factor) / 1e12
 
     def seconds(self, call: Callable[[], object], repeats: int = 5) -> float:
         """Seconds of a call, the median of some after a first one that is not counted."""
@@ -106,10 +127,6 @@ class Setup:
         call()
         self.synchronise()
         return torch.cuda.max_memory_allocated(self.device) / 2**30
-
-
-def _fields(config: DiTConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
 def randomised(make: Callable[[], ModuleT]) -> ModuleT:
@@ -136,7 +153,7 @@ class CallCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def rms(found: torch.Tensor, expected: torch.Tensor) -> float:
+def rms(result: torch.Tensor, expected: torch.Tensor) -> float:
     """Root mean square of the difference, over that of ``expected``."""
-    difference = found.detach().double().cpu() - expected.double().cpu()
+    difference = result.detach().double().cpu() - expected.double().cpu()
     return float(difference.square().mean().sqrt() / expected.double().cpu().square().mean().sqrt())

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -175,7 +176,8 @@ class Admission:
         """
         max_owned = self._keys.limits_of(record.owner).jobs
         max_queued = self._config.max_waiting + self._queue.free_slots
-        free_slots = self._models[record.model].free_slots if record.kind == "stream" else 2
+        needs_slot = record.kind == "stream"  # a job waits for one
+        free_slots = self._models[record.model].free_slots if needs_slot else math.inf
 
         def check(load: Load) -> None:
             if load.owned >= max_owned:

@@ -195,7 +195,7 @@ def _add_operations(app: FastAPI, replica: Replica, recorder: PrometheusRecorder
     @app.get("/healthz", responses={503: {"model": Health, "description": "The replica does not work."}})
     async def health(response: Response) -> Health:
         """Whether this replica works. It is degraded during an outage of database or storage: streams continue."""
-        database, storage = (store.available for store in (replica.stores.jobs, replica.stores.files))
+        database, storage = replica.stores.jobs.available, replica.stores.files.available
         if not replica.healthy:
             response.status_code = 503
         return Health(

@@ -1,13 +1,14 @@
 """Configuration of the endpoint: limits of requests and keys, storage, and periods."""
 
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from ardiff.data.encode import VideoCodec
 from ardiff.data.storage import is_remote
 from ardiff.sampling.config import EngineConfig
 
 SQLITE_FILE = "jobs.sqlite"
+POSTGRESQL = "postgresql://"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +137,7 @@ class ServiceConfig:
     @property
     def is_postgresql(self) -> bool:
         """Whether replicas of several machines can share the database."""
-        return self.database_uri.startswith("postgresql://")
+        return self.database_uri.startswith(POSTGRESQL)
 
     def _check_database(self) -> None:
         if self.database is None and is_remote(self.storage):
@@ -146,7 +147,20 @@ class ServiceConfig:
             )
         if is_remote(self.database_uri) and not self.is_postgresql:
             raise ValueError("database must be the path of a SQLite file, or postgresql://USER@HOST/NAME")
-        if self.is_postgresql and urlsplit(self.database_uri).password is not None:
-            raise ValueError("database holds a password, which logs show: set database_password=env:NAME, or to a file")
+        if self.is_postgresql:
+            check_postgresql(self.database_uri)
         if self.database_password is not None and not self.is_postgresql:
             raise ValueError("database_password is for PostgreSQL only: a SQLite file has none")
+
+
+def check_postgresql(uri: str) -> None:
+    """Raises ValueError unless this is the URL of a PostgreSQL database, without a password."""
+    url = urlsplit(uri)
+    try:
+        is_valid = uri.startswith(POSTGRESQL) and url.port != 0
+    except ValueError:  # the port is no number
+        is_valid = False
+    if not is_valid:
+        raise ValueError("database must be postgresql://USER@HOST/NAME or postgresql://USER@HOST:PORT/NAME")
+    if url.password is not None or any("password" in key.lower() for key in parse_qs(url.query, True)):
+        raise ValueError("database holds a password, which logs show: set database_password=env:NAME, or to a file")

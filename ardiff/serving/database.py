@@ -113,32 +113,13 @@ class Database:
             connections: Most connections at the same time.
             timeout: Seconds after which a statement fails.
         """
-        self.uri = uri
-        self._file = None if uri.startswith("postgresql://") else Path(uri)
         pool = {"poolclass": QueuePool, "pool_size": connections, "max_overflow": 0, "pool_timeout": timeout}
         pool |= {"pool_use_lifo": True}
-        if self._file is not None:
-            self._engine = sa.create_engine("sqlite://", creator=lambda: _open_file(self._file, timeout), **pool)
-            event.listen(self._engine, "connect", self._remember_file)
-            event.listen(self._engine, "checkout", self._check_file)
-            event.listen(self._engine, "begin", _begin_sqlite)
+        self._file = None if uri.startswith("postgresql://") else Path(uri)
+        if self._file is None:
+            self._engine = _postgresql_engine(uri, password, timeout, pool)
         else:
-            milliseconds = int(1000 * timeout)
-            limits = {
-                "connect_timeout": CONNECT_SECONDS,
-                "tcp_user_timeout": milliseconds,
-                "options": f"-c statement_timeout={milliseconds} -c idle_in_transaction_session_timeout={milliseconds}",
-                "application_name": "ardiff",
-            }
-            url = sa.make_url(uri).set(drivername="postgresql+psycopg")
-            self._engine = sa.create_engine(url, connect_args=limits, **pool)
-            if password is not None:
-                reference = password
-
-                @event.listens_for(self._engine, "do_connect")
-                def add_password(dialect: Any, record: Any, args: Any, parameters: dict[str, Any]) -> None:
-                    parameters["password"] = read_password(reference)
-
+            self._engine = _sqlite_engine(self._file, timeout, pool)
         self._single = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def prepare(self) -> None:
@@ -147,13 +128,12 @@ class Database:
         Raises:
             ConfigError: A newer release has changed the schema.
         """
-        with _as_data_errors():
-            if self._file is not None:
-                try:
-                    self._file.parent.mkdir(parents=True, exist_ok=True)
-                    self._file.touch()
-                except OSError as error:
-                    raise DataError(f"Cannot write {self._file}: {error.strerror}. Check its folder.") from error
+        if self._file is not None:
+            try:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._file.touch()
+            except OSError as error:
+                raise DataError(f"Cannot write {self._file}: {error.strerror}. Check its folder.") from error
         with self.transaction(_SCHEMA_LOCK) as connection:
             service.create(connection, checkfirst=True)
             version = connection.scalar(sa.select(service.c.version))
@@ -197,30 +177,54 @@ class Database:
         """Closes the connections that are not in use."""
         self._engine.dispose()
 
-    def _remember_file(self, connection: sqlite3.Connection, record: Any) -> None:
-        assert self._file is not None
-        record.info["file"] = _identity(self._file)
-
-    def _check_file(self, connection: sqlite3.Connection, record: Any, proxy: Any) -> None:
-        """Closes a connection whose file is not at its path any more, for example because a disk was unmounted."""
-        assert self._file is not None
-        if record.info["file"] != _identity(self._file):
-            raise exc.DisconnectionError
-
 
 @contextlib.contextmanager
 def _as_data_errors() -> Iterator[None]:
     try:
         yield
-    except exc.IntegrityError:
-        raise
     except exc.DBAPIError as error:
         raise DataError(f"The database of jobs is unavailable: {str(error.orig).strip()}") from error
     except (exc.TimeoutError, exc.InvalidRequestError) as error:  # all are busy, or the file changes again and again
         raise DataError("There is no connection to the database of jobs.") from error
 
 
-def _open_file(path: Path | None, timeout: float) -> sqlite3.Connection:
+def _postgresql_engine(uri: str, password: str | None, timeout: float, pool: dict[str, Any]) -> sa.Engine:
+    milliseconds = int(1000 * timeout)
+    limits = {
+        "connect_timeout": CONNECT_SECONDS,
+        "tcp_user_timeout": milliseconds,
+        "options": f"-c statement_timeout={milliseconds} -c idle_in_transaction_session_timeout={milliseconds}",
+        "application_name": "ardiff",
+    }
+    url = sa.make_url(uri).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, connect_args=limits, **pool)
+
+    def add_password(dialect: Any, record: Any, args: Any, parameters: dict[str, Any]) -> None:
+        if password is not None:
+            parameters["password"] = read_password(password)
+
+    event.listen(engine, "do_connect", add_password)
+    return engine
+
+
+def _sqlite_engine(file: Path, timeout: float, pool: dict[str, Any]) -> sa.Engine:
+    engine = sa.create_engine("sqlite://", creator=lambda: _open_file(file, timeout), **pool)
+
+    def remember_file(connection: sqlite3.Connection, record: Any) -> None:
+        record.info["file"] = _identity(file)
+
+    def check_file(connection: sqlite3.Connection, record: Any, proxy: Any) -> None:
+        """Closes a connection whose file is not at its path any more, for example because a disk was unmounted."""
+        if record.info["file"] != _identity(file):
+            raise exc.DisconnectionError
+
+    event.listen(engine, "connect", remember_file)
+    event.listen(engine, "checkout", check_file)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _open_file(path: Path, timeout: float) -> sqlite3.Connection:
     """Opens a file that exists: a missing one may be on a disk that is not mounted."""
     uri = f"file:{quote(str(path))}?mode=rw"
     connection = sqlite3.connect(uri, uri=True, timeout=timeout, check_same_thread=False)

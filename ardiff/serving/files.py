@@ -39,7 +39,7 @@ class JobFiles:
     def read_input(self, record: JobRecord) -> np.ndarray:
         """The given frames, uint8 ``(k, H, W, 3)``. Raises EOFError if they are missing, ValueError if damaged."""
         file = self._find(self._input(record))
-        return np.load(io.BytesIO(b"" if file is None else file.read()), allow_pickle=False)
+        return np.load(io.BytesIO(b"" if file is None else storage.read_bytes(file.uri)), allow_pickle=False)
 
     def write_video(self, record: JobRecord, video: bytes) -> None:
         """Writes the finished video."""

@@ -106,7 +106,9 @@ class JobQueue:
         if runner is None:  # during a redeployment only some replicas may have a model
             if self._waited(group.oldest) <= self._config.job_seconds:
                 return []
-            return await self._jobs.call(store.claim_job, group.oldest)
+            if group.suspect:
+                return await self._jobs.call(store.claim_job, group.oldest)
+            return await self._jobs.call(store.claim, group.model, group.count)
         if not runner.free_slots:
             return []
         if not group.suspect:

@@ -29,7 +29,7 @@ from ardiff.serving.progress import ProgressPublisher
 from ardiff.serving.queue import JobQueue
 from ardiff.serving.shutdown import Shutdown
 from ardiff.serving.streaming import Streams
-from ardiff.serving.videos import SWEEP_SECONDS, Videos
+from ardiff.serving.videos import Videos
 
 logger = logging.getLogger(__name__)
 RELEASE_SECONDS = 10.0
@@ -94,7 +94,7 @@ class Replica:
             _every(config.poll_seconds, self.queue.poll, self.queue.changed),
             _every(config.heartbeat_seconds, self._publisher.send_heartbeats),
             _every(config.segment_seconds, self._publisher.publish),
-            _every(min(SWEEP_SECONDS, config.keep_seconds), self.videos.remove_expired),
+            _every(self.videos.sweep_seconds, self.videos.remove_expired),
             _every(config.keys_seconds, self.keys.reload),
         ]
         self._loops = [asyncio.ensure_future(loop) for loop in loops]

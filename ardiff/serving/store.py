@@ -5,7 +5,6 @@ claim. Every write of the holder names the number, so a replica that has lost it
 is a counter. Identifiers begin with the time of creation, so they sort like the queue.
 """
 
-import contextlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -13,7 +12,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from ardiff.serving.database import Database, clock, jobs, segments, service
 from ardiff.serving.records import JobRecord, Status, is_id
@@ -72,13 +70,12 @@ class JobStore:
 
     def load(self, owner: str) -> Load:
         """The jobs that have not ended."""
-        owned, queued = self.database.rows(_count(owner))[0]
-        return Load(owned, queued)
+        return Load(*self.database.rows(_count(owner))[0])
 
     def repeated(self, owner: str, key_hash: str) -> JobRecord | None:
         """The job that was requested with this idempotency key."""
         same = sa.and_(jobs.c.owner == owner, jobs.c.idempotency == key_hash)
-        return next(iter(self._records(sa.select(*_RECORD).where(same))), None)
+        return self._record(sa.select(*_RECORD).where(same))
 
     def create(self, record: JobRecord, check: Callable[[Load], None]) -> bool:
         """Stores a job. One that is ``in_progress`` is held by the caller, so no replica takes it.
@@ -104,7 +101,7 @@ class JobStore:
         if not is_id(job_id):
             return None
         own = sa.and_(jobs.c.id == job_id, jobs.c.owner == owner)
-        return next(iter(self._records(sa.select(*_RECORD).where(own))), None)
+        return self._record(sa.select(*_RECORD).where(own))
 
     def page(self, owner: str, count: int, after: str | None = None, newest_first: bool = True) -> list[JobRecord]:
         """The owner's first records in order of creation; with ``after``, those that follow this job."""
@@ -123,7 +120,9 @@ class JobStore:
 
     def claim(self, model: str, count: int) -> list[JobRecord]:
         """Takes the leases of up to ``count`` of the model's oldest queued jobs, without suspects."""
-        oldest = sa.select(jobs.c.id).where(_QUEUED, jobs.c.ended_at.is_(None), jobs.c.model == model, ~_SUSPECT)
+        oldest = sa.select(jobs.c.id).where(
+            _QUEUED, jobs.c.ended_at.is_(None), jobs.c.model == model, jobs.c.crashes == 0
+        )
         oldest = oldest.order_by(jobs.c.id).limit(count).with_for_update(skip_locked=True)  # on SQLite without effect
         claimed = self._records(_claimed(jobs.c.id.in_(sa.select(oldest.cte("oldest").c.id))))
         return sorted(claimed, key=lambda record: record.id)
@@ -135,10 +134,10 @@ class JobStore:
     def claim_suspect(self, job_id: str) -> list[JobRecord]:
         """Takes the lease of a queued suspect. None, if it is taken, or if any suspect runs."""
         running = jobs.alias()
-        alone = ~sa.exists().where(running.c.status == "in_progress", running.c.crashes > 0)
+        is_running = sa.and_(running.c.status == "in_progress", running.c.ended_at.is_(None))
+        alone = ~sa.exists().where(is_running, running.c.crashes > 0)
         with self.database.transaction(_ISOLATION_LOCK) as connection:
-            rows = connection.execute(_claimed(sa.and_(jobs.c.id == job_id, alone))).all()
-        return [record for row in rows if (record := _to_record(row)) is not None]
+            return _to_records(connection.execute(_claimed(sa.and_(jobs.c.id == job_id, alone))).all())
 
     def leases(self) -> dict[str, Lease]:
         """The lease of every job that a replica runs."""
@@ -163,10 +162,13 @@ class JobStore:
 
     def publish(self, record: JobRecord, number: int, segment: bytes) -> None:
         """Writes the progress of a running job, and the next segment of its video unless that is empty."""
-        row = {"job_id": record.id, "lease": record.lease, "number": number, "data": segment}
-        with contextlib.suppress(IntegrityError), self.database.transaction() as connection:  # it is stored already
+        key = {segments.c.job_id: record.id, segments.c.lease: record.lease, segments.c.number: number}
+        missing = ~sa.exists().where(*(column == value for column, value in key.items()))
+        row = [sa.literal(value, column.type) for column, value in {**key, segments.c.data: segment}.items()]
+        insert = sa.insert(segments).from_select(list(segments.c), sa.select(*row).where(missing))
+        with self.database.transaction() as connection:
             if connection.execute(_held_by(record).values(_to_row(record))).rowcount and segment:
-                connection.execute(sa.insert(segments).values(row))
+                connection.execute(insert)
 
     def release(self, record: JobRecord) -> None:
         """Returns a job to the queue; called by the lease holder."""
@@ -175,16 +177,16 @@ class JobStore:
     def finish(self, record: JobRecord, keep_seconds: float) -> JobRecord | None:
         """Writes the final record and returns it as it is stored; without the lease returns None."""
         statement = _held_by(record).values(_to_row(record) | _end(keep_seconds)).returning(*_RECORD)
-        return next(iter(self._records(statement)), None)
+        return self._record(statement)
 
     def cancel(self, owner: str, job_id: str, keep_seconds: float) -> JobRecord | None:
         """Ends a queued job, and returns it. Otherwise the holder of the lease is to stop the job."""
         own = sa.and_(jobs.c.id == job_id, jobs.c.owner == owner)
         values = _end(keep_seconds) | {"status": "cancelled"}
-        ended = self._records(sa.update(jobs).where(own, _QUEUED).values(values).returning(*_RECORD))
-        if not ended:
+        ended = self._record(sa.update(jobs).where(own, _QUEUED).values(values).returning(*_RECORD))
+        if ended is None:
             self.database.change(sa.update(jobs).where(own, jobs.c.ended_at.is_(None)).values(cancelled=True))
-        return next(iter(ended), None)
+        return ended
 
     def read_segment(self, record: JobRecord, number: int) -> bytes | None:
         """A segment of a running job's video, or None if it is not written yet."""
@@ -218,9 +220,11 @@ class JobStore:
         self.database.change(sa.delete(segments).where(~needed))
         self.database.change(sa.delete(jobs).where(~jobs.c.has_files, jobs.c.expires_at <= clock() - keep_seconds))
 
-    def _records(self, statement: sa.Select[Any] | Any) -> list[JobRecord]:
-        records = [_to_record(row) for row in self.database.rows(statement)]
-        return [record for record in records if record is not None]
+    def _records(self, statement: sa.Executable) -> list[JobRecord]:
+        return _to_records(self.database.rows(statement))
+
+    def _record(self, statement: sa.Executable) -> JobRecord | None:
+        return next(iter(self._records(statement)), None)
 
 
 def _count(owner: str) -> sa.Select[Any]:
@@ -250,6 +254,11 @@ def _to_row(record: JobRecord) -> dict[str, Any]:
     values = asdict(record)
     columns = {column.name: values.pop(column.name) for column in _COLUMNS}
     return columns | {"record": json.dumps(values)}
+
+
+def _to_records(rows: Sequence[sa.Row[Any]]) -> list[JobRecord]:
+    """The records of rows, without damaged ones."""
+    return [record for row in rows if (record := _to_record(row)) is not None]
 
 
 def _to_record(row: sa.Row[Any]) -> JobRecord | None:

@@ -14,7 +14,7 @@ from ardiff.serving.records import JobRecord, is_id
 CANCEL_SECONDS = 10.0
 """Seconds that a cancellation waits for the replica that runs the job."""
 SWEEP_SECONDS = 60.0
-"""Seconds between two removals of expired videos."""
+"""Most seconds between two removals of expired videos."""
 SWEEP_JOBS = 500
 """Jobs whose files are removed at a time."""
 
@@ -31,6 +31,11 @@ class Videos:
     ) -> None:
         self._jobs, self._files, self._running = stores.jobs, stores.files, running
         self._finisher, self._config = finisher, config
+
+    @property
+    def sweep_seconds(self) -> float:
+        """Seconds between two removals of expired videos."""
+        return min(SWEEP_SECONDS, self._config.keep_seconds)
 
     async def find(self, owner: str, job_id: str) -> JobRecord:
         """The published record, so that all replicas show the same progress. Raises RequestError 404 or 503."""
@@ -95,7 +100,7 @@ class Videos:
     async def remove_expired(self) -> None:
         """Removes what has expired, unless another replica has just done so."""
         jobs, files = self._jobs, self._files
-        if not await jobs.call(jobs.store.start_sweep, min(SWEEP_SECONDS, self._config.keep_seconds)):
+        if not await jobs.call(jobs.store.start_sweep, self.sweep_seconds):
             return
         while records := await jobs.call(jobs.store.expired_files, SWEEP_JOBS):
             await files.call(files.store.delete, *records)

@@ -144,8 +144,8 @@ def write_trained(description: dict[str, Any], weights: dict[str, Tensor], outpu
     vae = load_autoencoder(uri)
     if "lora" in description:
         config = build_config(LoRAConfig, description["lora"])
-        save_adapter(storage.join(output, ADAPTER), weights, config, description["base"])
-        weights = _merge(description, weights, config)
+        adapter, weights = weights, _merge(description, weights, config)
+        save_adapter(storage.join(output, ADAPTER), adapter, config, description["base"])
     text = build_config(UsedEncoder, description["text_encoder"]) if "text_encoder" in description else None
     names = description["class_names"]
     pipeline = ARDiffusionPipeline(vae, _fill(dit, weights), diffusion, statistics, names, text_source=text)

@@ -5,13 +5,14 @@ import math
 import torch
 from torch import nn
 
+from ardiff.tensors import trainable
 from ardiff.train.config import OptimizerConfig
 from ardiff.train.muon import Muon
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """The optimizers that together update every trainable parameter of ``model`` once."""
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    parameters = trainable(model)
     matrices = {n: p for n, p in parameters.items() if config.name == "muon" and p.ndim == 2 and "blocks." in n}
     others = [p for n, p in parameters.items() if n not in matrices]
     fused = True if all(p.is_cuda for p in others) else None  # one kernel for all parameters; None is torch's default

@@ -144,13 +144,7 @@ class UpstreamDecoder(Decoder):
         """The layer that outputs pixels."""
         return self.pixels.conv_out
 
-    def forward(
-        self,
-        latents: Tensor,
-        cache: DecoderCache | None = None,
-        temporal: bool = True,
-        shape: Resolution | None = None,
-    ) -> Tensor:
+    def forward(self, latents: Tensor, cache: DecoderCache | None, temporal: bool, shape: Resolution) -> Tensor:
         """Decodes frames that continue those of earlier calls with the same ``cache``.
 
         ``temporal=False`` decodes each frame alone. There is one ``shape`` only.

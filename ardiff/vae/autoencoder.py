@@ -63,7 +63,12 @@ class ARAutoencoder(nn.Module):
         return self.decode(posterior.sample(noise), temporal=temporal, shape=shape), posterior
 
     def encode(self, video: Tensor) -> Posterior:
-        """The posterior of every frame of ``video (B, F, 3, H, W)``. Each frame is encoded alone."""
+        """The posterior of every frame of ``video (B, F, 3, H, W)``. Each frame is encoded alone.
+
+        Raises:
+            ValueError: The model does not know the shape of the frames.
+        """
+        self.config.check_shape(Resolution(*video.shape[3:]))
         moments = self.encoder(rearrange(video, "b f c h w -> (b f) c h w"))  # (N, L, 2 D)
         mean, log_variance = rearrange(moments, "(b f) l d -> b f l d", b=len(video)).chunk(2, dim=-1)
         return Posterior(mean, log_variance.clamp(-20.0, 10.0))
@@ -86,6 +91,8 @@ class ARAutoencoder(nn.Module):
         ``temporal=False`` decodes each frame alone. ``shape`` is one of those that the model knows, by default the
         first; another one is a ValueError.
         """
+        shape = shape or self.config.resolution
+        self.config.check_shape(shape)
         return self.decoder(latents, cache, temporal, shape)
 
     @torch.no_grad()

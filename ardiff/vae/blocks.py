@@ -27,14 +27,7 @@ class FrameBlock(nn.Module):
 
 
 def positions_for(config: AutoencoderConfig, positions: Tensor, shape: Resolution) -> Tensor:
-    """The embeddings of the patches of frames of ``shape``, ``(P, C)``, from those for ``config.resolution``.
-
-    Raises:
-        ValueError: The model does not know the shape.
-    """
-    if shape not in config.shapes:
-        known = ", ".join(map(str, config.shapes))
-        raise ValueError(f"the AR-VAE knows frames of {known} (height x width), got {shape}")
+    """The embeddings of the patches of frames of ``shape``, ``(P, C)``, from those for ``config.resolution``."""
     if shape == config.resolution:
         return positions
     return interpolated_positions(positions, config.patch_grid(), config.patch_grid(shape))

@@ -60,6 +60,12 @@ class AutoencoderConfig:
         """All shapes of frames that the model knows; the first is the default."""
         return (self.resolution, *self.buckets)
 
+    def check_shape(self, shape: Resolution) -> None:
+        """Raises ValueError if the model does not know frames of ``shape``."""
+        if shape not in self.shapes:
+            known = ", ".join(map(str, self.shapes))
+            raise ValueError(f"the AR-VAE knows frames of {known} (height x width), got {shape}")
+
     @property
     def described_shapes(self) -> list[list[int]]:
         """The shapes, if there are several, for the description of latents."""

@@ -41,18 +41,11 @@ class Decoder(nn.Module):
         """The layer that outputs pixels."""
         return self.patch_out
 
-    def forward(
-        self,
-        latents: Tensor,
-        cache: DecoderCache | None = None,
-        temporal: bool = True,
-        shape: Resolution | None = None,
-    ) -> Tensor:
+    def forward(self, latents: Tensor, cache: DecoderCache | None, temporal: bool, shape: Resolution) -> Tensor:
         """Decodes frames of ``shape`` that continue those of earlier calls with the same ``cache``.
 
-        ``temporal=False`` decodes each frame alone. Raises ValueError if the model does not know the shape.
+        ``temporal=False`` decodes each frame alone.
         """
-        shape = shape or self.config.resolution
         positions = positions_for(self.config, self.patch_positions, shape)  # (P, C)
         batch, num_patches = len(latents), len(positions)
         tokens = self.token_in(latents) + self.token_positions  # (B, F, L, C)

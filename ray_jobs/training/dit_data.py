@@ -141,8 +141,8 @@ def make_stream(
         folder, description = texts
         key = fingerprint(key, description.encoder.fingerprint, description.content)
         index = TextIndex.open(folder, description)
-    with_shapes = config.dit.num_shapes > 1
-    return LatentStream(files, latents.rows, shape, seed, config.files_per_chunk, index, with_shapes), key
+    several = config.dit.num_shapes > 1
+    return LatentStream(files, latents.rows, shape, seed, config.files_per_chunk, index, several), key
 
 
 def clip_statistics(config: TrainDiTConfig, stream: Stream, source: str) -> LatentStatistics:

@@ -86,6 +86,7 @@ def work(changes: dict[str, Any], folder: Path, start: Path | None = None, lora:
             add_lora(model, lora)
     statistics = LatentStatistics([[0.0] * 3] * 3, 1.0)
     task = DiTTask(model, DiTTaskConfig(class_dropout=0.3, teacher_forcing=0.3), DiffusionConfig(), statistics)
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     engine = make_engine(model, config, CPU)
     state = load_checkpoint(start, engine, "key") if start else TrainState(0, 0, "key")
 
@@ -96,6 +97,8 @@ def work(changes: dict[str, Any], folder: Path, start: Path | None = None, lora:
 
     recorder = Recorder(folder, engine)
     train(task, engine, batches(), config, state, [recorder])
+    for name, parameter in model.named_parameters():  # ZeRO 3 has sharded them
+        assert name not in frozen or hasattr(parameter, "ds_id") or torch.equal(parameter, frozen[name])
     average = ema_model(engine)
     if distributed.rank() == 0:
         assert average is not None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from ardiff.errors import ArdiffError
 from ardiff.gpu_check import command
@@ -48,7 +49,7 @@ def test_what_fails_is_said_and_the_rest_is_checked(tmp_path: Path, monkeypatch:
     checks = {"exactness": wrong, "sampling": broken, "features": fine}
     monkeypatch.setattr(command, "CHECKS", checks)
     config = GpuCheckConfig(device="cpu", output=str(tmp_path), checks=("exactness", "sampling", "features"))
-    with pytest.raises(ArdiffError, match="3 checks failed: exactness, masked; exactness, ragged; sampling"):
+    with pytest.raises(ArdiffError, match="are wrong: exactness, masked; exactness, ragged; sampling"):
         run(config)
     result = json.loads((tmp_path / "gpu-check.json").read_text())
     assert [row["ok"] for row in result["rows"]] == [False, False, True, True]
@@ -56,14 +57,16 @@ def test_what_fails_is_said_and_the_rest_is_checked(tmp_path: Path, monkeypatch:
     assert "| exactness | masked | 0.5 rms | 0.001 **exceeded** |" in (tmp_path / "gpu-check.md").read_text()
 
 
-def test_no_check_begins_after_the_time_is_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(command, "CHECKS", {})
-    ticks = iter([0.0, 11.0])
-    monkeypatch.setattr(command.time, "monotonic", lambda: next(ticks))
-    run(GpuCheckConfig(device="cpu", output=str(tmp_path), checks=("ceilings",), seconds=10.0))
-    assert "ceilings: skipped: 10 s are over" in capsys.readouterr().out
+def test_no_check_begins_after_the_time_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(GpuCheckConfig(device="cpu", output=str(tmp_path), checks=("ceilings",), seconds=1e-9))
+    assert "ceilings: skipped: 1e-09 s are over" in capsys.readouterr().out
+    assert json.loads((tmp_path / "gpu-check.json").read_text())["notes"] == {"ceilings": "skipped: 1e-09 s are over"}
+
+
+def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ArdiffError, match="PyTorch sees no GPU"):
+        run(GpuCheckConfig(device="cuda", output=str(tmp_path)))
 
 
 def test_impossible_settings() -> None:

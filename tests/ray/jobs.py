@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,11 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 800.0
 """Seconds after which a job counts as hanging. It is long because a busy machine is slow."""
+
+
+def section(name: str, values: Mapping[str, object]) -> list[str]:
+    """The values of a section of a configuration as overrides."""
+    return [f"{name}.{key}={value}" for key, value in values.items()]
 
 
 @dataclass(frozen=True)

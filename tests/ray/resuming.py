@@ -4,14 +4,18 @@ import json
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from jobs import PATIENCE
+from jobs import PATIENCE, Jobs, Result
 from safetensors.torch import load_file
 
 from ardiff.train.shards import GROUPS
+
+STEPS = 120
+"""Training steps of a run that :func:`kill_and_compare` kills."""
 
 
 def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[str] | None" = None) -> int:
@@ -65,3 +69,33 @@ def assert_equal_checkpoints(one: Path, other: Path) -> None:
     for name in files:
         assert_equal_files(ends[0] / name, ends[1] / name)
     assert (ends[0] / "state.json").read_text() == (ends[1] / "state.json").read_text()
+
+
+def kill_and_compare(
+    jobs: Jobs, ardiff: Callable[..., Result], folder: Path, job: str, settings: list[str], weights: str
+) -> None:
+    """Trains whole, and again with a kill and a resumption. Only the job that is killed has a process of its own."""
+    whole, broken = folder / "whole", folder / "broken"
+    assert "resuming" not in ardiff(job, "--output", whole, *settings).expect(0)
+
+    process = jobs.start(job.replace("-", "_"), "--output", str(broken), *settings)
+    seen = wait_for_checkpoint(broken, process)
+    assert jobs.kill(process).code == -9
+    assert not (broken / "stage.json").exists(), "the run ended before it could be killed: raise STEPS"
+    assert not (broken / weights).exists()
+    assert jobs.left_over() == []
+
+    try:
+        registered = snapshot(broken)["metrics"]["step"]
+    except ValueError:  # killed while Ray wrote its list: the run resumes at the newest complete checkpoint
+        complete = (broken / "ray").glob("checkpoint-*/state.json")
+        registered = max(int(file.parent.name.split("-")[1]) for file in complete)
+    assert seen <= registered < STEPS
+    err = ardiff(job, "--output", broken, *settings).expect(0)
+    assert re.findall(r"resuming from the checkpoint of step (\d+)", err) == [str(registered)]
+
+    assert_equal_files(whole / weights, broken / weights)
+    assert_equal_checkpoints(whole, broken)
+    losses = [json.loads((run / "history.json").read_text())["loss"] for run in (whole, broken)]
+    assert losses[0] == losses[1]
+    assert [step for step, _ in losses[0]] == list(range(10, STEPS + 1, 10))

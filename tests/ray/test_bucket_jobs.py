@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from jobs import Result
+from jobs import Result, section
 
 from ardiff import distributed
 from ardiff.cli import main
@@ -33,10 +33,6 @@ STEPS, BATCH, RESTART = 8, 6, 3
 VAE = {"patch_size": 8, "num_tokens": 2, "token_dim": 4, "width": 16, "depth": 1, "num_heads": 2, "temporal_window": 4}
 DIT = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
 TRAIN = ["train.batch_size=4", "train.cpu_threads=1", "train.log_every=1"]
-
-
-def section(name: str, values: dict[str, object]) -> list[str]:
-    return [f"{name}.{key}={value}" for key, value in values.items()]
 
 
 @pytest.fixture(scope="module")

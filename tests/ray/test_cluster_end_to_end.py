@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pyarrow.parquet as pq
 import pytest
 from clusters import Cluster
+from jobs import section
 from s3_server import S3Server
 from test_submit import Laptop
 
@@ -34,10 +35,6 @@ def cluster(s3_bucket: str) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.close()
-
-
-def section(name: str, values: dict[str, int]) -> list[str]:
-    return [f"{name}.{key}={value}" for key, value in values.items()]
 
 
 def checkpoints(folder: str) -> int:

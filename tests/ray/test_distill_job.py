@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from jobs import Jobs, Result
-from test_resume import kill_and_compare
+from resuming import kill_and_compare
 
 from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.config import DiffusionConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import Result
+from jobs import Result, section
 from PIL import Image
 
 from ardiff.cli import main
@@ -24,10 +24,6 @@ VAE = {"patch_size": 4, "num_tokens": 2, "token_dim": 4, "width": 16, "depth": 1
 DIT = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
 TRAIN = ["train.num_steps=3", "train.batch_size=4", "train.sample_every=3", "train.cpu_threads=1"]
 SAMPLING = ["num_frames=8", "num_inference_steps=4"]
-
-
-def section(name: str, values: dict[str, object]) -> list[str]:
-    return [f"{name}.{key}={value}" for key, value in values.items()]
 
 
 def vae_settings(folder: Path) -> list[str]:

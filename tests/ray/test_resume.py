@@ -1,6 +1,5 @@
 """A training run that is killed and resumed ends with the same bits as a run without interruption."""
 
-import json
 import re
 import shutil
 import signal
@@ -11,10 +10,11 @@ import pytest
 import yaml
 from jobs import PATIENCE, Jobs, Result
 from resuming import (
+    STEPS,
     assert_equal_checkpoints,
     assert_equal_files,
+    kill_and_compare,
     last_checkpoint,
-    snapshot,
     wait_for_checkpoint,
 )
 
@@ -28,7 +28,6 @@ from ray_jobs.training.trainer import run_training
 pytestmark = pytest.mark.ray
 
 Command = Callable[..., Result]
-STEPS = 120
 TRAIN = [f"train.num_steps={STEPS}", "train.checkpoint_every=10", "train.log_every=10", "train.cpu_threads=1"]
 SIZES = {"num_frames": 8, "num_tokens": 2, "token_dim": 4, "width": 32, "depth": 2, "num_heads": 2}
 
@@ -108,34 +107,6 @@ def test_vae_training_survives_sigkill(
     settings += ["train.batch_size=4", "train.gradient_accumulation=2", f"task.temporal_from_step={STEPS // 2}"]
     settings += [f"vae.{name}={value}" for name, value in {**sizes, "temporal_window": 4}.items()]
     kill_and_compare(jobs, ardiff, tmp_path, "train-vae", settings, "model/vae.safetensors")
-
-
-def kill_and_compare(jobs: Jobs, ardiff: Command, folder: Path, job: str, settings: list[str], weights: str) -> None:
-    """Only the job that is killed has a process of its own."""
-    whole, broken = folder / "whole", folder / "broken"
-    assert "resuming" not in ardiff(job, "--output", whole, *settings).expect(0)
-
-    process = jobs.start(job.replace("-", "_"), "--output", str(broken), *settings)
-    seen = wait_for_checkpoint(broken, process)
-    assert jobs.kill(process).code == -9
-    assert not (broken / "stage.json").exists(), "the run ended before it could be killed: raise STEPS"
-    assert not (broken / weights).exists()
-    assert jobs.left_over() == []
-
-    try:
-        registered = snapshot(broken)["metrics"]["step"]
-    except ValueError:  # killed while Ray wrote its list: the run resumes at the newest complete checkpoint
-        complete = (broken / "ray").glob("checkpoint-*/state.json")
-        registered = max(int(file.parent.name.split("-")[1]) for file in complete)
-    assert seen <= registered < STEPS
-    err = ardiff(job, "--output", broken, *settings).expect(0)
-    assert re.findall(r"resuming from the checkpoint of step (\d+)", err) == [str(registered)]
-
-    assert_equal_files(whole / weights, broken / weights)
-    assert_equal_checkpoints(whole, broken)
-    losses = [json.loads((run / "history.json").read_text())["loss"] for run in (whole, broken)]
-    assert losses[0] == losses[1]
-    assert [step for step, _ in losses[0]] == list(range(10, STEPS + 1, 10))
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -29,6 +29,13 @@ def node(name: str, gpus: int = 0, cpus: float = 8, versions: dict[str, str] | N
     return Node(name, versions or {}, ["A100"] * gpus, gpus, cpus, 0.0, 0, "580.1" if gpus else "", "13.0", "", "")
 
 
+@pytest.mark.parametrize("uri", ["mysql://a/b", "/data/jobs.sqlite", "postgresql://a:secret@b/c"])
+def test_a_wrong_database_is_rejected_before_a_job_is_submitted(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        doctor.main(["--address", "http://127.0.0.1:9", "--database", uri])
+    assert "error: database " in capsys.readouterr().err
+
+
 def test_too_few_gpus_fail() -> None:
     head = node("head", cpus=0)
     assert check_gpus([head], 0) == ("gpus", True, "none now: --gpus N waits until an autoscaler has started N")

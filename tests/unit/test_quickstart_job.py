@@ -70,6 +70,14 @@ def test_real_clips_are_scored_at_the_rate_that_was_trained_on() -> None:
     assert evaluation_stage(other, "runs", inputs, []).fps == 4.0
 
 
+def test_clips_are_scored_in_the_shape_of_the_autoencoder() -> None:
+    shape = Resolution(48, 64)
+    config = QuickstartConfig(evaluate=QuickConfig(num_clips=2))
+    training = replace(config.train_vae, vae=replace(config.train_vae.vae, resolution=shape))
+    inputs = Inputs("manifest.parquet", "vae", "latents", synthetic=False)
+    assert evaluation_stage(replace(config, train_vae=training), "runs", inputs, []).resolution == shape
+
+
 def test_the_report_shows_folders_of_pictures(tmp_path: Path) -> None:
     folder = tmp_path / "clouds"
     folder.mkdir()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ardiff import distributed
+from ardiff.tensors import trainable
 from ardiff.train.flops import recomputation
 from ardiff.train.shards import ShardReader
 
@@ -69,11 +70,6 @@ def ema_model(engine: Engine) -> nn.Module | None:
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     model.load_state_dict({**frozen, **on_device}, strict=True, assign=True)
     return model.to(engine.device).eval()
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name. Only these are in checkpoints and in the EMA."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def skeleton_of(model: nn.Module) -> nn.Module:

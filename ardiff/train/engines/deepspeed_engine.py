@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ardiff import distributed
 from ardiff.errors import ConfigError
+from ardiff.tensors import trainable
 from ardiff.train.config import OptimizerConfig
 from ardiff.train.ema import ema_decay_at
 from ardiff.train.engines.base import (
@@ -25,7 +26,6 @@ from ardiff.train.engines.base import (
     checkpoint_activations,
     optimizer_keys,
     skeleton_of,
-    trainable,
 )
 from ardiff.train.engines.config import Precision
 from ardiff.train.shards import ShardReader

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ardiff import distributed
+from ardiff.tensors import trainable
 from ardiff.train.config import OptimizerConfig
 from ardiff.train.ema import EMA
 from ardiff.train.engines.base import (
@@ -15,7 +16,6 @@ from ardiff.train.engines.base import (
     checkpoint_activations,
     optimizer_keys,
     skeleton_of,
-    trainable,
 )
 from ardiff.train.engines.config import Precision
 from ardiff.train.optim import build_optimizers
@@ -77,10 +77,11 @@ class TorchEngine:
         return {name: o.param_groups[0]["lr"] for name, o in zip(names, self.optimizers, strict=True)}
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        for name, parameter in trainable(self.model).items():
+        parameters = trainable(self.model)
+        for name, parameter in parameters.items():
             yield "model", name, parameter
             yield "ema", name, self.ema.weights[name]
-        names: dict[Tensor, str] = {parameter: name for name, parameter in trainable(self.model).items()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
         for optimizer in self.optimizers:
             for owner, state in optimizer.state.items():
                 for key, value in state.items():

@@ -61,14 +61,15 @@ class DiTTask(Task):
         x0 = self._clean(batch)  # (B, F, L, D)
         size, frames = x0.shape[:2]
         kind, count = self.diffusion.timestep_sampling, self.diffusion.num_timesteps
-        timesteps = to_device(sample_timesteps(kind, size, frames, count, draws.generators(size)), x0.device)  # (B, F)
+        timesteps = sample_timesteps(kind, size, frames, count, draws.generators(size))  # (B, F)
         eps = self._noise(x0, draws)  # (B, F, L, D)
         labels = self._labels(batch, draws)  # (B,)
         text = self._text(batch, draws) if self.model.config.text else None
-        forced = to_device(self._forced(size, draws), x0.device)  # (B,)
+        forced = self._forced(size, draws)  # (B,)
         if self.config.teacher_forcing:
             independent = sample_timesteps("independent", size, frames, count, draws.generators(size))  # (B, F)
-            timesteps = torch.where(forced[:, None], to_device(independent, x0.device), timesteps)  # (B, F)
+            timesteps = torch.where(forced[:, None], independent, timesteps)  # (B, F)
+        timesteps = to_device(timesteps, x0.device)
         x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)  # (B, F, L, D)
         output = self._evaluate(x0, x_t, timesteps, labels, text, forced)  # (B, F, L, D)
         target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)
@@ -81,7 +82,8 @@ class DiTTask(Task):
         return loss, logged
 
     def _forced(self, size: int, draws: BatchGenerator) -> Tensor:
-        """Which of the local clips train under teacher forcing, bool ``(B,)``: evenly spread over the whole batch."""
+        """Which of the local clips train under teacher forcing: evenly spread over the whole batch. Bool ``(B,)`` on
+        the CPU, so that no GPU is waited for."""
         index = torch.arange(draws.first, draws.first + size + 1)
         return (index.double() * self.config.teacher_forcing).floor().diff() > 0
 
@@ -98,7 +100,7 @@ class DiTTask(Task):
         for teacher_forcing in (True,) if self.config.teacher_forcing == 1.0 else (True, False):
             rows = (forced == teacher_forcing).nonzero().flatten()  # b clips
             # Without such clips here, another one is evaluated for nothing: ZeRO 3 needs equal calls on all ranks.
-            shown = rows if len(rows) else rows.new_zeros(1)
+            shown = to_device(rows if len(rows) else rows.new_zeros(1), x_t.device)
             latents, levels = x_t[shown], timesteps[shown]  # (b, F, L, D), (b, F)
             if teacher_forcing:
                 latents, levels = with_context(x0[shown], latents, levels, self.diffusion)  # (b, 2 F, L, D), (b, 2 F)
@@ -106,7 +108,7 @@ class DiTTask(Task):
             output = self.model(latents, levels, labels[shown], of_text, teacher_forcing=teacher_forcing)
             outputs.append(output[: len(rows)])  # (b, F, L, D)
             order.append(rows)
-        return torch.cat(outputs)[torch.cat(order).argsort()]  # (B, F, L, D)
+        return torch.cat(outputs)[to_device(torch.cat(order).argsort(), x_t.device)]  # (B, F, L, D)
 
     def _clean(self, batch: Batch) -> Tensor:
         """Normalised clean latents of the batch, ``(B, F, L, D)``."""

@@ -47,9 +47,7 @@ class AutoencoderTask(Task):
         shape = (video.shape[1], self.model.config.num_tokens, self.model.config.token_dim)
         noise = to_device(draws(len(video), lambda g: torch.randn(shape, generator=g)), video.device)  # (B, F, L, D)
         with recorded(self.model.decoder.last_layer) as last_layer:
-            output, posterior = self.model(
-                video, to_device(noise, video.device), temporal=step >= self.config.temporal_from_step
-            )
+            output, posterior = self.model(video, noise, temporal=step >= self.config.temporal_from_step)
         reconstruction = self._distance(output.float(), video)
         kl = posterior.kl()
         logged = {"reconstruction": reconstruction, "kl": kl}

@@ -110,7 +110,7 @@ class Served:
         asyncio.run_coroutine_threadsafe(self.replica.queue.poll(), self.loop).result(60)
 
     def record(self, video: dict[str, Any]) -> JobRecord:
-        """The record in storage."""
+        """The record in the database."""
         record = self.replica.stores.jobs.store.read("anonymous", video["id"])
         assert record is not None
         return record

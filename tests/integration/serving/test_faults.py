@@ -406,12 +406,17 @@ def test_requests_do_not_queue_for_a_database_that_hangs(serve: Serve, monkeypat
     served.wait(served.ask(num_frames=2, num_inference_steps=2))
 
 
-def test_a_job_for_a_removed_model_fails(serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline]) -> None:
+def test_the_jobs_of_a_removed_model_fail_together(
+    serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline]
+) -> None:
     first = serve(pipelines={"old": make_pipeline()})
-    video = first.ask(**LONG)
+    videos = [first.ask(**LONG) for _ in range(3)]
     first.stop()
     second = serve("b", job_seconds=1.0)
-    assert second.wait(video, "failed")["error"]["type"] == "no_model"
+    assert second.wait(videos[0], "failed")["error"]["type"] == "no_model"
+    assert second.replica.stores.jobs.store.open_jobs() == []  # none waits for its own job_seconds
+    for video in videos[1:]:
+        assert second.wait(video, "failed")["error"]["type"] == "no_model"
 
 
 def test_an_outage_of_postgresql(

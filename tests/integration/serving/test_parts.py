@@ -184,6 +184,8 @@ def test_the_shipped_serve_configuration_is_valid(capsys: pytest.CaptureFixture[
         ("applications.0.args.service.database", "/data/jobs.sqlite", "database_password is for PostgreSQL only"),
         ("applications.0.args.service.database", "mysql://a/b", "the path of a SQLite file, or postgresql://"),
         ("applications.0.args.service.database", "postgresql://a:secret@b/c", "holds a password"),
+        ("applications.0.args.service.database", "postgresql://a@b/c?password=secret", "holds a password"),
+        ("applications.0.args.service.database", "postgresql://a@b:port/c", "postgresql://USER@HOST:PORT/NAME"),
         ("values", {}, "Unknown key 'values'"),
     ],
 )

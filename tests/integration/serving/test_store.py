@@ -103,6 +103,7 @@ def test_the_life_of_a_job(store: JobStore) -> None:
     assert store.claim("tiny", 5) == store.claim_job(job.id) == store.open_jobs() == []
     store.publish(replace(held, frames_done=2), 0, b"part")
     store.publish(replace(held, frames_done=3), 0, b"part")  # again, because no response arrived
+    assert store.read("alice", job.id).frames_done == 3
     store.publish(replace(held, frames_done=4), 1, b"")
     assert (store.read_segment(held, 0), store.read_segment(held, 1)) == (b"part", None)
     assert store.read("alice", job.id).frames_done == 4

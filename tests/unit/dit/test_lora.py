@@ -30,7 +30,7 @@ def train(model: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_starts_at_nothing_and_merges_exactly(make_dit, kind: str) -> None:
-    """The unmerged and the merged model agree to 1e-12 in float64."""
+    """The unmerged and the merged model agree up to the rounding of updates, which are computed in float32."""
     config = LoRAConfig(rank=3, alpha=7.0, layers=("qkv", "proj", "fc1", "fc2", "modulation"))
     model, adapted = (make_dit(**KINDS[kind]).double() for _ in range(2))
     add_lora(adapted, config)

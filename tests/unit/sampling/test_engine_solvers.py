@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from packed_requests import run_packed
 from torch import Tensor
 
 from ardiff.diffusion.ad import ad_schedule
@@ -90,21 +91,10 @@ def test_packed_requests_equal_each_alone(make_dit: Callable[..., DiT]) -> None:
         make_request(given=i % 3, solver=solver, timestep_spacing=spacing, num_inference_steps=3 + i % 2)
         for i, (solver, spacing) in enumerate(combinations)
     ]
-    engine = SamplingEngine(model, DIFFUSION)
-    numbers = {engine.submit(request): i for i, request in enumerate(requests)}
-    cancelled = engine.submit(make_request(solver="unipc", seed=[7, 8]))
-    chunks: list[list[Tensor]] = [[] for _ in requests]
-    for iteration in itertools.count():
-        if not engine.busy:
-            break
-        if iteration == 3:
-            engine.cancel(cancelled)
-        for event in engine.step():
-            if event.request_id != cancelled:
-                chunks[numbers[event.request_id]].append(event.latents)
-    for request, streamed in zip(requests, chunks, strict=True):
+    packed = run_packed(model, DIFFUSION, requests, make_request(solver="unipc", seed=[7, 8]))
+    for request, streamed in zip(requests, packed, strict=True):
         alone = SamplingEngine(model, DIFFUSION).run(request)
-        check_equal(torch.cat(streamed, dim=1), alone[:, request.params.given_frames :], 1e-12)
+        check_equal(streamed, alone[:, request.params.given_frames :], 1e-12)
 
 
 @pytest.mark.parametrize(

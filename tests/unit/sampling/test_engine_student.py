@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from packed_requests import run_packed
 from torch import Tensor
 
 from ardiff.diffusion.ad import ad_schedule
@@ -79,21 +80,10 @@ def test_packed_requests_equal_each_alone(make_dit: Callable[..., DiT]) -> None:
     """Requests of different steps, lengths and given frames share passes, and one is cancelled."""
     model = make_dit().double()
     requests = [make_request(n % 3, num_inference_steps=1 + n % 4, num_frames=5 + 2 * n) for n in range(6)]
-    engine = SamplingEngine(model, DIFFUSION)
-    numbers = {engine.submit(request): n for n, request in enumerate(requests)}
-    cancelled = engine.submit(make_request(num_inference_steps=3, seed=[7, 8]))
-    chunks: list[list[Tensor]] = [[] for _ in requests]
-    for iteration in itertools.count():
-        if not engine.busy:
-            break
-        if iteration == 3:
-            engine.cancel(cancelled)
-        for event in engine.step():
-            if event.request_id != cancelled:
-                chunks[numbers[event.request_id]].append(event.latents)
-    for request, streamed in zip(requests, chunks, strict=True):
+    packed = run_packed(model, DIFFUSION, requests, make_request(num_inference_steps=3, seed=[7, 8]))
+    for request, streamed in zip(requests, packed, strict=True):
         alone = SamplingEngine(model, DIFFUSION).run(request)
-        check_equal(torch.cat(streamed, dim=1), alone[:, request.params.given_frames :], 1e-12)
+        check_equal(streamed, alone[:, request.params.given_frames :], 1e-12)
 
 
 def test_noise_between_steps_depends_on_the_video_alone(make_dit: Callable[..., DiT]) -> None:

@@ -47,7 +47,7 @@ class Perfect(torch.nn.Module):
 
     config = DiTConfig(num_classes=3)
     null_class = 3
-    label, without_class = DiT.label, DiT.without_class
+    label = DiT.label
 
     def __init__(self, answer: torch.Tensor) -> None:
         super().__init__()

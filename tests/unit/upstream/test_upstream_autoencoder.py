@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ardiff.models import make_autoencoder
 from ardiff.randomness import BatchGenerator
+from ardiff.resolution import Resolution
 from ardiff.train.tasks import AutoencoderTask, AutoencoderTaskConfig
 from ardiff.upstream.autoencoder import UpstreamAutoencoder, scramble
 from ardiff.upstream.config import UpstreamAutoencoderConfig
@@ -141,3 +142,11 @@ def test_patches_have_16_pixels() -> None:
 def test_frames_are_square() -> None:
     with pytest.raises(ValueError, match=r"square frames only, because .*, got 16x32: train a model"):
         UpstreamAutoencoderConfig(**{**SIZES, "resolution": (16, 32)})
+
+
+def test_frames_of_another_shape_are_rejected(make_vae) -> None:
+    model = make_vae(**SIZES)
+    with pytest.raises(ValueError, match=r"knows frames of 16x16 .*, got 32x32"):
+        model.encode(torch.zeros(1, 1, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"knows frames of 16x16 .*, got 16x32"):
+        model.decode(latents(1), shape=Resolution(16, 32))
