@@ -10,18 +10,23 @@ import pytest
 from clusters import Cluster
 from jobs import PATIENCE, Result
 from resuming import assert_equal_checkpoints, assert_equal_files, wait_for_checkpoint, wait_for_line
-from test_cluster_training import STEPS, kill_a_worker, settings
+from test_cluster_training import kill_a_worker, settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 Command = Callable[..., Result]
+STEPS, SECONDS = 40, 300
+"""Steps of a run, and the time that a node has until its end: more than a step takes on a busy machine."""
+RUN = [f"train.num_steps={STEPS}", "train.max_failures=0"]
+"""No failure is allowed, because preemptions are none."""
 CPUS = 3
 """Of each node: room for one worker with two threads, and for loading data."""
 
 
 @pytest.fixture
 def nodes() -> Iterator[Cluster]:
-    cluster = Cluster(head_cpus=CPUS)
+    drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(SECONDS)}
+    cluster = Cluster(head_cpus=CPUS, OMP_WAIT_POLICY="passive", **drain)
     cluster.add_node(CPUS)
     yield cluster
     cluster.close()
@@ -32,12 +37,12 @@ def nodes() -> Iterator[Cluster]:
 def test_a_drained_node_costs_no_step(nodes: Cluster, latents: Path, tmp_path: Path, engine: str, notice: str) -> None:
     """Ray drains one of two nodes, by its own call or because the node's process receives SIGTERM."""
     whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log"
-    run = [*settings(latents, engine), "train.cpu_threads=2", "train.max_failures=0"]
+    run = [*settings(latents, engine), *RUN, "train.cpu_threads=2"]
     nodes.run("train_dit", "--output", str(whole), *run).expect(0)
     process = nodes.start("train_dit", "--output", str(broken), *run, log=log)
     wait_for_checkpoint(broken, process)
     if notice == "drain":
-        nodes.drain_node(nodes.nodes[1], seconds=15)
+        nodes.drain_node(nodes.nodes[1], seconds=SECONDS)
     else:
         nodes.nodes[1].send_signal(signal.SIGTERM)
     wait_for_line(log, r"Preemption: worker \d on a drained node;")
@@ -51,7 +56,7 @@ def test_sigterm_to_a_worker_costs_no_step(
     ardiff: Command, cluster: None, latents: Path, tmp_path: Path, engine: str
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run = [*settings(latents, engine), "train.max_failures=0"]
+    run = [*settings(latents, engine), *RUN]
     ardiff("train-dit", "--output", whole, *run).expect(0)
     with ThreadPoolExecutor(1) as pool:
         terminate = pool.submit(kill_a_worker, broken, signal.SIGTERM)
