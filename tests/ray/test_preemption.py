@@ -27,8 +27,8 @@ def run_settings(latents: Path, engine: str) -> list[str]:
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
     """A head and a node with one worker each. A test that loses the last node adds another one."""
-    drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(SECONDS)}
-    cluster = Cluster(head_cpus=CPUS, OMP_WAIT_POLICY="passive", **drain)
+    cluster = Cluster(head_cpus=CPUS, OMP_WAIT_POLICY="passive")
+    cluster.environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = str(SECONDS)
     cluster.add_node(CPUS)
     yield cluster
     cluster.close()
@@ -58,7 +58,7 @@ def test_preemption_costs_no_step(nodes: Cluster, latents: Path, tmp_path: Path,
             train_workers(nodes.ray_folder)[-1].send_signal(signal.SIGTERM)
     wait_for_line(log, r"Preemption: .*; the attempt ends after step")
     if notice != "SIGTERM to a worker":
-        node.wait(PATIENCE)  # a drained node ends when nothing runs on it
+        nodes.kill_node(node)
         nodes.add_node(CPUS)
     assert process.wait(PATIENCE) == 0, log.read_text()
 
