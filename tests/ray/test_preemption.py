@@ -47,17 +47,19 @@ def test_preemptions_cost_no_step(nodes: Cluster, latents: Path, tmp_path: Path,
     for count, (notice, reason) in enumerate(NOTICES.items(), start=1):
         while wait_for_checkpoint(broken, process) <= reached:
             time.sleep(0.1)
+        node = nodes.nodes[-1]
+        if notice != "SIGTERM to a worker":
+            nodes.add_node(CPUS)
         match notice:
             case "drain":
-                nodes.drain_node(nodes.nodes[-1], SECONDS)
+                nodes.drain_node(node, SECONDS)
             case "SIGTERM to the node":
-                nodes.nodes[-1].send_signal(signal.SIGTERM)
+                node.send_signal(signal.SIGTERM)
             case "SIGTERM to a worker":
                 train_workers(nodes.ray_folder)[-1].send_signal(signal.SIGTERM)
         wait_for_line(log, rf"(Preemption: [\s\S]*){{{count}}}; the attempt ends after step \d+\n")
         if notice != "SIGTERM to a worker":
-            nodes.kill_node(nodes.nodes[-1])
-            nodes.add_node(CPUS)
+            nodes.kill_node(node)
         wait_for_line(log, rf"(resuming from the checkpoint of step [\s\S]*){{{count}}}\n")
         ends = re.findall(r"Preemption: (.*); the attempt ends after step (\d+)\n", log.read_text())
         assert len(ends) == count
