@@ -21,7 +21,6 @@ from ardiff.data.clips import read_clips
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.discovery import (
     describe_suffixes,
-    discover,
     probe_record,
     reuse_probe,
     summarize,
@@ -33,6 +32,7 @@ from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, w
 from ardiff.data.layouts import LayoutName
 from ardiff.data.manifest import Split, VideoRecord, read_manifest, record_of, usable, write_manifest
 from ardiff.data.pictures import crop
+from ardiff.data.sources import discover
 from ardiff.data.synthetic_set import write_video
 from ardiff.errors import DataError
 from ardiff.randomness import numpy_generator
@@ -55,8 +55,8 @@ class PrepareConfig:
     """The videos of a data set, and the folder of its manifest."""
 
     source: str | None = None
-    """Folder or ``s3://`` prefix of videos and of folders of pictures, or a list of their URIs (.txt, .csv, .parquet).
-    Without it the synthetic set is drawn into the output folder."""
+    """Folder or ``s3://`` prefix of videos and of folders of pictures, or of tars such as WebDataset's; a tar; or a
+    list of their URIs (.txt, .csv, .parquet). Without it the synthetic set is drawn into the output folder."""
     output: str = "runs/data"
     """Folder of the manifest, and of the synthetic videos."""
     layout: LayoutName = "folders"
@@ -67,9 +67,11 @@ class PrepareConfig:
     """File that lists the test videos. Videos on neither list are skipped."""
     test_fraction: float = 0.1
     """Share of test videos for the layout ``folders``, unless the source has train and test folders."""
+    uri_column: str = "uri"
+    """Column with URIs, of lists of videos."""
     caption_column: str = ""
-    """Column with captions, of lists of videos and of ``metadata.csv``, ``.jsonl`` and ``.parquet`` beside the videos.
-    Empty: ``text``, ``caption`` or ``captions``."""
+    """Column with captions, of lists of videos, of ``metadata.csv``, ``.jsonl`` and ``.parquet`` beside the videos, and
+    of ``.json`` files in tars. Empty: ``text``, ``caption`` or ``captions``."""
     frame_fps: float = 25.0
     """Frame rate of folders of pictures."""
     max_bad_fraction: float = 0.5
@@ -120,16 +122,19 @@ def run(config: PrepareConfig, key: str = "") -> None:
 
 
 def find_videos(config: PrepareConfig, source: str) -> list[VideoRecord]:
-    """The videos below ``source``, not probed yet; see :func:`ardiff.data.discovery.discover`."""
+    """The videos below ``source``, not probed yet; see :func:`ardiff.data.sources.discover`."""
     lists = None
     if config.train_list is not None and config.test_list is not None:
         lists = config.train_list, config.test_list
-    found = discover(source, config.output, config.layout, config.test_fraction, lists, config.caption_column)
+    columns = config.caption_column, config.uri_column
+    found = discover(source, config.output, config.layout, config.test_fraction, lists, *columns)
     if found.unmatched:
         lines, examples = len(found.unmatched), "; ".join(found.unmatched[:3])
         print_line(f"[yellow]{lines} lines of the lists[/] match no video of {source}, such as {examples}")
     if found.ignored:
         print_line(f"[yellow]not taken:[/] {describe_suffixes(found.ignored)}")
+    for line in found.omitted:
+        print_line(f"[yellow]not taken:[/] {escape(line)}")
     for line in found.omitted_captions:
         print_line(f"[yellow]captions:[/] {escape(line)}")
     return found.records
