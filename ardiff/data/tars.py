@@ -102,24 +102,23 @@ def _entries(headers: _Headers, size: int) -> Iterator[tarfile.TarInfo]:
     """The members in their order. Raises DecodeError where the tar is damaged or ends early."""
     try:
         with tarfile.open(fileobj=headers, mode="r:") as tar:
-            while True:
-                position, headers.left = tar.offset, _HEADER_BYTES
-                info = tar.next()
-                if info is None:
-                    break
+            position = 0
+            while (info := tar.next()) is not None:
+                headers.left = _HEADER_BYTES
                 tar.members.clear()  # type: ignore[attr-defined]  # else they grow with the tar
                 if tar.offset <= position or info.size < 0:
                     raise tarfile.ReadError(f"the header at byte {position} has a wrong size")
                 if info.offset_data + (info.size if info.isreg() else 0) > size:
-                    raise DecodeError(f"it is cut off in the member {_printable(info.name)}", "truncated")
+                    raise DecodeError(f"it is cut off in the member {_printable(info.name):.200}", "truncated")
+                position = tar.offset
                 yield info
             end = headers.content(tar.offset, _BLOCK)
     except (tarfile.TarError, ValueError, OverflowError, KeyError, RecursionError) as error:
         raise _damage(headers, size, str(error)) from error
-    if end.strip(b"\0"):
-        raise DecodeError(f"it is damaged: there is no header at byte {tar.offset} of {size}", "corrupt")
     if len(end) < _BLOCK:  # archives end with blocks of zeros
         raise DecodeError("it is cut off: it lacks the end of an archive, and perhaps members", "truncated")
+    if end.strip(b"\0"):
+        raise DecodeError(f"it is damaged: there is no header at byte {tar.offset} of {size}", "corrupt")
 
 
 def _damage(headers: _Headers, size: int, reason: str) -> DecodeError:
@@ -153,11 +152,11 @@ def _usable_name(info: tarfile.TarInfo, tar: StoredFile, omitted: Omissions) -> 
 
 def _printable(name: str) -> str:
     """The name on one line, without escape sequences of terminals."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)[:200]
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _at(tar: StoredFile, name: str) -> str:
-    return f"{_printable(name)} in {tar.uri}"
+    return f"{_printable(name):.200} in {tar.uri}"
 
 
 def _suffix(name: str) -> str:

@@ -5,6 +5,7 @@ import os
 import random
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,7 @@ def test_members_are_read_in_place(tmp_path: Path, kind: int) -> None:
     long = "a" * 90 + "/" + "é" * (1 if kind == tarfile.USTAR_FORMAT else 150) + ".mp4"
     other = encode(frames=5)
     source = put(tmp_path / "s.tar", tar_of({"x/1.mp4": VIDEO, long: other, "x/empty.mp4": b""}, kind))
-    first, second, empty = sorted(found(source).records, key=lambda r: r.size, reverse=True)[::-1][::-1]
-    records = {name_of(r.uri): r for r in (first, second, empty)}
+    records = {name_of(r.uri): r for r in found(source).records}
     assert set(records) == {"s.tar:x/1.mp4", f"s.tar:{long}", "s.tar:x/empty.mp4"}
     [tar] = storage.list_objects(str(tmp_path))
     for name, data in (("s.tar:x/1.mp4", VIDEO), (f"s.tar:{long}", other), ("s.tar:x/empty.mp4", b"")):
@@ -74,22 +74,16 @@ def test_members_are_read_in_place(tmp_path: Path, kind: int) -> None:
         assert (record.size, record.etag) == (len(data), tar.etag)
         assert storage.read_bytes(record.uri) == data
         assert storage.read_range(record.uri, 10, 20) == data[10:30]
-        assert storage.read_range(record.uri, len(data) - 1, 20) == data[-1:]
+        assert storage.read_range(record.uri, len(data) // 2, 10**6) == data[len(data) // 2 :]
         assert storage.read_range(record.uri, len(data) + 5, 20) == b""
         reader = storage.RangeReader(record.uri, record.size)
         assert reader.read() == data
         assert storage.find_file(record.uri) == storage.StoredFile(record.uri, len(data), tar.etag)
     probed = probe_record(records[f"s.tar:{long}"], 25.0)
     assert (probed.status, probed.num_frames) == ("ok", 5)
-    plain = put(tmp_path / "plain.mp4", other)
-    np.testing.assert_array_equal(read_clip(probed, 1, 3, 1, None), read_clip(_renamed(probed, plain), 1, 3, 1, None))
+    plain = replace(probed, uri=put(tmp_path / "plain.mp4", other))
+    np.testing.assert_array_equal(read_clip(probed, 1, 3, 1, None), read_clip(plain, 1, 3, 1, None))
     assert probe_record(records["s.tar:x/empty.mp4"], 25.0).error == "empty"
-
-
-def _renamed(record, uri):  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
-    return replace(record, uri=uri)
 
 
 def test_captions_and_classes_have_the_key_of_the_video(tmp_path: Path) -> None:
@@ -210,8 +204,8 @@ def test_a_damaged_tar_is_a_row_of_the_error_log(tmp_path: Path) -> None:
     records = found(tmp_path).records
     assert [(r.uri, r.error) for r in records if r.status] == [(cut, "truncated"), (f"{tmp_path}/2.tar", "unreadable")]
     assert len(records) == 5
-    with pytest.raises(DataError, match=r"no video in .* 1\.tar cannot be used: it is cut off"):
-        put(tmp_path / "1.tar", tar_of({"a.mp4": VIDEO})[:600])
+    put(tmp_path / "1.tar", tar_of({"a.mp4": VIDEO})[:600])
+    with pytest.raises(DataError, match=r"no video in .*/1\.tar cannot be used: it is cut off"):
         found(cut)
 
 
