@@ -2,14 +2,14 @@
 
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from broken_videos import encode
 from jobs import Result, section
-from s3_server import S3Server
+from s3_server import S3Server, environment
 
 from ardiff.data import storage
 from ardiff.data.error_log import read_errors
@@ -37,8 +37,13 @@ def tar_of(content: dict[str, bytes]) -> bytes:
 
 
 @pytest.fixture(params=["disk", "s3"])
-def root(request: pytest.FixtureRequest, cluster: None, s3_server: S3Server, tmp_path: Path) -> str:
+def root(request: pytest.FixtureRequest, cluster: None, s3_server: S3Server, tmp_path: Path) -> Iterator[str]:
     """A folder with the same videos as files and in tars, one of which is cut off."""
+    with environment(s3_server.environment()):
+        yield _write_videos(request, s3_server, tmp_path)
+
+
+def _write_videos(request: pytest.FixtureRequest, s3_server: S3Server, tmp_path: Path) -> str:
     folder = str(tmp_path) if request.param == "disk" else f"s3://{s3_server.make_bucket()}"
     for split, count in (("train", 3), ("test", 1)):
         content: dict[str, bytes] = {}
@@ -53,6 +58,11 @@ def root(request: pytest.FixtureRequest, cluster: None, s3_server: S3Server, tmp
     return folder
 
 
+def name_of(uri: str) -> str:
+    """Such as ``cats/train-0.mp4``."""
+    return "/".join(unpacked(uri).split("/")[-2:])
+
+
 def latents_below(folder: str) -> dict[tuple[str, int], np.ndarray]:
     [place] = [uri for uri in storage.list_files(folder) if uri.endswith("/latents.json")]
     inner = place.removesuffix("/latents.json")
@@ -61,8 +71,7 @@ def latents_below(folder: str) -> dict[tuple[str, int], np.ndarray]:
         shape = (description.num_frames, description.num_tokens, description.token_dim)
         latents, _ = read_latents(f"{inner}/{file}", shape)
         found |= {
-            (unpacked(key.uri).rpartition("/")[2], key.start): z
-            for key, z in zip(read_keys(f"{inner}/{file}"), latents, strict=True)
+            (name_of(key.uri), key.start): z for key, z in zip(read_keys(f"{inner}/{file}"), latents, strict=True)
         }
     return found
 
@@ -79,10 +88,7 @@ def test_tars_are_read_like_files(ardiff: Command, root: str, make_vae: Callable
     ardiff("prepare", f"{root}/plain", f"{root}/plain-data").expect(0)
     manifests = [read_manifest(f"{root}/{name}/manifest.parquet") for name in ("data", "plain-data")]
     rows = [
-        sorted(
-            (unpacked(r.uri).rpartition("/")[2], r.class_name, r.label, r.split, r.num_frames, r.captions) for r in m
-        )
-        for m in manifests
+        sorted((name_of(r.uri), r.class_name, r.label, r.split, r.num_frames, r.captions) for r in m) for m in manifests
     ]
     assert [row for row in rows[0] if row[0] != "train-1.tar"] == rows[1]
     assert len(rows[1]) == 8
