@@ -27,7 +27,7 @@ def test_lines_that_name_no_video_are_counted(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "test.txt").write_text("cat/c.mp4\n")
     source = str(tmp_path / "videos")
     config = PrepareConfig(source=source, train_list=f"{tmp_path}/train.txt", test_list=f"{tmp_path}/test.txt")
-    videos = [(r.class_name, r.label, r.split, r.status) for r in find_videos(config, source)]
+    videos = [(r.class_name, r.label, r.split, r.status) for r in find_videos(config, source).records]
     assert videos == [
         ("", 0, "train", "skipped"),
         ("bat", 0, "train", ""),
