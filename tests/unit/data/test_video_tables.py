@@ -96,10 +96,8 @@ def test_rows_of_parquet_become_files(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = write_parquet(
-        table_of([VIDEO, MKV, VIDEO], pa.binary(), caption=["a", "b", "c"], note=["d", "e", "f"]),
-        tmp_path / "t.parquet",
-    )
+    table = table_of([VIDEO, MKV, VIDEO], pa.binary(), caption=["a", "b", "c"], note=["d", "e", "f"])
+    source = write_parquet(table, tmp_path / "t.parquet")
     [opened] = tables_in(source).tables
     write_group(opened, 0, str(tmp_path / "out"))
     puts: list[str] = []
@@ -122,12 +120,10 @@ def test_what_is_written_is_not_written_again(tmp_path: Path, monkeypatch: pytes
 
 def test_a_folder_of_hugging_face_datasets(tmp_path: Path) -> None:
     names = ["ape", "bat"]
-    train = hugging_face(
-        table_of([{"bytes": VIDEO, "path": "/etc/passwd"}, {"bytes": MKV}, {"bytes": VIDEO}], label=[1, 0, -1]), names
-    )
-    test = hugging_face(
-        table_of([{"bytes": MKV, "path": "../b.mp4"}, {"bytes": None, "path": "/etc/passwd"}], label=[1, 0]), names
-    )
+    train_videos = [{"bytes": VIDEO, "path": "/etc/passwd"}, {"bytes": MKV}, {"bytes": VIDEO}]
+    test_videos = [{"bytes": MKV, "path": "../b.mp4"}, {"bytes": None, "path": "/etc/passwd"}]
+    train = hugging_face(table_of(train_videos, label=[1, 0, -1]), names)
+    test = hugging_face(table_of(test_videos, label=[1, 0]), names)
     write_arrow(train, tmp_path / "saved" / "train" / "data-00000-of-00001.arrow")
     write_arrow(test, tmp_path / "saved" / "test" / "data-00000-of-00001.arrow")
     write_arrow(test, tmp_path / "saved" / "test" / "cache-0123.arrow")
@@ -189,16 +185,14 @@ def test_damaged_tables_are_rows_of_the_error_log(tmp_path: Path) -> None:
 
     arrow = write_arrow(table, tmp_path / "x" / "a.arrow")
     whole = Path(arrow).read_bytes()
-    for cut in (len(whole) // 2, 10, 0):
+    Path(arrow).write_bytes(whole[: len(whole) // 2])
+    records = written(tables_in(arrow).tables, tmp_path / "out").records
+    assert [r.error for r in records if r.status] == ["corrupt"]
+    assert len(records) == 3
+    for cut in (10, 0):
         Path(arrow).write_bytes(whole[:cut])
-        try:
-            tables = tables_in(arrow).tables
-        except DataError as error:
-            assert "cannot be read as a table" in str(error)
-            continue
-        records = written(tables, tmp_path / "out").records
-        assert [r.error for r in records if r.status] == ["corrupt"]
-        assert len(records) == 3
+        with pytest.raises(DataError, match="it cannot be read as a table"):
+            tables_in(arrow)
 
 
 def test_offsets_of_arrow_files_are_checked(tmp_path: Path) -> None:
