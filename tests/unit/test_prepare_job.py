@@ -14,7 +14,7 @@ def test_the_output_folder_is_no_part_of_the_set(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     config = PrepareConfig(source=str(tmp_path), output=f"{tmp_path}/out/")
-    assert [Path(r.uri).name for r in find_videos(config, str(tmp_path))] == ["a.mp4", "b.mp4", "output.mp4"]
+    assert [Path(r.uri).name for r in find_videos(config, str(tmp_path)).records] == ["a.mp4", "b.mp4", "output.mp4"]
 
 
 def test_lines_that_name_no_video_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
