@@ -323,8 +323,8 @@ def _suffix(data: bytes) -> str:
 def describe_tables(tables: Sequence[VideoTable], output: str) -> str:
     """What is going to be written, in a sentence."""
     rows, size = sum(table.num_rows for table in tables), sum(table.num_bytes for table in tables)
-    count = f"{rows} rows" if all(table.num_rows for table in tables) else "rows"
+    count = f"{rows} rows, " if all(table.num_rows for table in tables) else ""
     return (
-        f"the videos of {len(tables)} tables ({count}, {size / 2**20:.1f} MiB) are written once as files to "
+        f"the videos of {len(tables)} tables ({count}{size / 2**20:.1f} MiB) are written once as files to "
         f"{storage.join(output, 'videos')}, unless they are there"
     )
