@@ -6,6 +6,7 @@ python examples/use_the_openai_sdk.py http://127.0.0.1:8000 video.mp4 --prompt r
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 
 import openai
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", default="4")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore", DeprecationWarning)  # of the SDK, about OpenAI's own service
     client = openai.OpenAI(base_url=f"{options.url}/v1", api_key=options.key)
     for model in client.models.list():
         print("model", model.id)
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         video = client.videos.create_and_poll(prompt=options.prompt, seconds=options.seconds, extra_body=extra)
     except openai.APIStatusError as error:
-        sys.exit(f"{error.status_code}: {error.message}")
+        sys.exit(error.message)
     if video.error is not None:
         sys.exit(f"{video.status}: {video.error.message}")
     client.videos.download_content(video.id).write_to_file(options.output)
