@@ -89,7 +89,7 @@ def distill(
     training = load_config(TrainDiTConfig, files("train_dit.yaml", False))
     trained_on = training.train.num_steps * training.train.batch_size
     forced = 1 + training.task.teacher_forcing  # such clips are evaluated twice
-    whole = round(trained_on * (FRAMES * forced + training.task.first_frames))
+    whole = round(trained_on * (FRAMES * forced + training.task.openings * training.task.opening_frames))
     by_teacher, by_student = (
         config.train.num_steps * config.train.batch_size * count for count in evaluations_of_update(config.task, FRAMES)
     )

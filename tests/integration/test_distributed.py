@@ -85,7 +85,7 @@ def work(changes: dict[str, Any], folder: Path, start: Path | None = None, lora:
         if lora is not None:
             add_lora(model, lora)
     statistics = LatentStatistics([[0.0] * 3] * 3, 1.0)
-    recipe = DiTTaskConfig(class_dropout=0.3, teacher_forcing=0.3, first_frames=2)
+    recipe = DiTTaskConfig(class_dropout=0.3, teacher_forcing=0.3, openings=2)
     task = DiTTask(model, recipe, DiffusionConfig(), statistics)
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     engine = make_engine(model, config, CPU)

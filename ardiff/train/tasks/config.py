@@ -62,16 +62,20 @@ class DiTTaskConfig:
     """Share of the clips of a batch that train under teacher forcing: every frame has a uniform timestep of its own and
     sees the clean frames before it, as frames do in sampling with a large ``ar_step``. Such a clip costs twice. Not in
     the paper. 0 trains with ``diffusion.timestep_sampling`` only."""
-    first_frames: int = 0
-    """Further noisy versions of the first frame per clip, which see no other frame. A sampled video follows its first
-    frame, so what the condition asks for must be right there. Their error counts as much as that of the clips. Not in
-    the paper."""
+    openings: int = 0
+    """Further noisy versions of each clip's opening, as clips of ``opening_frames`` frames. A sampled video follows its
+    first frames, so what the condition asks for must be right there. Their error counts as much as that of the clips.
+    Not in the paper."""
+    opening_frames: int = 1
+    """Frames of an opening. In one frame the model learns what is there, in two or three also where it goes."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.teacher_forcing <= 1.0:
             raise ValueError(f"teacher_forcing must be in [0, 1], got {self.teacher_forcing}")
-        if self.first_frames < 0:
-            raise ValueError(f"first_frames must be 0 or more, got {self.first_frames}")
+        if self.openings < 0 or self.opening_frames < 1:
+            raise ValueError(
+                f"openings must be 0 or more and opening_frames 1 or more, got {self.openings} and {self.opening_frames}"
+            )
         if self.noise_clip < 0:
             raise ValueError(f"noise_clip must not be negative, got {self.noise_clip}")
         if not 0.0 <= self.class_dropout <= 1.0:
@@ -98,15 +102,21 @@ class DistillTaskConfig(DiTTaskConfig):
     """Probability that a clip's trajectory begins at the first, second, ... of the teacher's timesteps. The student can
     be sampled from those with a probability above 0, with as many steps at most."""
     first_frames: int = 6
-    """As of train-dit, with trajectories of their own. Most of what a student must learn is in them."""
+    """Further first frames per clip, each with noise of its own. They see no frame before them, so most of what a
+    student must learn is in them. Their error counts as much as that of the clips."""
     trajectory_uses: int = 4
     """Updates that use the same trajectories. The batches of the others are skipped. Checkpoints are stored between
     trajectories only, so ``train.checkpoint_every`` and ``train.num_steps`` must be multiples of it."""
 
     def __post_init__(self) -> None:
         DiTTaskConfig.__post_init__(self)
-        if self.teacher_forcing:
-            raise ValueError("teacher_forcing is for train-dit: a student always learns beside clean frames")
+        if self.teacher_forcing or self.openings:
+            raise ValueError(
+                "teacher_forcing and openings are for train-dit: a student always learns beside clean frames, and has "
+                "first_frames"
+            )
+        if self.first_frames < 0:
+            raise ValueError(f"first_frames must be 0 or more, got {self.first_frames}")
         if min(self.student_steps, self.teacher_steps, self.trajectory_uses) < 1:
             raise ValueError("student_steps, teacher_steps and trajectory_uses must be at least 1")
         if not 0 <= self.guidance < float("inf"):

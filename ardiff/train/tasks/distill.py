@@ -29,7 +29,7 @@ from ardiff.sampling.params import SamplingParams
 from ardiff.tensors import to_device
 from ardiff.train.tasks.base import Batch
 from ardiff.train.tasks.config import DistillTaskConfig
-from ardiff.train.tasks.dit import DiTTask, first_frames
+from ardiff.train.tasks.dit import DiTTask, repeated
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +107,7 @@ class DistillTask(DiTTask):
         clips = self._follow(clean, eps, starts, labels, text, clean)
         if not (count := self.config.first_frames):
             return (clips,)
-        first, labels, text = first_frames(clean[:, 0], labels, text, count)  # (B, K, L, D), (B K,)
+        first, labels, text = repeated(clean[:, 0], labels, text, count)  # (B, K, L, D), (B K,)
         eps, starts = self._noise(first, draws), self._starts(len(clean), count, draws)  # (B, K, L, D), (B, K)
         first, eps = (rearrange(tensor, "b k l d -> (b k) 1 l d") for tensor in (first, eps))
         return clips, self._follow(first, eps, starts.flatten(), labels, text, None)
