@@ -74,7 +74,7 @@ class DiTTaskConfig:
             raise ValueError(f"teacher_forcing must be in [0, 1], got {self.teacher_forcing}")
         if self.openings < 0 or self.opening_frames < 1:
             raise ValueError(
-                f"openings must be 0 or more and opening_frames 1 or more, got {self.openings} and {self.opening_frames}"
+                f"openings must be 0 or more, opening_frames 1 or more, got {self.openings} and {self.opening_frames}"
             )
         if self.noise_clip < 0:
             raise ValueError(f"noise_clip must not be negative, got {self.noise_clip}")
