@@ -1,8 +1,9 @@
 """Files on local disks and S3, through one set of functions.
 
 A URI is a string: a local path, which may be relative, or ``s3://bucket/key``. Names in a URI are literal, as in the
-AWS command line: a space or ``%`` in a key is not escaped. Every operation is retried after transient errors, see
-:mod:`ardiff.data.retries`. Reading needs the rights ``s3:GetObject`` and ``s3:ListBucket`` only.
+AWS command line: a space or ``%`` in a key is not escaped. Members of tars can be read, see
+:mod:`ardiff.data.members`. Every operation is retried after transient errors, see :mod:`ardiff.data.retries`. Reading
+needs the rights ``s3:GetObject`` and ``s3:ListBucket`` only.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import pyarrow.fs as pafs
 
 from ardiff.data import s3
 from ardiff.data.local_files import list_local
+from ardiff.data.members import parse_member
 from ardiff.data.retries import with_retries
 from ardiff.errors import DataError, StorageError
 
@@ -79,6 +81,8 @@ def join(uri: str, *parts: str) -> str:
 
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises StorageError if it cannot be read."""
+    if (member := parse_member(uri)) is not None:
+        return read_range(uri, 0, member.size)
 
     def read() -> bytes:
         if _is_s3(uri):
@@ -95,6 +99,9 @@ def read_bytes(uri: str) -> bytes:
 
 def read_range(uri: str, start: int, length: int) -> bytes:
     """``length`` bytes from ``start`` on, fewer at the end of the file. Raises StorageError."""
+    if (member := parse_member(uri)) is not None:
+        length = min(length, member.size - start)
+        return read_range(member.tar, member.start + start, length) if length > 0 else b""
 
     def read() -> bytes:
         if _is_s3(uri):
@@ -242,6 +249,10 @@ def list_objects(uri: str, suffixes: tuple[str, ...] = (), unreadable: bool = Fa
 
 def find_file(uri: str) -> StoredFile:
     """The file at ``uri``, with a ``problem`` if there is none. Raises StorageError if storage is unavailable."""
+    if (member := parse_member(uri)) is not None:
+        tar = find_file(member.tar)
+        problem = tar.problem or "the tar ends before it" * (member.start + member.size > tar.size)
+        return StoredFile(uri, member.size, tar.etag, problem)
 
     def look() -> StoredFile:
         if _is_s3(uri):

@@ -66,7 +66,7 @@ class TrainConfig:
     last checkpoint."""
     max_failures: int = 2
     """How many failed attempts, such as lost workers or nodes, training survives. It resumes from the last checkpoint
-    each time. -1 for any number, for example on spot machines."""
+    each time. -1 for any number, for example on spot machines. Preemptions with a notice do not count."""
     gradient_accumulation: int = 1
     """Micro-batches per update and worker. More of them need less memory. The update is the same except in the AR-VAE's
     adversarial stage, where each micro-batch has its own adaptive weight."""
