@@ -55,6 +55,7 @@ FRAMES, TOKENS, DIM, CLIPS, FILES = 16, 4, 4, 64, 16
 WARM_UP = 5
 ENGINES: dict[str, dict[str, Any]] = {
     "torch": {},
+    "fsdp": {"engine": "fsdp"},
     **{f"zero {s}": {"engine": "deepspeed", "deepspeed": {"stage": s}} for s in (1, 2, 3)},
 }
 

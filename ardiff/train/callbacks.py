@@ -20,7 +20,8 @@ class TrainingCallback:
         """Every ``sample_every`` steps and after the last one, on rank 0: uint8 ``(B, F, H, W, 3)``."""
 
     def on_checkpoint(self, state: TrainState) -> None:
-        """Every ``checkpoint_every`` steps and after the last one, on every rank. The engine holds the tensors."""
+        """Every ``checkpoint_every`` steps, after the last one and on preemption, on every rank. The engine holds the
+        tensors."""
 
     def on_trace(self, content: bytes) -> None:
         """When ``profile`` steps are traced, on every rank: the trace, see :mod:`ardiff.train.profiling`."""

@@ -34,16 +34,19 @@ def train(
     callbacks: Sequence[TrainingCallback] = (),
     clock: Callable[[], float] = time.monotonic,
     discriminator: Engine | None = None,
+    preempted: Callable[[], bool] = lambda: False,
 ) -> TrainState:
-    """Trains from ``start`` to ``config.num_steps``. Every rank makes the same call.
+    """Trains from ``start`` to ``config.num_steps``, or until a rank is preempted. Every rank makes the same call.
 
     Args:
         batches: This rank's micro-batches from position ``start.samples`` of the data, on any device.
         start: Where training is; step 0 for a new run.
         discriminator: The engine of ``task.discriminator``, if the task has one.
+        preempted: Whether this rank has been told that it will end soon. If it is True on any rank, all ranks call
+            ``on_checkpoint`` at the end of the same step and return.
 
     Returns:
-        The final state.
+        The final state. Its step is below ``config.num_steps`` if a rank was preempted.
 
     Raises:
         TrainingError: A loss or gradient is not finite, or the loss is a spike; the weights are not updated with it. Or
@@ -57,7 +60,9 @@ def train(
     for step in range(start.step, config.num_steps):
         adversary = discriminator if step >= task.discriminator_from_step else None
         with explain_failures(f"at step {step}"):
-            losses, logged = _accumulate_gradients(task, engine, adversary, batches, config, step, meter)
+            losses, logged, notices = _accumulate_gradients(
+                task, engine, adversary, batches, config, step, meter, preempted
+            )
         if step in task.stage_starts or adversary is not None:
             checks.forget_losses()
         checks.check_losses(step, losses, logged.get("discriminator_loss", 0.0))
@@ -80,9 +85,13 @@ def train(
                 model = ema_model(engine)
                 if model is not None and (videos := task.samples(model)) is not None:
                     callback.on_samples(done, videos)
-        if _due(done, config.checkpoint_every, config):
+        stops = notices > 0 and done % task.checkpoint_interval == 0
+        if stops or _due(done, config.checkpoint_every, config):
             with explain_failures(f"while storing the checkpoint of step {done}", SHARD_MORE):
                 callback.on_checkpoint(_state(done, config, start))
+        if stops:
+            tracer.close()
+            return _state(done, config, start)
     tracer.close()
     return _state(max(start.step, config.num_steps), config, start)
 
@@ -103,11 +112,13 @@ def _accumulate_gradients(
     config: TrainConfig,
     step: int,
     meter: Meter,
-) -> tuple[list[float], dict[str, float]]:
+    preempted: Callable[[], bool],
+) -> tuple[list[float], dict[str, float], float]:
     """Adds up the gradients of one batch over its micro-batches.
 
-    Returns the loss of each rank, weighted so that their mean is the loss of the batch, and the logged values, averaged
-    over the batch. All of them are read from the device together.
+    Returns the loss of each rank, weighted so that their mean is the loss of the batch; the logged values, averaged
+    over the batch; and the number of ranks that are preempted. All of them are reduced and read from the device
+    together.
     """
     size, sums = distributed.size(), dict[str, Tensor]()
     rank_losses = torch.zeros(size, dtype=torch.float64, device=engine.device)
@@ -133,6 +144,7 @@ def _accumulate_gradients(
             if value.ndim == 0:  # a mean over the micro-batch: turn it into a sum and a count
                 value = torch.stack([value * len(indices), torch.full_like(value, len(indices))])
             sums[name] = sums[name] + value if name in sums else value
-    totals = distributed.sum_over(torch.cat([rank_losses, *sums.values()]), engine.device)
-    pairs = zip(sums, totals[size::2], totals[size + 1 :: 2], strict=True)
-    return totals[:size], {name: total / count for name, total, count in pairs if count}
+    notice = torch.full((1,), float(preempted()), dtype=torch.float64, device=engine.device)
+    totals = distributed.sum_over(torch.cat([rank_losses, notice, *sums.values()]), engine.device)
+    pairs = zip(sums, totals[size + 1 :: 2], totals[size + 2 :: 2], strict=True)
+    return totals[:size], {name: total / count for name, total, count in pairs if count}, totals[size]

@@ -17,10 +17,13 @@ class TrainingProgress(ProgressActor):
         self.last_failed_worker = self.last_error_message = ""
         """First failure of the last failed attempt; empty if no worker reported one."""
         self.identical_failures = 0
+        self.is_preempted = False
+        """Whether the running attempt ends because of a preemption, after a checkpoint."""
 
     def begin_attempt(self) -> None:
         """Starts a new attempt. Inputs that the previous attempt left unfinished did not crash their process."""
         self.failed_worker = self.error_message = ""
+        self.is_preempted = False
         self.unfinished.clear()
 
     def report_failure(self, worker: str, error: str) -> None:
@@ -28,11 +31,19 @@ class TrainingProgress(ProgressActor):
         if not self.failed_worker:
             self.failed_worker, self.error_message = worker, error
 
+    def report_preemption(self, reason: str) -> None:
+        """Records that the running attempt ends after a checkpoint. Only the first report of an attempt is logged."""
+        if not self.is_preempted:
+            self.log(f"Preemption: {reason}")
+        self.is_preempted = True
+
     def end_attempt(self, default: str) -> None:
-        """Ends a failed attempt. ``default`` is the reason if no worker reported one.
+        """Ends a failed attempt. ``default`` is the reason if no worker reported one. Preemptions are no failures.
 
         Fails the run if the last ``MAX_IDENTICAL_FAILURES`` attempts failed with the same error, on any worker.
         """
+        if self.is_preempted:
+            return
         repeated = bool(self.error_message) and self.error_message == self.last_error_message
         self.identical_failures = self.identical_failures + 1 if repeated else 1
         self.last_failed_worker, self.last_error_message = self.failed_worker, self.error_message

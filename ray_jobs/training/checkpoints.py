@@ -59,6 +59,7 @@ class CheckpointCallback(TrainingCallback):
         Raises TrainingError after more than ``save_patience`` consecutive failures.
         """
         loss, started = statistics.fmean(self.losses), time.monotonic()
+        is_candidate = self._has_whole_interval(state.step)
         self.losses.clear()
         uri = storage.join(self.job.checkpoints, f"checkpoint-{state.step:08d}-{self.attempt}")
         with tempfile.TemporaryDirectory() as name:
@@ -72,7 +73,7 @@ class CheckpointCallback(TrainingCallback):
             seconds = round(time.monotonic() - started, 3)
             logger.info("checkpoint stored", extra={"fields": {"uri": uri, "seconds": seconds, "mean_loss": loss}})
             self._register(uri, state.step, loss)
-            failure = self._keep_if_best(folder, state, loss)
+            failure = self._keep_if_best(folder, state, loss) if is_candidate else ""
         if failure and self.is_leader:
             self._print(f"step {state.step} is the best one, but its copy could not be stored: {failure}")
 
@@ -146,6 +147,12 @@ class CheckpointCallback(TrainingCallback):
         return self._upload(folder, storage.join(self.job.best, name), state) or self._on_leader(
             lambda: self._replace_best(best)
         )
+
+    def _has_whole_interval(self, step: int) -> bool:
+        """Whether the losses are of a whole interval between checkpoints, as they are not before and after a
+        preemption."""
+        interval, first = self.job.config.checkpoint_every, step - len(self.losses)
+        return first % interval == 0 and (step % interval == 0 or step == self.job.config.num_steps)
 
     def _is_best(self, loss: float) -> bool:
         """Whether ``loss`` is lower than that of the best checkpoint. Rank 0 decides for all ranks."""

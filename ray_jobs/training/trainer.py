@@ -21,6 +21,7 @@ from ray_jobs.runtime.cluster import await_resource, resolve_device
 from ray_jobs.runtime.progress import remote_progress
 from ray_jobs.training.attempts import TrainingProgress
 from ray_jobs.training.job import TrainJob
+from ray_jobs.training.preemption import HandleSigterm
 from ray_jobs.training.resume import prepare_resume
 from ray_jobs.training.worker import summarize_error, train_worker
 
@@ -44,7 +45,9 @@ def run_training(job: TrainJob) -> dict[str, list[list[float]]]:
     if isinstance(filesystem, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
     with remote_progress(job.name, config.num_steps, "step", TrainingProgress) as progress:
-        callbacks: Any = [_ReportFailedAttempts(progress)] if config.max_failures else None
+        callbacks: list[Any] = [HandleSigterm()]
+        if config.max_failures:
+            callbacks.append(_ReportFailedAttempts(progress))
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job, "progress": progress},

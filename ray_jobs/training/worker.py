@@ -24,6 +24,7 @@ from ray_jobs.training.batches import PacedExecution, ray_batches
 from ray_jobs.training.callbacks import LoggingCallback, new_attempt_id
 from ray_jobs.training.checkpoints import CheckpointCallback
 from ray_jobs.training.job import TrainJob
+from ray_jobs.training.preemption import end_attempt, is_preempted
 from ray_jobs.training.resume import checkpoint_to_resume, delete_stale_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -37,10 +38,11 @@ def train_worker(arguments: dict[str, Any]) -> None:
         return  # Ray Train retries although a retry cannot help: let its attempt end at once
     logs.set_up()  # Ray Train has replaced the log handlers since the process started
     logs.set_context(rank=distributed.rank(), world_size=distributed.size())
+    preemption: Exception | None = None
     try:
         with report_errors(progress):
             try:
-                _train(job, progress)
+                preemption = _train(job, progress)
             except ArdiffError as error:
                 raise add_sample_names(error, job.stream) from error
     except Exception as error:
@@ -53,6 +55,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
             ray.get(progress.report_failure.remote(worker, f"{when}: {summarize_error(error)}"))
         if not is_reported or distributed.size() > 1:  # other ranks wait in a collective until Ray Train stops them
             raise
+    if preemption is not None:
+        raise preemption
 
 
 def summarize_error(error: Exception) -> str:
@@ -74,7 +78,8 @@ def add_sample_names(error: ArdiffError, stream: Stream) -> ArdiffError:
     return TrainingError(str(error).replace(match[0], f"{match[0]} ({', '.join(dict.fromkeys(names))}{more})"))
 
 
-def _train(job: TrainJob, progress: Any) -> None:
+def _train(job: TrainJob, progress: Any) -> Exception | None:
+    """Returns the error to raise if a worker was preempted."""
     _configure_ray_data()
     torch.set_num_threads(job.config.cpu_threads)
     device = ray.train.torch.get_device()
@@ -94,12 +99,17 @@ def _train(job: TrainJob, progress: Any) -> None:
     if start.step < job.config.num_steps:
         batches = ray_batches(job.stream, start.samples, job.config, distributed.rank(), progress)
         callbacks = [logging_callback, checkpoints]
-        train(task, engine, batches, job.config, start, callbacks, discriminator=discriminator)
+        end = train(
+            task, engine, batches, job.config, start, callbacks, discriminator=discriminator, preempted=is_preempted
+        )
+        if end.step < job.config.num_steps:
+            return end_attempt(end.step, device, progress)
     with explain_failures("while writing the trained model", SHARD_MORE):
         weights = engine.ema_weights()
         if distributed.rank() == 0:
             write_trained(job.description, weights, job.result)
     logging_callback.close()
+    return None
 
 
 def _configure_ray_data() -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from jobs import PATIENCE, Jobs
 from ports import free_ports
@@ -47,14 +48,14 @@ class Cluster(Jobs):
         host, _, port = self.dashboard.partition(":")
         self._start("--head", f"--port={self.address.partition(':')[2]}", f"--num-cpus={cpus}",
                     f"--dashboard-host={host}", f"--dashboard-port={port}", "--include-dashboard=true",
-                    f"--ray-client-server-port={free_ports()}", "--node-ip-address=127.0.0.2")  # fmt: skip
+                    f"--ray-client-server-port={free_ports()}", f"--node-ip-address={self._address(0)}")  # fmt: skip
         self.environment["RAY_ADDRESS"] = self.address
         self.wait_for_nodes(1)
 
     def add_node(self, cpus: int, gpus: int = 0) -> subprocess.Popen[bytes]:
         """Starts another node and waits until it is alive. Its GPUs exist only in Ray's count."""
         for attempt in range(3):  # as for the head
-            options = [f"--address={self.address}", f"--node-ip-address=127.0.0.{len(self.nodes) + 2}"]
+            options = [f"--address={self.address}", f"--node-ip-address={self._address(len(self.nodes))}"]
             node = self._start(*options, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
             try:
                 self.wait_for_nodes(sum(n.poll() is None for n in self.nodes))
@@ -70,17 +71,35 @@ class Cluster(Jobs):
 
     def wait_for_nodes(self, count: int) -> None:
         """Waits until ``count`` nodes are alive. Raises AssertionError if the head or the newest has ended."""
-        url, token = f"http://{self.dashboard}/nodes?view=summary", Path(self.environment["RAY_AUTH_TOKEN_PATH"])
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token.read_text()}"})
         deadline, alive = time.monotonic() + PATIENCE, -1
         while alive != count:
             for node in (self.nodes[0], self.nodes[-1]):
                 assert node.poll() is None, f"a node ended with {node.returncode}"
             assert time.monotonic() < deadline, f"{alive} nodes, not {count}, in {PATIENCE} seconds"
             time.sleep(0.2)
-            with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=60) as answer:
-                nodes = json.load(answer)["data"]["summary"]
-                alive = sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+            with contextlib.suppress(OSError):
+                alive = len(self._alive_nodes())
+
+    def drain_node(self, node: subprocess.Popen[bytes], seconds: int) -> None:
+        """Ray's own call: the node will be gone after ``seconds``."""
+        address = self._address(self.nodes.index(node))
+        [node_id] = [n["nodeId"] for n in self._alive_nodes() if n["nodeManagerAddress"] == address]
+        options = [f"--node-id={node_id}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={self.address}", *options]
+        subprocess.run([*command, f"--deadline-remaining-seconds={seconds}"], env=self.environment, check=True)
+
+    def _alive_nodes(self) -> list[dict[str, Any]]:
+        """What the dashboard says about the raylet of each node that is alive. Raises OSError."""
+        url, token = f"http://{self.dashboard}/nodes?view=summary", Path(self.environment["RAY_AUTH_TOKEN_PATH"])
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token.read_text()}"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            raylets = [node["raylet"] for node in json.load(answer)["data"]["summary"]]
+        return [raylet for raylet in raylets if raylet.get("state") == "ALIVE"]
+
+    @staticmethod
+    def _address(index: int) -> str:
+        """The loopback address of a node; the head is the first."""
+        return f"127.0.0.{index + 2}"
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         """SIGKILL to a node: its raylet and everything that runs on it."""

@@ -38,6 +38,7 @@ TRAIN += ["train.loading_tasks=1"]
 SETTINGS = [*[f"dit.{name}={value}" for name, value in SIZES.items()], "files_per_chunk=2", *TRAIN]
 ENGINES = {
     "torch": ["train.optimizer.name=muon"],
+    "fsdp": ["train.engine=fsdp", "train.optimizer.name=muon"],
     **{f"zero{s}": ["train.engine=deepspeed", f"train.deepspeed.stage={s}"] for s in (1, 2, 3)},
 }
 
@@ -47,16 +48,21 @@ def settings(latents: Path, engine: str, num_workers: int = 2) -> list[str]:
     return [f"latents={latents}", *SETTINGS, *ENGINES[engine], *counts]
 
 
-def kill_a_worker(folder: Path) -> None:
-    """Waits for the first checkpoint of the run in ``folder``, then sends SIGKILL to one of its two workers."""
-    wait_for_checkpoint(folder)
+def train_workers(ray_folder: str) -> list[psutil.Process]:
+    """The processes of Ray Train's two workers."""
     workers = []
-    for process in processes_of(os.environ["RAY_TMPDIR"]):
+    for process in processes_of(ray_folder):
         with contextlib.suppress(psutil.Error):
             if "RayTrainWorker" in process.name() + " ".join(process.cmdline()):
                 workers.append(process)
     assert len(workers) == 2, workers
-    workers[-1].kill()
+    return workers
+
+
+def kill_a_worker(folder: Path) -> None:
+    """Waits for the first checkpoint of the run in ``folder``, then sends SIGKILL to one of its two workers."""
+    wait_for_checkpoint(folder)
+    train_workers(os.environ["RAY_TMPDIR"])[-1].kill()
 
 
 def check_killed_worker(ardiff: Command, folder: Path, job: str, settings: list[str], weights: str) -> None:
@@ -112,7 +118,7 @@ def test_zero_survives_a_killed_worker_and_its_checkpoint_resumes_on_one_worker(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["torch", "zero1", "zero3"])
+@pytest.mark.parametrize("engine", ["torch", "fsdp", "zero1", "zero3"])
 def test_every_engine_survives_a_killed_worker(
     ardiff: Command, cluster: None, latents: Path, tmp_path: Path, engine: str
 ) -> None:

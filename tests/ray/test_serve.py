@@ -86,6 +86,17 @@ class Server:
         result = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert result.returncode == 0, result.stderr
 
+    def run_sdk_example(self) -> None:
+        """Runs the example of the OpenAI SDK, in the environment of such clients."""
+        script, video = ROOT / "examples" / "use_the_openai_sdk.py", self.storage.parent / "example.mp4"
+        command = [ROOT / ".venv-clients" / "bin" / "python", script, self.url, video]
+        result = subprocess.run([*command, "--prompt", "ring", "--seconds", "1"], capture_output=True, text=True)
+        assert (result.returncode, result.stdout.count("completed, 1 s")) == (0, 1), result.stderr
+        assert video.read_bytes()[4:8] == b"ftyp"
+        result = subprocess.run([*command, "--prompt", "cube"], capture_output=True, text=True)
+        assert result.returncode == 1
+        assert result.stderr.startswith("Error code: 422 - There is no class 'cube'"), result.stderr
+
     def stop(self) -> tuple[int, str]:
         """Presses Ctrl-C. Returns the exit code and the error output."""
         self.process.send_signal(signal.SIGINT)
@@ -128,6 +139,7 @@ def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: C
 
     client.delete(done["id"])
     server.serve_client("openai")
+    server.run_sdk_example()
 
     # Frames are sent while later ones are generated. A client that leaves cancels its video.
     with httpx.stream("POST", f"{server.url}/v1/videos:stream", json=LONG, timeout=PATIENCE) as answer:

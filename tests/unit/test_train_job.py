@@ -94,7 +94,7 @@ def callback(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> 
         name="test",
         folder=str(tmp_path / "run"),
         fingerprint="key",
-        config=TrainConfig(save_patience=2),
+        config=TrainConfig(save_patience=2, checkpoint_every=1),
         stream=STREAM,
         make_task=lambda: None,  # type: ignore[arg-type, return-value]
         record=lambda: None,
@@ -161,6 +161,19 @@ def test_the_best_checkpoint_is_copied(callback: Any) -> None:
     assert [p.name for p in folder.iterdir() if p.is_dir()] == [best["checkpoint"]]
     assert (folder / best["checkpoint"] / "state.json").exists()
     assert [metrics["loss"] for metrics, _ in callback.reports] == [3.0, 1.0, 2.0, 1.5]
+
+
+def test_only_whole_intervals_compete_for_the_best_checkpoint(callback: Any) -> None:
+    """A preemption at step 5, between the checkpoints of steps 4 and 8; the last step is 10."""
+    callback.job = replace(callback.job, config=TrainConfig(checkpoint_every=4, num_steps=10))
+    file, best = Path(callback.job.best_file), {}
+    for step, loss in enumerate([3.0, 3.0, 3.0, 3.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0], start=1):
+        callback.on_step_end(step, loss)
+        if step in (4, 5, 8, 10):
+            callback.on_checkpoint(TrainState(step, step * 16, "key"))
+            best[step] = json.loads(file.read_text())["step"]
+    assert best == {4: 4, 5: 4, 8: 4, 10: 10}
+    assert [metrics["step"] for metrics, _ in callback.reports] == [4, 5, 8, 10]
 
 
 def test_a_checkpoint_counts_although_its_copy_as_the_best_fails(
@@ -235,6 +248,21 @@ def test_attempts_that_fail_in_the_same_way_stop_training() -> None:
     ]
     progress.end_attempt("lost")
     assert progress.last_failure() == ""
+
+
+def test_preemptions_are_no_failed_attempts() -> None:
+    progress = TrainingProgress()
+    for _ in range(4):
+        progress.begin_attempt()
+        progress.report_preemption("worker 1 received SIGTERM")
+        progress.report_preemption("worker 1 received SIGTERM")  # every worker reports it
+        progress.end_attempt("lost")
+        progress.end_attempt("lost")  # Ray Train may report it more than once
+    assert progress.failure() is None
+    assert progress.read()[2] == ["Preemption: worker 1 received SIGTERM"] * 4
+    progress.begin_attempt()
+    progress.end_attempt("lost")
+    assert progress.read()[2] == ["An attempt failed: lost"]
 
 
 @pytest.mark.parametrize(

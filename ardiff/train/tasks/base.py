@@ -20,6 +20,9 @@ class Task(ABC):
     stage_starts: tuple[int, ...] = ()
     """Steps (0-based) from which the loss uses other operations than before."""
 
+    checkpoint_interval: int = 1
+    """Training can resume exactly after a multiple of this many steps."""
+
     def kind_of(self, step: int) -> int:
         """Tells steps apart whose loss costs different operations."""
         return sum(step >= start for start in self.stage_starts)

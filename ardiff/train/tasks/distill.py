@@ -66,6 +66,7 @@ class DistillTask(DiTTask):
     ) -> None:
         """``diffusion`` is that of the student, with ``student`` set; both models predict the same."""
         super().__init__(model, config, diffusion, statistics, decode)
+        self.checkpoint_interval = config.trajectory_uses
         self.teacher = teacher.eval().requires_grad_(False)
         self.table = teacher_table(config, diffusion)
         # By the index of the micro-batch's first sample.

@@ -189,6 +189,22 @@ def test_without_sample_every_there_are_no_samples() -> None:
     assert not run(regression(), settings())[1].sheets
 
 
+@pytest.mark.parametrize(("interval", "stops"), [(1, 3), (2, 4), (3, 3), (5, 5), (7, 6)])
+def test_a_preempted_run_stops_after_a_checkpoint(interval: int, stops: int, tmp_path: Path) -> None:
+    """The notice arrives in the third step, and the task can resume after every ``interval`` steps."""
+    task, config = regression(), settings()
+    task.checkpoint_interval = interval
+    whole, _ = run(regression(), config)
+    notices = itertools.chain([False, False], itertools.repeat(True))
+    engine, recorder = run(task, config, folder=tmp_path, preempted=lambda: next(notices))
+    assert [state.step for state in recorder.states] == [stops]
+    start = load_checkpoint(tmp_path / str(stops), engine, "key")
+    assert start.samples == stops * 4
+    _, rest = run(task, config, engine=engine, start=start)
+    assert sorted(recorder.losses.keys() | rest.losses.keys()) == list(range(1, 7))
+    assert all(torch.equal(a, b) for a, b in zip(engine.model.parameters(), whole.model.parameters(), strict=True))
+
+
 def test_a_finished_run_does_not_change() -> None:
     task, config, done = regression(), settings(), TrainState(6, 24, "key")
     before = [p.detach().clone() for p in task.model.parameters()]
