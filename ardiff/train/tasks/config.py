@@ -20,8 +20,8 @@ class AutoencoderTaskConfig:
     straight while an object moves evenly let the DiT predict the next frame from the frames before it. Not in the
     paper. Clips of fewer than three frames have no such term."""
     kl_warmup_steps: int = 0
-    """Steps over which ``kl_weight`` and ``straightness_weight`` rise linearly from zero. At full weight from the
-    start, a small model may end up with latents that carry no content (posterior collapse)."""
+    """Steps over which ``kl_weight`` and ``straightness_weight`` rise from zero, with the square of the step. If they
+    are high too early, a small model may end up with latents that carry little content (posterior collapse)."""
     temporal_from_step: int = 0
     """First step at which the decoder attends to earlier frames; before it, frames are decoded alone (stages 1 and 2 of
     Sec. 4.1)."""
@@ -62,10 +62,16 @@ class DiTTaskConfig:
     """Share of the clips of a batch that train under teacher forcing: every frame has a uniform timestep of its own and
     sees the clean frames before it, as frames do in sampling with a large ``ar_step``. Such a clip costs twice. Not in
     the paper. 0 trains with ``diffusion.timestep_sampling`` only."""
+    first_frames: int = 0
+    """Further noisy versions of the first frame per clip, which see no other frame. A sampled video follows its first
+    frame, so what the condition asks for must be right there. Their error counts as much as that of the clips. Not in
+    the paper."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.teacher_forcing <= 1.0:
             raise ValueError(f"teacher_forcing must be in [0, 1], got {self.teacher_forcing}")
+        if self.first_frames < 0:
+            raise ValueError(f"first_frames must be 0 or more, got {self.first_frames}")
         if self.noise_clip < 0:
             raise ValueError(f"noise_clip must not be negative, got {self.noise_clip}")
         if not 0.0 <= self.class_dropout <= 1.0:
@@ -92,8 +98,7 @@ class DistillTaskConfig(DiTTaskConfig):
     """Probability that a clip's trajectory begins at the first, second, ... of the teacher's timesteps. The student can
     be sampled from those with a probability above 0, with as many steps at most."""
     first_frames: int = 6
-    """Further first frames per clip, each with noise of its own. They see no frame before them, so most of what a
-    student must learn is in them. Their error counts as much as that of the clips."""
+    """As of train-dit, with trajectories of their own. Most of what a student must learn is in them."""
     trajectory_uses: int = 4
     """Updates that use the same trajectories. The batches of the others are skipped. Checkpoints are stored between
     trajectories only, so ``train.checkpoint_every`` and ``train.num_steps`` must be multiples of it."""
@@ -104,8 +109,6 @@ class DistillTaskConfig(DiTTaskConfig):
             raise ValueError("teacher_forcing is for train-dit: a student always learns beside clean frames")
         if min(self.student_steps, self.teacher_steps, self.trajectory_uses) < 1:
             raise ValueError("student_steps, teacher_steps and trajectory_uses must be at least 1")
-        if self.first_frames < 0:
-            raise ValueError(f"first_frames must be 0 or more, got {self.first_frames}")
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance must be a finite number of at least 0, got {self.guidance}")
         if self.teacher_spacing == "distilled":

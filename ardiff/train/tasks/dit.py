@@ -1,12 +1,13 @@
 """The AR-DiT's training task.
 
-Shapes: B batch, F frames, H W pixels, L tokens, D latent width, M text tokens, E their width.
+Shapes: B batch, F frames, H W pixels, L tokens, D latent width, M text tokens, E their width, K further first frames.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ardiff.data.latents import LatentStatistics
@@ -76,6 +77,9 @@ class DiTTask(Task):
         loss = diffusion_loss(output, target)
         breakdown = loss_breakdown(output, target, timesteps, self.diffusion.num_timesteps)
         logged = {"mean_timestep": timesteps.float().mean(), **breakdown}
+        if self.config.first_frames:
+            logged["loss_first_frames"] = self._loss_of_first_frames(x0[:, 0], labels, text, draws)
+            loss = loss + logged["loss_first_frames"]
         if "shape" in batch:
             shapes = range(self.model.config.num_shapes)
             logged |= {f"share_shape_{i}": (batch["shape"] == i).float().mean() for i in shapes}
@@ -109,6 +113,21 @@ class DiTTask(Task):
             outputs.append(output[: len(rows)])  # (b, F, L, D)
             order.append(rows)
         return torch.cat(outputs)[to_device(torch.cat(order).argsort(), x_t.device)]  # (B, F, L, D)
+
+    def _loss_of_first_frames(
+        self, x0: Tensor, labels: Tensor, text: TextTokens | None, draws: BatchGenerator
+    ) -> Tensor:
+        """The loss of further noisy versions of the clips' first frames ``x0 (B, L, D)``, which see no other frame."""
+        x0, labels, text = first_frames(x0, labels, text, self.config.first_frames)  # (B, K, L, D), (B K,)
+        eps = self._noise(x0, draws)  # (B, K, L, D)
+        (size, count), steps = x0.shape[:2], self.diffusion.num_timesteps
+        timesteps = sample_timesteps("independent", size, count, steps, draws.generators(size))  # (B, K)
+        x0, eps = (rearrange(tensor, "b k l d -> (b k) 1 l d") for tensor in (x0, eps))
+        timesteps = to_device(timesteps.reshape(-1, 1), x0.device)  # (B K, 1)
+        x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)
+        output = self.model(x_t, timesteps, labels, text)
+        target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)
+        return diffusion_loss(output, target)
 
     def _clean(self, batch: Batch) -> Tensor:
         """Normalised clean latents of the batch, ``(B, F, L, D)``."""
@@ -152,3 +171,13 @@ class DiTTask(Task):
         request = SampleRequest(videos=tuple(expand_params(params, class_label=labels, seed=list(videos))))
         latents = torch.cat(list(stream_request(model, self.diffusion, request)), dim=1)
         return to_uint8(self.decode(self.statistics.denormalise(latents))).cpu()
+
+
+def first_frames(
+    x0: Tensor, labels: Tensor, text: TextTokens | None, count: int
+) -> tuple[Tensor, Tensor, TextTokens | None]:
+    """The clips' first frames ``x0 (B, L, D)``, ``count`` times each, ``(B, K, L, D)``, with the labels ``(B K,)`` and
+    the text of that many clips of one frame."""
+    if text is not None:
+        text = replace(text, index=text.index.repeat_interleave(count))
+    return repeat(x0, "b l d -> b k l d", k=count), labels.repeat_interleave(count), text
