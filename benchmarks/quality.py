@@ -7,9 +7,9 @@
     python benchmarks/quality.py --text         # after `ardiff weights fetch text-minilm`
 
 Settings are those of configs/quickstart, with ``--text`` also of configs/quickstart_text, changed by ``--vae`` and
-``--dit``. Prints the tables of docs/training.md, and with ``--part solvers`` that of docs/sampling.md. One run takes
-about 20 minutes on a core. The order of the data differs from that of Ray Data, so the results are those of another
-seed of `ardiff quickstart`.
+``--dit``. Prints the tables of docs/training.md, and with ``--part solvers`` or ``gaps`` those of docs/sampling.md. One
+run takes about 20 minutes on a core. The order of the data differs from that of Ray Data, so the results are those of
+another seed of `ardiff quickstart`.
 """
 
 import argparse
@@ -59,6 +59,8 @@ STEP = 8
 """Frames between the starts of two clips of a video, as in configs/quickstart/encode.yaml."""
 SHOWN = ("frame identity", "neighbours alike", "steady area", "steady colour", "smooth motion")
 AR_STEPS = (1, 5, 20)
+GAPS = ((50, 2), (20, 1), (20, 2), (50, 5), (20, 3), (20, 4), (20, 5), (20, 20))
+"""Sampling steps and ``ar_step``."""
 SOLVERS: dict[str, dict[str, Any]] = {
     "ddim, S = 20, ar_step 5": {"num_inference_steps": 20, "ar_step": 5},
     "ddim, S = 4, ar_step 1": {"num_inference_steps": 4, "ar_step": 1},
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=128, help="generated videos per setting")
     parser.add_argument("--text", action="store_true", help="videos with captions, as in ardiff quickstart --text")
     parser.add_argument("--vae-only", action="store_true", help="train and measure the AR-VAE only")
-    parser.add_argument("--part", choices=("recipe", "solvers"), default="recipe", help="what to sample")
+    parser.add_argument("--part", choices=("recipe", "solvers", "gaps"), default="recipe", help="what to sample")
     parser.add_argument("--sheets", type=Path, help="folder for sheets of consecutive frames")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -93,6 +95,8 @@ def main() -> None:
         report_prompts(pipeline, [captions[0] for captions in videos.test_captions], arguments.videos, arguments.sheets)
     elif arguments.part == "solvers":
         report_solvers(pipeline, arguments.videos)
+    elif arguments.part == "gaps":
+        report_gaps(pipeline, arguments.videos)
     else:
         report_next_frame(pipeline, *encode(vae, videos.test, FRAMES))
         report_recipe(pipeline, arguments.videos, videos.test, arguments.sheets)
@@ -340,6 +344,14 @@ def report_prompts(pipeline: ARDiffusionPipeline, prompts: list[str], count: int
             if sheets is not None:
                 sheets.mkdir(parents=True, exist_ok=True)
                 (sheets / f"{name}-{ar_step}.png").write_bytes(contact_sheet(videos[:8].numpy(), group[:8]))
+
+
+def report_gaps(pipeline: ARDiffusionPipeline, count: int) -> None:
+    """What videos show by the share that ``ar_step`` has in the sampling steps."""
+    header("steps, ar_step, share", SHOWN)
+    for steps, ar_step in GAPS:
+        values = measures(generate(pipeline, count, num_inference_steps=steps, ar_step=ar_step)).values()
+        row(f"{steps}, {ar_step}, {ar_step / steps:.2f}", [f"{value:.3f}" for value in values])
 
 
 def report_solvers(pipeline: ARDiffusionPipeline, count: int) -> None:
