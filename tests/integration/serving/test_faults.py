@@ -106,6 +106,7 @@ def test_one_replica_runs_the_job_of_a_crashed_one_alone_and_the_others_continue
     first = serve_on_each("a")
     let = first.hold()
     videos = [first.ask(**{**JOB, "seed": seed}) for seed in (1, 2)]
+    eventually(lambda: first.replica.models["tiny"].num_jobs == 2)
     let(40)
     eventually(lambda: all(first.look(video)["frames_done"] > 0 for video in videos))
     others = [serve_on_each(name, lease_seconds=SHORT_LEASE) for name in ("b", "c")]
