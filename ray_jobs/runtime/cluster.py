@@ -92,16 +92,21 @@ def ray_cluster(cpus: int = 4) -> Iterator[None]:
 def _start_local_cluster(**options: Any) -> None:
     """Starts Ray on this machine. Tries three times: Ray's limit of 30 seconds is too short on a busy machine.
 
-    The processes of a failed attempt end with this process.
+    The processes of a failed attempt end with this process. Raises ArdiffError if none succeeds.
     """
-    for attempt in range(3):
+    timeout: Exception | None = None
+    for _ in range(3):
         try:
             ray.init(address="local", **options)
         except Exception as error:  # Ray raises no narrower type
-            if attempt == 2 or "timed out during startup" not in str(error):
+            if "timed out during startup" not in str(error):
                 raise
+            timeout = error
         else:
             return
+    raise ArdiffError(
+        "Ray did not start on this machine in three attempts: it is too busy. Run the command again."
+    ) from timeout
 
 
 def _silence_ray() -> None:

@@ -20,8 +20,8 @@ class AutoencoderTaskConfig:
     straight while an object moves evenly let the DiT predict the next frame from the frames before it. Not in the
     paper. Clips of fewer than three frames have no such term."""
     kl_warmup_steps: int = 0
-    """Steps over which ``kl_weight`` and ``straightness_weight`` rise from zero, with the square of the step. If they
-    are high too early, a small model may end up with latents that carry little content (posterior collapse)."""
+    """Steps over which ``kl_weight`` and ``straightness_weight`` rise from zero, with the fourth power of the step. If
+    they are high too early, a small model may end up with latents that carry little content (posterior collapse)."""
     temporal_from_step: int = 0
     """First step at which the decoder attends to earlier frames; before it, frames are decoded alone (stages 1 and 2 of
     Sec. 4.1)."""

@@ -98,7 +98,7 @@ def test_the_terms_on_latents_warm_up(make_vae):
     weights = {"kl_weight": 3.0, "straightness_weight": 20.0}
     bare, whole = loss(0, kl_weight=0.0), loss(0, **weights)
     assert whole > 1.1 * bare
-    for step, share in ((0, 0.0625), (1, 0.25), (3, 1.0), (9, 1.0)):
+    for step, share in ((0, 1 / 256), (1, 1 / 16), (3, 1.0), (9, 1.0)):
         assert loss(step, kl_warmup_steps=3, **weights) == pytest.approx(bare + share * (whole - bare), rel=1e-5)
 
 
