@@ -105,7 +105,7 @@ class Client:
     def stream(self, reference: str | Path | None = None, **settings: Any) -> Iterator[bytes]:
         """Requests a video and yields its bytes while it is generated. Closing the iterator cancels the video.
 
-        If the connection breaks, the stream continues at the next byte, through whichever replica answers.
+        If its replica crashes or stops, the stream continues at the next byte, through whichever replica answers.
         """
         body = self._body(reference, settings)
         with contextlib.ExitStack() as opened:

@@ -72,8 +72,8 @@ class Segment:
     latents: bytes = b""
     """Those of the generated frames, as :func:`ardiff.sampling.saved.pack_latents` writes them."""
     state: bytes | None = None
-    """The state of the sampling after these frames; None before any is generated, after
-    all are, and if a later segment has one."""
+    """The state of the sampling after these frames; None before any is generated, after all are, and if a later segment
+    has one."""
 
 
 class JobStore:
