@@ -169,7 +169,7 @@ class JobQueue:
 
     async def _requeue_or_fail(self, taken: JobRecord) -> None:
         """Requeues the job of a crashed replica. Ends it after ``max_attempts`` crashes, or if it is a stream of which
-        nobody has read anything."""
+        nothing is published."""
         record = replace(taken, crashes=taken.crashes + 1)
         logger.warning("The replica that ran %s has crashed (lease %d).", record.id, record.lease - 1)
         self._metrics.record("ardiff_errors", 1, kind="replica_crashed")
