@@ -205,7 +205,7 @@ def records_of_tables(
     """The videos of tables, after :func:`ardiff.data.video_tables.write_group` has written them below ``output``."""
     omitted, omitted_captions = Omissions(), Omissions()
     files: list[StoredFile] = []
-    rows: list[WrittenVideo] = []
+    rows: list[tuple[VideoTable, WrittenVideo]] = []
     bad: list[VideoRecord] = []
     for table, groups in written:
         folder = table.folder(output)
@@ -214,17 +214,21 @@ def records_of_tables(
             omitted.update(group.omitted)
             omitted_captions.update(group.omitted_captions)
             files += [there[storage.join(folder, video.name)] for video in group.videos]
-            rows += group.videos
+            rows += [(table, video) for video in group.videos]
         bad += [_bad_file(table.file, group.problem) for group in groups if group.problem is not None][:1]
     if not files and not bad:
         raise DataError(f"The tables hold no video. {'; '.join(omitted.notes)}")
     assigned = with_labels(
         [
-            (row.class_name or "video", SPLIT_FOLDERS.get(row.split) or hashed_split(row.name, test_fraction))
-            for row in rows
+            (
+                video.class_name or "video",
+                SPLIT_FOLDERS.get(video.split) or hashed_split(f"{table.file.uri}/{video.name}", test_fraction),
+            )
+            for table, video in rows
         ]
     )
-    records = [unprobed_record(file, a, row.captions) for file, a, row in zip(files, assigned, rows, strict=True)]
+    captions = [video.captions for _, video in rows]
+    records = [unprobed_record(*each) for each in zip(files, assigned, captions, strict=True)]
     return Discovery(records + bad, omitted=omitted.notes, omitted_captions=omitted_captions.notes)
 
 

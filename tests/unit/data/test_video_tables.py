@@ -95,6 +95,14 @@ def test_rows_of_parquet_become_files(tmp_path: Path) -> None:
     ]
 
 
+def test_without_splits_a_share_of_small_tables_is_for_tests(tmp_path: Path) -> None:
+    for i in range(40):
+        write_parquet(table_of([b"x"], pa.binary()), tmp_path / "in" / f"p{i}.parquet")
+    splits = [r.split for r in written(tables_in(tmp_path / "in").tables, tmp_path / "out").records]
+    assert len(splits) == 40
+    assert set(splits) == {"train", "test"}
+
+
 def test_what_is_written_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of([VIDEO, MKV, VIDEO], pa.binary(), caption=["a", "b", "c"], note=["d", "e", "f"])
     source = write_parquet(table, tmp_path / "t.parquet")
