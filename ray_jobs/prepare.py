@@ -32,7 +32,7 @@ from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, w
 from ardiff.data.layouts import LayoutName
 from ardiff.data.manifest import Split, VideoRecord, read_manifest, record_of, usable, write_manifest
 from ardiff.data.pictures import crop
-from ardiff.data.sources import Discovery, discover, find_tables
+from ardiff.data.sources import Discovery, discover, find_tables, is_remote_folder
 from ardiff.data.synthetic_set import write_video
 from ardiff.data.video_tables import VideoTable, describe_tables
 from ardiff.errors import DataError
@@ -153,10 +153,15 @@ def _print_omitted(found: Discovery) -> None:
 
 
 def describe_plan(config: PrepareConfig) -> str:
-    """What ``--dry-run`` prints: the size of tables, whose videos are written as files. S3 folders are not listed."""
+    """What ``--dry-run`` prints: the size of the tables whose videos are written. Remote folders are not listed."""
     columns = config.uri_column, config.video_column, config.caption_column
     tables = find_tables(config.source, config.output, *columns) if config.source else []
-    return describe_tables(tables, config.output) if tables else "nothing is copied: videos stay where they are"
+    if tables:
+        return describe_tables(tables, config.output)
+    if config.source and is_remote_folder(config.source):
+        target = storage.join(config.output, "videos")
+        return f"{config.source} is not listed: videos stay where they are, those of tables are written to {target}"
+    return "nothing is copied: videos stay where they are"
 
 
 def _write_tables(config: PrepareConfig, tables: list[VideoTable]) -> list[VideoRecord]:

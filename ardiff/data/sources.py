@@ -102,13 +102,11 @@ def discover(
     if is_tar(source):
         files = [_existing(source)]
     else:
-        output = storage.absolute(output).rstrip("/")
-        listed = storage.list_objects(source, unreadable=True)
-        files = [f for f in listed if output == source or not f.uri.startswith(f"{output}/")]
+        files = _list_source(source, output)
         folder = source
     videos = group_files(folder, files)
     tars = [] if videos else [file for file in files if is_tar(file.uri)]
-    if not videos and not tars and any(is_table(file.uri) for file in files):
+    if _are_tables(files, videos):
         if split_lists is not None:
             raise DataError(f"{source} holds tables: give their splits in a column 'split'.")
         return _from_tables(source, files, *columns)
@@ -145,17 +143,35 @@ def discover(
 def find_tables(
     source: str, output: str, uri_column: str = "uri", video_column: str = "", caption_column: str = ""
 ) -> list[VideoTable]:
-    """The tables with videos that :func:`discover` finds, without its other work. S3 folders are not listed."""
-    source, output = storage.absolute(source).rstrip("/"), storage.absolute(output).rstrip("/")
+    """The tables with videos that :func:`discover` finds, without its other work. Remote folders are not listed."""
+    source = storage.absolute(source).rstrip("/")
+    check_not_compressed(source)
     columns = uri_column, video_column, caption_column
     if is_table(source):
         table = _table_at(source, source.rpartition("/")[0], *columns)
         return [] if table is None else [table]
     if storage.is_remote(source) or not storage.exists(source) or is_list(source) or is_tar(source):
         return []
-    files = [file for file in storage.list_objects(source) if not file.uri.startswith(f"{output}/")]
-    hold_tables = any(is_table(f.uri) for f in files) and not any(is_tar(f.uri) for f in files)
-    return _from_tables(source, files, *columns).tables if hold_tables and not group_files(source, files) else []
+    files = _list_source(source, output)
+    return _from_tables(source, files, *columns).tables if _are_tables(files, group_files(source, files)) else []
+
+
+def is_remote_folder(source: str) -> bool:
+    """Whether the source is remote and its name is not that of a table, list or tar."""
+    source = source.rstrip("/")
+    return storage.is_remote(source) and not (is_table(source) or is_list(source) or is_tar(source))
+
+
+def _list_source(source: str, output: str) -> list[StoredFile]:
+    """The files below ``source`` that no earlier run wrote below ``output``."""
+    output = storage.absolute(output).rstrip("/")
+    listed = storage.list_objects(source, unreadable=True)
+    return [file for file in listed if output == source or not file.uri.startswith(f"{output}/")]
+
+
+def _are_tables(files: Sequence[StoredFile], videos: Sequence[StoredFile]) -> bool:
+    """Whether the tables among the files are taken: there are neither videos nor tars beside them."""
+    return not videos and not any(is_tar(f.uri) for f in files) and any(is_table(f.uri) for f in files)
 
 
 def _existing(uri: str) -> StoredFile:

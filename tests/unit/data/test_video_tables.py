@@ -223,6 +223,7 @@ def test_large_row_groups_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_plan_names_the_size(tmp_path: Path) -> None:
     source = write_parquet(table_of([os.urandom(1 << 20)] * 3, pa.binary()), tmp_path / "d" / "t.parquet", rows=3)
+    assert len(find_tables(str(tmp_path / "d"), str(tmp_path / "d"))) == 1
     for place in (source, str(tmp_path / "d")):
         plan = describe_tables(find_tables(place, f"{tmp_path}/out"), f"{tmp_path}/out")
         assert plan.startswith("the videos of 1 tables (3 rows, ")
