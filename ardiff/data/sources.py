@@ -185,11 +185,17 @@ def _existing(uri: str) -> StoredFile:
 def _table_at(source: str, folder: str, uri_column: str, video_column: str, caption_column: str) -> VideoTable | None:
     """The table with videos at ``source``; None if it may be a list, which says what is wrong if it is none either."""
     try:
-        return open_table(_existing(source), folder, uri_column, video_column, caption_column)
+        table = open_table(_existing(source), folder, uri_column, video_column, caption_column)
     except DecodeError as error:
         if is_list(source):
             return None
         raise DataError(f"{source}: {error}.") from error
+    if table is None and not is_list(source):
+        raise DataError(
+            f"{source} has no column with bytes of videos, or one with URIs too: set video_column, or write a list as "
+            ".csv or .parquet."
+        )
+    return table
 
 
 def _from_tables(

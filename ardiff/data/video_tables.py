@@ -19,7 +19,7 @@ from ardiff.data import storage
 from ardiff.data.captions import METADATA, CaptionReader
 from ardiff.data.layouts import SPLIT_FOLDERS, split_of_name
 from ardiff.data.omissions import Omissions
-from ardiff.data.retries import is_transient
+from ardiff.data.retries import is_bucket_error, is_transient, storage_error
 from ardiff.data.storage import StoredFile
 from ardiff.errors import DataError, DecodeError, StorageError
 
@@ -186,10 +186,8 @@ def _open_stream(uri: str) -> pa.RecordBatchStreamReader:
 
 
 def _table_error(file: StoredFile, error: Exception) -> StorageError | DecodeError:
-    if isinstance(error, OSError) and (is_transient(error) or "AWS Error" in str(error)):
-        failure = StorageError(f"Cannot read {file.uri}: {error}")
-        failure.transient = is_transient(error)
-        return failure
+    if isinstance(error, OSError) and (is_transient(error) or is_bucket_error(error)):
+        return storage_error(f"Cannot read {file.uri}", error)
     return DecodeError(f"it cannot be read as a table ({str(error).splitlines()[0]:.200})", "corrupt")
 
 

@@ -15,7 +15,7 @@ from ardiff.data.discovery import probe_record
 from ardiff.data.manifest import VideoRecord
 from ardiff.data.sources import Discovery, discover, find_tables, records_of_tables
 from ardiff.data.video_tables import VideoTable, WrittenGroup, describe_tables, write_group
-from ardiff.errors import DataError
+from ardiff.errors import DataError, StorageError
 
 VIDEO = encode(frames=3)
 MKV = encode(container="matroska", frames=2)
@@ -173,6 +173,27 @@ def test_lists_and_tables_are_told_apart(tmp_path: Path) -> None:
         discover(f"{tmp_path}/o", "/nowhere", "folders", 0.5, ("a", "b"), video_column="video")
     with pytest.raises(DataError, match=r"gone\.arrow cannot be read \(there is no such file\)"):
         tables_in(tmp_path / "gone.arrow")
+    uris = write_arrow(pa.table({"uri": ["a.mp4"]}), tmp_path / "u.arrow")
+    with pytest.raises(DataError, match=r"u\.arrow has no column with bytes of videos, .*: set video_column, or write"):
+        tables_in(uris)
+
+
+def test_errors_of_buckets_are_no_damage_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_parquet(table_of([VIDEO], pa.binary()), tmp_path / "t.parquet")
+    [table] = tables_in(source).tables
+    for text, remedy in (
+        ("google::cloud::Status(PERMISSION_DENIED: no) error_info={x}", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("AWS Error ACCESS_DENIED during GetObject operation", "AWS_ENDPOINT_URL"),
+    ):
+
+        def fail(uri: str, text: str = text) -> None:
+            raise OSError(text)
+
+        monkeypatch.setattr("ardiff.data.video_tables._open_parquet", fail)
+        with pytest.raises(StorageError, match=rf"Cannot read {source}: .*{remedy}") as info:
+            write_group(table, 0, str(tmp_path / "out"))
+        assert not info.value.transient
+        assert "error_info" not in str(info.value)
 
 
 def test_damaged_tables_are_rows_of_the_error_log(tmp_path: Path) -> None:
