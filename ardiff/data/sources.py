@@ -26,10 +26,9 @@ from ardiff.data.members import parse_member, unpacked
 from ardiff.data.omissions import Omissions
 from ardiff.data.storage import StoredFile
 from ardiff.data.tars import (
-    COMPRESSED_SUFFIXES,
     TarListing,
     TarVideo,
-    check_not_compressed,
+    is_compressed_tar,
     is_tar,
     list_tar,
     tar_videos,
@@ -89,7 +88,7 @@ def discover(
     """
     reader, omitted = CaptionReader(caption_column), Omissions()
     source = storage.absolute(source).rstrip("/")
-    check_not_compressed(source)
+    _check_not_compressed(source)
     folder = source.rpartition("/")[0]
     columns = uri_column, video_column, caption_column
     if is_table(source) and (table := _table_at(source, folder, *columns)) is not None:
@@ -145,7 +144,7 @@ def find_tables(
 ) -> list[VideoTable]:
     """The tables with videos that :func:`discover` finds, without its other work. Remote folders are not listed."""
     source = storage.absolute(source).rstrip("/")
-    check_not_compressed(source)
+    _check_not_compressed(source)
     columns = uri_column, video_column, caption_column
     if is_table(source):
         table = _table_at(source, source.rpartition("/")[0], *columns)
@@ -172,6 +171,13 @@ def _list_source(source: str, output: str) -> list[StoredFile]:
 def _are_tables(files: Sequence[StoredFile], videos: Sequence[StoredFile]) -> bool:
     """Whether the tables among the files are taken: there are neither videos nor tars beside them."""
     return not videos and not any(is_tar(f.uri) for f in files) and any(is_table(f.uri) for f in files)
+
+
+def _check_not_compressed(source: str) -> None:
+    if is_compressed_tar(source):
+        raise DataError(
+            f"{source} is a compressed tar, whose members cannot be read in place: decompress it to a .tar first."
+        )
 
 
 def _existing(uri: str) -> StoredFile:
@@ -269,7 +275,7 @@ def _no_video(source: str, ignored: Counter[str], files: Sequence[StoredFile], b
     content = f" It holds {describe_suffixes(ignored)}." if ignored else ""
     if bad:
         return f"There is no video in {source}.{content} {bad[0].uri} cannot be used: {bad[0].reason}."
-    if any(file.uri.lower().endswith(COMPRESSED_SUFFIXES) for file in files):
+    if any(is_compressed_tar(file.uri) for file in files):
         return f"There is no video in {source}.{content} Compressed tars are not read: decompress them to .tar first."
     kinds = f"{', '.join(VIDEO_SUFFIXES)} files, folders of pictures, and tars of such files"
     return f"There is no video in {source}.{content} Videos are {kinds}."
@@ -330,7 +336,7 @@ def _from_list(
 
 def _find_video(uri: str) -> StoredFile:
     """The file or folder of pictures at ``uri``, with a ``problem`` if there is none."""
-    if uri.lower().endswith(COMPRESSED_SUFFIXES):
+    if is_compressed_tar(uri):
         return StoredFile(uri, 0, "", "it is a compressed tar: decompress it to .tar")
     if not uri.endswith("/"):
         return storage.find_file(uri)

@@ -20,6 +20,7 @@ from ardiff.data.captions import METADATA, CaptionReader
 from ardiff.data.layouts import SPLIT_FOLDERS, split_of_name
 from ardiff.data.omissions import Omissions
 from ardiff.data.retries import is_bucket_error, is_transient, storage_error
+from ardiff.data.signatures import Signatures, recognize
 from ardiff.data.storage import StoredFile
 from ardiff.errors import DataError, DecodeError, StorageError
 
@@ -27,7 +28,7 @@ TABLE_SUFFIXES = (".parquet", ".arrow")
 MAX_GROUP_BYTES = 2**31
 """Most bytes of videos in a row group, which is read whole."""
 _CLASS_COLUMNS = ("class_name", "label")
-_SIGNATURES = (
+_SIGNATURES: Signatures = (
     (4, b"ftyp", ".mp4"),
     (0, b"\x1aE\xdf\xa3", ".mkv"),
     (8, b"AVI ", ".avi"),
@@ -151,7 +152,6 @@ def open_table(
     column = _video_column(file.uri, schema, features, video_column)
     if column is None:
         return None
-    reader_of_captions = CaptionReader(caption_column)
     group_bytes = [_column_bytes(group, column) for group in sizes]
     if max(group_bytes, default=0) > MAX_GROUP_BYTES:
         raise DataError(
@@ -165,7 +165,7 @@ def open_table(
         column,
         class_column,
         tuple(map(str, features.get(class_column, {}).get("names") or ())),
-        reader_of_captions.column_of(file.uri, schema.names) or "",
+        CaptionReader(caption_column).column_of(file.uri, schema.names) or "",
         "split" if "split" in schema.names else "",
         folders[0] if folders else split_of_name(file.uri.rpartition("/")[2]),
         groups,
@@ -315,7 +315,7 @@ def _class_name(table: VideoTable, value: Any) -> str:
 
 def _suffix(data: bytes) -> str:
     """A suffix by the first bytes, for those who look into the folder; decoding does not need it."""
-    return next((suffix for start, magic, suffix in _SIGNATURES if data[start : start + len(magic)] == magic), ".bin")
+    return recognize(data, _SIGNATURES) or ".bin"
 
 
 def describe_tables(tables: Sequence[VideoTable], output: str) -> str:

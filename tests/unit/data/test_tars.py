@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from broken_videos import encode
+from tar_files import tar_of
 
 from ardiff.data import storage
 from ardiff.data.clips import read_clip
@@ -22,16 +23,6 @@ from ardiff.errors import DataError, StorageError
 
 Content = dict[str, bytes]
 VIDEO = encode(frames=3)
-
-
-def tar_of(content: Content, kind: int = tarfile.PAX_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=kind) as tar:
-        for name, data in content.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def put(place: Path, data: bytes) -> str:
