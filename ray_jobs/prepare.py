@@ -100,6 +100,11 @@ class PrepareConfig:
         """URI of the manifest."""
         return storage.join(self.output, "manifest.parquet")
 
+    @property
+    def columns(self) -> tuple[str, str, str]:
+        """The columns of URIs, videos and captions, as :func:`discover` and :func:`find_tables` take them."""
+        return self.uri_column, self.video_column, self.caption_column
+
 
 def run(config: PrepareConfig, key: str = "") -> None:
     """Writes the manifest. Raises DataError if there is no video, or too few can be decoded."""
@@ -134,8 +139,7 @@ def find_videos(config: PrepareConfig, source: str) -> Discovery:
     lists = None
     if config.train_list is not None and config.test_list is not None:
         lists = config.train_list, config.test_list
-    columns = config.caption_column, config.uri_column, config.video_column
-    found = discover(source, config.output, config.layout, config.test_fraction, lists, *columns)
+    found = discover(source, config.output, config.layout, config.test_fraction, lists, *config.columns)
     if found.unmatched:
         lines, examples = len(found.unmatched), "; ".join(found.unmatched[:3])
         print_line(f"[yellow]{lines} lines of the lists[/] match no video of {source}, such as {examples}")
@@ -154,8 +158,7 @@ def _print_omitted(found: Discovery) -> None:
 
 def describe_plan(config: PrepareConfig) -> str:
     """What ``--dry-run`` prints: the size of the tables whose videos are written. Remote folders are not listed."""
-    columns = config.uri_column, config.video_column, config.caption_column
-    tables = find_tables(config.source, config.output, *columns) if config.source else []
+    tables = find_tables(config.source, config.output, *config.columns) if config.source else []
     if tables:
         return describe_tables(tables, config.output)
     if config.source and is_remote_folder(config.source):

@@ -1,7 +1,7 @@
-"""From the source of a data set to records of its videos: a folder or S3 prefix, tars, or a list of URIs."""
+"""From the source of a data set to records of its videos: a folder or prefix of a bucket, tars, tables, or a list."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -65,9 +65,9 @@ def discover(
     layout: LayoutName,
     test_fraction: float,
     split_lists: tuple[str, str] | None = None,
-    caption_column: str = "",
     uri_column: str = "uri",
     video_column: str = "",
+    caption_column: str = "",
 ) -> Discovery:
     """The videos of ``source`` with class, split and captions, not probed yet.
 
@@ -79,9 +79,9 @@ def discover(
         layout: How the videos lie in ``source``. Those in tars lie as if each tar were unpacked where it is.
         test_fraction: See :func:`ardiff.data.layouts.assign`.
         split_lists: URIs of the lists of training and test videos, which replace the splits of the layout.
-        caption_column: See :class:`ardiff.data.captions.CaptionReader`.
         uri_column: The column of URIs in a list.
         video_column: See :func:`ardiff.data.video_tables.open_table`.
+        caption_column: See :class:`ardiff.data.captions.CaptionReader`.
 
     Raises:
         DataError: There is no video, the videos do not fit the layout or the lists, or captions cannot be read.
@@ -112,17 +112,13 @@ def discover(
     captions, caption_files = find_captions(files, videos, reader)
     taken = {*caption_files, *(tar.uri for tar in tars)}
     ignored = ignored_suffixes(folder, [file for file in files if file.uri not in taken], videos)
-    classes = dict.fromkeys((video.uri for video in videos), "")
-    bad: list[VideoRecord] = []
-    for listing, members in _list_tars(tars, reader):
-        omitted.update(listing.omitted)
-        ignored.update(listing.ignored)
-        bad += [_bad_file(listing.tar, listing.problem)] if listing.problem else []
-        videos += [StoredFile(v.member.uri, v.member.size, listing.tar.etag) for v in members]
-        captions |= {v.member.uri: v.captions for v in members}
-        classes |= {v.member.uri: v.class_name for v in members}
+    contents = _read_tars(tars, reader, omitted)
+    ignored.update(contents.ignored)
+    videos += [file for file, _ in contents.videos]
+    captions |= {file.uri: video.captions for file, video in contents.videos}
+    classes = {file.uri: video.class_name for file, video in contents.videos if video.class_name}
     if not videos:
-        raise DataError(_no_video(source, ignored, files, bad))
+        raise DataError(_no_video(source, ignored, files, contents.bad))
     paths = [_path_below(folder, video.uri) for video in videos]
     prefix = len(folder) + 1
     split_files = {f.uri[prefix:]: storage.read_bytes(f.uri) for f in files if is_split_file(layout, f.uri[prefix:])}
@@ -132,11 +128,11 @@ def discover(
         train, test = map(storage.read_bytes, split_lists)
         splits, unmatched = split_by_lists(paths, train, test)
         assigned = with_labels([a and s and (a.class_name, s) for a, s in zip(assigned, splits, strict=True)])
-    if any(classes.values()):
-        names = [classes[video.uri] for video in videos]
-        assigned = with_labels([a and (name or a.class_name, a.split) for a, name in zip(assigned, names, strict=True)])
+    if classes:
+        pairs = zip(assigned, videos, strict=True)
+        assigned = with_labels([a and (classes.get(video.uri, a.class_name), a.split) for a, video in pairs])
     records = [unprobed_record(v, a, captions.get(v.uri, ())) for v, a in zip(videos, assigned, strict=True)]
-    return Discovery(records + bad, unmatched, ignored, omitted.notes, reader.omitted.notes)
+    return Discovery(records + contents.bad, unmatched, ignored, omitted.notes, reader.omitted.notes)
 
 
 def find_tables(
@@ -189,7 +185,7 @@ def _existing(uri: str) -> StoredFile:
 
 
 def _table_at(source: str, folder: str, uri_column: str, video_column: str, caption_column: str) -> VideoTable | None:
-    """The table with videos at ``source``; None if it may be a list, which says what is wrong if it is none either."""
+    """The table with videos at ``source``; None if it may be a list: reading it as one says what is wrong."""
     try:
         table = open_table(_existing(source), folder, uri_column, video_column, caption_column)
     except DecodeError as error:
@@ -281,10 +277,29 @@ def _no_video(source: str, ignored: Counter[str], files: Sequence[StoredFile], b
     return f"There is no video in {source}.{content} Videos are {kinds}."
 
 
-def _list_tars(tars: Sequence[StoredFile], reader: CaptionReader) -> Iterator[tuple[TarListing, list[TarVideo]]]:
+@dataclass(frozen=True, slots=True)
+class _TarContents:
+    """What several tars hold."""
+
+    videos: list[tuple[StoredFile, TarVideo]] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Members that belong to no video, by suffix."""
+    bad: list[VideoRecord] = field(default_factory=list)
+    """A record for each tar that cannot be read to its end."""
+
+
+def _read_tars(tars: Sequence[StoredFile], reader: CaptionReader, omitted: Omissions) -> _TarContents:
+    contents = _TarContents()
     with ThreadPoolExecutor(_READERS) as pool:  # the threads wait for storage
         for listing in pool.map(_try_list_tar, tars):
-            yield listing, tar_videos(listing, reader)
+            for video in tar_videos(listing, reader):
+                file = StoredFile(video.member.uri, video.member.size, listing.tar.etag)
+                contents.videos.append((file, video))
+            contents.ignored.update(listing.ignored)
+            omitted.update(listing.omitted)
+            if listing.problem is not None:
+                contents.bad.append(_bad_file(listing.tar, listing.problem))
+    return contents
 
 
 def _try_list_tar(tar: StoredFile) -> TarListing:
@@ -312,18 +327,13 @@ def _from_list(
         files = list(pool.map(_find_video, (row.uri for row in rows)))
     videos = [(file, row) for file, row in zip(files, rows, strict=True) if not is_tar(file.uri)]
     row_of = {row.uri: row for row in rows}
-    ignored: Counter[str] = Counter()
-    bad: list[VideoRecord] = []
-    for listing, members in _list_tars([file for file in files if is_tar(file.uri)], reader):
-        omitted.update(listing.omitted)
-        ignored.update(listing.ignored)
-        bad += [_bad_file(listing.tar, listing.problem)] if listing.problem else []
-        row = row_of[listing.tar.uri]
-        if row.captions:
+    contents = _read_tars([file for file in files if is_tar(file.uri)], reader, omitted)
+    for file, video in contents.videos:
+        row = row_of[video.member.tar]
+        videos.append((file, replace(row, class_name=video.class_name or row.class_name, captions=video.captions)))
+    for row in rows:
+        if is_tar(row.uri) and row.captions:
             reader.omitted.add("captions in a list belong to a tar, not to a video", row.uri)
-        for each in members:
-            file = StoredFile(each.member.uri, each.member.size, listing.tar.etag)
-            videos.append((file, replace(row, class_name=each.class_name or row.class_name, captions=each.captions)))
     assigned = with_labels(
         [
             (row.class_name or "video", row.split or hashed_split(unpacked(file.uri), test_fraction))
@@ -331,7 +341,7 @@ def _from_list(
         ]
     )
     records = [unprobed_record(file, a, row.captions) for (file, row), a in zip(videos, assigned, strict=True)]
-    return Discovery(records + bad, [], ignored, omitted.notes, reader.omitted.notes)
+    return Discovery(records + contents.bad, [], contents.ignored, omitted.notes, reader.omitted.notes)
 
 
 def _find_video(uri: str) -> StoredFile:
