@@ -233,11 +233,11 @@ def records_of_tables(
     bad: list[VideoRecord] = []
     for table, groups in written:
         folder = table.folder(output)
-        there = {file.uri: file for file in storage.list_objects(folder)} if storage.exists(folder) else {}
+        stored = {file.uri: file for file in storage.list_objects(folder)} if storage.exists(folder) else {}
         for group in groups:
             omitted.update(group.omitted)
             omitted_captions.update(group.omitted_captions)
-            files += [there[storage.join(folder, video.name)] for video in group.videos]
+            files += [stored[storage.join(folder, video.name)] for video in group.videos]
             rows += [(table, video) for video in group.videos]
         bad += [_bad_file(table.file, group.problem) for group in groups if group.problem is not None][:1]
     if not files and not bad:
@@ -354,5 +354,5 @@ def _find_video(uri: str) -> StoredFile:
         pictures = storage.list_objects(uri, IMAGE_SUFFIXES, unreadable=True)
     except DataError as error:
         return StoredFile(uri, 0, "", bad_sample(uri, -1, error).message)
-    found = {video.uri: video for video in group_files(uri.rstrip("/").rpartition("/")[0], pictures)}
-    return found.get(uri, StoredFile(uri, 0, "", "it holds no picture"))
+    videos = {video.uri: video for video in group_files(uri.rstrip("/").rpartition("/")[0], pictures)}
+    return videos.get(uri, StoredFile(uri, 0, "", "it holds no picture"))

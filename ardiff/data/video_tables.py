@@ -53,7 +53,7 @@ class VideoTable:
     caption_column: str
     split_column: str
     split: str
-    """Word for the split of all its videos, from its name; empty if there is none."""
+    """Word for the split of all its videos, from its folders or its name; empty if there is none."""
     num_groups: int
     """Row groups; an Arrow file counts as one and is read batch by batch."""
     num_rows: int
@@ -83,7 +83,7 @@ class WrittenVideo:
     class_name: str
     """Empty if the table has no class for it."""
     split: str
-    """As in the table; empty if it has none."""
+    """Word for the split, of its row or else of the table; empty if there is none."""
     captions: tuple[str, ...]
 
 
@@ -248,20 +248,20 @@ def write_group(table: VideoTable, group: int, output: str) -> WrittenGroup:
     problem: DecodeError | None = None
     try:
         for number, row in enumerate(_rows(table, group)):
-            place = f"row {number} of group {group} of {table.file.uri}"
+            row_name = f"row {number} of group {group} of {table.file.uri}"
             split = str(row.get(table.split_column) or table.split).strip().lower()
             if split and split not in SPLIT_FOLDERS:
-                omitted.add(f"rows of tables have a split that is none of {', '.join(SPLIT_FOLDERS)}", place)
+                omitted.add(f"rows of tables have a split that is none of {', '.join(SPLIT_FOLDERS)}", row_name)
                 continue
-            if (data := _content(row[table.video_column], place, omitted)) is None:
+            if (data := _content(row[table.video_column], row_name, omitted)) is None:
                 continue
             name = f"{group:05d}-{number:07d}{_suffix(data)}"
             uri = storage.join(folder, name)
             if storage.find_file(uri).size != len(data):
                 storage.write_bytes(uri, data)
-            captions = reader.clean(row.get(table.caption_column), place, table.file.uri)
+            captions = reader.clean(row.get(table.caption_column), row_name, table.file.uri)
             class_name = _class_name(table, row.get(table.class_column))
-            videos.append(WrittenVideo(name, class_name, split, reader.limited(captions, place)))
+            videos.append(WrittenVideo(name, class_name, split, reader.limited(captions, row_name)))
     except (pa.ArrowException, OSError, ValueError) as error:
         failure = _table_error(table.file, error)
         if isinstance(failure, StorageError):
@@ -292,15 +292,15 @@ def _rows_of(batches: Iterator[pa.RecordBatch], table: VideoTable) -> Iterator[d
             yield {name: selected.column(name)[i].as_py() for name in table.columns}
 
 
-def _content(value: Any, place: str, omitted: Omissions) -> bytes | None:
+def _content(value: Any, row_name: str, omitted: Omissions) -> bytes | None:
     """The bytes of a video; None, with a count, if there are none."""
     if isinstance(value, dict):
         if value.get("bytes") is None and value.get("path"):
-            omitted.add("rows of tables have a path instead of bytes; paths are taken from lists only", place)
+            omitted.add("rows of tables have a path instead of bytes; paths are taken from lists only", row_name)
             return None
         value = value.get("bytes")
     if value is None:
-        omitted.add("rows of tables have no video", place)
+        omitted.add("rows of tables have no video", row_name)
         return None
     return bytes(value)
 

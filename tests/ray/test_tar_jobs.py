@@ -53,8 +53,8 @@ def name_of(uri: str) -> str:
 
 
 def latents_below(folder: str) -> dict[tuple[str, int], np.ndarray]:
-    [place] = [uri for uri in storage.list_files(folder) if uri.endswith("/latents.json")]
-    inner = place.removesuffix("/latents.json")
+    [description_uri] = [uri for uri in storage.list_files(folder) if uri.endswith("/latents.json")]
+    inner = description_uri.removesuffix("/latents.json")
     description, found = read_description(inner), {}
     for file in description.files:
         shape = (description.num_frames, description.num_tokens, description.token_dim)

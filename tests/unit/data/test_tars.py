@@ -1,4 +1,4 @@
-"""Videos in tars: listed and read in place, with captions and classes; damaged and hostile tars."""
+"""Videos in tars: listed and read in path, with captions and classes; damaged and hostile tars."""
 
 import io
 import os
@@ -25,10 +25,10 @@ Content = dict[str, bytes]
 VIDEO = encode(frames=3)
 
 
-def put(place: Path, data: bytes) -> str:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_bytes(data)
-    return str(place)
+def put(path: Path, data: bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return str(path)
 
 
 def found(source: object, **settings: str) -> Discovery:
@@ -185,7 +185,7 @@ def test_damaged_tars_keep_the_members_before_the_damage(tmp_path: Path) -> None
     assert damaged(content, lambda data: b"", tmp_path) == ([], "empty", "it is empty")
     assert damaged(content, lambda data: b"<html>" * 500, tmp_path)[:2] == ([], "corrupt")
     zipped = damaged(content, lambda data: b"\x1f\x8b" + data, tmp_path)
-    assert zipped[2] == "it is compressed with gzip, so its members cannot be read in place: gunzip it"
+    assert zipped[2] == "it is compressed with gzip, so its members cannot be read in path: gunzip it"
 
 
 def test_a_damaged_tar_is_a_row_of_the_error_log(tmp_path: Path) -> None:
@@ -267,9 +267,9 @@ def test_random_damage_raises_nothing_else(tmp_path: Path) -> None:
         changed = bytearray(data)
         for _ in range(generator.randint(1, 4)):
             changed[generator.randrange(len(data) - 1024)] = generator.choice([0, 32, 49, 128, 255, 120, 76])
-        place = generator.randrange(0, 7) * 512  # a right sum of the header, so that damage is not found by it
-        head = bytes(changed[place : place + 148]) + b" " * 8 + bytes(changed[place + 156 : place + 512])
-        changed[place + 148 : place + 156] = b"%06o\0 " % sum(head)
+        offset = generator.randrange(0, 7) * 512  # a right sum of the header, so that damage is not found by it
+        head = bytes(changed[offset : offset + 148]) + b" " * 8 + bytes(changed[offset + 156 : offset + 512])
+        changed[offset + 148 : offset + 156] = b"%06o\0 " % sum(head)
         listing = list_tar(storage.find_file(put(tmp_path / "s.tar", bytes(changed))))
         assert all(member.start + member.size <= len(data) for member in listing.videos)
 

@@ -33,17 +33,17 @@ def hugging_face(table: pa.Table, names: list[str]) -> pa.Table:
     return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def write_arrow(table: pa.Table, place: Path) -> str:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(place), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+def write_arrow(table: pa.Table, path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=2)
-    return str(place)
+    return str(path)
 
 
-def write_parquet(table: pa.Table, place: Path, rows: int = 2) -> str:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, place, row_group_size=rows)
-    return str(place)
+def write_parquet(table: pa.Table, path: Path, rows: int = 2) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=rows)
+    return str(path)
 
 
 def tables_in(source: object, **settings: str) -> Discovery:
@@ -245,8 +245,8 @@ def test_large_row_groups_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_plan_names_the_size(tmp_path: Path) -> None:
     source = write_parquet(table_of([os.urandom(1 << 20)] * 3, pa.binary()), tmp_path / "d" / "t.parquet", rows=3)
     assert len(find_tables(str(tmp_path / "d"), str(tmp_path / "d"))) == 1
-    for place in (source, str(tmp_path / "d")):
-        plan = describe_tables(find_tables(place, f"{tmp_path}/out"), f"{tmp_path}/out")
+    for uri in (source, str(tmp_path / "d")):
+        plan = describe_tables(find_tables(uri, f"{tmp_path}/out"), f"{tmp_path}/out")
         assert plan.startswith("the videos of 1 tables (3 rows, ")
         assert plan.endswith(f"to {tmp_path}/out/videos, unless they are there")
         assert 0.9 < float(plan.partition(" MiB")[0].rpartition(" ")[2]) < 3.1
