@@ -1,4 +1,4 @@
-"""Videos in tars: listed and read in path, with captions and classes; damaged and hostile tars."""
+"""Videos in tars: listed and read in place, with captions and classes; damaged and hostile tars."""
 
 import io
 import os
@@ -185,7 +185,7 @@ def test_damaged_tars_keep_the_members_before_the_damage(tmp_path: Path) -> None
     assert damaged(content, lambda data: b"", tmp_path) == ([], "empty", "it is empty")
     assert damaged(content, lambda data: b"<html>" * 500, tmp_path)[:2] == ([], "corrupt")
     zipped = damaged(content, lambda data: b"\x1f\x8b" + data, tmp_path)
-    assert zipped[2] == "it is compressed with gzip, so its members cannot be read in path: gunzip it"
+    assert zipped[2] == "it is compressed with gzip, so its members cannot be read in place: gunzip it"
 
 
 def test_a_damaged_tar_is_a_row_of_the_error_log(tmp_path: Path) -> None:
