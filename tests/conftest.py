@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread and a seed for torch, factories of tiny models with nonzero weights, and an S3 server."""
+"""Shared by all tests: one thread and a seed for torch, factories of tiny models, and an S3 server."""
 
 import atexit
 import json
