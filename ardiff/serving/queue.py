@@ -59,7 +59,9 @@ class JobQueue:
     async def changed(self, seconds: float) -> None:
         """Returns after ``notify``, or after so many seconds."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), seconds)
+            # Python 3.11's wait_for ignores a cancellation at the moment of the change.
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
         self._changed.clear()
 
     async def prepare(self) -> None:
