@@ -6,6 +6,10 @@ import re
 import shutil
 import signal
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +31,7 @@ from ardiff.train import shards
 from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.config import OptimizerConfig, TrainConfig
 from ardiff.train.engines.torch_engine import TorchEngine
+from ardiff.train.shards import ShardReader
 from ray_jobs.runtime import crash_guard, error_log, placement
 from ray_jobs.training import trainer
 from ray_jobs.training.attempts import TrainingProgress
@@ -103,7 +108,7 @@ def callback(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> 
     )
     engine, progress = TorchEngine(make_dit(), OptimizerConfig(), torch.device("cpu")), FakeProgress()
     log = LoggingCallback(job, 0, "0", progress)
-    callback = CheckpointCallback(job, engine, None, new_attempt_id(engine.device), progress, log.flush)
+    callback = CheckpointCallback(job, engine, None, new_attempt_id(engine.device), progress, log.prepare_flush)
     callback.reports = reports  # type: ignore[attr-defined]
     return callback
 
@@ -111,6 +116,7 @@ def callback(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def save(callback: Any, step: int, loss: float) -> None:
     callback.on_step_end(step, loss)
     callback.on_checkpoint(TrainState(step, step * 16, "key"))
+    callback.on_end()
 
 
 def test_a_few_checkpoints_may_not_be_stored(callback: Any, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +177,7 @@ def test_only_whole_intervals_compete_for_the_best_checkpoint(callback: Any) -> 
         callback.on_step_end(step, loss)
         if step in (4, 5, 8, 10):
             callback.on_checkpoint(TrainState(step, step * 16, "key"))
+            callback.on_end()
             best[step] = json.loads(file.read_text())["step"]
     assert best == {4: 4, 5: 4, 8: 4, 10: 10}
     assert [metrics["step"] for metrics, _ in callback.reports] == [4, 5, 8, 10]
@@ -191,6 +198,94 @@ def test_a_checkpoint_counts_although_its_copy_as_the_best_fails(
     assert [metrics["step"] for metrics, _ in callback.reports] == [1]
     assert callback.failed_saves == 0
     assert re.search(r"step 1 is the best one, but .* No space left", callback.progress.lines[-1])
+
+
+@pytest.fixture
+def held_uploads(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Uploads wait for the event."""
+    upload, event = storage.upload_folder, threading.Event()
+
+    def wait_and_upload(local: Path, uri: str) -> None:
+        assert event.wait(60)
+        upload(local, uri)
+
+    monkeypatch.setattr(storage, "upload_folder", wait_and_upload)
+    yield event
+    event.set()
+
+
+def step_until(callback: Any, condition: Callable[[], bool]) -> None:
+    """Steps of training in which only the flags travel, until ``condition`` holds."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        callback.on_flags(callback.flags())
+
+
+def test_training_goes_on_while_a_checkpoint_is_uploaded(callback: Any, held_uploads: threading.Event) -> None:
+    [(name, parameter)] = list(callback.engine.model.named_parameters())[:1]
+    before = parameter.detach().clone()
+    callback.on_step_end(1, 3.0)
+    callback.on_checkpoint(TrainState(1, 16, "key"))
+    with torch.no_grad():
+        parameter.add_(1.0)  # the next update: the checkpoint has its own copy
+    callback.on_flags(callback.flags())
+    assert callback.flags() == [0.0, 0.0]
+    assert not callback.reports
+    held_uploads.set()
+    step_until(callback, lambda: bool(callback.reports))
+    [(metrics, rest)] = callback.reports
+    assert metrics == {"step": 1, "loss": 3.0}
+    assert torch.equal(ShardReader(Path(rest["checkpoint"].path)).read("model", name), before)
+    step_until(callback, lambda: callback.save is None)  # the copy as the best one
+    best = json.loads(Path(callback.job.best_file).read_text())
+    assert torch.equal(ShardReader(Path(callback.job.best) / best["checkpoint"]).read("model", name), before)
+
+
+def test_at_most_one_checkpoint_is_under_way(callback: Any, held_uploads: threading.Event) -> None:
+    callback.on_step_end(1, 3.0)
+    callback.on_checkpoint(TrainState(1, 16, "key"))
+    with ThreadPoolExecutor(1) as pool:
+        callback.on_step_end(2, 2.0)
+        second = pool.submit(callback.on_checkpoint, TrainState(2, 32, "key"))
+        assert not wait([second], timeout=0.2).done
+        held_uploads.set()
+        second.result(60)
+    assert [metrics["step"] for metrics, _ in callback.reports] == [1]
+    callback.on_end()
+    assert [metrics["step"] for metrics, _ in callback.reports] == [1, 2]
+
+
+def test_a_failed_upload_is_found_in_a_later_step(callback: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(local: Path, uri: str) -> None:
+        raise DataError("Cannot write: No space left on device.")
+
+    monkeypatch.setattr(storage, "upload_folder", fail)
+    callback.on_step_end(1, 3.0)
+    callback.on_checkpoint(TrainState(1, 16, "key"))
+    step_until(callback, lambda: callback.failed_saves == 1)
+    assert not callback.reports
+    assert "the checkpoint of step 1 could not be stored (1 of 2 allowed failures)" in callback.progress.lines[-1]
+
+
+def test_other_errors_of_the_thread_stop_training(callback: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(local: Path, uri: str) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(storage, "upload_folder", fail)
+    callback.on_step_end(1, 3.0)
+    callback.on_checkpoint(TrainState(1, 16, "key"))
+    with pytest.raises(RuntimeError, match="a defect"):
+        step_until(callback, lambda: False)
+
+
+def test_without_async_checkpoints_training_waits(callback: Any) -> None:
+    callback.job = replace(callback.job, config=replace(callback.job.config, async_checkpoints=False))
+    callback.on_step_end(1, 3.0)
+    callback.on_checkpoint(TrainState(1, 16, "key"))
+    assert [metrics["step"] for metrics, _ in callback.reports] == [1]
+    assert callback.save is None
+    assert Path(callback.job.best_file).exists()
 
 
 def test_checkpoints_on_no_list_are_deleted_at_the_start(callback: Any, monkeypatch: pytest.MonkeyPatch) -> None:
