@@ -207,6 +207,37 @@ def test_training_to_s3_waits_for_a_server_that_is_away_at_any_moment(
 
 
 @pytest.mark.slow
+def test_a_job_killed_during_an_upload_resumes_from_the_checkpoint_before(
+    ardiff: Command, cluster: None, latents: Path, tmp_path: Path
+) -> None:
+    """Training goes on while the S3 server is away, and the upload of a checkpoint waits for it."""
+    own, log, every = Jobs(), tmp_path / "log", 50
+    run = [*settings(latents, "zero2"), "train.num_steps=300", f"train.checkpoint_every={every}"]
+    ardiff("train-dit", "--output", tmp_path / "whole", *run).expect(0)
+    with S3Server() as server:
+        own.environment |= server.environment()
+        bucket = server.make_bucket()
+        list_file = "run/ray/checkpoint_manager_snapshot.json"
+        process = own.start("train_dit", "--output", f"s3://{bucket}/run", *run, log=log)
+        wait_for_object(server, bucket, list_file)
+        server.stop()
+        last = max((int(step) for step in re.findall(r"AR-DiT: (\d+)/", log.read_text())), default=0)
+        under_way = (last // every + 1) * every
+        numbers = "|".join(str(step) for step in range(under_way + 1, under_way + every + 1))
+        wait_for_line(log, rf"AR-DiT: ({numbers})/")
+        assert own.kill(process).code == -9
+        server.start()
+        content = server.client().get_object(Bucket=bucket, Key=list_file)["Body"].read()
+        registered = int(json.loads(content)["latest_checkpoint_result"]["metrics"]["step"])
+        assert registered < under_way
+        result = own.run("train_dit", "--output", f"s3://{bucket}/run", *run)
+        assert f"resuming from the checkpoint of step {registered}" in result.expect(0)
+        stored = server.client().get_object(Bucket=bucket, Key="run/pipeline/dit.safetensors")["Body"].read()
+    assert stored == (tmp_path / "whole" / "pipeline" / "dit.safetensors").read_bytes()
+    own.close()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "zero3"])
 def test_the_whole_job_survives_being_killed(
     jobs: Jobs, ardiff: Command, cluster: None, latents: Path, tmp_path: Path, engine: str
