@@ -147,6 +147,15 @@ def wait_for_object(server: S3Server, bucket: str, key: str, seconds: float = PA
         time.sleep(0.1)
 
 
+LIST = "run/ray/checkpoint_manager_snapshot.json"
+
+
+def registered_step(server: S3Server, bucket: str) -> int:
+    """The step of the latest checkpoint on Ray Train's list."""
+    content = json.loads(server.client().get_object(Bucket=bucket, Key=LIST)["Body"].read())
+    return int(content["latest_checkpoint_result"]["metrics"]["step"])
+
+
 def wait_for_step(server: S3Server, bucket: str, step: int, seconds: float = PATIENCE) -> None:
     """Waits until a checkpoint of that step or a later one is being stored."""
     client, deadline = server.client(), time.monotonic() + seconds
@@ -171,7 +180,7 @@ def test_training_to_s3_goes_on_while_the_server_is_away(
         own.environment |= server.environment()
         bucket = server.make_bucket()
         process = own.start("train_dit", "--output", f"s3://{bucket}/run", *whole, "storage.retry_seconds=1", log=log)
-        wait_for_object(server, bucket, "run/ray/checkpoint_manager_snapshot.json")  # not while Ray itself writes there
+        wait_for_object(server, bucket, LIST)  # not while Ray itself writes there
         server.stop()
         wait_for_line(log, "could not be stored")
         server.start()
@@ -217,19 +226,15 @@ def test_a_job_killed_during_an_upload_resumes_from_the_checkpoint_before(
     with S3Server() as server:
         own.environment |= server.environment()
         bucket = server.make_bucket()
-        list_file = "run/ray/checkpoint_manager_snapshot.json"
         process = own.start("train_dit", "--output", f"s3://{bucket}/run", *run, log=log)
-        wait_for_object(server, bucket, list_file)
+        wait_for_object(server, bucket, LIST)
+        registered = registered_step(server, bucket)
         server.stop()
-        last = max((int(step) for step in re.findall(r"AR-DiT: (\d+)/", log.read_text())), default=0)
-        under_way = (last // every + 1) * every
-        numbers = "|".join(str(step) for step in range(under_way + 1, under_way + every + 1))
-        wait_for_line(log, rf"AR-DiT: ({numbers})/")
+        later = "|".join(str(registered + step) for step in range(every + 1, 2 * every + 1))
+        wait_for_line(log, rf"AR-DiT: ({later})/")
         assert own.kill(process).code == -9
         server.start()
-        content = server.client().get_object(Bucket=bucket, Key=list_file)["Body"].read()
-        registered = int(json.loads(content)["latest_checkpoint_result"]["metrics"]["step"])
-        assert registered < under_way
+        assert registered_step(server, bucket) == registered
         result = own.run("train_dit", "--output", f"s3://{bucket}/run", *run)
         assert f"resuming from the checkpoint of step {registered}" in result.expect(0)
         stored = server.client().get_object(Bucket=bucket, Key="run/pipeline/dit.safetensors")["Body"].read()
