@@ -68,6 +68,7 @@ MODES = {"none": None, "synchronous": False, "asynchronous": True}
 """Values of ``train.async_checkpoints``; None stores no checkpoints."""
 ENGINES: dict[str, dict[str, Any]] = {
     "torch": {},
+    "fsdp": {"engine": "fsdp"},
     **{f"zero {s}": {"engine": "deepspeed", "deepspeed": {"stage": s}} for s in (1, 2, 3)},
 }
 

@@ -18,6 +18,9 @@ class DiTBlock(nn.Module):
     A modulation ``(N, 1, 6 C)`` holds for all tokens of a frame; ``(N, L, 6 C)`` differs from token to token.
     """
 
+    computed_ahead: tuple[str, ...] = ("modulation",)
+    """Submodules that the model evaluates for all blocks at once, before the first block."""
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         width = config.width
@@ -77,6 +80,8 @@ class TextBlock(DiTBlock):
     """A block that also reads text: cross-attention between self-attention and MLP, as in PixArt-alpha (Chen et al.,
     2023) and Latte (Ma et al., 2024). Its queries are normed; it is neither modulated nor gated, and its output starts
     at zero."""
+
+    computed_ahead = (*DiTBlock.computed_ahead, "text_attention.kv")
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)

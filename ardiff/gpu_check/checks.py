@@ -43,7 +43,7 @@ LIMITS = {"fp32": 1e-3, "bf16": 0.1}
 """Largest relative error (rms) of latents against float64, after some steps of sampling."""
 SHAPES = ((1, 1), (1, 16), (8, 1), (16, 1))
 """Requests and videos of each that are sampled together."""
-ENGINES = ("torch", "zero0", "zero1", "zero2", "zero3")
+ENGINES = ("torch", "fsdp", "zero0", "zero1", "zero2", "zero3")
 
 
 def ceilings(setup: Setup) -> Rows:
@@ -216,17 +216,17 @@ def _sample(
 
 
 def _engine(setup: Setup, name: str, depth: int | None = None) -> Engine:
-    """An engine with an AR-DiT: ``torch``, or ``zero`` and a stage."""
+    """An engine with an AR-DiT: ``torch``, ``fsdp``, or ``zero`` and a stage."""
     if not dist.is_initialized():
         backend = "nccl" if setup.device.type == "cuda" else "gloo"
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed reads them
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     common = {"precision": "bf16", "batch_size": 16, "optimizer": OptimizerConfig(lr=1e-4), "device": setup.device.type}
-    if name == "torch":
-        config = TrainConfig(engine="torch", **common)  # type: ignore[arg-type]
-    else:
+    if name.startswith("zero"):
         stage = DeepSpeedConfig(stage=int(name.removeprefix("zero")))  # type: ignore[arg-type]
         config = TrainConfig(engine="deepspeed", deepspeed=stage, **common)  # type: ignore[arg-type]
+    else:
+        config = TrainConfig(engine=name, **common)  # type: ignore[arg-type]
     return make_engine(setup.dit(depth).train(), config, setup.device)
 
 

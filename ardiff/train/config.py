@@ -72,9 +72,10 @@ class TrainConfig:
     adversarial stage, where each micro-batch has its own adaptive weight."""
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass instead of keeping their activations: less memory, a third more compute."""
-    engine: Literal["torch", "deepspeed"] = "torch"
-    """``torch``: every worker holds all weights and optimizer state. ``deepspeed``: ZeRO shards them over the workers;
-    AdamW only."""
+    engine: Literal["torch", "fsdp", "deepspeed"] = "torch"
+    """``torch``: every worker holds all weights and optimizer state. ``fsdp``: torch's fully_shard (FSDP2) shards
+    weights, gradients, optimizer state and EMA over the workers. ``deepspeed``: ZeRO shards them, as far as its stage
+    says; AdamW only."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     """Settings of the engine ``deepspeed``."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -166,6 +167,8 @@ class TrainConfig:
             raise ValueError(f"linear={self.linear} needs engine=torch")
         if self.deepspeed != DeepSpeedConfig() and self.engine != "deepspeed":
             raise ValueError("the settings of deepspeed are for engine=deepspeed")
+        if self.engine == "fsdp" and self.precision == "fp16":
+            raise ValueError("engine=fsdp does not scale the loss of precision=fp16: use bf16, or engine=deepspeed")
         if self.engine == "deepspeed" and self.deepspeed.stage == 0 and self.precision == "fp16":
             raise ValueError("precision=fp16 under deepspeed needs stage 1, 2 or 3")
         self.deepspeed_settings(self.num_workers)

@@ -34,12 +34,20 @@ class Muon(torch.optim.Muon):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                momenta = torch.stack([self._momentum(parameter, group) for parameter in parameters])  # (n, A, B)
+                momenta = self._stacked([self._momentum(parameter, group) for parameter in parameters])  # (n, A, B)
                 updates = orthogonalise(momenta, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype)), alpha=-rate)
+                self._subtract(parameters, updates.to(parameters[0].dtype), rate)
         return loss
+
+    def _stacked(self, matrices: list[Tensor]) -> Tensor:
+        """Matrices of one shape as ``(n, A, B)``."""
+        return torch.stack(matrices)
+
+    def _subtract(self, parameters: list[Tensor], updates: Tensor, rate: float) -> None:
+        """Subtracts ``rate`` times ``updates (n, A, B)`` from the parameters."""
+        torch._foreach_add_(parameters, list(updates), alpha=-rate)
 
     def _momentum(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """Advances the momentum of ``parameter`` by its gradient and returns Nesterov's update before projection."""

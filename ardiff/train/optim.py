@@ -10,7 +10,9 @@ from ardiff.train.config import OptimizerConfig
 from ardiff.train.muon import Muon
 
 
-def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, config: OptimizerConfig, muon_class: type[Muon] = Muon
+) -> list[torch.optim.Optimizer]:
     """The optimizers that together update every trainable parameter of ``model`` once."""
     parameters = trainable(model)
     matrices = {n: p for n, p in parameters.items() if config.name == "muon" and p.ndim == 2 and "blocks." in n}
@@ -20,7 +22,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     adamw = torch.optim.AdamW(others, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=fused)
     if not matrices:
         return [adamw]
-    muon = Muon(list(matrices.values()), lr=config.muon_lr, weight_decay=config.weight_decay)
+    muon = muon_class(list(matrices.values()), lr=config.muon_lr, weight_decay=config.weight_decay)
     return [adamw, muon]
 
 

@@ -39,6 +39,7 @@ TRAIN += ["train.loading_tasks=1"]
 SETTINGS = [*[f"dit.{name}={value}" for name, value in SIZES.items()], "files_per_chunk=2", *TRAIN]
 ENGINES = {
     "torch": ["train.optimizer.name=muon"],
+    "fsdp": ["train.engine=fsdp", "train.optimizer.name=muon"],
     **{f"zero{s}": ["train.engine=deepspeed", f"train.deepspeed.stage={s}"] for s in (1, 2, 3)},
 }
 
@@ -113,7 +114,7 @@ def test_zero_survives_a_killed_worker_and_its_checkpoint_resumes_on_one_worker(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["torch", "zero1", "zero3"])
+@pytest.mark.parametrize("engine", ["torch", "fsdp", "zero1", "zero3"])
 def test_every_engine_survives_a_killed_worker(
     ardiff: Command, cluster: None, latents: Path, tmp_path: Path, engine: str
 ) -> None:

@@ -110,7 +110,8 @@ def test_checkpoints_lie_between_trajectories(ardiff: Command) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "engine", [["train.optimizer.name=muon"], ["train.engine=deepspeed", "train.deepspeed.stage=3"]]
+    "engine",
+    [["train.engine=fsdp", "train.optimizer.name=muon"], ["train.engine=deepspeed", "train.deepspeed.stage=3"]],
 )
 def test_distillation_survives_sigkill(
     jobs: Jobs, ardiff: Command, cluster: None, latents: Path, tmp_path: Path, engine: list[str]

@@ -83,17 +83,34 @@ def skeleton_of(model: nn.Module) -> nn.Module:
 
 def checkpoint_activations(model: nn.Module) -> None:
     """Recomputes every block of ``model`` in the backward pass instead of keeping its activations."""
-    for module in model.modules():
-        for name, children in module.named_children():
-            if name == "blocks" and isinstance(children, nn.ModuleList):
-                for block in children:
-                    block.forward = functools.partial(
-                        checkpoint,
-                        block.forward,
-                        use_reentrant=False,
-                        preserve_rng_state=False,
-                        context_fn=lambda: (contextlib.nullcontext(), recomputation()),
-                    )
+    for block in blocks_of(model):
+        block.forward = functools.partial(
+            checkpoint,
+            block.forward,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (contextlib.nullcontext(), recomputation()),
+        )
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of ``model``."""
+    lists = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "blocks"]
+    return [block for blocks in lists if isinstance(blocks, nn.ModuleList) for block in blocks]
+
+
+class LossModule(nn.Module):
+    """A module whose forward pass computes a whole loss, however the loss calls the model.
+
+    Engines that shard weights prepare them in a module's forward pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[], ResultT]) -> ResultT:
+        return function()
 
 
 def optimizer_keys(shards: ShardReader) -> dict[str, list[str]]:

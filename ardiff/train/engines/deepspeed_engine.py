@@ -22,6 +22,7 @@ from ardiff.train.config import OptimizerConfig
 from ardiff.train.ema import ema_decay_at
 from ardiff.train.engines.base import (
     LOSS_SCALE,
+    LossModule,
     ResultT,
     checkpoint_activations,
     optimizer_keys,
@@ -74,7 +75,7 @@ class DeepSpeedEngine:
         self.accumulating = False
         try:
             self.ds, self.zero, *_ = deepspeed.initialize(
-                model=_LossModule(model), optimizer=self.adamw, config=settings
+                model=LossModule(model), optimizer=self.adamw, config=settings
             )
         except (ValueError, AssertionError, NotImplementedError) as error:
             raise ConfigError(f"DeepSpeed rejects the settings of train.deepspeed: {error}") from error
@@ -95,7 +96,9 @@ class DeepSpeedEngine:
 
     def compute(self, function: Callable[[], ResultT]) -> ResultT:
         # DeepSpeed sets up the backward pass in its module's forward pass, so the whole loss must run in that module.
-        result: ResultT = self.ds(function, self.device, self.precision)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32"):
+            result: ResultT = self.ds(function)
         return result
 
     def backward(self, loss: Tensor) -> None:
@@ -221,16 +224,3 @@ class AdamWWithEMA(torch.optim.AdamW):
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter]["ema"].lerp_(parameter.detach().float(), 1.0 - self.decay)
-
-
-class _LossModule(nn.Module):
-    """A module whose forward pass computes a whole loss, as DeepSpeed needs it, however the loss calls the model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Callable[[], ResultT], device: torch.device, precision: Precision) -> ResultT:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-        with torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32"):
-            return function()

@@ -15,7 +15,7 @@ from ardiff.train.engines.torch_engine import TorchEngine
 
 
 def make_engine(model: nn.Module, config: TrainConfig, device: torch.device) -> Engine:
-    """The configured engine for ``model``. DeepSpeed needs an initialised process group."""
+    """The configured engine for ``model``. FSDP and DeepSpeed need an initialised process group."""
     common = (config.optimizer, device, config.precision, config.max_grad_norm, config.ema_decay)
     match config.engine:
         case "torch":
@@ -23,6 +23,10 @@ def make_engine(model: nn.Module, config: TrainConfig, device: torch.device) -> 
             if device.type == "cpu" and choose_linear(config.linear) == "onednn":
                 onednn.accelerate_linear(model)
             return engine
+        case "fsdp":
+            from ardiff.train.engines.fsdp_engine import FSDPEngine
+
+            return FSDPEngine(model, *common, activation_checkpointing=config.activation_checkpointing)
         case "deepspeed":
             if device.type == "cpu":
                 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -37,6 +41,7 @@ def make_engine(model: nn.Module, config: TrainConfig, device: torch.device) -> 
 
 
 def make_discriminator_engine(discriminator: nn.Module, config: TrainConfig, device: torch.device) -> Engine:
-    """The engine of a task's discriminator: ZeRO stage 2 at most, as the model's loss needs its whole weights."""
+    """The engine of a task's discriminator, with its whole weights on every rank: the model's loss needs them."""
     deepspeed = replace(config.deepspeed, stage=min(config.deepspeed.stage, 2), offload_parameters=False)
-    return make_engine(discriminator, replace(config, deepspeed=deepspeed), device)
+    engine = "torch" if config.engine == "fsdp" else config.engine
+    return make_engine(discriminator, replace(config, engine=engine, deepspeed=deepspeed), device)
