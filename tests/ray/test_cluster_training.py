@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,16 +48,21 @@ def settings(latents: Path, engine: str, num_workers: int = 2) -> list[str]:
     return [f"latents={latents}", *SETTINGS, *ENGINES[engine], *counts]
 
 
-def kill_a_worker(folder: Path, number: signal.Signals = signal.SIGKILL) -> None:
-    """Waits for the first checkpoint of the run in ``folder``, then sends a signal to one of its two workers."""
-    wait_for_checkpoint(folder)
+def train_workers(ray_folder: str) -> list[psutil.Process]:
+    """The processes of Ray Train's two workers."""
     workers = []
-    for process in processes_of(os.environ["RAY_TMPDIR"]):
+    for process in processes_of(ray_folder):
         with contextlib.suppress(psutil.Error):
             if "RayTrainWorker" in process.name() + " ".join(process.cmdline()):
                 workers.append(process)
     assert len(workers) == 2, workers
-    workers[-1].send_signal(number)
+    return workers
+
+
+def kill_a_worker(folder: Path) -> None:
+    """Waits for the first checkpoint of the run in ``folder``, then sends SIGKILL to one of its two workers."""
+    wait_for_checkpoint(folder)
+    train_workers(os.environ["RAY_TMPDIR"])[-1].kill()
 
 
 def check_killed_worker(ardiff: Command, folder: Path, job: str, settings: list[str], weights: str) -> None:
