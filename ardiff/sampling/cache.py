@@ -76,15 +76,15 @@ class FrameCache:
         stay as an attention sink."""
         self.base = base
 
-    def reserve(self, first: int, end: int) -> None:
-        """Makes sure that frames up to ``end`` fit. Keeps the frames from ``first`` on."""
-        if end - self.base <= self.capacity:
+    def move(self, base: int) -> None:
+        """Makes slot 0 that of frame ``base``, and keeps the frames from there on."""
+        if base == self.base:
             return
-        shift = (first - self.base) * self.tokens
+        shift = (base - self.base) * self.tokens
         for layer in (*self.keys, *self.values):  # one at a time, to copy one layer only
             remaining = layer[:, :, self.prefix + shift :].clone()
             layer[:, :, self.prefix : self.prefix + remaining.shape[2]] = remaining
-        self.base = first
+        self.base = base
 
     def slots(self, first: int, end: int) -> CacheSlots:
         """Slots of the frames ``first .. end - 1``. All slots before them must be filled already."""
@@ -122,6 +122,8 @@ class FrameCache:
         values.index_copy_(2, slots.tokens, rearrange(v, "(f b) h l k -> b h (f l) k", b=sequences))
         if self.attention_backend == "ragged":
             return self._attend_ragged(q, keys, values, slots.first)
+        if self.attention_backend == "masked" and q.device.type == "cpu":
+            return self._attend_framewise(q, keys, values, slots)
         q = rearrange(q, "(f b) h l k -> b h (f l) k", b=sequences)
         if self.attention_backend == "masked":
             assert isinstance(slots.mask, Tensor)
@@ -129,6 +131,17 @@ class FrameCache:
         else:
             output = _flex_attention(q.device.type)(q, keys, values, block_mask=slots.mask)
         return rearrange(output, "b h (f l) k -> (f b) h l k", l=self.tokens)
+
+    def _attend_framewise(self, q: Tensor, keys: Tensor, values: Tensor, slots: CacheSlots) -> Tensor:
+        """Frames are a batch, so on CPUs the result of a frame does not depend on their number, to the last bit."""
+        assert isinstance(slots.mask, Tensor)
+        mask = rearrange(slots.mask, "(f l) r -> f 1 l r", l=self.tokens)
+        outputs = []
+        for sequence in range(len(keys)):
+            k, v = (tensor[sequence].expand(len(mask), -1, -1, -1) for tensor in (keys, values))
+            query = q[sequence :: len(keys)]  # (F, H, L, K)
+            outputs.append(nn.functional.scaled_dot_product_attention(query, k, v, attn_mask=mask))
+        return rearrange(outputs, "b f h l k -> (f b) h l k")
 
     def _attend_ragged(self, q: Tensor, keys: Tensor, values: Tensor, first: int) -> Tensor:
         outputs = []

@@ -19,14 +19,17 @@ from torch import Tensor
 
 from ardiff import onednn
 from ardiff.diffusion.config import DiffusionConfig
+from ardiff.diffusion.solvers import solver_table
 from ardiff.dit import DiT
 from ardiff.errors import ArdiffError
 from ardiff.layers import Attend
 from ardiff.sampling.backend import prepare_model
 from ardiff.sampling.cache import FrameCache
 from ardiff.sampling.config import AttentionBackend, Backend, EngineConfig
+from ardiff.sampling.cost import sequential_passes
 from ardiff.sampling.params import FrameCondition, InvalidParamError, ModelInfo, validate
 from ardiff.sampling.request import EncodedPrompt, FinishedFrames, SampleRequest
+from ardiff.sampling.saved import SavedState
 from ardiff.sampling.state import FrameSpan, RequestState, SampledModel
 
 
@@ -63,9 +66,9 @@ class SamplingEngine:
         return bool(self._waiting or self._running)
 
     @property
-    def running(self) -> set[int]:
-        """Ids of the requests that take part in iterations; the others wait for capacity."""
-        return set(self._running)
+    def iterations(self) -> dict[int, int]:
+        """Iterations that each running request has made; the others wait for capacity."""
+        return {request_id: state.iteration for request_id, state in self._running.items()}
 
     def submit(self, request: SampleRequest) -> int:
         """Queues a request, which starts with the next iteration that has capacity for it. Returns its id.
@@ -88,10 +91,11 @@ class SamplingEngine:
         request = replace(request, videos=tuple(validate(params, self.info) for params in request.videos))
         params, videos = request.params, len(request.videos)
         config = self._shared.model.config
-        expected = (videos, params.given_frames, config.num_tokens, config.token_dim) if params.given_frames else None
+        self._check_resumption(request)
+        expected = (videos, request.final, config.num_tokens, config.token_dim) if request.final else None
         shape = None if request.condition is None else tuple(request.condition.shape)
         if shape != expected:
-            raise ValueError(f"condition must be {expected} with given_frames={params.given_frames}, got {shape}")
+            raise ValueError(f"condition must be {expected} with {request.final} frames given or final, got {shape}")
         for text in {text for video in request.videos for text in video.texts}:
             if (width := request.prompt(text).states.shape[1]) != config.condition_dim:
                 raise ValueError(f"the token states of a prompt must be {config.condition_dim} wide, got {width}")
@@ -105,6 +109,19 @@ class SamplingEngine:
                 f"{self.config.max_cache_bytes / 2**20:.0f} MiB: ask for fewer videos at once, or a larger ar_step."
             )
         return request
+
+    def _check_resumption(self, request: SampleRequest) -> None:
+        if (state := request.resume) is None:
+            return
+        params, config = request.params, self._shared.model.config
+        if not 0 <= state.iteration < sequential_passes(params):
+            raise ValueError(f"the saved state has {state.iteration} iterations of {sequential_passes(params)}")
+        sampling = (params.resolved_num_inference_steps, params.resolved_solver, params.resolved_timestep_spacing)
+        terms = 1 + solver_table(self._shared.diffusion, *sampling).history_size
+        shape, frames = tuple(state.moving.shape), request.started - request.final
+        expected = (len(request.videos), frames, terms, config.num_tokens, config.token_dim)
+        if shape != expected:
+            raise ValueError(f"the moving frames of the saved state must be {expected}, got {shape}")
 
     def num_bytes(self, requests: Sequence[SampleRequest]) -> int:
         """Memory of checked requests: keys and values of each, and what they share: the tables of modulations and
@@ -136,7 +153,7 @@ class SamplingEngine:
         if state is None and not queued:
             return None
         request = self._waiting[queued[0]][1] if state is None else state.request
-        frame = request.params.given_frames if state is None else state.started
+        frame = request.started if state is None else state.started
         if frame >= request.params.num_frames:
             return None
         videos = [video.with_change(FrameCondition(frame=frame, **changes)) for video in request.videos]
@@ -156,6 +173,16 @@ class SamplingEngine:
         state.set_request(changed)
         return frame
 
+    def save(self, request_id: int) -> SavedState:
+        """The state of a running request between two iterations. An engine continues it, given as ``resume``.
+
+        Raises:
+            KeyError: The request waits, or has ended.
+        """
+        with torch.inference_mode():
+            state = self._running[request_id].save()
+        return replace(state, moving=state.moving.clone())  # see ``step``
+
     def cancel(self, request_id: int) -> bool:
         """Drops a request and frees its memory. Returns False if it is neither waiting nor running."""
         waiting = len(self._waiting)
@@ -163,7 +190,7 @@ class SamplingEngine:
         return self._running.pop(request_id, None) is not None or len(self._waiting) < waiting
 
     def run(self, request: SampleRequest, on_frames: Callable[[int], None] = lambda final_frames: None) -> Tensor:
-        """Submits one request to an idle engine and returns all its frames, ``(B, F, L, D)``."""
+        """Runs one request in an idle engine. Returns all its frames, also those given, ``(B, F, L, D)``."""
         request_id = self.submit(request)
         chunks: list[Tensor] = []
         while self.busy:

@@ -11,7 +11,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ardiff.dit import DiT, DiTConfig
+from ardiff.sampling.cost import final_frames, started_frames
 from ardiff.sampling.params import PER_VIDEO, SamplingParams
+from ardiff.sampling.saved import SavedState
 
 
 class PromptKey(NamedTuple):
@@ -48,11 +50,14 @@ class SampleRequest:
     videos: tuple[SamplingParams, ...]
     """Parameters of each video; ``mode`` is ``window`` or ``rolling``."""
     condition: Tensor | None = None
-    """Clean latents of the given frames, ``(B, given_frames, L, D)``; None without given frames."""
+    """Clean latents of the given frames, ``(B, given_frames, L, D)``, and with ``resume`` of those that are final
+    since; None without any."""
     prompts: Mapping[str, EncodedPrompt] = field(default_factory=dict)
     """Every text of the videos, encoded."""
     shape: int = 0
     """Index of the shape of the frames among those of the model."""
+    resume: SavedState | None = None
+    """Where another engine has stopped; the conditions of the videos include all changes since their start."""
 
     def __post_init__(self) -> None:
         if not self.videos:
@@ -64,6 +69,21 @@ class SampleRequest:
     def params(self) -> SamplingParams:
         """The parameters of the first video; those of the others differ in the parameters of a single video only."""
         return self.videos[0]
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that another engine has made."""
+        return 0 if self.resume is None else self.resume.iteration
+
+    @property
+    def started(self) -> int:
+        """Frames that were given, or have started in another engine."""
+        return started_frames(self.params, self.iteration)
+
+    @property
+    def final(self) -> int:
+        """Frames that were given, or are final since."""
+        return final_frames(self.params, self.iteration)
 
     @property
     def guided(self) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ardiff.diffusion.ar_step import window_start
@@ -23,9 +24,11 @@ from ardiff.dit import DiT
 from ardiff.sampling.cache import FrameCache
 from ardiff.sampling.conditions import ConditionTables
 from ardiff.sampling.config import AttentionBackend
+from ardiff.sampling.cost import final_frames, started_frames
 from ardiff.sampling.modulations import ModulationTables
 from ardiff.sampling.prompts import PromptTables
 from ardiff.sampling.request import FinishedFrames, PromptKey, SampleRequest
+from ardiff.sampling.saved import SavedState
 from ardiff.sampling.tables import SharedTables
 
 
@@ -80,13 +83,19 @@ class RequestState:
         self.request_id, self.shared = request_id, shared
         self.params, config = request.params, shared.model.config
         self.window = request.window(config)
-        self.iteration = 0
-        self.stored = 0  # frames before this one are clean, and their keys and values are in the cache
+        self.iteration = request.iteration
+        # Frames before this one are clean, and their keys and values are in the cache, except those that are missing.
+        self.stored = self._final(self.iteration - 1) if self.iteration else 0
+        self.missing = self._missing()
         self.frames: dict[int, Tensor] = {}  # latents (B, L, D) of the frames that are still needed
         self.history: dict[int, Tensor] = {}  # (H, B, L, D) of the moving frames, for the solver
         if request.condition is not None:
             condition = request.condition.to(shared.device, shared.dtype)
             self.frames = dict(enumerate(condition.unbind(dim=1)))
+        if request.resume is not None:
+            moving = rearrange(request.resume.moving.to(shared.device, shared.dtype), "b f h l d -> f h b l d")
+            self.frames |= dict(enumerate(moving[:, 0], request.final))
+            self.history = dict(enumerate(moving[:, 1:], request.final))
         self.cache = FrameCache(
             config,
             request.sequences,
@@ -128,15 +137,25 @@ class RequestState:
     @property
     def done(self) -> bool:
         """Whether every frame has made all its steps."""
-        return self._finished(self.iteration) == self.params.num_frames
+        return self._final(self.iteration) == self.params.num_frames
+
+    def save(self) -> SavedState:
+        """The state with which another engine continues after this iteration."""
+        frames = range(self._final(self.iteration), self.started)
+        shape = (len(frames), 1 + self.solver.history_size, len(self.request.videos))
+        config = self.shared.model.config
+        moving = self.solver.advance.new_empty(*shape, config.num_tokens, config.token_dim)
+        for place, frame in zip(moving, frames, strict=True):
+            place[0], place[1:] = self.frames[frame], self.history[frame]
+        return SavedState(self.iteration, rearrange(moving, "f h b l d -> b f h l d"))
 
     def advance(self) -> FrameSpan:
         """Starts the next iteration: draws the noise of frames that start. Returns the frames to evaluate."""
-        if self._sink_is_missing():
-            return self._span(0, self.params.sink_frames, self.params.sink_frames)
+        if self.missing:
+            return self._advance_missing()
         given = self.params.given_frames
         self.iteration += 1
-        moving, end = self._finished(self.iteration - 1), self._started(self.iteration)
+        moving, end = self._final(self.iteration - 1), self._started(self.iteration)
         for frame in range(max(self._started(self.iteration - 1), given), end):
             self.frames[frame] = self._draw_noise(frame)
             self.history[frame] = self._initial_history(frame)
@@ -147,9 +166,35 @@ class RequestState:
                 self.stored = self._first_needed()
                 self.frames = {f: x for f, x in self.frames.items() if f >= self.stored}
         else:
-            band = self.shared.model.config.attention_window or end
-            self.cache.reserve(max(0, self.stored - band + 1), end)
+            self.cache.move(self._first_seen(self.stored))
         return self._span(self.stored, moving, end)
+
+    def _missing(self) -> list[range]:
+        """Clean frames whose keys and values the cache needs before the next iteration: those that a request has which
+        another engine began, and the sink if many frames are given, so that the first window has moved already."""
+        if self.window is None:
+            return [range(self.stored)] if self.stored else []
+        base = window_start(self._started(max(1, self.iteration)), self.window, self.params.window_stride)
+        sink = self.params.sink_frames if base else 0
+        return [frames for frames in (range(sink), range(base + sink if base else 0, self.stored)) if frames]
+
+    def _advance_missing(self) -> FrameSpan:
+        """The next missing frames, as many as the model saw in training at most, to store their keys and values."""
+        frames, config = self.missing.pop(0), self.shared.model.config
+        if self.window is None:
+            self.cache.move(self._first_seen(frames.start))
+        elif frames.start >= self.params.sink_frames:
+            self.cache.restart(window_start(self.started, self.window, self.params.window_stride))
+        end = min(frames.stop, frames.start + config.num_frames, self.cache.base + self.cache.capacity)
+        if end < frames.stop:
+            self.missing.insert(0, range(end, frames.stop))
+        return self._span(frames.start, end, end)
+
+    def _first_seen(self, frame: int) -> int:
+        """A frame before all that ``frame`` and later ones see. It changes once in as many frames as the model's band
+        has, because the cache is moved then."""
+        band = self.shared.model.config.attention_window
+        return 0 if band is None else max(0, (frame - band + 1) // band * band)
 
     def _span(self, start: int, moving: int, end: int) -> FrameSpan:
         """The frames ``start .. end - 1`` at the sampling steps that they make in this iteration."""
@@ -159,11 +204,6 @@ class RequestState:
         steps = (self.iteration - 1 - (frames - given) * self.params.resolved_ar_step).clamp(min=0)
         steps = torch.where((frames < given) | (steps >= num_steps), len(self.tables[0]) - 1, steps)
         return FrameSpan(start, moving, end, steps, torch.searchsorted(self.starts, frames, right=True) - 1)
-
-    def _sink_is_missing(self) -> bool:
-        """Whether the first window has moved already, because many frames are given, and holds no sink yet."""
-        unsaved = self.iteration == 0 and self.stored < self.params.sink_frames
-        return unsaved and self.window is not None and self._started(1) > self.window
 
     def _first_needed(self) -> int:
         """The first frame after the sink whose latents the window holds; 0 before it has moved."""
@@ -214,9 +254,9 @@ class RequestState:
 
     def update(self, span: FrameSpan, x0: Tensor) -> FinishedFrames | None:
         """Makes one sampling step of the moving frames. Returns the frames that are final now, or None."""
-        self.stored = span.moving
         if span.moving == span.end:
             return None
+        self.stored = span.moving
         moving = range(span.moving, span.end)
         latents = torch.stack([self.frames[f] for f in moving])  # (F, B, L, D)
         history = torch.stack([self.history[f] for f in moving]).unbind(dim=1)  # H times (F, B, L, D)
@@ -224,7 +264,7 @@ class RequestState:
         self.frames.update(zip(moving, latents.unbind(), strict=True))
         if history:
             self.history.update(zip(moving, torch.stack(history, dim=1).unbind(), strict=True))
-        final = self._finished(self.iteration)
+        final = self._final(self.iteration)
         for frame in range(span.moving, final):
             del self.history[frame]
         needed = self.stored if self.window is None else self._first_needed()
@@ -251,12 +291,7 @@ class RequestState:
         return noise.to(device, non_blocking=True)
 
     def _started(self, iteration: int) -> int:
-        """Number of first frames that have made a step after ``iteration``, or were given."""
-        given, num_frames, ar_step = self.params.given_frames, self.params.num_frames, self.params.resolved_ar_step
-        if iteration < 1:
-            return given
-        return min(num_frames, given + (iteration - 1) // ar_step + 1) if ar_step else num_frames
+        return started_frames(self.params, iteration)
 
-    def _finished(self, iteration: int) -> int:
-        """Number of first frames that are clean after ``iteration``."""
-        return self._started(iteration - self.params.resolved_num_inference_steps + 1)
+    def _final(self, iteration: int) -> int:
+        return final_frames(self.params, iteration)

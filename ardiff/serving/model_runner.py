@@ -220,8 +220,8 @@ class ModelRunner:
         except Exception as error:
             return started, error
         self.metrics.record("ardiff_frame_evaluations", self.engine.frame_evaluations - before, model=self.name)
-        for request_id in self.engine.running & self._active.keys():
-            self._active[request_id].iterations += 1
+        for request_id, iterations in self.engine.iterations.items():
+            self._active[request_id].iterations = iterations
         return started + [(self._active[frames.request_id], frames) for frames in finished], None
 
     def _fail(self, encoder: JobEncoder, error: Exception) -> None:

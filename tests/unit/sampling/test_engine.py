@@ -319,7 +319,7 @@ def test_cache_limit_makes_requests_wait() -> None:
     done = []
     while engine.busy:
         events = engine.step()
-        assert len(engine.running) <= 1
+        assert len(engine.iterations) <= 1
         done += [event.request_id for event in events if event.done]
     assert done == ids
 
