@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -102,13 +103,37 @@ class Client:
         return self._retry(lambda: self._write("GET", f"/v1/videos/{video_id}/content", Path(path)))
 
     def stream(self, reference: str | Path | None = None, **settings: Any) -> Iterator[bytes]:
-        """Requests a video and yields its bytes while it is generated. Closing the iterator cancels the video."""
+        """Requests a video and yields its bytes while it is generated. Closing the iterator cancels the video.
+
+        If the connection breaks, the stream continues at the next byte, through whichever replica answers.
+        """
         body = self._body(reference, settings)
         with contextlib.ExitStack() as opened:
-            response = self._retry(
-                lambda: opened.enter_context(self._checked("POST", "/v1/videos:stream", **body)), once=True
-            )
-            yield from response.iter_raw()
+
+            def connect(method: str, path: str, **options: Any) -> httpx.Response:
+                opened.close()
+                return opened.enter_context(self._checked(method, path, **options))
+
+            response = self._retry(lambda: connect("POST", "/v1/videos:stream", **body), once=True)
+            video, tag, received = response.headers["x-video-id"], response.headers.get("etag"), 0
+            is_owner = True  # closing the first connection cancels the video
+            try:
+                while True:
+                    try:
+                        for chunk in response.iter_raw():
+                            received += len(chunk)
+                            yield chunk
+                        return
+                    except httpx.HTTPError:
+                        if tag is None:
+                            raise
+                    is_owner = False
+                    rest = {"params": {"offset": received}, "headers": {"If-Match": tag}}
+                    response = self._retry(functools.partial(connect, "GET", f"/v1/videos/{video}/stream", **rest))
+            except GeneratorExit:
+                if not is_owner:
+                    self.cancel(video)
+                raise
 
     def close(self) -> None:
         """Closes the connections."""

@@ -3,10 +3,10 @@
     python benchmarks/distill.py --keep runs/distill     # the tables of docs/sampling.md; trains the teacher once
     python benchmarks/distill.py --keep runs/distill --student task.student_steps=2 train.num_steps=560
 
-The teacher is trained as in benchmarks/quality.py, about ten minutes on a core; its pipeline, its latents and the
-student stay in the folder ``--keep``. Settings of the student are those of configs/quickstart/distill.yaml, changed by
-``--student``. Each row has 128 videos for each of three sampling seeds, and 95 % intervals (Student's t over the
-seeds). The distance is that of the quick evaluation, to 128 real clips.
+The teacher is that of benchmarks/quality.py in the folder ``--keep``, trained there if there is none, about ten
+minutes on a core. The student is stored beside it. Settings of the student are those of
+configs/quickstart/distill.yaml, changed by ``--student``. Each row has 128 videos for each of three sampling seeds, and
+95 % intervals (Student's t over the seeds). The distance is that of the quick evaluation, to 128 real clips.
 """
 
 import argparse
@@ -17,25 +17,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from quality import FRAMES, SHOWN, STEP, draw, encode, files, generate, header, latent_batches, measures, row, run
-from quality import clip_batches as vae_batches
-from safetensors.torch import load_file, save_file
+from quality import (
+    FRAMES,
+    SHOWN,
+    STEP,
+    Videos,
+    autoencoder,
+    encode,
+    files,
+    generate,
+    header,
+    latent_batches,
+    measures,
+    row,
+    run,
+    trained_pipeline,
+)
 from torch import Tensor
 
 from ardiff.config import COMMAND, build, load_config, read_settings
 from ardiff.data.encode import contact_sheet
-from ardiff.data.latents import latent_sums, statistics_of
 from ardiff.data.synthetic import CLASSES
 from ardiff.metrics.distances import Frechet
 from ardiff.metrics.networks.random3d import RandomVideoFeatures, scale_features
 from ardiff.metrics.seeds import estimate_mean
-from ardiff.models import make_autoencoder, make_dit
+from ardiff.models import make_dit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling.cost import frame_evaluations
 from ardiff.sampling.params import SamplingParams, validate
-from ardiff.train.tasks import AutoencoderTask, DistillTask, DiTTask
+from ardiff.train.tasks import DistillTask
 from ardiff.train.tasks.distill import evaluations_of_update, student_of
-from ray_jobs.training.config import DistillConfig, TrainDiTConfig, TrainVAEConfig
+from ray_jobs.training.config import DistillConfig, TrainDiTConfig
 
 GUIDANCE = 1.5
 TEACHER: dict[str, dict[str, Any]] = {
@@ -48,43 +60,22 @@ SEEDS = range(3)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", type=Path, required=True, help="folder of teacher, latents and student")
+    parser.add_argument("--keep", type=Path, required=True, help="folder of teacher and student")
     parser.add_argument("--seed", type=int, default=0, help="seed of all trainings")
     parser.add_argument("--student", nargs="*", default=[], help="key=value settings of the distillation")
     parser.add_argument("--videos", type=int, default=128, help="generated videos per row and sampling seed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    folder: Path = arguments.keep
-    if not (folder / "teacher" / "config.json").exists():
-        train_teacher(folder, arguments.seed)
-    teacher = ARDiffusionPipeline.from_pretrained(str(folder / "teacher"))
-    data = load_file(folder / "latents.safetensors")
-    student = distill(teacher, data, arguments.student, arguments.seed)
+    folder, videos = arguments.keep, Videos.draw(captions=False)
+    vae = autoencoder(folder, videos, [], arguments.seed)
+    teacher = trained_pipeline(folder, vae, videos, [], arguments.seed)
+    student = distill(teacher, *encode(vae, videos.train, STEP), arguments.student, arguments.seed)
     student.save_pretrained(str(folder / "student"))
-    report(teacher, student, data["test"], arguments.videos, folder)
-
-
-def train_teacher(folder: Path, seed: int) -> None:
-    """The quickstart's AR-VAE and AR-DiT, with the latents of the training clips and the frames of the test clips."""
-    folder.mkdir(parents=True, exist_ok=True)
-    train_videos, test_videos = (draw(split, count, False)[0] for split, count in (("train", 1024), ("test", 256)))
-    config = load_config(TrainVAEConfig, files("train_vae.yaml", False), [f"train.seed={seed}"])
-    torch.manual_seed(seed)
-    batches = vae_batches(train_videos, config.clips.num_frames, config.train, seed + 1)
-    vae = run(AutoencoderTask(make_autoencoder(config.vae), config.task), config.train, batches)
-    clips, labels = encode(vae, train_videos, STEP)
-    statistics = statistics_of([latent_sums(clips.numpy())])
-    dit_config = load_config(TrainDiTConfig, files("train_dit.yaml", False), [f"train.seed={seed}"])
-    torch.manual_seed(seed)
-    task = DiTTask(make_dit(dit_config.dit), dit_config.task, dit_config.diffusion, statistics)
-    dit = run(task, dit_config.train, latent_batches(clips, labels, dit_config.train, seed + 11))
-    save_file({"clips": clips, "labels": labels, "test": test_videos}, folder / "latents.safetensors")
-    pipeline = ARDiffusionPipeline(vae, dit, dit_config.diffusion, statistics, CLASSES)
-    pipeline.save_pretrained(str(folder / "teacher"))
+    report(teacher, student, videos.test, arguments.videos, folder)
 
 
 def distill(
-    teacher: ARDiffusionPipeline, data: dict[str, Tensor], settings: list[str], seed: int
+    teacher: ARDiffusionPipeline, clips: Tensor, labels: Tensor, settings: list[str], seed: int
 ) -> ARDiffusionPipeline:
     """A student of the teacher. Prints what it cost."""
     tree = read_settings(files("distill.yaml", False), [*settings, f"train.seed={seed}"])
@@ -94,10 +85,11 @@ def distill(
     model = make_dit(teacher.dit.config)
     model.load_state_dict(teacher.dit.state_dict())
     task = DistillTask(model, teacher.dit, config.task, diffusion, teacher.statistics)
-    dit = run(task, config.train, latent_batches(data["clips"], data["labels"], config.train, seed + 21))
+    dit = run(task, config.train, latent_batches(clips, labels, config.train, seed + 21))
     training = load_config(TrainDiTConfig, files("train_dit.yaml", False))
-    clips = training.train.num_steps * training.train.batch_size
-    whole = round(clips * FRAMES * (1 + training.task.teacher_forcing))  # such clips are evaluated twice
+    trained_on = training.train.num_steps * training.train.batch_size
+    forced = 1 + training.task.teacher_forcing  # such clips are evaluated twice
+    whole = round(trained_on * (FRAMES * forced + training.task.openings * training.task.opening_frames))
     by_teacher, by_student = (
         config.train.num_steps * config.train.batch_size * count for count in evaluations_of_update(config.task, FRAMES)
     )

@@ -3,24 +3,26 @@
     python benchmarks/quality.py
     python benchmarks/quality.py --vae task.straightness_weight=0.06 --dit train.num_steps=1800
     python benchmarks/quality.py --vae-only
-    python benchmarks/quality.py --part solvers
+    python benchmarks/quality.py --keep runs/quality --part solvers     # trains only what the folder lacks
     python benchmarks/quality.py --text         # after `ardiff weights fetch text-minilm`
 
 Settings are those of configs/quickstart, with ``--text`` also of configs/quickstart_text, changed by ``--vae`` and
-``--dit``. Prints the tables of docs/training.md, and
-with ``--part solvers`` that of docs/sampling.md. One run takes about 20 minutes on two cores. The order of the data
-differs from that of Ray Data, so the results are those of another seed of `ardiff quickstart`.
+``--dit``. Prints the tables of docs/training.md, and with ``--part solvers`` or ``gaps`` those of docs/sampling.md. One
+run takes about 20 minutes on a core. The order of the data differs from that of Ray Data, so the results are those of
+another seed of `ardiff quickstart`.
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ardiff.config import find_config, load_config
@@ -49,6 +51,7 @@ from ardiff.train.engines.base import ema_model
 from ardiff.train.engines.factory import make_engine
 from ardiff.train.loop import train
 from ardiff.train.tasks import AutoencoderTask, Batch, DiTTask, Task
+from ardiff.vae import ARAutoencoder
 from ray_jobs.training.config import TrainDiTConfig, TrainVAEConfig
 
 FRAMES = 16
@@ -56,6 +59,8 @@ STEP = 8
 """Frames between the starts of two clips of a video, as in configs/quickstart/encode.yaml."""
 SHOWN = ("frame identity", "neighbours alike", "steady area", "steady colour", "smooth motion")
 AR_STEPS = (1, 5, 20)
+GAPS = ((50, 2), (20, 1), (20, 2), (50, 5), (20, 3), (20, 4), (20, 5), (20, 20))
+"""Sampling steps and ``ar_step``."""
 SOLVERS: dict[str, dict[str, Any]] = {
     "ddim, S = 20, ar_step 5": {"num_inference_steps": 20, "ar_step": 5},
     "ddim, S = 4, ar_step 1": {"num_inference_steps": 4, "ar_step": 1},
@@ -70,46 +75,31 @@ def main() -> None:
     parser.add_argument("--vae", nargs="*", default=[], help="key=value settings of the AR-VAE's training")
     parser.add_argument("--dit", nargs="*", default=[], help="key=value settings of the AR-DiT's training")
     parser.add_argument("--seed", type=int, default=0, help="seed of both trainings")
-    parser.add_argument("--videos", type=int, default=64, help="generated videos per setting")
+    parser.add_argument("--keep", type=Path, help="folder of the trained models; those that are there are used")
+    parser.add_argument("--videos", type=int, default=128, help="generated videos per setting")
     parser.add_argument("--text", action="store_true", help="videos with captions, as in ardiff quickstart --text")
     parser.add_argument("--vae-only", action="store_true", help="train and measure the AR-VAE only")
-    parser.add_argument("--part", choices=("recipe", "solvers"), default="recipe", help="what to sample")
+    parser.add_argument("--part", choices=("recipe", "solvers", "gaps"), default="recipe", help="what to sample")
     parser.add_argument("--sheets", type=Path, help="folder for sheets of consecutive frames")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train_videos, train_captions = draw("train", 1024, arguments.text)
-    test_videos, test_captions = draw("test", 256, arguments.text)
-    seed = [f"train.seed={arguments.seed}"]
-    vae_config = load_config(TrainVAEConfig, files("train_vae.yaml", arguments.text), arguments.vae + seed)
-    torch.manual_seed(arguments.seed)
-    vae = make_autoencoder(vae_config.vae)
-    batches = clip_batches(train_videos, vae_config.clips.num_frames, vae_config.train, arguments.seed + 1)
-    vae = run(AutoencoderTask(vae, vae_config.task), vae_config.train, batches)
-    report_autoencoder(vae, test_videos[:128, :FRAMES])
-    if arguments.vae_only:
-        return
-    clips, labels = encode(vae, train_videos, STEP)
-    statistics = statistics_of([latent_sums(clips.numpy())])
-    sizes = [f"dit.num_tokens={clips.shape[2]}", f"dit.token_dim={clips.shape[3]}"]
-    sizes += ["dit.num_classes=0"] if arguments.text else []
-    config = load_config(TrainDiTConfig, files("train_dit.yaml", arguments.text), sizes + arguments.dit + seed)
-    torch.manual_seed(arguments.seed)
-    task = DiTTask(make_dit(config.dit), config.task, config.diffusion, statistics)
-    batches = latent_batches(clips, labels, config.train, arguments.seed + 11)
-    encoder = None
+    videos = Videos.draw(arguments.text)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.keep or Path(temporary)
+        vae = autoencoder(folder, videos, arguments.vae, arguments.seed)
+        report_autoencoder(vae, videos.test[:128, :FRAMES])
+        if arguments.vae_only:
+            return
+        pipeline = trained_pipeline(folder, vae, videos, arguments.dit, arguments.seed)
     if arguments.text:
-        encoder = TextEncoder.load("text-minilm")
-        batches = with_texts(batches, encoder, train_captions, len(clips) // len(train_captions), arguments.seed)
-    dit = run(task, config.train, batches)
-    names = () if arguments.text else CLASSES
-    pipeline = ARDiffusionPipeline(vae, dit, config.diffusion, statistics, names, text_encoder=encoder)
-    if arguments.text:
-        report_prompts(pipeline, [captions[0] for captions in test_captions], arguments.videos, arguments.sheets)
+        report_prompts(pipeline, [captions[0] for captions in videos.test_captions], arguments.videos, arguments.sheets)
     elif arguments.part == "solvers":
         report_solvers(pipeline, arguments.videos)
+    elif arguments.part == "gaps":
+        report_gaps(pipeline, arguments.videos)
     else:
-        report_next_frame(pipeline, *encode(vae, test_videos, FRAMES))
-        report_recipe(pipeline, arguments.videos, test_videos, arguments.sheets)
+        report_next_frame(pipeline, *encode(vae, videos.test, FRAMES))
+        report_recipe(pipeline, arguments.videos, videos.test, arguments.sheets)
 
 
 # --------------------------------------------------------------------------------------------------- data and training
@@ -120,14 +110,70 @@ def files(name: str, text: bool) -> list[Path]:
     return [find_config(f"{folder}/{name}") for folder in ("quickstart", *(("quickstart_text",) if text else ()))]
 
 
-def draw(split: Split, count: int, captions: bool) -> tuple[Tensor, list[tuple[str, ...]]]:
-    """Videos of the synthetic set, through H.264 as in the quickstart, uint8 ``(count, 48, 32, 32, 3)``, and their
-    captions."""
-    config = SyntheticConfig(num_train=1024, num_test=256, num_frames=48, num_long=0, captions=captions)
-    with tempfile.TemporaryDirectory() as folder:
-        records = [write_video(config, folder, index, split) for index in range(count)]
-        videos = np.stack([read_clip(r, 0, 48, 1, config.resolution) for r in records])
-    return torch.from_numpy(videos), [record.captions for record in records]
+@dataclass(frozen=True, eq=False)
+class Videos:
+    """The synthetic set, through H.264 as in the quickstart: videos uint8 ``(V, 48, 32, 32, 3)`` and their captions."""
+
+    train: Tensor
+    train_captions: list[tuple[str, ...]]
+    test: Tensor
+    test_captions: list[tuple[str, ...]]
+
+    @property
+    def has_text(self) -> bool:
+        return bool(self.train_captions[0])
+
+    @staticmethod
+    def draw(captions: bool) -> "Videos":
+        """1024 videos for training and 256 for tests."""
+        config = SyntheticConfig(num_train=1024, num_test=256, num_frames=48, num_long=0, captions=captions)
+        parts: list[Any] = []
+        for split, count in (("train", config.num_train), ("test", config.num_test)):
+            with tempfile.TemporaryDirectory() as folder:
+                records = [write_video(config, folder, index, cast(Split, split)) for index in range(count)]
+                frames = np.stack([read_clip(r, 0, 48, 1, config.resolution) for r in records])
+            parts += [torch.from_numpy(frames), [record.captions for record in records]]
+        return Videos(*parts)
+
+
+def autoencoder(folder: Path, videos: Videos, settings: list[str], seed: int) -> ARAutoencoder:
+    """The AR-VAE of the folder, trained if there is none."""
+    config = load_config(TrainVAEConfig, files("train_vae.yaml", videos.has_text), [*settings, f"train.seed={seed}"])
+    torch.manual_seed(seed)
+    vae, file = make_autoencoder(config.vae), folder / "vae.safetensors"
+    if file.exists():
+        vae.load_state_dict(load_file(file))
+        return vae.eval().requires_grad_(False)
+    batches = clip_batches(videos.train, config.clips.num_frames, config.train, seed + 1)
+    vae = run(AutoencoderTask(vae, config.task), config.train, batches)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(vae.state_dict(), file)
+    return vae
+
+
+def trained_pipeline(
+    folder: Path, vae: ARAutoencoder, videos: Videos, settings: list[str], seed: int
+) -> ARDiffusionPipeline:
+    """The pipeline of the folder. If there is none, an AR-DiT is trained on the AR-VAE's latents."""
+    if (folder / "pipeline").exists():
+        return ARDiffusionPipeline.from_pretrained(str(folder / "pipeline"))
+    clips, labels = encode(vae, videos.train, STEP)
+    statistics = statistics_of([latent_sums(clips.numpy())])
+    sizes = [f"dit.num_tokens={clips.shape[2]}", f"dit.token_dim={clips.shape[3]}"]
+    sizes += ["dit.num_classes=0"] if videos.has_text else []
+    settings = [*sizes, *settings, f"train.seed={seed}"]
+    config = load_config(TrainDiTConfig, files("train_dit.yaml", videos.has_text), settings)
+    torch.manual_seed(seed)
+    task = DiTTask(make_dit(config.dit), config.task, config.diffusion, statistics)
+    batches, encoder = latent_batches(clips, labels, config.train, seed + 11), None
+    if videos.has_text:
+        encoder = TextEncoder.load("text-minilm")
+        batches = with_texts(batches, encoder, videos.train_captions, len(clips) // len(videos.train), seed)
+    dit = run(task, config.train, batches)
+    names = () if videos.has_text else CLASSES
+    pipeline = ARDiffusionPipeline(vae, dit, config.diffusion, statistics, names, text_encoder=encoder)
+    pipeline.save_pretrained(str(folder / "pipeline"))
+    return pipeline
 
 
 def run(task: Task, config: TrainConfig, batches: Iterator[Batch]) -> Any:
@@ -298,6 +344,14 @@ def report_prompts(pipeline: ARDiffusionPipeline, prompts: list[str], count: int
             if sheets is not None:
                 sheets.mkdir(parents=True, exist_ok=True)
                 (sheets / f"{name}-{ar_step}.png").write_bytes(contact_sheet(videos[:8].numpy(), group[:8]))
+
+
+def report_gaps(pipeline: ARDiffusionPipeline, count: int) -> None:
+    """What videos show by the share that ``ar_step`` has in the sampling steps."""
+    header("steps, ar_step, share", SHOWN)
+    for steps, ar_step in GAPS:
+        values = measures(generate(pipeline, count, num_inference_steps=steps, ar_step=ar_step)).values()
+        row(f"{steps}, {ar_step}, {ar_step / steps:.2f}", [f"{value:.3f}" for value in values])
 
 
 def report_solvers(pipeline: ARDiffusionPipeline, count: int) -> None:

@@ -1,7 +1,8 @@
 """Measures the endpoint: time to the first frame, throughput by number of clients, scaling. Prints tables.
 
     python benchmarks/serve.py                      # the tables of docs/performance.md, about ten minutes on two cores
-    python benchmarks/serve.py --part latency       # one of them: latency, packing, scaling, store
+    python benchmarks/serve.py --part latency       # one of them: latency, packing, scaling, store,
+                                                    # continue
     make postgresql                                 # once, before the table of the store
     python benchmarks/serve.py --url http://...     # latency and throughput of a running service
 
@@ -29,6 +30,7 @@ from typing import Any
 import httpx
 import psutil
 import torch
+from serve_continue import print_continuation
 from serve_store import has_postgresql, print_store
 
 from ardiff.client import Client
@@ -40,7 +42,7 @@ from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 STARTED: dict[str, psutil.Process] = {}
 """Processes of `ardiff serve` by URL."""
-PARTS = ["latency", "packing", "scaling", "store"]
+PARTS = ["latency", "packing", "scaling", "store", "continue"]
 STEPS = 20
 
 
@@ -266,6 +268,8 @@ def main() -> None:
                         print_scaling(url, jobs=16)
                 case "store":
                     print_store(ARDiffusionPipeline.from_pretrained(str(pipeline)))
+                case "continue":
+                    print_continuation(ARDiffusionPipeline.from_pretrained(str(pipeline)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from ardiff.data.clips import read_clips
 from ardiff.data.config import SyntheticConfig
 from ardiff.data.discovery import (
     describe_suffixes,
-    discover,
     probe_record,
     reuse_probe,
     summarize,
@@ -33,10 +32,13 @@ from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, w
 from ardiff.data.layouts import LayoutName
 from ardiff.data.manifest import Split, VideoRecord, read_manifest, record_of, usable, write_manifest
 from ardiff.data.pictures import crop
+from ardiff.data.sources import Discovery, discover, find_tables
 from ardiff.data.synthetic_set import write_video
+from ardiff.data.video_tables import VideoTable, describe_tables
 from ardiff.errors import DataError
 from ardiff.randomness import numpy_generator
 from ardiff.resolution import Resolution
+from ray_jobs.preparation.tables import write_tables
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.crash_guard import MAX_CRASHES, TASK_RETRIES, crash_guard
@@ -55,8 +57,9 @@ class PrepareConfig:
     """The videos of a data set, and the folder of its manifest."""
 
     source: str | None = None
-    """Folder or ``s3://`` prefix of videos and of folders of pictures, or a list of their URIs (.txt, .csv, .parquet).
-    Without it the synthetic set is drawn into the output folder."""
+    """Folder or ``s3://`` prefix of videos and of folders of pictures, of tars such as WebDataset's, or of tables with
+    the bytes of videos (.parquet, .arrow); one such tar or table; or a list of URIs (.txt, .csv, .parquet). Without it
+    the synthetic set is drawn into the output folder."""
     output: str = "runs/data"
     """Folder of the manifest, and of the synthetic videos."""
     layout: LayoutName = "folders"
@@ -67,9 +70,13 @@ class PrepareConfig:
     """File that lists the test videos. Videos on neither list are skipped."""
     test_fraction: float = 0.1
     """Share of test videos for the layout ``folders``, unless the source has train and test folders."""
+    uri_column: str = "uri"
+    """Column with URIs, of lists of videos."""
+    video_column: str = ""
+    """Column with the bytes of videos, of tables. Empty: the only one that can be."""
     caption_column: str = ""
-    """Column with captions, of lists of videos and of ``metadata.csv``, ``.jsonl`` and ``.parquet`` beside the videos.
-    Empty: ``text``, ``caption`` or ``captions``."""
+    """Column with captions, of lists of videos, of ``metadata.csv``, ``.jsonl`` and ``.parquet`` beside the videos, and
+    of ``.json`` files in tars. Empty: ``text``, ``caption`` or ``captions``."""
     frame_fps: float = 25.0
     """Frame rate of folders of pictures."""
     max_bad_fraction: float = 0.5
@@ -96,9 +103,12 @@ class PrepareConfig:
 
 def run(config: PrepareConfig, key: str = "") -> None:
     """Writes the manifest. Raises DataError if there is no video, or too few can be decoded."""
-    unprobed = None if config.source is None else find_videos(config, config.source)
+    found = None if config.source is None else find_videos(config, config.source)
     with ray_cluster(), stage("prepare", config.output, key) as record:
-        records = _draw(config) if unprobed is None else _probe(config, unprobed)
+        if found is None:
+            records = _draw(config)
+        else:
+            records = _probe(config, [*found.records, *_write_tables(config, found.tables)])
         bad = [r for r in records if r.status == "error"]
         for r in bad[:5]:
             print_line(f"[yellow]bad[/] {r.uri}: {r.reason}")
@@ -110,7 +120,7 @@ def run(config: PrepareConfig, key: str = "") -> None:
         log.check()
         if config.sheet_clips:
             _write_sheet(config, records)
-        if unprobed is not None:
+        if found is not None:
             print_line(summarize(records))
         good = [r for r in records if r.status == "ok"]
         classes = len({r.label for r in good})
@@ -119,19 +129,43 @@ def run(config: PrepareConfig, key: str = "") -> None:
             record.note += f"; {summarize_captions(good)}"
 
 
-def find_videos(config: PrepareConfig, source: str) -> list[VideoRecord]:
-    """The videos below ``source``, not probed yet; see :func:`ardiff.data.discovery.discover`."""
+def find_videos(config: PrepareConfig, source: str) -> Discovery:
+    """The videos of ``source``, not probed yet; see :func:`ardiff.data.sources.discover`."""
     lists = None
     if config.train_list is not None and config.test_list is not None:
         lists = config.train_list, config.test_list
-    found = discover(source, config.output, config.layout, config.test_fraction, lists, config.caption_column)
+    columns = config.caption_column, config.uri_column, config.video_column
+    found = discover(source, config.output, config.layout, config.test_fraction, lists, *columns)
     if found.unmatched:
         lines, examples = len(found.unmatched), "; ".join(found.unmatched[:3])
         print_line(f"[yellow]{lines} lines of the lists[/] match no video of {source}, such as {examples}")
     if found.ignored:
         print_line(f"[yellow]not taken:[/] {describe_suffixes(found.ignored)}")
+    _print_omitted(found)
+    return found
+
+
+def _print_omitted(found: Discovery) -> None:
+    for line in found.omitted:
+        print_line(f"[yellow]not taken:[/] {escape(line)}")
     for line in found.omitted_captions:
         print_line(f"[yellow]captions:[/] {escape(line)}")
+
+
+def describe_plan(config: PrepareConfig) -> str:
+    """What ``--dry-run`` prints: the size of tables, whose videos are written as files. S3 folders are not listed."""
+    columns = config.uri_column, config.video_column, config.caption_column
+    tables = find_tables(config.source, config.output, *columns) if config.source else []
+    return describe_tables(tables, config.output) if tables else "nothing is copied: videos stay where they are"
+
+
+def _write_tables(config: PrepareConfig, tables: list[VideoTable]) -> list[VideoRecord]:
+    """Writes the videos of tables as files; their records, not probed yet."""
+    if not tables:
+        return []
+    print_line(escape(describe_tables(tables, config.output)))
+    found = write_tables(tables, storage.absolute(config.output), config.test_fraction)
+    _print_omitted(found)
     return found.records
 
 

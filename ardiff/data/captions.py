@@ -5,13 +5,13 @@ A text file ``a.txt`` beside ``a.mp4`` has a caption on each line. A file ``meta
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from ardiff.data import storage
+from ardiff.data.omissions import Omissions
 from ardiff.data.storage import StoredFile
 from ardiff.data.tables import read_columns
 from ardiff.errors import DataError
@@ -36,9 +36,7 @@ class CaptionReader:
 
     column: str = ""
     """Column with captions; empty: the first of ``COLUMNS`` that there is."""
-    omitted: Counter[str] = field(default_factory=Counter)
-    """What was left out and why, with its count."""
-    examples: dict[str, str] = field(default_factory=dict)
+    omitted: Omissions = field(default_factory=Omissions)
 
     def column_of(self, uri: str, names: Sequence[str]) -> str | None:
         """The column with captions among ``names``. Raises DataError if the column that was named is not there."""
@@ -68,9 +66,9 @@ class CaptionReader:
                 )
             caption = " ".join(text.split())
             if len(caption) > MAX_CHARACTERS:
-                self.omit(f"captions are longer than {MAX_CHARACTERS} characters", video)
+                self.omitted.add(f"captions are longer than {MAX_CHARACTERS} characters", video)
             elif not _is_unicode(caption):
-                self.omit("captions are not Unicode", video)
+                self.omitted.add("captions are not Unicode", video)
             elif caption:
                 captions.append(caption)
         return captions
@@ -79,18 +77,8 @@ class CaptionReader:
         """The captions of a video, each once, at most ``MAX_CAPTIONS``."""
         unique = tuple(dict.fromkeys(captions))
         for _ in unique[MAX_CAPTIONS:]:
-            self.omit(f"captions come after the first {MAX_CAPTIONS} of a video", video)
+            self.omitted.add(f"captions come after the first {MAX_CAPTIONS} of a video", video)
         return unique[:MAX_CAPTIONS]
-
-    def omit(self, reason: str, example: str) -> None:
-        """Counts something that is left out."""
-        self.omitted[reason] += 1
-        self.examples.setdefault(reason, example)
-
-    @property
-    def notes(self) -> list[str]:
-        """What was left out, a line each."""
-        return [f"{count} {why}, such as {self.examples[why]}" for why, count in self.omitted.most_common()]
 
 
 def find_captions(
@@ -141,12 +129,12 @@ def _read_text(file: StoredFile) -> bytes | None:
 
 def _lines(file: StoredFile, data: bytes | None, video: str, reader: CaptionReader) -> list[str]:
     if data is None:
-        reader.omit(file.problem or f"text files beside videos are larger than {MAX_TEXT_BYTES} bytes", file.uri)
+        reader.omitted.add(file.problem or f"text files beside videos are larger than {MAX_TEXT_BYTES} bytes", file.uri)
         return []
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        reader.omit("text files beside videos are not UTF-8", file.uri)
+        reader.omitted.add("text files beside videos are not UTF-8", file.uri)
         return []
     return reader.clean(lines, video, file.uri)
 
@@ -162,7 +150,7 @@ def _metadata(files: Sequence[StoredFile], videos: Sequence[StoredFile], reader:
             raise DataError(f"{file.uri} is larger than {MAX_METADATA_BYTES} bytes: split it by the folders of videos.")
         for named, value in _metadata_rows(file.uri, reader):
             if (video := uris.get(f"{folder}/{named.removeprefix('./').rstrip('/')}")) is None:
-                reader.omit("rows of metadata files name no video of the source", f"{named} in {file.uri}")
+                reader.omitted.add("rows of metadata files name no video of the source", f"{named} in {file.uri}")
             else:
                 yield file.uri, video, reader.clean(value, named, file.uri)
 
@@ -178,7 +166,7 @@ def _metadata_rows(uri: str, reader: CaptionReader) -> Iterator[tuple[str, Any]]
         rows = table.to_pylist()
     if "file_name" not in names or (column := reader.column_of(uri, names)) is None:
         missing = f"column {' or '.join(COLUMNS)}" if "file_name" in names else "column file_name"
-        reader.omit(f"metadata files have no {missing}", uri)
+        reader.omitted.add(f"metadata files have no {missing}", uri)
         return
     for row in rows:
         yield str(row.get("file_name") or ""), row.get(column)

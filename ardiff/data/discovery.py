@@ -1,19 +1,15 @@
-"""From a folder or S3 prefix to records of videos: which files are a video, its class and split, and its probe."""
+"""Records of videos: which files are a video, its class and split, its probe, and a summary of all."""
 
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from ardiff.data import storage
-from ardiff.data.captions import CaptionReader, find_captions
 from ardiff.data.clips import IMAGE_SUFFIXES, natural_order, probe_video
 from ardiff.data.error_log import BadSample, bad_sample
-from ardiff.data.layouts import Assignment, LayoutName, assign, is_split_file, split_by_lists, with_labels
+from ardiff.data.layouts import Assignment
 from ardiff.data.manifest import VIDEO_SUFFIXES, VideoRecord
 from ardiff.data.storage import StoredFile
-from ardiff.data.uri_lists import is_list, read_list
 from ardiff.errors import DataError
 
 PROBE_AGAIN = ("unreadable", "crashed")
@@ -24,93 +20,6 @@ WARNINGS = {
     "hdr": "colours look pale; map them to SDR with ffmpeg's filter zscale or libplacebo",
 }
 """What the warnings of a probe mean, and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Discovery:
-    """What lies below a source."""
-
-    records: list[VideoRecord]
-    """The videos."""
-    unmatched: list[str]
-    """Lines of the split lists that match no video."""
-    ignored: Counter[str]
-    """Files that belong to no video, by suffix."""
-    omitted_captions: list[str]
-    """Captions that are not taken, a line for each reason."""
-
-
-def discover(
-    source: str,
-    output: str,
-    layout: LayoutName,
-    test_fraction: float,
-    split_lists: tuple[str, str] | None = None,
-    caption_column: str = "",
-) -> Discovery:
-    """The videos below ``source`` with class, split and captions, not probed yet.
-
-    Args:
-        source: Folder or ``s3://`` prefix, or a list of videos, see :func:`ardiff.data.uri_lists.read_list`.
-        output: Files below it are ignored: an earlier run wrote them.
-        layout: How the videos lie in ``source``.
-        test_fraction: See :func:`ardiff.data.layouts.assign`.
-        split_lists: URIs of the lists of training and test videos, which replace the splits of the layout.
-        caption_column: See :class:`ardiff.data.captions.CaptionReader`.
-
-    Raises:
-        DataError: There is no video, the videos do not fit the layout or the lists, or captions cannot be read.
-    """
-    reader = CaptionReader(caption_column)
-    if is_list(source):
-        if split_lists is not None:
-            raise DataError(f"{source} is a list of videos: give their splits in its column 'split'.")
-        return Discovery(_listed_records(source, test_fraction, reader), [], Counter(), reader.notes)
-    source = storage.absolute(source).rstrip("/")
-    output = storage.absolute(output).rstrip("/")
-    listed = storage.list_objects(source, unreadable=True)
-    files = [f for f in listed if output == source or not f.uri.startswith(f"{output}/")]
-    videos = group_files(source, files)
-    captions, caption_files = find_captions(files, videos, reader)
-    ignored = ignored_suffixes(source, [file for file in files if file.uri not in caption_files], videos)
-    if not videos:
-        content = f" It holds {describe_suffixes(ignored)}." if ignored else ""
-        raise DataError(
-            f"There is no video in {source}.{content} Videos are {', '.join(VIDEO_SUFFIXES)} files and folders of "
-            "pictures."
-        )
-    prefix = len(source) + 1
-    paths = [video.uri[prefix:] for video in videos]
-    split_files = {f.uri[prefix:]: storage.read_bytes(f.uri) for f in files if is_split_file(layout, f.uri[prefix:])}
-    assigned = assign(layout, paths, split_files, test_fraction)
-    unmatched: list[str] = []
-    if split_lists is not None:
-        train, test = map(storage.read_bytes, split_lists)
-        splits, unmatched = split_by_lists(paths, train, test)
-        assigned = with_labels([a and s and (a.class_name, s) for a, s in zip(assigned, splits, strict=True)])
-    records = [unprobed_record(v, a, captions.get(v.uri, ())) for v, a in zip(videos, assigned, strict=True)]
-    return Discovery(records, unmatched, ignored, reader.notes)
-
-
-def _listed_records(source: str, test_fraction: float, reader: CaptionReader) -> list[VideoRecord]:
-    videos = read_list(source, test_fraction, reader)
-    with ThreadPoolExecutor(16) as pool:  # the threads wait for storage
-        files = list(pool.map(_find_video, (video.uri for video in videos)))
-    assigned = with_labels([(video.class_name, video.split) for video in videos])
-    captions = [video.captions for video in videos]
-    return [unprobed_record(*each) for each in zip(files, assigned, captions, strict=True)]
-
-
-def _find_video(uri: str) -> StoredFile:
-    """The file or folder of pictures at ``uri``, with a ``problem`` if there is none."""
-    if not uri.endswith("/"):
-        return storage.find_file(uri)
-    try:
-        pictures = storage.list_objects(uri, IMAGE_SUFFIXES, unreadable=True)
-    except DataError as error:
-        return StoredFile(uri, 0, "", bad_sample(uri, -1, error).message)
-    found = {video.uri: video for video in group_files(uri.rstrip("/").rpartition("/")[0], pictures)}
-    return found.get(uri, StoredFile(uri, 0, "", "it holds no picture"))
 
 
 def unprobed_record(video: StoredFile, assignment: Assignment | None, captions: tuple[str, ...] = ()) -> VideoRecord:

@@ -156,6 +156,12 @@ def _folders(paths: Sequence[str], split_files: Mapping[str, bytes], test_fracti
     return list(zip(names, splits, strict=True))
 
 
+def split_of_name(name: str) -> str:
+    """The word for a split with which a name such as ``train-000.tar`` begins; empty if there is none."""
+    word = re.match("[a-z]*", name.lower())
+    return word[0] if word and word[0] in SPLIT_FOLDERS else ""
+
+
 def hashed_split(path: str, test_fraction: float) -> Split:
     """The split of a video by a hash of its path: ``test_fraction`` of them are test videos."""
     draw = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "little") / 2**64

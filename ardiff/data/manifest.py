@@ -165,6 +165,6 @@ def content_of(records: Sequence[VideoRecord]) -> str:
 
 
 def class_names(records: Sequence[VideoRecord]) -> list[str]:
-    """Class names by index. Videos of no split have no class."""
-    names = {r.label: r.class_name for r in records if r.status != "skipped"}
+    """Class names by index. Videos of no split have no class, nor have tars and tables that cannot be read."""
+    names = {r.label: r.class_name for r in records if r.status == "ok" or (r.status == "error" and r.class_name)}
     return [names[i] for i in sorted(names)]

@@ -29,6 +29,8 @@ _TRANSIENT_CODES = re.compile(
 _TRANSIENT_TEXT = re.compile(
     r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT|INTERNAL_FAILURE|SERVICE_UNAVAILABLE)"
     r"|HTTP status (429|5\d\d)"
+    # Without credentials, Google's library says UNAVAILABLE as well.
+    r"|google::cloud::Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL|ABORTED)(?!.*OAuth2)"
 )
 _TRANSIENT_ERRNO = {errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN, errno.ESTALE}
 
@@ -75,6 +77,8 @@ def _storage_error(description: str, error: Exception, attempts: int, transient:
     reason = _reason(error)
     remote = "AWS Error" in reason or isinstance(error, BotoCoreError | ClientError)
     remedy = "the bucket, the credentials and AWS_ENDPOINT_URL" if remote else "the path and its permissions"
+    if "google::cloud" in str(error):
+        remedy = "the bucket and GOOGLE_APPLICATION_CREDENTIALS, or set storage.anonymous for a public bucket"
     tried = f" (tried {attempts} times)" if attempts > 1 else ""
     failure = StorageError(f"{description}: {reason}{tried}. Check {remedy}.")
     failure.attempts, failure.transient = attempts, transient
@@ -82,4 +86,5 @@ def _storage_error(description: str, error: Exception, attempts: int, transient:
 
 
 def _reason(error: Exception) -> str:
-    return ((error.strerror if isinstance(error, OSError) else None) or str(error)).rstrip(".")
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return text.partition(" error_info=")[0].rstrip(".")  # Google's library adds more than a user can read

@@ -1,8 +1,9 @@
-"""Files on local disks and S3, through one set of functions.
+"""Files on local disks, S3 and Google Cloud Storage, through one set of functions.
 
-A URI is a string: a local path, which may be relative, or ``s3://bucket/key``. Names in a URI are literal, as in the
-AWS command line: a space or ``%`` in a key is not escaped. Every operation is retried after transient errors, see
-:mod:`ardiff.data.retries`. Reading needs the rights ``s3:GetObject`` and ``s3:ListBucket`` only.
+A URI is a string: a local path, which may be relative, ``s3://bucket/key`` or ``gs://bucket/key``. Names in a URI are
+literal, as in the AWS command line: a space or ``%`` in a key is not escaped. Members of tars can be read, see
+:mod:`ardiff.data.members`. Every operation is retried after transient errors, see :mod:`ardiff.data.retries`. Reading
+S3 needs the rights ``s3:GetObject`` and ``s3:ListBucket`` only.
 """
 
 import contextlib
@@ -20,8 +21,9 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from ardiff.data import s3
+from ardiff.data import gcs, s3
 from ardiff.data.local_files import list_local
+from ardiff.data.members import parse_member
 from ardiff.data.retries import with_retries
 from ardiff.errors import DataError, StorageError
 
@@ -61,6 +63,8 @@ def open_filesystem(uri: str, retry: bool = False) -> tuple[pafs.FileSystem, str
     try:
         if scheme == "s3":
             return s3.filesystem(authority, retry), f"{authority}{slash}{name}"
+        if scheme == "gs":
+            return gcs.filesystem(retry), f"{authority}{slash}{name}"
         filesystem, path = pafs.FileSystem.from_uri(f"{scheme}://{authority}{slash}{quote(name)}")
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"Cannot open {uri}: {error}") from error
@@ -79,6 +83,8 @@ def join(uri: str, *parts: str) -> str:
 
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises StorageError if it cannot be read."""
+    if (member := parse_member(uri)) is not None:
+        return read_range(uri, 0, member.size)
 
     def read() -> bytes:
         if _is_s3(uri):
@@ -95,6 +101,9 @@ def read_bytes(uri: str) -> bytes:
 
 def read_range(uri: str, start: int, length: int) -> bytes:
     """``length`` bytes from ``start`` on, fewer at the end of the file. Raises StorageError."""
+    if (member := parse_member(uri)) is not None:
+        length = min(length, member.size - start)
+        return read_range(member.tar, member.start + start, length) if length > 0 else b""
 
     def read() -> bytes:
         if _is_s3(uri):
@@ -225,8 +234,10 @@ def list_objects(uri: str, suffixes: tuple[str, ...] = (), unreadable: bool = Fa
         try:
             if isinstance(filesystem, pafs.LocalFileSystem):
                 return [(*file,) for file in list_local(path)]
-            infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+            infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
         except FileNotFoundError:
+            return None
+        if not infos:  # a bucket has no empty folders
             return None
         skip = len(path.rstrip("/")) + 1
         files = [info for info in infos if info.type == pafs.FileType.File]
@@ -242,6 +253,10 @@ def list_objects(uri: str, suffixes: tuple[str, ...] = (), unreadable: bool = Fa
 
 def find_file(uri: str) -> StoredFile:
     """The file at ``uri``, with a ``problem`` if there is none. Raises StorageError if storage is unavailable."""
+    if (member := parse_member(uri)) is not None:
+        tar = find_file(member.tar)
+        problem = tar.problem or "the tar ends before it" * (member.start + member.size > tar.size)
+        return StoredFile(uri, member.size, tar.etag, problem)
 
     def look() -> StoredFile:
         if _is_s3(uri):

@@ -3,6 +3,7 @@
 Shapes: B videos, F moving frames, H tensors of a frame's history, L tokens, D latent width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,21 @@ class SavedState:
         if tensors["iteration"].shape or tensors["iteration"].dtype != torch.int64:
             raise DecodeError("The saved state has no number of iterations.")
         return cls(int(tensors["iteration"]), tensors["moving"])
+
+
+def pack_latents(latents: Sequence[Tensor]) -> bytes:
+    """Latents ``(B, n, L, D)`` that follow each other, in the format of safetensors; empty without any."""
+    return save({"latents": torch.cat(list(latents), dim=1).cpu()}) if latents else b""
+
+
+def unpack_latents(data: bytes) -> list[Tensor]:
+    """The latents of ``pack_latents``, frame by frame, ``(B, 1, L, D)``. Raises DecodeError if they are damaged."""
+    if not data:
+        return []
+    latents = load_tensors(data, {"latents"})["latents"]
+    if latents.ndim != 4:
+        raise DecodeError(f"Latents must have 4 axes, got {latents.ndim}.")
+    return list(latents.split(1, dim=1))
 
 
 def load_tensors(data: bytes, names: set[str]) -> dict[str, Tensor]:

@@ -141,12 +141,13 @@ class RequestState:
 
     def save(self) -> SavedState:
         """The state with which another engine continues after this iteration."""
-        frames = range(self._final(self.iteration), self.started)
-        shape = (len(frames), 1 + self.solver.history_size, len(self.request.videos))
-        config = self.shared.model.config
-        moving = self.solver.advance.new_empty(*shape, config.num_tokens, config.token_dim)
-        for place, frame in zip(moving, frames, strict=True):
-            place[0], place[1:] = self.frames[frame], self.history[frame]
+        frames, config = range(self._final(self.iteration), self.started), self.shared.model.config
+        if not frames:  # one frame follows another, and the next one has not started
+            shape = (len(self.request.videos), 0, 1 + self.solver.history_size, config.num_tokens, config.token_dim)
+            return SavedState(self.iteration, self.solver.advance.new_empty(shape))
+        latents = torch.stack([self.frames[f] for f in frames])  # (F, B, L, D)
+        history = torch.stack([self.history[f] for f in frames])  # (F, H, B, L, D)
+        moving = torch.cat([latents[:, None], history], dim=1)
         return SavedState(self.iteration, rearrange(moving, "f h b l d -> b f h l d"))
 
     def advance(self) -> FrameSpan:

@@ -41,6 +41,7 @@ from ardiff.serving.responses import (
     error_response,
     file_response,
     first_chunk,
+    parse_stream_tag,
     stream_head,
     stream_response,
 )
@@ -71,6 +72,7 @@ _STATUS_DESCRIPTIONS = {
     409: "There is no video, or not yet.",
     410: "The video has expired, or its file is missing or damaged.",
     408: "The body did not arrive in time.",
+    412: "The video began again: If-Match names its earlier stream.",
     413: "The body is too large.",
     415: "The body is of another type.",
     416: "The range is outside the video.",
@@ -127,7 +129,15 @@ def build_app(replica: Replica, recorder: PrometheusRecorder) -> FastAPI:
             CORSMiddleware,
             allow_origins=replica.config.cors_origins,
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "If-Range", "Range"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "Idempotency-Key",
+                "If-Match",
+                "If-None-Match",
+                "If-Range",
+                "Range",
+            ],
             expose_headers=["Accept-Ranges", "Content-Range", "ETag", "Location", "Retry-After", "X-Video-Id"],
         )
     return app
@@ -374,16 +384,22 @@ def _add_videos(app: FastAPI, replica: Replica) -> None:
     @app.get(
         "/v1/videos/{video_id}/stream",
         response_class=StreamingResponse,
-        responses=_errors(404, 409, 410, 429, 500, 504, 505) | _VIDEO_RESPONSE,
+        responses=_errors(404, 409, 410, 412, 429, 500, 504, 505) | _VIDEO_RESPONSE,
     )
-    async def stream(video_id: str, request: Request, owner: Owner) -> Response:
-        """The video from its beginning while it is generated. Closing the connection does not affect the job."""
+    async def stream(
+        video_id: str,
+        request: Request,
+        owner: Owner,
+        offset: Annotated[int, Query(ge=0, description="Bytes of the stream to leave out: to continue one.")] = 0,
+        if_match: Annotated[str | None, Header(description="The ETag of the stream that is continued.")] = None,
+    ) -> Response:
+        """The video while it is generated. Closing the connection does not affect the job."""
         if request.method == "HEAD":
             return stream_head(await replica.videos.find(owner, video_id))
         check_streamable(request)
         with contextlib.ExitStack() as until_closed:
             until_closed.enter_context(replica.streams.open(owner))
-            chunks = replica.streams.follow(owner, video_id)
+            chunks = replica.streams.follow(owner, video_id, offset, parse_stream_tag(if_match))
             first = await first_chunk(request, chunks)
             job = replica.running.get(video_id, owner)
             record = job.record if job is not None else await replica.videos.find(owner, video_id)

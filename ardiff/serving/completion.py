@@ -69,7 +69,7 @@ class JobFinisher:
                 logger.error("Job %s failed.", job.record.id, exc_info=error)
                 failure = JobError("internal", "Writing the video file failed. The server log has the reason.")
         job.log.end(failure)
-        record = self._outcome(replace(job.record, frames_sha256=frames_sha256), failure, video)
+        record = self._outcome(job, replace(job.record, frames_sha256=frames_sha256), failure, video)
         stored = failure is None or failure.kind != "lost"
         if stored:
             async with job.write_lock:
@@ -81,16 +81,18 @@ class JobFinisher:
             self._metrics.record("ardiff_job_seconds", time.time() - record.created_at, model=record.model)
         self.on_finished()
 
-    def _outcome(self, record: JobRecord, failure: JobError | None, video: bytes | None) -> JobRecord:
+    def _outcome(self, job: Job, record: JobRecord, failure: JobError | None, video: bytes | None) -> JobRecord:
         """The final record, or the unchanged one of a job that runs again or elsewhere."""
         if failure is None:
             return self._final_record(replace(record, video_bytes=len(video or b"")), "completed", None)
         match failure.kind:
             case "cancelled":
                 return self._final_record(record, "cancelled", None)
-            case "released" if record.kind == "stream":
+            case "released" if record.kind == "stream" and not job.log.fragments:
                 return self._final_record(record, "failed", JobError("stopped", str(failure)))
-            case "released" | "lost":
+            case "released":
+                return replace(record, kind="job")
+            case "lost":
                 return record
             case _:
                 self._metrics.record("ardiff_errors", 1, kind=failure.kind)
@@ -109,11 +111,12 @@ class JobFinisher:
         deadline, video_written = time.monotonic() + self._config.keep_seconds, video is None
         while time.monotonic() < deadline:
             try:
+                while job.published_fragments < len(job.log.fragments) or job.unpublished:
+                    await self._publisher.publish_job(job)  # before the end: readers elsewhere get all segments
+                record = replace(record, stream_bytes=job.record.stream_bytes)
                 if not record.ended:
                     await self._jobs.call(self._jobs.store.release, record)
                     return True
-                while job.published_fragments < len(job.log.fragments) or job.unpublished:
-                    await self._publisher.publish_job(job)  # before the end: readers elsewhere get all segments
                 if not video_written:
                     await self._files.call(self._files.store.write_video, record, video or b"")
                     video_written = True

@@ -4,7 +4,8 @@
 
     service     one row: the version of the schema, and when expired jobs were last removed
     jobs        one row per job; the fields of its record that no statement needs are JSON in ``record``
-    segments    the videos of running jobs so far; they outlive the job for a minute
+    segments    the videos of running jobs so far, with what another replica needs to continue them; they outlive the
+                job for a minute
 
 All times that decide anything come from :class:`clock`, the clock of the database.
 """
@@ -85,9 +86,11 @@ segments = Table(
     "segments",
     metadata,
     Column("job_id", Text, primary_key=True),
-    Column("lease", Integer, primary_key=True),
-    Column("number", Integer, primary_key=True),
+    Column("begun", Integer, primary_key=True),  # the lease under which the video began
+    Column("start", Integer, primary_key=True),  # bytes of the stream before this segment
     Column("data", LargeBinary, nullable=False),
+    Column("latents", LargeBinary, nullable=False),  # of the generated frames of the segment
+    Column("state", LargeBinary),  # of the sampling after them; the last segment has it
 )
 
 

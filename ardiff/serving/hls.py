@@ -102,21 +102,20 @@ def _integer(data: bytes, position: int) -> int:
 class StreamCopy:
     """A copy of a stream in a temporary file, which grows while the video is generated."""
 
-    def __init__(self, lease: int) -> None:
-        self.lease, self.ended = lease, False
+    def __init__(self, begun: int) -> None:
+        self.begun, self.ended = begun, False
         self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        self.size, self.stored_segments = 0, 0
+        self.size = 0
         self.header, self.segments = 0, list[Segment]()
         """Bytes of the header, and the complete segments, at the last update."""
         self.lock = asyncio.Lock()
         """Held during an update."""
 
     def append(self, data: bytes) -> None:
-        """Adds the next stored segment."""
+        """Adds the next bytes."""
         self.file.seek(self.size)
         self.file.write(data)
         self.size += len(data)
-        self.stored_segments += 1
 
     def read_at(self, start: int, length: int) -> bytes:
         """``length`` bytes from ``start`` on."""
@@ -160,8 +159,8 @@ class HlsStreams:
         if record.ended and record.status != "completed":
             raise video_unavailable(record)
         copy = self._copies.get(job_id)
-        if copy is None or copy.lease != record.lease:
-            copy = self._copies[job_id] = StreamCopy(record.lease)
+        if copy is None or copy.begun != record.begun:
+            copy = self._copies[job_id] = StreamCopy(record.begun)
         self._copies.move_to_end(job_id)
         while len(self._copies) > MAX_FILES:  # a copy that is being read is closed when its reader has let go of it
             self._copies.popitem(last=False)
@@ -177,6 +176,5 @@ class HlsStreams:
             copy.file = await self._files.call(as_fragments, video)
             copy.size, copy.ended = copy.file.seek(0, 2), True
             return
-        read = self._jobs.store.read_segment
-        while (data := await self._jobs.call_timed(read, record, copy.stored_segments)) is not None:
+        while data := await self._jobs.call_timed(self._jobs.store.read_stream, record, copy.size):
             copy.append(data)

@@ -1,13 +1,16 @@
 """The jobs that this replica runs, and the part of each video that is ready."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import numpy as np
+from torch import Tensor
 
+from ardiff.sampling.saved import SavedState, pack_latents
 from ardiff.serving.errors import JobError
 from ardiff.serving.metrics import Recorder
 from ardiff.serving.records import JobRecord
+from ardiff.serving.store import Segment
 
 
 class FragmentLog:
@@ -29,13 +32,15 @@ class FragmentLog:
         self.ended, self._failure = True, failure
         self._notify()
 
-    async def follow(self) -> AsyncIterator[bytes]:
-        """Yields all fragments as they are added. Raises the JobError of an incomplete video."""
+    async def follow(self, position: int = 0) -> AsyncIterator[bytes]:
+        """Yields the bytes from ``position`` on as they are added. Raises the JobError of an incomplete video."""
         sent = 0
         while True:
             while sent < len(self.fragments):
-                unsent, sent = self.fragments[sent:], len(self.fragments)
-                yield b"".join(unsent)  # a slow reader gets fewer, larger chunks
+                unsent, sent = b"".join(self.fragments[sent:]), len(self.fragments)
+                skipped, position = unsent[:position], max(0, position - len(unsent))
+                if len(skipped) < len(unsent):
+                    yield unsent[len(skipped) :]  # a slow reader gets fewer, larger chunks
             if self.ended:
                 break
             await self._changed.wait()
@@ -50,13 +55,20 @@ class FragmentLog:
 class Job:
     """A job whose lease this replica holds."""
 
-    def __init__(self, record: JobRecord, given_frames: np.ndarray | None, wake: asyncio.Event) -> None:
+    def __init__(
+        self,
+        record: JobRecord,
+        given_frames: np.ndarray | None,
+        wake: asyncio.Event,
+        published: Sequence[Segment] = (),
+    ) -> None:
         """
         Args:
             given_frames: uint8 ``(k, H, W, 3)``, the first frames of the video.
             wake: Wakes the loop that runs the job, so that it notices a stop.
+            published: The video so far, which another replica has begun.
         """
-        self.record, self.given_frames = record, given_frames
+        self.record, self.given_frames, self.begun_elsewhere = record, given_frames, published
         self.log = FragmentLog()
         self.deadline: float | None = None
         """When the job fails, by the monotonic clock; set when it starts."""
@@ -66,10 +78,23 @@ class Job:
         """Held while progress or the end is written."""
         self.published: JobRecord | None = None
         """The record as other replicas see it."""
-        self.published_fragments, self.segments = 0, 0
-        self.unpublished = b""
+        self.published_fragments = 0
+        self.latents: list[Tensor] = []
+        """Those of generated frames, ``(1, n, L, D)``, whose fragments are not published."""
+        self.state: SavedState | None = None
+        """The state of the sampling after the last fragment with generated frames."""
+        self.unpublished: Segment | None = None
         """The segment that is being written."""
         self._wake = wake
+
+    def next_segment(self) -> Segment | None:
+        """Takes what is not published yet; None if there is nothing new."""
+        data = b"".join(self.log.fragments[self.published_fragments :])
+        if not data:
+            return None
+        latents, self.latents, self.published_fragments = self.latents, [], len(self.log.fragments)
+        state = None if self.state is None else self.state.to_bytes()
+        return Segment(self.record.stream_bytes, data, pack_latents(latents), state)
 
     def stop(self, reason: JobError) -> None:
         """Stops the job before the next iteration. The first reason counts."""

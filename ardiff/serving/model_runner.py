@@ -6,32 +6,36 @@ error fails one job. If an iteration fails, its jobs are repeated in smaller gro
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from ardiff.config import fingerprint
 from ardiff.errors import ArdiffError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling.params import SamplingMode, SamplingParams, validate
 from ardiff.sampling.request import FinishedFrames, SampleRequest
+from ardiff.sampling.saved import SavedState
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.encoding import Fragment, JobEncoder
 from ardiff.serving.errors import JobError
 from ardiff.serving.jobs import Job
 from ardiff.serving.metrics import Recorder
 from ardiff.serving.records import JobRecord
+from ardiff.serving.store import Segment
 
 logger = logging.getLogger(__name__)
 RATE_SECONDS = 10
 """Seconds over which ``ardiff_frames_per_second`` is measured."""
 OnEnded = Callable[[Job, JobError | None, str | None], None]
-Finished = tuple[JobEncoder, FinishedFrames | None]
+Finished = tuple[JobEncoder, FinishedFrames | None, SavedState | None]
 
 
 class ModelRunner:
@@ -59,6 +63,7 @@ class ModelRunner:
                     f"The model {name} cannot be served: {error} Its config.json names it as text_encoder.uri."
                 ) from error
         self.engine = pipeline.engine(config.engine)
+        self.fingerprint = _fingerprint(pipeline)
         self.num_jobs = 0
         """Jobs of this runner, waiting ones included."""
         self._reserved = 0
@@ -119,12 +124,13 @@ class ModelRunner:
             text = self.pipeline.text  # its lock is held while another thread encodes
             await asyncio.to_thread(text.check, params.texts, self.pipeline.device, long_prompts)
 
-    def start(self, record: JobRecord, given_frames: np.ndarray | None) -> Job:
-        """Takes a job, which enters the engine at the next iteration with capacity for it."""
-        job = Job(record, given_frames, self._wake)
+    def start(self, record: JobRecord, given_frames: np.ndarray | None, published: Sequence[Segment] = ()) -> Job:
+        """Takes a job, which enters the engine at the next iteration with capacity for it, and continues what another
+        replica has published of it."""
+        job = Job(record, given_frames, self._wake, published)
         self.num_jobs += 1
         self._runs_alone = self._runs_alone or record.crashes > 0
-        self._waiting.append(JobEncoder(job, self.pipeline, self.config))
+        self._waiting.append(JobEncoder(job, self.pipeline, self.config, self.fingerprint))
         self._wake.set()
         return job
 
@@ -145,7 +151,7 @@ class ModelRunner:
             finished, error = await loop.run_in_executor(self._engine_thread, self._iterate, starting)
             for encoder in self._active.values():
                 record = encoder.job.record
-                encoder.job.record = replace(record, iterations_done=min(encoder.iterations, record.iterations))
+                encoder.job.record = replace(record, iterations_done=max(encoder.iterations, record.iterations_done))
             if sending is not None:
                 self._end_completed(await sending)
             sending = asyncio.ensure_future(self._send(finished)) if finished else None
@@ -208,12 +214,12 @@ class ModelRunner:
         started: list[Finished] = []
         for encoder in starting:
             try:
-                request_id = self.engine.submit(encoder.start())
+                request_id = self.engine.submit(encoder.start(self.engine.check))
             except Exception as error:
                 self._fail(encoder, error)
                 continue
             self._active[request_id] = encoder
-            started.append((encoder, None))
+            started.append((encoder, None, None))
         before = self.engine.frame_evaluations
         try:
             finished = self.engine.step()
@@ -222,7 +228,10 @@ class ModelRunner:
         self.metrics.record("ardiff_frame_evaluations", self.engine.frame_evaluations - before, model=self.name)
         for request_id, iterations in self.engine.iterations.items():
             self._active[request_id].iterations = iterations
-        return started + [(self._active[frames.request_id], frames) for frames in finished], None
+        for frames in finished:
+            state = None if frames.done else self.engine.save(frames.request_id)
+            started.append((self._active[frames.request_id], frames, state))
+        return started, None
 
     def _fail(self, encoder: JobEncoder, error: Exception) -> None:
         """Has a job that is not in the engine end with the next iteration."""
@@ -244,9 +253,7 @@ class ModelRunner:
             return
         logger.warning("An iteration of %d jobs failed (%r): repeating them in smaller groups.", len(encoders), error)
         self._group_size = max(1, len(encoders) // 2)
-        for encoder in reversed(encoders):
-            encoder.restart()
-            self._retries.appendleft(encoder)
+        self._retries.extendleft(reversed(encoders))
 
     async def _send(self, finished: list[Finished]) -> list[Fragment]:
         """Encodes finished frames and passes them to readers and records, while the next iteration runs."""
@@ -263,18 +270,33 @@ class ModelRunner:
             job.record = replace(
                 job.record, media_type=encoder.media_type, frames_done=encoder.num_frames, first_frame_at=first
             )
+            if fragment.latents is None and not job.log.fragments:
+                self._begin(job, encoder)
+            if fragment.latents is not None:
+                job.latents.append(fragment.latents)
+                job.state = encoder.state
             if fragment.data:
                 job.log.add(fragment.data)
             self._count(fragment.num_frames)
         return fragments
 
+    def _begin(self, job: Job, encoder: JobEncoder) -> None:
+        """Notes where the video began, and adds what another replica has published of it."""
+        job.record = replace(
+            job.record, begun=encoder.begun, pipeline=self.fingerprint, stream_bytes=len(encoder.replayed)
+        )
+        if encoder.replayed:
+            job.log.add(encoder.replayed)
+            job.published_fragments = 1
+            logger.info("%s continues after %d frames.", job.record.id, encoder.num_frames)
+
     def _encode(self, finished: list[Finished]) -> list[Fragment]:
         """In the encoder thread: the fragments of finished frames."""
         fragments = []
-        for encoder, frames in finished:
+        for encoder, frames, state in finished:
             if encoder.job.stop_reason is None:
                 try:
-                    fragments.append(encoder.encode(frames))
+                    fragments.append(encoder.encode(frames, state))
                 except Exception as error:
                     logger.error("Job %s failed.", encoder.job.record.id, exc_info=error)
                     encoder.job.stop_reason = _client_error(error)
@@ -297,6 +319,16 @@ class ModelRunner:
         rate = sum(count for _, count in self._frames_sent) / RATE_SECONDS
         self.metrics.record("ardiff_frames", num_frames, model=self.name)
         self.metrics.record("ardiff_frames_per_second", rate, model=self.name)
+
+
+def _fingerprint(pipeline: ARDiffusionPipeline) -> str:
+    """Equal for pipelines with the same configuration and weights."""
+    digest = hashlib.sha256()
+    for module in (pipeline.vae, pipeline.dit):
+        for parameter in module.parameters():
+            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    configs = pipeline.vae.config, pipeline.dit.config, pipeline.diffusion, pipeline.statistics
+    return fingerprint(digest.hexdigest(), *configs)
 
 
 def _client_error(error: Exception) -> JobError:

@@ -1,6 +1,7 @@
 """Publishes what this replica's jobs have done, for the other replicas."""
 
 import contextlib
+from dataclasses import replace
 
 from ardiff.serving.async_store import Stores
 from ardiff.serving.errors import RequestError
@@ -28,11 +29,11 @@ class ProgressPublisher:
 
     async def publish_job(self, job: Job) -> None:
         """Writes what is not published yet. The caller holds ``write_lock``."""
-        record = job.record
-        if not job.unpublished:  # after a failure the same segment is written again: it may have been stored
-            job.unpublished = b"".join(job.log.fragments[job.published_fragments :])
-            job.published_fragments = len(job.log.fragments)
-        await self._jobs.call(self._jobs.store.publish, record, job.segments, job.unpublished)
-        job.published = record
-        job.segments += bool(job.unpublished)
-        job.unpublished = b""
+        if job.unpublished is None:  # after a failure the same segment is written again: it may have been stored
+            job.unpublished = job.next_segment()
+        segment, record = job.unpublished, job.record
+        if segment is not None:
+            record = replace(record, stream_bytes=segment.start + len(segment.data))
+        await self._jobs.call(self._jobs.store.publish, record, segment)
+        job.record = replace(job.record, stream_bytes=record.stream_bytes)
+        job.published, job.unpublished = record, None

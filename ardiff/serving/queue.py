@@ -16,7 +16,7 @@ from ardiff.serving.jobs import RunningJobs
 from ardiff.serving.metrics import Recorder
 from ardiff.serving.model_runner import ModelRunner
 from ardiff.serving.records import JobRecord
-from ardiff.serving.store import Lease, OpenJobs
+from ardiff.serving.store import Lease, OpenJobs, Segment
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +126,10 @@ class JobQueue:
             failure = JobError("no_model", f"The model '{record.model}' is not served any more.")
             await self._finisher.finish_claimed(record, failure)
             return
-        given_frames = None
+        given_frames, published = None, list[Segment]()
         try:
+            if record.begun:
+                published = await self._jobs.call(self._jobs.store.continue_stream, record)
             if record.sampling.given_frames:
                 given_frames = await self._files.call(self._files.store.read_input, record)
         except (ValueError, EOFError):
@@ -139,7 +141,7 @@ class JobQueue:
         if self._stopping():
             await self._jobs.call(self._jobs.store.release, record)
         else:
-            self._running.add(runner.start(record, given_frames))
+            self._running.add(runner.start(record, given_frames, published))
 
     def _waited(self, job_id: str) -> float:
         """Seconds since this replica first left the job in the queue."""
@@ -166,16 +168,17 @@ class JobQueue:
                     await self._requeue_or_fail(record)
 
     async def _requeue_or_fail(self, taken: JobRecord) -> None:
-        """Requeues the job of a crashed replica. Ends it if it is a stream, or after ``max_attempts`` crashes."""
+        """Requeues the job of a crashed replica. Ends it after ``max_attempts`` crashes, or if it is a stream of which
+        nobody has read anything."""
         record = replace(taken, crashes=taken.crashes + 1)
         logger.warning("The replica that ran %s has crashed (lease %d).", record.id, record.lease - 1)
         self._metrics.record("ardiff_errors", 1, kind="replica_crashed")
-        if record.kind == "stream":
+        if record.kind == "stream" and not record.stream_bytes:
             await self._finisher.finish_claimed(record, _crashed("."))
         elif record.crashes >= self._config.max_attempts:
             await self._finisher.finish_claimed(record, _crashed(f" {record.crashes} times."))
         else:
-            await self._jobs.call(self._jobs.store.release, record)
+            await self._jobs.call(self._jobs.store.release, replace(record, kind="job"))
             self.notify()
 
 

@@ -21,7 +21,7 @@ class JobRecord:
     owner: str
     """Name of the API key."""
     kind: Literal["job", "stream"]
-    """A ``stream`` ends with the connection that requested it. No other replica repeats it."""
+    """A ``stream`` ends with the connection that requested it. One that outlives its replica becomes a ``job``."""
     model: str
     params: dict[str, Any]
     """The validated :class:`SamplingParams`, as a dict."""
@@ -38,6 +38,12 @@ class JobRecord:
     iterations_done: int = 0
     lease: int = 0
     """Number of the last lease under which a replica ran the job."""
+    begun: int = 0
+    """Number of the lease under which the video began. Later leases continue it, or begin again."""
+    pipeline: str | None = None
+    """Fingerprint of the pipeline with which it began."""
+    stream_bytes: int = 0
+    """Bytes of the stream that are published."""
     crashes: int = 0
     """Replicas that crashed while they ran the job."""
     started_at: float | None = None

@@ -4,7 +4,7 @@ A request passes :mod:`~ardiff.serving.admission` and waits in the :mod:`~ardiff
 them takes it and runs it in a :mod:`~ardiff.serving.model_runner`, whose frames go to readers
 (:mod:`~ardiff.serving.streaming`) and to the other replicas (:mod:`~ardiff.serving.progress`) as they are finished.
 :mod:`~ardiff.serving.completion` writes the end. Leases decide which replica runs a job
-(:mod:`~ardiff.serving.store`): after a crash another replica repeats it or records the failure.
+(:mod:`~ardiff.serving.store`): after a crash another replica continues it, or records the failure.
 """
 
 import asyncio

@@ -130,6 +130,16 @@ def stream_head(record: JobRecord) -> Response:
     return Response(None, 200, SECURITY_HEADERS | {"Cache-Control": "no-store"}, record.media_type or "video/mp4")
 
 
+def parse_stream_tag(header: str | None) -> int | None:
+    """The lease under which the stream with this ETag began. Raises RequestError 412 for another text."""
+    if header is None:
+        return None
+    tag = header.strip().removeprefix('"').removesuffix('"')
+    if not tag.isdecimal() or len(tag) > 9:
+        raise RequestError(412, "restarted", "If-Match is not the ETag of a stream of this video.")
+    return int(tag)
+
+
 def stream_response(
     first: bytes,
     chunks: AsyncIterator[bytes],
@@ -140,6 +150,8 @@ def stream_response(
     """Sends the first chunk and all others as they come. Closes ``resources`` when the response ends, or is aborted."""
 
     headers = {**SECURITY_HEADERS, **(headers or {}), "Cache-Control": "no-store"}
+    if record.status != "completed":  # the stream of a file has other bytes
+        headers["ETag"] = f'"{record.begun}"'
     response = _ClosingStream(chain(first, chunks), 200, headers, record.media_type or "video/mp4")
     response.resources = resources
     return response

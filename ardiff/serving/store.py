@@ -62,6 +62,20 @@ class HeldState(NamedTuple):
     cancelled: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of the stream of a running job."""
+
+    start: int
+    """Bytes of the stream before it."""
+    data: bytes
+    latents: bytes = b""
+    """Those of the generated frames, as :func:`ardiff.sampling.saved.pack_latents` writes them."""
+    state: bytes | None = None
+    """The state of the sampling after these frames; None before any is generated, after
+    all are, and if a later segment has one."""
+
+
 class JobStore:
     """Runs the statements on jobs. Methods raise DataError if the database is unavailable."""
 
@@ -160,15 +174,19 @@ class JobStore:
         statement = sa.select(jobs.c.id, jobs.c.lease, jobs.c.cancelled).where(jobs.c.id.in_(job_ids), _HELD)
         return {job_id: HeldState(lease, cancelled) for job_id, lease, cancelled in self.database.rows(statement)}
 
-    def publish(self, record: JobRecord, number: int, segment: bytes) -> None:
-        """Writes the progress of a running job, and the next segment of its video unless that is empty."""
-        key = {segments.c.job_id: record.id, segments.c.lease: record.lease, segments.c.number: number}
-        missing = ~sa.exists().where(*(column == value for column, value in key.items()))
-        row = [sa.literal(value, column.type) for column, value in {**key, segments.c.data: segment}.items()]
-        insert = sa.insert(segments).from_select(list(segments.c), sa.select(*row).where(missing))
+    def publish(self, record: JobRecord, segment: Segment | None) -> None:
+        """Writes the progress of a running job, and the next segment of its video."""
         with self.database.transaction() as connection:
-            if connection.execute(_held_by(record).values(_to_row(record))).rowcount and segment:
-                connection.execute(insert)
+            held = connection.execute(_held_by(record).values(_to_row(record))).rowcount
+            if segment is None or not held:
+                return
+            row = {"job_id": record.id, "begun": record.begun} | asdict(segment)
+            known = sa.exists().where(*(segments.c[name] == row[name] for name in ("job_id", "begun", "start")))
+            values = [sa.literal(row[column.name], column.type) for column in segments.c]
+            connection.execute(sa.insert(segments).from_select(list(segments.c), sa.select(*values).where(~known)))
+            if segment.state is not None:
+                earlier = sa.and_(_of_video(record), segments.c.start < segment.start, segments.c.state.is_not(None))
+                connection.execute(sa.update(segments).where(earlier).values(state=None))
 
     def release(self, record: JobRecord) -> None:
         """Returns a job to the queue; called by the lease holder."""
@@ -188,11 +206,21 @@ class JobStore:
             self.database.change(sa.update(jobs).where(own, jobs.c.ended_at.is_(None)).values(cancelled=True))
         return ended
 
-    def read_segment(self, record: JobRecord, number: int) -> bytes | None:
-        """A segment of a running job's video, or None if it is not written yet."""
-        own = sa.and_(segments.c.job_id == record.id, segments.c.lease == record.lease, segments.c.number == number)
-        rows = self.database.rows(sa.select(segments.c.data).where(own))
-        return bytes(rows[0].data) if rows else None
+    def read_stream(self, record: JobRecord, position: int) -> bytes:
+        """The next bytes of a running job's stream from ``position`` on; none if they are not written yet."""
+        before = sa.select(segments.c.start, segments.c.data).where(_of_video(record), segments.c.start <= position)
+        rows = self.database.rows(before.order_by(segments.c.start.desc()).limit(1))
+        return bytes(rows[0].data)[position - rows[0].start :] if rows else b""
+
+    def continue_stream(self, record: JobRecord) -> list[Segment]:
+        """The segments of the stream up to the last one with a state; removes the others. Called by the new holder."""
+        columns = [segments.c[f.name] for f in fields(Segment)]
+        statement = sa.select(*columns).where(_of_video(record)).order_by(segments.c.start)
+        with self.database.transaction() as connection:
+            rows = [Segment(*row) for row in connection.execute(statement)]
+            while rows and rows[-1].state is None:
+                connection.execute(sa.delete(segments).where(_of_video(record), segments.c.start == rows.pop().start))
+        return rows
 
     def delete(self, job_ids: Sequence[str]) -> None:
         """Removes jobs."""
@@ -216,7 +244,7 @@ class JobStore:
     def remove_expired(self, keep_seconds: float) -> None:
         """Removes jobs ``keep_seconds`` after their files, and segments that nobody reads any more."""
         recent = sa.or_(jobs.c.ended_at.is_(None), jobs.c.ended_at > clock() - _LEFTOVER_SECONDS)
-        needed = sa.exists().where(jobs.c.id == segments.c.job_id, jobs.c.lease == segments.c.lease, recent)
+        needed = sa.exists().where(jobs.c.id == segments.c.job_id, recent)
         self.database.change(sa.delete(segments).where(~needed))
         self.database.change(sa.delete(jobs).where(~jobs.c.has_files, jobs.c.expires_at <= clock() - keep_seconds))
 
@@ -238,6 +266,11 @@ def _claimed(where: sa.ColumnElement[bool], status: sa.ColumnElement[bool] = _QU
     """Takes the next lease of jobs with this status."""
     values = {"status": "in_progress", "lease": jobs.c.lease + 1, "heartbeat": 0}
     return sa.update(jobs).where(where, status).values(values).returning(*_RECORD)
+
+
+def _of_video(record: JobRecord) -> sa.ColumnElement[bool]:
+    """The segments of the video as it began last."""
+    return sa.and_(segments.c.job_id == record.id, segments.c.begun == record.begun)
 
 
 def _held_by(record: JobRecord) -> sa.Update:

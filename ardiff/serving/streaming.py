@@ -45,53 +45,63 @@ class Streams:
         finally:
             self.num_open[owner] -= 1
 
-    async def follow(self, owner: str, job_id: str) -> AsyncIterator[bytes]:
-        """Yields a job's video from its beginning while it is generated.
+    async def follow(
+        self, owner: str, job_id: str, position: int = 0, begun: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yields a job's video from a position on while it is generated, whichever replica does so.
+
+        Args:
+            position: Bytes that the reader has already.
+            begun: The video of which it has them, as it began then.
 
         Raises:
-            RequestError: 404; 409 for a job that failed or was cancelled; 410 for an expired one.
-            JobError: The job ended without a complete video while it was read.
+            RequestError: 404; 409 for a job that failed or was cancelled; 410 for an expired one, or if its stream is
+                not kept any more; 412 if the video began again.
+            JobError: This replica has been stopped.
         """
         while True:
-            if (job := self._running.get(job_id, owner)) is not None:
-                async for data in job.log.follow():
-                    yield data
-                return
+            job = self._running.get(job_id, owner)
+            if job is not None and not job.log.ended:
+                try:
+                    async for data in job.log.follow(position):
+                        begun = _check_begun(begun, job.record)
+                        position += len(data)
+                        yield data
+                    return
+                except JobError as error:
+                    if error.kind != "lost":  # else another replica continues it
+                        raise
             record = await self._videos.find(owner, job_id)
-            if record.status == "completed":
+            if record.status == "completed" and position == 0:
                 _, video = await self._videos.content(owner, job_id)
                 with await self._files.call(as_fragments, video) as file:
                     while data := file.read(PIECE_BYTES):
                         yield data
                 return
-            if record.ended:
+            if record.ended and record.status != "completed":
                 raise video_unavailable(record)
-            if record.status == "in_progress" and job_id not in self._running:
-                break
-            await self._pause(0.2, self._config.poll_seconds)
-        async for data in self._follow_other_replica(owner, record):
-            yield data
-
-    async def _follow_other_replica(self, owner: str, record: JobRecord) -> AsyncIterator[bytes]:
-        """Yields the segments that another replica writes to the database."""
-        index, completed = 0, False
-        while True:
-            segment = await self._jobs.call_timed(self._jobs.store.read_segment, record, index)
-            if segment is not None:
-                index += 1
-                yield segment
-                continue
-            if completed:  # it was so before the read: there is no further segment
+            if record.stream_bytes:
+                begun = _check_begun(begun, record)
+                if data := await self._jobs.call_timed(self._jobs.store.read_stream, record, position):
+                    position += len(data)
+                    yield data
+                    continue
+            if record.status == "completed":
+                if position < record.stream_bytes:
+                    message = "The rest of the stream is not kept any more: GET the content."
+                    raise RequestError(410, "gone", message)
                 return
-            latest = await self._videos.find(owner, record.id)
-            if latest.lease != record.lease or latest.status in ("failed", "cancelled", "expired", "queued"):
-                raise JobError("incomplete", "The replica that generated the video has stopped: request it again.")
-            completed = latest.status == "completed"
-            if not completed:
-                await self._pause(0.25, self._config.segment_seconds)
+            await self._pause(0.2, self._config.poll_seconds, self._config.segment_seconds)
 
     async def _pause(self, *seconds: float) -> None:
         """Waits before the next look at the database. Raises JobError when this replica's time for draining is over."""
         if self._shutdown.overdue:
             raise JobError("released", "The replica that sent the video was stopped: request it again.")
         await asyncio.sleep(min(seconds))
+
+
+def _check_begun(begun: int | None, record: JobRecord) -> int:
+    """Returns the lease under which the video began. Raises RequestError 412 unless it is that of the reader."""
+    if begun not in (None, record.begun):
+        raise RequestError(412, "restarted", "The video began again: read it from its beginning.")
+    return record.begun

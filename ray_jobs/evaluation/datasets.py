@@ -12,6 +12,7 @@ from ardiff.data import storage
 from ardiff.data.discovery import group_files, probe_record, unprobed_record
 from ardiff.data.layouts import with_labels
 from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manifest, record_of, usable, write_manifest
+from ardiff.data.members import unpacked
 from ardiff.data.storage import StoredFile
 from ardiff.errors import ConfigError, DataError
 from ardiff.metrics.arrays import SUFFIXES, list_array_videos
@@ -298,7 +299,7 @@ def paired_clips(uri: str, clips: list[Clip], real: OpenDataset) -> list[Clip]:
 
 def _names(uris: list[str]) -> list[str]:
     """The paths below the deepest common folder, without suffix."""
-    uris = [uri.rstrip("/") for uri in uris]
+    uris = [unpacked(uri).rstrip("/") for uri in uris]
     folders = [uri.split("/")[:-1] for uri in uris]
     common = 0
     while all(len(f) > common and f[common] == folders[0][common] for f in folders):

@@ -85,7 +85,8 @@ def work(changes: dict[str, Any], folder: Path, start: Path | None = None, lora:
         if lora is not None:
             add_lora(model, lora)
     statistics = LatentStatistics([[0.0] * 3] * 3, 1.0)
-    task = DiTTask(model, DiTTaskConfig(class_dropout=0.3, teacher_forcing=0.3), DiffusionConfig(), statistics)
+    recipe = DiTTaskConfig(class_dropout=0.3, teacher_forcing=0.3, openings=2)
+    task = DiTTask(model, recipe, DiffusionConfig(), statistics)
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     engine = make_engine(model, config, CPU)
     state = load_checkpoint(start, engine, "key") if start else TrainState(0, 0, "key")

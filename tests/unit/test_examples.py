@@ -47,6 +47,17 @@ def test_continue_a_clip(pipeline: str, tmp_path: Path) -> None:
     assert count_frames((tmp_path / "longer.mp4").read_bytes()) == 9
 
 
+def test_change_the_condition(pipeline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = [pipeline, str(tmp_path / "video.mp4"), "--frames", "30", "--steps", "4"]
+    example("change_the_condition").main([*run, "class_label=ring", "class_label=disc", "class_label=square"])
+    first, second = (int(line.split()[-2]) for line in capsys.readouterr().out.splitlines())
+    assert 10 <= first < second < 30
+    assert count_frames((tmp_path / "video.mp4").read_bytes()) == 30
+    with pytest.raises(SystemExit):
+        example("change_the_condition").main([*run, "class_label=cube"])
+    assert "class_label=cube is neither prompt=TEXT nor class_label= one of ['disc'" in capsys.readouterr().err
+
+
 def test_write_an_extractor(capsys: pytest.CaptureFixture[str]) -> None:
     example("write_an_extractor").main()
     same, dark = (float(part.split()[-1]) for part in capsys.readouterr().out.split(","))

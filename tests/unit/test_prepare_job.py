@@ -14,7 +14,7 @@ def test_the_output_folder_is_no_part_of_the_set(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     config = PrepareConfig(source=str(tmp_path), output=f"{tmp_path}/out/")
-    assert [Path(r.uri).name for r in find_videos(config, str(tmp_path))] == ["a.mp4", "b.mp4", "output.mp4"]
+    assert [Path(r.uri).name for r in find_videos(config, str(tmp_path)).records] == ["a.mp4", "b.mp4", "output.mp4"]
 
 
 def test_lines_that_name_no_video_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def test_lines_that_name_no_video_are_counted(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "test.txt").write_text("cat/c.mp4\n")
     source = str(tmp_path / "videos")
     config = PrepareConfig(source=source, train_list=f"{tmp_path}/train.txt", test_list=f"{tmp_path}/test.txt")
-    videos = [(r.class_name, r.label, r.split, r.status) for r in find_videos(config, source)]
+    videos = [(r.class_name, r.label, r.split, r.status) for r in find_videos(config, source).records]
     assert videos == [
         ("", 0, "train", "skipped"),
         ("bat", 0, "train", ""),

@@ -10,6 +10,7 @@ const LABELS = {
   input_reference: "The picture or clip",
 };
 const MAX_SHOWN = 200; // characters of a text in the history
+const MAX_TRIES = 60; // to continue a broken stream, one in a second
 const ACTIVE = ["queued", "in_progress"];
 let models = [];
 let current = null; // state of the shown video
@@ -230,7 +231,7 @@ async function play(video, signal) {
     }
     const response = await call(path, { signal });
     const type = response.headers.get("Content-Type");
-    if (Source && Source.isTypeSupported(type)) await playStream(new Source(), type, response, signal);
+    if (Source && Source.isTypeSupported(type)) await playStream(new Source(), type, response, path, signal);
     else await playWhole(response, signal);
   } catch (error) {
     if (error.name === "AbortError" || signal.aborted) return;
@@ -244,19 +245,16 @@ function setSource(url) {
   element.src = url;
 }
 
-async function playStream(source, type, response, signal) {
+async function playStream(source, type, response, path, signal) {
   const element = $("video");
   element.disableRemotePlayback = true;
   const opened = new Promise((resolve) => source.addEventListener("sourceopen", resolve, { once: true }));
   setSource(URL.createObjectURL(source));
   await opened;
   const buffer = source.addSourceBuffer(type);
-  const reader = response.body.getReader();
   let started = false;
-  for (;;) {
-    const { done, value } = await reader.read();
+  for await (const value of bytes(response, path, signal)) {
     if (signal.aborted) return;
-    if (done) break;
     const appended = new Promise((resolve, reject) => {
       buffer.addEventListener("updateend", resolve, { once: true });
       buffer.addEventListener("error", reject, { once: true });
@@ -271,6 +269,36 @@ async function playStream(source, type, response, signal) {
   if (source.readyState === "open") source.endOfStream();
   element.loop = true;
   if (element.ended) element.play().catch(() => {});
+}
+
+// The bytes of a stream. After a broken connection it continues at the next byte, through whichever replica answers.
+async function* bytes(response, path, signal) {
+  const tag = response.headers.get("ETag");
+  let received = 0;
+  for (let tries = 0; ;) {
+    try {
+      const reader = response.body.getReader();
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) return;
+        received += value.length;
+        tries = 0;
+        yield value;
+      }
+    } catch (error) {
+      if (signal.aborted || !tag) throw error;
+    }
+    for (;;) {
+      try {
+        response = await call(`${path}?offset=${received}`, { signal, headers: { "If-Match": tag } });
+        break;
+      } catch (error) {
+        tries += 1;
+        if (![0, 502, 503, 504].includes(error.status) || tries > MAX_TRIES) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 1000));
+      }
+    }
+  }
 }
 
 // Without Media Source Extensions: play the complete video.

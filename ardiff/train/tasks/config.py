@@ -20,8 +20,8 @@ class AutoencoderTaskConfig:
     straight while an object moves evenly let the DiT predict the next frame from the frames before it. Not in the
     paper. Clips of fewer than three frames have no such term."""
     kl_warmup_steps: int = 0
-    """Steps over which ``kl_weight`` and ``straightness_weight`` rise linearly from zero. At full weight from the
-    start, a small model may end up with latents that carry no content (posterior collapse)."""
+    """Steps over which ``kl_weight`` and ``straightness_weight`` rise from zero, with the square of the step. If they
+    are high too early, a small model may end up with latents that carry little content (posterior collapse)."""
     temporal_from_step: int = 0
     """First step at which the decoder attends to earlier frames; before it, frames are decoded alone (stages 1 and 2 of
     Sec. 4.1)."""
@@ -62,10 +62,20 @@ class DiTTaskConfig:
     """Share of the clips of a batch that train under teacher forcing: every frame has a uniform timestep of its own and
     sees the clean frames before it, as frames do in sampling with a large ``ar_step``. Such a clip costs twice. Not in
     the paper. 0 trains with ``diffusion.timestep_sampling`` only."""
+    openings: int = 0
+    """Further noisy versions of each clip's opening, as clips of ``opening_frames`` frames. A sampled video follows its
+    first frames, so what the condition asks for must be right there. Their error counts as much as that of the clips.
+    Not in the paper."""
+    opening_frames: int = 1
+    """Frames of an opening. In one frame the model learns what is there, in two or three also where it goes."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.teacher_forcing <= 1.0:
             raise ValueError(f"teacher_forcing must be in [0, 1], got {self.teacher_forcing}")
+        if self.openings < 0 or self.opening_frames < 1:
+            raise ValueError(
+                f"openings must be 0 or more, opening_frames 1 or more, got {self.openings} and {self.opening_frames}"
+            )
         if self.noise_clip < 0:
             raise ValueError(f"noise_clip must not be negative, got {self.noise_clip}")
         if not 0.0 <= self.class_dropout <= 1.0:
@@ -100,12 +110,15 @@ class DistillTaskConfig(DiTTaskConfig):
 
     def __post_init__(self) -> None:
         DiTTaskConfig.__post_init__(self)
-        if self.teacher_forcing:
-            raise ValueError("teacher_forcing is for train-dit: a student always learns beside clean frames")
-        if min(self.student_steps, self.teacher_steps, self.trajectory_uses) < 1:
-            raise ValueError("student_steps, teacher_steps and trajectory_uses must be at least 1")
+        if self.teacher_forcing or self.openings:
+            raise ValueError(
+                "teacher_forcing and openings are for train-dit: a student always learns beside clean frames, and has "
+                "first_frames"
+            )
         if self.first_frames < 0:
             raise ValueError(f"first_frames must be 0 or more, got {self.first_frames}")
+        if min(self.student_steps, self.teacher_steps, self.trajectory_uses) < 1:
+            raise ValueError("student_steps, teacher_steps and trajectory_uses must be at least 1")
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance must be a finite number of at least 0, got {self.guidance}")
         if self.teacher_spacing == "distilled":

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from ardiff.data.latents import LatentStatistics
@@ -29,7 +29,7 @@ from ardiff.sampling.params import SamplingParams
 from ardiff.tensors import to_device
 from ardiff.train.tasks.base import Batch
 from ardiff.train.tasks.config import DistillTaskConfig
-from ardiff.train.tasks.dit import DiTTask
+from ardiff.train.tasks.dit import DiTTask, repeated
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,12 +107,10 @@ class DistillTask(DiTTask):
         clips = self._follow(clean, eps, starts, labels, text, clean)
         if not (count := self.config.first_frames):
             return (clips,)
-        first = repeat(clean[:, 0], "b l d -> b k l d", k=count)
+        first, labels, text = repeated(clean[:, 0], labels, text, count)  # (B, K, L, D), (B K,)
         eps, starts = self._noise(first, draws), self._starts(len(clean), count, draws)  # (B, K, L, D), (B, K)
         first, eps = (rearrange(tensor, "b k l d -> (b k) 1 l d") for tensor in (first, eps))
-        if text is not None:
-            text = replace(text, index=text.index.repeat_interleave(count))
-        return clips, self._follow(first, eps, starts.flatten(), labels.repeat_interleave(count), text, None)
+        return clips, self._follow(first, eps, starts.flatten(), labels, text, None)
 
     def _starts(self, clips: int, count: int, draws: BatchGenerator) -> Tensor:
         """The steps at which trajectories begin, int64 ``(B, count)`` on the CPU."""

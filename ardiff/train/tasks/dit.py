@@ -1,12 +1,14 @@
 """The AR-DiT's training task.
 
-Shapes: B batch, F frames, H W pixels, L tokens, D latent width, M text tokens, E their width.
+Shapes: B batch, F frames, H W pixels, L tokens, D latent width, M text tokens, E their width,
+K openings of a clip, O frames of an opening.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 from ardiff.data.latents import LatentStatistics
@@ -76,6 +78,10 @@ class DiTTask(Task):
         loss = diffusion_loss(output, target)
         breakdown = loss_breakdown(output, target, timesteps, self.diffusion.num_timesteps)
         logged = {"mean_timestep": timesteps.float().mean(), **breakdown}
+        if self.config.openings:
+            opening = x0[:, : self.config.opening_frames]  # (B, O, L, D)
+            logged["loss_openings"] = self._loss_of_openings(opening, labels, text, draws)
+            loss = loss + logged["loss_openings"]
         if "shape" in batch:
             shapes = range(self.model.config.num_shapes)
             logged |= {f"share_shape_{i}": (batch["shape"] == i).float().mean() for i in shapes}
@@ -109,6 +115,22 @@ class DiTTask(Task):
             outputs.append(output[: len(rows)])  # (b, F, L, D)
             order.append(rows)
         return torch.cat(outputs)[to_device(torch.cat(order).argsort(), x_t.device)]  # (B, F, L, D)
+
+    def _loss_of_openings(
+        self, opening: Tensor, labels: Tensor, text: TextTokens | None, draws: BatchGenerator
+    ) -> Tensor:
+        """The loss of further noisy versions of the clips' first frames ``opening (B, O, L, D)``."""
+        size, frames = opening.shape[:2]
+        kind, steps, count = self.diffusion.timestep_sampling, self.diffusion.num_timesteps, self.config.openings
+        x0, labels, text = repeated(opening, labels, text, count)  # (B, K, O, L, D), (B K,)
+        eps = self._noise(x0, draws)  # (B, K, O, L, D)
+        drawn = [sample_timesteps(kind, size, frames, steps, draws.generators(size)) for _ in range(count)]
+        timesteps = to_device(torch.stack(drawn, dim=1).flatten(0, 1), x0.device)  # (B K, O)
+        x0, eps = x0.flatten(0, 1), eps.flatten(0, 1)  # (B K, O, L, D)
+        x_t = q_sample(x0, eps, timesteps, self.alphas_cumprod)
+        output = self.model(x_t, timesteps, labels, text)
+        target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)
+        return diffusion_loss(output, target)
 
     def _clean(self, batch: Batch) -> Tensor:
         """Normalised clean latents of the batch, ``(B, F, L, D)``."""
@@ -152,3 +174,12 @@ class DiTTask(Task):
         request = SampleRequest(videos=tuple(expand_params(params, class_label=labels, seed=list(videos))))
         latents = torch.cat(list(stream_request(model, self.diffusion, request)), dim=1)
         return to_uint8(self.decode(self.statistics.denormalise(latents))).cpu()
+
+
+def repeated(
+    x0: Tensor, labels: Tensor, text: TextTokens | None, count: int
+) -> tuple[Tensor, Tensor, TextTokens | None]:
+    """Each clip ``count`` times: latents ``(B, ...)`` as ``(B, K, ...)``, the labels ``(B K,)`` and the text."""
+    if text is not None:
+        text = replace(text, index=text.index.repeat_interleave(count))
+    return repeat(x0, "b ... -> b k ...", k=count), labels.repeat_interleave(count), text

@@ -188,6 +188,61 @@ def serve_on_each(
         yield partial(start, **settings)
 
 
+class Proxy:
+    """Passes connections on to the replica at ``url``, like the load balancer of a cluster."""
+
+    def __init__(self, url: str) -> None:
+        self.target = url
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def point(self, url: str) -> None:
+        """Breaks all connections. New ones go to another replica."""
+        self.target = url
+        for connection in self._open:
+            with contextlib.suppress(OSError):  # its client has closed it
+                connection.shutdown(socket.SHUT_RDWR)
+        self._open = []
+
+    def close(self) -> None:
+        self.point(self.target)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", httpx.URL(self.target).port or 0))
+            self._open += [client, server]
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[[str], Proxy]]:
+    opened: list[Proxy] = []
+
+    def open_proxy(url: str) -> Proxy:
+        opened.append(Proxy(url))
+        return opened[-1]
+
+    yield open_proxy
+    for each in opened:
+        each.close()
+
+
 def _start(
     name: str, pipelines: dict[str, ARDiffusionPipeline], config: ServiceConfig, stopping: threading.Event
 ) -> Served:

@@ -90,7 +90,7 @@ def test_batched_streams_have_the_frames_of_the_pipeline(serve: Serve, monkeypat
     def together() -> Any:
         if not packed:
             eventually(lambda: runner.num_jobs == 5)
-        packed.append(len(runner.engine.running))
+        packed.append(len(runner.engine.iterations))
         return step()
 
     monkeypatch.setattr(runner.engine, "step", together)

@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from toy_text import ToyEncoder
 from ardiff.diffusion.student import Student
 from ardiff.errors import DataError
 
-from .conftest import Serve, Served
+from .conftest import SHORT_LEASE, Proxy, Serve, Served, eventually
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -61,7 +61,7 @@ def until(page: Page, expression: str, patience: float = 240.0) -> Any:
     return value
 
 
-def begin(page: Page, served: Served, **fields: str) -> None:
+def begin(page: Page, served: Served | Proxy, **fields: str) -> None:
     page.goto(served.url)
     until(page, "document.querySelectorAll('#class_label option').length == 4")
     for name, value in fields.items():
@@ -167,6 +167,27 @@ def test_a_streamed_video_is_looped_when_it_is_complete(page: Page, serve: Serve
     until(page, "document.querySelector('#video').currentTime > 0.6")
     until(page, "document.querySelector('#video').currentTime < 0.4")  # again from the beginning
     assert not page.evaluate("document.querySelector('#video').paused")
+
+
+def test_the_page_plays_on_through_the_death_of_a_replica(
+    page: Page, serve: Serve, proxy: Callable[[str], Proxy]
+) -> None:
+    first = serve("a")
+    through, let = proxy(first.url), first.hold()
+    let(200)  # 19 frames
+    begin(page, through, num_frames="48", num_inference_steps="20", seed="3")
+    until(page, "document.querySelector('#video').currentTime > 0.2")
+    source = page.evaluate("document.querySelector('#video').src")
+    video = first.client.get("/v1/videos").json()["data"][0]
+    eventually(lambda: first.look(video)["frames_done"] >= 16)
+    first.crash()
+    second = serve("b", lease_seconds=SHORT_LEASE)
+    through.point(second.url)
+    until(page, "document.querySelector('#video').duration > 5.9")
+    second.wait(video)
+    assert second.record(video).begun == 1
+    until(page, "document.querySelector('#video').loop")
+    assert page.evaluate("document.querySelector('#video').src") == source  # the same player has all frames
 
 
 def test_an_upload_shows_that_it_is_decoded(page: Page, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

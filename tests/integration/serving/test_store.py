@@ -20,10 +20,11 @@ from ardiff.serving import database as schema
 from ardiff.serving.database import Database, jobs, segments, service
 from ardiff.serving.files import JobFiles
 from ardiff.serving.records import JobRecord, new_id
-from ardiff.serving.store import JobStore, Lease, Load, OpenJobs
+from ardiff.serving.store import JobStore, Lease, Load, OpenJobs, Segment
 
 from .conftest import age_jobs
 
+PART = Segment(0, b"part")
 KEEP = 1000.0
 
 
@@ -101,11 +102,11 @@ def test_the_life_of_a_job(store: JobStore) -> None:
     (held,) = store.claim("tiny", 5)
     assert (held.lease, held.status) == (1, "in_progress")
     assert store.claim("tiny", 5) == store.claim_job(job.id) == store.open_jobs() == []
-    store.publish(replace(held, frames_done=2), 0, b"part")
-    store.publish(replace(held, frames_done=3), 0, b"part")  # again, because no response arrived
+    store.publish(replace(held, frames_done=2), PART)
+    store.publish(replace(held, frames_done=3), PART)  # again, because no response arrived
     assert store.read("alice", job.id).frames_done == 3
-    store.publish(replace(held, frames_done=4), 1, b"")
-    assert (store.read_segment(held, 0), store.read_segment(held, 1)) == (b"part", None)
+    store.publish(replace(held, frames_done=4), None)
+    assert [store.read_stream(held, position) for position in (0, 3, 4)] == [b"part", b"t", b""]
     assert store.read("alice", job.id).frames_done == 4
     ended = store.finish(replace(held, status="completed", media_type="video/mp4", frames_sha256="00"), KEEP)
     assert ended == store.read("alice", job.id)
@@ -116,7 +117,8 @@ def test_the_life_of_a_job(store: JobStore) -> None:
     assert store.cancel("alice", job.id, KEEP) is None
     assert store.read("alice", job.id) == ended
     store.delete([job.id])
-    assert store.read("alice", job.id) is store.read_segment(held, 0) is None
+    assert store.read("alice", job.id) is None
+    assert store.read_stream(held, 0) == b""
 
 
 def test_each_queued_job_has_one_holder_and_the_oldest_is_first(
@@ -147,11 +149,11 @@ def test_a_replica_without_the_lease_changes_nothing(store: JobStore) -> None:
     assert store.take_over(job.id, Lease(1, 1)) == []
     before = (store.read("alice", job.id), store.leases())
     store.heartbeat([lost])
-    store.publish(replace(lost, frames_done=3), 0, b"part")
+    store.publish(replace(lost, frames_done=3), PART)
     store.release(lost)
     assert store.finish(replace(lost, status="completed"), KEEP) is None
     assert (store.read("alice", job.id), store.leases()) == before
-    assert store.read_segment(lost, 0) is None
+    assert store.read_stream(lost, 0) == b""
     assert store.held_states([job.id])[job.id].lease == 2
     store.release(replace(held, crashes=1))
     store.heartbeat([held])
@@ -253,7 +255,7 @@ def test_jobs_expire_by_the_clock_of_the_database(store: JobStore, monkeypatch: 
     waiting, done, failed = queue(store), queue(store), queue(store)
     for job, status in ((done, "completed"), (failed, "failed")):
         (held,) = store.claim_job(job.id)
-        store.publish(held, 0, b"part")
+        store.publish(held, PART)
         assert store.finish(replace(held, status=status), KEEP) is not None
 
     def sweep(age: float) -> list[str]:
@@ -266,9 +268,9 @@ def test_jobs_expire_by_the_clock_of_the_database(store: JobStore, monkeypatch: 
         return expired
 
     assert sweep(0) == []
-    assert (store.read("alice", done.id).status, store.read_segment(held, 0)) == ("completed", b"part")
+    assert (store.read("alice", done.id).status, store.read_stream(held, 0)) == ("completed", b"part")
     assert sweep(100) == []
-    assert store.read_segment(held, 0) is None
+    assert store.read_stream(held, 0) == b""
     assert sweep(KEEP) == sorted([done.id, failed.id])
     assert store.expired_files(10) == []
     assert [store.read("alice", job.id).status for job in (done, failed)] == ["expired", "expired"]
@@ -276,14 +278,32 @@ def test_jobs_expire_by_the_clock_of_the_database(store: JobStore, monkeypatch: 
     assert [store.read("alice", job.id) for job in (done, failed, waiting)] == [None, None, waiting]
 
 
-def test_segments_of_lost_leases_are_removed(store: JobStore) -> None:
+def test_a_stream_is_continued_after_the_last_segment_with_a_state(store: JobStore) -> None:
     job = queue(store)
     (lost,) = store.claim("tiny", 1)
-    store.publish(lost, 0, b"old")
+    lost = replace(lost, begun=lost.lease)
+    parts = [Segment(0, b"ab", b"x", b"1"), Segment(2, b"cd", b"y", b"2"), Segment(4, b"ef", b"z"), Segment(6, b"end")]
+    for part in [*parts[:2], parts[1], *parts[2:]]:  # one of them twice, because no response arrived
+        store.publish(lost, part)
     (held,) = store.take_over(job.id, store.leases()[job.id])
-    store.publish(held, 0, b"new")
-    store.remove_expired(KEEP)
-    assert (store.read_segment(lost, 0), store.read_segment(held, 0)) == (None, b"new")
+    store.publish(lost, Segment(9, b"late", b"", b"3"))
+    assert held.begun == 1
+    assert store.continue_stream(held) == [replace(parts[0], state=None), parts[1]]
+    assert [store.read_stream(held, position) for position in (0, 2, 4)] == [b"ab", b"cd", b""]
+    store.publish(held, Segment(4, b"efg", b"z"))
+    assert store.read_stream(held, 5) == b"fg"
+
+
+def test_a_stream_without_a_state_begins_again(store: JobStore) -> None:
+    job = queue(store)
+    (lost,) = store.claim("tiny", 1)
+    lost = replace(lost, begun=lost.lease)
+    store.publish(lost, Segment(0, b"old"))
+    (held,) = store.take_over(job.id, store.leases()[job.id])
+    assert store.continue_stream(held) == []
+    held = replace(held, begun=held.lease)
+    store.publish(held, Segment(0, b"new"))
+    assert (store.read_stream(lost, 0), store.read_stream(held, 0)) == (b"", b"new")
     store.delete([job.id])
     assert store.database.rows(select(segments.c.job_id)) == []
 
@@ -425,7 +445,7 @@ def simulate(settings: list[str], name: str, crash_after: int | None, results: A
                 store.heartbeat(claimed)
                 if crash_after is not None and next(done) > crash_after:
                     os._exit(1)
-                store.publish(replace(held, frames_done=1), 0, b"part")
+                store.publish(replace(held, frames_done=1), PART)
                 if store.finish(replace(held, status="completed", frames_sha256=name), KEEP) is not None:
                     results.put(held.id)
             if not claimed:

@@ -11,8 +11,9 @@ from s3_server import S3Server
 
 from ardiff.data import storage
 from ardiff.data.captions import MAX_CAPTIONS, MAX_CHARACTERS, MAX_TEXT_BYTES
-from ardiff.data.discovery import Discovery, discover, reuse_probe, summarize
+from ardiff.data.discovery import reuse_probe, summarize
 from ardiff.data.manifest import VideoRecord, write_manifest
+from ardiff.data.sources import Discovery, discover
 from ardiff.errors import DataError
 
 LATIN = "ein gr\xfcner Ring".encode("latin-1")

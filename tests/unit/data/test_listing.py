@@ -12,8 +12,9 @@ from PIL import Image
 
 from ardiff.data import s3, storage
 from ardiff.data.clips import natural_order, read_clips
-from ardiff.data.discovery import discover, probe_record, summarize
+from ardiff.data.discovery import probe_record, summarize
 from ardiff.data.manifest import VideoRecord, read_manifest, write_manifest
+from ardiff.data.sources import discover
 from ardiff.errors import DataError
 
 

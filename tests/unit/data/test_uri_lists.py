@@ -8,10 +8,9 @@ import pytest
 from broken_videos import encode, still
 
 from ardiff.data import storage
-from ardiff.data.captions import CaptionReader
-from ardiff.data.discovery import discover, probe_record
+from ardiff.data.discovery import probe_record
 from ardiff.data.manifest import VideoRecord, write_manifest
-from ardiff.data.uri_lists import read_list
+from ardiff.data.sources import discover
 from ardiff.errors import DataError
 
 
@@ -21,8 +20,8 @@ def put(place: Path, data: bytes = b"x") -> str:
     return str(place)
 
 
-def records_of(source: str) -> list[VideoRecord]:
-    return discover(source, "/nowhere", "folders", 0.5).records
+def records_of(source: str, test_fraction: float = 0.5) -> list[VideoRecord]:
+    return discover(source, "/nowhere", "folders", test_fraction).records
 
 
 def test_a_text_list(tmp_path: Path) -> None:
@@ -61,18 +60,34 @@ def test_a_manifest_is_a_list(tmp_path: Path) -> None:
 
 
 def test_without_splits_a_share_is_for_tests(tmp_path: Path) -> None:
-    source = put(tmp_path / "l.txt", "\n".join(f"s3://b/{i}.mp4" for i in range(400)).encode())
-    splits = [video.split for video in read_list(source, 0.25, CaptionReader())]
+    source = put(tmp_path / "l.txt", "\n".join(f"/nowhere/{i}.mp4" for i in range(400)).encode())
+    splits = [record.split for record in records_of(source, 0.25)]
     assert 0.18 < splits.count("test") / 400 < 0.32
-    assert [video.split for video in read_list(source, 0.25, CaptionReader())] == splits
+    assert [record.split for record in records_of(source, 0.25)] == splits
+
+
+def test_rows_that_are_not_taken_are_counted(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        put(tmp_path / name)
+    source = put(tmp_path / "l.csv", b"link,class_name\na.mp4,x\n,x\na.mp4,x\nb.mp4,y\n , \nb.tar.gz,x\n")
+    found = discover(source, "/nowhere", "folders", 0.5, uri_column="link")
+    assert [(r.uri.rpartition("/")[2], r.class_name, r.reason) for r in found.records] == [
+        ("a.mp4", "x", ""),
+        ("b.mp4", "y", ""),
+        ("b.tar.gz", "x", "it is a compressed tar: decompress it to .tar"),
+    ]
+    assert found.omitted == [
+        "2 rows of the list have no URI, such as row 2",
+        "1 rows of the list name a video of an earlier row, such as a.mp4 in row 3",
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("l.txt", b"\n \n", "lists no video"),
-        ("l.txt", b"a.mp4\na.mp4\n", r"lists a\.mp4 twice"),
-        ("l.csv", b"path,class\na.mp4,x\n", "no column 'uri': its columns are path, class"),
+        ("l.csv", b"uri,split\na.mp4,train\na.mp4,test\n", r"lists a\.mp4 twice with another class or split"),
+        ("l.csv", b"path,class\na.mp4,x\n", r"no column 'uri': set uri_column to one of its columns \(path, class\)"),
         ("l.csv", b"uri,split\na.mp4,later\n", r"the split 'later' of a\.mp4"),
         ("l.csv", b"", "cannot be read as a list"),
         ("l.parquet", b"x", "cannot be read as a list"),

@@ -98,7 +98,7 @@ def test_the_terms_on_latents_warm_up(make_vae):
     weights = {"kl_weight": 3.0, "straightness_weight": 20.0}
     bare, whole = loss(0, kl_weight=0.0), loss(0, **weights)
     assert whole > 1.1 * bare
-    for step, share in ((0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)):
+    for step, share in ((0, 0.0625), (1, 0.25), (3, 1.0), (9, 1.0)):
         assert loss(step, kl_warmup_steps=3, **weights) == pytest.approx(bare + share * (whole - bare), rel=1e-5)
 
 
@@ -346,6 +346,36 @@ def test_teacher_forcing_is_spread_over_the_batch_whatever_its_parts(make_dit) -
         assert all(int(part.sum()) <= 1 for part in parts) or share > 0.5
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+def test_openings_are_short_clips(make_dit, frames: int) -> None:
+    """Their loss is added to that of the clips, whose draws stay as they are."""
+    model, batch, diffusion = make_dit().double(), latents(3), DiffusionConfig(prediction="v")
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.2, generator=generator(parameter.numel()))
+    batch["latents"] = batch["latents"].double()
+    settings = {"class_dropout": 0.5, "teacher_forcing": 0.5}
+    of_clips, _ = DiTTask(model, DiTTaskConfig(**settings), diffusion, STATISTICS).loss(batch, 0, used := draws())
+    recipe = DiTTaskConfig(**settings, openings=2, opening_frames=frames)
+    loss, logged = DiTTask(model, recipe, diffusion, STATISTICS).loss(batch, 0, draws())
+
+    x0 = STATISTICS.normalise(batch["latents"])[:, :frames]  # (3, O, 2, 4)
+    eps = used(3, lambda g: torch.randn((2, frames, 2, 4), generator=g))
+    timesteps = [sample_timesteps("fopp", 3, frames, 1000, used.generators(3)) for _ in range(2)]
+    again = draws()
+    sample_timesteps("fopp", 3, 5, 1000, again.generators(3))
+    again(3, lambda g: torch.randn((5, 2, 4), generator=g))
+    labels = dit_task(model, **settings)._labels(batch, again)
+    errors, schedule = [], diffusion.alphas_cumprod()
+    for clip in range(3):
+        for number in range(2):
+            noise, t, clean = eps[clip : clip + 1, number], timesteps[number][clip : clip + 1], x0[clip : clip + 1]
+            x_t = q_sample(clean, noise, t, schedule)
+            target = prediction_target("v", clean, noise, x_t, t, schedule)
+            errors.append((model(x_t, t, labels[clip : clip + 1]) - target).square().mean())
+    assert float(logged["loss_openings"]) == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
+    assert float(loss) == pytest.approx(float(of_clips + logged["loss_openings"]), rel=1e-6)
+
+
 def test_a_model_without_classes_sees_no_label(make_dit):
     model = make_dit(num_classes=0, num_frames=5)
     batch = latents()  # of data with three classes
@@ -435,6 +465,8 @@ def test_the_generator_is_the_only_source_of_randomness(make_dit, make_vae):
         (DiTTaskConfig, {"class_dropout": 1.5}),
         (DiTTaskConfig, {"class_dropout": -0.1}),
         (DiTTaskConfig, {"noise_clip": -1.0}),
+        (DiTTaskConfig, {"openings": -1}),
+        (DiTTaskConfig, {"opening_frames": 0}),
     ],
 )
 def test_impossible_settings(make, settings):
@@ -469,7 +501,8 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_micro_batches(make_dit, make_v
     batch = {"video": clips()["video"].repeat(3, 1, 1, 1, 1)} if kind == "vae" else latents(6)
     task: Task = AutoencoderTask(make_vae(), AutoencoderTaskConfig())
     if kind != "vae":
-        task = dit_task(make_dit(), class_dropout=0.5, teacher_forcing=0.5 if kind == "forced" else 0.0)
+        forced = {"teacher_forcing": 0.5, "openings": 2, "opening_frames": 2} if kind == "forced" else {}
+        task = dit_task(make_dit(), class_dropout=0.5, **forced)
     whole, _ = task.loss(batch, 0, draws())
     parts = [
         task.loss({k: v[first : first + 2] for k, v in batch.items()}, 0, BatchGenerator("test", 0, first=first))[0]

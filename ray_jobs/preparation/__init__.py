@@ -1,0 +1,1 @@
+"""Writes the videos of tables as files, for the prepare job."""
