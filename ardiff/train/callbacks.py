@@ -17,7 +17,7 @@ class TrainingCallback:
         return []
 
     def on_flags(self, totals: list[float]) -> None:
-        """After every update, with the sums of :meth:`flags`. So all ranks can act on them at the same step."""
+        """In every step, with the sums of :meth:`flags`. So all ranks can act on them at the same step."""
 
     def on_step_end(self, step: int, loss: float) -> None:
         """After every update, with the loss of the whole batch."""

@@ -73,11 +73,11 @@ def train(
             norm = engine.step(step, lr_factor)
             if adversary is not None:
                 logged["discriminator_grad_norm"] = adversary.step(step, lr_factor)
+            callback.on_flags(flags)
         with _end_on_error(callback):
             checks.check_gradients(step, norm, logged.get("discriminator_grad_norm", 0.0))
         tracer.step()
         loss, done = sum(losses) / distributed.size(), step + 1
-        callback.on_flags(flags)
         callback.on_step_end(done, loss)
         if _due(done, config.log_every, config):
             rates = {"lr_factor": lr_factor, **engine.learning_rates()}
@@ -97,7 +97,8 @@ def train(
             break
     else:
         done = max(start.step, config.num_steps)
-    callback.on_end()
+    with explain_failures("while storing the last checkpoint", SHARD_MORE):
+        callback.on_end()
     tracer.close()
     return _state(done, config, start)
 
@@ -159,8 +160,8 @@ def _accumulate_gradients(
             if value.ndim == 0:  # a mean over the micro-batch: turn it into a sum and a count
                 value = torch.stack([value * len(indices), torch.full_like(value, len(indices))])
             sums[name] = sums[name] + value if name in sums else value
-    rank_flags = torch.tensor(flags(), dtype=torch.float64, device=engine.device)
-    totals = distributed.sum_over(torch.cat([rank_losses, rank_flags, *sums.values()]), engine.device)
+    rank_flags = [torch.full((1,), flag, dtype=torch.float64, device=engine.device) for flag in flags()]
+    totals = distributed.sum_over(torch.cat([rank_losses, *rank_flags, *sums.values()]), engine.device)
     end = size + len(rank_flags)
     pairs = zip(sums, totals[end::2], totals[end + 1 :: 2], strict=True)
     return totals[:size], {name: total / count for name, total, count in pairs if count}, totals[size:end]

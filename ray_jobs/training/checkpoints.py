@@ -3,12 +3,12 @@
 import contextlib
 import json
 import logging
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +28,16 @@ from ray_jobs.training.job import TrainJob
 logger = logging.getLogger(__name__)
 WRITE_ERRORS = (DataError, OSError, SafetensorError)
 """Errors of storage and of local disks, after which training continues without the checkpoint."""
-
-
-@dataclass(slots=True)
-class Save:
-    """A checkpoint under way: first into Ray Train's folder, then, if it is the best one, into ``best``."""
-
-    state: TrainState
-    loss: float
-    """Mean loss since the checkpoint before."""
-    may_be_best: bool
-    uri: str
-    """Where the files are copied to."""
-    folder: tempfile.TemporaryDirectory[str]
-    """Local copy of this rank's files."""
-    transfer: Future[None]
-    """Writes or copies this rank's files, in a thread."""
-    started: float
-    is_registered: bool = False
-    """Whether Ray Train knows the checkpoint; what is under way then is its copy as the best one."""
+Stages = Generator[Callable[[], None], str, None]
+"""Work for the threads of all ranks, one piece after the other. When a piece has ended on all ranks the generator
+continues, at the same step on each, with an error message if the piece failed on any rank, else with an empty one."""
 
 
 class CheckpointCallback(TrainingCallback):
     """Stores every checkpoint, registers it with Ray Train, and keeps a copy of the best one.
 
-    A thread of each rank writes and uploads its files. When all ranks are done, which they learn from the flags of a
-    step or by waiting, they mark the checkpoint as complete and register it at the same step.
+    A thread of each rank writes while training goes on. The ranks learn from the flags of a step, or by waiting, that
+    the threads of all have ended a piece of work.
     """
 
     def __init__(
@@ -78,19 +62,21 @@ class CheckpointCallback(TrainingCallback):
         """Losses since the last checkpoint."""
         self.failed_saves = 0
         """Consecutive checkpoints that were not stored."""
-        self.save: Save | None = None
+        self.best_loss = self._read_best_loss()
         self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.under_way: tuple[Stages, Future[None]] | None = None
+        """The checkpoint that is being stored, and what the thread does for it."""
 
     def flags(self) -> list[float]:
-        """Whether this rank's thread is done, and whether it failed."""
-        if self.save is None or not self.save.transfer.done():
+        """Whether this rank's thread has ended its work, and whether it failed."""
+        if self.under_way is None or not self.under_way[1].done():
             return [0.0, 0.0]
-        return [1.0, float(bool(_failure(self.save.transfer)))]
+        return [1.0, float(bool(_failure(self.under_way[1])))]
 
     def on_flags(self, totals: list[float]) -> None:
         num_done, num_failed = totals
-        if self.save is not None and num_done == distributed.size():
-            self._advance(self.save, int(num_failed))
+        if self.under_way is not None and num_done == distributed.size():
+            self._continue(*self.under_way, int(num_failed))
 
     def on_step_end(self, step: int, loss: float) -> None:
         self.losses.append(loss)
@@ -102,76 +88,79 @@ class CheckpointCallback(TrainingCallback):
         ``save_patience`` consecutive failures.
         """
         self.on_end()
-        loss, may_be_best = statistics.fmean(self.losses), self._has_whole_interval(state.step)
-        self.losses.clear()
-        is_async, started = self.job.config.async_checkpoints, time.monotonic()
-        shards, flush = local_shards(self.engine, self.discriminator, copy=is_async), self.prepare_flush()
-        uri = storage.join(self.job.checkpoints, f"checkpoint-{state.step:08d}-{self.attempt}")
-        folder = tempfile.TemporaryDirectory()
-        transfer = self.thread.submit(self._write, Path(folder.name), uri, shards, flush)
-        self.save = Save(state, loss, may_be_best, uri, folder, transfer, started)
-        if not is_async:
+        stages = self._store(state)
+        self.under_way = stages, self.thread.submit(next(stages))
+        if not self.job.config.async_checkpoints:
             self.on_end()
 
     def on_end(self) -> None:
         """Waits until no checkpoint is under way. Raises TrainingError like :meth:`on_checkpoint`."""
-        while self.save is not None:
-            wait([self.save.transfer])
-            self._advance(self.save, int(self._count(bool(_failure(self.save.transfer)))))
+        while self.under_way is not None:
+            stages, work = self.under_way
+            wait([work])
+            [num_failed] = distributed.sum_over([float(bool(_failure(work)))], self.engine.device)
+            self._continue(stages, work, int(num_failed))
 
-    def _write(self, folder: Path, uri: str, shards: dict[str, Shard], flush: Callable[[], None]) -> None:
-        """Writes this rank's shards, and on rank 0 the model's description, into ``folder`` and copies them to
-        ``uri``."""
+    def _continue(self, stages: Stages, work: Future[None], num_failed: int) -> None:
+        """Continues with the checkpoint under way after ``work``, which has ended on all ranks."""
+        failure = _failure(work)
+        if num_failed and not failure:
+            failure = f"{num_failed} of {distributed.size()} workers could not write."
+        self.under_way = None
+        with contextlib.suppress(StopIteration):
+            self.under_way = stages, self.thread.submit(stages.send(failure))
+
+    def _store(self, state: TrainState) -> Stages:
+        """Stores the checkpoint and, if it is the best one, its copy.
+
+        With ``async_checkpoints`` the first piece of work has a copy of the tensors, so that training may go on.
+        """
+        started, loss = time.monotonic(), statistics.fmean(self.losses)
+        may_be_best = self._has_whole_interval(state.step)
+        self.losses.clear()
+        shards = local_shards(self.engine, self.discriminator, copy=self.job.config.async_checkpoints)
+        flush = self.prepare_flush()
+        uri = storage.join(self.job.checkpoints, f"checkpoint-{state.step:08d}-{self.attempt}")
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            failure = yield lambda: self._write(folder, shards, flush)
+            failure = failure or (yield from self._upload(folder, uri, state))
+            if failure:
+                self._handle_save_failure(state.step, failure)
+                return
+            self.failed_saves = 0
+            seconds = round(time.monotonic() - started, 3)
+            logger.info("checkpoint stored", extra={"fields": {"uri": uri, "seconds": seconds, "mean_loss": loss}})
+            self._register(uri, state.step, loss)
+            if may_be_best and loss < self.best_loss:
+                failure = yield from self._keep_as_best(folder, state, loss)
+        if failure and self.is_leader:
+            self._print(f"step {state.step} is the best one, but its copy could not be stored: {failure}")
+
+    def _print(self, line: str) -> None:
+        self.progress.log.remote(f"{self.job.name}: {line}")
+
+    def _write(self, folder: Path, shards: dict[str, Shard], flush: Callable[[], None]) -> None:
+        """Writes this rank's shards, and on rank 0 the model's description, into a local folder. Stores the logs."""
         write_shards(folder, shards)
         if self.is_leader:
             (folder / MODEL).write_text(json.dumps(self.job.description))
         flush()
-        storage.upload_folder(folder, uri)
 
-    def _advance(self, save: Save, num_failed: int) -> None:
-        """Completes a transfer that has ended on all ranks. Every rank calls it at the same step.
+    def _upload(self, folder: Path, uri: str, state: TrainState) -> Generator[Callable[[], None], str, str]:
+        """Copies the files of all ranks to ``uri`` and marks the checkpoint as complete.
 
-        An incomplete checkpoint is deleted.
+        Deletes an incomplete checkpoint. Returns the error message on every rank, empty on success.
         """
-        self.save = None
-        failure = self._describe(_failure(save.transfer), num_failed)
-        failure = failure or self._on_leader(lambda: write_state(save.uri, save.state))
-        if failure and self.is_leader:
-            with contextlib.suppress(DataError):
-                storage.delete_folder(save.uri)
-        if save.is_registered:
-            self._complete_best(save, failure)
-        elif failure:
-            save.folder.cleanup()
-            self._handle_save_failure(save.state.step, failure)
-        else:
-            self._complete(save)
+        failure = yield lambda: storage.upload_folder(folder, uri)
+        failure = failure or (yield self._on_leader(lambda: write_state(uri, state)))
+        if failure:
+            yield self._on_leader(lambda: storage.delete_folder(uri))  # the next start deletes what is left
+        return failure
 
-    def _complete(self, save: Save) -> None:
-        """Registers a stored checkpoint, and starts its copy if it is the best one."""
-        self.failed_saves = 0
-        seconds = round(time.monotonic() - save.started, 3)
-        logger.info(
-            "checkpoint stored", extra={"fields": {"uri": save.uri, "seconds": seconds, "mean_loss": save.loss}}
-        )
-        self._register(save.uri, save.state.step, save.loss)
-        if not (save.may_be_best and self._is_best(save.loss)):
-            save.folder.cleanup()
-            return
-        uri = storage.join(self.job.best, f"step-{save.state.step:08d}-{self.attempt}")
-        transfer = self.thread.submit(storage.upload_folder, Path(save.folder.name), uri)
-        self.save = replace(save, uri=uri, transfer=transfer, is_registered=True)
-
-    def _complete_best(self, save: Save, failure: str) -> None:
-        """Replaces the best checkpoint by a copy that was stored."""
-        save.folder.cleanup()
-        best = {"step": save.state.step, "loss": save.loss, "checkpoint": save.uri.rpartition("/")[2]}
-        failure = failure or self._on_leader(lambda: self._replace_best(best))
-        if failure and self.is_leader:
-            self._print(f"step {save.state.step} is the best one, but its copy could not be stored: {failure}")
-
-    def _print(self, line: str) -> None:
-        self.progress.log.remote(f"{self.job.name}: {line}")
+    def _on_leader(self, write: Callable[[], None]) -> Callable[[], None]:
+        """``write`` on rank 0, nothing on the other ranks."""
+        return write if self.is_leader else lambda: None
 
     def _register(self, uri: str, step: int, loss: float) -> None:
         """Registers the checkpoint with Ray Train, which resumes from it after a failure."""
@@ -181,25 +170,6 @@ class CheckpointCallback(TrainingCallback):
             checkpoint=ray.train.Checkpoint(path, filesystem),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )
-
-    def _count(self, value: bool) -> float:
-        """The number of ranks on which ``value`` is True."""
-        return distributed.sum_over([float(value)], self.engine.device)[0]
-
-    def _on_leader(self, write: Callable[[], None]) -> str:
-        """Calls ``write`` on rank 0. Returns an error message on every rank if it failed, else an empty one."""
-        failure = ""
-        if self.is_leader:
-            try:
-                write()
-            except WRITE_ERRORS as error:
-                failure = str(error)
-        return self._describe(failure, int(self._count(bool(failure))))
-
-    @staticmethod
-    def _describe(failure: str, num_failed: int) -> str:
-        """An error message on every rank if ``num_failed`` ranks failed, empty if none did."""
-        return failure or (f"{num_failed} of {distributed.size()} workers could not write." if num_failed else "")
 
     def _handle_save_failure(self, step: int, failure: str) -> None:
         self.failed_saves += 1
@@ -222,14 +192,23 @@ class CheckpointCallback(TrainingCallback):
         interval, first = self.job.config.checkpoint_every, step - len(self.losses)
         return first % interval == 0 and (step % interval == 0 or step == self.job.config.num_steps)
 
-    def _is_best(self, loss: float) -> bool:
-        """Whether ``loss`` is lower than that of the best checkpoint. Rank 0 decides for all ranks."""
-        is_best = False
+    def _keep_as_best(self, folder: Path, state: TrainState, loss: float) -> Generator[Callable[[], None], str, str]:
+        """Replaces the best checkpoint. Returns the error message on every rank, empty on success."""
+        name = f"step-{state.step:08d}-{self.attempt}"
+        best = {"step": state.step, "loss": loss, "checkpoint": name}
+        failure = yield from self._upload(folder, storage.join(self.job.best, name), state)
+        failure = failure or (yield self._on_leader(lambda: self._replace_best(best)))
+        self.best_loss = self.best_loss if failure else loss
+        return failure
+
+    def _read_best_loss(self) -> float:
+        """Mean loss of the best checkpoint of this and earlier attempts, as rank 0 reads it; infinite if there is
+        none."""
+        loss = 0.0
         if self.is_leader:
             file = self.job.best_file
-            with contextlib.suppress(DataError):
-                is_best = not storage.exists(file) or loss < json.loads(storage.read_bytes(file))["loss"]
-        return bool(self._count(is_best))
+            loss = json.loads(storage.read_bytes(file))["loss"] if storage.exists(file) else math.inf
+        return distributed.sum_over([loss], self.engine.device)[0]
 
     def _replace_best(self, best: dict[str, Any]) -> None:
         """Writes the name of the best checkpoint and deletes the previous one."""
@@ -237,13 +216,14 @@ class CheckpointCallback(TrainingCallback):
         old = json.loads(storage.read_bytes(file))["checkpoint"] if storage.exists(file) else None
         storage.write_bytes(file, json.dumps(best).encode())
         if old is not None:
-            storage.delete_folder(storage.join(self.job.best, old))
+            with contextlib.suppress(DataError):  # the next start deletes what is left
+                storage.delete_folder(storage.join(self.job.best, old))
 
 
-def _failure(transfer: Future[None]) -> str:
-    """Why a transfer that has ended could not write; empty on success. Raises all other errors."""
+def _failure(work: Future[None]) -> str:
+    """Why work that has ended could not write; empty on success. Raises all other errors."""
     try:
-        transfer.result()
+        work.result()
     except WRITE_ERRORS as error:
         return str(error)
     return ""

@@ -237,7 +237,7 @@ def test_training_goes_on_while_a_checkpoint_is_uploaded(callback: Any, held_upl
     [(metrics, rest)] = callback.reports
     assert metrics == {"step": 1, "loss": 3.0}
     assert torch.equal(ShardReader(Path(rest["checkpoint"].path)).read("model", name), before)
-    step_until(callback, lambda: callback.save is None)  # the copy as the best one
+    step_until(callback, lambda: callback.under_way is None)  # the copy as the best one
     best = json.loads(Path(callback.job.best_file).read_text())
     assert torch.equal(ShardReader(Path(callback.job.best) / best["checkpoint"]).read("model", name), before)
 
@@ -284,7 +284,7 @@ def test_without_async_checkpoints_training_waits(callback: Any) -> None:
     callback.on_step_end(1, 3.0)
     callback.on_checkpoint(TrainState(1, 16, "key"))
     assert [metrics["step"] for metrics, _ in callback.reports] == [1]
-    assert callback.save is None
+    assert callback.under_way is None
     assert Path(callback.job.best_file).exists()
 
 
