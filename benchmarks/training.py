@@ -8,8 +8,9 @@ One Ray Train job runs all combinations in turn on the same workers, so the rati
 random. The first steps of each combination warm up and are not measured.
 
 ``checkpoints`` compares the wall time of training with a checkpoint every 20 steps, synchronous and asynchronous, with
-that of training without checkpoints. They take turns on the same workers, and the median of the rounds counts. The time
-includes waiting for the last checkpoint.
+that of training without checkpoints: in a folder as it is, and if every upload takes a second longer, as over a network.
+They take turns on the same workers, and the median of the rounds counts. The time includes waiting for the last
+checkpoint. Most checkpoints are the best so far and are uploaded twice.
 
 ``formula`` compares the time of a step with the prediction of `ardiff estimate`, for small models on one thread. The
 first model gives the operations per second, and the ratios of the others show whether the formula holds. The models
@@ -64,6 +65,8 @@ from ray_jobs.training.job import TrainJob
 FRAMES, TOKENS, DIM, CLIPS, FILES = 16, 4, 4, 64, 16
 WARM_UP = 5
 SAVE_EVERY = 20
+DELAYS = (0.0, 1.0)
+"""Seconds by which every upload of a folder takes longer."""
 MODES = {"none": None, "synchronous": False, "asynchronous": True}
 """Values of ``train.async_checkpoints``; None stores no checkpoints."""
 ENGINES: dict[str, dict[str, Any]] = {
@@ -144,24 +147,39 @@ def measure(job: dict[str, Any]) -> None:
 
 
 def measure_checkpoints(job: dict[str, Any]) -> None:
-    """Runs on every worker: seconds of training in each mode, in turns."""
+    """Runs on every worker: seconds of training with each delay and mode, in turns."""
     torch.set_num_threads(1)
     tree = {"batch_size": 16, "num_workers": job["workers"], "log_every": 10**6, "checkpoint_every": SAVE_EVERY}
     config = build(TrainConfig, {**tree, "num_steps": SAVE_EVERY * (2 if job["quick"] else 5)})
-    rows: dict[str, list[float]] = {mode: [] for mode in MODES}
-    for turn, (mode, is_async) in itertools.product(range(job["rounds"] + 1), MODES.items()):
-        task = make_task(job["quick"])
+    cases = [(delay, mode) for delay in DELAYS for mode in MODES if delay == 0 or mode != "none"]
+    rows: dict[str, list[float]] = {f"{mode} | {delay:g}": [] for delay, mode in cases}
+    upload = storage.upload_folder
+    for turn, (delay, mode) in itertools.product(range(job["rounds"] + 1), cases):
+        storage.upload_folder = delayed(upload, delay)
+        is_async, task = MODES[mode], make_task(job["quick"])
         engine = make_engine(task.model, config, torch.device("cpu"))
+        if distributed.rank() == 0:
+            storage.delete_folder(storage.join(job["run_folder"], "best"))
+        distributed.sum_over([0.0], engine.device)  # all workers start together
         callbacks = (
             [] if is_async is None else [make_callback(job, replace(config, async_checkpoints=is_async), engine)]
         )
-        distributed.sum_over([0.0], engine.device)  # all workers start together
         started = time.monotonic()
         train(task, engine, from_memory(job["stream"], config), config, TrainState(0, 0, ""), callbacks)
         if turn:  # the first warms up
-            rows[mode].append(time.monotonic() - started)
+            rows[f"{mode} | {delay:g}"].append(time.monotonic() - started)
     if distributed.rank() == 0:
         (Path(job["folder"]) / "rows.json").write_text(json.dumps(rows))
+
+
+def delayed(upload: Callable[[Path, str], None], seconds: float) -> Callable[[Path, str], None]:
+    """``upload``, which takes ``seconds`` longer."""
+
+    def upload_later(local: Path, uri: str) -> None:
+        time.sleep(seconds)
+        upload(local, uri)
+
+    return upload_later
 
 
 def make_callback(job: dict[str, Any], config: TrainConfig, engine: Engine) -> CheckpointCallback:
@@ -227,8 +245,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def print_lost_time(rows: dict[str, list[float]]) -> None:
     seconds = {mode: statistics.median(values) for mode, values in rows.items()}
-    base = seconds["none"]
-    print("| checkpoints | s | relative to none | share of the wall time lost |\n|---|---|---|---|")
+    base = seconds["none | 0"]
+    print("| checkpoints | s longer per upload | s | relative to none | share of the wall time lost |")
+    print("|---|---|---|---|---|")
     for mode, value in seconds.items():
         print(f"| {mode} | {value:.2f} | **{value / base:.3f}** | {1 - base / value:.1%} |")
 
