@@ -8,7 +8,7 @@ One Ray Train job runs all combinations in turn on the same workers, so the rati
 random. The first steps of each combination warm up and are not measured.
 
 ``checkpoints`` compares the wall time of training with a checkpoint every 20 steps, synchronous and asynchronous, with
-that of training without checkpoints: in a folder as it is, and if every upload takes a second longer, as over a network.
+that of training without checkpoints: as the folder is, and if every upload takes a second longer, as over a network.
 They take turns on the same workers, and the median of the rounds counts. The time includes waiting for the last
 checkpoint. Most checkpoints are the best so far and are uploaded twice.
 

@@ -167,6 +167,9 @@ def test_the_best_checkpoint_is_copied(callback: Any) -> None:
     assert [p.name for p in folder.iterdir() if p.is_dir()] == [best["checkpoint"]]
     assert (folder / best["checkpoint"] / "state.json").exists()
     assert [metrics["loss"] for metrics, _ in callback.reports] == [3.0, 1.0, 2.0, 1.5]
+    again = CheckpointCallback(callback.job, callback.engine, None, "2", callback.progress, callback.prepare_flush)
+    save(again, 5, 1.2)
+    assert json.loads((folder / "best.json").read_text()) == best
 
 
 def test_only_whole_intervals_compete_for_the_best_checkpoint(callback: Any) -> None:
@@ -200,18 +203,39 @@ def test_a_checkpoint_counts_although_its_copy_as_the_best_fails(
     assert re.search(r"step 1 is the best one, but .* No space left", callback.progress.lines[-1])
 
 
+def test_an_old_best_checkpoint_that_cannot_be_deleted_does_no_harm(
+    callback: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(uri: str) -> None:
+        raise DataError(f"Cannot delete {uri}.")
+
+    save(callback, 1, 3.0)
+    monkeypatch.setattr(storage, "delete_folder", fail)
+    save(callback, 2, 2.0)
+    save(callback, 3, 2.5)
+    assert json.loads(Path(callback.job.best_file).read_text())["step"] == 2
+    assert not callback.progress.lines
+
+
 @pytest.fixture
-def held_uploads(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Uploads wait for the event."""
-    upload, event = storage.upload_folder, threading.Event()
+def held_writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Tensors are not written before the event."""
+    write, event = shards.save_file, threading.Event()
 
-    def wait_and_upload(local: Path, uri: str) -> None:
+    def wait_and_write(tensors: dict[str, torch.Tensor], file: Path) -> None:
         assert event.wait(60)
-        upload(local, uri)
+        write(tensors, file)
 
-    monkeypatch.setattr(storage, "upload_folder", wait_and_upload)
+    monkeypatch.setattr(shards, "save_file", wait_and_write)
     yield event
     event.set()
+
+
+def fail_uploads(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(local: Path, uri: str) -> None:
+        raise error
+
+    monkeypatch.setattr(storage, "upload_folder", fail)
 
 
 def step_until(callback: Any, condition: Callable[[], bool]) -> None:
@@ -222,7 +246,7 @@ def step_until(callback: Any, condition: Callable[[], bool]) -> None:
         callback.on_flags(callback.flags())
 
 
-def test_training_goes_on_while_a_checkpoint_is_uploaded(callback: Any, held_uploads: threading.Event) -> None:
+def test_training_goes_on_while_a_checkpoint_is_stored(callback: Any, held_writes: threading.Event) -> None:
     [(name, parameter)] = list(callback.engine.model.named_parameters())[:1]
     before = parameter.detach().clone()
     callback.on_step_end(1, 3.0)
@@ -232,7 +256,7 @@ def test_training_goes_on_while_a_checkpoint_is_uploaded(callback: Any, held_upl
     callback.on_flags(callback.flags())
     assert callback.flags() == [0.0, 0.0]
     assert not callback.reports
-    held_uploads.set()
+    held_writes.set()
     step_until(callback, lambda: bool(callback.reports))
     [(metrics, rest)] = callback.reports
     assert metrics == {"step": 1, "loss": 3.0}
@@ -242,14 +266,14 @@ def test_training_goes_on_while_a_checkpoint_is_uploaded(callback: Any, held_upl
     assert torch.equal(ShardReader(Path(callback.job.best) / best["checkpoint"]).read("model", name), before)
 
 
-def test_at_most_one_checkpoint_is_under_way(callback: Any, held_uploads: threading.Event) -> None:
+def test_at_most_one_checkpoint_is_under_way(callback: Any, held_writes: threading.Event) -> None:
     callback.on_step_end(1, 3.0)
     callback.on_checkpoint(TrainState(1, 16, "key"))
     with ThreadPoolExecutor(1) as pool:
         callback.on_step_end(2, 2.0)
         second = pool.submit(callback.on_checkpoint, TrainState(2, 32, "key"))
         assert not wait([second], timeout=0.2).done
-        held_uploads.set()
+        held_writes.set()
         second.result(60)
     assert [metrics["step"] for metrics, _ in callback.reports] == [1]
     callback.on_end()
@@ -257,10 +281,7 @@ def test_at_most_one_checkpoint_is_under_way(callback: Any, held_uploads: thread
 
 
 def test_a_failed_upload_is_found_in_a_later_step(callback: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(local: Path, uri: str) -> None:
-        raise DataError("Cannot write: No space left on device.")
-
-    monkeypatch.setattr(storage, "upload_folder", fail)
+    fail_uploads(monkeypatch, DataError("Cannot write: No space left on device."))
     callback.on_step_end(1, 3.0)
     callback.on_checkpoint(TrainState(1, 16, "key"))
     step_until(callback, lambda: callback.failed_saves == 1)
@@ -269,10 +290,7 @@ def test_a_failed_upload_is_found_in_a_later_step(callback: Any, monkeypatch: py
 
 
 def test_other_errors_of_the_thread_stop_training(callback: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(local: Path, uri: str) -> None:
-        raise RuntimeError("a defect")
-
-    monkeypatch.setattr(storage, "upload_folder", fail)
+    fail_uploads(monkeypatch, RuntimeError("a defect"))
     callback.on_step_end(1, 3.0)
     callback.on_checkpoint(TrainState(1, 16, "key"))
     with pytest.raises(RuntimeError, match="a defect"):
