@@ -105,7 +105,7 @@ class Client:
     def stream(self, reference: str | Path | None = None, **settings: Any) -> Iterator[bytes]:
         """Requests a video and yields its bytes while it is generated. Closing the iterator cancels the video.
 
-        If the connection breaks, the stream continues at the next byte, through whichever replica answers.
+        If its replica crashes or stops, the stream continues at the next byte, through whichever replica answers.
         """
         body = self._body(reference, settings)
         with contextlib.ExitStack() as opened:
@@ -115,10 +115,11 @@ class Client:
                 return opened.enter_context(self._checked(method, path, **options))
 
             response = self._retry(lambda: connect("POST", "/v1/videos:stream", **body), once=True)
-            video, tag, received = response.headers["x-video-id"], response.headers.get("etag"), 0
+            video, received = response.headers["x-video-id"], 0
             is_owner = True  # closing the first connection cancels the video
             try:
                 while True:
+                    tag = response.headers.get("etag")  # None for a stored file, whose bytes are others
                     try:
                         for chunk in response.iter_raw():
                             received += len(chunk)

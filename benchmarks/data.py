@@ -1,13 +1,14 @@
 """Loading clips: Ray Data against a plain PyAV loop, S3 against local files, ranges against whole files, and memory.
 
-    python benchmarks/data.py [--part decode|storage|ranges|memory] [--quick]
+    python benchmarks/data.py [--part decode|storage|ranges|memory|tables] [--quick]
 
 ``decode``: frames per core-second, decoded and resized, of 256 x 256 H.264 files, for Ray Data with a trainer that does
 nothing and for one process that reads, decodes and resizes in a loop. ``storage``: reading and decoding from S3 and
 from disk. ``ranges``: a clip of a long video, read by ranges and as a whole file. ``memory``: peak memory of all
-processes, and bytes spilled by the object store, for a data set and for one ten times its size. The S3 server is that
-of the tests. Prints the tables of docs/performance.md. Other load on the machine changes seconds, but hardly changes
-ratios of CPU time.
+processes, and bytes spilled by the object store, for a data set and for one ten times its size. ``tables``: peak memory
+of a process that writes a row group of videos as files. The S3 server is that of the tests. Prints the tables of
+docs/performance.md, and a figure of docs/data.md. Other load on the machine changes seconds, but hardly changes ratios
+of CPU time.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from pathlib import Path
 import av
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from ardiff.data import storage
@@ -36,20 +39,23 @@ from ardiff.data.config import ClipConfig
 from ardiff.data.decode import decode_frames
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.probe import Timing, probe
+from ardiff.data.sources import find_tables
 from ardiff.data.streams import ClipStream
+from ardiff.data.video_tables import write_group
 from ardiff.randomness import numpy_generator
 from ardiff.resolution import Resolution
 
 RESOLUTION = 128
 CLIPS = ClipConfig(num_frames=16)
+PARTS = ("decode", "storage", "ranges", "memory", "tables")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("all", "decode", "storage", "ranges", "memory"), default="all")
+    parser.add_argument("--part", choices=("all", *PARTS), default="all")
     parser.add_argument("--quick", action="store_true", help="fewer videos and repetitions")
     arguments = parser.parse_args()
-    parts = ("decode", "storage", "ranges", "memory") if arguments.part == "all" else (arguments.part,)
+    parts = PARTS if arguments.part == "all" else (arguments.part,)
     with tempfile.TemporaryDirectory() as folder:
         records = make_videos(Path(folder), 12 if arguments.quick else 40)
         repeats = 3 if arguments.quick else 5
@@ -64,6 +70,8 @@ def main() -> int:
                     measure_ranges(Path(folder), repeats)
                 case "memory":
                     measure_memory(records, 96 if arguments.quick else 512)
+                case "tables":
+                    measure_tables(Path(folder), 50 if arguments.quick else 300)
     return 0
 
 
@@ -362,6 +370,27 @@ def measure_memory(records: list[VideoRecord], clips: int) -> None:
         print(answer.stdout.strip(), flush=True)
 
 
+def measure_tables(folder: Path, videos: int) -> None:
+    """Peak memory of a process that writes a row group with videos of 1 MiB as files, beyond that of its imports."""
+    generator = numpy_generator("benchmark tables")
+    content = [generator.bytes(1 << 20) for _ in range(videos)]
+    pq.write_table(pa.table({"video": content}), folder / "videos.parquet", row_group_size=videos)
+    command = [sys.executable, __file__, "--table-of", str(folder)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    print(f"| videos of 1 MiB | peak, MiB |\n|---|---|\n| {videos} | {answer.stdout.strip()} |")
+
+
+def write_table(folder: str) -> None:
+    def peak() -> int:
+        [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) // 1024  # a mebibyte is 1024 kB there
+
+    before = peak()
+    [table] = find_tables(f"{folder}/videos.parquet", f"{folder}/out")
+    write_group(table, 0, f"{folder}/out")
+    print(peak() - before)
+
+
 def memory_of(times: int, clips: int) -> None:
     import ray
     from ray._private.internal_api import memory_summary
@@ -412,6 +441,9 @@ def memory_of(times: int, clips: int) -> None:
 
 
 if __name__ == "__main__":
+    if "--table-of" in sys.argv:
+        write_table(sys.argv[2])
+        raise SystemExit(0)
     if "--memory-of" in sys.argv:
         memory_of(*(int(number) for number in sys.argv[2:4]))
         raise SystemExit(0)

@@ -1,8 +1,7 @@
 """Measures the endpoint: time to the first frame, throughput by number of clients, scaling. Prints tables.
 
     python benchmarks/serve.py                      # the tables of docs/performance.md, about ten minutes on two cores
-    python benchmarks/serve.py --part latency       # one of them: latency, packing, scaling, store,
-                                                    # continue
+    python benchmarks/serve.py --part latency       # one of them: latency, packing, scaling, store, continue
     make postgresql                                 # once, before the table of the store
     python benchmarks/serve.py --url http://...     # latency and throughput of a running service
 

@@ -1,4 +1,4 @@
-"""Writes the manifest of a data set: probes all videos of a folder or S3 prefix, or draws the synthetic set.
+"""Writes the manifest of a data set: probes all videos of a source, or draws the synthetic set.
 
 A second run probes only new and changed videos. Beside the manifest it writes ``errors.parquet``, one row per bad
 video, and ``sheet.png``, frames of randomly chosen videos.
@@ -32,7 +32,7 @@ from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, w
 from ardiff.data.layouts import LayoutName
 from ardiff.data.manifest import Split, VideoRecord, read_manifest, record_of, usable, write_manifest
 from ardiff.data.pictures import crop
-from ardiff.data.sources import Discovery, discover, find_tables
+from ardiff.data.sources import Discovery, discover, find_tables, is_remote_folder
 from ardiff.data.synthetic_set import write_video
 from ardiff.data.video_tables import VideoTable, describe_tables
 from ardiff.errors import DataError
@@ -100,15 +100,20 @@ class PrepareConfig:
         """URI of the manifest."""
         return storage.join(self.output, "manifest.parquet")
 
+    @property
+    def columns(self) -> tuple[str, str, str]:
+        """The columns of URIs, videos and captions, as :func:`discover` and :func:`find_tables` take them."""
+        return self.uri_column, self.video_column, self.caption_column
+
 
 def run(config: PrepareConfig, key: str = "") -> None:
     """Writes the manifest. Raises DataError if there is no video, or too few can be decoded."""
-    found = None if config.source is None else find_videos(config, config.source)
+    discovery = None if config.source is None else find_videos(config, config.source)
     with ray_cluster(), stage("prepare", config.output, key) as record:
-        if found is None:
+        if discovery is None:
             records = _draw(config)
         else:
-            records = _probe(config, [*found.records, *_write_tables(config, found.tables)])
+            records = _probe(config, [*discovery.records, *_write_tables(config, discovery.tables)])
         bad = [r for r in records if r.status == "error"]
         for r in bad[:5]:
             print_line(f"[yellow]bad[/] {r.uri}: {r.reason}")
@@ -120,7 +125,7 @@ def run(config: PrepareConfig, key: str = "") -> None:
         log.check()
         if config.sheet_clips:
             _write_sheet(config, records)
-        if found is not None:
+        if discovery is not None:
             print_line(summarize(records))
         good = [r for r in records if r.status == "ok"]
         classes = len({r.label for r in good})
@@ -134,29 +139,32 @@ def find_videos(config: PrepareConfig, source: str) -> Discovery:
     lists = None
     if config.train_list is not None and config.test_list is not None:
         lists = config.train_list, config.test_list
-    columns = config.caption_column, config.uri_column, config.video_column
-    found = discover(source, config.output, config.layout, config.test_fraction, lists, *columns)
-    if found.unmatched:
-        lines, examples = len(found.unmatched), "; ".join(found.unmatched[:3])
+    discovery = discover(source, config.output, config.layout, config.test_fraction, lists, *config.columns)
+    if discovery.unmatched:
+        lines, examples = len(discovery.unmatched), "; ".join(discovery.unmatched[:3])
         print_line(f"[yellow]{lines} lines of the lists[/] match no video of {source}, such as {examples}")
-    if found.ignored:
-        print_line(f"[yellow]not taken:[/] {describe_suffixes(found.ignored)}")
-    _print_omitted(found)
-    return found
+    if discovery.ignored:
+        print_line(f"[yellow]not taken:[/] {describe_suffixes(discovery.ignored)}")
+    _print_omitted(discovery)
+    return discovery
 
 
-def _print_omitted(found: Discovery) -> None:
-    for line in found.omitted:
+def _print_omitted(discovery: Discovery) -> None:
+    for line in discovery.omitted:
         print_line(f"[yellow]not taken:[/] {escape(line)}")
-    for line in found.omitted_captions:
+    for line in discovery.omitted_captions:
         print_line(f"[yellow]captions:[/] {escape(line)}")
 
 
 def describe_plan(config: PrepareConfig) -> str:
-    """What ``--dry-run`` prints: the size of tables, whose videos are written as files. S3 folders are not listed."""
-    columns = config.uri_column, config.video_column, config.caption_column
-    tables = find_tables(config.source, config.output, *columns) if config.source else []
-    return describe_tables(tables, config.output) if tables else "nothing is copied: videos stay where they are"
+    """What ``--dry-run`` prints: the size of the tables whose videos are written. Remote folders are not listed."""
+    tables = find_tables(config.source, config.output, *config.columns) if config.source else []
+    if tables:
+        return describe_tables(tables, config.output)
+    if config.source and is_remote_folder(config.source):
+        target = storage.join(config.output, "videos")
+        return f"{config.source} is not listed: videos stay where they are, those of tables are written to {target}"
+    return "nothing is copied: videos stay where they are"
 
 
 def _write_tables(config: PrepareConfig, tables: list[VideoTable]) -> list[VideoRecord]:
@@ -164,9 +172,9 @@ def _write_tables(config: PrepareConfig, tables: list[VideoTable]) -> list[Video
     if not tables:
         return []
     print_line(escape(describe_tables(tables, config.output)))
-    found = write_tables(tables, storage.absolute(config.output), config.test_fraction)
-    _print_omitted(found)
-    return found.records
+    discovery = write_tables(tables, storage.absolute(config.output), config.test_fraction)
+    _print_omitted(discovery)
+    return discovery.records
 
 
 def _draw(config: PrepareConfig) -> list[VideoRecord]:

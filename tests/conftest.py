@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread for torch, factories of tiny models with nonzero weights, and an S3 server."""
+"""Shared by all tests: one thread and a seed for torch, factories of tiny models, and an S3 server."""
 
 import atexit
 import json
@@ -47,6 +47,12 @@ def _fill(model: nn.Module, seed: int = 0, std: float = 0.2) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data.normal_(std=std, generator=generator)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test and its fixtures draw without a generator of their own is the same in each run and each order."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -64,8 +64,13 @@ def ignored_suffixes(source: str, files: Sequence[StoredFile], videos: Sequence[
         folder = file.uri.rpartition("/")[0] + "/"
         return file.uri in names or (folder in names and file.uri.lower().endswith(IMAGE_SUFFIXES))
 
-    left = [file.uri.rpartition("/")[2].lower() for file in files if not is_used(file)]
-    return Counter(f".{name.rpartition('.')[2]}" if "." in name else "" for name in left)
+    return Counter(suffix_of(file.uri) for file in files if not is_used(file))
+
+
+def suffix_of(uri: str) -> str:
+    """The suffix of a name, in lower case and with the dot; empty if it has none."""
+    name = uri.rpartition("/")[2].lower()
+    return f".{name.rpartition('.')[2]}" if "." in name else ""
 
 
 def describe_suffixes(suffixes: Counter[str]) -> str:

@@ -32,6 +32,7 @@ _TRANSIENT_TEXT = re.compile(
     # Without credentials, Google's library says UNAVAILABLE as well.
     r"|google::cloud::Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL|ABORTED)(?!.*OAuth2)"
 )
+_GOOGLE = "google::cloud"
 _TRANSIENT_ERRNO = {errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN, errno.ESTALE}
 
 
@@ -51,7 +52,7 @@ def with_retries(description: str, operation: Callable[[], ResultT]) -> ResultT:
             jitter = Random(f"{description} {os.getpid()} {attempt}").uniform(0.5, 1)
             pause = min(0.25 * 2**attempt, 15.0) * jitter
             if not transient or time.monotonic() + pause > deadline:
-                raise _storage_error(description, error, attempt, transient) from error
+                raise storage_error(description, error, attempt) from error
             logger.warning("%s: %s. Retrying in %.1f s.", description, _reason(error), pause)
             time.sleep(pause)
             attempt += 1
@@ -73,15 +74,21 @@ def is_transient(error: Exception) -> bool:
     return False
 
 
-def _storage_error(description: str, error: Exception, attempts: int, transient: bool) -> StorageError:
-    reason = _reason(error)
-    remote = "AWS Error" in reason or isinstance(error, BotoCoreError | ClientError)
-    remedy = "the bucket, the credentials and AWS_ENDPOINT_URL" if remote else "the path and its permissions"
-    if "google::cloud" in str(error):
+def is_bucket_error(error: Exception) -> bool:
+    """Whether a client of S3 or Google Cloud Storage reports the error, and not the content of a file."""
+    return isinstance(error, BotoCoreError | ClientError) or "AWS Error" in str(error) or _GOOGLE in str(error)
+
+
+def storage_error(description: str, error: Exception, attempts: int = 1) -> StorageError:
+    """The error of an operation that failed; its message begins with ``description`` and ends with what to check."""
+    remedy = "the path and its permissions"
+    if _GOOGLE in str(error):
         remedy = "the bucket and GOOGLE_APPLICATION_CREDENTIALS, or set storage.anonymous for a public bucket"
+    elif is_bucket_error(error):
+        remedy = "the bucket, the credentials and AWS_ENDPOINT_URL"
     tried = f" (tried {attempts} times)" if attempts > 1 else ""
-    failure = StorageError(f"{description}: {reason}{tried}. Check {remedy}.")
-    failure.attempts, failure.transient = attempts, transient
+    failure = StorageError(f"{description}: {_reason(error)}{tried}. Check {remedy}.")
+    failure.attempts, failure.transient = attempts, is_transient(error)
     return failure
 
 

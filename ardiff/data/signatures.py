@@ -7,7 +7,9 @@ ReadAt = Callable[[int, int], bytes]
 _HEAD = 4096
 _MAX_INDEX = 1 << 24
 _MAX_BOXES = 10_000
-_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+Signatures = tuple[tuple[int, bytes, str], ...]
+"""Position in a file, the bytes there, and what the file is then."""
+_SIGNATURES: Signatures = (
     (0, b"version https://git-lfs", "it is a Git LFS pointer, not the video: run `git lfs pull`"),
     (0, b"GIF8", "it is a GIF picture, which is not taken as a video: convert it"),
     (0, b"\x89PNG", "it is a PNG picture"),
@@ -29,9 +31,8 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
 def explain(read_at: ReadAt, size: int) -> str:
     """Why a file of ``size`` bytes is no video that can be decoded; empty if nothing is recognized."""
     head = read_at(0, _HEAD)
-    for position, magic, text in _SIGNATURES:
-        if head[position : position + len(magic)] == magic:
-            return text
+    if text := recognize(head, _SIGNATURES):
+        return text
     if not head.strip(b"\0"):
         return (
             "it begins with zeros: it was never written or is damaged"
@@ -46,6 +47,11 @@ def explain(read_at: ReadAt, size: int) -> str:
             return "it is an HTML page, not a video: the download failed"
         return "it is text, not a video"
     return ""
+
+
+def recognize(head: bytes, signatures: Signatures) -> str:
+    """What a file that begins with ``head`` is, by the first signature that fits; empty if none does."""
+    return next((text for start, magic, text in signatures if head[start : start + len(magic)] == magic), "")
 
 
 def boxes(read_at: ReadAt, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:

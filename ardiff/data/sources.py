@@ -1,7 +1,7 @@
-"""From the source of a data set to records of its videos: a folder or S3 prefix, tars, or a list of URIs."""
+"""From the source of a data set to records of its videos: a folder or prefix of a bucket, tars, tables, or a list."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -26,10 +26,9 @@ from ardiff.data.members import parse_member, unpacked
 from ardiff.data.omissions import Omissions
 from ardiff.data.storage import StoredFile
 from ardiff.data.tars import (
-    COMPRESSED_SUFFIXES,
     TarListing,
     TarVideo,
-    check_not_compressed,
+    is_compressed_tar,
     is_tar,
     list_tar,
     tar_videos,
@@ -66,9 +65,9 @@ def discover(
     layout: LayoutName,
     test_fraction: float,
     split_lists: tuple[str, str] | None = None,
-    caption_column: str = "",
     uri_column: str = "uri",
     video_column: str = "",
+    caption_column: str = "",
 ) -> Discovery:
     """The videos of ``source`` with class, split and captions, not probed yet.
 
@@ -80,16 +79,16 @@ def discover(
         layout: How the videos lie in ``source``. Those in tars lie as if each tar were unpacked where it is.
         test_fraction: See :func:`ardiff.data.layouts.assign`.
         split_lists: URIs of the lists of training and test videos, which replace the splits of the layout.
-        caption_column: See :class:`ardiff.data.captions.CaptionReader`.
         uri_column: The column of URIs in a list.
         video_column: See :func:`ardiff.data.video_tables.open_table`.
+        caption_column: See :class:`ardiff.data.captions.CaptionReader`.
 
     Raises:
         DataError: There is no video, the videos do not fit the layout or the lists, or captions cannot be read.
     """
     reader, omitted = CaptionReader(caption_column), Omissions()
     source = storage.absolute(source).rstrip("/")
-    check_not_compressed(source)
+    _check_not_compressed(source)
     folder = source.rpartition("/")[0]
     columns = uri_column, video_column, caption_column
     if is_table(source) and (table := _table_at(source, folder, *columns)) is not None:
@@ -102,30 +101,24 @@ def discover(
     if is_tar(source):
         files = [_existing(source)]
     else:
-        output = storage.absolute(output).rstrip("/")
-        listed = storage.list_objects(source, unreadable=True)
-        files = [f for f in listed if output == source or not f.uri.startswith(f"{output}/")]
+        files = _list_source(source, output)
         folder = source
     videos = group_files(folder, files)
     tars = [] if videos else [file for file in files if is_tar(file.uri)]
-    if not videos and not tars and any(is_table(file.uri) for file in files):
+    if _are_tables(files, videos):
         if split_lists is not None:
             raise DataError(f"{source} holds tables: give their splits in a column 'split'.")
         return _from_tables(source, files, *columns)
     captions, caption_files = find_captions(files, videos, reader)
     taken = {*caption_files, *(tar.uri for tar in tars)}
     ignored = ignored_suffixes(folder, [file for file in files if file.uri not in taken], videos)
-    classes = dict.fromkeys((video.uri for video in videos), "")
-    bad: list[VideoRecord] = []
-    for listing, members in _list_tars(tars, reader):
-        omitted.update(listing.omitted)
-        ignored.update(listing.ignored)
-        bad += [_bad_file(listing.tar, listing.problem)] if listing.problem else []
-        videos += [StoredFile(v.member.uri, v.member.size, listing.tar.etag) for v in members]
-        captions |= {v.member.uri: v.captions for v in members}
-        classes |= {v.member.uri: v.class_name for v in members}
+    contents = _read_tars(tars, reader, omitted)
+    ignored.update(contents.ignored)
+    videos += [file for file, _ in contents.videos]
+    captions |= {file.uri: video.captions for file, video in contents.videos}
+    classes = {file.uri: video.class_name for file, video in contents.videos if video.class_name}
     if not videos:
-        raise DataError(_no_video(source, ignored, files, bad))
+        raise DataError(_no_video(source, ignored, files, contents.bad))
     paths = [_path_below(folder, video.uri) for video in videos]
     prefix = len(folder) + 1
     split_files = {f.uri[prefix:]: storage.read_bytes(f.uri) for f in files if is_split_file(layout, f.uri[prefix:])}
@@ -135,27 +128,52 @@ def discover(
         train, test = map(storage.read_bytes, split_lists)
         splits, unmatched = split_by_lists(paths, train, test)
         assigned = with_labels([a and s and (a.class_name, s) for a, s in zip(assigned, splits, strict=True)])
-    if any(classes.values()):
-        names = [classes[video.uri] for video in videos]
-        assigned = with_labels([a and (name or a.class_name, a.split) for a, name in zip(assigned, names, strict=True)])
+    if classes:
+        pairs = zip(assigned, videos, strict=True)
+        assigned = with_labels([a and (classes.get(video.uri, a.class_name), a.split) for a, video in pairs])
     records = [unprobed_record(v, a, captions.get(v.uri, ())) for v, a in zip(videos, assigned, strict=True)]
-    return Discovery(records + bad, unmatched, ignored, omitted.notes, reader.omitted.notes)
+    return Discovery(records + contents.bad, unmatched, ignored, omitted.notes, reader.omitted.notes)
 
 
 def find_tables(
     source: str, output: str, uri_column: str = "uri", video_column: str = "", caption_column: str = ""
 ) -> list[VideoTable]:
-    """The tables with videos that :func:`discover` finds, without its other work. S3 folders are not listed."""
-    source, output = storage.absolute(source).rstrip("/"), storage.absolute(output).rstrip("/")
+    """The tables with videos that :func:`discover` finds, without its other work. Remote folders are not listed."""
+    source = storage.absolute(source).rstrip("/")
+    _check_not_compressed(source)
     columns = uri_column, video_column, caption_column
     if is_table(source):
         table = _table_at(source, source.rpartition("/")[0], *columns)
         return [] if table is None else [table]
     if storage.is_remote(source) or not storage.exists(source) or is_list(source) or is_tar(source):
         return []
-    files = [file for file in storage.list_objects(source) if not file.uri.startswith(f"{output}/")]
-    hold_tables = any(is_table(f.uri) for f in files) and not any(is_tar(f.uri) for f in files)
-    return _from_tables(source, files, *columns).tables if hold_tables and not group_files(source, files) else []
+    files = _list_source(source, output)
+    return _from_tables(source, files, *columns).tables if _are_tables(files, group_files(source, files)) else []
+
+
+def is_remote_folder(source: str) -> bool:
+    """Whether the source is remote and its name is not that of a table, list or tar."""
+    source = source.rstrip("/")
+    return storage.is_remote(source) and not (is_table(source) or is_list(source) or is_tar(source))
+
+
+def _list_source(source: str, output: str) -> list[StoredFile]:
+    """The files below ``source`` that no earlier run wrote below ``output``."""
+    output = storage.absolute(output).rstrip("/")
+    listed = storage.list_objects(source, unreadable=True)
+    return [file for file in listed if output == source or not file.uri.startswith(f"{output}/")]
+
+
+def _are_tables(files: Sequence[StoredFile], videos: Sequence[StoredFile]) -> bool:
+    """Whether the tables among the files are taken: there are neither videos nor tars beside them."""
+    return not videos and not any(is_tar(f.uri) for f in files) and any(is_table(f.uri) for f in files)
+
+
+def _check_not_compressed(source: str) -> None:
+    if is_compressed_tar(source):
+        raise DataError(
+            f"{source} is a compressed tar, whose members cannot be read in place: decompress it to a .tar first."
+        )
 
 
 def _existing(uri: str) -> StoredFile:
@@ -167,13 +185,19 @@ def _existing(uri: str) -> StoredFile:
 
 
 def _table_at(source: str, folder: str, uri_column: str, video_column: str, caption_column: str) -> VideoTable | None:
-    """The table with videos at ``source``; None if it may be a list, which says what is wrong if it is none either."""
+    """The table with videos at ``source``; None if it may be a list: reading it as one says what is wrong."""
     try:
-        return open_table(_existing(source), folder, uri_column, video_column, caption_column)
+        table = open_table(_existing(source), folder, uri_column, video_column, caption_column)
     except DecodeError as error:
         if is_list(source):
             return None
         raise DataError(f"{source}: {error}.") from error
+    if table is None and not is_list(source):
+        raise DataError(
+            f"{source} has no column with bytes of videos, or one with URIs too: set video_column, or write a list as "
+            ".csv or .parquet."
+        )
+    return table
 
 
 def _from_tables(
@@ -205,26 +229,30 @@ def records_of_tables(
     """The videos of tables, after :func:`ardiff.data.video_tables.write_group` has written them below ``output``."""
     omitted, omitted_captions = Omissions(), Omissions()
     files: list[StoredFile] = []
-    rows: list[WrittenVideo] = []
+    rows: list[tuple[VideoTable, WrittenVideo]] = []
     bad: list[VideoRecord] = []
     for table, groups in written:
         folder = table.folder(output)
-        there = {file.uri: file for file in storage.list_objects(folder)} if storage.exists(folder) else {}
+        stored = {file.uri: file for file in storage.list_objects(folder)} if storage.exists(folder) else {}
         for group in groups:
             omitted.update(group.omitted)
             omitted_captions.update(group.omitted_captions)
-            files += [there[storage.join(folder, video.name)] for video in group.videos]
-            rows += group.videos
+            files += [stored[storage.join(folder, video.name)] for video in group.videos]
+            rows += [(table, video) for video in group.videos]
         bad += [_bad_file(table.file, group.problem) for group in groups if group.problem is not None][:1]
     if not files and not bad:
         raise DataError(f"The tables hold no video. {'; '.join(omitted.notes)}")
     assigned = with_labels(
         [
-            (row.class_name or "video", SPLIT_FOLDERS.get(row.split) or hashed_split(row.name, test_fraction))
-            for row in rows
+            (
+                video.class_name or "video",
+                SPLIT_FOLDERS.get(video.split) or hashed_split(f"{table.file.uri}/{video.name}", test_fraction),
+            )
+            for table, video in rows
         ]
     )
-    records = [unprobed_record(file, a, row.captions) for file, a, row in zip(files, assigned, rows, strict=True)]
+    captions = [video.captions for _, video in rows]
+    records = [unprobed_record(*each) for each in zip(files, assigned, captions, strict=True)]
     return Discovery(records + bad, omitted=omitted.notes, omitted_captions=omitted_captions.notes)
 
 
@@ -243,16 +271,35 @@ def _no_video(source: str, ignored: Counter[str], files: Sequence[StoredFile], b
     content = f" It holds {describe_suffixes(ignored)}." if ignored else ""
     if bad:
         return f"There is no video in {source}.{content} {bad[0].uri} cannot be used: {bad[0].reason}."
-    if any(file.uri.lower().endswith(COMPRESSED_SUFFIXES) for file in files):
+    if any(is_compressed_tar(file.uri) for file in files):
         return f"There is no video in {source}.{content} Compressed tars are not read: decompress them to .tar first."
     kinds = f"{', '.join(VIDEO_SUFFIXES)} files, folders of pictures, and tars of such files"
     return f"There is no video in {source}.{content} Videos are {kinds}."
 
 
-def _list_tars(tars: Sequence[StoredFile], reader: CaptionReader) -> Iterator[tuple[TarListing, list[TarVideo]]]:
+@dataclass(frozen=True, slots=True)
+class _TarContents:
+    """What several tars hold."""
+
+    videos: list[tuple[StoredFile, TarVideo]] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Members that belong to no video, by suffix."""
+    bad: list[VideoRecord] = field(default_factory=list)
+    """A record for each tar that cannot be read to its end."""
+
+
+def _read_tars(tars: Sequence[StoredFile], reader: CaptionReader, omitted: Omissions) -> _TarContents:
+    contents = _TarContents()
     with ThreadPoolExecutor(_READERS) as pool:  # the threads wait for storage
         for listing in pool.map(_try_list_tar, tars):
-            yield listing, tar_videos(listing, reader)
+            for video in tar_videos(listing, reader):
+                file = StoredFile(video.member.uri, video.member.size, listing.tar.etag)
+                contents.videos.append((file, video))
+            contents.ignored.update(listing.ignored)
+            omitted.update(listing.omitted)
+            if listing.problem is not None:
+                contents.bad.append(_bad_file(listing.tar, listing.problem))
+    return contents
 
 
 def _try_list_tar(tar: StoredFile) -> TarListing:
@@ -280,18 +327,13 @@ def _from_list(
         files = list(pool.map(_find_video, (row.uri for row in rows)))
     videos = [(file, row) for file, row in zip(files, rows, strict=True) if not is_tar(file.uri)]
     row_of = {row.uri: row for row in rows}
-    ignored: Counter[str] = Counter()
-    bad: list[VideoRecord] = []
-    for listing, members in _list_tars([file for file in files if is_tar(file.uri)], reader):
-        omitted.update(listing.omitted)
-        ignored.update(listing.ignored)
-        bad += [_bad_file(listing.tar, listing.problem)] if listing.problem else []
-        row = row_of[listing.tar.uri]
-        if row.captions:
+    contents = _read_tars([file for file in files if is_tar(file.uri)], reader, omitted)
+    for file, video in contents.videos:
+        row = row_of[video.member.tar]
+        videos.append((file, replace(row, class_name=video.class_name or row.class_name, captions=video.captions)))
+    for row in rows:
+        if is_tar(row.uri) and row.captions:
             reader.omitted.add("captions in a list belong to a tar, not to a video", row.uri)
-        for each in members:
-            file = StoredFile(each.member.uri, each.member.size, listing.tar.etag)
-            videos.append((file, replace(row, class_name=each.class_name or row.class_name, captions=each.captions)))
     assigned = with_labels(
         [
             (row.class_name or "video", row.split or hashed_split(unpacked(file.uri), test_fraction))
@@ -299,12 +341,12 @@ def _from_list(
         ]
     )
     records = [unprobed_record(file, a, row.captions) for (file, row), a in zip(videos, assigned, strict=True)]
-    return Discovery(records + bad, [], ignored, omitted.notes, reader.omitted.notes)
+    return Discovery(records + contents.bad, [], contents.ignored, omitted.notes, reader.omitted.notes)
 
 
 def _find_video(uri: str) -> StoredFile:
     """The file or folder of pictures at ``uri``, with a ``problem`` if there is none."""
-    if uri.lower().endswith(COMPRESSED_SUFFIXES):
+    if is_compressed_tar(uri):
         return StoredFile(uri, 0, "", "it is a compressed tar: decompress it to .tar")
     if not uri.endswith("/"):
         return storage.find_file(uri)
@@ -312,5 +354,5 @@ def _find_video(uri: str) -> StoredFile:
         pictures = storage.list_objects(uri, IMAGE_SUFFIXES, unreadable=True)
     except DataError as error:
         return StoredFile(uri, 0, "", bad_sample(uri, -1, error).message)
-    found = {video.uri: video for video in group_files(uri.rstrip("/").rpartition("/")[0], pictures)}
-    return found.get(uri, StoredFile(uri, 0, "", "it holds no picture"))
+    videos = {video.uri: video for video in group_files(uri.rstrip("/").rpartition("/")[0], pictures)}
+    return videos.get(uri, StoredFile(uri, 0, "", "it holds no picture"))

@@ -14,6 +14,7 @@ from typing import Any
 
 from ardiff.data import storage
 from ardiff.data.captions import COLUMNS, MAX_TEXT_BYTES, CaptionReader
+from ardiff.data.discovery import suffix_of
 from ardiff.data.manifest import VIDEO_SUFFIXES
 from ardiff.data.members import TAR_SUFFIX, Member
 from ardiff.data.omissions import Omissions
@@ -69,7 +70,7 @@ def list_tar(tar: StoredFile) -> TarListing:
                 if name.lower().endswith(VIDEO_SUFFIXES):
                     videos[name] = Member(tar.uri, info.offset_data, info.size, name)
                 elif not name.lower().endswith(TEXT_SUFFIXES):
-                    listing.ignored[_suffix(name)] += 1
+                    listing.ignored[suffix_of(name)] += 1
                 elif info.size > MAX_TEXT_BYTES:
                     listing.omitted.add(f"texts in tars are larger than {MAX_TEXT_BYTES} bytes", _at(tar, name))
                 else:
@@ -159,11 +160,6 @@ def _at(tar: StoredFile, name: str) -> str:
     return f"{_printable(name):.200} in {tar.uri}"
 
 
-def _suffix(name: str) -> str:
-    base = name.rpartition("/")[2].lower()
-    return f".{base.rpartition('.')[2]}" if "." in base else ""
-
-
 def tar_videos(listing: TarListing, reader: CaptionReader) -> list[TarVideo]:
     """The videos of a tar with their captions and classes.
 
@@ -197,7 +193,7 @@ def tar_videos(listing: TarListing, reader: CaptionReader) -> list[TarVideo]:
                 captions += reader.clean(fields.get(column), member.name, listing.tar.uri)
                 class_name = class_name or str(fields.get("class_name") or "")
         videos.append(TarVideo(member, reader.limited(captions, member.name), class_name))
-    listing.ignored.update(_suffix(name) for name in listing.texts.keys() - used)
+    listing.ignored.update(suffix_of(name) for name in listing.texts.keys() - used)
     return videos
 
 
@@ -225,9 +221,6 @@ def is_tar(uri: str) -> bool:
     return uri.lower().endswith(TAR_SUFFIX)
 
 
-def check_not_compressed(uri: str) -> None:
-    """Raises DataError if the name is that of a compressed tar."""
-    if uri.lower().endswith(COMPRESSED_SUFFIXES):
-        raise DataError(
-            f"{uri} is a compressed tar, whose members cannot be read in place: decompress it to a .tar first."
-        )
+def is_compressed_tar(uri: str) -> bool:
+    """Whether the name is that of a tar whose members cannot be read in place."""
+    return uri.lower().endswith(COMPRESSED_SUFFIXES)

@@ -19,7 +19,8 @@ from ardiff.data import storage
 from ardiff.data.captions import METADATA, CaptionReader
 from ardiff.data.layouts import SPLIT_FOLDERS, split_of_name
 from ardiff.data.omissions import Omissions
-from ardiff.data.retries import is_transient
+from ardiff.data.retries import is_bucket_error, is_transient, storage_error
+from ardiff.data.signatures import Signatures, recognize
 from ardiff.data.storage import StoredFile
 from ardiff.errors import DataError, DecodeError, StorageError
 
@@ -27,7 +28,7 @@ TABLE_SUFFIXES = (".parquet", ".arrow")
 MAX_GROUP_BYTES = 2**31
 """Most bytes of videos in a row group, which is read whole."""
 _CLASS_COLUMNS = ("class_name", "label")
-_SIGNATURES = (
+_SIGNATURES: Signatures = (
     (4, b"ftyp", ".mp4"),
     (0, b"\x1aE\xdf\xa3", ".mkv"),
     (8, b"AVI ", ".avi"),
@@ -52,7 +53,7 @@ class VideoTable:
     caption_column: str
     split_column: str
     split: str
-    """Word for the split of all its videos, from its name; empty if there is none."""
+    """Word for the split of all its videos, from its folders or its name; empty if there is none."""
     num_groups: int
     """Row groups; an Arrow file counts as one and is read batch by batch."""
     num_rows: int
@@ -82,7 +83,7 @@ class WrittenVideo:
     class_name: str
     """Empty if the table has no class for it."""
     split: str
-    """As in the table; empty if it has none."""
+    """Word for the split, of its row or else of the table; empty if there is none."""
     captions: tuple[str, ...]
 
 
@@ -151,7 +152,6 @@ def open_table(
     column = _video_column(file.uri, schema, features, video_column)
     if column is None:
         return None
-    reader_of_captions = CaptionReader(caption_column)
     group_bytes = [_column_bytes(group, column) for group in sizes]
     if max(group_bytes, default=0) > MAX_GROUP_BYTES:
         raise DataError(
@@ -165,7 +165,7 @@ def open_table(
         column,
         class_column,
         tuple(map(str, features.get(class_column, {}).get("names") or ())),
-        reader_of_captions.column_of(file.uri, schema.names) or "",
+        CaptionReader(caption_column).column_of(file.uri, schema.names) or "",
         "split" if "split" in schema.names else "",
         folders[0] if folders else split_of_name(file.uri.rpartition("/")[2]),
         groups,
@@ -186,10 +186,8 @@ def _open_stream(uri: str) -> pa.RecordBatchStreamReader:
 
 
 def _table_error(file: StoredFile, error: Exception) -> StorageError | DecodeError:
-    if isinstance(error, OSError) and (is_transient(error) or "AWS Error" in str(error)):
-        failure = StorageError(f"Cannot read {file.uri}: {error}")
-        failure.transient = is_transient(error)
-        return failure
+    if isinstance(error, OSError) and (is_transient(error) or is_bucket_error(error)):
+        return storage_error(f"Cannot read {file.uri}", error)
     return DecodeError(f"it cannot be read as a table ({str(error).splitlines()[0]:.200})", "corrupt")
 
 
@@ -250,20 +248,20 @@ def write_group(table: VideoTable, group: int, output: str) -> WrittenGroup:
     problem: DecodeError | None = None
     try:
         for number, row in enumerate(_rows(table, group)):
-            place = f"row {number} of group {group} of {table.file.uri}"
+            row_name = f"row {number} of group {group} of {table.file.uri}"
             split = str(row.get(table.split_column) or table.split).strip().lower()
             if split and split not in SPLIT_FOLDERS:
-                omitted.add(f"rows of tables have a split that is none of {', '.join(SPLIT_FOLDERS)}", place)
+                omitted.add(f"rows of tables have a split that is none of {', '.join(SPLIT_FOLDERS)}", row_name)
                 continue
-            if (data := _content(row[table.video_column], place, omitted)) is None:
+            if (data := _content(row[table.video_column], row_name, omitted)) is None:
                 continue
             name = f"{group:05d}-{number:07d}{_suffix(data)}"
             uri = storage.join(folder, name)
             if storage.find_file(uri).size != len(data):
                 storage.write_bytes(uri, data)
-            captions = reader.clean(row.get(table.caption_column), place, table.file.uri)
+            captions = reader.clean(row.get(table.caption_column), row_name, table.file.uri)
             class_name = _class_name(table, row.get(table.class_column))
-            videos.append(WrittenVideo(name, class_name, split, reader.limited(captions, place)))
+            videos.append(WrittenVideo(name, class_name, split, reader.limited(captions, row_name)))
     except (pa.ArrowException, OSError, ValueError) as error:
         failure = _table_error(table.file, error)
         if isinstance(failure, StorageError):
@@ -294,15 +292,15 @@ def _rows_of(batches: Iterator[pa.RecordBatch], table: VideoTable) -> Iterator[d
             yield {name: selected.column(name)[i].as_py() for name in table.columns}
 
 
-def _content(value: Any, place: str, omitted: Omissions) -> bytes | None:
+def _content(value: Any, row_name: str, omitted: Omissions) -> bytes | None:
     """The bytes of a video; None, with a count, if there are none."""
     if isinstance(value, dict):
         if value.get("bytes") is None and value.get("path"):
-            omitted.add("rows of tables have a path instead of bytes; paths are taken from lists only", place)
+            omitted.add("rows of tables have a path instead of bytes; paths are taken from lists only", row_name)
             return None
         value = value.get("bytes")
     if value is None:
-        omitted.add("rows of tables have no video", place)
+        omitted.add("rows of tables have no video", row_name)
         return None
     return bytes(value)
 
@@ -317,7 +315,7 @@ def _class_name(table: VideoTable, value: Any) -> str:
 
 def _suffix(data: bytes) -> str:
     """A suffix by the first bytes, for those who look into the folder; decoding does not need it."""
-    return next((suffix for start, magic, suffix in _SIGNATURES if data[start : start + len(magic)] == magic), ".bin")
+    return recognize(data, _SIGNATURES) or ".bin"
 
 
 def describe_tables(tables: Sequence[VideoTable], output: str) -> str:

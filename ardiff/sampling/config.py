@@ -22,9 +22,9 @@ class EngineConfig:
     """Memory for the keys and values of all running requests and their prompts, and for the modulations of their
     timesteps."""
     attention_backend: Literal["auto", "ragged", "masked", "flex"] = "auto"
-    """``ragged``: one call per frame, without a mask; ``masked``: one call with a block-causal mask, on
-    CPUs for each sequence; ``flex``: one call of FlexAttention. ``auto`` is ragged on CPUs if a frame has at least 16
-    tokens, masked otherwise."""
+    """``ragged``: one call per frame, without a mask; ``masked``: one call with a block-causal mask, on CPUs one for
+    each sequence; ``flex``: one call of FlexAttention. ``auto`` is ragged on CPUs if a frame has at least 16 tokens,
+    masked otherwise."""
     backend: Literal["auto", "plain", "packed", "compiled"] = "auto"
     """``packed``: a second copy of the weights in the layout that a CPU multiplies fastest; ``compiled``: torch.compile
     for the blocks; ``plain``: neither. ``auto`` is packed on CPUs and plain elsewhere."""

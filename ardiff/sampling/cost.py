@@ -1,5 +1,5 @@
 """Cost of a video before it is sampled: evaluations of frames, and sequential passes of the model, with the frames that
-are in work in each.
+have started and those that are final after each.
 
 All take parameters that :func:`ardiff.sampling.params.validate` has returned.
 """

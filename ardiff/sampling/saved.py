@@ -35,7 +35,7 @@ class SavedState:
     @classmethod
     def from_bytes(cls, data: bytes) -> "SavedState":
         """The state of ``to_bytes``. Raises DecodeError if it is damaged; the engine checks that it fits a request."""
-        tensors = load_tensors(data, {"iteration", "moving"})
+        tensors = _load_tensors(data, {"iteration", "moving"})
         if tensors["iteration"].shape or tensors["iteration"].dtype != torch.int64:
             raise DecodeError("The saved state has no number of iterations.")
         return cls(int(tensors["iteration"]), tensors["moving"])
@@ -50,13 +50,13 @@ def unpack_latents(data: bytes) -> list[Tensor]:
     """The latents of ``pack_latents``, frame by frame, ``(B, 1, L, D)``. Raises DecodeError if they are damaged."""
     if not data:
         return []
-    latents = load_tensors(data, {"latents"})["latents"]
+    latents = _load_tensors(data, {"latents"})["latents"]
     if latents.ndim != 4:
         raise DecodeError(f"Latents must have 4 axes, got {latents.ndim}.")
     return list(latents.split(1, dim=1))
 
 
-def load_tensors(data: bytes, names: set[str]) -> dict[str, Tensor]:
+def _load_tensors(data: bytes, names: set[str]) -> dict[str, Tensor]:
     """Tensors with these names in the format of safetensors. Raises DecodeError if they are damaged."""
     try:
         tensors = load(data)

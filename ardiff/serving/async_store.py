@@ -64,7 +64,8 @@ class AsyncStore(Generic[StoreT]):
     async def call_timed(self, operation: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
         """Like ``call`` for a waiting client: also raises UnavailableError after the timeout."""
         try:
-            return await asyncio.wait_for(self.call(operation, *args, **kwargs), self._timeout)
+            async with asyncio.timeout(self._timeout):
+                return await self.call(operation, *args, **kwargs)
         except TimeoutError as error:
             raise self._failed(error) from error
 

@@ -25,6 +25,7 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql.functions import FunctionElement
 
 from ardiff.errors import ConfigError, DataError
+from ardiff.serving.config import POSTGRESQL
 
 VERSION = 1
 """Version of the schema below."""
@@ -118,7 +119,7 @@ class Database:
         """
         pool = {"poolclass": QueuePool, "pool_size": connections, "max_overflow": 0, "pool_timeout": timeout}
         pool |= {"pool_use_lifo": True}
-        self._file = None if uri.startswith("postgresql://") else Path(uri)
+        self._file = None if uri.startswith(POSTGRESQL) else Path(uri)
         if self._file is None:
             self._engine = _postgresql_engine(uri, password, timeout, pool)
         else:

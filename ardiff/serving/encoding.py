@@ -62,7 +62,7 @@ class JobEncoder:
         """The stream so far, if another replica began it."""
         self._final: list[torch.Tensor] = []  # latents of generated frames, (1, n, L, D)
         self._decoder_cache, self._hash = DecoderCache(), hashlib.sha256()
-        self._bytes, self._header, self._starting = 0, b"", True
+        self._bytes, self._header = 0, b""
 
     @property
     def media_type(self) -> str | None:
@@ -99,12 +99,12 @@ class JobEncoder:
     def _size(self) -> Resolution:
         return self.pipeline.info.shape_of(self.job.record.sampling)
 
-    def _open(self) -> FragmentWriter:
+    def _open(self) -> None:
+        """Begins the video."""
         self._reset()
         size, config = self._size, self._config
         self._writer = FragmentWriter(size.height, size.width, self.job.record.fps, config.codec, config.crf)
         self._header = self._writer.start()
-        return self._writer
 
     def _request(self) -> SampleRequest:
         sampling, long_prompts = self.job.record.sampling, self._config.engine.long_prompts
@@ -131,15 +131,15 @@ class JobEncoder:
         stream = b"".join([self._header, *parts])
         if stream != b"".join(segment.data for segment in published):
             raise ValueError("this replica decodes or encodes its frames to other bytes")
-        self.replayed, self._bytes, self._header, self._starting = stream, len(stream), b"", False
+        self.replayed, self._bytes, self._header = stream, len(stream), b""
         self.begun = self.job.record.begun
 
     def encode(self, finished: FinishedFrames | None, state: SavedState | None) -> Fragment:
         """Decodes and encodes finished frames, after which the sampling has this state. None is the (next) start."""
         assert self._writer is not None
         sent_before, last = self.num_frames, finished is not None and finished.done
-        latents = finished.latents if finished is not None else self._given if self._starting else None
-        self._starting = False
+        given = self._given if self.num_frames == 0 else None  # else they are sent already
+        latents = given if finished is None else finished.latents
         data = b"" if latents is None else self._encode(latents, self._writer)
         if last:
             data += self._writer.finish()
@@ -158,8 +158,8 @@ class JobEncoder:
     def _encode(self, latents: torch.Tensor, writer: FragmentWriter) -> bytes:
         if not torch.isfinite(latents).all():
             raise JobError("not_finite", "The model's output is not finite: try a smaller guidance_scale.")
-        data, shape = b"", self.pipeline.info.shape_of(self.job.record.sampling)
-        for frame in self.pipeline.decode(latents.to(self.pipeline.device), self._decoder_cache, shape):
+        data = b""
+        for frame in self.pipeline.decode(latents.to(self.pipeline.device), self._decoder_cache, self._size):
             pixels = frame[0].numpy()  # uint8 (H, W, 3)
             self._hash.update(pixels.tobytes())
             data += writer.add(pixels)

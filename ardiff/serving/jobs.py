@@ -38,9 +38,9 @@ class FragmentLog:
         while True:
             while sent < len(self.fragments):
                 unsent, sent = b"".join(self.fragments[sent:]), len(self.fragments)
-                skipped, position = unsent[:position], max(0, position - len(unsent))
-                if len(skipped) < len(unsent):
-                    yield unsent[len(skipped) :]  # a slow reader gets fewer, larger chunks
+                data, position = unsent[position:], max(0, position - len(unsent))
+                if data:
+                    yield data  # a slow reader gets fewer, larger chunks
             if self.ended:
                 break
             await self._changed.wait()

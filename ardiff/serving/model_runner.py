@@ -326,7 +326,7 @@ def _fingerprint(pipeline: ARDiffusionPipeline) -> str:
     digest = hashlib.sha256()
     for module in (pipeline.vae, pipeline.dit):
         for parameter in module.parameters():
-            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     configs = pipeline.vae.config, pipeline.dit.config, pipeline.diffusion, pipeline.statistics
     return fingerprint(digest.hexdigest(), *configs)
 

@@ -59,7 +59,9 @@ class JobQueue:
     async def changed(self, seconds: float) -> None:
         """Returns after ``notify``, or after so many seconds."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), seconds)
+            # Python 3.11's wait_for ignores a cancellation at the moment of the change.
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
         self._changed.clear()
 
     async def prepare(self) -> None:
@@ -169,7 +171,7 @@ class JobQueue:
 
     async def _requeue_or_fail(self, taken: JobRecord) -> None:
         """Requeues the job of a crashed replica. Ends it after ``max_attempts`` crashes, or if it is a stream of which
-        nobody has read anything."""
+        nothing is published."""
         record = replace(taken, crashes=taken.crashes + 1)
         logger.warning("The replica that ran %s has crashed (lease %d).", record.id, record.lease - 1)
         self._metrics.record("ardiff_errors", 1, kind="replica_crashed")

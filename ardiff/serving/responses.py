@@ -22,7 +22,7 @@ SECURITY_HEADERS = {
 }
 PIECE_BYTES = 2**20
 """Bytes of a video that are in memory for a response."""
-_JOB_ERROR_STATUS = {"cancelled": 409, "deadline": 504, "incomplete": 409, "released": 503, "lost": 503}
+_JOB_ERROR_STATUS = {"cancelled": 409, "deadline": 504, "released": 503, "lost": 503}
 
 
 def error_response(error: RequestError) -> Response:
@@ -88,7 +88,8 @@ def _parse_range(header: str, size: int) -> range | None:
 
 
 async def first_chunk(request: Request, chunks: AsyncIterator[bytes]) -> bytes:
-    """Waits for the first bytes of a stream, so that an error before them has an HTTP status of its own.
+    """Waits for the first bytes of a stream, so that an error before them has an HTTP status of its own. Returns none
+    if the stream has ended and its reader has all bytes.
 
     Raises:
         RequestError: The job ended without a video.
@@ -103,8 +104,8 @@ async def first_chunk(request: Request, chunks: AsyncIterator[bytes]) -> bytes:
         return first.result()
     except JobError as error:
         raise RequestError(_JOB_ERROR_STATUS.get(error.kind, 500), error.kind, str(error)) from error
-    except StopAsyncIteration as error:
-        raise RequestError(409, "incomplete", "The video has ended.") from error
+    except StopAsyncIteration:
+        return b""
     finally:
         first.cancel()
         disconnected.cancel()

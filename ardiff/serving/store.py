@@ -72,8 +72,8 @@ class Segment:
     latents: bytes = b""
     """Those of the generated frames, as :func:`ardiff.sampling.saved.pack_latents` writes them."""
     state: bytes | None = None
-    """The state of the sampling after these frames; None before any is generated, after
-    all are, and if a later segment has one."""
+    """The state of the sampling after these frames; None before any is generated, after all are, and if a later segment
+    has one."""
 
 
 class JobStore:
@@ -213,13 +213,16 @@ class JobStore:
         return bytes(rows[0].data)[position - rows[0].start :] if rows else b""
 
     def continue_stream(self, record: JobRecord) -> list[Segment]:
-        """The segments of the stream up to the last one with a state; removes the others. Called by the new holder."""
+        """The segments of the stream up to the last one with a state; the new holder, who calls it, removes the
+        others."""
         columns = [segments.c[f.name] for f in fields(Segment)]
         statement = sa.select(*columns).where(_of_video(record)).order_by(segments.c.start)
         with self.database.transaction() as connection:
             rows = [Segment(*row) for row in connection.execute(statement)]
             while rows and rows[-1].state is None:
-                connection.execute(sa.delete(segments).where(_of_video(record), segments.c.start == rows.pop().start))
+                rows.pop()
+            last, held = rows[-1].start if rows else -1, sa.exists().where(_holds_lease(record))
+            connection.execute(sa.delete(segments).where(_of_video(record), segments.c.start > last, held))
         return rows
 
     def delete(self, job_ids: Sequence[str]) -> None:
@@ -273,9 +276,14 @@ def _of_video(record: JobRecord) -> sa.ColumnElement[bool]:
     return sa.and_(segments.c.job_id == record.id, segments.c.begun == record.begun)
 
 
+def _holds_lease(record: JobRecord) -> sa.ColumnElement[bool]:
+    """Whether the record's lease is the present one of its job."""
+    return sa.and_(jobs.c.id == record.id, jobs.c.lease == record.lease, _HELD)
+
+
 def _held_by(record: JobRecord) -> sa.Update:
     """An update of the job, as long as the record's lease is the present one."""
-    return sa.update(jobs).where(jobs.c.id == record.id, jobs.c.lease == record.lease, _HELD)
+    return sa.update(jobs).where(_holds_lease(record))
 
 
 def _end(keep_seconds: float) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class Streams:
                         begun = _check_begun(begun, job.record)
                         position += len(data)
                         yield data
+                    _check_begun(begun, job.record)  # also of a reader that is past the end of the new stream
                     return
                 except JobError as error:
                     if error.kind != "lost":  # else another replica continues it

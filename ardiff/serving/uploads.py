@@ -58,7 +58,8 @@ async def decode_upload(
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        output, reason = await asyncio.wait_for(process.communicate(data), seconds + START_SECONDS)
+        async with asyncio.timeout(seconds + START_SECONDS):
+            output, reason = await process.communicate(data)
     except TimeoutError as error:
         raise DataError(f"The upload takes more than {seconds:g} s to decode.") from error
     finally:

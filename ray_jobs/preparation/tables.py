@@ -33,7 +33,8 @@ def write_tables(tables: Sequence[VideoTable], output: str, test_fraction: float
             progress.add.remote(1)
             return {"table": row["table"], "written": written.to_json()}
 
-        dataset = ray.data.from_items(items, override_num_blocks=min(len(items), 512)) if items else None
-        for row in dataset.map(write, max_retries=TASK_RETRIES).iter_rows() if dataset else ():
-            groups[row["table"]].append(WrittenGroup.from_json(row["written"]))
+        if items:
+            dataset = ray.data.from_items(items, override_num_blocks=min(len(items), 512))
+            for row in dataset.map(write, max_retries=TASK_RETRIES).iter_rows():
+                groups[row["table"]].append(WrittenGroup.from_json(row["written"]))
     return records_of_tables(zip(tables, groups, strict=True), output, test_fraction)

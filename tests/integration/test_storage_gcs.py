@@ -1,15 +1,14 @@
 """Files on Google Cloud Storage: a server that speaks its JSON protocol, read by PyArrow's file system."""
 
-import io
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from broken_videos import encode
 from ports import free_ports
+from tar_files import tar_of
 
 from ardiff.data import gcs, s3, storage
 from ardiff.data.clips import read_clip
@@ -72,12 +71,8 @@ def test_videos_are_listed_probed_and_read(bucket: str) -> None:
 
 
 def test_tars_are_read_in_place(bucket: str) -> None:
-    buffer, data = io.BytesIO(), encode(frames=4)
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        info = tarfile.TarInfo("a.mp4")
-        info.size = len(data)
-        tar.addfile(info, io.BytesIO(data))
-    storage.write_bytes(f"{bucket}/s.tar", buffer.getvalue())
+    data = encode(frames=4)
+    storage.write_bytes(f"{bucket}/s.tar", tar_of({"a.mp4": data}))
     [record] = discover(f"{bucket}/s.tar", "/nowhere", "folders", 0.3).records
     assert storage.read_bytes(record.uri) == data
     assert probe_record(record, 25.0).num_frames == 4

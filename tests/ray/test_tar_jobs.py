@@ -1,7 +1,5 @@
 """Jobs on videos in tars, on disk and on a real S3 server: the same numbers as from plain files."""
 
-import io
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 from broken_videos import encode
 from jobs import Result, section
 from s3_server import S3Server, environment
+from tar_files import tar_of
 
 from ardiff.data import storage
 from ardiff.data.error_log import read_errors
@@ -24,16 +23,6 @@ pytestmark = pytest.mark.ray
 Command = Callable[..., Result]
 CLASSES = ("cats", "dogs")
 VAE = {"resolution": 16, "patch_size": 8, "num_tokens": 2, "token_dim": 4, "width": 16, "depth": 1, "num_heads": 2}
-
-
-def tar_of(content: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in content.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -64,8 +53,8 @@ def name_of(uri: str) -> str:
 
 
 def latents_below(folder: str) -> dict[tuple[str, int], np.ndarray]:
-    [place] = [uri for uri in storage.list_files(folder) if uri.endswith("/latents.json")]
-    inner = place.removesuffix("/latents.json")
+    [description_uri] = [uri for uri in storage.list_files(folder) if uri.endswith("/latents.json")]
+    inner = description_uri.removesuffix("/latents.json")
     description, found = read_description(inner), {}
     for file in description.files:
         shape = (description.num_frames, description.num_tokens, description.token_dim)

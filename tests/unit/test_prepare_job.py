@@ -6,7 +6,7 @@ import pytest
 
 from ardiff.data.manifest import VideoRecord
 from ray_jobs import prepare
-from ray_jobs.prepare import PrepareConfig, _sheet_resolution, find_videos
+from ray_jobs.prepare import PrepareConfig, _sheet_resolution, describe_plan, find_videos
 
 
 def test_the_output_folder_is_no_part_of_the_set(tmp_path: Path) -> None:
@@ -45,3 +45,11 @@ def test_the_sheet_has_the_shape_of_the_videos_if_they_agree() -> None:
     assert _sheet_resolution([record(1280, 720)] * 2) == (72, 128)
     assert _sheet_resolution([record(1280, 720), record(720, 1280)]) == (96, 96)
     assert _sheet_resolution([]) == (96, 96)
+
+
+def test_the_plan_of_a_dry_run_names_what_it_has_not_looked_at(tmp_path: Path) -> None:
+    plan = describe_plan(PrepareConfig(source="s3://bucket/set/", output="runs/set"))
+    expected = "videos stay where they are, those of tables are written to runs/set/videos"
+    assert plan == f"s3://bucket/set/ is not listed: {expected}"
+    for source in ("s3://bucket/list.csv", "s3://bucket/shard.tar", str(tmp_path), None):
+        assert describe_plan(PrepareConfig(source=source)) == "nothing is copied: videos stay where they are"

@@ -273,9 +273,9 @@ async function playStream(source, type, response, path, signal) {
 
 // The bytes of a stream. After a broken connection it continues at the next byte, through whichever replica answers.
 async function* bytes(response, path, signal) {
-  const tag = response.headers.get("ETag");
   let received = 0;
   for (let tries = 0; ;) {
+    const tag = response.headers.get("ETag"); // none for a stored file, whose bytes are others
     try {
       const reader = response.body.getReader();
       for (;;) {

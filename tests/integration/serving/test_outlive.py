@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -153,6 +154,23 @@ def test_a_video_of_another_pipeline_begins_again(
     assert second.client.get(path, headers={"If-Match": '"x"'}).status_code == 412
 
 
+def test_a_reader_past_the_end_of_the_new_video_learns_that_it_began_again(
+    serve: Serve, make_pipeline: Callable[..., ARDiffusionPipeline]
+) -> None:
+    first = serve("a")
+    video = run_half(first)
+    first.crash()
+    second = serve("b", pipelines={"tiny": make_pipeline(seed=7)}, lease_seconds=SHORT_LEASE)
+    let = second.hold()
+    eventually(lambda: second.replica.running)
+    with ThreadPoolExecutor(1) as thread:
+        path = f"/v1/videos/{video['id']}/stream?offset=10000000"
+        answer = thread.submit(second.client.get, path, headers={"If-Match": '"1"'})
+        eventually(lambda: second.replica.streams.num_open["anonymous"] == 1)
+        let(math.inf)
+        assert (answer.result().status_code, answer.result().json()["error"]["type"]) == (412, "restarted")
+
+
 @pytest.mark.parametrize("damage", [{"state": b"damaged"}, {"latents": b""}, {"data": b"other"}])
 def test_a_video_whose_state_is_damaged_begins_again(serve: Serve, damage: dict[str, bytes]) -> None:
     first = serve("a")
@@ -182,6 +200,9 @@ def test_a_stream_is_read_from_a_position(serve: Serve) -> None:
             whole += parts
             assert b"".join(whole)[100:] == continued.read()
     served.wait(video)
+    path = f"/v1/videos/{video['id']}/stream?offset={len(b''.join(whole))}"
+    complete = served.client.get(path, headers=tag)  # the connection broke after the last byte
+    assert (complete.status_code, complete.content) == (200, b"")
     stored = served.client.get(f"/v1/videos/{video['id']}/stream?offset=100", headers=tag)
     assert stored.content == b"".join(whole)[100:]  # of a video that has ended, for a minute
     served.age(100)

@@ -169,7 +169,7 @@ def test_a_streamed_video_is_looped_when_it_is_complete(page: Page, serve: Serve
     assert not page.evaluate("document.querySelector('#video').paused")
 
 
-def test_the_page_plays_on_through_the_death_of_a_replica(
+def test_the_page_plays_on_through_the_crash_of_a_replica(
     page: Page, serve: Serve, proxy: Callable[[str], Proxy]
 ) -> None:
     first = serve("a")

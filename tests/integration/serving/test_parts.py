@@ -210,3 +210,16 @@ def test_a_model_that_the_engine_cannot_sample_is_not_served(make_pipeline: Any,
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_stream_without_frames_has_no_segments(ended: bool) -> None:
     assert split(lambda start, length: b"", 0, ended) == (0, [])
+
+
+def test_a_poll_that_is_cancelled_as_the_queue_changes_ends(make_pipeline: Any, tmp_path: Path) -> None:
+    async def cancel() -> bool:
+        replica = Replica({"tiny": make_pipeline()}, ServiceConfig(storage=str(tmp_path)), PrometheusRecorder(), "a")
+        polling = asyncio.create_task(replica.queue.changed(60.0))
+        await asyncio.sleep(0.01)  # it waits
+        replica.queue.notify()
+        polling.cancel()
+        await asyncio.wait([polling])
+        return polling.cancelled()
+
+    assert asyncio.run(cancel())

@@ -288,7 +288,10 @@ def test_a_stream_is_continued_after_the_last_segment_with_a_state(store: JobSto
     (held,) = store.take_over(job.id, store.leases()[job.id])
     store.publish(lost, Segment(9, b"late", b"", b"3"))
     assert held.begun == 1
-    assert store.continue_stream(held) == [replace(parts[0], state=None), parts[1]]
+    published = [replace(parts[0], state=None), parts[1]]
+    assert store.continue_stream(lost) == published
+    assert store.read_stream(held, 6) == b"end"  # a replica without the lease removes nothing
+    assert store.continue_stream(held) == published
     assert [store.read_stream(held, position) for position in (0, 2, 4)] == [b"ab", b"cd", b""]
     store.publish(held, Segment(4, b"efg", b"z"))
     assert store.read_stream(held, 5) == b"fg"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from broken_videos import encode
+from tar_files import tar_of
 
 from ardiff.data import storage
 from ardiff.data.clips import read_clip
@@ -24,20 +25,10 @@ Content = dict[str, bytes]
 VIDEO = encode(frames=3)
 
 
-def tar_of(content: Content, kind: int = tarfile.PAX_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=kind) as tar:
-        for name, data in content.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def put(place: Path, data: bytes) -> str:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_bytes(data)
-    return str(place)
+def put(path: Path, data: bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return str(path)
 
 
 def found(source: object, **settings: str) -> Discovery:
@@ -276,9 +267,9 @@ def test_random_damage_raises_nothing_else(tmp_path: Path) -> None:
         changed = bytearray(data)
         for _ in range(generator.randint(1, 4)):
             changed[generator.randrange(len(data) - 1024)] = generator.choice([0, 32, 49, 128, 255, 120, 76])
-        place = generator.randrange(0, 7) * 512  # a right sum of the header, so that damage is not found by it
-        head = bytes(changed[place : place + 148]) + b" " * 8 + bytes(changed[place + 156 : place + 512])
-        changed[place + 148 : place + 156] = b"%06o\0 " % sum(head)
+        offset = generator.randrange(0, 7) * 512  # a right sum of the header, so that damage is not found by it
+        head = bytes(changed[offset : offset + 148]) + b" " * 8 + bytes(changed[offset + 156 : offset + 512])
+        changed[offset + 148 : offset + 156] = b"%06o\0 " % sum(head)
         listing = list_tar(storage.find_file(put(tmp_path / "s.tar", bytes(changed))))
         assert all(member.start + member.size <= len(data) for member in listing.videos)
 

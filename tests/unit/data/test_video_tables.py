@@ -15,7 +15,7 @@ from ardiff.data.discovery import probe_record
 from ardiff.data.manifest import VideoRecord
 from ardiff.data.sources import Discovery, discover, find_tables, records_of_tables
 from ardiff.data.video_tables import VideoTable, WrittenGroup, describe_tables, write_group
-from ardiff.errors import DataError
+from ardiff.errors import DataError, StorageError
 
 VIDEO = encode(frames=3)
 MKV = encode(container="matroska", frames=2)
@@ -33,17 +33,17 @@ def hugging_face(table: pa.Table, names: list[str]) -> pa.Table:
     return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def write_arrow(table: pa.Table, place: Path) -> str:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(place), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+def write_arrow(table: pa.Table, path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=2)
-    return str(place)
+    return str(path)
 
 
-def write_parquet(table: pa.Table, place: Path, rows: int = 2) -> str:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, place, row_group_size=rows)
-    return str(place)
+def write_parquet(table: pa.Table, path: Path, rows: int = 2) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=rows)
+    return str(path)
 
 
 def tables_in(source: object, **settings: str) -> Discovery:
@@ -93,6 +93,14 @@ def test_rows_of_parquet_become_files(tmp_path: Path) -> None:
         "1 rows of tables have a split that is none of train, training, test, testing, val, valid, validation, such as "
         f"row 0 of group 2 of {source}",
     ]
+
+
+def test_without_splits_a_share_of_small_tables_is_for_tests(tmp_path: Path) -> None:
+    for i in range(40):
+        write_parquet(table_of([b"x"], pa.binary()), tmp_path / "in" / f"p{i}.parquet")
+    splits = [r.split for r in written(tables_in(tmp_path / "in").tables, tmp_path / "out").records]
+    assert len(splits) == 40
+    assert set(splits) == {"train", "test"}
 
 
 def test_what_is_written_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +173,27 @@ def test_lists_and_tables_are_told_apart(tmp_path: Path) -> None:
         discover(f"{tmp_path}/o", "/nowhere", "folders", 0.5, ("a", "b"), video_column="video")
     with pytest.raises(DataError, match=r"gone\.arrow cannot be read \(there is no such file\)"):
         tables_in(tmp_path / "gone.arrow")
+    uris = write_arrow(pa.table({"uri": ["a.mp4"]}), tmp_path / "u.arrow")
+    with pytest.raises(DataError, match=r"u\.arrow has no column with bytes of videos, .*: set video_column, or write"):
+        tables_in(uris)
+
+
+def test_errors_of_buckets_are_no_damage_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_parquet(table_of([VIDEO], pa.binary()), tmp_path / "t.parquet")
+    [table] = tables_in(source).tables
+    for text, remedy in (
+        ("google::cloud::Status(PERMISSION_DENIED: no) error_info={x}", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("AWS Error ACCESS_DENIED during GetObject operation", "AWS_ENDPOINT_URL"),
+    ):
+
+        def fail(uri: str, text: str = text) -> None:
+            raise OSError(text)
+
+        monkeypatch.setattr("ardiff.data.video_tables._open_parquet", fail)
+        with pytest.raises(StorageError, match=rf"Cannot read {source}: .*{remedy}") as info:
+            write_group(table, 0, str(tmp_path / "out"))
+        assert not info.value.transient
+        assert "error_info" not in str(info.value)
 
 
 def test_damaged_tables_are_rows_of_the_error_log(tmp_path: Path) -> None:
@@ -215,8 +244,9 @@ def test_large_row_groups_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_plan_names_the_size(tmp_path: Path) -> None:
     source = write_parquet(table_of([os.urandom(1 << 20)] * 3, pa.binary()), tmp_path / "d" / "t.parquet", rows=3)
-    for place in (source, str(tmp_path / "d")):
-        plan = describe_tables(find_tables(place, f"{tmp_path}/out"), f"{tmp_path}/out")
+    assert len(find_tables(str(tmp_path / "d"), str(tmp_path / "d"))) == 1
+    for uri in (source, str(tmp_path / "d")):
+        plan = describe_tables(find_tables(uri, f"{tmp_path}/out"), f"{tmp_path}/out")
         assert plan.startswith("the videos of 1 tables (3 rows, ")
         assert plan.endswith(f"to {tmp_path}/out/videos, unless they are there")
         assert 0.9 < float(plan.partition(" MiB")[0].rpartition(" ")[2]) < 3.1

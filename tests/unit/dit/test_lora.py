@@ -25,7 +25,7 @@ def inputs() -> tuple[torch.Tensor, ...]:
 def train(model: torch.nn.Module) -> None:
     """Fills the matrices that start at zero."""
     for number, parameter in enumerate(p for n, p in model.named_parameters() if "lora_B" in n):
-        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(number))
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))
 
 
 @pytest.mark.parametrize("kind", KINDS)
