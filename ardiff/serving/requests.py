@@ -15,7 +15,14 @@ from starlette.exceptions import HTTPException
 from ardiff.serving.config import RequestLimits
 from ardiff.serving.errors import RequestError, invalid
 from ardiff.serving.records import JobRecord
-from ardiff.serving.schemas import ExtensionRequest, RequestBase, VideoRequest, maximum_values
+from ardiff.serving.schemas import (
+    ChangeRequest,
+    ConditionBase,
+    ExtensionRequest,
+    RequestBase,
+    VideoRequest,
+    maximum_values,
+)
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 UPLOAD = "input_reference"
@@ -41,6 +48,11 @@ async def read_extension(request: Request) -> tuple[ExtensionRequest, bytes | No
     if extension.video is None:
         raise invalid("video", "video must be the id of a completed video, or a file of a form.")
     return extension, None
+
+
+async def read_change(request: Request) -> ConditionBase:
+    """The fields of a change. Raises RequestError 400, 415 or 422."""
+    return _validate(ChangeRequest, *await _read_fields(request))
 
 
 def extension_of(source: JobRecord | None, extension: ExtensionRequest) -> RequestBase:
@@ -87,6 +99,12 @@ def document_body(limits: RequestLimits) -> dict[str, Any]:
         json_schema=schema | {"properties": properties | {UPLOAD: reference}},
         form_schema=schema | {"properties": properties | {UPLOAD: upload}},
     )
+
+
+def document_change() -> dict[str, Any]:
+    """The body of a change, for the OpenAPI document."""
+    schema = ChangeRequest.model_json_schema()
+    return _document(json_schema=schema, form_schema=schema)
 
 
 def document_extension() -> dict[str, Any]:
