@@ -188,8 +188,9 @@ class SamplingEngine:
             raise EngineLimitError("There is no memory for the keys and values of the prompt: try again later.")
 
         def apply() -> None:
-            self._shared.evict(running, spare)
-            state.set_request(changed)
+            with torch.inference_mode():
+                self._shared.evict(running, spare)
+                state.set_request(changed)
 
         return PlannedChange(frame, apply)
 

@@ -158,10 +158,10 @@ class ModelRunner:
                     await self._wake.wait()
                 continue
             began = time.monotonic()
-            beginning = await loop.run_in_executor(self._engine_thread, self._submit, starting)
+            begun = await loop.run_in_executor(self._engine_thread, self._submit, starting) if starting else []
             await self._apply_changes()
             finished, error = await loop.run_in_executor(self._engine_thread, self._iterate)
-            finished = beginning + finished
+            finished = begun + finished
             for encoder in self._active.values():
                 record = encoder.job.record
                 encoder.job.record = replace(record, iterations_done=max(encoder.iterations, record.iterations_done))
@@ -263,8 +263,8 @@ class ModelRunner:
             return None
 
     def _submit(self, starting: list[JobEncoder]) -> list[Finished]:
-        """In the engine thread: gives jobs to the engine. Returns their beginnings."""
-        started: list[Finished] = []
+        """In the engine thread: gives jobs to the engine. Returns those that it takes, without finished frames."""
+        begun: list[Finished] = []
         for encoder in starting:
             try:
                 request_id = self.engine.submit(encoder.start(self.engine.check))
@@ -272,8 +272,8 @@ class ModelRunner:
                 self._fail(encoder, error)
                 continue
             self._active[request_id] = encoder
-            started.append((encoder, None, None))
-        return started
+            begun.append((encoder, None, None))
+        return begun
 
     def _iterate(self) -> tuple[list[Finished], Exception | None]:
         """In the engine thread: runs one iteration. Returns finished frames, and its error if any."""

@@ -108,7 +108,7 @@ class JobStore:
                 if connection.scalar(sa.select(same)):
                     return False
             check(Load(*connection.execute(_count(record.owner)).one()))
-            values = {"heartbeat": 0, "cancelled": False, "has_files": False, "num_changes": 0, "changes": "[]"}
+            values = {"heartbeat": 0, "cancelled": False, "has_files": False}
             connection.execute(sa.insert(jobs).values(_to_row(record) | values))
         return True
 

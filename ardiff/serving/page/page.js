@@ -178,7 +178,7 @@ function show(video, fresh) {
   if (fresh) remember(video);
   if (ACTIVE.includes(video.status) || video.status === "completed") play(video, playing.signal);
   if (ACTIVE.includes(video.status)) watch(video.id, shown);
-  $("now").scrollIntoView({ block: "nearest", behavior: "smooth" });
+  $("player").scrollIntoView({ block: "nearest", behavior: "smooth" });
 }
 
 async function watch(id, number) {
