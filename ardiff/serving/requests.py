@@ -59,7 +59,8 @@ def extension_of(source: JobRecord | None, extension: ExtensionRequest) -> Reque
     """The request for the new frames of a longer video, with the settings of the video that it continues, if known."""
     fields: dict[str, Any] = {"prompt": extension.prompt}
     if source is not None:
-        params = asdict(source.sampling.without_past(source.sampling.num_frames - 1))  # those of its last frame
+        last = source.sampling.condition_of(source.sampling.num_frames - 1).changes()
+        params = asdict(source.sampling) | last | {"conditions": []}
         fields |= {name: value for name, value in params.items() if name in VideoRequest.model_fields}
         fields |= {"model": source.model, "fps": source.fps, "seed": None, "ar_step": None}
         if extension.prompt is not None:

@@ -64,6 +64,11 @@ def test_a_form_and_a_longer_video_keep_their_prompts(texts: Served) -> None:
         longer = texts.client.post("/v1/videos/extensions", json=body).json()
         assert (longer["prompt"], longer["given_frames"]) == (prompt or "a red ring", 6)
         texts.wait(longer)
+    changing = texts.wait(texts.ask(**SHORT, prompt="a red ring", conditions=[{"frame": 3, "prompt": "a plus"}]))
+    for prompt in (None, "a blue disc"):
+        body = {"video": {"id": changing["id"]}, "seconds": "0.5", "prompt": prompt}
+        longer = texts.client.post("/v1/videos/extensions", json=body).json()
+        assert (longer["prompt"], longer["conditions"]) == (prompt or "a plus", [])
 
 
 @pytest.mark.parametrize(
