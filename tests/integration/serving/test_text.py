@@ -69,6 +69,7 @@ def test_a_form_and_a_longer_video_keep_their_prompts(texts: Served) -> None:
         body = {"video": {"id": changing["id"]}, "seconds": "0.5", "prompt": prompt}
         longer = texts.client.post("/v1/videos/extensions", json=body).json()
         assert (longer["prompt"], longer["conditions"]) == (prompt or "a plus", [])
+        texts.wait(longer)
 
 
 @pytest.mark.parametrize(
