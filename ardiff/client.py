@@ -26,7 +26,7 @@ import httpx
 
 from ardiff.config import field_documentation
 from ardiff.errors import ArdiffError
-from ardiff.sampling.params import FROM_INPUT, SamplingParams, as_conditions
+from ardiff.sampling.params import CONDITION_FIELDS, FROM_INPUT, SamplingParams, as_conditions
 
 ENDED = ("completed", "failed", "cancelled", "expired")
 
@@ -73,6 +73,17 @@ class Client:
     def models(self) -> list[dict[str, Any]]:
         """The models of the service and their limits."""
         return list(self._retry(lambda: self._json("GET", "/v1/models"))["data"])
+
+    def change(self, video_id: str, **changes: Any) -> dict[str, Any]:
+        """Changes an unfinished video from the first frame that has not started.
+
+        Args:
+            changes: ``prompt``, ``class_label`` (index or name) or ``guidance_scale``.
+
+        Returns:
+            The change: its ``status``, and ``from_frame`` once that is ``applied``.
+        """
+        return self._retry(lambda: self._json("PATCH", f"/v1/videos/{video_id}", json=changes))
 
     def cancel(self, video_id: str) -> dict[str, Any]:
         """Cancels a video, unless it has ended. Returns its state."""
@@ -254,6 +265,10 @@ def main(argv: Sequence[str]) -> int:
             print(client.download(options.id, options.output or f"{options.id}.mp4"))
         case "get":
             print(json.dumps(client.get(options.id), indent=1))
+        case "change":
+            changes = {name: getattr(options, name) for name in CONDITION_FIELDS}
+            changes = {name: value for name, value in changes.items() if value is not None}
+            print(json.dumps(client.change(options.id, **changes), indent=1))
         case "cancel":
             print(json.dumps(client.cancel(options.id), indent=1))
         case "delete":
@@ -314,6 +329,7 @@ def _parser() -> argparse.ArgumentParser:
         ("get", "print the state of a video"),
         ("wait", "wait for a video"),
         ("download", "save a finished video"),
+        ("change", "change an unfinished video from the first frame that has not started"),
         ("cancel", "cancel an unfinished video"),
         ("delete", "delete a video"),
     ):
@@ -321,6 +337,9 @@ def _parser() -> argparse.ArgumentParser:
         video.add_argument("id")
         if command == "download":
             video.add_argument("--output", metavar="FILE")
+        if command == "change":
+            for name in CONDITION_FIELDS:
+                video.add_argument(f"--{name.replace('_', '-')}", **_request_options()[name])
     newest = commands.add_parser("list", help="list the newest videos")
     newest.add_argument("--limit", type=int, default=20)
     commands.add_parser("models", help="print the models and their limits")

@@ -1,10 +1,16 @@
 """Training throughput: plain torch compared with ZeRO, and batches from memory compared with batches from Ray Data.
 
     python benchmarks/training.py [--quick] [--workers 2]
+    python benchmarks/training.py --part checkpoints [--quick] [--workers 2] [--rounds 5] [--folder s3://...]
     python benchmarks/training.py --part formula [--rounds 5]
 
 One Ray Train job runs all combinations in turn on the same workers, so the ratios are of one run. Model and data are
 random. The first steps of each combination warm up and are not measured.
+
+``checkpoints`` compares the wall time of training with a checkpoint every 20 steps, synchronous and asynchronous, with
+that of training without checkpoints: as the folder is, and if every upload takes a second longer, as over a network.
+They take turns on the same workers, and the median of the rounds counts. The time includes waiting for the last
+checkpoint. Most checkpoints are the best so far and are uploaded twice.
 
 ``formula`` compares the time of a step with the prediction of `ardiff estimate`, for small models on one thread. The
 first model gives the operations per second, and the ratios of the others show whether the formula holds. The models
@@ -32,6 +38,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ardiff import distributed
 from ardiff.config import build
+from ardiff.data import storage
 from ardiff.data.latents import LatentStatistics, latent_table
 from ardiff.data.streams import LatentStream
 from ardiff.diffusion.config import DiffusionConfig
@@ -40,6 +47,7 @@ from ardiff.randomness import BatchGenerator
 from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.config import TrainConfig
+from ardiff.train.engines.base import Engine
 from ardiff.train.engines.factory import make_engine
 from ardiff.train.estimate.config import EstimateConfig
 from ardiff.train.estimate.counts import count_step
@@ -50,9 +58,17 @@ from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.progress import remote_progress
 from ray_jobs.training.batches import PacedExecution, ray_batches
+from ray_jobs.training.callbacks import new_attempt_id
+from ray_jobs.training.checkpoints import CheckpointCallback
+from ray_jobs.training.job import TrainJob
 
 FRAMES, TOKENS, DIM, CLIPS, FILES = 16, 4, 4, 64, 16
 WARM_UP = 5
+SAVE_EVERY = 20
+DELAYS = (0.0, 1.0)
+"""Seconds by which every upload of a folder takes longer."""
+MODES = {"none": None, "synchronous": False, "asynchronous": True}
+"""Values of ``train.async_checkpoints``; None stores no checkpoints."""
 ENGINES: dict[str, dict[str, Any]] = {
     "torch": {},
     "fsdp": {"engine": "fsdp"},
@@ -72,28 +88,38 @@ class LastValues(TrainingCallback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["engines", "formula"], default="engines")
+    parser.add_argument("--part", choices=["engines", "checkpoints", "formula"], default="engines")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a smaller model and fewer steps")
-    parser.add_argument("--rounds", type=int, default=5, help="with --part formula: steps per model; the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of the other parts; the median counts")
+    parser.add_argument("--folder", default="", help="where --part checkpoints stores them; a local folder by default")
     options = parser.parse_args()
     if options.part == "formula":
         print_formula(options.rounds)
         return
     with tempfile.TemporaryDirectory() as folder, ray_cluster(2 * options.workers + 2):
-        settings = {"folder": folder, "quick": options.quick, "workers": options.workers}
-        stream = write_latents(Path(folder))
+        settings = {"folder": folder, "rounds": options.rounds, "quick": options.quick, "workers": options.workers}
+        stream, run_folder = write_latents(Path(folder)), options.folder or folder
+        filesystem, path = storage.open_filesystem(run_folder)
         with remote_progress("benchmark", 1, "job") as progress:
             trainer = TorchTrainer(
-                measure,
-                train_loop_config={**settings, "stream": stream, "progress": progress},
+                measure if options.part == "engines" else measure_checkpoints,
+                train_loop_config={**settings, "run_folder": run_folder, "stream": stream, "progress": progress},
                 torch_config=TorchConfig(backend="gloo"),
                 scaling_config=ray.train.ScalingConfig(num_workers=options.workers, resources_per_worker={"CPU": 1}),
-                run_config=ray.train.RunConfig(name="benchmark", storage_path=folder),
+                run_config=ray.train.RunConfig(
+                    name="ray",
+                    storage_path=path,
+                    storage_filesystem=filesystem,
+                    checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+                ),
             )
             trainer.fit()
         rows = json.loads((Path(folder) / "rows.json").read_text())
-    print_table(rows)
+    if options.part == "engines":
+        print_table(rows)
+    else:
+        print_lost_time(rows)
 
 
 def write_latents(folder: Path) -> LatentStream:
@@ -120,17 +146,75 @@ def measure(job: dict[str, Any]) -> None:
         (Path(job["folder"]) / "rows.json").write_text(json.dumps(rows))
 
 
+def measure_checkpoints(job: dict[str, Any]) -> None:
+    """Runs on every worker: seconds of training with each delay and mode, in turns."""
+    torch.set_num_threads(1)
+    tree = {"batch_size": 16, "num_workers": job["workers"], "log_every": 10**6, "checkpoint_every": SAVE_EVERY}
+    config = build(TrainConfig, {**tree, "num_steps": SAVE_EVERY * (2 if job["quick"] else 5)})
+    cases = [(delay, mode) for delay in DELAYS for mode in MODES if delay == 0 or mode != "none"]
+    rows: dict[str, list[float]] = {f"{mode} | {delay:g}": [] for delay, mode in cases}
+    upload = storage.upload_folder
+    for turn, (delay, mode) in itertools.product(range(job["rounds"] + 1), cases):
+        storage.upload_folder = delayed(upload, delay)
+        is_async, task = MODES[mode], make_task(job["quick"])
+        engine = make_engine(task.model, config, torch.device("cpu"))
+        if distributed.rank() == 0:
+            storage.delete_folder(storage.join(job["run_folder"], "best"))
+        distributed.sum_over([0.0], engine.device)  # all workers start together
+        callbacks = (
+            [] if is_async is None else [make_callback(job, replace(config, async_checkpoints=is_async), engine)]
+        )
+        started = time.monotonic()
+        train(task, engine, from_memory(job["stream"], config), config, TrainState(0, 0, ""), callbacks)
+        if turn:  # the first warms up
+            rows[f"{mode} | {delay:g}"].append(time.monotonic() - started)
+    if distributed.rank() == 0:
+        (Path(job["folder"]) / "rows.json").write_text(json.dumps(rows))
+
+
+def delayed(upload: Callable[[Path, str], None], seconds: float) -> Callable[[Path, str], None]:
+    """``upload``, which takes ``seconds`` longer."""
+
+    def upload_later(local: Path, uri: str) -> None:
+        time.sleep(seconds)
+        upload(local, uri)
+
+    return upload_later
+
+
+def make_callback(job: dict[str, Any], config: TrainConfig, engine: Engine) -> CheckpointCallback:
+    """What stores the checkpoints of one training run."""
+    description = TrainJob(
+        name="benchmark",
+        folder=job["run_folder"],
+        fingerprint="",
+        config=config,
+        stream=job["stream"],
+        make_task=lambda: make_task(job["quick"]),
+        record=lambda: None,
+        description={},
+        result="",
+    )
+    attempt = new_attempt_id(engine.device)
+    return CheckpointCallback(description, engine, None, attempt, job["progress"], lambda: lambda: None)
+
+
+def make_task(quick: bool) -> DiTTask:
+    """An AR-DiT with random weights."""
+    width, depth = (64, 2) if quick else (192, 6)
+    sizes = {"num_frames": FRAMES, "num_tokens": TOKENS, "token_dim": DIM, "num_heads": 4}
+    model = DiT(build(DiTConfig, {**sizes, "width": width, "depth": depth}))
+    return DiTTask(model, DiTTaskConfig(), DiffusionConfig(), LatentStatistics([[0.0] * DIM] * TOKENS, 1.0))
+
+
 def run(changes: dict[str, Any], feed: str, job: dict[str, Any]) -> dict[str, float]:
     """Throughput of one combination."""
     steps = WARM_UP + (15 if job["quick"] else 60)
     tree = {"num_steps": WARM_UP, "batch_size": 16, "num_workers": job["workers"], "log_every": 10**6, **changes}
     warm_up = build(TrainConfig, {**tree, "loading_tasks": 1})
     config = build(TrainConfig, {**tree, "loading_tasks": 1, "num_steps": steps})
-    width, depth = (64, 2) if job["quick"] else (192, 6)
-    sizes = {"num_frames": FRAMES, "num_tokens": TOKENS, "token_dim": DIM, "num_heads": 4}
-    model = DiT(build(DiTConfig, {**sizes, "width": width, "depth": depth}))
-    task = DiTTask(model, DiTTaskConfig(), DiffusionConfig(), LatentStatistics([[0.0] * DIM] * TOKENS, 1.0))
-    engine = make_engine(model, config, torch.device("cpu"))
+    task = make_task(job["quick"])
+    engine = make_engine(task.model, config, torch.device("cpu"))
     if feed == "memory":
         batches = from_memory(job["stream"], config)
     else:
@@ -157,6 +241,15 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         print(
             f"| {row['engine']} | {row['feed']} | {rate:.1f} | **{rate / base:.2f}** | {row['data_wait_share']:.1%} |"
         )
+
+
+def print_lost_time(rows: dict[str, list[float]]) -> None:
+    seconds = {mode: statistics.median(values) for mode, values in rows.items()}
+    base = seconds["none | 0"]
+    print("| checkpoints | s longer per upload | s | relative to none | share of the wall time lost |")
+    print("|---|---|---|---|---|")
+    for mode, value in seconds.items():
+        print(f"| {mode} | {value:.2f} | **{value / base:.3f}** | {1 - base / value:.1%} |")
 
 
 def formula_cases() -> dict[str, EstimateConfig]:

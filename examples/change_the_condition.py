@@ -2,6 +2,8 @@
 
 python examples/change_the_condition.py runs/quickstart/dit/pipeline video.mp4 class_label=ring class_label=plus
 python examples/change_the_condition.py runs/quickstart/dit/pipeline video.mp4 "prompt=a red disc" "prompt=a blue ring"
+
+A video of a service changes with `ardiff client change ID --class-label plus`.
 """
 
 import argparse

@@ -12,7 +12,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,15 @@ from ardiff.sampling.state import FrameSpan, RequestState, SampledModel
 
 class EngineLimitError(ArdiffError):
     """A request exceeds the engine's limits, or too many requests wait already."""
+
+
+class PlannedChange(NamedTuple):
+    """A change of a request's condition that is checked, and not made yet."""
+
+    frame: int
+    """The first frame that has it."""
+    apply: Callable[[], None]
+    """Makes the change. Call it before the engine does anything else."""
 
 
 class SamplingEngine:
@@ -148,6 +157,15 @@ class SamplingEngine:
             InvalidParamError: A value is not valid for the model, or guidance is off in this request.
             EngineLimitError: The prompt does not fit into memory.
         """
+        if (planned := self.plan_change(request_id, changes, prompts)) is None:
+            return None
+        planned.apply()
+        return planned.frame
+
+    def plan_change(
+        self, request_id: int, changes: Mapping[str, Any], prompts: Mapping[str, EncodedPrompt] | None = None
+    ) -> PlannedChange | None:
+        """Like :meth:`change`, but leaves the last step to the caller, who may store the frame before."""
         state = self._running.get(request_id)
         queued = [index for index, (waiting_id, _) in enumerate(self._waiting) if waiting_id == request_id]
         if state is None and not queued:
@@ -163,15 +181,18 @@ class SamplingEngine:
                 "guidance_scale", "guidance is off in this request: start it with another guidance_scale than 1"
             )
         if state is None:
-            self._waiting[queued[0]] = (request_id, changed)
-            return frame
+            return PlannedChange(frame, lambda: self._waiting.__setitem__(queued[0], (request_id, changed)))
         changed = changed.without_past(state.oldest)
         running = [changed if other is state else other.request for other in self._running.values()]
         if (spare := self.config.max_cache_bytes - self.num_bytes(running)) < 0:
             raise EngineLimitError("There is no memory for the keys and values of the prompt: try again later.")
-        self._shared.evict(running, spare)
-        state.set_request(changed)
-        return frame
+
+        def apply() -> None:
+            with torch.inference_mode():
+                self._shared.evict(running, spare)
+                state.set_request(changed)
+
+        return PlannedChange(frame, apply)
 
     def save(self, request_id: int) -> SavedState:
         """The state of a running request between two iterations. An engine continues it, given as ``resume``.

@@ -16,7 +16,7 @@ from ardiff.errors import DataError
 from ardiff.resolution import Resolution
 from ardiff.sampling.cost import sequential_passes
 from ardiff.sampling.engine import EngineLimitError
-from ardiff.sampling.params import FROM_INPUT, InvalidParamError, ModelInfo, SamplingParams
+from ardiff.sampling.params import FROM_INPUT, FrameCondition, InvalidParamError, ModelInfo, SamplingParams
 from ardiff.serving.async_store import Stores
 from ardiff.serving.config import RequestLimits, ServiceConfig
 from ardiff.serving.errors import RequestError, UnavailableError, invalid, overloaded
@@ -25,7 +25,7 @@ from ardiff.serving.keys import ApiKeys, RateLimiter
 from ardiff.serving.model_runner import ModelRunner
 from ardiff.serving.queue import JobQueue
 from ardiff.serving.records import JobRecord, new_id
-from ardiff.serving.schemas import RequestBase, maximum_values
+from ardiff.serving.schemas import ConditionBase, RequestBase, maximum_values
 from ardiff.serving.shutdown import Shutdown
 from ardiff.serving.store import Load
 from ardiff.serving.uploads import decode_upload
@@ -100,6 +100,14 @@ class Admission:
         job = runner.start(record, given_frames)
         self._running.add(job)
         return job
+
+    async def resolve_change(self, record: JobRecord, request: ConditionBase) -> dict[str, Any]:
+        """The values of a change of a job, by name, checked like those of a request for a video."""
+        model = self._model(record.model)
+        values = _resolve_change(request, record.sampling, model, self._config.limits)
+        with _as_request_errors():
+            await model.check_texts(SamplingParams(prompt=values.get("prompt")))
+        return values
 
     def _check_acceptance(self, owner: str) -> None:
         """Raises RequestError if the replica stops, or the owner sends too many requests."""
@@ -210,18 +218,45 @@ def resolve(request: RequestBase, model: ModelRunner, config: ServiceConfig) -> 
         values["num_frames"] = round(float(request.seconds) * (config.fps if request.fps is None else request.fps))
     for name, maximum in maximum_values(config.limits).items():
         _check_maximum(name, values[name], maximum)
-    if request.prompt is not None and not model.info.text:
-        if request.class_label is not None:
-            raise invalid("prompt", "Give prompt or class_label, not both: for this model both name a class.")
-        values |= {"prompt": None, "class_label": _class_index(request.prompt, model.info, "prompt")}
-    else:
-        values["class_label"] = _class_index(request.class_label, model.info, "class_label")
+    values |= _condition(request, model.info)
     values["seed"] = secrets.randbelow(2**31) if request.seed is None else request.seed
     names = [f.name for f in fields(SamplingParams) if f.name in values]
     params = SamplingParams.from_dict({name: values[name] for name in names})
     if (count := len(params.texts)) > config.limits.texts:
         raise invalid("conditions", f"The video has {count} texts: at most {config.limits.texts} are allowed.")
     return _check(params, model)
+
+
+def _resolve_change(
+    request: ConditionBase, params: SamplingParams, model: ModelRunner, limits: RequestLimits
+) -> dict[str, Any]:
+    """The values of a change within a video of these parameters, by name. Raises RequestError 422."""
+    requested = request.model_dump() | _condition(request, model.info)
+    values = {name: value for name, value in requested.items() if value is not None}
+    if not values:
+        raise invalid(None, f"Nothing changes: give at least one of {', '.join(requested)}.")
+    for name, maximum in maximum_values(limits).items():
+        _check_maximum(name, values.get(name), maximum)
+    changed = params.with_change(FrameCondition(frame=params.num_frames - 1, **values))
+    try:
+        _check(changed, model)
+    except RequestError as error:
+        if error.param != "conditions":  # which is no field of a change
+            raise
+        raise invalid(next((name for name in values if name in str(error)), None), str(error)) from error
+    if changed.guided and not params.guided:
+        message = "Guidance is off in this video: request one with another guidance_scale than 1 to change it."
+        raise invalid("guidance_scale", message)
+    return values
+
+
+def _condition(request: ConditionBase, model: ModelInfo) -> dict[str, Any]:
+    """The prompt and the class index of a request. Raises RequestError 422."""
+    if request.prompt is None or model.text:
+        return {"prompt": request.prompt, "class_label": _class_index(request.class_label, model, "class_label")}
+    if request.class_label is not None:
+        raise invalid("prompt", "Give prompt or class_label, not both: for this model both name a class.")
+    return {"prompt": None, "class_label": _class_index(request.prompt, model, "prompt")}
 
 
 def _check_maximum(name: str, value: float | None, maximum: float) -> None:

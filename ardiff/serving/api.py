@@ -29,8 +29,10 @@ from ardiff.serving.replica import Replica
 from ardiff.serving.requests import (
     check_extensible,
     document_body,
+    document_change,
     document_extension,
     extension_of,
+    read_change,
     read_extension,
     read_request,
     validation_error,
@@ -46,6 +48,8 @@ from ardiff.serving.responses import (
     stream_response,
 )
 from ardiff.serving.schemas import (
+    Change,
+    ChangeBase,
     DeletedVideo,
     ErrorResponse,
     Health,
@@ -54,6 +58,7 @@ from ardiff.serving.schemas import (
     Video,
     VideoBase,
     VideoList,
+    to_change,
     to_list,
     to_model,
     to_response,
@@ -128,7 +133,7 @@ def build_app(replica: Replica, recorder: PrometheusRecorder) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=replica.config.cors_origins,
-            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
             allow_headers=[
                 "Authorization",
                 "Content-Type",
@@ -329,6 +334,18 @@ def _add_videos(app: FastAPI, replica: Replica) -> None:
     async def find(video_id: str, owner: Owner) -> VideoBase:
         """The state of a video."""
         return to_response(await replica.videos.find(owner, video_id))
+
+    @app.patch(
+        "/v1/videos/{video_id}",
+        response_model=Change,
+        openapi_extra=document_change(),
+        responses=_errors(400, 404, 408, 409, 413, 415),
+    )
+    async def change(video_id: str, request: Request, owner: Owner) -> ChangeBase:
+        """Changes class, prompt or guidance of an unfinished video from the first frame that has not started."""
+        requested = await read_change(request)
+        values = await replica.admission.resolve_change(await replica.videos.find(owner, video_id), requested)
+        return to_change(*await replica.videos.change(owner, video_id, values))
 
     @app.post("/v1/videos/{video_id}/cancel", response_model=Video, responses=_errors(404))
     async def cancel(video_id: str, owner: Owner) -> VideoBase:

@@ -28,6 +28,8 @@ class RequestLimits:
     """Frames per second of the file."""
     texts: int = 32
     """Distinct texts of a video: its prompt, its negative prompt, and those of ``conditions``."""
+    changes: int = 64
+    """Changes (``PATCH``) of an unfinished video, which are stored with it."""
     body_bytes: int = 32 * 2**20
     """Bytes of a request, including its upload."""
     body_seconds: float = 30.0
@@ -47,8 +49,9 @@ class RequestLimits:
 
     def __post_init__(self) -> None:
         counts = (self.num_frames, self.num_inference_steps, self.texts, self.upload_frames, self.unfinished_bodies)
-        if min(*counts, self.body_bytes, self.upload_pixels, self.upload_memory_bytes, self.video_bytes) < 1:
-            raise ValueError("counts and sizes must be at least 1")
+        sizes = (self.body_bytes, self.upload_pixels, self.upload_memory_bytes, self.video_bytes)
+        if min(*counts, *sizes) < 1 or self.changes < 0:
+            raise ValueError("counts and sizes must be at least 1, changes at least 0")
         if min(self.guidance_scale, self.fps, self.upload_seconds, self.body_seconds) <= 0:
             raise ValueError("guidance_scale, fps, upload_seconds and body_seconds must be positive")
 

@@ -71,6 +71,8 @@ jobs = Table(
     Column("heartbeat", Integer, nullable=False),
     Column("crashes", Integer, nullable=False),
     Column("cancelled", Boolean, nullable=False),  # a client has cancelled it, and its replica shall stop it
+    Column("num_changes", Integer, nullable=False, default=0),
+    Column("changes", Text, nullable=False, default="[]"),  # JSON, which only requests write, not its replica
     Column("idempotency", Text),
     Column("ended_at", Double),
     Column("expires_at", Double),

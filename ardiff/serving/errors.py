@@ -46,6 +46,11 @@ def invalid(param: str | None, message: str) -> RequestError:
     return RequestError(422, "invalid_request", message, param)
 
 
+def not_found() -> RequestError:
+    """404 for a video that does not exist, or belongs to another key."""
+    return RequestError(404, "not_found", "There is no such video.")
+
+
 def overloaded(message: str, retry_after: float) -> RequestError:
     """503 for a replica that has no capacity now."""
     return RequestError(503, "overloaded", message, retry_after=retry_after)

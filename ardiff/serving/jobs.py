@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -74,6 +76,8 @@ class Job:
         """When the job fails, by the monotonic clock; set when it starts."""
         self.stop_reason: JobError | None = None
         """Why the job leaves the engine before its next iteration."""
+        self.changes_due = True
+        """Whether to try the next requested change; not again at once after a failure."""
         self.write_lock = asyncio.Lock()
         """Held while progress or the end is written."""
         self.published: JobRecord | None = None
@@ -95,6 +99,12 @@ class Job:
         latents, self.latents, self.published_fragments = self.latents, [], len(self.log.fragments)
         state = None if self.state is None else self.state.to_bytes()
         return Segment(self.record.stream_bytes, data, pack_latents(latents), state)
+
+    def take_changes(self, changes: list[dict[str, Any]]) -> None:
+        """Takes all changes that are requested so far. They are applied before the next iteration."""
+        if len(changes) > len(self.record.changes):
+            self.record = replace(self.record, changes=changes)
+        self.changes_due = True
 
     def stop(self, reason: JobError) -> None:
         """Stops the job before the next iteration. The first reason counts."""

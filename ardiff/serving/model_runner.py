@@ -10,9 +10,10 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,13 @@ import torch
 from ardiff.config import fingerprint
 from ardiff.errors import ArdiffError, ConfigError
 from ardiff.pipeline import ARDiffusionPipeline
-from ardiff.sampling.params import SamplingMode, SamplingParams, validate
+from ardiff.sampling.engine import EngineLimitError, PlannedChange
+from ardiff.sampling.params import InvalidParamError, SamplingMode, SamplingParams, validate
 from ardiff.sampling.request import FinishedFrames, SampleRequest
 from ardiff.sampling.saved import SavedState
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.encoding import Fragment, JobEncoder
-from ardiff.serving.errors import JobError
+from ardiff.serving.errors import JobError, RequestError
 from ardiff.serving.jobs import Job
 from ardiff.serving.metrics import Recorder
 from ardiff.serving.records import JobRecord
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 RATE_SECONDS = 10
 """Seconds over which ``ardiff_frames_per_second`` is measured."""
 OnEnded = Callable[[Job, JobError | None, str | None], None]
+Publish = Callable[[Job], Awaitable[bool]]
 Finished = tuple[JobEncoder, FinishedFrames | None, SavedState | None]
 
 
@@ -42,10 +45,17 @@ class ModelRunner:
     """Runs the jobs of one model."""
 
     def __init__(
-        self, name: str, pipeline: ARDiffusionPipeline, config: ServiceConfig, metrics: Recorder, on_ended: OnEnded
+        self,
+        name: str,
+        pipeline: ARDiffusionPipeline,
+        config: ServiceConfig,
+        metrics: Recorder,
+        publish: Publish,
+        on_ended: OnEnded,
     ) -> None:
         """
         Args:
+            publish: Writes the record of a job and returns whether its lease is held. Raises RequestError.
             on_ended: Called as ``on_ended(job, failure, frames_sha256)`` when a job has left the engine.
 
         Raises:
@@ -67,7 +77,7 @@ class ModelRunner:
         self.num_jobs = 0
         """Jobs of this runner, waiting ones included."""
         self._reserved = 0
-        self._on_ended = on_ended
+        self._publish, self._on_ended = publish, on_ended
         self._runs_alone = False
         self._waiting: deque[JobEncoder] = deque()
         self._active: dict[int, JobEncoder] = {}
@@ -148,7 +158,10 @@ class ModelRunner:
                     await self._wake.wait()
                 continue
             began = time.monotonic()
-            finished, error = await loop.run_in_executor(self._engine_thread, self._iterate, starting)
+            begun = await loop.run_in_executor(self._engine_thread, self._submit, starting) if starting else []
+            await self._apply_changes()
+            finished, error = await loop.run_in_executor(self._engine_thread, self._iterate)
+            finished = begun + finished
             for encoder in self._active.values():
                 record = encoder.job.record
                 encoder.job.record = replace(record, iterations_done=max(encoder.iterations, record.iterations_done))
@@ -209,9 +222,49 @@ class ModelRunner:
         self._runs_alone = self._runs_alone and job.record.crashes == 0
         self._on_ended(job, failure, frames_sha256)
 
-    def _iterate(self, starting: list[JobEncoder]) -> tuple[list[Finished], Exception | None]:
-        """In the engine thread: starts jobs and runs one iteration. Returns finished frames, and its error if any."""
-        started: list[Finished] = []
+    async def _apply_changes(self) -> None:
+        """Applies the changes that clients have requested of the jobs in the engine."""
+        for request_id, encoder in self._active.items():
+            job = encoder.job
+            while job.changes_due and job.stop_reason is None and (values := job.record.next_change) is not None:
+                try:
+                    job.changes_due = await self._apply_change(request_id, job, values)
+                except (EngineLimitError, RequestError) as error:
+                    logger.warning("A change of %s waits: %s", job.record.id, error)
+                    job.changes_due = False  # until the next look at the queue
+                except Exception as error:
+                    logger.error("Job %s failed.", job.record.id, exc_info=error)
+                    job.stop_reason = _client_error(error)
+
+    async def _apply_change(self, request_id: int, job: Job, values: dict[str, Any]) -> bool:
+        """Applies the next change of a job between two iterations, after it is stored with its frame: a replica that
+        continues the job applies it at the same one. Returns False if the lease is lost."""
+        loop, before = asyncio.get_running_loop(), job.record
+        planned = await loop.run_in_executor(self._engine_thread, self._plan, request_id, values)
+        job.record = job.record.with_change(None if planned is None else planned.frame)
+        held = False
+        try:
+            held = await self._publish(job)
+        finally:
+            if not held:
+                job.record = replace(job.record, params=before.params, change_frames=before.change_frames)
+        if held and planned is not None:
+            await loop.run_in_executor(self._engine_thread, planned.apply)
+        return held
+
+    def _plan(self, request_id: int, values: dict[str, Any]) -> PlannedChange | None:
+        """In the engine thread: a change of a request; None if it is too late for it."""
+        texts = [values["prompt"]] if values.get("prompt") else []
+        prompts = self.pipeline.text.encode(texts, self.pipeline.device, self.config.engine.long_prompts)
+        try:
+            return self.engine.plan_change(request_id, values, prompts)
+        except InvalidParamError as error:  # it would turn off guidance, which another change had turned on
+            logger.warning("A change was not applied: %s", error)
+            return None
+
+    def _submit(self, starting: list[JobEncoder]) -> list[Finished]:
+        """In the engine thread: gives jobs to the engine. Returns those that it takes, without finished frames."""
+        begun: list[Finished] = []
         for encoder in starting:
             try:
                 request_id = self.engine.submit(encoder.start(self.engine.check))
@@ -219,19 +272,23 @@ class ModelRunner:
                 self._fail(encoder, error)
                 continue
             self._active[request_id] = encoder
-            started.append((encoder, None, None))
-        before = self.engine.frame_evaluations
+            begun.append((encoder, None, None))
+        return begun
+
+    def _iterate(self) -> tuple[list[Finished], Exception | None]:
+        """In the engine thread: runs one iteration. Returns finished frames, and its error if any."""
+        before, finished = self.engine.frame_evaluations, list[Finished]()
         try:
-            finished = self.engine.step()
+            events = self.engine.step()
         except Exception as error:
-            return started, error
+            return finished, error
         self.metrics.record("ardiff_frame_evaluations", self.engine.frame_evaluations - before, model=self.name)
         for request_id, iterations in self.engine.iterations.items():
             self._active[request_id].iterations = iterations
-        for frames in finished:
+        for frames in events:
             state = None if frames.done else self.engine.save(frames.request_id)
-            started.append((self._active[frames.request_id], frames, state))
-        return started, None
+            finished.append((self._active[frames.request_id], frames, state))
+        return finished, None
 
     def _fail(self, encoder: JobEncoder, error: Exception) -> None:
         """Has a job that is not in the engine end with the next iteration."""

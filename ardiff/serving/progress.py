@@ -27,13 +27,23 @@ class ProgressPublisher:
                     with contextlib.suppress(RequestError):
                         await self.publish_job(job)
 
-    async def publish_job(self, job: Job) -> None:
-        """Writes what is not published yet. The caller holds ``write_lock``."""
+    async def publish_now(self, job: Job) -> bool:
+        """Writes the record and what else is not published yet. Returns False without the lease.
+
+        Raises:
+            UnavailableError: The record may be written or not. The next time that it is published decides.
+        """
+        async with job.write_lock:
+            return await self.publish_job(job)
+
+    async def publish_job(self, job: Job) -> bool:
+        """Like ``publish_now``, for a caller who holds ``write_lock``."""
         if job.unpublished is None:  # after a failure the same segment is written again: it may have been stored
             job.unpublished = job.next_segment()
         segment, record = job.unpublished, job.record
         if segment is not None:
             record = replace(record, stream_bytes=segment.start + len(segment.data))
-        await self._jobs.call(self._jobs.store.publish, record, segment)
+        held = await self._jobs.call(self._jobs.store.publish, record, segment)
         job.record = replace(job.record, stream_bytes=record.stream_bytes)
         job.published, job.unpublished = record, None
+        return held

@@ -72,9 +72,9 @@ class JobQueue:
             self._prepared = True
 
     async def poll(self) -> None:
-        """Stops cancelled and lost jobs, takes over jobs of crashed replicas, and starts as many jobs as fit."""
+        """Follows requests for running jobs, takes over jobs of crashed replicas, and starts as many jobs as fit."""
         await self.prepare()
-        await self._stop_cancelled()
+        await self._check_running()
         groups = await self._jobs.call(self._jobs.store.open_jobs)
         queued = [group for group in groups if group.status == "queued"]
         self.waiting = sum(group.count for group in queued)
@@ -91,7 +91,8 @@ class JobQueue:
             if not (group.suspect and isolating):
                 await asyncio.gather(*map(self._start, await self._claim(group)))
 
-    async def _stop_cancelled(self) -> None:
+    async def _check_running(self) -> None:
+        """Stops cancelled and lost jobs, and passes requested changes on to the others."""
         if not (running := list(self._running)):
             return
         states = await self._jobs.call(self._jobs.store.held_states, [job.record.id for job in running])
@@ -101,6 +102,9 @@ class JobQueue:
                 job.stop(JobError("lost", "Another replica took the job over."))
             elif state.cancelled:
                 job.stop(JobError("cancelled", "Cancelled."))
+            elif state.num_changes > len(job.record.change_frames):
+                record = await self._jobs.call(self._jobs.store.read, job.record.owner, job.record.id)
+                job.take_changes([] if record is None else record.changes)
 
     async def _claim(self, group: OpenJobs) -> list[JobRecord]:
         """Takes jobs of a group, or leaves them to other replicas."""

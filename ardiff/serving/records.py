@@ -3,10 +3,10 @@
 import re
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from ardiff.sampling.params import SamplingParams
+from ardiff.sampling.params import FrameCondition, SamplingParams
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled", "expired")
@@ -24,7 +24,11 @@ class JobRecord:
     """A ``stream`` ends with the connection that requested it. One that outlives its replica becomes a ``job``."""
     model: str
     params: dict[str, Any]
-    """The validated :class:`SamplingParams`, as a dict."""
+    """The validated :class:`SamplingParams`, as a dict; its ``conditions`` include the changes that are applied."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Values that clients have requested while it was unfinished, in order. Only requests write them."""
+    change_frames: list[int | None] = field(default_factory=list)
+    """For the first of ``changes``, the frame from which each is applied; None if it came too late."""
     prompt: str | None = None
     """The prompt of the request."""
     fps: float
@@ -65,6 +69,18 @@ class JobRecord:
     def sampling(self) -> SamplingParams:
         """The sampling parameters."""
         return SamplingParams.from_dict(self.params)
+
+    @property
+    def next_change(self) -> dict[str, Any] | None:
+        """The first change that is neither applied nor too late."""
+        return next(iter(self.changes[len(self.change_frames) :]), None)
+
+    def with_change(self, frame: int | None) -> "JobRecord":
+        """The record with the next change applied from this frame on, or too late."""
+        params = self.params
+        if frame is not None and self.next_change is not None:
+            params = asdict(self.sampling.with_change(FrameCondition(frame=frame, **self.next_change)))
+        return replace(self, params=params, change_frames=[*self.change_frames, frame])
 
     @property
     def ended(self) -> bool:

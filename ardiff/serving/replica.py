@@ -65,7 +65,7 @@ class Replica:
         self._publisher = ProgressPublisher(self.stores, self.running)
         self.finisher = JobFinisher(self.stores, self.running, self._publisher, config, metrics)
         self.models = {
-            name: ModelRunner(name, pipeline, config, metrics, self.finisher.finish)
+            name: ModelRunner(name, pipeline, config, metrics, self._publisher.publish_now, self.finisher.finish)
             for name, pipeline in pipelines.items()
         }
         self.queue = JobQueue(

@@ -15,7 +15,14 @@ from starlette.exceptions import HTTPException
 from ardiff.serving.config import RequestLimits
 from ardiff.serving.errors import RequestError, invalid
 from ardiff.serving.records import JobRecord
-from ardiff.serving.schemas import ExtensionRequest, RequestBase, VideoRequest, maximum_values
+from ardiff.serving.schemas import (
+    ChangeRequest,
+    ConditionBase,
+    ExtensionRequest,
+    RequestBase,
+    VideoRequest,
+    maximum_values,
+)
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 UPLOAD = "input_reference"
@@ -43,11 +50,17 @@ async def read_extension(request: Request) -> tuple[ExtensionRequest, bytes | No
     return extension, None
 
 
+async def read_change(request: Request) -> ConditionBase:
+    """The fields of a change. Raises RequestError 400, 415 or 422."""
+    return _validate(ChangeRequest, *await _read_fields(request))
+
+
 def extension_of(source: JobRecord | None, extension: ExtensionRequest) -> RequestBase:
     """The request for the new frames of a longer video, with the settings of the video that it continues, if known."""
     fields: dict[str, Any] = {"prompt": extension.prompt}
     if source is not None:
-        params = asdict(source.sampling.without_past(source.sampling.num_frames - 1))  # those of its last frame
+        last = source.sampling.condition_of(source.sampling.num_frames - 1).changes()
+        params = asdict(source.sampling) | last | {"conditions": []}
         fields |= {name: value for name, value in params.items() if name in VideoRequest.model_fields}
         fields |= {"model": source.model, "fps": source.fps, "seed": None, "ar_step": None}
         if extension.prompt is not None:
@@ -87,6 +100,12 @@ def document_body(limits: RequestLimits) -> dict[str, Any]:
         json_schema=schema | {"properties": properties | {UPLOAD: reference}},
         form_schema=schema | {"properties": properties | {UPLOAD: upload}},
     )
+
+
+def document_change() -> dict[str, Any]:
+    """The body of a change, for the OpenAPI document."""
+    schema = ChangeRequest.model_json_schema()
+    return _document(json_schema=schema, form_schema=schema)
 
 
 def document_extension() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from ardiff.config import field_documentation
-from ardiff.sampling.params import FROM_INPUT, MAX_PROMPT_LENGTH, SamplingMode, SamplingParams
+from ardiff.sampling.params import FROM_INPUT, MAX_PROMPT_LENGTH, FrameCondition, SamplingMode, SamplingParams
 from ardiff.serving.config import RequestLimits, ServiceConfig
 from ardiff.serving.model_runner import ModelRunner
 from ardiff.serving.records import JobRecord, Status
@@ -64,18 +64,23 @@ def _parse_json(value: Any) -> Any:
         raise ValueError("JSON that is nested too deeply") from error
 
 
-class RequestBase(BaseModel):
-    """The fields of a request that are not sampling parameters, or accept more than those."""
+class ConditionBase(BaseModel):
+    """The fields of a condition that accept more than the sampling parameters."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(None, max_length=128, description="An id of /v1/models; null is the first of them.")
     prompt: str | None = Field(
         None, max_length=MAX_PROMPT_LENGTH, description="What to show; for a model without text the name of a class."
     )
     class_label: int | str | None = Field(
-        None, description="Class index or name; null generates without a class.", examples=[0]
+        None, description="Class index or name; without it a video has no class.", examples=[0]
     )
+
+
+class RequestBase(ConditionBase):
+    """The fields of a request that are not sampling parameters, or accept more than those."""
+
+    model: str | None = Field(None, max_length=128, description="An id of /v1/models; null is the first of them.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of the noise; null draws one.")
     fps: float | None = Field(None, gt=0, allow_inf_nan=False, description="Frames per second of the video file.")
     seconds: Seconds | None = Field(None, description="Length of the video; it replaces num_frames.")
@@ -86,6 +91,14 @@ VideoRequest = create_model(
     __base__=RequestBase,
     __doc__="A video to generate. Unknown fields are rejected.",
     **_sampling_fields(RequestBase, excluded=FROM_INPUT),
+)
+
+
+ChangeRequest = create_model(
+    "ChangeRequest",
+    __base__=ConditionBase,
+    __doc__="What changes from the first frame that has not started; what is missing or null stays as it is.",
+    **_fields_of(FrameCondition, excluded=["frame", *ConditionBase.model_fields]),
 )
 
 
@@ -122,6 +135,25 @@ class ErrorResponse(BaseModel):
     error: ErrorBody
 
 
+ChangeStatus = Literal["pending", "applied", "not_applied"]
+
+
+class ChangeBase(BaseModel):
+    """Whether a change is applied."""
+
+    object: Literal["video.change"] = "video.change"
+    status: ChangeStatus = Field(description="not_applied: every frame had started, or the video ended before.")
+    from_frame: int | None = Field(description="The first frame that has these values, if they are applied.")
+
+
+Change = create_model(
+    "Change",
+    __base__=ChangeBase,
+    __doc__="A change of an unfinished video. null is a value that it leaves as it was.",
+    **_fields_of(FrameCondition, excluded=["frame"]),
+)
+
+
 class VideoBase(BaseModel):
     """The state of a job."""
 
@@ -148,6 +180,9 @@ class VideoBase(BaseModel):
     media_type: str | None
     bytes: int | None
     frames_sha256: str | None = Field(description="Hash of the frames before encoding, uint8 (F, H, W, 3).")
+    changes: list[Change] = Field(  # type: ignore[valid-type]
+        description="The changes that were requested, in order. conditions holds those that are applied."
+    )
 
 
 Video = create_model("Video", __base__=VideoBase, __doc__="A job and its video.", **_sampling_fields(VideoBase))
@@ -285,5 +320,16 @@ def to_response(record: JobRecord) -> VideoBase:
         "media_type": record.media_type,
         "bytes": record.video_bytes,
         "frames_sha256": record.frames_sha256,
+        "changes": [to_change(record, index) for index in range(len(record.changes))],
     }
     return Video(**values)
+
+
+def to_change(record: JobRecord, index: int) -> ChangeBase:
+    """The response for a change of a record."""
+    is_decided = index < len(record.change_frames)
+    frame = record.change_frames[index] if is_decided else None
+    status: ChangeStatus = "applied" if frame is not None else "pending"
+    if frame is None and (is_decided or record.ended):
+        status = "not_applied"
+    return Change(status=status, from_frame=frame, **record.changes[index])

@@ -7,8 +7,8 @@ is a counter. Identifiers begin with the time of creation, so they sort like the
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -22,9 +22,9 @@ _LEFTOVER_SECONDS = 60.0
 _ADMISSION_LOCK, _ISOLATION_LOCK = 2, 3
 _FIELDS = {f.name for f in fields(JobRecord)}
 """A newer release may have stored others."""
-_COLUMNS = [c for c in jobs.c if c.name in _FIELDS]
+_COLUMNS = [c for c in jobs.c if c.name in _FIELDS and c is not jobs.c.changes]
 _EXPIRED = sa.func.coalesce(jobs.c.expires_at <= clock(), sa.literal(False)).label("expired")
-_RECORD = (*_COLUMNS, jobs.c.record, _EXPIRED)
+_RECORD = (*_COLUMNS, jobs.c.changes, jobs.c.record, _EXPIRED)
 _QUEUED, _HELD = jobs.c.status == "queued", jobs.c.status == "in_progress"
 _SUSPECT = jobs.c.crashes > 0
 
@@ -56,10 +56,12 @@ class Lease(NamedTuple):
 
 
 class HeldState(NamedTuple):
-    """A job as the holder of its lease must know it: the number of the present lease, and whether to stop."""
+    """A job as the holder of its lease must know it: the number of the present lease, whether to stop, and how many
+    changes are requested."""
 
     lease: int
     cancelled: bool
+    num_changes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,15 +173,36 @@ class JobStore:
 
     def held_states(self, job_ids: Sequence[str]) -> dict[str, HeldState]:
         """The state of each of these jobs that is held."""
-        statement = sa.select(jobs.c.id, jobs.c.lease, jobs.c.cancelled).where(jobs.c.id.in_(job_ids), _HELD)
-        return {job_id: HeldState(lease, cancelled) for job_id, lease, cancelled in self.database.rows(statement)}
+        columns = (jobs.c.id, jobs.c.lease, jobs.c.cancelled, jobs.c.num_changes)
+        rows = self.database.rows(sa.select(*columns).where(jobs.c.id.in_(job_ids), _HELD))
+        return {job_id: HeldState(*state) for job_id, *state in rows}
 
-    def publish(self, record: JobRecord, segment: Segment | None) -> None:
-        """Writes the progress of a running job, and the next segment of its video."""
+    def add_change(
+        self, owner: str, job_id: str, change: Mapping[str, Any], check: Callable[[JobRecord], None]
+    ) -> JobRecord | None:
+        """Adds a change to those of a job, for the holder of its lease to apply, and returns the job; None if there is
+        none.
+
+        Args:
+            check: Called with the job before; what it raises rejects the change.
+        """
+        own = sa.and_(jobs.c.id == job_id, jobs.c.owner == owner)
         with self.database.transaction() as connection:
-            held = connection.execute(_held_by(record).values(_to_row(record))).rowcount
+            rows = connection.execute(sa.select(*_RECORD).where(own).with_for_update()).all()
+            if not (records := _to_records(rows)):
+                return None
+            check(records[0])
+            changes = [*records[0].changes, dict(change)]
+            values = {"changes": json.dumps(changes), "num_changes": len(changes)}
+            connection.execute(sa.update(jobs).where(own).values(values))
+        return replace(records[0], changes=changes)
+
+    def publish(self, record: JobRecord, segment: Segment | None) -> bool:
+        """Writes the progress of a running job, and the next segment of its video. Returns False without the lease."""
+        with self.database.transaction() as connection:
+            held = connection.execute(_held_by(record).values(_to_row(record))).rowcount > 0
             if segment is None or not held:
-                return
+                return held
             row = {"job_id": record.id, "begun": record.begun} | asdict(segment)
             known = sa.exists().where(*(segments.c[name] == row[name] for name in ("job_id", "begun", "start")))
             values = [sa.literal(row[column.name], column.type) for column in segments.c]
@@ -187,6 +210,7 @@ class JobStore:
             if segment.state is not None:
                 earlier = sa.and_(_of_video(record), segments.c.start < segment.start, segments.c.state.is_not(None))
                 connection.execute(sa.update(segments).where(earlier).values(state=None))
+        return True
 
     def release(self, record: JobRecord) -> None:
         """Returns a job to the queue; called by the lease holder."""
@@ -291,9 +315,10 @@ def _end(keep_seconds: float) -> dict[str, Any]:
 
 
 def _to_row(record: JobRecord) -> dict[str, Any]:
-    """The columns of a record. JSON escapes what a database would reject in the texts of clients."""
+    """The columns that a replica writes. JSON escapes what a database would reject in the texts of clients."""
     values = asdict(record)
     columns = {column.name: values.pop(column.name) for column in _COLUMNS}
+    del values["changes"]
     return columns | {"record": json.dumps(values)}
 
 
@@ -309,6 +334,7 @@ def _to_record(row: sa.Row[Any]) -> JobRecord | None:
         columns["status"] = "expired"
     try:
         values = json.loads(row.record).items()
+        columns["changes"] = json.loads(row.changes)
         return JobRecord(**columns, **{name: value for name, value in values if name in _FIELDS})
     except (ValueError, TypeError) as error:
         logger.error("The record of %s is damaged: %s", columns["id"], error)

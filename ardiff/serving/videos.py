@@ -1,18 +1,21 @@
 """Looks up, cancels and deletes the videos of an API key, whichever replica runs them."""
 
 import asyncio
+import functools
 import time
+from collections.abc import Callable
+from typing import Any
 
 from ardiff.data.storage import RangeReader
 from ardiff.serving.async_store import Stores
 from ardiff.serving.completion import JobFinisher
-from ardiff.serving.config import ServiceConfig
-from ardiff.serving.errors import JobError, RequestError, UnavailableError, video_unavailable
+from ardiff.serving.config import RequestLimits, ServiceConfig
+from ardiff.serving.errors import JobError, RequestError, UnavailableError, invalid, not_found, video_unavailable
 from ardiff.serving.jobs import RunningJobs
 from ardiff.serving.records import JobRecord, is_id
 
-CANCEL_SECONDS = 10.0
-"""Seconds that a cancellation waits for the replica that runs the job."""
+ANSWER_SECONDS = 10.0
+"""Seconds that a cancellation or a change waits for the replica that runs the job."""
 SWEEP_SECONDS = 60.0
 """Most seconds between two removals of expired videos."""
 SWEEP_JOBS = 500
@@ -47,7 +50,7 @@ class Videos:
                 raise
             record = job.record
         if record is None:
-            raise RequestError(404, "not_found", "There is no such video.")
+            raise not_found()
         return record
 
     async def page(self, owner: str, limit: int, after: str | None, newest_first: bool) -> tuple[list[JobRecord], bool]:
@@ -77,7 +80,28 @@ class Videos:
             if (ended := await self._jobs.call_timed(cancel, owner, job_id, keep_seconds)) is not None:
                 await self._finisher.clean_up(ended, "cancelled")  # no replica ran it
                 return ended
-        return await self._wait_for_end(owner, job_id)
+        return await self._wait_until(owner, job_id, lambda record: record.ended)
+
+    async def change(self, owner: str, job_id: str, values: dict[str, Any]) -> tuple[JobRecord, int]:
+        """Has the replica that runs a job change these values. Returns the record, and the index of the change in it,
+        which may still be pending.
+
+        Raises:
+            RequestError: 404; 409 if the job has ended; 422 if it has too many changes or texts.
+        """
+        self._jobs.check_responsive()
+        check = functools.partial(_check_change, values, self._config.limits)
+        record = await self._jobs.call_timed(self._jobs.store.add_change, owner, job_id, values, check)
+        if record is None:
+            raise not_found()
+        if (job := self._running.get(job_id)) is not None:
+            job.take_changes(record.changes)
+        count = len(record.changes)
+
+        def is_decided(record: JobRecord) -> bool:
+            return record.status != "in_progress" or len(record.change_frames) >= count
+
+        return await self._wait_until(owner, job_id, is_decided), count - 1
 
     async def delete(self, owner: str, job_id: str) -> None:
         """Cancels a job that has not ended, and deletes its video. A deleted video may be deleted again.
@@ -93,7 +117,7 @@ class Videos:
             raise
         if not record.ended:
             message = f"The video {job_id} is being cancelled: delete it again later."
-            raise RequestError(409, "not_ready", message, retry_after=CANCEL_SECONDS)
+            raise RequestError(409, "not_ready", message, retry_after=ANSWER_SECONDS)
         await self._files.call_timed(self._files.store.delete, record)  # first: no video is left without a record
         await self._jobs.call_timed(self._jobs.store.delete, [record.id])
 
@@ -107,8 +131,20 @@ class Videos:
             await jobs.call(jobs.store.mark_removed, [record.id for record in records])
         await jobs.call(jobs.store.remove_expired, self._config.keep_seconds)
 
-    async def _wait_for_end(self, owner: str, job_id: str) -> JobRecord:
-        deadline = time.monotonic() + max(CANCEL_SECONDS, 2 * self._config.poll_seconds)
-        while not (record := await self.find(owner, job_id)).ended and time.monotonic() < deadline:
+    async def _wait_until(self, owner: str, job_id: str, happened: Callable[[JobRecord], bool]) -> JobRecord:
+        deadline = time.monotonic() + max(ANSWER_SECONDS, 2 * self._config.poll_seconds)
+        while not happened(record := await self.find(owner, job_id)) and time.monotonic() < deadline:
             await asyncio.sleep(0.02 if job_id in self._running else 0.1)
         return record
+
+
+def _check_change(values: dict[str, Any], limits: RequestLimits, record: JobRecord) -> None:
+    """Raises RequestError unless the job may have this change, too."""
+    if record.ended:
+        message = f"The video is {record.status}: only an unfinished one can be changed."
+        raise RequestError(409, record.status, message)
+    if len(record.changes) >= limits.changes:
+        raise invalid(None, f"The video has {len(record.changes)} changes already, and {limits.changes} are allowed.")
+    texts = {change["prompt"] for change in (*record.changes, values) if change.get("prompt")}
+    if (count := len(texts.union(record.sampling.texts))) > limits.texts:
+        raise invalid("prompt", f"The video would have {count} texts: at most {limits.texts} are allowed.")

@@ -17,7 +17,7 @@ from ardiff import distributed
 from ardiff.data import storage
 from ardiff.errors import CheckpointError
 from ardiff.train.engines.base import Engine
-from ardiff.train.shards import ShardReader, local_shard, write_shard
+from ardiff.train.shards import Shard, ShardReader, local_shard, write_shard
 
 STATE = "state.json"
 DISCRIMINATOR = "discriminator"
@@ -84,12 +84,24 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def write_tensors(folder: Path, engine: Engine, discriminator: Engine | None = None) -> None:
     """Writes this rank's shards of ``engine`` and ``discriminator``. Every rank must call it."""
-    shards = {folder: local_shard(engine.tensors())}
+    write_shards(folder, local_shards(engine, discriminator))
+
+
+def local_shards(engine: Engine, discriminator: Engine | None = None, copy: bool = False) -> dict[str, Shard]:
+    """What this rank writes of ``engine`` and ``discriminator``, by subfolder. Every rank must call it.
+
+    With ``copy`` training may go on before :func:`write_shards`.
+    """
+    shards = {"": local_shard(engine.tensors(), copy)}
     if discriminator is not None:
-        shards[folder / DISCRIMINATOR] = local_shard(discriminator.tensors())
-    # All collectives are done: a full disk here fails this rank only and leaves no other rank waiting.
-    for path, shard in shards.items():
-        write_shard(path, shard)
+        shards[DISCRIMINATOR] = local_shard(discriminator.tensors(), copy)
+    return shards
+
+
+def write_shards(folder: Path, shards: dict[str, Shard]) -> None:
+    """Writes this rank's shards. It makes no collective call: a full disk fails this rank only, and no other waits."""
+    for subfolder, shard in shards.items():
+        write_shard(folder / subfolder, shard)
 
 
 def write_state(folder: str, state: TrainState) -> None:

@@ -103,6 +103,9 @@ class TrainConfig:
     """Steps between log entries."""
     checkpoint_every: int = 1000
     """Steps between checkpoints. The last step always writes one."""
+    async_checkpoints: bool = True
+    """Training waits until a checkpoint is copied to host memory; a thread writes and uploads it. At most one is under
+    way. False: training waits until it is stored."""
     sample_every: int = 0
     """Steps between sample sheets; 0 writes none."""
     keep_checkpoints: int = 2

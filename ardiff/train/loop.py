@@ -3,6 +3,7 @@
 The caller provides the data, as an iterator of micro-batches.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -60,18 +61,21 @@ def train(
     for step in range(start.step, config.num_steps):
         adversary = discriminator if step >= task.discriminator_from_step else None
         with explain_failures(f"at step {step}"):
-            losses, logged, notices = _accumulate_gradients(
-                task, engine, adversary, batches, config, step, meter, preempted
+            losses, logged, [notices, *flags] = _accumulate_gradients(
+                task, engine, adversary, batches, config, step, meter, lambda: [float(preempted()), *callback.flags()]
             )
         if step in task.stage_starts or adversary is not None:
             checks.forget_losses()
-        checks.check_losses(step, losses, logged.get("discriminator_loss", 0.0))
+        with _end_on_error(callback):
+            checks.check_losses(step, losses, logged.get("discriminator_loss", 0.0))
         lr_factor = learning_rate_factor(config.optimizer, step, config.num_steps)
         with explain_failures(f"at step {step}"):
             norm = engine.step(step, lr_factor)
             if adversary is not None:
                 logged["discriminator_grad_norm"] = adversary.step(step, lr_factor)
-        checks.check_gradients(step, norm, logged.get("discriminator_grad_norm", 0.0))
+            callback.on_flags(flags)
+        with _end_on_error(callback):
+            checks.check_gradients(step, norm, logged.get("discriminator_grad_norm", 0.0))
         tracer.step()
         loss, done = sum(losses) / distributed.size(), step + 1
         callback.on_step_end(done, loss)
@@ -90,10 +94,23 @@ def train(
             with explain_failures(f"while storing the checkpoint of step {done}", SHARD_MORE):
                 callback.on_checkpoint(_state(done, config, start))
         if stops:
-            tracer.close()
-            return _state(done, config, start)
+            break
+    else:
+        done = max(start.step, config.num_steps)
+    with explain_failures("while storing the last checkpoint", SHARD_MORE):
+        callback.on_end()
     tracer.close()
-    return _state(max(start.step, config.num_steps), config, start)
+    return _state(done, config, start)
+
+
+@contextlib.contextmanager
+def _end_on_error(callback: TrainingCallback) -> Iterator[None]:
+    """Ends the callbacks before an error that every rank raises."""
+    try:
+        yield
+    except TrainingError:
+        callback.on_end()
+        raise
 
 
 def _due(step: int, interval: int, config: TrainConfig) -> bool:
@@ -112,13 +129,12 @@ def _accumulate_gradients(
     config: TrainConfig,
     step: int,
     meter: Meter,
-    preempted: Callable[[], bool],
-) -> tuple[list[float], dict[str, float], float]:
+    flags: Callable[[], list[float]],
+) -> tuple[list[float], dict[str, float], list[float]]:
     """Adds up the gradients of one batch over its micro-batches.
 
     Returns the loss of each rank, weighted so that their mean is the loss of the batch; the logged values, averaged
-    over the batch; and the number of ranks that are preempted. All of them are reduced and read from the device
-    together.
+    over the batch; and the sums of the ranks' ``flags``. All of them are reduced and read from the device together.
     """
     size, sums = distributed.size(), dict[str, Tensor]()
     rank_losses = torch.zeros(size, dtype=torch.float64, device=engine.device)
@@ -144,7 +160,8 @@ def _accumulate_gradients(
             if value.ndim == 0:  # a mean over the micro-batch: turn it into a sum and a count
                 value = torch.stack([value * len(indices), torch.full_like(value, len(indices))])
             sums[name] = sums[name] + value if name in sums else value
-    notice = torch.full((1,), float(preempted()), dtype=torch.float64, device=engine.device)
-    totals = distributed.sum_over(torch.cat([rank_losses, notice, *sums.values()]), engine.device)
-    pairs = zip(sums, totals[size + 1 :: 2], totals[size + 2 :: 2], strict=True)
-    return totals[:size], {name: total / count for name, total, count in pairs if count}, totals[size]
+    rank_flags = [torch.full((1,), flag, dtype=torch.float64, device=engine.device) for flag in flags()]
+    totals = distributed.sum_over(torch.cat([rank_losses, *rank_flags, *sums.values()]), engine.device)
+    end = size + len(rank_flags)
+    pairs = zip(sums, totals[end::2], totals[end + 1 :: 2], strict=True)
+    return totals[:size], {name: total / count for name, total, count in pairs if count}, totals[size:end]

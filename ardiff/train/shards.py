@@ -19,20 +19,25 @@ GROUPS = ("model", "ema", "optimizer")
 """Raw weights, EMA weights, optimizer state."""
 
 
-def local_shard(tensors: Iterable[tuple[str, str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """The tensors that this rank writes, by group and name, on the CPU.
+Shard = dict[str, dict[str, Tensor]]
+"""The tensors that a rank writes, by group and name."""
+
+
+def local_shard(tensors: Iterable[tuple[str, str, Tensor]], copy: bool = False) -> Shard:
+    """The tensors that this rank writes, on the CPU.
 
     Args:
         tensors: All tensors as (group, name, tensor), see :meth:`ardiff.train.engines.base.Engine.tensors`.
+        copy: Copy tensors on the CPU too, so that training may go on before they are written.
     """
-    shard: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS}
+    shard: Shard = {group: {} for group in GROUPS}
     for group, name, tensor in tensors:
         if _writer(name, distributed.size()) == distributed.rank():
-            shard[group][name] = tensor.detach().cpu().contiguous()
+            shard[group][name] = tensor.detach().to("cpu", copy=copy).contiguous()
     return shard
 
 
-def write_shard(folder: Path, shard: dict[str, dict[str, Tensor]]) -> None:
+def write_shard(folder: Path, shard: Shard) -> None:
     """Writes this rank's files into ``folder``. Raises OSError or SafetensorError."""
     folder.mkdir(parents=True, exist_ok=True)
     for group, tensors in shard.items():

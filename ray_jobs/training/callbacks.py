@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -98,16 +99,21 @@ class LoggingCallback(TrainingCallback):
         except DataError as error:
             self._print(f"the trace was not stored: {error}")
 
-    def flush(self) -> None:
-        """Flushes the trackers and writes the history into the run's folder, on rank 0. Raises DataError."""
-        if self.is_leader:
-            for tracker in self.trackers:
-                tracker.flush()
-            storage.write_bytes(self.job.history_file, json.dumps(self.history).encode())
+    def prepare_flush(self) -> Callable[[], None]:
+        """A function that stores what is logged by now, on rank 0. It may run in a thread, and raises DataError."""
+        history = json.dumps(self.history).encode() if self.is_leader else b""
+
+        def flush() -> None:
+            if self.is_leader:
+                for tracker in self.trackers:
+                    tracker.flush()
+                storage.write_bytes(self.job.history_file, history)
+
+        return flush
 
     def close(self) -> None:
         """Ends the log of a finished run. Raises DataError."""
         if self.is_leader:
-            self.flush()
+            self.prepare_flush()()
             for tracker in self.trackers:
                 tracker.close()

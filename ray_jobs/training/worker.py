@@ -95,7 +95,7 @@ def _train(job: TrainJob, progress: Any) -> Exception | None:
         delete_stale_checkpoints(job)
     attempt = new_attempt_id(device)
     logging_callback = LoggingCallback(job, start.step, attempt, progress)
-    checkpoints = CheckpointCallback(job, engine, discriminator, attempt, progress, logging_callback.flush)
+    checkpoints = CheckpointCallback(job, engine, discriminator, attempt, progress, logging_callback.prepare_flush)
     if start.step < job.config.num_steps:
         batches = ray_batches(job.stream, start.samples, job.config, distributed.rank(), progress)
         callbacks = [logging_callback, checkpoints]

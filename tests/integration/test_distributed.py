@@ -23,13 +23,13 @@ from ardiff.dit.lora import add_lora
 from ardiff.errors import CheckpointError, ConfigError
 from ardiff.randomness import BatchGenerator, torch_generator
 from ardiff.train.callbacks import TrainingCallback
-from ardiff.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from ardiff.train.checkpoint import TrainState, load_checkpoint, local_shards, save_checkpoint, write_shards
 from ardiff.train.config import TrainConfig
 from ardiff.train.engines.base import ema_model
 from ardiff.train.engines.factory import make_discriminator_engine, make_engine
 from ardiff.train.loop import train
 from ardiff.train.meter import Meter
-from ardiff.train.shards import GROUPS, ShardReader
+from ardiff.train.shards import GROUPS, Shard, ShardReader
 from ardiff.train.tasks import (
     AutoencoderTask,
     AutoencoderTaskConfig,
@@ -55,17 +55,28 @@ def settings(**changes: Any) -> TrainConfig:
 
 
 class Recorder(TrainingCallback):
-    """Keeps logged values, and checkpoints in ``folder``."""
+    """Keeps logged values, and checkpoints in ``folder``. A copy that is written at the end of training is the same."""
 
     def __init__(self, folder: Path, engine: Any, discriminator: Any = None) -> None:
         self.folder, self.engine, self.discriminator = folder, engine, discriminator
         self.values: dict[int, dict[str, float]] = {}
+        self.copies: dict[int, dict[str, Shard]] = {}
 
     def on_log(self, step: int, values: dict[str, float]) -> None:
         self.values[step] = values
 
     def on_checkpoint(self, state: TrainState) -> None:
         save_checkpoint(self.folder / str(state.step), self.engine, state, self.discriminator)
+        self.copies[state.step] = local_shards(self.engine, self.discriminator, copy=True)
+
+    def on_end(self) -> None:
+        for step, shards in self.copies.items():
+            late = self.folder / f"late-{step}"
+            write_shards(late, shards)
+            files = list(late.rglob(f"*-{distributed.rank()}-of-*.safetensors"))
+            assert len(files) == len(shards) * len(GROUPS)
+            for file in files:
+                assert file.read_bytes() == (self.folder / str(step) / file.relative_to(late)).read_bytes(), file
 
 
 def samples(first: int, count: int) -> dict[str, torch.Tensor]:

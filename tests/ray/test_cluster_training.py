@@ -152,6 +152,15 @@ def wait_for_object(server: S3Server, bucket: str, key: str, seconds: float = PA
         time.sleep(0.1)
 
 
+LIST = "run/ray/checkpoint_manager_snapshot.json"
+
+
+def registered_step(server: S3Server, bucket: str) -> int:
+    """The step of the latest checkpoint on Ray Train's list."""
+    content = json.loads(server.client().get_object(Bucket=bucket, Key=LIST)["Body"].read())
+    return int(content["latest_checkpoint_result"]["metrics"]["step"])
+
+
 def wait_for_step(server: S3Server, bucket: str, step: int, seconds: float = PATIENCE) -> None:
     """Waits until a checkpoint of that step or a later one is being stored."""
     client, deadline = server.client(), time.monotonic() + seconds
@@ -176,7 +185,7 @@ def test_training_to_s3_goes_on_while_the_server_is_away(
         own.environment |= server.environment()
         bucket = server.make_bucket()
         process = own.start("train_dit", "--output", f"s3://{bucket}/run", *whole, "storage.retry_seconds=1", log=log)
-        wait_for_object(server, bucket, "run/ray/checkpoint_manager_snapshot.json")  # not while Ray itself writes there
+        wait_for_object(server, bucket, LIST)  # not while Ray itself writes there
         server.stop()
         wait_for_line(log, "could not be stored")
         server.start()
@@ -206,6 +215,33 @@ def test_training_to_s3_waits_for_a_server_that_is_away_at_any_moment(
             server.start()
         assert process.wait(400) == 0, log.read_text()
         assert "could not be stored" not in log.read_text()
+        stored = server.client().get_object(Bucket=bucket, Key="run/pipeline/dit.safetensors")["Body"].read()
+    assert stored == (tmp_path / "whole" / "pipeline" / "dit.safetensors").read_bytes()
+    own.close()
+
+
+@pytest.mark.slow
+def test_a_job_killed_during_an_upload_resumes_from_the_checkpoint_before(
+    ardiff: Command, cluster: None, latents: Path, tmp_path: Path
+) -> None:
+    """Training goes on while the S3 server is away, and the upload of a checkpoint waits for it."""
+    own, log, every = Jobs(), tmp_path / "log", 50
+    run = [*settings(latents, "zero2"), "train.num_steps=300", f"train.checkpoint_every={every}"]
+    ardiff("train-dit", "--output", tmp_path / "whole", *run).expect(0)
+    with S3Server() as server:
+        own.environment |= server.environment()
+        bucket = server.make_bucket()
+        process = own.start("train_dit", "--output", f"s3://{bucket}/run", *run, log=log)
+        wait_for_object(server, bucket, LIST)
+        registered = registered_step(server, bucket)
+        server.stop()
+        later = "|".join(str(registered + step) for step in range(every + 1, 2 * every + 1))
+        wait_for_line(log, rf"AR-DiT: ({later})/")
+        assert own.kill(process).code == -9
+        server.start()
+        assert registered_step(server, bucket) == registered
+        result = own.run("train_dit", "--output", f"s3://{bucket}/run", *run)
+        assert f"resuming from the checkpoint of step {registered}" in result.expect(0)
         stored = server.client().get_object(Bucket=bucket, Key="run/pipeline/dit.safetensors")["Body"].read()
     assert stored == (tmp_path / "whole" / "pipeline" / "dit.safetensors").read_bytes()
     own.close()

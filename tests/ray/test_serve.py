@@ -152,7 +152,7 @@ def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: C
     cancelled = server.wait_for(left, lambda video: video["status"] == "cancelled")
     assert cancelled["frames_done"] < 1000
 
-    # A replica is killed while it runs a stream and a job. The next one continues both.
+    # A replica is killed while it runs a stream and a job that has just changed. The next one continues both.
     longer = {**JOB, "num_frames": 300}
     job, parts = client.create(**longer), client.stream(**longer)
     received = [next(parts)]
@@ -160,14 +160,16 @@ def test_a_service_streams_survives_the_death_of_its_replica_and_drains(start: C
     for video in (job, stream):
         server.wait_for(video["id"], lambda state: state["frames_done"] > 0)
     (replica,) = server.replicas()
+    change = client.change(job["id"], class_label="square")
     replica.kill()
+    assert change["status"] == "applied"
     received += parts
     with av.open(io.BytesIO(b"".join(received))) as container:
         assert sum(1 for _ in container.decode(video=0)) == 300
-    expected = hashlib.sha256(server.pipeline(**longer).frames[0].numpy().tobytes()).hexdigest()
-    for video in (job, stream):
+    for video, conditions in ((job, [(change["from_frame"], {"class_label": 2})]), (stream, [])):
         done = server.wait_for(video["id"], lambda state: state["status"] == "completed")
-        assert done["frames_sha256"] == expected
+        expected = server.pipeline(**longer, conditions=conditions).frames[0]
+        assert done["frames_sha256"] == hashlib.sha256(expected.numpy().tobytes()).hexdigest()
 
     # Ctrl-C stops the service once its running job is done.
     last = client.create(**JOB, guidance_scale=2.0)

@@ -6,6 +6,10 @@ import re
 import shutil
 import signal
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +31,7 @@ from ardiff.train import shards
 from ardiff.train.checkpoint import TrainState, load_checkpoint
 from ardiff.train.config import OptimizerConfig, TrainConfig
 from ardiff.train.engines.torch_engine import TorchEngine
+from ardiff.train.shards import ShardReader
 from ray_jobs.runtime import crash_guard, error_log, placement
 from ray_jobs.training import trainer
 from ray_jobs.training.attempts import TrainingProgress
@@ -103,7 +108,7 @@ def callback(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> 
     )
     engine, progress = TorchEngine(make_dit(), OptimizerConfig(), torch.device("cpu")), FakeProgress()
     log = LoggingCallback(job, 0, "0", progress)
-    callback = CheckpointCallback(job, engine, None, new_attempt_id(engine.device), progress, log.flush)
+    callback = CheckpointCallback(job, engine, None, new_attempt_id(engine.device), progress, log.prepare_flush)
     callback.reports = reports  # type: ignore[attr-defined]
     return callback
 
@@ -111,6 +116,7 @@ def callback(tmp_path: Path, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def save(callback: Any, step: int, loss: float) -> None:
     callback.on_step_end(step, loss)
     callback.on_checkpoint(TrainState(step, step * 16, "key"))
+    callback.on_end()
 
 
 def test_a_few_checkpoints_may_not_be_stored(callback: Any, make_dit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +167,9 @@ def test_the_best_checkpoint_is_copied(callback: Any) -> None:
     assert [p.name for p in folder.iterdir() if p.is_dir()] == [best["checkpoint"]]
     assert (folder / best["checkpoint"] / "state.json").exists()
     assert [metrics["loss"] for metrics, _ in callback.reports] == [3.0, 1.0, 2.0, 1.5]
+    again = CheckpointCallback(callback.job, callback.engine, None, "2", callback.progress, callback.prepare_flush)
+    save(again, 5, 1.2)
+    assert json.loads((folder / "best.json").read_text()) == best
 
 
 def test_only_whole_intervals_compete_for_the_best_checkpoint(callback: Any) -> None:
@@ -171,6 +180,7 @@ def test_only_whole_intervals_compete_for_the_best_checkpoint(callback: Any) -> 
         callback.on_step_end(step, loss)
         if step in (4, 5, 8, 10):
             callback.on_checkpoint(TrainState(step, step * 16, "key"))
+            callback.on_end()
             best[step] = json.loads(file.read_text())["step"]
     assert best == {4: 4, 5: 4, 8: 4, 10: 10}
     assert [metrics["step"] for metrics, _ in callback.reports] == [4, 5, 8, 10]
@@ -191,6 +201,109 @@ def test_a_checkpoint_counts_although_its_copy_as_the_best_fails(
     assert [metrics["step"] for metrics, _ in callback.reports] == [1]
     assert callback.failed_saves == 0
     assert re.search(r"step 1 is the best one, but .* No space left", callback.progress.lines[-1])
+
+
+def test_an_old_best_checkpoint_that_cannot_be_deleted_does_no_harm(
+    callback: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(uri: str) -> None:
+        raise DataError(f"Cannot delete {uri}.")
+
+    save(callback, 1, 3.0)
+    monkeypatch.setattr(storage, "delete_folder", fail)
+    save(callback, 2, 2.0)
+    save(callback, 3, 2.5)
+    assert json.loads(Path(callback.job.best_file).read_text())["step"] == 2
+    assert not callback.progress.lines
+
+
+@pytest.fixture
+def held_writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Tensors are not written before the event."""
+    write, event = shards.save_file, threading.Event()
+
+    def wait_and_write(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        assert event.wait(60)
+        write(tensors, file)
+
+    monkeypatch.setattr(shards, "save_file", wait_and_write)
+    yield event
+    event.set()
+
+
+def fail_uploads(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(local: Path, uri: str) -> None:
+        raise error
+
+    monkeypatch.setattr(storage, "upload_folder", fail)
+
+
+def step_until(callback: Any, condition: Callable[[], bool]) -> None:
+    """Steps of training in which only the flags travel, until ``condition`` holds."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        callback.on_flags(callback.flags())
+
+
+def test_training_goes_on_while_a_checkpoint_is_stored(callback: Any, held_writes: threading.Event) -> None:
+    [(name, parameter)] = list(callback.engine.model.named_parameters())[:1]
+    before = parameter.detach().clone()
+    callback.on_step_end(1, 3.0)
+    callback.on_checkpoint(TrainState(1, 16, "key"))
+    with torch.no_grad():
+        parameter.add_(1.0)  # the next update: the checkpoint has its own copy
+    callback.on_flags(callback.flags())
+    assert callback.flags() == [0.0, 0.0]
+    assert not callback.reports
+    held_writes.set()
+    step_until(callback, lambda: bool(callback.reports))
+    [(metrics, rest)] = callback.reports
+    assert metrics == {"step": 1, "loss": 3.0}
+    assert torch.equal(ShardReader(Path(rest["checkpoint"].path)).read("model", name), before)
+    step_until(callback, lambda: callback.under_way is None)  # the copy as the best one
+    best = json.loads(Path(callback.job.best_file).read_text())
+    assert torch.equal(ShardReader(Path(callback.job.best) / best["checkpoint"]).read("model", name), before)
+
+
+def test_at_most_one_checkpoint_is_under_way(callback: Any, held_writes: threading.Event) -> None:
+    callback.on_step_end(1, 3.0)
+    callback.on_checkpoint(TrainState(1, 16, "key"))
+    with ThreadPoolExecutor(1) as pool:
+        callback.on_step_end(2, 2.0)
+        second = pool.submit(callback.on_checkpoint, TrainState(2, 32, "key"))
+        assert not wait([second], timeout=0.2).done
+        held_writes.set()
+        second.result(60)
+    assert [metrics["step"] for metrics, _ in callback.reports] == [1]
+    callback.on_end()
+    assert [metrics["step"] for metrics, _ in callback.reports] == [1, 2]
+
+
+def test_a_failed_upload_is_found_in_a_later_step(callback: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_uploads(monkeypatch, DataError("Cannot write: No space left on device."))
+    callback.on_step_end(1, 3.0)
+    callback.on_checkpoint(TrainState(1, 16, "key"))
+    step_until(callback, lambda: callback.failed_saves == 1)
+    assert not callback.reports
+    assert "the checkpoint of step 1 could not be stored (1 of 2 allowed failures)" in callback.progress.lines[-1]
+
+
+def test_other_errors_of_the_thread_stop_training(callback: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_uploads(monkeypatch, RuntimeError("a defect"))
+    callback.on_step_end(1, 3.0)
+    callback.on_checkpoint(TrainState(1, 16, "key"))
+    with pytest.raises(RuntimeError, match="a defect"):
+        step_until(callback, lambda: False)
+
+
+def test_without_async_checkpoints_training_waits(callback: Any) -> None:
+    callback.job = replace(callback.job, config=replace(callback.job.config, async_checkpoints=False))
+    callback.on_step_end(1, 3.0)
+    callback.on_checkpoint(TrainState(1, 16, "key"))
+    assert [metrics["step"] for metrics, _ in callback.reports] == [1]
+    assert callback.under_way is None
+    assert Path(callback.job.best_file).exists()
 
 
 def test_checkpoints_on_no_list_are_deleted_at_the_start(callback: Any, monkeypatch: pytest.MonkeyPatch) -> None:

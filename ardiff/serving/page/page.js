@@ -11,6 +11,7 @@ const LABELS = {
 };
 const MAX_SHOWN = 200; // characters of a text in the history
 const MAX_TRIES = 60; // to continue a broken stream, one in a second
+const CHANGE_WORDS = { pending: "The change waits.", not_applied: "Too late: every frame has begun." };
 const ACTIVE = ["queued", "in_progress"];
 let models = [];
 let current = null; // state of the shown video
@@ -78,7 +79,7 @@ function chosenModel() {
 
 function chooseModel() {
   const model = chosenModel();
-  const classes = Array.from({ length: model.num_classes }, (_, i) => new Option(model.class_names[i] || `class ${i}`, i));
+  const classes = classOptions(model);
   const none = new Option("none", "");
   $("class_label").replaceChildren(...(model.text ? [none, ...classes] : [...classes, none]));
   $("class-field").hidden = model.text && model.num_classes === 0;
@@ -92,6 +93,10 @@ function chooseModel() {
   $("guidance_scale").disabled = model.student; // it has learnt guidance
   if (model.student) $("guidance_scale").value = 1;
   settingsChanged();
+}
+
+function classOptions(model) {
+  return Array.from({ length: model.num_classes }, (_, i) => new Option(model.class_names[i] || `class ${i}`, i));
 }
 
 function settings() {
@@ -173,7 +178,7 @@ function show(video, fresh) {
   if (fresh) remember(video);
   if (ACTIVE.includes(video.status) || video.status === "completed") play(video, playing.signal);
   if (ACTIVE.includes(video.status)) watch(video.id, shown);
-  $("now").scrollIntoView({ block: "nearest", behavior: "smooth" });
+  $("player").scrollIntoView({ block: "nearest", behavior: "smooth" });
 }
 
 async function watch(id, number) {
@@ -214,6 +219,7 @@ function update(video) {
   $("counts").textContent = `${video.frames_done} of ${video.num_frames} frames${first}${complete}`;
   $("progress").value = video.progress;
   $("cancel").disabled = !active;
+  offerChange(video);
   $("links").replaceChildren(...(video.status === "completed" ? [downloadLink(video)] : []));
   drawSchedule(video, video.iterations_done);
 }
@@ -308,6 +314,40 @@ async function playWhole(response, signal) {
   setSource(URL.createObjectURL(blob));
   $("video").loop = true;
   $("video").play().catch(() => {});
+}
+
+// ---- changing the shown video while it is generated
+
+function offerChange(video) {
+  const model = models.find((m) => m.id === video.model);
+  $("change").hidden = !model || !ACTIVE.includes(video.status) || !(model.text || model.num_classes);
+  if ($("change").hidden || $("change").dataset.video === video.id) return;
+  $("change").dataset.video = video.id;
+  $("change-prompt-field").hidden = !model.text;
+  $("change-class-field").hidden = model.num_classes === 0;
+  $("change-prompt").value = model.text ? video.prompt || "" : "";
+  $("change-class").replaceChildren(...(video.class_label === null ? [new Option("none", "")] : []), ...classOptions(model));
+  $("change-class").value = video.class_label === null ? "" : video.class_label;
+  $("change-status").textContent = "";
+}
+
+async function requestChange(event) {
+  event.preventDefault();
+  const id = current.id;
+  const values = {};
+  if (!$("change-prompt-field").hidden) values.prompt = $("change-prompt").value.trim();
+  if ($("change-class").value !== "") values.class_label = Number($("change-class").value);
+  $("change-go").disabled = true;
+  let result;
+  try {
+    const options = { method: "PATCH", headers: { "Content-Type": "application/json" }, body: JSON.stringify(values) };
+    const change = await (await call(`v1/videos/${id}`, options)).json();
+    result = change.status === "applied" ? `Changed after ${change.from_frame} frames.` : CHANGE_WORDS[change.status];
+  } catch (error) {
+    result = withLabels(error.message);
+  }
+  $("change-go").disabled = false;
+  if ($("change").dataset.video === id) $("change-status").textContent = result;
 }
 
 async function cancel(id) {
@@ -461,6 +501,7 @@ function downloadLink(video) {
 
 async function start() {
   $("request").addEventListener("submit", requestVideo);
+  $("change").addEventListener("submit", requestChange);
   $("cancel").addEventListener("click", () => current && cancel(current.id));
   $("model").addEventListener("change", chooseModel);
   $("ar_step").addEventListener("input", () => { wantedArStep = Number($("ar_step").value); });

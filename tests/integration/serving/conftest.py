@@ -70,6 +70,8 @@ class Served:
     thread: threading.Thread
     pipeline: ARDiffusionPipeline = field(repr=False)
     lets: list[Callable[[float], None]] = field(default_factory=list, repr=False)
+    held: threading.Event = field(default_factory=threading.Event, repr=False)
+    """Set while an iteration waits because of ``hold``."""
 
     def hold(self) -> Callable[[float], None]:
         """Stops before the next iteration. Returns a function that allows so many more, ``math.inf`` for all."""
@@ -79,6 +81,8 @@ class Served:
         def held() -> Any:
             nonlocal allowed
             with changed:
+                if allowed <= 0:
+                    self.held.set()
                 changed.wait_for(lambda: allowed > 0)
                 allowed -= 1
             return step()
@@ -87,6 +91,7 @@ class Served:
             nonlocal allowed
             with changed:
                 allowed += count
+                self.held.clear()
                 changed.notify_all()
 
         engine.step = held  # type: ignore[method-assign]

@@ -353,3 +353,32 @@ def test_a_student_brings_its_own_settings(page: Page, serve: Serve, make_pipeli
     page.select_option("#model", "teacher")
     assert page.input_value("#num_inference_steps") == "50"
     assert page.is_enabled("#guidance_scale")
+
+
+def test_a_running_video_is_changed_by_keyboard(page: Page, serve: Serve, make_pipeline: Callable[..., Any]) -> None:
+    text = make_pipeline(text_encoder=ToyEncoder(), condition="cross_attention", condition_dim=5)
+    served = serve(pipelines={"text": text}, engine={"long_prompts": "error"})
+    let = served.hold()
+    let(60)
+    begin(page, served, num_frames="400", num_inference_steps="20", seed="3", prompt="a ring")
+    until(page, "!document.querySelector('#change').hidden")
+    assert served.held.wait(240)
+    form = page.locator("#change")
+    assert form.get_by_label("Prompt").input_value() == "a ring"
+    form.get_by_label("Prompt").fill("one two three four five six seven eight nine")
+    form.get_by_label("Prompt").press("Enter")
+    until(page, "document.querySelector('#change-status').textContent.includes('more than the 8 tokens')")
+    form.get_by_label("Prompt").fill("a disc")
+    form.get_by_label("Class").select_option(label="square")
+    form.get_by_role("button").press("Enter")
+    (job,) = served.replica.running
+    eventually(lambda: job.record.changes)
+    let(1)
+    until(page, "document.querySelector('#change-status').textContent.startsWith('Changed after')")
+    (change,) = served.look({"id": job.record.id})["changes"]
+    assert (change["prompt"], change["class_label"]) == ("a disc", 2)
+    assert page.inner_text("#change-status") == f"Changed after {change['from_frame']} frames."
+    page.click("#cancel")
+    let(math.inf)
+    until(page, "document.querySelector('#status').dataset.state == 'cancelled'")
+    assert page.is_hidden("#change")

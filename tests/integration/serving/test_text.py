@@ -14,7 +14,7 @@ from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.sampling.params import MAX_PROMPT_LENGTH
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.metrics import PrometheusRecorder
-from ardiff.serving.model_runner import ModelRunner
+from ardiff.serving.replica import Replica
 
 from .conftest import Serve, Served, serving
 from .test_api import sha256
@@ -63,6 +63,12 @@ def test_a_form_and_a_longer_video_keep_their_prompts(texts: Served) -> None:
         body = {"video": {"id": done["id"]}, "seconds": "0.5", "prompt": prompt}
         longer = texts.client.post("/v1/videos/extensions", json=body).json()
         assert (longer["prompt"], longer["given_frames"]) == (prompt or "a red ring", 6)
+        texts.wait(longer)
+    changing = texts.wait(texts.ask(**SHORT, prompt="a red ring", conditions=[{"frame": 3, "prompt": "a plus"}]))
+    for prompt in (None, "a blue disc"):
+        body = {"video": {"id": changing["id"]}, "seconds": "0.5", "prompt": prompt}
+        longer = texts.client.post("/v1/videos/extensions", json=body).json()
+        assert (longer["prompt"], longer["conditions"]) == (prompt or "a plus", [])
         texts.wait(longer)
 
 
@@ -150,4 +156,4 @@ def test_a_service_does_not_start_without_its_text_encoder(
     pipeline = ARDiffusionPipeline.from_pretrained(str(tmp_path / "model"))
     reason = f"There is no text encoder in {encoder.uri}" if wrong == "missing" else "names no text encoder"
     with pytest.raises(ConfigError, match=rf"^The model story cannot be served: .*{reason}.*text_encoder\.uri"):
-        ModelRunner("story", pipeline, ServiceConfig(), PrometheusRecorder(), lambda job, failure, digest: None)
+        Replica({"story": pipeline}, ServiceConfig(storage=str(tmp_path)), PrometheusRecorder(), "a")

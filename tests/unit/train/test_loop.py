@@ -205,6 +205,45 @@ def test_a_preempted_run_stops_after_a_checkpoint(interval: int, stops: int, tmp
     assert all(torch.equal(a, b) for a, b in zip(engine.model.parameters(), whole.model.parameters(), strict=True))
 
 
+class Flags(TrainingCallback):
+    """Has ``count`` flags and keeps their sums."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.totals: list[list[float]] = []
+        self.ends = 0
+
+    def flags(self) -> list[float]:
+        return [10.0 * len(self.totals) + number for number in range(self.count)]
+
+    def on_flags(self, totals: list[float]) -> None:
+        self.totals.append(totals)
+
+    def on_end(self) -> None:
+        self.ends += 1
+
+
+def test_flags_of_callbacks_are_summed_with_every_step() -> None:
+    callbacks = [Flags(count) for count in (2, 0, 1)]
+    config, task = settings(num_steps=2), regression()
+    batches = memory_stream("regression", 0, config.batch_size)
+    train(task, make_engine(task, config), batches, config, FRESH, callbacks)
+    assert [callback.totals for callback in callbacks] == [[[0, 1], [10, 11]], [[], []], [[0], [10]]]
+    assert [callback.ends for callback in callbacks] == [1, 1, 1]
+
+
+def test_callbacks_end_with_a_preemption_and_before_an_error_of_the_checks() -> None:
+    config, task, callback = settings(), regression(), Flags(1)
+    engine = make_engine(task, config)
+    batches = memory_stream("regression", 0, config.batch_size)
+    train(task, engine, batches, config, FRESH, [callback], preempted=lambda: True)
+    assert (callback.ends, len(callback.totals)) == (1, 1)
+    bad = itertools.repeat({"x": torch.full((4, 3), math.nan), "y": torch.zeros(4, 1)})
+    with pytest.raises(TrainingError, match="The loss is nan at step 0"):
+        train(task, engine, bad, config, FRESH, [callback])
+    assert (callback.ends, len(callback.totals)) == (2, 1)
+
+
 def test_a_finished_run_does_not_change() -> None:
     task, config, done = regression(), settings(), TrainState(6, 24, "key")
     before = [p.detach().clone() for p in task.model.parameters()]
