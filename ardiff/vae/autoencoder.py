@@ -33,14 +33,6 @@ class Posterior:
         """Kullback-Leibler divergence to the standard normal, mean over all elements, in nats."""
         return 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance).mean()
 
-    def curvature(self) -> Tensor:
-        """Mean squared second difference of a clip's means along time over that of the first differences, averaged over
-        clips: 0 on straight lines, 4 for alternating frames. A ratio, so that motion need not become small. Clips that
-        hardly move count little. Not in the paper. Needs three frames.
-        """
-        first, second = (self.mean.diff(n=n, dim=1).square().mean(dim=(1, 2, 3)) for n in (1, 2))  # (B,)
-        return (second / (first + 1e-3)).mean()
-
 
 class ARAutoencoder(nn.Module):
     """Encoder and decoder of the AR-VAE."""

@@ -16,9 +16,9 @@ class AutoencoderTaskConfig:
     kl_weight: float = 1e-3
     """Weight of the Kullback-Leibler term. A higher weight makes latents smoother and easier for the DiT to learn."""
     straightness_weight: float = 0.0
-    """Weight of :meth:`ardiff.vae.autoencoder.Posterior.curvature`; 0 leaves it out. Latents that move straight while
-    an object moves evenly let the DiT predict the next frame from the frames before it. Not in the paper. Clips of
-    fewer than three frames have no such term."""
+    """Weight of the mean squared second difference of the latent means along time; 0 leaves it out. Latents that move
+    straight while an object moves evenly let the DiT predict the next frame from the frames before it. Not in the
+    paper. Clips of fewer than three frames have no such term."""
     kl_warmup_steps: int = 0
     """Steps over which ``kl_weight`` and ``straightness_weight`` rise from zero, with the fourth power of the step. If
     they are high too early, a small model may end up with latents that carry little content (posterior collapse)."""

@@ -61,7 +61,7 @@ class AutoencoderTask(Task):
         warmup = min(1.0, (step + 1) / (self.config.kl_warmup_steps + 1)) ** 4
         loss = reconstruction + warmup * self.config.kl_weight * kl
         if self.config.straightness_weight and video.shape[1] > 2:
-            logged["curvature"] = posterior.curvature()
+            logged["curvature"] = posterior.mean.diff(n=2, dim=1).square().mean()
             loss = loss + warmup * self.config.straightness_weight * logged["curvature"]
         if self.discriminator is None or step < self.config.adversarial_from_step:
             return loss, logged

@@ -73,17 +73,15 @@ def test_autoencoder_loss_is_the_sum_of_its_terms(make_vae):
         assert float(loss) == pytest.approx(float(distance + 0.25 * posterior.kl()), rel=1e-5)
 
 
-def test_straightness_is_the_share_of_second_differences_of_latent_means(make_vae):
+def test_straightness_is_the_second_difference_of_latent_means(make_vae):
     model, batch = make_vae(), clips()
     plain, straight = (
         AutoencoderTask(model, AutoencoderTaskConfig(straightness_weight=weight)).loss(batch, 0, draws())
         for weight in (0.0, 2.0)
     )
     means = model.encode(to_unit(batch["video"])).mean
-    second = (means[:, 2:] - 2 * means[:, 1:-1] + means[:, :-2]).square().mean(dim=(1, 2, 3))
-    first = (means[:, 1:] - means[:, :-1]).square().mean(dim=(1, 2, 3))
-    curvature = float((second / (first + 1e-3)).mean())
-    assert curvature > 0.1
+    curvature = float((means[:, 2:] - 2 * means[:, 1:-1] + means[:, :-2]).square().mean())
+    assert curvature > 0
     assert float(straight[1]["curvature"]) == pytest.approx(curvature, rel=1e-5)
     assert float(straight[0] - plain[0]) == pytest.approx(2 * curvature, rel=1e-4)
     for frames in (1, 2):  # too few for a second difference

@@ -125,17 +125,6 @@ def test_kl_of_the_standard_normal_is_zero() -> None:
     assert float(wide.kl()) == pytest.approx(float(exact), rel=1e-6)
 
 
-def test_curvature_of_straight_alternating_and_still_latents():
-    time = torch.arange(5.0)[None, :, None, None].expand(1, 5, 2, 4)
-    means = {"straight": 3 * time, "alternating": (-1.0) ** time, "still": 0 * time + 2, "bent": time**2}
-    values = {name: float(Posterior(mean, mean).curvature()) for name, mean in means.items()}
-    assert values["straight"] == values["still"] == 0.0
-    assert values["alternating"] == pytest.approx(4.0, rel=1e-3)
-    assert values["bent"] == pytest.approx(4 / (84 / 4), rel=1e-3)  # first differences 1, 3, 5, 7
-    both = torch.cat([means["straight"], means["alternating"]])
-    assert float(Posterior(both, both).curvature()) == pytest.approx(2.0, rel=1e-3)  # a mean over clips
-
-
 def test_log_variances_are_bounded(make_vae):
     model = make_vae()
     model.encoder.moments.bias.data[4:] = 1000.0
