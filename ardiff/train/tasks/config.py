@@ -20,8 +20,10 @@ class AutoencoderTaskConfig:
     straight while an object moves evenly let the DiT predict the next frame from the frames before it. Not in the
     paper. Clips of fewer than three frames have no such term."""
     kl_warmup_steps: int = 0
-    """Steps over which ``kl_weight`` and ``straightness_weight`` rise from zero, with the fourth power of the step. If
-    they are high too early, a small model may end up with latents that carry little content (posterior collapse)."""
+    """Steps over which ``kl_weight`` and ``straightness_weight`` rise from zero. If they are high too early, a small
+    model may end up with latents that carry little content (posterior collapse)."""
+    kl_warmup_power: float = 2.0
+    """The weights rise with this power of the step. A higher power allows higher weights."""
     temporal_from_step: int = 0
     """First step at which the decoder attends to earlier frames; before it, frames are decoded alone (stages 1 and 2 of
     Sec. 4.1)."""
@@ -43,6 +45,8 @@ class AutoencoderTaskConfig:
             )
         if self.perceptual_weight and not self.perceptual_weights:
             raise ValueError("perceptual_weight needs perceptual_weights, the file with the weights of LPIPS")
+        if not 0 < self.kl_warmup_power < float("inf"):
+            raise ValueError(f"kl_warmup_power must be a finite number above 0, got {self.kl_warmup_power}")
         if min(self.kl_warmup_steps, self.temporal_from_step, self.adversarial_from_step) < 0:
             raise ValueError("kl_warmup_steps, temporal_from_step and adversarial_from_step must not be negative")
 

@@ -58,7 +58,7 @@ class AutoencoderTask(Task):
             frames, decoded = rearrange(video, TO_FRAMES), rearrange(output.float(), TO_FRAMES)  # (N, 3, H, W)
             logged["perceptual"] = self.lpips.to(video.device)(frames, decoded).mean()
             reconstruction = reconstruction + self.config.perceptual_weight * logged["perceptual"]
-        warmup = min(1.0, (step + 1) / (self.config.kl_warmup_steps + 1)) ** 4
+        warmup = min(1.0, (step + 1) / (self.config.kl_warmup_steps + 1)) ** self.config.kl_warmup_power
         loss = reconstruction + warmup * self.config.kl_weight * kl
         if self.config.straightness_weight and video.shape[1] > 2:
             logged["curvature"] = posterior.mean.diff(n=2, dim=1).square().mean()

@@ -98,8 +98,10 @@ def test_the_terms_on_latents_warm_up(make_vae):
     weights = {"kl_weight": 3.0, "straightness_weight": 20.0}
     bare, whole = loss(0, kl_weight=0.0), loss(0, **weights)
     assert whole > 1.1 * bare
-    for step, share in ((0, 1 / 256), (1, 1 / 16), (3, 1.0), (9, 1.0)):
-        assert loss(step, kl_warmup_steps=3, **weights) == pytest.approx(bare + share * (whole - bare), rel=1e-5)
+    for step, share in ((0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)):
+        for power in (2.0, 4.0):
+            value = loss(step, kl_warmup_steps=3, kl_warmup_power=power, **weights)
+            assert value == pytest.approx(bare + share**power * (whole - bare), rel=1e-5)
 
 
 def test_autoencoder_reads_the_past_from_its_step_on(make_vae):
@@ -457,6 +459,7 @@ def test_the_generator_is_the_only_source_of_randomness(make_dit, make_vae):
         (AutoencoderTaskConfig, {"kl_weight": -1.0}),
         (AutoencoderTaskConfig, {"straightness_weight": -1.0}),
         (AutoencoderTaskConfig, {"kl_warmup_steps": -1}),
+        (AutoencoderTaskConfig, {"kl_warmup_power": 0.0}),
         (AutoencoderTaskConfig, {"temporal_from_step": -1}),
         (AutoencoderTaskConfig, {"adversarial_weight": -1.0}),
         (AutoencoderTaskConfig, {"perceptual_weight": -1.0}),
