@@ -13,6 +13,7 @@ All times that decide anything come from :class:`clock`, the clock of the databa
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -234,9 +235,24 @@ def _open_file(path: Path, timeout: float) -> sqlite3.Connection:
     """Opens a file that exists: a missing one may be on a disk that is not mounted."""
     uri = f"file:{quote(str(path))}?mode=rw"
     connection = sqlite3.connect(uri, uri=True, timeout=timeout, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode=WAL")
+    _use_write_ahead_log(connection, timeout)
     connection.execute("PRAGMA synchronous=NORMAL")
     return connection
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection, timeout: float) -> None:
+    """Waits for other connections by itself: of several that change the mode of a new file, SQLite rejects some at
+    once."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                connection.close()
+                raise
+            time.sleep(0.01)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

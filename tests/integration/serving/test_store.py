@@ -330,6 +330,14 @@ def test_the_schema_is_created_once_and_changed_by_numbers(
     assert store.read("alice", job.id) == job  # replicas of the earlier release continue
 
 
+def test_replicas_that_create_the_file_together_do_not_lock_each_other_out(tmp_path: Path) -> None:
+    for number in range(12):
+        databases = [Database(str(tmp_path / f"{number}.sqlite")) for _ in range(4)]
+        together(4, lambda i, databases=databases: databases[i].prepare())  # type: ignore[misc]
+        for database in databases:
+            database.close()
+
+
 def test_all_versions_lead_to_the_schema() -> None:
     assert set(schema.MIGRATIONS) == set(range(2, schema.VERSION + 1))
 
