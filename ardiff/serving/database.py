@@ -241,8 +241,8 @@ def _open_file(path: Path, timeout: float) -> sqlite3.Connection:
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection, timeout: float) -> None:
-    """Waits for other connections by itself: of several that change the mode of a new file, SQLite rejects some at
-    once."""
+    """Sets the journal mode. It waits for other connections by itself: of several that set it in a new file, SQLite
+    rejects some at once, whatever its timeout."""
     deadline = time.monotonic() + timeout
     while True:
         try:
