@@ -1,9 +1,9 @@
 """Files on local disks, S3, Google Cloud Storage and Azure, through one set of functions.
 
 A URI is a string: a local path, which may be relative, ``s3://bucket/key``, ``gs://bucket/key`` or
-``az://container/name``. Names in a URI are literal, as in the AWS command line: a space or ``%`` in a key is not escaped. Members of tars can be read, see
-:mod:`ardiff.data.members`. Every operation is retried after transient errors, see :mod:`ardiff.data.retries`. Reading
-S3 needs the rights ``s3:GetObject`` and ``s3:ListBucket`` only.
+``az://container/name``. Names in a URI are literal, as in the AWS command line: a space or ``%`` in a key is not
+escaped. Members of tars can be read, see :mod:`ardiff.data.members`. Every operation is retried after transient errors,
+see :mod:`ardiff.data.retries`. Reading S3 needs the rights ``s3:GetObject`` and ``s3:ListBucket`` only.
 """
 
 import contextlib

@@ -91,7 +91,7 @@ def test_tars_and_tables_are_read(container: str, tmp_path: Path) -> None:
 def test_errors_name_the_cause(container: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="There is no folder az://videos/gone"):
         storage.list_objects(f"{container}/gone")
-    with pytest.raises(StorageError, match="Cannot read az://videos/gone.mp4: Path does not exist") as missing:
+    with pytest.raises(StorageError, match=r"Cannot read az://videos/gone\.mp4: Path does not exist") as missing:
         storage.read_bytes(f"{container}/gone.mp4")
     assert not missing.value.transient
     monkeypatch.setenv(azure.KEY, "AAAA" + KEY[4:])
