@@ -140,7 +140,7 @@ def open_table(
     try:
         if lance_tables.is_lance(file.uri):
             file = lance_tables.find(file.uri)
-            schema, rows, sizes = lance_tables.schema_of(file), lance_tables.count_rows(file)
+            schema, rows = lance_tables.schema_of(file), lance_tables.count_rows(file)
             groups = -(-rows // lance_tables.ROWS_PER_GROUP)
         elif file.uri.lower().endswith(".arrow"):
             with _open_stream(file.uri) as reader:
