@@ -108,7 +108,10 @@ def make_task(config: TrainDiTConfig, latents: LatentSet) -> DiTTask:
             return vae.to(z.device).decode_long(z)
 
     encode = clip_encoder(config.data.vae) if config.data.source == "clips" else None
-    return DiTTask(model, config.task, config.diffusion, latents.statistics, decode, encode)
+    task = DiTTask(model, config.task, config.diffusion, latents.statistics, decode, encode)
+    if encode is not None and config.data.clips.lengths:
+        task.lengths = config.data.clips.all_lengths
+    return task
 
 
 if __name__ == "__main__":
