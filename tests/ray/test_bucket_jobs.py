@@ -1,4 +1,4 @@
-"""Videos of three shapes and two lengths: the same batches with any number of workers, and one model from training to sampling."""
+"""Videos of several shapes and lengths: the same batches for all workers, and one model from training to sampling."""
 
 import json
 from collections.abc import Callable
