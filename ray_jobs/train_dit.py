@@ -19,6 +19,7 @@ from ardiff.dit.lora import add_lora
 from ardiff.models import make_dit
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import derive_seed
+from ardiff.resolution import Resolution
 from ardiff.train.export import describe_dit
 from ardiff.train.initial import initialise_dit
 from ardiff.train.tasks import DiTTask
@@ -97,7 +98,8 @@ def make_task(config: TrainDiTConfig, latents: LatentSet) -> DiTTask:
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
         model = make_dit(config.dit)
         if config.init_from:
-            initialise_dit(config.init_from, model, new_text_layers=not config.lora.rank)
+            shapes = [Resolution.parse(shape) for shape in latents.shapes]
+            initialise_dit(config.init_from, model, shapes, new_layers=not config.lora.rank)
         if config.lora.rank:
             add_lora(model, config.lora)
     decode = None
