@@ -312,7 +312,10 @@ def one_interval(seed: int, count: int, width: int, shift: float, distance: SetD
     return score, u.low, u.high, u.infinity, u.infinity_low, u.infinity_high
 
 
-def coverage(sizes: tuple[tuple[int, int], ...], repeats: int) -> None:
+COVERED: dict[str, SetDistance] = {"Frechet": Frechet(0), "kernel": Kernel()}
+
+
+def coverage(sizes: tuple[tuple[int, int], ...], distances: list[str], repeats: int) -> None:
     """How often an interval has the mean score of its N, and that of N to infinity the true distance."""
     print(
         "| distance | features | N | sets | mean score | interval is right | width / true | true | N to inf | right |"
@@ -320,7 +323,7 @@ def coverage(sizes: tuple[tuple[int, int], ...], repeats: int) -> None:
     print("|---|---|---|---|---|---|---|---|---|---|")
     with ProcessPoolExecutor(2) as pool:
         for width, count in sizes:
-            for name, distance in (("Frechet", Frechet(0)), ("kernel", Kernel())):
+            for name, distance in ((name, COVERED[name]) for name in distances):
                 for label, shift in SHIFTS.items():
                     one = functools.partial(one_interval, count=count, width=width, shift=shift, distance=distance)
                     rows = np.array(list(pool.map(one, range(repeats))), dtype=float)
@@ -352,6 +355,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--size", default="all", help="for frechet and coverage: features x clips, such as 400x256")
     parser.add_argument("--case", action="append", choices=CASES, help="for frechet: such pairs alone")
+    parser.add_argument("--distance", action="append", choices=COVERED, help="for coverage: this distance alone")
     parser.add_argument("--device", default="cpu", help="for extraction")
     options = parser.parse_args()
 
@@ -366,7 +370,8 @@ def main() -> None:
         case "inception":
             inception(options.quick, options.repeats)
         case "coverage":
-            coverage(chosen(QUICK_COVERAGE_SETS if options.quick else COVERAGE_SETS), options.repeats)
+            sizes = chosen(QUICK_COVERAGE_SETS if options.quick else COVERAGE_SETS)
+            coverage(sizes, options.distance or list(COVERED), options.repeats)
         case "i3d":
             i3d(options.repeats)
         case "workers":

@@ -13,7 +13,7 @@ from torch import Tensor
 from ardiff.data.encode import reencode_mpeg4
 from ardiff.metrics.preprocess import resize_frames, scale_range
 from ardiff.metrics.registry import MetricSpec
-from ardiff.metrics.weights import compute_exactly, fill_network
+from ardiff.metrics.weights import compute_exactly, restore
 from ardiff.resolution import Resolution
 
 
@@ -30,7 +30,7 @@ class FeatureExtractor:
 
     def __init__(self, spec: MetricSpec, state: Mapping[str, Tensor], device: torch.device) -> None:
         self.spec, self.device = spec, device
-        model = fill_network(spec.network.build(**spec.options), state, spec.network.name)
+        model = restore(spec.network, state, spec.network.name, **spec.options)
         self.model = spec.network.prepare(model).to(device)
         compute_exactly()
 

@@ -15,6 +15,7 @@ from ardiff.metrics.registry import (
     find_metric,
     find_spec,
     scored_metric_names,
+    set_specs,
 )
 from ardiff.resolution import Resolution
 from ray_jobs.evaluation.frames import Fit
@@ -89,14 +90,14 @@ class EvaluateConfig(ScoredClips):
     video of the same name."""
     features: tuple[str, ...] = ()
     """Features of generated videos from any network, instead of ``fake``: npz, npy or Parquet files, one per set, with
-    one row per video. Their Frechet and kernel distances are computed."""
+    one row per video. Their Frechet and kernel distances are computed; by the protocol jedi, JEDi's distance."""
     real_features: str | None = None
     """The features of real videos that ``features`` are compared with."""
     reconstruct: str | None = None
     """AR-VAE folder: also score its reconstructions of the real clips, against the clips themselves."""
     weights: tuple[str, ...] = ()
-    """Files of network weights, local or ``s3://``, safetensors or PyTorch state dicts. Other weights come from the
-    cache."""
+    """Files of network weights, local or ``s3://``, safetensors or PyTorch state dicts; or models of the package
+    transformers, as folders, ``s3://`` prefixes or names of hub repositories. Other weights come from the cache."""
     drift: bool = False
     """Also score every 16 frames of the generated videos against real clips, and plot the scores."""
     shapes: bool = False
@@ -128,8 +129,11 @@ class EvaluateConfig(ScoredClips):
             raise ValueError("features are scored alone: leave out fake, reconstruct, drift and metrics")
         if self.drift and self.reconstruct and not self.fake:
             raise ValueError("drift is of generated videos: give fake too")
-        for spec in self.set_metrics.values():
-            spec.network.check_frames(self.num_frames)
+        if not self.features:
+            for spec in self.set_metrics.values():
+                spec.network.check_frames(self.num_frames)
+        if self.drift and self.protocol not in set_specs(find_metric("fvd")):
+            raise ValueError(f"drift is measured by fvd, which {self.protocol} does not define: use styleganv")
         if self.shapes and not self.drift:
             raise ValueError("shapes is measured by drift: give --drift too, or use `ardiff evaluate-quick --shapes`")
         if self.drift and (self.num_frames % SEGMENT or self.num_frames < 2 * SEGMENT):

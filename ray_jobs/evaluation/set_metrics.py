@@ -150,7 +150,8 @@ def _read_score(file: str, scored: EvaluationSet) -> SetScore | None:
 def reference_clips(config: EvaluateConfig, records: list[VideoRecord]) -> list[Clip]:
     """The real clips, and as many clips of other videos for the baseline if there are enough videos."""
     if len(records) < 2 * config.num_clips:
-        most = len(records) if config.protocol == "styleganv" else config.num_clips  # at most one clip of a video
+        several = config.protocol == "ardiff-release"  # the others take at most one clip of a video
+        most = config.num_clips if several else len(records)
         return real_clips(records, min(config.num_clips, most), config)
     reference, others = two_draws(records, config.num_clips, config)
     return reference + others
