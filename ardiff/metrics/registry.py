@@ -80,6 +80,9 @@ class Extractor(Network):
     """Whether a clip has a feature for each frame. Its set then has no checks, so training clips are not measured."""
     prepare: Callable[[nn.Module], nn.Module] = lambda model: model
     """From the filled model to an equal one that is faster."""
+    prepare_openvino: Callable[[nn.Module], nn.Module] | None = None
+    """From the filled model to an equal one, of one tensor to one tensor, that OpenVINO computes fast; None if it
+    cannot compute the network."""
     check_frames: Callable[[int], None] = lambda num_frames: None
     """Raises ConfigError for a number of frames that the network cannot take."""
 

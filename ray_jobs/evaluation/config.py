@@ -5,6 +5,7 @@ from typing import Literal
 
 from ardiff.data.manifest import Split
 from ardiff.data.packages import cache_folder
+from ardiff.metrics.compiled import Backend
 from ardiff.metrics.drift import SEGMENT
 from ardiff.metrics.networks.random3d import MIN_FRAMES
 from ardiff.metrics.protocol import ProtocolName
@@ -111,6 +112,8 @@ class EvaluateConfig(ScoredClips):
     """GPUs that an actor reserves if there are any; with a fraction, several actors share one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` uses GPUs if there are any."""
+    backend: Backend = "torch"
+    """What computes the networks on CPUs: ``torch``, or ``openvino``, which computes I3D faster."""
     cache: str | None = None
     """Folder or ``s3://`` prefix of the real videos' features. Without it, $ARDIFF_CACHE or ~/.cache/ardiff."""
 
@@ -134,6 +137,10 @@ class EvaluateConfig(ScoredClips):
                 spec.network.check_frames(self.num_frames)
         if self.drift and self.protocol not in set_specs(find_metric("fvd")):
             raise ValueError(f"drift is measured by fvd, which {self.protocol} does not define: use styleganv")
+        if self.backend == "openvino" and not self.features:
+            specs = [*self.set_metrics.values(), *([self.drift_spec] if self.drift else [])]
+            for network in (spec.network for spec in specs if spec.network.prepare_openvino is None):
+                raise ValueError(f"OpenVINO does not compute the network '{network.name}': use backend=torch")
         if self.shapes and not self.drift:
             raise ValueError("shapes is measured by drift: give --drift too, or use `ardiff evaluate-quick --shapes`")
         if self.drift and (self.num_frames % SEGMENT or self.num_frames < 2 * SEGMENT):

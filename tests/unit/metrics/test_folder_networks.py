@@ -149,7 +149,7 @@ def test_jedis_distance() -> None:
 def videomae_file(width: int = 32, depth: int = 2) -> dict[str, Tensor]:
     """The tensors of the authors' fine-tuned VideoMAE v2, in a small size."""
     shapes: dict[str, tuple[int, ...]] = {
-        "patch_embed.proj.weight": (width, 3, 2, 14, 14), "patch_embed.proj.bias": (width,),
+        "patch_embed.proj.weight": (width, 3, 2, 32, 32), "patch_embed.proj.bias": (width,),
         "fc_norm.weight": (width,), "fc_norm.bias": (width,), "head.weight": (174, width), "head.bias": (174,),
     }  # fmt: skip
     for i in range(depth):
