@@ -44,7 +44,8 @@ class OpenVINO(nn.Module):
         frontend = FrontEndManager().load_by_framework("pytorch")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's, about checks of the shape, which is fixed
-            graph = frontend.convert(frontend.load(TorchScriptPythonDecoder(self.model, example_input=x)))
+            decoder = TorchScriptPythonDecoder(self.model, example_input=x)  # must outlive the conversion
+            graph = frontend.convert(frontend.load(decoder))
         graph.reshape({0: list(x.shape)})
         settings = {
             "INFERENCE_NUM_THREADS": self.threads,

@@ -1,5 +1,6 @@
 """Plain MP4 files that FFmpeg's own sources draw and PyAV writes: from the real I3D weights to a comparison."""
 
+import itertools
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -30,7 +31,7 @@ def frames(source: str, seed: int, *filters: tuple[str, str]) -> Iterator[av.Vid
     options = SOURCES[source].format(seed=seed, scale=0.5 + seed / 40)
     chain = [(source, options), ("hue", f"h={37 * seed % 360}"), *filters, ("format", "pix_fmts=yuv420p")]
     nodes = [graph.add(name, text) for name, text in chain] + [graph.add("buffersink")]
-    for left, right in zip(nodes, nodes[1:], strict=False):
+    for left, right in itertools.pairwise(nodes):
         left.link_to(right)
     graph.configure()
     for _ in range(20):
@@ -82,5 +83,5 @@ def test_from_weights_to_a_comparison(
     capfd.readouterr()
     assert main(["compare", *(str(tmp_path / "scores" / name) for name in ("noisy", "near"))]) == 0
     lines = capfd.readouterr().out.splitlines()
-    rows = [line.split()[0] for line in lines if line.startswith("  ") and line.split()[0] in ("near", "noisy")]
+    rows = [line.split()[1] for line in lines if line.startswith(f"  {tmp_path}")]
     assert rows == ["near", "noisy", "near", "noisy"], "the better set comes first, for each metric"
