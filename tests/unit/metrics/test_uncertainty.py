@@ -130,7 +130,7 @@ def test_intervals_and_extrapolations_are_not_negative() -> None:
     assert (same.infinity, same.infinity_low) == (0.0, 0.0)
 
 
-def test_the_power_of_the_deviation_is_between_1_and_2() -> None:
+def test_the_variance_is_a_series_in_1_over_n() -> None:
     """Distances of parts that spread by a known factor: the deviation of the whole follows from their variances."""
     generator = np.random.default_rng(0)
 
@@ -141,6 +141,8 @@ def test_the_power_of_the_deviation_is_between_1_and_2() -> None:
 
     assert deviation(2**0.5) == pytest.approx(2**0.5, rel=0.05)  # the variance falls as 1/N
     assert deviation(2.0) == pytest.approx(1.0, rel=0.05)  # as 1/N^2
+    # 4 in a half and 12 in a quarter are 1 / N and 0.5 / N^2 of the whole's 1 + 0.5
+    assert deviation(3**0.5) == pytest.approx(1.5**0.5, rel=0.05)
     assert deviation(1.0) == pytest.approx(2**0.5, rel=0.05)
     assert deviation(8.0) == pytest.approx(1.0, rel=0.05)
     assert PartDistances(np.ones((3, 10))).deviation() == 0.0
