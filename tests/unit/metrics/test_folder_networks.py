@@ -285,7 +285,7 @@ def test_model_folders_of_a_bucket_and_of_the_hub(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     with pytest.raises(CheckpointError, match="no feature network nobody/nothing: it is neither a folder nor"):
         weights.find_state("dinov2", ("nobody/nothing",))
-    with pytest.raises(StorageError, match="missing/dino.pth"):  # a file, not a repository
+    with pytest.raises(StorageError, match=r"missing/dino\.pth"):  # a file, not a repository
         weights.find_state("dinov2", ("missing/dino.pth",))
 
 
