@@ -61,7 +61,8 @@ def _velocity(previous: np.ndarray, content: np.ndarray) -> tuple[int, int]:
     """The shift of y and x after which ``previous`` matches the pixels of an object best; the shortest of equals."""
     inside = content.any(axis=-1)
     shifts = sorted(
-        ((y, x) for y in range(-REACH, REACH + 1) for x in range(-REACH, REACH + 1)), key=lambda s: s[0] ** 2 + s[1] ** 2
+        ((y, x) for y in range(-REACH, REACH + 1) for x in range(-REACH, REACH + 1)),
+        key=lambda s: s[0] ** 2 + s[1] ** 2,
     )
     wanted = content[inside].astype(np.int64)
     errors = [((_shifted(previous, y, x)[inside] - wanted) ** 2).sum() for y, x in shifts]
