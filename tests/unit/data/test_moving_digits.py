@@ -92,7 +92,7 @@ def test_the_content_of_a_file_is_limited(pack: Any, tmp_path: Path, monkeypatch
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(DataError, match="There is no file of digits nowhere/digits.gz"):
+    with pytest.raises(DataError, match=r"no file of digits nowhere/digits\.gz"):
         read_digits("nowhere/digits.gz", 28)
 
 
