@@ -77,8 +77,8 @@ def test_predictions_are_scored_beside_baselines(
     [
         (["num_given=1"], "num_given must be 2 or more and below num_frames"),
         (["num_given=8"], "num_given must be 2 or more and below num_frames"),
-        (["prompt=a"], "prompt cannot be set: the given frames are the condition"),
-        (["batch_size=0"], "batch_size, max_actors and cpu_threads must be at least 1"),
+        (["num_given=4", "prompt=a"], "prompt cannot be set: the given frames are the condition"),
+        (["num_given=4", "batch_size=0"], "batch_size, max_actors and cpu_threads must be at least 1"),
     ],
 )
 def test_settings_that_predict_nothing_are_errors(change: list[str], reason: str, ardiff: Command) -> None:
