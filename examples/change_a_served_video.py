@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             change = client.change(video["id"], **second)
             print("change:", change["status"], "from frame", change.get("from_frame"))
 
-    client.wait(video["id"], on_progress=follow)
+    client.wait(video["id"], on_progress=follow, seconds=0.1)
     client.download(video["id"], options.output)
 
 
