@@ -62,8 +62,8 @@ class PrepareConfig:
 
     source: str | None = None
     """Folder or ``s3://`` prefix of videos and of folders of pictures, of tars such as WebDataset's, or of tables with
-    the bytes of videos (.parquet, .arrow); one such tar or table; or a list of URIs (.txt, .csv, .parquet). Without it
-    the synthetic set is drawn into the output folder."""
+    the bytes of videos (.parquet, .arrow, .lance); one such tar or table; or a list of URIs (.txt, .csv, .parquet,
+    .lance). Without it the synthetic set is drawn into the output folder."""
     output: str = "runs/data"
     """Folder of the manifest, and of the synthetic videos."""
     layout: LayoutName = "folders"

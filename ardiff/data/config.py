@@ -17,7 +17,7 @@ STORAGE_VARIABLE = "ARDIFF_STORAGE"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StorageConfig:
     """How to reach ``s3://`` URIs. Credentials are never part of a configuration: they come from AWS variables,
-    profiles or roles. ``anonymous`` and ``retry_seconds`` are also for ``gs://``."""
+    profiles or roles. ``anonymous`` is also for ``gs://``, and ``retry_seconds`` for all storage."""
 
     endpoint: str = ""
     """URL of an S3 server other than AWS. Empty: ``AWS_ENDPOINT_URL``, or AWS."""
