@@ -12,7 +12,14 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from ardiff.metrics.features import VideoFeatures
-from ardiff.metrics.frechet import Moments, fast_distance, frechet_distance, frechet_from_moments, kernel_distance
+from ardiff.metrics.frechet import (
+    Moments,
+    fast_distance,
+    frechet_distance,
+    frechet_from_moments,
+    kernel_distance,
+    polynomial_distance,
+)
 
 CHUNK = 4096
 """Rows whose moments are computed at once."""
@@ -62,6 +69,17 @@ class Kernel:
 
     def __call__(self, real: Features, fake: Features) -> float:
         return kernel_distance(_rows(VideoFeatures.wrap(real)), _rows(VideoFeatures.wrap(fake)))
+
+
+@dataclass(frozen=True, slots=True)
+class Polynomial:
+    """JEDi's kernel distance. It needs all rows in memory."""
+
+    ddof: ClassVar[int] = 0
+    biased: ClassVar[bool] = True
+
+    def __call__(self, real: Features, fake: Features) -> float:
+        return polynomial_distance(_rows(VideoFeatures.wrap(real)), _rows(VideoFeatures.wrap(fake)))
 
 
 def union_distances(
