@@ -107,7 +107,7 @@ def run(config: PredictConfig, key: str = "") -> None:
 
 def _predict(config: PredictConfig, records: list[VideoRecord]) -> None:
     """Predicts the batches whose files are not complete."""
-    batches = [
+    batches: list[dict[str, Any]] = [
         {"first": first, "records": [asdict(record) for record in records[first : first + config.batch_size]]}
         for first in range(0, len(records), config.batch_size)
     ]
@@ -117,7 +117,7 @@ def _predict(config: PredictConfig, records: list[VideoRecord]) -> None:
     device = resolve_device(config.device)
     with remote_progress("predicting", len(records), "video") as progress:
         progress.add.remote(sum(len(b["records"]) for b in batches) - sum(len(b["records"]) for b in missing))
-        ray.data.from_items(missing, override_num_blocks=len(missing)).map(
+        ray.data.from_items(missing, override_num_blocks=len(missing)).flat_map(
             Predictor,
             fn_constructor_args=(config, device.type, progress),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.max_actors),
@@ -136,7 +136,7 @@ class Predictor:
             config.pipeline, torch.device(device), torch.float32, config.engine
         )
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         config, first = self.config, int(batch["first"])
         with report_errors(self.progress):
             records = [record_of(row) for row in batch["records"]]
@@ -155,7 +155,7 @@ class Predictor:
             _write(config, MODEL, first, predicted)
             _write(config, REAL, first, true)  # last: it marks the batch as complete
         self.progress.add.remote(len(records))
-        return {"first": first}
+        return [{"first": first}]
 
 
 def _file(config: PredictConfig, name: str, first: int) -> str:
