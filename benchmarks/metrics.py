@@ -4,9 +4,10 @@
     python benchmarks/metrics.py fid         # the same features
     python benchmarks/metrics.py inception   # the same pictures and the same Inception, with extraction
     python benchmarks/metrics.py extraction  # seeded random weights take as long as real ones
-    python benchmarks/metrics.py i3d         # I3D against its plain form, with max pooling of boxes and normalisation
+    python benchmarks/metrics.py i3d         # I3D with fetched weights against its plain form, and by OpenVINO
     python benchmarks/metrics.py workers     # extraction by one and by two actors of a Ray Data job
-    python benchmarks/metrics.py coverage    # how often the 95 % intervals are right; --size 400x256 for one size
+    python benchmarks/metrics.py coverage    # how often the 95 % intervals are right; --size 400x256 for one size,
+                                             # --scores 600 for further scores drawn from moments
 
 The runs of a ratio alternate. Times are medians of CPU seconds. ``--quick`` uses smaller sizes.
 """
@@ -37,6 +38,7 @@ from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.frechet import Moments, fast_distance, frechet_distance, frechet_from_moments
 from ardiff.metrics.registry import find_spec, metrics, set_specs
 from ardiff.metrics.uncertainty import Resampling
+from ardiff.metrics.weights import fill_network, find_state
 
 SETS = ((400, 2048), (2048, 2048), (2048, 256))
 QUICK = ((400, 512), (512, 512))
@@ -177,7 +179,7 @@ def i3d(repeats: int) -> None:
             return torch.nn.functional.max_pool3d(_same(x, self.kernel, self.stride), self.kernel, self.stride)
 
     torch.manual_seed(0)
-    separable, clip = I3D().eval().requires_grad_(False), torch.rand(1, 3, 16, 224, 224) * 2 - 1
+    separable, clip = fill_network(I3D(), find_state("i3d")[0], "i3d"), torch.rand(1, 3, 16, 224, 224) * 2 - 1
     plain = copy.deepcopy(separable)
     for parent in list(plain.modules()):
         for name, module in parent.named_children():

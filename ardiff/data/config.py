@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from ardiff.config import to_dict
@@ -77,6 +77,11 @@ class ClipConfig:
     shape that is cropped the least, and a batch has one shape."""
     auto_buckets: int = field(default=0, metadata={"omit_default": True})
     """Choose up to so many ``buckets`` from the manifest, those that together crop the videos the least; at most 4."""
+    lengths: tuple[int, ...] = field(default=(), metadata={"omit_default": True})
+    """Further numbers of frames beside ``num_frames``. A video has the first of them that it is long enough for, and a
+    batch has one."""
+    lengths_fps: tuple[float, ...] = field(default=(), metadata={"omit_default": True})
+    """Frame rates of ``lengths``, one for each. Empty: that of ``fps``."""
     clips_per_visit: int = 1
     """Clips taken from a video each time it is read. More clips decode faster but mix less. Must divide 64."""
     horizontal_flip: bool = False
@@ -86,12 +91,16 @@ class ClipConfig:
     another."""
 
     def __post_init__(self) -> None:
-        if min(self.num_frames, self.stride) < 1:
-            raise ValueError("num_frames and stride must be at least 1")
+        if min(self.num_frames, self.stride, *self.lengths) < 1:
+            raise ValueError("num_frames, lengths and stride must be at least 1")
+        if len(set(self.all_lengths)) <= len(self.lengths):
+            raise ValueError(f"num_frames and lengths must be different numbers, got {list(self.all_lengths)}")
+        if len(self.lengths_fps) not in (0, len(self.lengths)):
+            raise ValueError(f"lengths_fps must be empty or have a rate for each of {len(self.lengths)} lengths")
         if self.clips_per_visit < 1 or 64 % self.clips_per_visit:
             raise ValueError(f"clips_per_visit must divide 64, got {self.clips_per_visit}")
-        if self.fps < 0 or not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError("fps must not be negative, and max_bad_fraction between 0 and 1")
+        if min(self.fps, *self.lengths_fps, 0) < 0 or not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError("fps and lengths_fps must not be negative, and max_bad_fraction between 0 and 1")
         if not 0 <= self.auto_buckets <= MAX_AUTO:
             raise ValueError(f"auto_buckets must be between 0 and {MAX_AUTO}, got {self.auto_buckets}")
         if self.buckets and self.auto_buckets:
@@ -101,6 +110,18 @@ class ClipConfig:
     def span(self) -> int:
         """Video frames from the first to the last frame of a clip."""
         return (self.num_frames - 1) * self.stride + 1
+
+    @property
+    def of_each_length(self) -> "tuple[ClipConfig, ...]":
+        """The same clips with ``num_frames``, and with each of ``lengths`` instead; each has one length."""
+        pairs = zip(self.lengths, self.lengths_fps or [self.fps] * len(self.lengths), strict=True)
+        others = [replace(self, num_frames=frames, fps=fps, lengths=(), lengths_fps=()) for frames, fps in pairs]
+        return (replace(self, lengths=(), lengths_fps=()), *others)
+
+    @property
+    def all_lengths(self) -> tuple[int, ...]:
+        """The numbers of frames that clips have."""
+        return (self.num_frames, *self.lengths)
 
     @property
     def resume_key(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ lies outside of its table, as Lance's blobs may, is never opened.
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -135,6 +136,8 @@ def _newest(uri: str, options: tuple[tuple[str, str], ...], version: int | None 
         raise ArdiffError(
             f"Lance tables need the package {error.name}, which is not installed: pip install 'ardiff[lance]'."
         ) from error
+    # Processes that begin as forks of this one, such as those of Ray, run another program and never use Lance.
+    warnings.filterwarnings("ignore", "lance is not fork-safe")
     return lance.dataset(uri, version=version, storage_options=dict(options))
 
 

@@ -18,7 +18,9 @@ from ardiff.metrics.frechet import (
     frechet_distance,
     frechet_from_moments,
     kernel_distance,
+    kernel_distances,
     polynomial_distance,
+    polynomial_distances,
 )
 
 CHUNK = 4096
@@ -88,7 +90,7 @@ def union_distances(
     """The distance between each union of parts of the real and the same parts of the generated features.
 
     A Frechet distance of parts with more rows than features comes from their moments, which are computed once and
-    merged, to about six digits.
+    merged, to about six digits. Those of kernels come from sums over pairs of parts.
     """
     match distance:
         case Frechet(ddof=ddof) if all(len(part) * part.depth > part.width for part in (*real, *fake)):
@@ -96,6 +98,10 @@ def union_distances(
             merged = [[functools.reduce(Moments.merge, [m[i] for i in union]) for union in unions] for m in moments]
             with contextlib.suppress(np.linalg.LinAlgError):  # a feature that never varies, for example
                 return [fast_distance(x, y, ddof) for x, y in zip(*merged, strict=True)]
+        case Kernel():
+            return kernel_distances([_rows(part) for part in real], [_rows(part) for part in fake], unions)
+        case Polynomial():
+            return polynomial_distances([_rows(part) for part in real], [_rows(part) for part in fake], unions)
     return [distance(*(VideoFeatures.union([side[i] for i in union]) for side in (real, fake))) for union in unions]
 
 

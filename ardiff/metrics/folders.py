@@ -20,6 +20,8 @@ from ardiff.errors import ArdiffError, CheckpointError
 from ardiff.metrics.registry import State, networks
 from ardiff.text.files import CONFIG, Kind, find_folder
 
+FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".bin")
+"""A path with such an end is a file, also where it does not exist."""
 FOLDER = Kind("feature network", f"{CONFIG} and safetensors weights")
 
 
@@ -27,7 +29,9 @@ def is_folder(uri: str) -> bool:
     """Whether ``uri`` is a model folder, or has the form of a hub repository's name and is no file."""
     if storage.exists(storage.join(uri, CONFIG)):
         return True
-    return not storage.is_remote(uri) and hub.is_repo_id(uri) and not storage.exists(uri)
+    if storage.is_remote(uri) or uri.endswith(FILE_SUFFIXES):
+        return False
+    return hub.is_repo_id(uri) and not storage.exists(uri)
 
 
 def read_folder(uri: str) -> State:

@@ -11,6 +11,7 @@ import io
 import pickle
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +149,11 @@ def find_state(name: str, files: tuple[str, ...] = ()) -> tuple[State, str]:
 def read_state(uri: str) -> State:
     """The tensors of a file of weights, local or remote. Raises CheckpointError for any other file."""
     data = storage.read_bytes(uri)
+    if _is_torchscript(data):
+        raise CheckpointError(
+            f"{uri} is a TorchScript archive, whose code is not run: save the state_dict() of its module, or for I3D "
+            "run `ardiff weights fetch i3d`."
+        )
     try:
         if not data.startswith((b"PK", b"\x80")):
             return load(data)
@@ -161,6 +167,15 @@ def read_state(uri: str) -> State:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{uri} holds no state dict of tensors.")
     return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _is_torchscript(data: bytes) -> bool:
+    """Whether a file is a zip archive with code beside its tensors."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def identify(state: Mapping[str, Tensor], source: str) -> str:

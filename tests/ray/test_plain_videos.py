@@ -78,7 +78,9 @@ def test_from_weights_to_a_comparison(
     assert (near.protocol.codec_real, near.protocol.codec_fake) == ("h264", "h264")
     assert near.infinity is None, "64 videos are too few for 400 features"
     assert near.checks is not None
-    assert near.checks.num_clips == 64
+    assert noisy.checks is not None
+    assert (near.checks.num_clips, near.checks.duplicates) == (32, 0)
+    assert near.checks.coverage > 2 * noisy.checks.coverage
     assert scores["noisy", "kvd"].score > scores["near", "kvd"].score
     capfd.readouterr()
     assert main(["compare", *(str(tmp_path / "scores" / name) for name in ("noisy", "near"))]) == 0

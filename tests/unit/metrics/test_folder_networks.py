@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ardiff.data import storage
-from ardiff.errors import CheckpointError, ConfigError
+from ardiff.errors import CheckpointError, ConfigError, StorageError
 from ardiff.metrics import registry, weights
 from ardiff.metrics.distances import Polynomial
 from ardiff.metrics.extractors import FeatureExtractor
@@ -285,6 +285,8 @@ def test_model_folders_of_a_bucket_and_of_the_hub(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     with pytest.raises(CheckpointError, match="no feature network nobody/nothing: it is neither a folder nor"):
         weights.find_state("dinov2", ("nobody/nothing",))
+    with pytest.raises(StorageError, match=r"missing/dino\.pth"):  # a file, not a repository
+        weights.find_state("dinov2", ("missing/dino.pth",))
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,12 @@ def test_other_files_are_refused_and_not_executed(data: bytes, tmp_path: Path, m
     assert not (tmp_path / "exploded").exists()
 
 
+def test_a_torchscript_archive_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "i3d.pt")
+    with pytest.raises(CheckpointError, match=r"TorchScript archive, whose code is not run: .* `ardiff weights fetch"):
+        weights.read_state(str(tmp_path / "i3d.pt"))
+
+
 def test_weights_of_nothing_known(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "w")
     with pytest.raises(CheckpointError, match="weights of none of the networks clip, dinov2, i3d"):
