@@ -166,3 +166,35 @@ class SyntheticConfig:
             raise ValueError("num_train, num_test, num_frames and long_frames must be at least 1, num_long 0 or more")
         if any(side % 2 for side in self.resolution) or not 1 <= 2 * self.radius < min(self.resolution):
             raise ValueError("resolution must be even and hold a shape of twice the radius")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MovingDigitsConfig:
+    """Sizes and motion of Moving MNIST. The defaults are the published ones."""
+
+    num_train: int = 10000
+    """Training videos."""
+    num_test: int = 10000
+    """Test videos."""
+    num_frames: int = 20
+    """Frames per video."""
+    digits_per_video: int = 2
+    """Digits that move in a video."""
+    frame_side: int = 64
+    """Height and width of a frame in pixels."""
+    digit_side: int = 28
+    """Height and width of a digit in pixels. Digits of another size are scaled."""
+    speed: float = 0.1
+    """Way of a digit from one frame to the next, as a share of ``frame_side - digit_side``."""
+    fps: float = 10.0
+    """Frame rate of the files."""
+    seed: int = 0
+    """Seed of all videos."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_train, self.num_test, self.num_frames, self.digits_per_video) < 1:
+            raise ValueError("num_train, num_test, num_frames and digits_per_video must be at least 1")
+        if not 1 <= self.digit_side < self.frame_side or self.frame_side % 2:
+            raise ValueError("frame_side must be even and larger than digit_side")
+        if not 0.0 < self.speed <= 1.0 or self.fps <= 0:
+            raise ValueError("speed must be above 0 and at most 1, fps above 0")
