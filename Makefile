@@ -4,7 +4,7 @@ BIN    := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --durations=20
 SPREAD := -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow'
 
-.PHONY: help setup s3-server sdk-clients chromium postgresql test-setup quickstart lint types check test test-slow docs licenses \
+.PHONY: help setup s3-server sdk-clients azure-server chromium postgresql test-setup quickstart lint types check test test-slow docs licenses \
 	constraints clean
 
 help: ## list all targets
@@ -31,6 +31,12 @@ sdk-clients: .venv-clients/.ready ## create .venv-clients with the clients of ot
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/pip install --quiet --progress-bar off -c tests/clients/constraints.txt openai litellm
 	@touch $@
+
+azure-server: .azurite/.ready ## create .azurite with the Azure server of a slow test (360 MB from npm), if there is npm
+
+.azurite/.ready:
+	@! command -v npm >/dev/null || npm install --prefix .azurite --omit=dev --no-audit --no-fund --loglevel=error azurite@3.37.0
+	@mkdir -p .azurite && touch $@
 
 .venv/torch_extensions/.ready: .venv/.ready # the operator that DeepSpeed would compile at its first use
 	-DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$(CURDIR)/.venv/torch_extensions \
@@ -62,7 +68,7 @@ check: lint types s3-server ## lint, types and unit tests: run it before each co
 test: lint types test-setup ## lint, types and all tests that are not slow: what CI runs
 	$(PYTEST) $(SPREAD) $(ARGS)
 
-test-slow: test-setup ## the slow tests: run them before a release
+test-slow: test-setup azure-server ## the slow tests: run them before a release
 	$(PYTEST) -m slow $(ARGS)
 
 docs: setup ## build the site of docs/ to build/site, and fail on broken links

@@ -30,6 +30,7 @@ COMMANDS = {
     "train-dit": ("ray_jobs.train_dit", "TrainDiTConfig", "train the AR-DiT on latents"),
     "distill": ("ray_jobs.distill", "DistillConfig", "distill a pipeline into a student of few sampling steps"),
     "generate": ("ray_jobs.generate", "GenerateConfig", "generate videos with a trained pipeline"),
+    "predict": ("ray_jobs.predict", "PredictConfig", "predict how real videos go on, beside baselines"),
     "sweep": ("ray_jobs.sweep", "SweepConfig", "generate a grid of videos, score every sweep point, and report"),
     "export": ("ardiff.train.export", "ExportConfig", "export a usable model from a training checkpoint"),
     "import-upstream": ("ardiff.import_upstream", "ImportConfig", "convert upstream checkpoints to a pipeline"),

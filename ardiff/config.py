@@ -59,10 +59,19 @@ def read_settings(paths: Sequence[str | Path] | None = None, overrides: Sequence
     """The settings of files and overrides as nested dicts, not validated; see :func:`load_config`."""
     tree: dict[str, Any] = {}
     for path in paths or []:
-        _merge(tree, _read_tree(Path(path)))
+        _merge(tree, _read_tree(_resolve(Path(path))))
     for override in overrides:
         _apply_override(tree, override)
     return tree
+
+
+def _resolve(path: Path) -> Path:
+    """The path itself, or the shipped configuration if it is ``configs/NAME`` and there is none in this folder.
+
+    So the commands of the documentation work without a checkout.
+    """
+    is_shipped = len(path.parts) > 1 and path.parts[0] == "configs" and not path.exists()
+    return find_config(str(Path(*path.parts[1:]))) if is_shipped else path
 
 
 def take_section(cls: type[ConfigT], tree: dict[str, Any], name: str) -> ConfigT:

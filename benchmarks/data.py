@@ -1,9 +1,10 @@
 """Loading clips: Ray Data against a plain PyAV loop, S3 against local files, ranges against whole files, and memory.
 
-    python benchmarks/data.py [--part decode|storage|ranges|memory|tables] [--quick]
+    python benchmarks/data.py [--part decode|probe|storage|ranges|memory|tables] [--quick]
 
 ``decode``: frames per core-second, decoded and resized, of 256 x 256 H.264 files, for Ray Data with a trainer that does
-nothing and for one process that reads, decodes and resizes in a loop. ``storage``: reading and decoding from S3 and
+nothing and for one process that reads, decodes and resizes in a loop. ``probe``: finding out the frames of files by
+decoding and by counting packets. ``storage``: reading and decoding from S3 and
 from disk. ``ranges``: a clip of a long video, read by ranges and as a whole file. ``memory``: peak memory of all
 processes, and bytes spilled by the object store, for a data set and for one ten times its size. ``tables``: peak memory
 of a process that writes a row group of videos as files. The S3 server is that of the tests. Prints the tables of
@@ -38,7 +39,7 @@ from ardiff.data import storage
 from ardiff.data.config import ClipConfig
 from ardiff.data.decode import decode_frames
 from ardiff.data.manifest import VideoRecord, manifest_table
-from ardiff.data.probe import Timing, probe
+from ardiff.data.probe import Count, Timing, probe
 from ardiff.data.sources import find_tables
 from ardiff.data.streams import ClipStream
 from ardiff.data.video_tables import write_group
@@ -47,7 +48,7 @@ from ardiff.resolution import Resolution
 
 RESOLUTION = 128
 CLIPS = ClipConfig(num_frames=16)
-PARTS = ("decode", "storage", "ranges", "memory", "tables")
+PARTS = ("decode", "probe", "storage", "ranges", "memory", "tables")
 
 
 def main() -> int:
@@ -64,6 +65,8 @@ def main() -> int:
             match part:
                 case "decode":
                     measure_decode(records, repeats, 384 if arguments.quick else 1536)
+                case "probe":
+                    measure_probe(records, repeats)
                 case "storage":
                     measure_storage(records, repeats)
                 case "ranges":
@@ -308,6 +311,22 @@ def measure_storage(records: list[VideoRecord], repeats: int) -> None:
         local, s3 = (1e3 * statistics.median(pair[i] for pair in pairs) / len(records) for i in (0, 1))
         ratio = statistics.median(pair[1] / pair[0] for pair in pairs)
         print(f"| {name} | {local:.2f} | {s3:.2f} | **{ratio:.2f}** |")
+
+
+def measure_probe(records: list[VideoRecord], repeats: int) -> None:
+    """Probes each file in both ways, one after the other."""
+    files = [Path(record.uri).read_bytes() for record in records]
+    seconds: dict[Count, list[float]] = {"decode": [], "packets": []}
+    for _ in range(repeats):
+        for count, times in seconds.items():
+            started = time.process_time()
+            for data in files:
+                probe(data, count)
+            times.append(time.process_time() - started)
+    ratio = statistics.median(a / b for a, b in zip(*seconds.values(), strict=True))
+    decode, packets = (1e3 * statistics.median(times) / len(files) for times in seconds.values())
+    print("| decode, CPU ms a file | packets, CPU ms a file | decode / packets |\n|---|---|---|")
+    print(f"| {decode:.1f} | {packets:.2f} | **{ratio:.0f}** |")
 
 
 def measure_ranges(folder: Path, repeats: int) -> None:

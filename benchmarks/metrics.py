@@ -4,9 +4,10 @@
     python benchmarks/metrics.py fid         # the same features
     python benchmarks/metrics.py inception   # the same pictures and the same Inception, with extraction
     python benchmarks/metrics.py extraction  # seeded random weights take as long as real ones
-    python benchmarks/metrics.py i3d         # I3D against its plain form, with max pooling of boxes and normalisation
+    python benchmarks/metrics.py i3d         # I3D with fetched weights against its plain form, and by OpenVINO
     python benchmarks/metrics.py workers     # extraction by one and by two actors of a Ray Data job
-    python benchmarks/metrics.py coverage    # how often the 95 % intervals are right; --size 400x256 for one size
+    python benchmarks/metrics.py coverage    # how often the 95 % intervals are right; --size 400x256 for one size,
+                                             # --scores 600 for further scores drawn from moments
 
 The runs of a ratio alternate. Times are medians of CPU seconds. ``--quick`` uses smaller sizes.
 """
@@ -27,13 +28,17 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from ardiff import onednn
 from ardiff.data.manifest import VideoRecord
+from ardiff.metrics.compiled import OpenVINO
 from ardiff.metrics.distances import Frechet, Kernel, SetDistance
 from ardiff.metrics.extractors import FeatureExtractor
-from ardiff.metrics.frechet import Moments, frechet_distance, frechet_from_moments
+from ardiff.metrics.frechet import Moments, fast_distance, frechet_distance, frechet_from_moments
 from ardiff.metrics.registry import find_spec, metrics, set_specs
 from ardiff.metrics.uncertainty import Resampling
+from ardiff.metrics.weights import fill_network, find_state
 
 SETS = ((400, 2048), (2048, 2048), (2048, 256))
 QUICK = ((400, 512), (512, 512))
@@ -166,7 +171,7 @@ def extraction(quick: bool, repeats: int, device: str) -> None:
 
 
 def i3d(repeats: int) -> None:
-    """Seconds of one clip of 16 frames: plain, with maxima axis by axis, and also with folded normalisation."""
+    """Seconds of one clip of 16 frames: plain, with maxima axis by axis, with folded normalisation, by OpenVINO."""
     from ardiff.metrics.networks.i3d import I3D, I3D_EXTRACTOR, _MaxPool, _same
 
     class Boxes(_MaxPool):
@@ -174,7 +179,7 @@ def i3d(repeats: int) -> None:
             return torch.nn.functional.max_pool3d(_same(x, self.kernel, self.stride), self.kernel, self.stride)
 
     torch.manual_seed(0)
-    separable, clip = I3D().eval().requires_grad_(False), torch.rand(1, 3, 16, 224, 224) * 2 - 1
+    separable, clip = fill_network(I3D(), find_state("i3d")[0], "i3d"), torch.rand(1, 3, 16, 224, 224) * 2 - 1
     plain = copy.deepcopy(separable)
     for parent in list(plain.modules()):
         for name, module in parent.named_children():
@@ -182,17 +187,38 @@ def i3d(repeats: int) -> None:
                 setattr(parent, name, Boxes(module.kernel, module.stride))
     models = {"plain": plain, "separable maxima": separable}
     models["and folded"] = I3D_EXTRACTOR.prepare(copy.deepcopy(separable))
+    assert I3D_EXTRACTOR.prepare_openvino is not None
+    models["OpenVINO"] = OpenVINO(I3D_EXTRACTOR.prepare_openvino(copy.deepcopy(separable)))
+    with FlopCounterMode(display=False) as counter:
+        separable(clip)
+    giga, peak = counter.get_total_flops() / 1e9, sgemm_peak()
     outputs = {name: model(clip) for name, model in models.items()}  # also a warm-up
     seconds = {name: [] for name in models}
     for _ in range(repeats):
         for name, model in models.items():
             seconds[name].append(timed(lambda model=model: float(model(clip).sum()))[1])
-    print("| I3D | s a clip | ratio | largest relative difference |")
-    print("|---|---|---|---|")
+    print(f"{giga:.1f} GFLOP a clip; the fastest float32 product of this processor does {peak:.0f} GFLOP/s")
+    print("| I3D | s a clip | ratio | share of that rate | largest relative difference |")
+    print("|---|---|---|---|---|")
     for name, values in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(seconds["plain"], values, strict=True))
         error = float((outputs[name] - outputs["plain"]).abs().max() / outputs["plain"].abs().max())
-        print(f"| {name} | {statistics.median(values):.2f} | **{ratio:.2f}** | {error:.1e} |")
+        seconds_a_clip = statistics.median(values)
+        share = giga / seconds_a_clip / peak
+        print(f"| {name} | {seconds_a_clip:.2f} | **{ratio:.2f}** | {share:.0%} | {error:.1e} |")
+
+
+def sgemm_peak(size: int = 2048) -> float:
+    """GFLOP/s of the fastest float32 matrix product: torch's own or oneDNN's, the best of five."""
+    a = torch.rand(size, size)
+    linear = torch.nn.Linear(size, size, bias=False).requires_grad_(False)
+    products: list[Callable[[torch.Tensor], torch.Tensor]] = [linear]
+    if onednn.available():
+        products.append(onednn.PackedLinear(linear))
+    for product in products:
+        product(a)
+    seconds = min(timed(lambda product=product: float(product(a)[0, 0]))[1] for _ in range(5) for product in products)
+    return 2 * size**3 / seconds / 1e9
 
 
 def _inception() -> FeatureExtractor:
@@ -312,30 +338,76 @@ def one_interval(seed: int, count: int, width: int, shift: float, distance: SetD
     return score, u.low, u.high, u.infinity, u.infinity_low, u.infinity_high
 
 
-def coverage(sizes: tuple[tuple[int, int], ...], repeats: int) -> None:
-    """How often an interval has the mean score of its N, and that of N to infinity the true distance."""
+def drawn_moments(generator: np.random.Generator, count: int, width: int, shift: float) -> Moments:
+    """The moments of a set as :func:`drawn` makes it, without its rows: the scatter has a Wishart distribution.
+
+    Its root is drawn as Bartlett (1933) does, from ``width^2 / 2`` numbers instead of ``count width``.
+    """
+    mixing = (np.eye(width) + 0.5 * np.eye(width, k=1)) * 4.0 / (1.0 + 0.125 * np.arange(width))
+    mixing *= 1.0 + shift  # rows of a set are normal rows times the mixing
+    triangle = np.tril(generator.standard_normal((width, width)), -1)
+    triangle[np.diag_indices(width)] = np.sqrt(generator.chisquare(count - 1 - np.arange(width)))
+    root = mixing.T @ triangle
+    mean = shift * ((np.arange(width) % 5) - 2.0) + generator.standard_normal(width) @ mixing / np.sqrt(count)
+    return Moments(count, mean, root @ root.T)
+
+
+def one_score(seed: int, count: int, width: int, shift: float) -> float:
+    """The Frechet distance of another pair of sets, of more rows than features, from moments alone."""
+    generator = np.random.default_rng([seed, 1])
+    real, fake = drawn_moments(generator, count, width, 0.0), drawn_moments(generator, count, width, shift)
+    return fast_distance(real, fake, 0)
+
+
+COVERED: dict[str, SetDistance] = {"Frechet": Frechet(0), "kernel": Kernel()}
+
+
+def coverage(sizes: tuple[tuple[int, int], ...], distances: list[str], repeats: int, scores: int) -> None:
+    """How often an interval has the mean score of its N, and that of N to infinity the true distance.
+
+    With ``scores``, Frechet distances of as many further pairs are drawn from moments, which is a hundred times as
+    fast as an interval. Every interval's reach is then compared with every one of these scores, as if the two were
+    independent: few intervals give a precise rate.
+    """
     print(
-        "| distance | features | N | sets | mean score | interval is right | width / true | true | N to inf | right |"
+        "| distance | features | N | sets | pairs | mean score | interval is right | width / true | of all scores "
+        "| true | N to inf | right |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     with ProcessPoolExecutor(2) as pool:
         for width, count in sizes:
-            for name, distance in (("Frechet", Frechet(0)), ("kernel", Kernel())):
+            for name, distance in ((name, COVERED[name]) for name in distances):
                 for label, shift in SHIFTS.items():
                     one = functools.partial(one_interval, count=count, width=width, shift=shift, distance=distance)
-                    rows = np.array(list(pool.map(one, range(repeats))), dtype=float)
-                    scores, low, high, infinity, infinity_low, infinity_high = rows.T
-                    mean = max(scores.mean(), 0.0)  # the kernel distance of equal distributions is 0
-                    right = ((low <= mean) & (mean <= high)).mean()
-                    wide = (high - scores).mean() / (1.96 * scores.std(ddof=1))
-                    cells = f"{scores.mean():.4g} | {right:.1%} | {wide:.2f}"
-                    if np.isfinite(infinity).all():
-                        truth = true_distance(width, shift)
-                        right = ((infinity_low <= truth) & (truth <= infinity_high)).mean()
-                        cells += f" | {truth:.3f} | {infinity.mean():.3f} | {right:.1%} |"
-                    else:
-                        cells += " | | | |"
-                    print(f"| {name} | {width} | {count} | {label} | {cells}", flush=True)
+                    further: list[float] = []
+                    if scores and name == "Frechet" and count > width:
+                        other = functools.partial(one_score, count=count, width=width, shift=shift)
+                        further = list(pool.map(other, range(scores), chunksize=16))
+                    rows = []
+                    for row in pool.map(one, range(repeats)):
+                        rows.append(row)
+                        if len(rows) in (repeats, *range(20, repeats, 20)):
+                            truth = true_distance(width, shift)
+                            cells = _coverage_cells(np.array(rows, dtype=float), np.array(further), truth)
+                            end = "\r" if len(rows) < repeats and sys.stdout.isatty() else "\n"
+                            print(
+                                f"| {name} | {width} | {count} | {label} | {len(rows)} | {cells}", end=end, flush=True
+                            )
+
+
+def _coverage_cells(rows: np.ndarray, further: np.ndarray, truth: float) -> str:
+    """The cells of pairs' scores and intervals, ``(R, 6)``, and of further scores, ``(S,)``, perhaps none."""
+    scores, low, high, infinity, infinity_low, infinity_high = rows.T
+    all_scores = further if further.size else scores
+    mean = max(all_scores.mean(), 0.0)  # the kernel distance of equal distributions is 0
+    right, reach = ((low <= mean) & (mean <= high)).mean(), high - scores
+    wide = reach.mean() / (1.96 * all_scores.std(ddof=1))
+    crossed = (np.abs(all_scores - mean)[:, None] <= reach).mean()
+    cells = f"{mean:.4g} | {right:.1%} | {wide:.2f} | {f'{crossed:.1%}' if further.size else ''}"
+    if not np.isfinite(infinity).all():
+        return f"{cells} | | | |"
+    right = ((infinity_low <= truth) & (truth <= infinity_high)).mean()
+    return f"{cells} | {truth:.3f} | {infinity.mean():.3f} | {right:.1%} |"
 
 
 def _extracted(extractor: Callable[[np.ndarray], np.ndarray], clips: np.ndarray) -> float:
@@ -350,8 +422,10 @@ def main() -> None:
     parser.add_argument("reduce", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="smaller sizes")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--scores", type=int, default=0, help="for coverage: further Frechet distances, from moments")
     parser.add_argument("--size", default="all", help="for frechet and coverage: features x clips, such as 400x256")
     parser.add_argument("--case", action="append", choices=CASES, help="for frechet: such pairs alone")
+    parser.add_argument("--distance", action="append", choices=COVERED, help="for coverage: this distance alone")
     parser.add_argument("--device", default="cpu", help="for extraction")
     options = parser.parse_args()
 
@@ -366,7 +440,8 @@ def main() -> None:
         case "inception":
             inception(options.quick, options.repeats)
         case "coverage":
-            coverage(chosen(QUICK_COVERAGE_SETS if options.quick else COVERAGE_SETS), options.repeats)
+            sizes = chosen(QUICK_COVERAGE_SETS if options.quick else COVERAGE_SETS)
+            coverage(sizes, options.distance or list(COVERED), options.repeats, options.scores)
         case "i3d":
             i3d(options.repeats)
         case "workers":

@@ -5,6 +5,7 @@
     python benchmarks/quality.py --vae-only
     python benchmarks/quality.py --keep runs/quality --part solvers     # trains only what the folder lacks
     python benchmarks/quality.py --text         # after `ardiff weights fetch text-minilm`
+    python benchmarks/quality.py --shapes 32,32 36,64 64,36 --vae vae.patch_size=4      # one model for three shapes
 
 Settings are those of configs/quickstart, with ``--text`` also of configs/quickstart_text, changed by ``--vae`` and
 ``--dit``. Prints the tables of docs/training.md, and with ``--part solvers`` or ``gaps`` those of docs/sampling.md. One
@@ -43,6 +44,7 @@ from ardiff.metrics.shapes import shape_measures
 from ardiff.metrics.tracking import track
 from ardiff.models import make_autoencoder, make_dit
 from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.resolution import Resolution
 from ardiff.text.encoder import TextEncoder
 from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState
@@ -77,20 +79,25 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of both trainings")
     parser.add_argument("--keep", type=Path, help="folder of the trained models; those that are there are used")
     parser.add_argument("--videos", type=int, default=128, help="generated videos per setting")
+    parser.add_argument(
+        "--shapes", nargs="+", type=Resolution.parse, default=[Resolution(32, 32)], help="height,width of each bucket"
+    )
     parser.add_argument("--text", action="store_true", help="videos with captions, as in ardiff quickstart --text")
     parser.add_argument("--vae-only", action="store_true", help="train and measure the AR-VAE only")
     parser.add_argument("--part", choices=("recipe", "solvers", "gaps"), default="recipe", help="what to sample")
     parser.add_argument("--sheets", type=Path, help="folder for sheets of consecutive frames")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    videos = Videos.draw(arguments.text)
+    buckets = [Videos.draw(arguments.text, shape, seed) for seed, shape in enumerate(arguments.shapes)]
+    videos = buckets[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
-        vae = autoencoder(folder, videos, arguments.vae, arguments.seed)
-        report_autoencoder(vae, videos.test[:128, :FRAMES])
+        vae = autoencoder(folder, buckets, arguments.vae, arguments.seed)
+        for bucket in buckets:
+            report_autoencoder(vae, bucket.test[:128, :FRAMES])
         if arguments.vae_only:
             return
-        pipeline = trained_pipeline(folder, vae, videos, arguments.dit, arguments.seed)
+        pipeline = trained_pipeline(folder, vae, buckets, arguments.dit, arguments.seed)
     if arguments.text:
         report_prompts(pipeline, [captions[0] for captions in videos.test_captions], arguments.videos, arguments.sheets)
     elif arguments.part == "solvers":
@@ -98,8 +105,9 @@ def main() -> None:
     elif arguments.part == "gaps":
         report_gaps(pipeline, arguments.videos)
     else:
-        report_next_frame(pipeline, *encode(vae, videos.test, FRAMES))
-        report_recipe(pipeline, arguments.videos, videos.test, arguments.sheets)
+        for index, bucket in enumerate(buckets):
+            report_next_frame(pipeline, *encode(vae, bucket.test, FRAMES), index)
+            report_recipe(pipeline, arguments.videos, bucket, arguments.sheets)
 
 
 # --------------------------------------------------------------------------------------------------- data and training
@@ -112,7 +120,7 @@ def files(name: str, text: bool) -> list[Path]:
 
 @dataclass(frozen=True, eq=False)
 class Videos:
-    """The synthetic set, through H.264 as in the quickstart: videos uint8 ``(V, 48, 32, 32, 3)`` and their captions."""
+    """The synthetic set, through H.264 as in the quickstart: videos uint8 ``(V, 48, H, W, 3)`` and their captions."""
 
     train: Tensor
     train_captions: list[tuple[str, ...]]
@@ -123,10 +131,16 @@ class Videos:
     def has_text(self) -> bool:
         return bool(self.train_captions[0])
 
+    @property
+    def shape(self) -> Resolution:
+        """Height and width of the frames."""
+        return Resolution(*self.train.shape[2:4])
+
     @staticmethod
-    def draw(captions: bool) -> "Videos":
+    def draw(captions: bool, shape: Resolution, seed: int) -> "Videos":
         """1024 videos for training and 256 for tests."""
-        config = SyntheticConfig(num_train=1024, num_test=256, num_frames=48, num_long=0, captions=captions)
+        sizes = {"num_train": 1024, "num_test": 256, "num_frames": 48, "num_long": 0}
+        config = SyntheticConfig(**sizes, resolution=shape, captions=captions, seed=seed)
         parts: list[Any] = []
         for split, count in (("train", config.num_train), ("test", config.num_test)):
             with tempfile.TemporaryDirectory() as folder:
@@ -136,15 +150,17 @@ class Videos:
         return Videos(*parts)
 
 
-def autoencoder(folder: Path, videos: Videos, settings: list[str], seed: int) -> ARAutoencoder:
+def autoencoder(folder: Path, buckets: Sequence[Videos], settings: list[str], seed: int) -> ARAutoencoder:
     """The AR-VAE of the folder, trained if there is none."""
-    config = load_config(TrainVAEConfig, files("train_vae.yaml", videos.has_text), [*settings, f"train.seed={seed}"])
+    first, *others = ([*videos.shape] for videos in buckets)
+    settings = [f"vae.resolution={first}", f"vae.buckets={others}", *settings, f"train.seed={seed}"]
+    config = load_config(TrainVAEConfig, files("train_vae.yaml", buckets[0].has_text), settings)
     torch.manual_seed(seed)
     vae, file = make_autoencoder(config.vae), folder / "vae.safetensors"
     if file.exists():
         vae.load_state_dict(load_file(file))
         return vae.eval().requires_grad_(False)
-    batches = clip_batches(videos.train, config.clips.num_frames, config.train, seed + 1)
+    batches = clip_batches([videos.train for videos in buckets], config.clips.num_frames, config.train, seed + 1)
     vae = run(AutoencoderTask(vae, config.task), config.train, batches)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(vae.state_dict(), file)
@@ -152,20 +168,22 @@ def autoencoder(folder: Path, videos: Videos, settings: list[str], seed: int) ->
 
 
 def trained_pipeline(
-    folder: Path, vae: ARAutoencoder, videos: Videos, settings: list[str], seed: int
+    folder: Path, vae: ARAutoencoder, buckets: Sequence[Videos], settings: list[str], seed: int
 ) -> ARDiffusionPipeline:
     """The pipeline of the folder. If there is none, an AR-DiT is trained on the AR-VAE's latents."""
     if (folder / "pipeline").exists():
         return ARDiffusionPipeline.from_pretrained(str(folder / "pipeline"))
-    clips, labels = encode(vae, videos.train, STEP)
+    videos, encoded = buckets[0], [encode(vae, bucket.train, STEP) for bucket in buckets]
+    clips, labels = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+    shapes = torch.arange(len(buckets)).repeat_interleave(len(clips) // len(buckets))
     statistics = statistics_of([latent_sums(clips.numpy())])
-    sizes = [f"dit.num_tokens={clips.shape[2]}", f"dit.token_dim={clips.shape[3]}"]
+    sizes = [f"dit.num_tokens={clips.shape[2]}", f"dit.token_dim={clips.shape[3]}", f"dit.num_shapes={len(buckets)}"]
     sizes += ["dit.num_classes=0"] if videos.has_text else []
     settings = [*sizes, *settings, f"train.seed={seed}"]
     config = load_config(TrainDiTConfig, files("train_dit.yaml", videos.has_text), settings)
     torch.manual_seed(seed)
     task = DiTTask(make_dit(config.dit), config.task, config.diffusion, statistics)
-    batches, encoder = latent_batches(clips, labels, config.train, seed + 11), None
+    batches, encoder = latent_batches(clips, labels, shapes, config.train, seed + 11), None
     if videos.has_text:
         encoder = TextEncoder.load("text-minilm")
         batches = with_texts(batches, encoder, videos.train_captions, len(clips) // len(videos.train), seed)
@@ -206,19 +224,23 @@ def batches_of(count: int, size: int, generator: np.random.Generator) -> Iterato
         yield from (order[k : k + size] for k in range(0, count - size + 1, size))
 
 
-def clip_batches(videos: Tensor, num_frames: int, config: TrainConfig, seed: int) -> Iterator[Batch]:
-    """Batches of the AR-VAE: one clip of each video."""
+def clip_batches(buckets: Sequence[Tensor], num_frames: int, config: TrainConfig, seed: int) -> Iterator[Batch]:
+    """Batches of the AR-VAE: one clip of each video, all of one bucket, drawn at random."""
     generator = np.random.default_rng(seed)
-    for chosen in batches_of(len(videos), config.batch_size, generator):
+    orders = [batches_of(len(videos), config.batch_size, generator) for videos in buckets]
+    while True:
+        bucket = int(generator.integers(len(buckets))) if len(buckets) > 1 else 0
+        videos, chosen = buckets[bucket], next(orders[bucket])
         starts = generator.integers(0, videos.shape[1] - num_frames + 1, len(chosen))
-        yield {"video": torch.stack([videos[i, s : s + num_frames] for i, s in zip(chosen, starts, strict=True)])}
+        clips = torch.stack([videos[i, s : s + num_frames] for i, s in zip(chosen, starts, strict=True)])
+        yield {"video": clips, "shape": torch.full((len(clips),), bucket)}
 
 
-def latent_batches(clips: Tensor, labels: Tensor, config: TrainConfig, seed: int) -> Iterator[Batch]:
+def latent_batches(clips: Tensor, labels: Tensor, shapes: Tensor, config: TrainConfig, seed: int) -> Iterator[Batch]:
     """Batches of the AR-DiT, with the numbers of their clips as ``index``."""
     for chosen in batches_of(len(clips), config.batch_size, np.random.default_rng(seed)):
         index = torch.from_numpy(chosen)
-        yield {"latents": clips[index], "label": labels[index], "index": index}
+        yield {"latents": clips[index], "label": labels[index], "shape": shapes[index], "index": index}
 
 
 def with_texts(
@@ -267,7 +289,7 @@ def header(first: str, columns: Sequence[str]) -> None:
 def report_autoencoder(vae: Any, clips: Tensor) -> None:
     """PSNR, how straight latents are over their variance, and what reconstructions show."""
     latents = vae.encode(to_unit(clips)).mean
-    decoded = to_uint8(vae.decode_long(latents)).numpy()
+    decoded = to_uint8(vae.decode_long(latents, shape=Resolution(*clips.shape[2:4]))).numpy()
     decibels = np.mean([psnr(a, b) for a, b in zip(clips.numpy(), decoded, strict=True)])
     variance = float(latents.var())
     line, copy = (float(latents.diff(n=n, dim=1).square().mean()) / variance for n in (2, 1))
@@ -277,8 +299,9 @@ def report_autoencoder(vae: Any, clips: Tensor) -> None:
 
 
 @torch.no_grad()
-def report_next_frame(pipeline: ARDiffusionPipeline, clips: Tensor, labels: Tensor) -> None:
-    """The error of frame 8 after eight clean frames by its timestep, and of copying or extending the frames before."""
+def report_next_frame(pipeline: ARDiffusionPipeline, clips: Tensor, labels: Tensor, shape: int) -> None:
+    """The error of frame 8 after eight clean frames by its timestep, and of copying or extending the frames before, in
+    frames of the shape of this index."""
     diffusion, x0 = pipeline.diffusion, pipeline.statistics.normalise(clips)
     abar = diffusion.alphas_cumprod()
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
@@ -288,7 +311,7 @@ def report_next_frame(pipeline: ARDiffusionPipeline, clips: Tensor, labels: Tens
         timesteps[:, 8:] = t
         noisy = q_sample(x0, eps, timesteps, abar)
         noisy[:, :8] = x0[:, :8]
-        output = pipeline.dit(noisy, timesteps, labels)
+        output = pipeline.dit(noisy, timesteps, pipeline.dit.label(labels, shape))
         predicted = predicted_x0(diffusion.prediction, output, noisy, timesteps, abar)
         row(str(t), [f"{float((predicted - x0)[:, 8].square().mean()):.4f}"])
     row("copy", [f"{float((x0[:, 7] - x0[:, 8]).square().mean()):.4f}"])
@@ -306,19 +329,20 @@ def generate(pipeline: ARDiffusionPipeline, count: int, seed: int = 0, **params:
     return torch.cat(parts).numpy()
 
 
-def report_recipe(pipeline: ARDiffusionPipeline, count: int, test: Tensor, sheets: Path | None) -> None:
-    """What videos show by ``ar_step``, continued from real frames, and at the ends of long videos."""
-    header("videos", SHOWN)
+def report_recipe(pipeline: ARDiffusionPipeline, count: int, bucket: Videos, sheets: Path | None) -> None:
+    """What videos of a bucket's shape show by ``ar_step``, continued from real frames, and at the ends of long ones."""
+    size = bucket.shape.size
+    header(f"videos of {size}", SHOWN)
     for ar_step in AR_STEPS:
-        videos = generate(pipeline, count, num_inference_steps=20, ar_step=ar_step)
+        videos = generate(pipeline, count, num_inference_steps=20, ar_step=ar_step, size=size)
         row(f"ar_step {ar_step}", [f"{value:.3f}" for value in measures(videos).values()])
         if sheets is not None:
             sheets.mkdir(parents=True, exist_ok=True)
-            (sheets / f"ar-step-{ar_step}.png").write_bytes(contact_sheet(videos[:8], [*CLASSES, *CLASSES]))
-    given = test[: min(count, 32), :8]
-    videos = generate(pipeline, len(given), num_inference_steps=20, ar_step=20, condition=given)
+            (sheets / f"{size}-ar-step-{ar_step}.png").write_bytes(contact_sheet(videos[:8], [*CLASSES, *CLASSES]))
+    given = bucket.test[: min(count, 32), :8]
+    videos = generate(pipeline, len(given), num_inference_steps=20, ar_step=20, condition=given, size=size)
     row("8 frames after 8 real ones", [f"{value:.3f}" for value in measures(videos[:, 8:]).values()])
-    videos = generate(pipeline, min(count, 16), num_inference_steps=20, ar_step=5, num_frames=128)
+    videos = generate(pipeline, min(count, 16), num_inference_steps=20, ar_step=5, num_frames=128, size=size)
     for name, part in (("first", videos[:, :FRAMES]), ("last", videos[:, -FRAMES:])):
         row(f"{name} 16 of 128 frames", [f"{value:.3f}" for value in measures(part).values()])
 

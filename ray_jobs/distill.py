@@ -60,7 +60,7 @@ def run(config: DistillConfig, key: str = "") -> None:
 def make_task(config: DistillConfig, teacher: Teacher, diffusion: DiffusionConfig) -> DistillTask:
     """The task of a student with ``diffusion``, which starts from the teacher's weights."""
     frozen = make_dit(teacher.dit)
-    initialise_dit(teacher.uri, frozen)
+    initialise_dit(teacher.uri, frozen, new_layers=False)
     student = copy.deepcopy(frozen)
     decode: Callable[[Tensor], Tensor] | None = None
     if config.train.sample_every:

@@ -18,8 +18,8 @@ from ardiff.data import storage
 from ardiff.metrics.scores import table, write_scores
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import list_videos
-from ray_jobs.evaluation.quick import clip_sets, find_i3d, measure, to_parquet
-from ray_jobs.evaluation.quick_scores import compute_scores, summarize
+from ray_jobs.evaluation.quick import BY_CONDITION, clip_sets, find_i3d, measure, to_parquet
+from ray_jobs.evaluation.quick_scores import by_condition, compute_scores, summarize
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.console import print_line
 from ray_jobs.runtime.stages import record_run, stage, versions
@@ -45,6 +45,8 @@ def run(config: QuickConfig, key: str = "") -> dict[str, Any]:
         frame = measure(config, sets, i3d)
         scores = compute_scores(config, frame, sets, datasets, i3d)
         storage.write_bytes(storage.join(config.output, "features.parquet"), to_parquet(frame))
+        conditions = by_condition(frame).to_csv(index=False)
+        storage.write_bytes(storage.join(config.output, BY_CONDITION), conditions.encode())
         content = write_scores(config.output, scores, versions(), summarize(scores))
         record.results = content
         print_line(escape(table([(score.set, score) for score in scores])))

@@ -26,7 +26,7 @@ from ray_jobs.generation.actors import generate_videos
 from ray_jobs.generation.config import GenerateConfig, VideoSets
 from ray_jobs.generation.prompts import read_prompts
 from ray_jobs.runtime.cluster import ray_cluster
-from ray_jobs.runtime.stages import record_run, stage
+from ray_jobs.runtime.stages import claim_output, record_run, stage
 
 SHEET_VIDEOS = 8
 """Videos on the contact sheet."""
@@ -104,11 +104,7 @@ def _claim_output(config: GenerateConfig, prompts: Sequence[str], first: Samplin
     """
     shared = replace(first, class_label=config.class_label, prompt=config.prompt)
     settings = (shared.changed(), config.precision, asdict(replace(config.files, output="")))
-    expected = fingerprint(model.weights, *settings, *prompts)
-    file = storage.join(config.output, "settings.txt")
-    if storage.exists(file) and storage.read_bytes(file).decode() != expected:
-        raise ConfigError(f"{config.output} holds videos of another model or other settings: give another output.")
-    storage.write_bytes(file, expected.encode())
+    claim_output(config.output, fingerprint(model.weights, *settings, *prompts))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,28 @@
-"""Writes the manifest of a data set: probes all videos of a source, or draws the synthetic set.
+"""Writes the manifest of a data set: probes all videos of a source, or draws a synthetic set or Moving MNIST.
 
 A second run probes only new and changed videos. Beside the manifest it writes ``errors.parquet``, one row per bad
 video, and ``sheet.png``, frames of randomly chosen videos.
 
     ardiff prepare s3://bucket/UCF-101 runs/ucf101/data --layout ucf101
+    ardiff prepare --recipe moving-mnist --digits train-images-idx3-ubyte.gz --output runs/moving_mnist/data
 """
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
+import ray
 import ray.data
 from rich.markup import escape
 
 from ardiff.cli import main
-from ardiff.data import storage
+from ardiff.data import moving_digits, storage, synthetic_set
 from ardiff.data.clips import read_clips
-from ardiff.data.config import SyntheticConfig
+from ardiff.data.config import MovingDigitsConfig, SyntheticConfig
 from ardiff.data.discovery import (
     describe_suffixes,
     probe_record,
@@ -31,9 +35,10 @@ from ardiff.data.encode import contact_sheet
 from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, write_errors
 from ardiff.data.layouts import LayoutName
 from ardiff.data.manifest import Split, VideoRecord, read_manifest, record_of, usable, write_manifest
+from ardiff.data.moving_digits import split_digits
 from ardiff.data.pictures import crop
+from ardiff.data.probe import Count
 from ardiff.data.sources import Discovery, discover, find_tables, is_remote_folder
-from ardiff.data.synthetic_set import write_video
 from ardiff.data.video_tables import VideoTable, describe_tables
 from ardiff.errors import DataError
 from ardiff.randomness import numpy_generator
@@ -58,8 +63,8 @@ class PrepareConfig:
 
     source: str | None = None
     """Folder or ``s3://`` prefix of videos and of folders of pictures, of tars such as WebDataset's, or of tables with
-    the bytes of videos (.parquet, .arrow); one such tar or table; or a list of URIs (.txt, .csv, .parquet). Without it
-    the synthetic set is drawn into the output folder."""
+    the bytes of videos (.parquet, .arrow, .lance); one such tar or table; or a list of URIs (.txt, .csv, .parquet,
+    .lance). Without it the synthetic set is drawn into the output folder."""
     output: str = "runs/data"
     """Folder of the manifest, and of the synthetic videos."""
     layout: LayoutName = "folders"
@@ -79,6 +84,9 @@ class PrepareConfig:
     of ``.json`` files in tars. Empty: ``text``, ``caption`` or ``captions``."""
     frame_fps: float = 25.0
     """Frame rate of folders of pictures."""
+    count: Count = "decode"
+    """How frames are counted. ``decode`` decodes every video, which is exact and finds damage. ``packets`` counts the
+    packets of mp4, mov, Matroska and WebM files, which is faster; docs/data.md has the differences."""
     max_bad_fraction: float = 0.5
     """Share of the videos that may be bad. Above it the job fails, after it has written the manifest and the error
     log."""
@@ -86,8 +94,22 @@ class PrepareConfig:
     """Rows of the contact sheet; 0 writes none."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """Sizes of the synthetic set."""
+    recipe: Literal["shapes", "moving-mnist"] = field(default="shapes", metadata={"omit_default": True})
+    """What is drawn without ``source``: the synthetic set, or Moving MNIST from the images in ``digits``."""
+    digits: str | None = field(default=None, metadata={"omit_default": True})
+    """Images of digits for ``recipe=moving-mnist``, local or ``s3://``: an IDX file such as MNIST's
+    train-images-idx3-ubyte, or a npy or npz file with one array (digits, height, width); also compressed with gzip."""
+    test_digits: str | None = field(default=None, metadata={"omit_default": True})
+    """Images of digits for the test videos. Without it, the last tenth of ``digits``, which then is in no training
+    video."""
+    moving_mnist: MovingDigitsConfig = field(default=MovingDigitsConfig(), metadata={"omit_default": True})
+    """Sizes and motion of Moving MNIST."""
 
     def __post_init__(self) -> None:
+        if (self.digits is None) != (self.recipe == "shapes") or (self.test_digits and not self.digits):
+            raise ValueError("recipe=moving-mnist and digits go together, and test_digits needs both")
+        if self.source is not None and self.digits is not None:
+            raise ValueError("give source or digits, not both")
         if not 0.0 < self.test_fraction < 1.0:
             raise ValueError(f"test_fraction must be between 0 and 1, got {self.test_fraction}")
         if (self.train_list is None) != (self.test_list is None):
@@ -178,13 +200,14 @@ def _write_tables(config: PrepareConfig, tables: list[VideoTable]) -> list[Video
 
 
 def _draw(config: PrepareConfig) -> list[VideoRecord]:
-    """Draws the synthetic set on Ray."""
-    synthetic, output = config.synthetic, storage.absolute(config.output)
-    splits: list[tuple[Split, int]] = [("train", synthetic.num_train), ("test", synthetic.num_test)]
+    """Draws the videos of the recipe on Ray."""
+    sizes, write = _recipe(config)
+    output = storage.absolute(config.output)
+    splits: list[tuple[Split, int]] = [("train", sizes.num_train), ("test", sizes.num_test)]
     items = [{"split": split, "index": i} for split, count in splits for i in range(count)]
 
     def draw(row: dict[str, Any]) -> dict[str, Any]:
-        return asdict(write_video(synthetic, output, int(row["index"]), row["split"]))
+        return asdict(write(output, int(row["index"]), row["split"]))
 
     records = []
     with progress_bar("drawing", len(items), "video") as bar:
@@ -193,6 +216,24 @@ def _draw(config: PrepareConfig) -> list[VideoRecord]:
             records.append(record_of(row))
             bar.update(len(records))
     return records
+
+
+def _recipe(config: PrepareConfig) -> tuple[SyntheticConfig | MovingDigitsConfig, Callable[..., VideoRecord]]:
+    """The sizes of the set, and a function that writes a video of it: ``(root, index, split)`` to its record."""
+    match config.recipe:
+        case "shapes":
+            return config.synthetic, partial(synthetic_set.write_video, config.synthetic)
+        case "moving-mnist":
+            assert config.digits is not None
+            sizes, digits = config.moving_mnist, split_digits(config.moving_mnist, config.digits, config.test_digits)
+            shared = {split: ray.put(images) for split, images in digits.items()}
+
+            def write(root: str, index: int, split: Split) -> VideoRecord:
+                return moving_digits.write_video(sizes, ray.get(shared[split]), root, index, split)
+
+            return sizes, write
+        case _:
+            raise ValueError(f"unknown recipe {config.recipe!r}")
 
 
 def _probe(config: PrepareConfig, unprobed: list[VideoRecord]) -> list[VideoRecord]:
@@ -211,7 +252,7 @@ def _probe(config: PrepareConfig, unprobed: list[VideoRecord]) -> list[VideoReco
                 record = record_of(row)
                 with report_errors(progress), crash_guard(progress, record.uri) as crashes:
                     if crashes < MAX_CRASHES:
-                        record = probe_record(record, config.frame_fps)
+                        record = probe_record(record, config.frame_fps, config.count)
                     else:
                         record = with_error(record, crashed_sample(record.uri, -1, crashes))
                 progress.add.remote(1)

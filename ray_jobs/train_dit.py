@@ -19,6 +19,7 @@ from ardiff.dit.lora import add_lora
 from ardiff.models import make_dit
 from ardiff.pretrained import load_autoencoder
 from ardiff.randomness import derive_seed
+from ardiff.resolution import Resolution
 from ardiff.train.export import describe_dit
 from ardiff.train.initial import initialise_dit
 from ardiff.train.tasks import DiTTask
@@ -97,7 +98,8 @@ def make_task(config: TrainDiTConfig, latents: LatentSet) -> DiTTask:
         torch.manual_seed(derive_seed("initial weights", config.train.seed))
         model = make_dit(config.dit)
         if config.init_from:
-            initialise_dit(config.init_from, model, new_text_layers=not config.lora.rank)
+            shapes = [Resolution.parse(shape) for shape in latents.shapes]
+            initialise_dit(config.init_from, model, shapes, new_layers=not config.lora.rank)
         if config.lora.rank:
             add_lora(model, config.lora)
     decode = None
@@ -108,7 +110,10 @@ def make_task(config: TrainDiTConfig, latents: LatentSet) -> DiTTask:
             return vae.to(z.device).decode_long(z)
 
     encode = clip_encoder(config.data.vae) if config.data.source == "clips" else None
-    return DiTTask(model, config.task, config.diffusion, latents.statistics, decode, encode)
+    task = DiTTask(model, config.task, config.diffusion, latents.statistics, decode, encode)
+    if encode is not None and config.data.clips.lengths:
+        task.lengths = config.data.clips.all_lengths
+    return task
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import torch
 from ardiff.cli import main
 from ardiff.config import fingerprint
 from ardiff.data.bucket_stream import clip_stream
-from ardiff.data.buckets import choose
-from ardiff.data.manifest import VideoRecord, content_of, manifest_table, read_manifest, usable
+from ardiff.data.buckets import choose, training_videos
+from ardiff.data.manifest import VideoRecord, content_of, manifest_table, read_manifest
 from ardiff.data.streams import Stream
 from ardiff.errors import ConfigError
 from ardiff.models import make_autoencoder
@@ -34,7 +34,7 @@ from ray_jobs.training.trainer import run_training
 def run(config: TrainVAEConfig, key: str = "") -> None:
     """Trains to the end; resumes an interrupted run of the same configuration. Raises ArdiffError."""
     manifest, clips = read_manifest(config.clips.manifest), config.clips
-    records = usable(manifest, "train", clips.span, clips.fps)
+    records = training_videos(manifest, clips)
     config = with_buckets(config, records)
     with (
         ray_cluster(config.train.num_workers * config.train.cpu_threads + 2),
@@ -90,6 +90,8 @@ def make_task(config: TrainVAEConfig, stream: Stream) -> AutoencoderTask:
         task = AutoencoderTask(make_autoencoder(config.vae), config.task)
     if config.init_from:
         initialise_autoencoder(config.init_from, task.model, task.discriminator)
+    if config.clips.lengths:
+        task.lengths = config.clips.all_lengths
     if config.train.sample_every:
         task.examples = torch.from_numpy(stream.load(0)["video"][:4])
     return task

@@ -1,4 +1,4 @@
-"""The training stream of videos of several shapes: every batch is of one bucket.
+"""The training stream of videos of several shapes and lengths: every batch is of one bucket.
 
 The bucket of a batch is a function of (seed, epoch), and each bucket has an endless :class:`ClipStream` of its own. So
 the position is one integer, as without buckets.
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from einops import rearrange
 
-from ardiff.data.buckets import shapes_of
+from ardiff.data.buckets import lengths_of, shapes_of
 from ardiff.data.config import ClipConfig
 from ardiff.data.error_log import BadSample
 from ardiff.data.streams import MAX_CHUNK_BYTES, MAX_CHUNK_CLIPS, ClipStream, Columns, Stream
@@ -32,12 +32,13 @@ def clip_stream(
     batch_size: int,
     report: Callable[[BadSample], None] | None = None,
 ) -> Stream:
-    """The clips of videos, fitted to the shape of frames that wastes the least of each.
+    """The clips of videos, fitted to the shape of frames that wastes the least of each, and with the first of the
+    lengths that it is long enough for.
 
     Args:
         videos: Rows of a manifest.
         clips: The clips.
-        shapes: Those that the model knows. A single one needs no buckets.
+        shapes: Those that the model knows. A single one needs no buckets, unless there are several lengths.
         seed: Of the order.
         batch_size: Clips of a batch.
         report: As of :class:`ClipStream`.
@@ -45,35 +46,32 @@ def clip_stream(
     Raises:
         ConfigError: There are buckets and a batch does not hold whole visits.
     """
-    if len(shapes) == 1:
+    each_length = clips.of_each_length
+    if len(shapes) == len(each_length) == 1:
         return ClipStream(videos, clips, shapes[0], seed, report=report)
     if batch_size % clips.clips_per_visit:
         raise ConfigError(
-            f"With several shapes a batch holds whole visits: train.batch_size={batch_size} must be a multiple of "
-            f"clips.clips_per_visit={clips.clips_per_visit}."
+            f"With several shapes or lengths a batch holds whole visits: train.batch_size={batch_size} must be a "
+            f"multiple of clips.clips_per_visit={clips.clips_per_visit}."
         )
-    largest = max(shape.num_pixels for shape in shapes) * clips.num_frames * 3
+    largest = max(shape.num_pixels for shape in shapes) * max(clips.all_lengths) * 3
     sizes = range(clips.clips_per_visit, MAX_CHUNK_CLIPS + 1, clips.clips_per_visit)
     whole = [n for n in sizes if batch_size % n == 0]
     chunk_size = max((n for n in whole if n * largest <= MAX_CHUNK_BYTES), default=clips.clips_per_visit)
-    bucket_of = shapes_of(videos, shapes)  # (N,)
-    streams = {
-        index: ClipStream(
-            videos.filter(pa.array(bucket_of == index)),
-            clips,
-            shapes[index],
-            derive_seed("bucket", seed, index),
-            report,
-            chunk_size,
-        )
-        for index in np.unique(bucket_of).tolist()
-    }
-    return BucketStream(tuple(streams.values()), tuple(streams), seed, batch_size)
+    bucket_of = shapes_of(videos, shapes) * len(each_length) + lengths_of(videos, clips)  # (N,)
+    streams, indices = [], []
+    for bucket in np.unique(bucket_of).tolist():
+        index, length = divmod(bucket, len(each_length))
+        own, own_seed = videos.filter(pa.array(bucket_of == bucket)), derive_seed("bucket", seed, bucket)
+        streams.append(ClipStream(own, each_length[length], shapes[index], own_seed, report, chunk_size))
+        indices.append(index)
+    return BucketStream(tuple(streams), tuple(indices), seed, batch_size)
 
 
 @dataclass(frozen=True, slots=True)
 class BucketStream:
-    """Clips of several shapes. Samples are those of :class:`ClipStream`, and ``shape`` int64: the index of the shape.
+    """Clips of several shapes and lengths. Samples are those of :class:`ClipStream`, and ``shape`` int64: the index of
+    the shape.
 
     An epoch has about as many batches as the clips of all visits fill. A bucket gets its share of them, rounded but at
     least one, in a random order. It goes on where its last batch ended, so none of its videos is left out.
@@ -118,21 +116,23 @@ class BucketStream:
         return max(stream.chunk_bytes for stream in self.streams)
 
     def pack(self, samples: Columns) -> Columns:
-        """Samples whose ``video`` is flat and padded to the bytes of the largest shape, ``(n, bytes)``.
+        """Samples whose ``video`` is flat and padded to the bytes of the largest clip, ``(n, bytes)``, with the numbers
+        of their frames as ``num_frames``.
 
         Ray Data joins and cuts blocks as it likes, which needs rows of one size.
         """
         flat = rearrange(samples["video"], "n f h w c -> n (f h w c)")
         missing = self.chunk_bytes // self.chunk_size - flat.shape[1]
-        return {**samples, "video": np.pad(flat, ((0, 0), (0, missing)))}
+        frames = np.full_like(samples["shape"], samples["video"].shape[1])
+        return {**samples, "video": np.pad(flat, ((0, 0), (0, missing))), "num_frames": frames}
 
     def unpack(self, samples: Columns) -> Columns:
-        """The inverse of :meth:`pack`, for samples of one shape."""
-        [index] = np.unique(samples["shape"]).tolist()
-        clips = self.streams[self.indices.index(index)]
-        shape = (clips.clips.num_frames, *clips.resolution, 3)
+        """The inverse of :meth:`pack`, for samples of one bucket."""
+        others = {name: values for name, values in samples.items() if name not in ("video", "num_frames")}
+        [(index, frames)] = set(zip(samples["shape"].tolist(), samples["num_frames"].tolist(), strict=True))
+        shape = (frames, *self.streams[self.indices.index(index)].resolution, 3)
         flat = samples["video"][:, : math.prod(shape)]
-        return {**samples, "video": flat.reshape(-1, *shape)}
+        return {**others, "video": flat.reshape(-1, *shape)}
 
     def bucket(self, chunk: int) -> tuple[int, int]:
         """The bucket of a chunk, and which chunk of the bucket's own stream it is."""

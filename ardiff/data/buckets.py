@@ -1,4 +1,4 @@
-"""Buckets: videos of several shapes, each fitted to the shape of frames that wastes the least of it.
+"""Buckets: each video is fitted to the shape of frames that wastes the least of it, and to a length of clips.
 
 Shapes: N videos, K shapes.
 """
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from ardiff.data.config import ClipConfig
+from ardiff.data.manifest import VideoRecord, lengths_at, usable
 from ardiff.resolution import Resolution
 
 MAX_RATIO = 3.0
@@ -31,6 +33,25 @@ def assign(heights: np.ndarray, widths: np.ndarray, shapes: Sequence[Resolution]
 def shapes_of(videos: pa.Table, shapes: Sequence[Resolution]) -> np.ndarray:
     """The index of the shape of each row of a manifest, int64 ``(N,)``."""
     return assign(videos["height"].to_numpy(), videos["width"].to_numpy(), shapes)
+
+
+def lengths_of(videos: pa.Table, clips: ClipConfig) -> np.ndarray:
+    """The index in ``clips.of_each_length`` of the first length that each row of a manifest is long enough for, int64
+    ``(N,)``; of videos that are too short for all, 0."""
+    frames, rates = videos["num_frames"].to_numpy(), videos["fps"].to_numpy()
+    fits = [lengths_at(frames, rates, each.fps) >= each.span for each in clips.of_each_length]
+    return np.stack(fits).argmax(axis=0)
+
+
+def training_videos(manifest: Sequence[VideoRecord], clips: ClipConfig) -> list[VideoRecord]:
+    """The training videos that are long enough for one of the lengths of ``clips``, in their order.
+
+    Raises DataError if there is none, as :func:`ardiff.data.manifest.usable`.
+    """
+    each_length = clips.of_each_length
+    in_split = [record for record in manifest if (record.status, record.split) == ("ok", "train")]
+    fitting = [r for r in in_split if any(r.length_at(each.fps) >= each.span for each in each_length)]
+    return fitting or usable(manifest, "train", each_length[-1].span, each_length[-1].fps)
 
 
 def choose(

@@ -12,7 +12,7 @@ from ardiff.data.decode import decode_frames, frame_times
 from ardiff.data.error_log import BadSample, bad_sample
 from ardiff.data.manifest import VideoRecord
 from ardiff.data.pictures import IMAGE_FORMATS, crop, decode_image
-from ardiff.data.probe import Probe, Timing, probe
+from ardiff.data.probe import Count, Probe, Timing, probe
 from ardiff.errors import DataError, DecodeError, StorageError
 from ardiff.resolution import Resolution
 
@@ -24,10 +24,10 @@ RANGE_SHARE = 0.25
 """The largest share of a video that counts as small."""
 
 
-def probe_video(file: storage.StoredFile) -> Probe:
-    """Probes a video by decoding all of it. Raises StorageError or DecodeError."""
+def probe_video(file: storage.StoredFile, count: Count = "decode") -> Probe:
+    """Probes a video by decoding all of it, or a file by its packets. Raises StorageError or DecodeError."""
     if not file.uri.endswith("/"):
-        return probe(_open_source(file.uri, file.size, whole=True))
+        return probe(_open_source(file.uri, file.size, whole=True), count)
     pictures = frame_files(file.uri)
     shapes = {_read_image(uri, None).shape for uri in pictures}
     if len(shapes) != 1:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from ardiff.config import to_dict
@@ -17,7 +17,7 @@ STORAGE_VARIABLE = "ARDIFF_STORAGE"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StorageConfig:
     """How to reach ``s3://`` URIs. Credentials are never part of a configuration: they come from AWS variables,
-    profiles or roles. ``anonymous`` and ``retry_seconds`` are also for ``gs://``."""
+    profiles or roles. ``anonymous`` is also for ``gs://``, and ``retry_seconds`` for all storage."""
 
     endpoint: str = ""
     """URL of an S3 server other than AWS. Empty: ``AWS_ENDPOINT_URL``, or AWS."""
@@ -77,6 +77,11 @@ class ClipConfig:
     shape that is cropped the least, and a batch has one shape."""
     auto_buckets: int = field(default=0, metadata={"omit_default": True})
     """Choose up to so many ``buckets`` from the manifest, those that together crop the videos the least; at most 4."""
+    lengths: tuple[int, ...] = field(default=(), metadata={"omit_default": True})
+    """Further numbers of frames beside ``num_frames``. A video has the first of them that it is long enough for, and a
+    batch has one."""
+    lengths_fps: tuple[float, ...] = field(default=(), metadata={"omit_default": True})
+    """Frame rates of ``lengths``, one for each. Empty: that of ``fps``."""
     clips_per_visit: int = 1
     """Clips taken from a video each time it is read. More clips decode faster but mix less. Must divide 64."""
     horizontal_flip: bool = False
@@ -86,12 +91,16 @@ class ClipConfig:
     another."""
 
     def __post_init__(self) -> None:
-        if min(self.num_frames, self.stride) < 1:
-            raise ValueError("num_frames and stride must be at least 1")
+        if min(self.num_frames, self.stride, *self.lengths) < 1:
+            raise ValueError("num_frames, lengths and stride must be at least 1")
+        if len(set(self.all_lengths)) <= len(self.lengths):
+            raise ValueError(f"num_frames and lengths must be different numbers, got {list(self.all_lengths)}")
+        if len(self.lengths_fps) not in (0, len(self.lengths)):
+            raise ValueError(f"lengths_fps must be empty or have a rate for each of {len(self.lengths)} lengths")
         if self.clips_per_visit < 1 or 64 % self.clips_per_visit:
             raise ValueError(f"clips_per_visit must divide 64, got {self.clips_per_visit}")
-        if self.fps < 0 or not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError("fps must not be negative, and max_bad_fraction between 0 and 1")
+        if min(self.fps, *self.lengths_fps, 0) < 0 or not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError("fps and lengths_fps must not be negative, and max_bad_fraction between 0 and 1")
         if not 0 <= self.auto_buckets <= MAX_AUTO:
             raise ValueError(f"auto_buckets must be between 0 and {MAX_AUTO}, got {self.auto_buckets}")
         if self.buckets and self.auto_buckets:
@@ -101,6 +110,18 @@ class ClipConfig:
     def span(self) -> int:
         """Video frames from the first to the last frame of a clip."""
         return (self.num_frames - 1) * self.stride + 1
+
+    @property
+    def of_each_length(self) -> "tuple[ClipConfig, ...]":
+        """The same clips with ``num_frames``, and with each of ``lengths`` instead; each has one length."""
+        pairs = zip(self.lengths, self.lengths_fps or [self.fps] * len(self.lengths), strict=True)
+        others = [replace(self, num_frames=frames, fps=fps, lengths=(), lengths_fps=()) for frames, fps in pairs]
+        return (replace(self, lengths=(), lengths_fps=()), *others)
+
+    @property
+    def all_lengths(self) -> tuple[int, ...]:
+        """The numbers of frames that clips have."""
+        return (self.num_frames, *self.lengths)
 
     @property
     def resume_key(self) -> dict[str, Any]:
@@ -145,3 +166,35 @@ class SyntheticConfig:
             raise ValueError("num_train, num_test, num_frames and long_frames must be at least 1, num_long 0 or more")
         if any(side % 2 for side in self.resolution) or not 1 <= 2 * self.radius < min(self.resolution):
             raise ValueError("resolution must be even and hold a shape of twice the radius")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MovingDigitsConfig:
+    """Sizes and motion of Moving MNIST. The defaults are the published ones."""
+
+    num_train: int = 10000
+    """Training videos."""
+    num_test: int = 10000
+    """Test videos."""
+    num_frames: int = 20
+    """Frames per video."""
+    digits_per_video: int = 2
+    """Digits that move in a video."""
+    frame_side: int = 64
+    """Height and width of a frame in pixels."""
+    digit_side: int = 28
+    """Height and width of a digit in pixels. Digits of another size are scaled."""
+    speed: float = 0.1
+    """Way of a digit from one frame to the next, as a share of ``frame_side - digit_side``."""
+    fps: float = 10.0
+    """Frame rate of the files."""
+    seed: int = 0
+    """Seed of all videos."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_train, self.num_test, self.num_frames, self.digits_per_video) < 1:
+            raise ValueError("num_train, num_test, num_frames and digits_per_video must be at least 1")
+        if not 1 <= self.digit_side < self.frame_side or self.frame_side % 2:
+            raise ValueError("frame_side must be even and larger than digit_side")
+        if not 0.0 < self.speed <= 1.0 or self.fps <= 0:
+            raise ValueError("speed must be above 0 and at most 1, fps above 0")

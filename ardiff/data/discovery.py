@@ -9,6 +9,7 @@ from ardiff.data.clips import IMAGE_SUFFIXES, natural_order, probe_video
 from ardiff.data.error_log import BadSample, bad_sample
 from ardiff.data.layouts import Assignment
 from ardiff.data.manifest import VIDEO_SUFFIXES, VideoRecord
+from ardiff.data.probe import Count
 from ardiff.data.storage import StoredFile
 from ardiff.errors import DataError
 
@@ -94,13 +95,14 @@ def reuse_probe(record: VideoRecord, known: VideoRecord | None) -> VideoRecord:
     return replace(known, **current)
 
 
-def probe_record(record: VideoRecord, frame_fps: float) -> VideoRecord:
-    """The record with what a probe finds; ``frame_fps`` is the rate of folders of pictures.
+def probe_record(record: VideoRecord, frame_fps: float, count: Count = "decode") -> VideoRecord:
+    """The record with what a probe finds; ``frame_fps`` is the rate of folders of pictures, and ``count`` as in
+    :func:`ardiff.data.probe.probe`.
 
     Raises StorageError if storage is unavailable.
     """
     try:
-        probe = probe_video(StoredFile(record.uri, record.size, record.etag))
+        probe = probe_video(StoredFile(record.uri, record.size, record.etag), count)
     except DataError as error:
         return with_error(record, bad_sample(record.uri, -1, error))
     return replace(

@@ -144,6 +144,14 @@ def tile(videos: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.n
     return rearrange(padded, "(r c) f h w k -> f (r h) (c w) k", c=columns)[:, :-gap, :-gap]
 
 
+def to_gif(frames: np.ndarray, fps: float) -> bytes:
+    """``frames`` uint8 ``(F, H, W, 3)`` as a GIF that repeats forever."""
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+    return buffer.getvalue()
+
+
 def enlarge(videos: np.ndarray, scale: int) -> np.ndarray:
     """Repeats pixels: ``(..., H, W, 3) -> (..., scale H, scale W, 3)``."""
     return videos.repeat(scale, axis=-3).repeat(scale, axis=-2)

@@ -120,7 +120,10 @@ def read_description(folder: str) -> LatentSet:
     """Reads ``latents.json``. Raises DataError if the set is not complete or the file is damaged."""
     uri = storage.join(folder, DESCRIPTION)
     if not storage.exists(uri):
-        raise DataError(f"There is no complete set of latents in {folder}: run `ardiff encode` first.")
+        below = [file.uri for file in storage.list_objects(folder)] if storage.exists(folder) else []
+        sets = [name.removesuffix(f"/{DESCRIPTION}") for name in below if name.endswith(f"/{DESCRIPTION}")]
+        advice = f"give one of the sets below it, such as {sets[0]}" if sets else "run `ardiff encode` first"
+        raise DataError(f"There is no complete set of latents in {folder}: {advice}.")
     try:
         fields: dict[str, Any] = json.loads(storage.read_bytes(uri))
         return LatentSet(**{**fields, "statistics": LatentStatistics(**fields["statistics"])})

@@ -1,10 +1,12 @@
-"""Probing a video file: its codec, size, number of frames and timing, found by decoding all of it."""
+"""Probing a video file: its codec, size, number of frames and timing, found by decoding all of it or by its packets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 import av
+import av.container
 import numpy as np
 
 from ardiff.data.container import Source, decode_error, decode_stream, open_video
@@ -14,6 +16,9 @@ from ardiff.errors import DecodeError
 
 _HDR_TRANSFERS = (16, 18)  # PQ and HLG, ITU-T H.273, table 3
 _INTERLACED_SHARE = 0.1
+_ONE_FRAME_A_PACKET = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+Count = Literal["decode", "packets"]
+"""How frames are counted: see :func:`probe`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +51,42 @@ class Probe:
     """What the pictures suffer from: ``interlaced``, ``hdr``."""
 
 
-def probe(source: Source) -> Probe:
-    """Decodes the whole file.
+@dataclass(frozen=True, slots=True)
+class _Frames:
+    """What was found in a stream."""
+
+    times: list[int | None]
+    """Of all frames, in presentation order."""
+    first: av.VideoFrame
+    sizes: set[tuple[int, int]]
+    """Of the decoded frames."""
+    decoded: int
+    interlaced: int
+    """How many of the decoded frames are."""
+
+
+def probe(source: Source, count: Count = "decode") -> Probe:
+    """Decodes the whole file, or with ``count="packets"`` its first frame, and counts packets.
 
     Containers may state a wrong length, and damage only shows when every packet is decoded strictly. Frames that an
     edit list hides are not counted, as decoding does not return them. Damaged bytes that form a valid stream are not
     noticed.
+
+    Packets are counted in mp4, mov, Matroska and WebM, where each holds a frame and its time, but not of VP8, which has
+    invisible frames; other files are decoded. Damage inside packets and pictures that change their size are not found.
 
     Raises:
         DecodeError: The file is no video, is damaged, is shorter than its container states, its pictures change their
             size, or are too large or too narrow.
     """
     times: list[int | None] = []
-    sizes: set[tuple[int, int]] = set()
-    interlaced = 0
     try:
         check_claims(source)
         with open_video(source) as (container, stream):
             check_whole(source, container, stream)
-            first: av.VideoFrame | None = None
-            for time, frame in decode_stream(container, stream):
-                if first is None:
-                    first = frame
-                times.append(time)
-                sizes.add((frame.width, frame.height))
-                interlaced += frame.interlaced_frame
-            if first is None:
-                raise DecodeError("it holds no frame", "no frames")
+            look = _count_packets if count == "packets" and _has_frames_as_packets(container, stream) else _decode_all
+            found = look(container, stream, times)
+            first = found.first
             check_convertible(first)
             codec, rate, base = stream.codec_context.codec.canonical_name, stream.average_rate, stream.time_base
             aspect = pixel_aspect_of(stream)
@@ -81,8 +95,8 @@ def probe(source: Source) -> Probe:
         raise decode_error(error, source, len(times)) from error
     if missing:
         raise DecodeError(f"it is damaged: {missing} pictures that its index lists are not there", "corrupt")
-    if len(sizes) > 1:
-        listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
+    if len(found.sizes) > 1:
+        listed = ", ".join(f"{width} x {height}" for width, height in sorted(found.sizes))
         raise DecodeError(f"its frames change their size ({listed})", "size changes")
     width, height = square_pixels(first.width, first.height, aspect)
     check_aspect(width, height)
@@ -93,13 +107,56 @@ def probe(source: Source) -> Probe:
     warnings = [
         name
         for name, applies in (
-            ("interlaced", interlaced > _INTERLACED_SHARE * len(times)),
+            ("interlaced", found.interlaced > _INTERLACED_SHARE * found.decoded),
             ("hdr", int(first.color_trc) in _HDR_TRANSFERS),
         )
         if applies
     ]
     fps = _frame_rate(times, timing, base, rate)
     return Probe(codec, width, height, fps, len(times), 90 * turn.quarters, timing, aspect, tuple(warnings))
+
+
+def _decode_all(container: av.container.InputContainer, stream: av.VideoStream, times: list[int | None]) -> _Frames:
+    """Decodes the stream. ``times`` is filled on the way, for the message of an error."""
+    first: av.VideoFrame | None = None
+    sizes: set[tuple[int, int]] = set()
+    interlaced = 0
+    for time, frame in decode_stream(container, stream):
+        if first is None:
+            first = frame
+        times.append(time)
+        sizes.add((frame.width, frame.height))
+        interlaced += frame.interlaced_frame
+    return _Frames(times, _required(first), sizes, len(times), interlaced)
+
+
+def _has_frames_as_packets(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+    """Whether each packet holds a frame that is shown, and the time of the frame."""
+    return container.format.name in _ONE_FRAME_A_PACKET and stream.codec_context.name != "vp8"
+
+
+def _count_packets(container: av.container.InputContainer, stream: av.VideoStream, times: list[int | None]) -> _Frames:
+    """Decodes the first frame, and reads the times of all others off their packets, from the first key frame on."""
+    first: av.VideoFrame | None = None
+    started = False
+    shown: list[int | None] = []
+    for packet in container.demux(stream):
+        started = started or packet.is_keyframe
+        if not started:
+            continue
+        if first is None:
+            first = next(iter(packet.decode()), None)
+        if packet.size and not packet.is_discard:
+            shown.append(packet.pts)
+    times += sorted(shown) if None not in shown else shown  # type: ignore[type-var]
+    first = _required(first)
+    return _Frames(times, first, {(first.width, first.height)}, 1, int(first.interlaced_frame))
+
+
+def _required(first: av.VideoFrame | None) -> av.VideoFrame:
+    if first is None:
+        raise DecodeError("it holds no frame", "no frames")
+    return first
 
 
 def _frame_rate(times: Sequence[int | None], timing: Timing, base: Fraction | None, stated: Fraction | None) -> float:

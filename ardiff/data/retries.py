@@ -18,7 +18,7 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as AWSConnectionError
 
-from ardiff.data import s3
+from ardiff.data import azure, s3
 from ardiff.errors import StorageError
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,10 @@ _TRANSIENT_TEXT = re.compile(
     r"|HTTP status (429|5\d\d)"
     # Without credentials, Google's library says UNAVAILABLE as well.
     r"|google::cloud::Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL|ABORTED)(?!.*OAuth2)"
+    # Azure's library gives no code if no answer came.
+    r"|Azure Error: (\[\] Fail to get a new connection|\[\w*\] (429|5\d\d))"
 )
-_GOOGLE = "google::cloud"
+_GOOGLE, _AZURE = "google::cloud", "Azure Error"
 _TRANSIENT_ERRNO = {errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN, errno.ESTALE}
 
 
@@ -75,8 +77,9 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_bucket_error(error: Exception) -> bool:
-    """Whether a client of S3 or Google Cloud Storage reports the error, and not the content of a file."""
-    return isinstance(error, BotoCoreError | ClientError) or "AWS Error" in str(error) or _GOOGLE in str(error)
+    """Whether a client of S3, Google Cloud Storage or Azure reports the error, and not the content of a file."""
+    texts = ("AWS Error", _GOOGLE, _AZURE)
+    return isinstance(error, BotoCoreError | ClientError) or any(text in str(error) for text in texts)
 
 
 def storage_error(description: str, error: Exception, attempts: int = 1) -> StorageError:
@@ -84,6 +87,8 @@ def storage_error(description: str, error: Exception, attempts: int = 1) -> Stor
     remedy = "the path and its permissions"
     if _GOOGLE in str(error):
         remedy = "the bucket and GOOGLE_APPLICATION_CREDENTIALS, or set storage.anonymous for a public bucket"
+    elif _AZURE in str(error):
+        remedy = f"the container, {azure.ACCOUNT}, and {azure.KEY} or {azure.SAS_TOKEN}"
     elif is_bucket_error(error):
         remedy = "the bucket, the credentials and AWS_ENDPOINT_URL"
     tried = f" (tried {attempts} times)" if attempts > 1 else ""
@@ -94,4 +99,5 @@ def storage_error(description: str, error: Exception, attempts: int = 1) -> Stor
 
 def _reason(error: Exception) -> str:
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return text.partition(" error_info=")[0].rstrip(".")  # Google's library adds more than a user can read
+    # Google's and Azure's libraries add more than a user can read.
+    return text.partition(" error_info=")[0].partition("\n")[0].strip().rstrip(".")

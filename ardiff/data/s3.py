@@ -42,8 +42,8 @@ def filesystem(bucket: str, retry: bool = False) -> pafs.S3FileSystem:
     """
     os.environ.setdefault(*CHECKSUMS)
     if not retry:
-        return _filesystem(current(), _region(bucket), _variables())
-    return RetryingS3FileSystem(bucket, _options(current(), _region(bucket)))
+        return _filesystem(current(), region(bucket), _variables())
+    return RetryingS3FileSystem(bucket, _options(current(), region(bucket)))
 
 
 class RetryingS3FileSystem(pafs.S3FileSystem):
@@ -79,10 +79,11 @@ def endpoint() -> str:
     return current().endpoint or os.environ.get("AWS_ENDPOINT_URL_S3", "") or os.environ.get("AWS_ENDPOINT_URL", "")
 
 
-def _region(bucket: str) -> str:
-    region = current().region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region or endpoint():
-        return region or "us-east-1"
+def region(bucket: str) -> str:
+    """The region of a bucket: configured, of the environment, or asked of AWS."""
+    configured = current().region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if configured or endpoint():
+        return configured or "us-east-1"
     return _region_of(bucket)
 
 

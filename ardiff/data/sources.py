@@ -10,6 +10,7 @@ from ardiff.data.captions import CaptionReader, find_captions
 from ardiff.data.clips import IMAGE_SUFFIXES
 from ardiff.data.discovery import describe_suffixes, group_files, ignored_suffixes, unprobed_record, with_error
 from ardiff.data.error_log import bad_sample
+from ardiff.data.lance_tables import is_lance, with_tables
 from ardiff.data.layouts import (
     SPLIT_FOLDERS,
     Assignment,
@@ -161,7 +162,7 @@ def _list_source(source: str, output: str) -> list[StoredFile]:
     """The files below ``source`` that no earlier run wrote below ``output``."""
     output = storage.absolute(output).rstrip("/")
     listed = storage.list_objects(source, unreadable=True)
-    return [file for file in listed if output == source or not file.uri.startswith(f"{output}/")]
+    return with_tables(file for file in listed if output == source or not file.uri.startswith(f"{output}/"))
 
 
 def _are_tables(files: Sequence[StoredFile], videos: Sequence[StoredFile]) -> bool:
@@ -177,8 +178,8 @@ def _check_not_compressed(source: str) -> None:
 
 
 def _existing(uri: str) -> StoredFile:
-    """The file at ``uri``. Raises DataError if it cannot be read."""
-    file = storage.find_file(uri)
+    """The file or Lance table at ``uri``. Raises DataError if it cannot be read."""
+    file = StoredFile(uri, 0, "") if is_lance(uri) else storage.find_file(uri)
     if file.problem:
         raise DataError(f"{uri} cannot be read ({file.problem}): check the path.")
     return file

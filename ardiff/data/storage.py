@@ -1,9 +1,9 @@
-"""Files on local disks, S3 and Google Cloud Storage, through one set of functions.
+"""Files on local disks, S3, Google Cloud Storage and Azure, through one set of functions.
 
-A URI is a string: a local path, which may be relative, ``s3://bucket/key`` or ``gs://bucket/key``. Names in a URI are
-literal, as in the AWS command line: a space or ``%`` in a key is not escaped. Members of tars can be read, see
-:mod:`ardiff.data.members`. Every operation is retried after transient errors, see :mod:`ardiff.data.retries`. Reading
-S3 needs the rights ``s3:GetObject`` and ``s3:ListBucket`` only.
+A URI is a string: a local path, which may be relative, ``s3://bucket/key``, ``gs://bucket/key`` or
+``az://container/name``. Names in a URI are literal, as in the AWS command line: a space or ``%`` in a key is not
+escaped. Members of tars can be read, see :mod:`ardiff.data.members`. Every operation is retried after transient errors,
+see :mod:`ardiff.data.retries`. Reading S3 needs the rights ``s3:GetObject`` and ``s3:ListBucket`` only.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from ardiff.data import gcs, s3
+from ardiff.data import azure, gcs, s3
 from ardiff.data.local_files import list_local
 from ardiff.data.members import parse_member
 from ardiff.data.retries import with_retries
@@ -65,6 +65,8 @@ def open_filesystem(uri: str, retry: bool = False) -> tuple[pafs.FileSystem, str
             return s3.filesystem(authority, retry), f"{authority}{slash}{name}"
         if scheme == "gs":
             return gcs.filesystem(retry), f"{authority}{slash}{name}"
+        if scheme == "az":
+            return azure.filesystem(), f"{authority}{slash}{name}"
         filesystem, path = pafs.FileSystem.from_uri(f"{scheme}://{authority}{slash}{quote(name)}")
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"Cannot open {uri}: {error}") from error

@@ -1,4 +1,4 @@
-"""Tables in CSV and Parquet files."""
+"""Tables in CSV and Parquet files, and Lance tables."""
 
 import io
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from ardiff.data import storage
-from ardiff.errors import DataError
+from ardiff.data import lance_tables, storage
+from ardiff.errors import DataError, DecodeError
 
 
 def read_columns(uri: str, names: Sequence[str], purpose: str) -> tuple[pa.Table, list[str]]:
-    """Those of the columns ``names`` that a ``.csv`` or ``.parquet`` file has, and the names of all its columns.
+    """Those of the columns ``names`` that a table (.csv, .parquet, .lance) has, and the names of all its columns.
 
     Values of a CSV file are text, also 007; text in quotation marks may have line breaks.
 
@@ -24,20 +24,21 @@ def read_columns(uri: str, names: Sequence[str], purpose: str) -> tuple[pa.Table
     Raises:
         DataError: The file cannot be read.
     """
-    data = storage.read_bytes(uri)
     try:
-        if uri.lower().endswith(".csv"):
+        if lance_tables.is_lance(uri):
+            table, columns = lance_tables.read_columns(uri, names)
+        elif uri.lower().endswith(".csv"):
             types = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
             parsing = pacsv.ParseOptions(newlines_in_values=True)
-            table = pacsv.read_csv(io.BytesIO(data), convert_options=types, parse_options=parsing)
+            table = pacsv.read_csv(io.BytesIO(storage.read_bytes(uri)), convert_options=types, parse_options=parsing)
             columns = table.column_names
         else:
-            file = pq.ParquetFile(io.BytesIO(data))
+            file = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)))
             columns = file.schema_arrow.names
             table = file.read([name for name in names if name in columns])
         table = table.select([name for name in names if name in columns])
         table.validate(full=True)  # Arrow checks only here that text in Parquet is UTF-8
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, DecodeError) as error:
         raise DataError(f"{uri} cannot be read as {purpose} ({error}).") from error
     return table, columns
 

@@ -1,4 +1,4 @@
-"""Lists of videos: a text, CSV or Parquet file that names them by URI, with or without class, split and captions."""
+"""Lists of videos: a text or CSV file, or a table, that names them by URI, and may have class, split and captions."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ from ardiff.data.omissions import Omissions
 from ardiff.data.tables import read_columns
 from ardiff.errors import DataError
 
-LIST_SUFFIXES = (".txt", ".csv", ".parquet")
+LIST_SUFFIXES = (".txt", ".csv", ".parquet", ".lance")
 _COLUMNS = ("class_name", "split")
 
 
@@ -35,7 +35,7 @@ def is_list(uri: str) -> bool:
 def read_list(uri: str, reader: CaptionReader, omitted: Omissions, column: str = "uri") -> list[ListedVideo]:
     """The videos of a list, in its order.
 
-    A text file has a URI on each line. CSV and Parquet files have URIs in ``column``, and may have ``class_name`` and
+    A text file has a URI on each line. CSV files and tables have URIs in ``column``, and may have ``class_name`` and
     ``split``, as a manifest has, and captions. Local paths are relative to the folder of the list. If there are
     captions, several rows of a video are several captions; else rows after the first are omitted.
 

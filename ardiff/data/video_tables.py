@@ -1,4 +1,4 @@
-"""Tables whose rows hold the bytes of videos: Parquet files, and Arrow files as Hugging Face datasets writes them.
+"""Tables whose rows hold the bytes of videos: Parquet, Arrow as Hugging Face datasets writes it, and Lance.
 
 A decoder needs files, so the bytes of each row are written once as a file, row group by row group. Tables are
 untrusted: paths in them are never opened, and files are named by row.
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ardiff.config import fingerprint
-from ardiff.data import storage
+from ardiff.data import lance_tables, storage
 from ardiff.data.captions import METADATA, CaptionReader
 from ardiff.data.layouts import SPLIT_FOLDERS, split_of_name
 from ardiff.data.omissions import Omissions
@@ -24,7 +24,7 @@ from ardiff.data.signatures import Signatures, recognize
 from ardiff.data.storage import StoredFile
 from ardiff.errors import DataError, DecodeError, StorageError
 
-TABLE_SUFFIXES = (".parquet", ".arrow")
+TABLE_SUFFIXES = (".parquet", ".arrow", ".lance")
 MAX_GROUP_BYTES = 2**31
 """Most bytes of videos in a row group, which is read whole."""
 _CLASS_COLUMNS = ("class_name", "label")
@@ -55,11 +55,11 @@ class VideoTable:
     split: str
     """Word for the split of all its videos, from its folders or its name; empty if there is none."""
     num_groups: int
-    """Row groups; an Arrow file counts as one and is read batch by batch."""
+    """Row groups; an Arrow file counts as one and is read batch by batch, a Lance table as one for some rows."""
     num_rows: int
     """0 if it is not known before the table is read."""
     num_bytes: int
-    """Bytes of the videos, or of an Arrow file."""
+    """Bytes of the videos, or of an Arrow file or Lance table."""
 
     @property
     def columns(self) -> list[str]:
@@ -126,7 +126,7 @@ def open_table(
     """The table; None if it has no column with bytes, or one with URIs, and no video column is asked for.
 
     Args:
-        file: A Parquet or Arrow file.
+        file: A Parquet or Arrow file, or a Lance table.
         root: The folder below which the path of the table may name the split.
         uri_column: The column with URIs in a list of videos, which is no table of videos.
         video_column: The column with videos. Empty: the only one that can be.
@@ -136,10 +136,15 @@ def open_table(
         DecodeError: The file is no table or is damaged.
         DataError: The columns do not fit.
     """
+    sizes: list[pq.RowGroupMetaData] = []
     try:
-        if file.uri.lower().endswith(".arrow"):
+        if lance_tables.is_lance(file.uri):
+            file = lance_tables.find(file.uri)
+            schema, rows = lance_tables.schema_of(file), lance_tables.count_rows(file)
+            groups = -(-rows // lance_tables.ROWS_PER_GROUP)
+        elif file.uri.lower().endswith(".arrow"):
             with _open_stream(file.uri) as reader:
-                schema, groups, rows, sizes = reader.schema, 1, 0, []
+                schema, groups, rows = reader.schema, 1, 0
         else:
             with _open_parquet(file.uri) as parquet:
                 schema, groups, rows = parquet.schema_arrow, parquet.num_row_groups, parquet.metadata.num_rows
@@ -267,6 +272,8 @@ def write_group(table: VideoTable, group: int, output: str) -> WrittenGroup:
         if isinstance(failure, StorageError):
             raise failure from error
         problem = failure
+    except DecodeError as error:
+        problem = error
     written = WrittenGroup(videos, omitted, reader.omitted, problem)
     if problem is None:
         storage.write_bytes(index, written.to_json().encode())
@@ -275,7 +282,9 @@ def write_group(table: VideoTable, group: int, output: str) -> WrittenGroup:
 
 def _rows(table: VideoTable, group: int) -> Iterator[dict[str, Any]]:
     """The rows of a group, one in memory at a time beside what Arrow holds."""
-    if table.file.uri.lower().endswith(".arrow"):
+    if lance_tables.is_lance(table.file.uri):
+        yield from lance_tables.read_rows(table.file, group, table.columns, table.video_column)
+    elif table.file.uri.lower().endswith(".arrow"):
         with _open_stream(table.file.uri) as reader:
             yield from _rows_of(reader, table)
     else:

@@ -12,7 +12,16 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from ardiff.metrics.features import VideoFeatures
-from ardiff.metrics.frechet import Moments, fast_distance, frechet_distance, frechet_from_moments, kernel_distance
+from ardiff.metrics.frechet import (
+    Moments,
+    fast_distance,
+    frechet_distance,
+    frechet_from_moments,
+    kernel_distance,
+    kernel_distances,
+    polynomial_distance,
+    polynomial_distances,
+)
 
 CHUNK = 4096
 """Rows whose moments are computed at once."""
@@ -64,13 +73,24 @@ class Kernel:
         return kernel_distance(_rows(VideoFeatures.wrap(real)), _rows(VideoFeatures.wrap(fake)))
 
 
+@dataclass(frozen=True, slots=True)
+class Polynomial:
+    """JEDi's kernel distance. It needs all rows in memory."""
+
+    ddof: ClassVar[int] = 0
+    biased: ClassVar[bool] = True
+
+    def __call__(self, real: Features, fake: Features) -> float:
+        return polynomial_distance(_rows(VideoFeatures.wrap(real)), _rows(VideoFeatures.wrap(fake)))
+
+
 def union_distances(
     distance: SetDistance, real: Sequence[VideoFeatures], fake: Sequence[VideoFeatures], unions: Sequence[Sequence[int]]
 ) -> list[float]:
     """The distance between each union of parts of the real and the same parts of the generated features.
 
     A Frechet distance of parts with more rows than features comes from their moments, which are computed once and
-    merged, to about six digits.
+    merged, to about six digits. Those of kernels come from sums over pairs of parts.
     """
     match distance:
         case Frechet(ddof=ddof) if all(len(part) * part.depth > part.width for part in (*real, *fake)):
@@ -78,6 +98,10 @@ def union_distances(
             merged = [[functools.reduce(Moments.merge, [m[i] for i in union]) for union in unions] for m in moments]
             with contextlib.suppress(np.linalg.LinAlgError):  # a feature that never varies, for example
                 return [fast_distance(x, y, ddof) for x, y in zip(*merged, strict=True)]
+        case Kernel():
+            return kernel_distances([_rows(part) for part in real], [_rows(part) for part in fake], unions)
+        case Polynomial():
+            return polynomial_distances([_rows(part) for part in real], [_rows(part) for part in fake], unions)
     return [distance(*(VideoFeatures.union([side[i] for i in union]) for side in (real, fake))) for union in unions]
 
 

@@ -1,7 +1,9 @@
 """Drift of long videos: distances and simple statistics of every 16 frames.
 
-Shapes: F frames, H W pixels, S segments.
+Shapes: F frames, H W pixels, S segments, V videos, K statistics.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ardiff.data.synthetic import CLASSES
+from ardiff.metrics.seeds import estimate_mean
 from ardiff.metrics.shapes import frame_classes, frame_identity, neighbours_alike
 from ardiff.metrics.tracking import track
 
@@ -74,6 +77,39 @@ def colour_drift(colours: np.ndarray) -> list[float]:
     return np.sqrt(distances.mean(axis=1)).tolist()
 
 
+def drift_errors(statistics: np.ndarray) -> np.ndarray:
+    """The Video Drift Error (BlockVid 2025) of each video and statistic, ``(S, V, K)`` to float64 ``(V, K)``.
+
+    ``sum_i (S - i + 1) |m_i - m_1| / m_1`` over segments i from 2 to S, with m_i the statistic of segment i: the sum of
+    relative changes, of which early ones weigh more. A first segment below one grey level counts as one.
+    """
+    values = statistics.astype(np.float64)
+    changes = np.abs(values[1:] - values[0]) / np.maximum(values[0], 1.0)  # (S - 1, V, K)
+    weights = np.arange(len(values) - 1, 0, -1.0)
+    return np.einsum("s,svk->vk", weights, changes)
+
+
+@dataclass(frozen=True, slots=True)
+class DriftError:
+    """The mean of :func:`drift_errors` over videos, with its 95 % interval over videos."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, statistics: np.ndarray) -> dict[str, DriftError]:
+        """The error of each of the ``STATISTICS``, from ``(S, V, 5)``."""
+        errors = {}
+        for name, values in zip(STATISTICS, drift_errors(statistics).T, strict=True):
+            estimate = estimate_mean(values.tolist())
+            errors[name] = cls(estimate.mean, max(estimate.low, 0.0), estimate.high)
+        return errors
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ({self.low:.2f} .. {self.high:.2f})"
+
+
 def shape_statistics(clip: np.ndarray) -> np.ndarray:
     """What frames of the synthetic set show, uint8 ``(F, H, W, 3)`` to float32 ``(K + 1,)``.
 
@@ -102,6 +138,8 @@ class Drift:
     """Mean of each of the ``STATISTICS`` per segment, ``(S,)``; of synthetic videos also ``SHAPE_STATISTICS``."""
     colour: list[float]
     """The :func:`colour_drift` of each segment, ``(S,)``."""
+    error: dict[str, DriftError]
+    """The drift error of each of the ``STATISTICS``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +150,8 @@ class DriftReport:
     real_fvd: float | None
     """FVD between two sets of real clips; None if there are too few."""
     real_statistics: dict[str, float]
+    real_error: dict[str, DriftError]
+    """The drift errors of real clips of the videos' length."""
     num_clips: int
     protocol: str
     """The protocol of the distances, on one line."""

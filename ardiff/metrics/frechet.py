@@ -1,11 +1,11 @@
-"""Distances between two sets of features: the Frechet distance (FVD, FID) and the kernel distance (KVD, KID).
+"""Distances between two sets of features: Frechet (FVD, FID), and those of kernels (KVD, KID, JEDi).
 
 Shapes: N rows (videos or frames), D features; n1 rows are real, n2 generated. All arithmetic is float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +60,8 @@ class Moments:
         """Moments of ``(N, D)`` floating-point rows. Raises ValueError as :func:`frechet_distance` does, but N >= 1."""
         array = _matrix(rows, "moments'", least=1)
         mean = array.mean(axis=0)
-        return cls(len(array), mean, (array - mean).T @ (array - mean))
+        centred = array - mean
+        return cls(len(array), mean, centred.T @ centred)
 
     @classmethod
     def of_all(cls, chunks: Iterable[Features]) -> Moments:
@@ -136,8 +137,82 @@ def kernel_distance(real: Features, fake: Features) -> float:
     Raises:
         ValueError: A set is not a finite floating-point matrix of at least two rows, or the widths differ.
     """
-    x, y = _matrices(real, fake)
-    return _mean_off_diagonal(_cubic(x, x)) + _mean_off_diagonal(_cubic(y, y)) - 2.0 * float(_cubic(x, y).mean())
+    return kernel_distances([real], [fake], [[0]])[0]
+
+
+def polynomial_distance(real: Features, fake: Features) -> float:
+    """100 times the squared maximum mean discrepancy with the kernel ``k(x, y) = (x.y / D)^2``, diagonals included.
+
+    JEDi (Luo et al. 2025). With the diagonals it is at least 0, and too large by about c / N.
+
+    Args:
+        real: ``(n1, D)`` floating point. fake: ``(n2, D)`` floating point.
+
+    Raises:
+        ValueError: A set is not a finite floating-point matrix of at least two rows, or the widths differ.
+    """
+    return polynomial_distances([real], [fake], [[0]])[0]
+
+
+def kernel_distances(
+    real: Sequence[Features], fake: Sequence[Features], unions: Sequence[Sequence[int]]
+) -> list[float]:
+    """:func:`kernel_distance` of unions of parts of both sets, of which the kernel of each pair is computed once."""
+    x, y, between = _kernel_sums(_cubic, real, fake)
+    return [x.mean(union, False) + y.mean(union, False) - 2.0 * between.mean(union, True) for union in unions]
+
+
+def polynomial_distances(
+    real: Sequence[Features], fake: Sequence[Features], unions: Sequence[Sequence[int]]
+) -> list[float]:
+    """:func:`polynomial_distance` of unions of parts of both sets, see :func:`kernel_distances`."""
+    x, y, between = _kernel_sums(_square, real, fake)
+    means = (x.mean(union, True) + y.mean(union, True) - 2.0 * between.mean(union, True) for union in unions)
+    return [100.0 * max(mean, 0.0) for mean in means]
+
+
+@dataclass(frozen=True, slots=True)
+class _KernelSums:
+    """Sums of a kernel over the pairs of rows of parts."""
+
+    totals: np.ndarray
+    """``(P, P)``: of all pairs of part i and part j."""
+    diagonals: np.ndarray
+    """``(P,)``: of the pairs of a row and itself."""
+    rows: np.ndarray
+    columns: np.ndarray
+    """Rows of each part on either side, ``(P,)``."""
+
+    def mean(self, union: Sequence[int], with_diagonal: bool) -> float:
+        """The mean over the pairs of rows of a union of parts, with or without those of a row and itself."""
+        index = list(union)
+        total, pairs = self.totals[np.ix_(index, index)].sum(), self.rows[index].sum() * self.columns[index].sum()
+        if with_diagonal:
+            return float(total / pairs)
+        return float((total - self.diagonals[index].sum()) / (pairs - self.rows[index].sum()))
+
+
+def _kernel_sums(
+    kernel: Callable[[np.ndarray, np.ndarray], np.ndarray], real: Sequence[Features], fake: Sequence[Features]
+) -> tuple[_KernelSums, _KernelSums, _KernelSums]:
+    """The sums within real parts, within generated parts, and between them."""
+    parts = [_matrices(x, y) for x, y in zip(real, fake, strict=True)]
+    sides = [[pair[side] for pair in parts] for side in (0, 1)]
+    within = [_sums_within(kernel, side) for side in sides]
+    totals = np.array([[kernel(a, b).sum() for b in sides[1]] for a in sides[0]])
+    counts = [np.array([len(part) for part in side]) for side in sides]
+    return within[0], within[1], _KernelSums(totals, np.zeros(len(parts)), *counts)
+
+
+def _sums_within(kernel: Callable[[np.ndarray, np.ndarray], np.ndarray], parts: Sequence[np.ndarray]) -> _KernelSums:
+    totals, diagonals = np.empty((len(parts), len(parts))), np.empty(len(parts))
+    for i, part in enumerate(parts):
+        own = kernel(part, part)
+        totals[i, i], diagonals[i] = own.sum(), np.trace(own)
+        for j in range(i):
+            totals[i, j] = totals[j, i] = kernel(part, parts[j]).sum()
+    counts = np.array([len(part) for part in parts])
+    return _KernelSums(totals, diagonals, counts, counts)
 
 
 def _root(centred: np.ndarray, ddof: int) -> np.ndarray:
@@ -155,13 +230,13 @@ def _eigen_root(covariance: np.ndarray) -> np.ndarray:
 
 
 def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    kernel: np.ndarray = (x @ y.T / x.shape[1] + 1.0) ** 3
+    kernel: np.ndarray = x @ y.T / x.shape[1] + 1.0
+    return kernel * kernel * kernel  # ten times as fast as a power
+
+
+def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    kernel: np.ndarray = (x @ y.T / x.shape[1]) ** 2
     return kernel
-
-
-def _mean_off_diagonal(kernel: np.ndarray) -> float:
-    rows = len(kernel)
-    return float((kernel.sum() - np.trace(kernel)) / (rows * (rows - 1)))
 
 
 def _matrices(real: Features, fake: Features) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from ardiff.resolution import Resolution
 
 Resize = Literal["bilinear", "tf-bilinear", "bicubic-antialias"]
-Range = Literal["[-1, 1]", "(x - 128) / 128", "minus mean RGB"]
+Range = Literal["[-1, 1]", "[0, 1]", "(x - 128) / 128", "minus mean RGB", "ImageNet", "CLIP"]
+NORMALIZED = {
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CLIP": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+"""Mean and standard deviation of RGB of 0 to 1, by the name of the range."""
 
 
 def resize_frames(frames: Tensor, size: Resolution, method: Resize) -> Tensor:
@@ -66,8 +71,13 @@ def scale_range(pixels: Tensor, value_range: Range, mean_rgb: tuple[float, float
     match value_range:
         case "[-1, 1]":
             return pixels / 127.5 - 1.0
+        case "[0, 1]":
+            return pixels / 255.0
         case "(x - 128) / 128":
             return (pixels - 128.0) / 128.0
+        case "ImageNet" | "CLIP":
+            mean, deviation = (pixels.new_tensor(rgb)[:, None, None] for rgb in NORMALIZED[value_range])
+            return (pixels / 255.0 - mean) / deviation
         case "minus mean RGB":
             assert mean_rgb is not None
             return pixels - pixels.new_tensor(mean_rgb)[:, None, None]

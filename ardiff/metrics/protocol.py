@@ -9,7 +9,7 @@ VERSION = 2
 """Raised whenever the computation of a score changes its values."""
 FROM_FILES = "from files"
 """What a protocol of features from files has for what is not known of their videos."""
-ProtocolName = Literal["styleganv", "ardiff-release"]
+ProtocolName = Literal["styleganv", "ardiff-release", "jedi", "cd-fvd"]
 """The published protocols. :mod:`ardiff.metrics.sets` has their metrics."""
 
 
@@ -18,7 +18,7 @@ class Protocol:
     """How a score was computed. Scores of different protocols never share a table."""
 
     name: str
-    """The protocol: ``styleganv``, ``ardiff-release``, ``quick``; ``paired`` for paired metrics."""
+    """The protocol: a published one, ``quick``, or ``paired`` for paired metrics."""
     metric: str
     """The metric, such as ``fvd``."""
     network: str

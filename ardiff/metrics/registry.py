@@ -27,7 +27,7 @@ from ardiff.metrics.preprocess import Range, Resize
 ENTRY_POINTS = "ardiff.extractors"
 """The group of entry points in which other packages name modules that register networks and metrics."""
 State = dict[str, Tensor]
-"""A state dict."""
+"""A state dict. That of a model folder also has the folder's configuration, see :mod:`ardiff.metrics.folders`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,12 @@ class Network:
 
     name: str
     build: Callable[..., nn.Module]
+    """Takes the ``options`` of a :class:`MetricSpec`; that of a network with ``kinds`` also ``config``, a folder's."""
+    kinds: tuple[str, ...] = ()
+    """The ``model_type`` of the model folders of the package transformers that hold this network, in any size."""
+    adopt: Callable[[State], State | None] | None = None
+    """From the tensors of a file that the network's authors publish to those of ``build``, of which they may be a
+    part; None for those of another network."""
     source: Source | None = None
     """A package that contains the weights; None if there is none."""
     convert: Callable[[dict[str, Any]], State] | None = None
@@ -74,6 +80,9 @@ class Extractor(Network):
     """Whether a clip has a feature for each frame. Its set then has no checks, so training clips are not measured."""
     prepare: Callable[[nn.Module], nn.Module] = lambda model: model
     """From the filled model to an equal one that is faster."""
+    prepare_openvino: Callable[[nn.Module], nn.Module] | None = None
+    """From the filled model to an equal one, of one tensor to one tensor, that OpenVINO computes fast; None if it
+    cannot compute the network."""
     check_frames: Callable[[int], None] = lambda num_frames: None
     """Raises ConfigError for a number of frames that the network cannot take."""
 
@@ -211,7 +220,11 @@ def find_spec(protocol: str, name: str) -> MetricSpec:
     """How ``protocol`` computes the set metric ``name``. Raises ValueError if it does not define it."""
     specs = set_specs(find_metric(name))
     if protocol not in specs:
-        raise ValueError(f"the protocol {protocol} does not define {name}: use {' or '.join(specs) or 'another'}")
+        defined = ", ".join(name for name, metric in metrics().items() if protocol in set_specs(metric))
+        raise ValueError(
+            f"the protocol {protocol} does not define {name}: use {' or '.join(specs) or 'another protocol'}, or one "
+            f"of its metrics, {defined}"
+        )
     return specs[protocol]
 
 

@@ -160,16 +160,14 @@ class PartDistances:
         """The standard deviation of the distance of the whole sets over draws of other videos.
 
         The halves of a partition are independent, so ``(difference)^2 / 2`` is an unbiased estimate of the variance of
-        half a set, and the variance over its quarters one of a quarter. The variance of N videos falls as ``N^-p``: p
-        is 1 where sets differ, and 2 where they are equal, because the linear term of the distance vanishes there. The
-        two estimates show p.
+        half a set, and the variance over its quarters one of a quarter. The variance of N videos is ``a / N + b / N^2``
+        up to higher terms: a is 0 where sets are equal, because the linear term of the distance vanishes there. The two
+        estimates show a and b, neither of which is negative.
         """
         halves = float((np.diff(self.halves, axis=2) ** 2).mean() / 2)
         quarters = float(self.quarters.var(axis=1, ddof=1).mean())
-        if halves == 0 or quarters == 0:
-            return 0.0
-        power = min(max(math.log2(quarters / halves), 1.0), 2.0)
-        return math.sqrt(halves / 2**power)
+        quarters = min(max(quarters, 2.0 * halves), 4.0 * halves)
+        return math.sqrt(0.75 * halves - 0.125 * quarters)
 
     def distance_at_infinity(self, score: float) -> float:
         """The distance between infinitely large sets (Chong and Forsyth 2020), which can be slightly negative.

@@ -11,6 +11,7 @@ import io
 import pickle
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +27,14 @@ from torch import Tensor, nn
 from ardiff.data import storage
 from ardiff.data.packages import cache_folder, download
 from ardiff.errors import ArdiffError, CheckpointError, ConfigError
-from ardiff.metrics.registry import Source, State, find_network, network_names, networks
+from ardiff.metrics.folders import config_of, is_folder, read_folder
+from ardiff.metrics.registry import Network, Source, State, find_network, network_names, networks
 from ardiff.text import files as encoders
+from ardiff.text.files import CONFIG
 
 POSITIONALS = ("action", "name")
+CONTAINERS = ("state_dict", "target_encoder", "classifier", "module", "model")
+"""The names under which checkpoints of training scripts hold a network, the first of them first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +60,8 @@ def run(config: WeightsConfig) -> None:
         for name in network_names():
             network = find_network(name)
             file = cached(name, folder)
-            remedy = f"ardiff weights fetch {name}" if network.source else "give a file with --weights"
+            kind = "a folder" if network.kinds else "a file"
+            remedy = f"ardiff weights fetch {name}" if network.source else f"give {kind} with --weights"
             print(f"{name:<11} {file if file.exists() else f'missing: {remedy}'}")
         for name in encoders.PACKAGES:
             file = encoders.cached(name, folder)
@@ -110,8 +116,9 @@ def find_state(name: str, files: tuple[str, ...] = ()) -> tuple[State, str]:
 
     Args:
         name: The network.
-        files: Files of weights, local or remote, safetensors or PyTorch state dicts. The names and shapes of its
-            tensors show which network a file is of. If none is of this network, the cache is used.
+        files: Files of weights, local or remote, safetensors or PyTorch state dicts, or model folders. The names and
+            shapes of its tensors show which network a file is of; several may hold parts of one. If none is of this
+            network, the cache is used.
 
     Raises:
         CheckpointError: There are no weights of this network, a file cannot be read, or the cached file is damaged.
@@ -120,16 +127,20 @@ def find_state(name: str, files: tuple[str, ...] = ()) -> tuple[State, str]:
     if network.untrained:
         model = network.build()
         return model.state_dict(), state_sha256(model)
+    found: State = {}
     for file in files:
-        state = read_state(file)
+        state = read_folder(file) if is_folder(file) else read_state(file)
         if identify(state, file) == name:
-            return state, state_sha256(fill_network(network.build(), state, file))
+            found |= (network.adopt and network.adopt(state)) or state
+    if found:
+        return found, state_sha256(restore(network, found, " and ".join(files)))
     path = cached(name)
     if not path.exists():
         remedy = f"run `ardiff weights fetch {name}`, or give" if network.source else "give"
-        raise CheckpointError(f"There are no weights of the network '{name}': {remedy} a file with --weights.")
+        kind = "a folder" if network.kinds else "a file"
+        raise CheckpointError(f"There are no weights of the network '{name}': {remedy} {kind} with --weights.")
     state = read_state(str(path))
-    sha256 = state_sha256(fill_network(network.build(), state, str(path)))
+    sha256 = state_sha256(restore(network, state, str(path)))
     if network.source and sha256 != network.source.state_sha256:
         raise CheckpointError(f"{path} does not hold the weights of '{name}': delete it and fetch them again.")
     return state, sha256
@@ -138,6 +149,11 @@ def find_state(name: str, files: tuple[str, ...] = ()) -> tuple[State, str]:
 def read_state(uri: str) -> State:
     """The tensors of a file of weights, local or remote. Raises CheckpointError for any other file."""
     data = storage.read_bytes(uri)
+    if _is_torchscript(data):
+        raise CheckpointError(
+            f"{uri} is a TorchScript archive, whose code is not run: save the state_dict() of its module, or for I3D "
+            "run `ardiff weights fetch i3d`."
+        )
     try:
         if not data.startswith((b"PK", b"\x80")):
             return load(data)
@@ -146,26 +162,52 @@ def read_state(uri: str) -> State:
         raise CheckpointError(
             f"{uri} holds no weights that can be read safely: give a safetensors file or a PyTorch state dict."
         ) from error
-    content = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if isinstance(content, Mapping):
+        content = next((content[name] for name in CONTAINERS if name in content), content)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{uri} holds no state dict of tensors.")
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
+def _is_torchscript(data: bytes) -> bool:
+    """Whether a file is a zip archive with code beside its tensors."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
 def identify(state: Mapping[str, Tensor], source: str) -> str:
     """The name of the network that the weights belong to. Raises CheckpointError if there is none."""
     for name in network_names():
-        with torch.device("meta"):
-            expected = {key: value.shape for key, value in find_network(name).build().state_dict().items()}
-        if all(key in state and state[key].shape == shape for key, shape in expected.items() if _is_required(key)):
+        if _belongs(state, find_network(name)):
             return name
     raise CheckpointError(f"{source} holds the weights of none of the networks {', '.join(network_names())}.")
+
+
+def _belongs(state: Mapping[str, Tensor], network: Network) -> bool:
+    if CONFIG in state:
+        return config_of(state)["model_type"] in network.kinds
+    if network.adopt is not None and network.adopt(dict(state)) is not None:
+        return True
+    if network.kinds:  # of any size: only folders and the authors' files say which
+        return False
+    with torch.device("meta"):
+        expected = {key: value.shape for key, value in network.build().state_dict().items()}
+    return all(key in state and state[key].shape == shape for key, shape in expected.items() if _is_required(key))
 
 
 def compute_exactly() -> None:
     """Makes this process compute scores on GPUs in float32 without TensorFloat-32, and always by the same kernels."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
+
+
+def restore(network: Network, state: Mapping[str, Tensor], source: str, **options: Any) -> nn.Module:
+    """The network with its weights, see :func:`fill_network`. ``options`` are those of a metric's spec."""
+    config = {"config": config_of(state)} if CONFIG in state else {}
+    return fill_network(network.build(**options, **config), state, source)
 
 
 def fill_network(model: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:
@@ -191,8 +233,8 @@ def state_sha256(model: nn.Module) -> str:
 
 
 def _is_required(key: str) -> bool:
-    """False for the counters of training steps, and for the classifiers ``fc``, which some files omit."""
-    return not key.endswith("num_batches_tracked") and not key.startswith("fc.")
+    """False for configurations, counters of training steps, and classifiers ``fc``, which some files omit."""
+    return key != CONFIG and not key.endswith("num_batches_tracked") and not key.startswith("fc.")
 
 
 def _member(source: Source, archive: Path) -> bytes:

@@ -1,4 +1,6 @@
-"""The files of a text encoder: found in a folder, in a bucket, in the cache, or on the Hugging Face hub.
+"""The files of a model of the package transformers: in a folder, in a bucket, in the cache, or on the hub.
+
+Text encoders are such models, and so are some feature networks of metrics.
 
 Only ``ardiff weights fetch`` and names of hub repositories use the internet. Weights are safetensors; nothing is
 unpickled, and no code of a repository runs.
@@ -104,11 +106,20 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     return target
 
 
-def find_encoder(uri: str) -> Path:
-    """The local folder of a text encoder; files of a bucket and of the hub are copied to a cache first.
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a folder is, for error messages."""
 
-    Args:
-        uri: One of the ``PACKAGES``, a folder, an ``s3://`` prefix, or the name of a hub repository.
+    name: str
+    needs: str
+    """What it should hold."""
+
+
+ENCODER = Kind("text encoder", f"{CONFIG}, weights and a tokenizer")
+
+
+def find_encoder(uri: str) -> Path:
+    """The local folder of a text encoder: one of the ``PACKAGES``, or see :func:`find_folder`.
 
     Raises:
         CheckpointError: There is no encoder, or it is not in the cache.
@@ -117,13 +128,26 @@ def find_encoder(uri: str) -> Path:
         if not (folder := cached(uri)).exists():
             raise CheckpointError(f"The text encoder {uri} is not in the cache: run `ardiff weights fetch {uri}`.")
         return folder
+    return find_folder(uri, ENCODER)
+
+
+def find_folder(uri: str, kind: Kind) -> Path:
+    """The local folder of a model; files of a bucket and of the hub are copied to a cache first.
+
+    Args:
+        uri: A folder, an ``s3://`` prefix, or the name of a hub repository.
+        kind: What it is.
+
+    Raises:
+        CheckpointError: There is no such folder.
+    """
     if storage.is_remote(uri):
-        return _from_storage(uri)
+        return _from_storage(uri, kind)
     if (Path(uri) / CONFIG).exists():
         return Path(uri)
     if Path(uri).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", uri):
-        raise CheckpointError(f"There is no text encoder in {uri}: it should hold {CONFIG}, weights and a tokenizer.")
-    return _from_hub(uri)
+        raise CheckpointError(f"There is no {kind.name} in {uri}: it should hold {kind.needs}.")
+    return _from_hub(uri, kind)
 
 
 def encoder_files(folder: Path) -> list[Path]:
@@ -142,12 +166,12 @@ def hash_files(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _from_storage(uri: str) -> Path:
+def _from_storage(uri: str, kind: Kind) -> Path:
     """A copy in the cache, named by the etags of the files, so that changed files are copied again."""
     root = uri.rstrip("/")
     files = [file for file in storage.list_objects(root) if _is_wanted(file.uri[len(root) + 1 :])]
     if f"{root}/{CONFIG}" not in [file.uri for file in files]:
-        raise CheckpointError(f"There is no text encoder in {uri}: it should hold {CONFIG}, weights and a tokenizer.")
+        raise CheckpointError(f"There is no {kind.name} in {uri}: it should hold {kind.needs}.")
     target = cache_folder() / "text" / fingerprint([[file.uri, file.size, file.etag] for file in files])
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +182,7 @@ def _from_storage(uri: str) -> Path:
     return target
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, kind: Kind) -> Path:
     """The repository in the hub client's cache; downloaded first if it is not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -169,14 +193,14 @@ def _from_hub(name: str) -> Path:
         pass
     if any(os.environ.get(variable, "0").upper() in ("1", "ON", "YES", "TRUE") for variable in OFFLINE):
         raise CheckpointError(
-            f"There is no text encoder {name}: it is neither a folder nor in the cache of the Hugging Face hub, and "
+            f"There is no {kind.name} {name}: it is neither a folder nor in the cache of the Hugging Face hub, and "
             f"{OFFLINE[0]} forbids downloads."
         )
     try:
         return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"There is no text encoder {name}: it is no folder, and the Hugging Face hub does not give it "
+            f"There is no {kind.name} {name}: it is no folder, and the Hugging Face hub does not give it "
             f"({type(error).__name__}). Check the name, or download it elsewhere and give its folder."
         ) from error
 

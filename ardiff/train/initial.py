@@ -2,18 +2,21 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ardiff.data import storage
+from ardiff.data.buckets import assign
 from ardiff.dit import DiT
 from ardiff.errors import CheckpointError
 from ardiff.models import AnyAutoencoderConfig
 from ardiff.pretrained import CONFIG, PIPELINE, build_config, local_folder, read_autoencoder_config, read_config
+from ardiff.resolution import Resolution
 from ardiff.tensors import fill, read_tensors
 from ardiff.train.checkpoint import DISCRIMINATOR, STATE
 from ardiff.train.export import MODEL
@@ -67,19 +70,29 @@ def with_positions(
     return result
 
 
-def initialise_dit(uri: str, model: DiT, new_text_layers: bool = True) -> None:
+def initialise_dit(uri: str, model: DiT, shapes: Sequence[Resolution] = (), new_layers: bool = True) -> None:
     """Loads the weights of the AR-DiT in a pipeline folder, local or ``s3://``, into ``model``.
 
     A model with text may start from one without: its layers for text keep their new weights, whose output is zero, so
-    that both models compute the same; see :func:`with_text_layers`. ``new_text_layers=False`` does not allow this.
+    that both models compute the same; see :func:`with_text_layers`. A model may also know other shapes of frames, see
+    :func:`with_shapes`. ``new_layers=False`` allows neither.
+
+    Args:
+        uri: The folder.
+        model: Its weights are replaced.
+        shapes: Those that ``model`` knows, if there are several.
+        new_layers: Whether ``model`` may have other layers for text and shapes.
 
     Raises:
         CheckpointError: ``uri`` is no pipeline, it is damaged, or its weights do not fit the model.
     """
     with local_folder(uri) as folder:
-        read_config(folder, PIPELINE)
+        config = read_config(folder, PIPELINE)
         weights = read_tensors(folder / "dit.safetensors")
-        fill(model, with_text_layers(weights, model) if new_text_layers else weights, uri)
+        if new_layers:
+            known = build_config(AnyAutoencoderConfig, config["vae"]).shapes
+            weights = with_shapes(with_text_layers(weights, model), known, shapes)
+        fill(model, weights, uri)
 
 
 def with_text_layers(weights: Mapping[str, Tensor], model: DiT) -> dict[str, Tensor]:
@@ -94,6 +107,27 @@ def with_text_layers(weights: Mapping[str, Tensor], model: DiT) -> dict[str, Ten
     if classes in result and not model.config.num_classes:
         result[classes] = result[classes][-1:]
     return result | text_layers
+
+
+def with_shapes(
+    weights: Mapping[str, Tensor], known: Sequence[Resolution], shapes: Sequence[Resolution]
+) -> dict[str, Tensor]:
+    """The weights of an AR-DiT that knows frames of ``known`` shapes, for one that knows ``shapes``; none is one shape.
+
+    Each shape starts from the embedding of the known shape that is cropped the least for it. A model of one shape has
+    no embedding, which is a zero one; a model of one shape starts from the first of several. So before the first step
+    a model computes for each shape what the earlier one computes for the known shape.
+    """
+    result, name, classes = dict(weights), "shape_embedding.weight", "class_embedding.weight"
+    if classes not in result or (name not in result and len(shapes) < 2):
+        return result
+    stored = result.pop(name, torch.zeros_like(result[classes][:1]))  # (known shapes, C)
+    if len(shapes) < 2:
+        result[classes] = result[classes] + stored[0]
+        return result
+    heights, widths = (np.array(sides) for sides in zip(*shapes, strict=True))
+    result[name] = stored[torch.from_numpy(assign(heights, widths, known))]
+    return result
 
 
 def pruned(weights: Mapping[str, Tensor], token_dim: int) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ The caller provides the data, as an iterator of micro-batches.
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -147,7 +148,8 @@ def _accumulate_gradients(
         # Engines average gradients over ranks, which may hold unequal numbers of samples: every sample weighs the same.
         divisor = config.batch_size / (len(indices) * size)
         on_device = {name: to_device(tensor, engine.device) for name, tensor in batch.items()}
-        with meter.counting(len(indices), task.kind_of(step)):
+        sizes = itertools.chain.from_iterable(tensor.shape for tensor in batch.values())
+        with meter.counting(task.kind_of(step), *sizes):
             loss, logged = engine.compute(functools.partial(task.loss, on_device, step, draws))
             engine.backward(loss / divisor)
             if discriminator is not None:

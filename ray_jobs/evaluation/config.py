@@ -5,6 +5,7 @@ from typing import Literal
 
 from ardiff.data.manifest import Split
 from ardiff.data.packages import cache_folder
+from ardiff.metrics.compiled import Backend
 from ardiff.metrics.drift import SEGMENT
 from ardiff.metrics.networks.random3d import MIN_FRAMES
 from ardiff.metrics.protocol import ProtocolName
@@ -15,6 +16,7 @@ from ardiff.metrics.registry import (
     find_metric,
     find_spec,
     scored_metric_names,
+    set_specs,
 )
 from ardiff.resolution import Resolution
 from ray_jobs.evaluation.frames import Fit
@@ -89,14 +91,14 @@ class EvaluateConfig(ScoredClips):
     video of the same name."""
     features: tuple[str, ...] = ()
     """Features of generated videos from any network, instead of ``fake``: npz, npy or Parquet files, one per set, with
-    one row per video. Their Frechet and kernel distances are computed."""
+    one row per video. Their Frechet and kernel distances are computed; by the protocol jedi, JEDi's distance."""
     real_features: str | None = None
     """The features of real videos that ``features`` are compared with."""
     reconstruct: str | None = None
     """AR-VAE folder: also score its reconstructions of the real clips, against the clips themselves."""
     weights: tuple[str, ...] = ()
-    """Files of network weights, local or ``s3://``, safetensors or PyTorch state dicts. Other weights come from the
-    cache."""
+    """Files of network weights, local or ``s3://``, safetensors or PyTorch state dicts; or models of the package
+    transformers, as folders, ``s3://`` prefixes or names of hub repositories. Other weights come from the cache."""
     drift: bool = False
     """Also score every 16 frames of the generated videos against real clips, and plot the scores."""
     shapes: bool = False
@@ -110,6 +112,8 @@ class EvaluateConfig(ScoredClips):
     """GPUs that an actor reserves if there are any; with a fraction, several actors share one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` uses GPUs if there are any."""
+    backend: Backend = "torch"
+    """What computes the networks on CPUs: ``torch``, or ``openvino``, which computes I3D faster."""
     cache: str | None = None
     """Folder or ``s3://`` prefix of the real videos' features. Without it, $ARDIFF_CACHE or ~/.cache/ardiff."""
 
@@ -128,8 +132,15 @@ class EvaluateConfig(ScoredClips):
             raise ValueError("features are scored alone: leave out fake, reconstruct, drift and metrics")
         if self.drift and self.reconstruct and not self.fake:
             raise ValueError("drift is of generated videos: give fake too")
-        for spec in self.set_metrics.values():
-            spec.network.check_frames(self.num_frames)
+        if not self.features:
+            for spec in self.set_metrics.values():
+                spec.network.check_frames(self.num_frames)
+        if self.drift and self.protocol not in set_specs(find_metric("fvd")):
+            raise ValueError(f"drift is measured by fvd, which {self.protocol} does not define: use styleganv")
+        if self.backend == "openvino" and not self.features:
+            specs = [*self.set_metrics.values(), *([self.drift_spec] if self.drift else [])]
+            for network in (spec.network for spec in specs if spec.network.prepare_openvino is None):
+                raise ValueError(f"OpenVINO does not compute the network '{network.name}': use backend=torch")
         if self.shapes and not self.drift:
             raise ValueError("shapes is measured by drift: give --drift too, or use `ardiff evaluate-quick --shapes`")
         if self.drift and (self.num_frames % SEGMENT or self.num_frames < 2 * SEGMENT):

@@ -9,10 +9,12 @@ import torch
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
+from ardiff.data.manifest import VideoRecord
 from ardiff.metrics.drift import (
     SEGMENT,
     STATISTICS,
     Drift,
+    DriftError,
     DriftReport,
     clip_statistics,
     colour_drift,
@@ -23,7 +25,7 @@ from ardiff.metrics.drift import (
 )
 from ardiff.metrics.store import FeatureStore
 from ray_jobs.evaluation.config import EvaluateConfig
-from ray_jobs.evaluation.datasets import Clip, generated_clips
+from ray_jobs.evaluation.datasets import Clip, generated_clips, real_clips
 from ray_jobs.evaluation.estimates import Reference
 from ray_jobs.evaluation.features import ClipSet, Measure, Workers, data_keys, extract, read_stored
 from ray_jobs.evaluation.set_metrics import EvaluationSet, FeatureStores, Inputs, reference_clips
@@ -47,21 +49,31 @@ def measure_drift(inputs: Inputs) -> DriftReport:
     videos = [(clip.video.uri, clip.video.label) for clip in clips]
     real = Reference.of(config.num_clips, spec.distance, videos, real_extracted)
     distances = [spec.distance(real.features, features) for features, _ in extracted]
-    sets = [clips[: config.num_clips], *segments]
+    real_segments = _segments_of_real_clips(config, inputs.real.records)
+    sets = [clips[: config.num_clips], *segments, *real_segments]
     real_means, *means = _measure_segments(segment_config, config.shapes, sets, inputs.join_cluster)
     drifts = []
     for number, dataset in enumerate(inputs.generated):
         own = slice(number * len(starts), (number + 1) * len(starts))
         statistics = {name: [m.statistics[name] for m in means[own]] for name in real_means.statistics}
         colour = colour_drift(np.stack([m.colours for m in means[own]]))
-        drifts.append(Drift(name=dataset.name, fvd=distances[own], statistics=statistics, colour=colour))
+        error = DriftError.of(np.stack([m.videos for m in means[own]]))
+        drifts.append(Drift(name=dataset.name, fvd=distances[own], statistics=statistics, colour=colour, error=error))
     return DriftReport(
         sets=drifts,
         real_fvd=real.baseline.distance,
         real_statistics=real_means.statistics,
+        real_error=DriftError.of(np.stack([m.videos for m in means[len(segments) :]])),
         num_clips=config.num_clips,
         protocol=f"{config.protocol}, {spec.feature}, {spec.resize}",
     )
+
+
+def _segments_of_real_clips(config: EvaluateConfig, records: list[VideoRecord]) -> list[list[Clip]]:
+    """The segments of real clips that are as long as the generated videos, segment by segment."""
+    clips = real_clips(records, min(config.num_clips, max(len(records), 2)), config)
+    starts = range(0, config.num_frames * config.stride, SEGMENT * config.stride)
+    return [[replace(clip, start=clip.start + start) for clip in clips] for start in starts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,8 @@ class _Segment:
 
     statistics: dict[str, float]
     """Means over videos."""
+    videos: np.ndarray
+    """The ``STATISTICS`` of each video, float32 ``(V, 5)``."""
     colours: np.ndarray
     """float32 ``(V, 3)``."""
 
@@ -98,7 +112,7 @@ def _summarize(values: np.ndarray, labels: list[int]) -> _Segment:
     """From the measurements of :func:`_measure_segment`, ``(V, D)``."""
     simple, colours, shapes = np.split(values, [len(STATISTICS), len(STATISTICS) + 3], axis=1)
     statistics = mean_statistics(simple) | (mean_shape_statistics(shapes, labels) if shapes.size else {})
-    return _Segment(statistics, colours)
+    return _Segment(statistics, simple, colours)
 
 
 def _measure_segment(shapes: bool, device: torch.device) -> Measure:

@@ -7,9 +7,9 @@ import numpy as np
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, DataError
 from ardiff.metrics.arrays import read_features
-from ardiff.metrics.distances import Kernel, SetDistance
+from ardiff.metrics.distances import Kernel, Polynomial, SetDistance
 from ardiff.metrics.features import VideoFeatures
-from ardiff.metrics.protocol import FROM_FILES, Protocol
+from ardiff.metrics.protocol import FROM_FILES, Protocol, ProtocolName
 from ardiff.metrics.registry import find_spec
 from ardiff.metrics.scores import SetScore
 from ardiff.metrics.store import StoredClip
@@ -29,7 +29,7 @@ def score_features(config: EvaluateConfig) -> list[SetScore]:
     """
     assert config.real_features is not None
     real = read_features(config.real_features)
-    distances: dict[str, SetDistance] = {"frechet": find_spec(config.protocol, "fvd").distance, "kernel": Kernel()}
+    distances = _distances(config.protocol)
     scores: dict[str, list[SetScore]] = {metric: [] for metric in distances}
     for uri in config.features:
         fake = read_features(uri)
@@ -41,6 +41,17 @@ def score_features(config: EvaluateConfig) -> list[SetScore]:
         for metric, distance in distances.items():
             scores[metric].append(_score(config, metric, distance, real, fake, uri))
     return [score for metric in distances for score in scores[metric]]
+
+
+def _distances(protocol: ProtocolName) -> dict[str, SetDistance]:
+    """The distances of a protocol between features, by metric."""
+    match protocol:
+        case "jedi":
+            return {"jedi": Polynomial()}
+        case "cd-fvd":
+            return {"frechet": find_spec(protocol, "cd-fvd").distance, "kernel": Kernel()}
+        case _:
+            return {"frechet": find_spec(protocol, "fvd").distance, "kernel": Kernel()}
 
 
 def set_name(uri: str) -> str:

@@ -11,6 +11,7 @@ import ray
 import ray.data
 import torch
 
+from ardiff.data import storage
 from ardiff.errors import ConfigError
 from ardiff.metrics.controls import CONTROLS
 from ardiff.metrics.extractors import FeatureExtractor
@@ -41,6 +42,8 @@ from ray_jobs.evaluation.reconstruction import reconstruct
 from ray_jobs.runtime.progress import remote_progress, report_errors
 
 REFERENCE, REAL = "reference", "real"
+BY_CONDITION = "by_condition.csv"
+"""The file with the means by prompt or class beside the scores."""
 FVD_CONTROL = "shuffled frames"
 """The only control of FVD: I3D takes seconds per clip."""
 Sets = dict[str, list[Clip]]
@@ -62,8 +65,10 @@ def is_outdated(config: QuickConfig, scores: dict[str, Any]) -> bool:
     """Whether scores should be computed again, from the content of their ``scores.json``.
 
     The weights of I3D are in the cache now and the scores have no FVD, an earlier version computed the distance, or the
-    measures of shapes are missing.
+    measures of shapes or their means by prompt or class are missing.
     """
+    if not storage.exists(storage.join(config.output, BY_CONDITION)):
+        return True
     extractors, real = scores["extractors"], scores["sets"][REAL]
     lacks_fvd = "fvd" not in extractors and _has_i3d(config)
     lacks_shapes = config.shapes and not real.keys() >= set(SHAPE_MEASURES)
@@ -160,6 +165,7 @@ class _Actor:
         for i, clip in enumerate(task["clips"]):
             uri, index = clip["video"]["uri"], int(task["first"]) + i
             row = {"set": name, "index": index, "uri": uri, "start": int(clip["start"])}
+            row["condition"] = next(iter(clip["video"]["captions"]), clip["video"]["class_name"])
             row |= {"sha256": hashlib.sha256(videos[i].tobytes()).hexdigest(), "features": features[i].tolist()}
             if self.i3d is not None and has_fvd(name) and index < config.i3d_clips:
                 row["i3d"] = self.i3d(videos[i : i + 1])[0, 0].tolist()

@@ -176,6 +176,20 @@ def _score_measurements(config: QuickConfig, scores: list[SetScore], rows: dict[
     return measured
 
 
+def by_condition(frame: pd.DataFrame) -> pd.DataFrame:
+    """The mean of each measured share over the videos of each prompt, or of each class without prompts.
+
+    Returns:
+        A row per set and condition with the columns ``set``, ``condition``, ``videos`` and a column per share. The
+        conditions of a set are sorted by the first share, the smallest first. Controls are left out.
+    """
+    shares = [name for name in SHARES if name in frame]
+    intact = frame[~frame["set"].isin([*CONTROLS, REFERENCE])]
+    groups = intact.groupby(["set", "condition"])
+    means = groups.size().to_frame("videos").join(groups[shares].mean()).reset_index()
+    return means.sort_values(["set", *shares[:1], "condition"], ignore_index=True)
+
+
 def summarize(scores: list[SetScore]) -> dict[str, Any]:
     """The scores by set and metric, and the extractor of each metric that has one."""
     sets: dict[str, dict[str, float]] = {}

@@ -15,6 +15,7 @@ from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.latents import vae_fingerprint
 from ardiff.data.manifest import VideoRecord
+from ardiff.metrics.compiled import Backend
 from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.notes import rate_notes
 from ardiff.metrics.protocol import VERSION, Protocol
@@ -150,7 +151,8 @@ def _read_score(file: str, scored: EvaluationSet) -> SetScore | None:
 def reference_clips(config: EvaluateConfig, records: list[VideoRecord]) -> list[Clip]:
     """The real clips, and as many clips of other videos for the baseline if there are enough videos."""
     if len(records) < 2 * config.num_clips:
-        most = len(records) if config.protocol == "styleganv" else config.num_clips  # at most one clip of a video
+        several = config.protocol == "ardiff-release"  # the others take at most one clip of a video
+        most = config.num_clips if several else len(records)
         return real_clips(records, min(config.num_clips, most), config)
     reference, others = two_draws(records, config.num_clips, config)
     return reference + others
@@ -175,6 +177,7 @@ class FeatureStores:
         network = spec.network
         preprocessing = [dict(spec.options), network.size, spec.resize, network.value_range, spec.reencode]
         settings = [network.name, sha256, *preprocessing, config.num_frames, config.resolution, VERSION]
+        settings += [] if config.backend == "torch" else [config.backend]
 
         def clip_set(root: str, clips: list[Clip], vae: str) -> ClipSet:
             key = fingerprint([*settings, *([vae_fingerprint(vae)] if vae else [])], data_keys(clips))
@@ -191,7 +194,7 @@ class FeatureStores:
             return stored
         inputs.join_cluster()
         name = self.spec.network.name
-        build = functools.partial(_build_extractor, self.spec, shared(inputs.weights[name][0]))
+        build = functools.partial(_build_extractor, self.spec, shared(inputs.weights[name][0]), config.backend)
         workers = Workers.of(config)
         return extract(name, self.clip_sets, build, config.num_frames, config.resolution, workers)
 
@@ -219,8 +222,8 @@ class _Shared:
         return ray.get, (self.reference,)
 
 
-def _build_extractor(spec: MetricSpec, state: State, device: torch.device) -> Measure:
-    return FeatureExtractor(spec, state, device)
+def _build_extractor(spec: MetricSpec, state: State, backend: Backend, device: torch.device) -> Measure:
+    return FeatureExtractor(spec, state, device, backend)
 
 
 def _compression(codec: str, spec: MetricSpec) -> str:

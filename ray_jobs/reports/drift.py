@@ -10,7 +10,7 @@ from typing import Any
 
 from ardiff.data import storage
 from ardiff.metrics.drift import SEGMENT, SHAPE_STATISTICS, STATISTICS, Drift, DriftReport
-from ray_jobs.reports.html import Curve, Report, Sheet, render_report
+from ray_jobs.reports.html import Curve, Report, Sheet, Table, render_report
 from ray_jobs.runtime.stages import versions
 
 COLUMNS = 4
@@ -74,10 +74,23 @@ def page(report: DriftReport, config_yaml: str, versions: dict[str, str]) -> str
             sheets=[Sheet("All in one picture", report.protocol, draw(report))],
             videos=[],
             scores=[],
+            tables=[_errors(report)],
             config_yaml=config_yaml,
             versions=versions,
             caveats=["Every segment is compared with the same real clips, so a change is one of the videos."],
         )
+    )
+
+
+def _errors(report: DriftReport) -> Table:
+    """The drift errors of all sets and of real clips."""
+    sets = {drift.name: drift.error for drift in report.sets} | {"real": report.real_error}
+    return Table(
+        "Drift error",
+        "Video Drift Error of each statistic, the mean over videos and its 95 % interval: the sum over segments of the "
+        "relative change from the first one, early ones with more weight. Compare videos of one length.",
+        ["set", *STATISTICS],
+        [[name, *(str(error[statistic]) for statistic in STATISTICS)] for name, error in sets.items()],
     )
 
 

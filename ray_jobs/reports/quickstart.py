@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ardiff.config import to_yaml
 from ardiff.data.clips import read_clip
@@ -14,6 +15,7 @@ from ardiff.metrics.scores import format_score
 from ardiff.metrics.shapes import SHAPE_MEASURES
 from ardiff.metrics.tracking import MOTION_CHECKS
 from ray_jobs.evaluation.config import QuickConfig
+from ray_jobs.evaluation.quick import BY_CONDITION
 from ray_jobs.evaluation.quick_scores import describe
 from ray_jobs.generation.config import GenerateConfig
 from ray_jobs.reports.html import Curve, Report, Score, Sheet, Stage, Table, Video, write_report
@@ -28,6 +30,10 @@ CAVEATS = [
 
 PROMPTED = 4
 """Videos of each set with prompts that the report shows one by one."""
+WORST = 4
+"""Prompts or classes of each set in the table of those that are followed least."""
+SHOWN_BY_CONDITION = (*PROMPT_MEASURES[:-1], "frame identity", "steady colour", "smooth motion")
+"""The shares in that table."""
 
 
 def write_quickstart_report(
@@ -67,7 +73,11 @@ def write_quickstart_report(
                 *(video for g in generated for video in _prompted_videos(g)),
             ],
             scores=[_score(score, scores["sets"][score["set"]]) for score in _distances(scores)],
-            tables=[*_prompt_tables(scores["sets"]), *_shape_tables(scores["sets"])],
+            tables=[
+                *_prompt_tables(scores["sets"]),
+                *_shape_tables(scores["sets"]),
+                *_condition_tables(pd.read_csv(f"{evaluated.output}/{BY_CONDITION}")),
+            ],
             config_yaml=to_yaml(config),
             versions=versions(),
             caveats=[*CAVEATS, _extractor_caveat(scores)],
@@ -166,6 +176,23 @@ def _shape_tables(sets: dict[str, dict[str, float]]) -> list[Table]:
         "class wins a vote of their frames, which hides a shape that turns into another one and back."
     )
     return _share_tables(sets, "Shapes and motion", caption, SHAPE_MEASURES)
+
+
+def _condition_tables(conditions: pd.DataFrame) -> list[Table]:
+    """The prompts or classes that each model follows least; none for data without known shapes.
+
+    ``conditions`` is the result of :func:`ray_jobs.evaluation.quick_scores.by_condition`.
+    """
+    measures = [name for name in SHOWN_BY_CONDITION if name in conditions]
+    if not measures:
+        return []
+    models = conditions[conditions["set"].str.startswith("ar-step-")]
+    rows = [
+        [row["set"], row["condition"], str(row["videos"]), *(f"{100 * row[measure]:.0f}" for measure in measures)]
+        for row in models.groupby("set").head(WORST).to_dict("records")
+    ]
+    caption = f"Percent, means over their videos: at most {WORST} of each set. All are in scores/{BY_CONDITION}."
+    return [Table("Prompts or classes that are followed least", caption, ["set", "asked", "videos", *measures], rows)]
 
 
 def _share_tables(

@@ -71,8 +71,9 @@ def training_error_log(
     folder: str, clips: ClipConfig, manifest: Sequence[VideoRecord], records: Sequence[VideoRecord], resume: str
 ) -> contextlib.AbstractContextManager[Reporter]:
     """The error log of a training run on ``records``, the videos of ``manifest`` that are long enough for a clip."""
-    resumed = set() if resume == "none" else {record.uri for record in records}
-    short = too_short(manifest, "train", clips.span, clips.fps)
+    used, shortest = {record.uri for record in records}, clips.of_each_length[-1]
+    resumed = set() if resume == "none" else used
+    short = [row for row in too_short(manifest, "train", shortest.span, shortest.fps) if row.uri not in used]
     return error_log(folder, len(records), clips.max_bad_fraction, "video", resumed, short)
 
 

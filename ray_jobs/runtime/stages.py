@@ -162,6 +162,14 @@ def _tree_memory() -> int:
     return total
 
 
+def claim_output(folder: str, expected: str) -> None:
+    """Writes the fingerprint of a job's settings to its folder. Raises ConfigError if it holds another one's."""
+    file = storage.join(folder, "settings.txt")
+    if storage.exists(file) and storage.read_bytes(file).decode() != expected:
+        raise ConfigError(f"{folder} holds videos of another model or other settings: give another output.")
+    storage.write_bytes(file, expected.encode())
+
+
 def record_run(folder: str, config: Any) -> None:
     """Writes resolved configuration, versions and git commit to the run's folder, before it starts."""
     storage.write_bytes(storage.join(folder, "config.yaml"), to_yaml(config).encode())

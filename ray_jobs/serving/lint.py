@@ -1,6 +1,6 @@
 """Checks a Ray Serve configuration of the endpoint. Serve itself ignores unknown keys and contradictions.
 
-ardiff lint-serve cluster/serve_config.yaml
+ardiff lint-serve cluster/overlays/aws/serve_config.yaml
 """
 
 import difflib
@@ -31,7 +31,7 @@ EXTENSION = "x-"
 class LintConfig:
     """The file to check."""
 
-    file: str = "cluster/serve_config.yaml"
+    file: str = "cluster/overlays/aws/serve_config.yaml"
     """The Serve configuration."""
 
 

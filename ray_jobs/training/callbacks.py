@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ardiff import distributed, logs
 from ardiff.data import storage
-from ardiff.data.encode import contact_sheet
+from ardiff.data.encode import contact_sheet, tile
 from ardiff.errors import DataError
 from ardiff.train.callbacks import TrainingCallback
 from ray_jobs.training.job import TrainJob
@@ -23,6 +23,8 @@ from ray_jobs.training.trackers import make_trackers
 logger = logging.getLogger(__name__)
 PROGRESS_INTERVAL = 0.5
 """Seconds between updates of the progress bar."""
+SAMPLE_COLUMNS = 4
+"""Samples side by side in the video of all samples."""
 
 
 def new_attempt_id(device: torch.device) -> str:
@@ -83,9 +85,9 @@ class LoggingCallback(TrainingCallback):
             tracker.log(step, values)
 
     def on_samples(self, step: int, videos: Tensor) -> None:
-        png = contact_sheet(videos.numpy())
+        png, video = contact_sheet(videos.numpy()), tile(videos.numpy(), SAMPLE_COLUMNS)
         for tracker in self.trackers:
-            tracker.log_sheet(step, png)
+            tracker.log_samples(step, png, video)
         try:
             storage.write_bytes(storage.join(self.job.folder, "samples", f"step-{step:06d}.png"), png)
         except DataError as error:

@@ -80,7 +80,8 @@ class TrainDiTConfig:
     files_per_chunk: int = 16
     """Parquet files that are loaded and shuffled together."""
     init_from: str = ""
-    """Initial weights: a pipeline folder, local or ``s3://``. Empty starts from random weights."""
+    """Initial weights: a pipeline folder, local or ``s3://``, also of other shapes of frames. Empty starts from random
+    weights."""
     data: DiTDataConfig = field(default_factory=DiTDataConfig)
     """Stored latents or videos."""
     dit: AnyDiTConfig = field(default_factory=DiTConfig)

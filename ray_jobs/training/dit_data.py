@@ -14,6 +14,7 @@ from torch import Tensor
 from ardiff.config import fingerprint
 from ardiff.data import storage
 from ardiff.data.bucket_stream import clip_stream
+from ardiff.data.buckets import training_videos
 from ardiff.data.latents import (
     LatentSet,
     LatentStatistics,
@@ -23,7 +24,7 @@ from ardiff.data.latents import (
     statistics_of,
     vae_fingerprint,
 )
-from ardiff.data.manifest import VideoRecord, class_names, content_of, manifest_table, usable
+from ardiff.data.manifest import VideoRecord, class_names, content_of, manifest_table
 from ardiff.data.streams import LatentStream, Stream
 from ardiff.data.texts import TextIndex, TextSet, find_texts, read_texts, state_bytes
 from ardiff.data.transforms import to_unit
@@ -51,10 +52,10 @@ def stored_latents(config: TrainDiTConfig) -> LatentSet:
 def latents_of_clips(config: TrainDiTConfig, manifest: list[VideoRecord]) -> tuple[LatentSet, list[VideoRecord]]:
     """The description that stored latents of the training videos would have, and the videos."""
     clips, vae = config.data.clips, load_autoencoder(config.data.vae).config
-    records = usable(manifest, "train", clips.span, clips.fps)
+    records = training_videos(manifest, clips)
     key, uri = vae_fingerprint(config.data.vae), storage.absolute(config.data.vae)
     neutral = LatentStatistics.neutral(vae.num_tokens, vae.token_dim)
-    shape = (clips.num_frames, vae.num_tokens, vae.token_dim)
+    shape = (max(clips.all_lengths), vae.num_tokens, vae.token_dim)
     names, shapes = class_names(manifest), vae.described_shapes
     return LatentSet(key, *shape, names, [], [], neutral, uri, key, shapes=shapes), records
 

@@ -12,14 +12,18 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
+from ardiff.data.encode import encode_video, to_gif
 from ardiff.errors import ConfigError
 from ray_jobs.training.job import TrainJob
 
 logger = logging.getLogger(__name__)
+FPS = 8
+"""Frames per second of sample videos."""
 
 
 class Tracker(Protocol):
@@ -28,8 +32,8 @@ class Tracker(Protocol):
     def log(self, step: int, values: dict[str, float]) -> None:
         """Logs values by name."""
 
-    def log_sheet(self, step: int, png: bytes) -> None:
-        """Logs a sheet of samples."""
+    def log_samples(self, step: int, sheet: bytes, video: np.ndarray) -> None:
+        """Logs samples: their sheet, a PNG, and one video of all, uint8 ``(F, H, W, 3)``."""
 
     def flush(self) -> None:
         """Makes everything logged so far durable. Raises DataError."""
@@ -66,8 +70,14 @@ class TensorBoardTracker:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def log_sheet(self, step: int, png: bytes) -> None:
-        self.writer.add_image("samples", np.asarray(Image.open(io.BytesIO(png))), step, dataformats="HWC")
+    def log_samples(self, step: int, sheet: bytes, video: np.ndarray) -> None:
+        self.writer.add_image("samples", np.asarray(Image.open(io.BytesIO(sheet))), step, dataformats="HWC")
+        # As `add_video` does, but without its package: TensorBoard plays a GIF that is an image.
+        image = Summary.Image(
+            height=video.shape[1], width=video.shape[2], colorspace=3, encoded_image_string=to_gif(video, FPS)
+        )
+        summary = Summary(value=[Summary.Value(tag="sample_videos", image=image)])
+        self.writer._get_file_writer().add_summary(summary, step)
 
     def flush(self) -> None:
         self.writer.flush()
@@ -92,8 +102,12 @@ class WandbTracker:
     def log(self, step: int, values: dict[str, float]) -> None:
         self.run.log(values, step=step)
 
-    def log_sheet(self, step: int, png: bytes) -> None:
-        self.run.log({"samples": self.wandb.Image(Image.open(io.BytesIO(png)))}, step=step)
+    def log_samples(self, step: int, sheet: bytes, video: np.ndarray) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "samples.mp4"
+            file.write_bytes(encode_video(video, FPS))
+            image = self.wandb.Image(Image.open(io.BytesIO(sheet)))
+            self.run.log({"samples": image, "sample_videos": self.wandb.Video(str(file), format="mp4")}, step=step)
 
     def flush(self) -> None:
         """Weights & Biases writes by itself."""
@@ -131,11 +145,11 @@ class MLflowTracker:
         metrics = [self.metric(re.sub(r"[^\w./ -]", "_", n), value, now, step) for n, value in values.items()]
         self._try(lambda: self.client.log_batch(self.run_id, metrics=metrics))
 
-    def log_sheet(self, step: int, png: bytes) -> None:
+    def log_samples(self, step: int, sheet: bytes, video: np.ndarray) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / f"step-{step:06d}.png"
-            file.write_bytes(png)
-            self._try(lambda: self.client.log_artifact(self.run_id, str(file), "samples"))
+            for suffix, content in (("png", sheet), ("mp4", encode_video(video, FPS))):
+                (Path(folder) / f"step-{step:06d}.{suffix}").write_bytes(content)
+            self._try(lambda: self.client.log_artifacts(self.run_id, folder, "samples"))
 
     def flush(self) -> None:
         """Each call has stored its values."""

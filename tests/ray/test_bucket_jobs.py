@@ -1,4 +1,4 @@
-"""Videos of three shapes: the same batches with any number of workers, and one model from training to sampling."""
+"""Videos of several shapes and lengths: the same batches for all workers, and one model from training to sampling."""
 
 import json
 from collections.abc import Callable
@@ -37,12 +37,13 @@ TRAIN = ["train.batch_size=4", "train.cpu_threads=1", "train.log_every=1"]
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[VideoRecord]:
-    """Four videos of 48 x 48, eight of 32 x 64 and four of 64 x 32 pixels, height first, and their manifest."""
+    """Four videos of 48 x 48, eight of 32 x 64 and four of 64 x 32 pixels, height first, and their manifest. Half of
+    them have 10 frames, the others 14."""
     folder = tmp_path_factory.mktemp("shapes")
     records = []
     for shape, count in ((SHAPES[0], 4), (SHAPES[1], 8), (SHAPES[2], 4)):
         resolution = Resolution(2 * shape.height, 2 * shape.width)
-        drawn = SyntheticConfig(resolution=resolution, num_frames=10, num_long=0)
+        drawn = SyntheticConfig(resolution=resolution, num_frames=10, num_long=count // 2, long_frames=14)
         records += [write_video(drawn, f"{folder}/{shape}", index, "train") for index in range(count)]
     write_manifest(f"{folder}/manifest.parquet", records)
     return records
@@ -60,7 +61,7 @@ def test_batches_are_those_of_the_stream(
     records: list[VideoRecord], cluster: None, monkeypatch: pytest.MonkeyPatch, num_workers: int, first_step: int
 ) -> None:
     monkeypatch.setattr(distributed, "size", lambda: num_workers)
-    clips = ClipConfig(num_frames=3, crop="random", horizontal_flip=True)
+    clips = ClipConfig(num_frames=12, lengths=(3,), crop="random", horizontal_flip=True)
     stream = clip_stream(manifest_table(records), clips, SHAPES, 5, BATCH)
     config = TrainConfig(num_steps=STEPS, batch_size=BATCH, num_workers=num_workers, loading_tasks=1)
     shares = [list(ray_batches(stream, first_step * BATCH, config, rank, None)) for rank in range(num_workers)]
@@ -71,8 +72,9 @@ def test_batches_are_those_of_the_stream(
         for name in ("video", "label", "shape"):
             batch = torch.cat([part[name] for part in parts]).numpy()
             assert np.array_equal(batch, np.concatenate([chunk[name] for chunk in expected])), (step, name)
-        seen |= set(expected[0]["shape"].tolist())
-    assert seen == {0, 1, 2}
+        seen |= {(shape, expected[0]["video"].shape[1]) for shape in expected[0]["shape"].tolist()}
+    assert {shape for shape, _ in seen} == {0, 1, 2}
+    assert {frames for _, frames in seen} == {3, 12}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,8 @@ def trained(records: list[VideoRecord], cluster: None, tmp_path_factory: pytest.
 
 
 def vae_settings(records: list[VideoRecord]) -> list[str]:
-    settings = [f"clips.manifest={manifest_of(records)}", "clips.num_frames=3", "clips.buckets=[[16,32],[32,16]]"]
+    settings = [f"clips.manifest={manifest_of(records)}", "clips.num_frames=12", "clips.lengths=[3]"]
+    settings += ["clips.buckets=[[16,32],[32,16]]"]
     return [*settings, "vae.resolution=24", *section("vae", VAE), *TRAIN, "train.checkpoint_every=3"]
 
 
@@ -101,6 +104,9 @@ def test_from_videos_of_three_shapes_to_videos_of_three_sizes(
     shares = [dict(history[f"share_{shape}"]) for shape in SHAPES]
     assert [sum(share[step] for share in shares) for step in range(1, 7)] == [1] * 6
     assert all(set(share.values()) == {0.0, 1.0} for share in shares)
+    of_lengths = [dict(history[f"share_{frames}_frames"]) for frames in (12, 3)]
+    assert all(set(share.values()) == {0.0, 1.0} for share in of_lengths)
+    assert [sum(share[step] for share in of_lengths) for step in range(1, 7)] == [1] * 6
 
     [file] = (trained / "latents").rglob("latents.json")
     description = read_description(str(file.parent))
@@ -156,12 +162,14 @@ def test_shapes_that_are_chosen_and_clips_that_are_encoded_in_training(
         0
     )
     assert "Shapes: 24x24, 16x32, 32x16 (height x width)" in err
-    clips = [f"data.vae={trained}/vae/model", f"data.clips.manifest={manifest_of(records)}", "data.clips.num_frames=8"]
+    clips = [f"data.vae={trained}/vae/model", f"data.clips.manifest={manifest_of(records)}", "data.clips.num_frames=6"]
+    clips += ["data.clips.fps=4", "data.clips.lengths=[5]"]  # the videos have 5 or 7 frames at 4 frames/s
     dit = ["train-dit", "--output", tmp_path / "dit", "data.source=clips", *clips, "data.statistics_clips=8"]
     dit += [*TRAIN, *section("dit", DIT), "train.num_steps=4"]
     ardiff(*dit).expect(0)
     shares = json.loads((tmp_path / "dit" / "history.json").read_text())
     assert {value for i in range(3) for _, value in shares[f"share_shape_{i}"]} == {0.0, 1.0}
+    assert {value for frames in (5, 6) for _, value in shares[f"share_{frames}_frames"]} == {0.0, 1.0}
     assert ARDiffusionPipeline.from_pretrained(f"{tmp_path}/dit/pipeline").info.shapes == SHAPES
     refused = ardiff(*dit, "data.clips.buckets=[[16,32]]").complaint
     assert "data.clips.buckets follows from the AR-VAE" in refused

@@ -214,6 +214,28 @@ def test_pairs_end_to_end(evaluate: Evaluate, videos: Path, weights: dict[str, s
     assert scores["noisy", "psnr"].baseline is None
 
 
+def test_content_debiased_fvd_end_to_end(evaluate: Evaluate, videos: Path, tmp_path: Path) -> None:
+    """By the network of a model folder, whose configuration travels to the actors with its weights."""
+    import transformers
+
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.VideoMAEConfig(patch_size=32, **sizes)
+    torch.manual_seed(0)
+    transformers.VideoMAEForVideoClassification(config).save_pretrained(tmp_path / "videomae")
+    arguments = ["--fake", videos / "noisy", "--protocol", "cd-fvd", "--output", tmp_path / "out"]
+    code, said = evaluate(videos / "real", *arguments, "--metrics", "cd-fvd", "--weights", tmp_path / "videomae")
+    assert code == 0, said
+    score = by_metric(tmp_path / "out")["noisy", "cd-fvd"]
+    p = score.protocol
+    assert (p.name, p.network, p.resize, p.value_range) == ("cd-fvd", "videomae", "bilinear to 224x224", "[0, 1]")
+    fake = FeatureStore(str(next((tmp_path / "out" / "features").iterdir()))).read(4)[0].array()
+    assert fake.shape == (4, 1, 24)
+    assert score.score > 0
+    code, said = evaluate(videos / "real", *arguments, "--weights", tmp_path / "videomae")
+    assert code == 2
+    assert "cd-fvd does not define fvd: use styleganv or ardiff-release, or one of its metrics, cd-fvd" in said
+
+
 def test_temporal_consistency_needs_no_weights(evaluate: Evaluate, tmp_path: Path) -> None:
     """A shuffled copy of the real videos changes more from frame to frame than other real videos do."""
     real, fake = put(tmp_path / "real", 16), tmp_path / "shuffled"
@@ -249,6 +271,10 @@ def test_drift_end_to_end(evaluate: Evaluate, weights: dict[str, str], tmp_path:
     assert drift["sets"][0]["fvd"][0] != drift["sets"][0]["fvd"][1]
     assert drift["sets"][0]["colour"][0] == 0.0 < drift["sets"][0]["colour"][1]
     assert drift["sets"][0]["statistics"]["frame identity"] == [0.0, 0.0], "these videos show no shape"
+    error = drift["sets"][0]["error"]["brightness"]
+    assert error == drift["real_error"]["brightness"], "the real videos are copies"
+    first, second = drift["sets"][0]["statistics"]["brightness"]
+    assert error["mean"] >= abs(second - first) / first * 0.9
     assert (tmp_path / "out" / "drift.png").read_bytes().startswith(b"\x89PNG")
     assert "Drift over long videos" in (tmp_path / "out" / "drift.html").read_text()
 
@@ -431,6 +457,16 @@ def test_errors_before_ray_starts(
         (2, "styleganv does not define fid-vid: use ardiff-release", [*real, *fake, "--metrics", "fid-vid"]),
         (2, "clips of at least 10 frames, got 9", [*real, *fake, "--frames", "9", "--weights", weights["i3d"]]),
         (2, "20 is no multiple", [*real, *fake, "--frames", "20", "--protocol=ardiff-release", "--metrics=fid-vid"]),
+        (
+            2,
+            "OpenVINO does not compute the network 'inception'",
+            [*real, *fake, "backend=openvino", "--metrics=fid-img"],
+        ),
+        (
+            2,
+            "drift is measured by fvd, which jedi does not",
+            [*real, *fake, "--protocol=jedi", "--drift", "--metrics=jedi"],
+        ),
         (2, "drift compares segments of 16", [*real, *fake, "--drift", "--frames", "16"]),
         (1, "other has 4 videos, but num_clips is 5", [*real, *fake, "--num-clips", "5", "--weights", weights["i3d"]]),
         (1, "no weights of the network 'i3d': run `ardiff weights fetch i3d`", [*real, *fake]),
@@ -593,6 +629,11 @@ def test_features_from_anywhere_need_neither_videos_nor_a_cluster(
     assert good.checks.num_clips == 100
     assert good.protocol.real_data == bad.protocol.real_data
     assert "12 features from files" in capfd.readouterr().err
+    jedi = ["evaluate", "--features", str(tmp_path / "good.npz"), *arguments[:2], "--protocol", "jedi"]
+    assert main([*jedi, "--output", str(tmp_path / "jedi")]) == 0
+    [score] = read_scores(str(tmp_path / "jedi"))
+    assert (score.metric, score.protocol.name) == ("jedi", "jedi")
+    assert 0 < score.score < (score.baseline or 0) * 3
     np.save(tmp_path / "other.npy", generator.normal(size=(100, 11)))
     assert main(["evaluate", "--features", str(tmp_path / "other.npy"), *arguments]) == 1
     assert "compute both with the same network" in capfd.readouterr().err

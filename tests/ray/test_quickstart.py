@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from jobs import Jobs, Result
@@ -151,6 +152,10 @@ def test_the_pipeline_alone_gives_the_same_video(
 
 def test_scores_hold_every_set(finished: tuple[Path, Result]) -> None:
     scores = json.loads((finished[0] / "scores" / "scores.json").read_text())
+    by_class = pd.read_csv(finished[0] / "scores" / "by_condition.csv")
+    assert set(by_class["condition"]) <= set(CLASSES)
+    means = by_class.groupby("set").apply(lambda rows: np.average(rows["frame identity"], weights=rows["videos"]))
+    assert means["real"] == pytest.approx(scores["sets"]["real"]["frame identity"])
     sets = scores["sets"]
     assert sets.keys() == {"real", "reconstruction", "ar-step-0", "ar-step-2", "ar-step-4", *CONTROLS}
     assert all(np.isfinite(values["distance"]) for values in sets.values())
@@ -237,6 +242,9 @@ def test_a_model_that_takes_prompts(ardiff: Command, cluster: None, tmp_path: Pa
     sets = json.loads((folder / "scores" / "scores.json").read_text())["sets"]
     assert sets["real"]["prompt followed"] == sets["real"]["prompt direction"] == 1.0
     assert 0.0 <= sets["ar-step-2-held-out"]["prompt followed"] <= 1.0
+    by_prompt = pd.read_csv(folder / "scores" / "by_condition.csv")
+    assert set(by_prompt.loc[by_prompt["set"] == "ar-step-2", "condition"]) == set(prompts["test"])
+    assert "Prompts or classes that are followed least" in (folder / "report.html").read_text()
     pipeline = ARDiffusionPipeline.from_pretrained(str(folder / "dit" / "pipeline"))
     video = pipeline(prompt=prompts["test"][1], ar_step=2, num_inference_steps=4, guidance_scale=1.5, seed=1).frames
     stored = (folder / "samples" / "ar-step-2" / "videos" / "00001.mp4").read_bytes()

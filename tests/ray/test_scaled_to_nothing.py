@@ -22,7 +22,7 @@ with ray_cluster():
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head without CPUs, as in cluster/raycluster.yaml."""
+    """A head without CPUs, as in cluster/base/raycluster.yaml."""
     cluster = Cluster(head_cpus=0)
     try:
         yield cluster

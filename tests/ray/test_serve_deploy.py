@@ -1,4 +1,4 @@
-"""``serve deploy cluster/serve_config.yaml`` on a real cluster with other values, then a rolling update."""
+"""``serve deploy`` of the shipped configuration on a real cluster with other values, then a rolling update."""
 
 import contextlib
 import hashlib
@@ -44,7 +44,7 @@ def cluster() -> Iterator[Cluster]:
 
 def with_values(**values: Any) -> str:
     """The shipped configuration with other values in its section of values."""
-    text = (ROOT / "cluster" / "serve_config.yaml").read_text()
+    text = (ROOT / "cluster" / "overlays" / "aws" / "serve_config.yaml").read_text()
     head, separator, rest = text.partition("\nproxy_location:")
     for name, value in values.items():
         # A value in braces or on the line; `models` may go on with deeper lines.

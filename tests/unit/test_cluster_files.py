@@ -11,10 +11,13 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from string import Template
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -62,12 +65,31 @@ NO_RAYJOB = {
 """Why a command has no manifest of its own."""
 NAME_LENGTH = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
 
+BASE = FILES / "base"
+OVERLAYS = {"aws": "s3://", "gcp": "gs://", "bare-metal": "s3://"}
+"""The overlays, with the kind of their buckets."""
+
+
+def overlay_values(name: str) -> dict[str, str]:
+    """The environment variables that an overlay gives to every pod."""
+    overlay = yaml.safe_load((FILES / "overlays" / name / "kustomization.yaml").read_text())
+    [values] = [g for g in overlay["configMapGenerator"] if g["name"] == "ardiff-values"]
+    return dict(literal.split("=", 1) for literal in values["literals"])
+
+
+def serve_config(overlay: str) -> str:
+    return (FILES / "overlays" / overlay / "serve_config.yaml").read_text()
+
+
 DOCUMENTS = [
     (file.name, document)
-    for file in sorted(FILES.glob("*.yaml"))
+    for file in sorted(BASE.glob("*.yaml"))
+    if file.stem != "kustomization"
     for document in yaml.safe_load_all(file.read_text())
-    if "kind" in document
 ]
+for _, value in DOCUMENTS:
+    if value["kind"] == "RayService":  # as the overlay does
+        value["spec"]["serveConfigV2"] = serve_config("aws")
 JOBS = [document for _, document in DOCUMENTS if document["kind"] == "RayJob"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RAY = next(re.search("==(.*)", d)[1] for d in PROJECT["optional-dependencies"]["ray"] if d.startswith("ray["))  # type: ignore[index]
@@ -243,7 +265,8 @@ def resolves(command: str, arguments: list[str], capsys: pytest.CaptureFixture[s
 
 def entrypoint(job: dict[str, Any]) -> tuple[str, list[str]]:
     """The command and the arguments that a RayJob runs."""
-    python, dash, module, *arguments = shlex.split(job["spec"]["entrypoint"])
+    text = Template(job["spec"]["entrypoint"]).substitute(overlay_values("aws"))
+    python, dash, module, *arguments = shlex.split(text)
     assert (python, dash) == ("python", "-m")
     return COMMAND_OF_MODULE[module], arguments
 
@@ -332,12 +355,12 @@ def test_node_pools_of_the_runbook_are_those_of_the_manifests() -> None:
     assert most == {machine(group): group["maxReplicas"] for group in workers}
 
 
-def test_both_files_of_the_endpoint_are_right_and_say_the_same(tmp_path: Path) -> None:
+def test_the_files_of_the_endpoint_are_right_and_differ_in_their_values_only() -> None:
     spec = document("RayService")["spec"]
-    (tmp_path / "serve.yaml").write_text(spec["serveConfigV2"])
-    lint(tmp_path / "serve.yaml")
+    for overlay in OVERLAYS:
+        lint(FILES / "overlays" / overlay / "serve_config.yaml")
+    assert len({re.sub(r"(?s)^  models:.*^  keys:[^\n]*$", "", serve_config(o), flags=re.M) for o in OVERLAYS}) == 1
     config = yaml.safe_load(spec["serveConfigV2"])
-    assert config == yaml.safe_load((FILES / "serve_config.yaml").read_text())
     [deployment] = config["applications"][0]["deployments"]
     [group] = spec["rayClusterConfig"]["workerGroupSpecs"]
     pod = group["template"]["spec"]
@@ -353,7 +376,7 @@ def test_both_files_of_the_endpoint_are_right_and_say_the_same(tmp_path: Path) -
         [secret] = [entry["valueFrom"]["secretKeyRef"] for entry in environment if entry["name"] == variable]
         created = f"create secret generic {secret['name']} --from-literal={secret['key']}="
         assert created in (FILES / "README.md").read_text()
-    [policy] = [d for d in yaml.safe_load_all((FILES / "namespace.yaml").read_text()) if d["kind"] == "NetworkPolicy"]
+    [policy] = [d for d in yaml.safe_load_all((BASE / "namespace.yaml").read_text()) if d["kind"] == "NetworkPolicy"]
     assert urlsplit(service["database"]).port in {
         p["port"] for rule in policy["spec"]["egress"] for p in rule.get("ports", [])
     }
@@ -364,6 +387,111 @@ def test_both_files_of_the_endpoint_are_right_and_say_the_same(tmp_path: Path) -
     assert hasattr(importlib.import_module(module), attribute)
     module, _, attribute = config["applications"][0]["import_path"].partition(":")
     assert hasattr(importlib.import_module(module), attribute)
+
+
+# The overlays, as kubectl builds them
+
+
+@pytest.fixture(scope="module")
+def build_overlay(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[str, Any]]]:
+    """The documents of an overlay, with a component if one is named. Skips without kubectl."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("no kubectl, whose `kustomize` builds the overlays")
+
+    def build(overlay: str, component: str = "") -> list[dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("kustomize") / "cluster"
+        shutil.copytree(FILES, folder)
+        if component:
+            file = folder / "overlays" / overlay / "kustomization.yaml"
+            text, count = re.subn(
+                r"(?m)^components: \[\]", f"components: [../../components/{component}]", file.read_text()
+            )
+            assert count == 1
+            file.write_text(text)
+        command = ["kubectl", "kustomize", folder / "overlays" / overlay]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return list(yaml.safe_load_all(done.stdout))
+
+    return build
+
+
+def ray_documents(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [d for d in documents if d["kind"] == kind]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlays_are_valid_and_replace_every_value(
+    overlay: str, build_overlay: Callable[..., list[dict[str, Any]]], schemas: dict[str, Any]
+) -> None:
+    documents = build_overlay(overlay)
+    assert len(documents) == len(DOCUMENTS) + 2  # two config maps
+    for value in documents:
+        if value["kind"].startswith("Ray"):
+            assert complaints(schemas[value["kind"]], value) == []
+            assert refusals(value) == []
+        else:
+            kubernetes_validate.validate(value, kubernetes_validate.latest_version(), strict=True)
+    parts = [value["metadata"]["labels"]["ardiff/part"] for value in documents]
+    assert set(parts) == {"namespace", "cluster", "endpoint"} | {
+        job["metadata"]["name"].removeprefix("ardiff-") for job in ray_documents(documents, "RayJob")
+    }
+    text = yaml.safe_dump_all(documents)
+    images = set(re.findall(r"image: (\S+)", text))
+    assert len(images) == 1
+    assert re.fullmatch(r"[\w.-]+\.\w+/(\S+/)?ardiff:" + PROJECT["version"], images.pop())
+    assert set(re.findall(r"\w+://(?=ardiff-example-)", text)) == {OVERLAYS[overlay]}
+    assert set(
+        re.findall(r"\$(\w+)", "".join(j["spec"]["entrypoint"] for j in ray_documents(documents, "RayJob")))
+    ) == {
+        "RUNS",
+        "VIDEOS",
+    }
+    [service] = ray_documents(documents, "RayService")
+    assert service["spec"]["serveConfigV2"] == serve_config(overlay)
+    [values] = [d for d in documents if d["metadata"]["name"] == "ardiff-values"]
+    assert values["data"] == overlay_values(overlay)
+    [cluster] = ray_documents(documents, "RayCluster")
+    jobs_pods = [job["spec"]["submitterPodTemplate"] for job in ray_documents(documents, "RayJob")]
+    groups = [
+        group
+        for spec in (cluster["spec"], service["spec"]["rayClusterConfig"])
+        for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    ]
+    for template in [*jobs_pods, *(group["template"] for group in groups)]:
+        [container] = template["spec"]["containers"]
+        assert {"configMapRef": {"name": "ardiff-values"}} in container["envFrom"]
+    machines = {str(group["template"]["spec"].get("nodeSelector")) for group in groups}
+    assert (machines == {"None"}) == (overlay == "bare-metal")
+    if overlay == "bare-metal":
+        assert all(
+            {"secretRef": {"name": "ardiff-storage"}} in g["template"]["spec"]["containers"][0]["envFrom"]
+            for g in groups
+        )
+        assert "--from-literal=AWS_ACCESS_KEY_ID=" in (FILES / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("component", "labels"),
+    [
+        ("kueue", {"kueue.x-k8s.io/queue-name": "ardiff"}),
+        ("gang", {"ray.io/gang-scheduling-enabled": "true", "volcano.sh/queue-name": "default"}),
+    ],
+)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_components_label_the_cluster_of_the_jobs_and_fix_its_size(
+    overlay: str,
+    component: str,
+    labels: dict[str, str],
+    build_overlay: Callable[..., list[dict[str, Any]]],
+    schemas: dict[str, Any],
+) -> None:
+    [cluster] = ray_documents(build_overlay(overlay, component), "RayCluster")
+    assert complaints(schemas["RayCluster"], cluster) == []
+    assert refusals(cluster) == []
+    assert labels.items() <= cluster["metadata"]["labels"].items()
+    assert cluster["spec"]["enableInTreeAutoscaling"] is False
+    assert all(1 <= g["replicas"] == g["minReplicas"] <= g["maxReplicas"] for g in cluster["spec"]["workerGroupSpecs"])
 
 
 def test_versions_are_the_projects() -> None:

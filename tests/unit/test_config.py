@@ -7,7 +7,17 @@ from typing import Literal
 import pytest
 import yaml
 
-from ardiff.config import CONFIGS, base_files, build, find_config, fingerprint, load_config, to_dict, to_yaml
+from ardiff.config import (
+    CONFIGS,
+    base_files,
+    build,
+    find_config,
+    fingerprint,
+    load_config,
+    read_settings,
+    to_dict,
+    to_yaml,
+)
 from ardiff.errors import ConfigError
 
 
@@ -258,3 +268,17 @@ def test_shipped_configurations_are_found_here_first(tmp_path: Path, monkeypatch
     assert find_config("quickstart") == tmp_path / "configs" / "quickstart"
     with pytest.raises(ConfigError, match="configs/nothing"):
         find_config("nothing")
+
+
+def test_commands_of_the_documentation_find_shipped_configurations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = read_settings(["configs/quickstart/generate.yaml"])
+    assert shipped == read_settings([find_config("quickstart") / "generate.yaml"])
+    write(tmp_path / "configs" / "quickstart" / "generate.yaml", "num_videos: 3")
+    assert read_settings(["configs/quickstart/generate.yaml"]) == {"num_videos": 3}
+    with pytest.raises(ConfigError, match="no configuration 'configs/quickstart/nothing"):
+        read_settings(["configs/quickstart/nothing.yaml"])
+    with pytest.raises(ConfigError, match="Cannot read the configuration nothing"):
+        read_settings(["nothing.yaml"])

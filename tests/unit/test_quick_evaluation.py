@@ -19,9 +19,16 @@ from ardiff.resolution import Resolution
 from ray_jobs.evaluation.config import QuickConfig
 from ray_jobs.evaluation.datasets import Clip, Dataset
 from ray_jobs.evaluation.quick import has_fvd, resolution_of
-from ray_jobs.evaluation.quick_scores import compute_scores, describe, summarize
+from ray_jobs.evaluation.quick_scores import by_condition, compute_scores, describe, summarize
 from ray_jobs.evaluation.reconstruction import reconstruct
-from ray_jobs.reports.quickstart import _prompt_lines, _prompt_tables, _score, _shape_tables, _share_lines
+from ray_jobs.reports.quickstart import (
+    _condition_tables,
+    _prompt_lines,
+    _prompt_tables,
+    _score,
+    _shape_tables,
+    _share_lines,
+)
 
 COUNT, WITH_I3D = 12, 4
 SHIFTS = {"reference": 0.0, "real": 0.0, "ar-step-5": 0.5, "noise": 4.0, "shuffled frames": 2.0}
@@ -194,6 +201,26 @@ def test_the_report_of_a_model_with_prompts_leads_with_them() -> None:
     [table] = _prompt_tables(sets)
     assert [row[0] for row in table.rows] == ["real", "ar-step-5", "ar-step-0", "ar-step-5-held-out"]
     assert _prompt_tables({"real": {}}) == []
+
+
+def test_means_by_prompt_begin_with_what_is_followed_least() -> None:
+    rows = [
+        {"set": name, "condition": prompt, "prompt followed": followed, "frame identity": 1.0}
+        for name in ("reference", "real", "ar-step-5", "noise")
+        for prompt, followed in (("a ring", 1.0), ("a blue plus", 0.0), ("a ring", 0.5), ("a disc", 1.0))
+    ]
+    means = by_condition(pd.DataFrame(rows))
+    assert set(means["set"]) == {"real", "ar-step-5"}
+    assert means[means["set"] == "ar-step-5"].to_numpy().tolist() == [
+        ["ar-step-5", "a blue plus", 1, 0.0, 1.0],
+        ["ar-step-5", "a ring", 2, 0.75, 1.0],
+        ["ar-step-5", "a disc", 1, 1.0, 1.0],
+    ]
+    [table] = _condition_tables(means)
+    assert table.header == ["set", "asked", "videos", "prompt followed", "frame identity"]
+    assert table.rows[:2] == [["ar-step-5", "a blue plus", "1", "0", "100"], ["ar-step-5", "a ring", "2", "75", "100"]]
+    assert len(table.rows) == 3
+    assert _condition_tables(means[["set", "condition", "videos"]]) == []
 
 
 def test_an_ar_vae_reconstructs_frames_of_its_own_shape_only(make_vae) -> None:

@@ -23,6 +23,13 @@ class Task(ABC):
     checkpoint_interval: int = 1
     """Training can resume exactly after a multiple of this many steps."""
 
+    lengths: tuple[int, ...] = ()
+    """Numbers of frames of the clips, if there are several: the part of each is logged."""
+
+    def length_shares(self, clips: Tensor) -> dict[str, Tensor]:
+        """Values to log for a micro-batch of ``clips (B, F, ...)``: 1 for its length, and 0 for the others."""
+        return {f"share_{frames}_frames": clips.new_tensor(float(clips.shape[1] == frames)) for frames in self.lengths}
+
     def kind_of(self, step: int) -> int:
         """Tells steps apart whose loss costs different operations."""
         return sum(step >= start for start in self.stage_starts)

@@ -77,7 +77,7 @@ class DiTTask(Task):
         target = prediction_target(self.diffusion.prediction, x0, eps, x_t, timesteps, self.alphas_cumprod)
         loss = diffusion_loss(output, target)
         breakdown = loss_breakdown(output, target, timesteps, self.diffusion.num_timesteps)
-        logged = {"mean_timestep": timesteps.float().mean(), **breakdown}
+        logged = {"mean_timestep": timesteps.float().mean(), **breakdown, **self.length_shares(x0)}
         if self.config.openings:
             opening = x0[:, : self.config.opening_frames]  # (B, O, L, D)
             logged["loss_openings"] = self._loss_of_openings(opening, labels, text, draws)

@@ -50,7 +50,7 @@ class AutoencoderTask(Task):
             output, posterior = self.model(video, noise, temporal=step >= self.config.temporal_from_step)
         reconstruction = self._distance(output.float(), video)
         kl = posterior.kl()
-        logged = {"reconstruction": reconstruction, "kl": kl}
+        logged = {"reconstruction": reconstruction, "kl": kl, **self.length_shares(video)}
         if "shape" in batch:
             shapes = enumerate(self.model.config.shapes)
             logged |= {f"share_{shape}": (batch["shape"] == i).float().mean() for i, shape in shapes}

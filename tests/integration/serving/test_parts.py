@@ -151,7 +151,7 @@ def test_rejections_by_serve_itself_have_a_retry_after(tmp_path: Path) -> None:
     assert (backpressure.status_code, backpressure.retry_after_s) == (503, 5)
 
 
-CONFIGURATION = Path(__file__).parents[3] / "cluster" / "serve_config.yaml"
+CONFIGURATION = Path(__file__).parents[3] / "cluster" / "overlays" / "aws" / "serve_config.yaml"
 
 
 def test_the_shipped_serve_configuration_is_valid(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from ardiff.data.bucket_stream import BucketStream, clip_stream
-from ardiff.data.buckets import assign, choose, wasted
+from ardiff.data.buckets import assign, choose, training_videos, wasted
 from ardiff.data.config import ClipConfig
 from ardiff.data.encode import encode_video
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.streams import ClipStream, Stream
-from ardiff.errors import ConfigError
+from ardiff.errors import ConfigError, DataError
 from ardiff.resolution import Resolution
 from ray_jobs.training.batches import rows_of_rank
 
@@ -168,6 +168,77 @@ def test_packed_samples_have_one_size(records: list[VideoRecord]) -> None:
         assert all(np.array_equal(unpacked[name], loaded[name]) for name in loaded)
 
 
+FRAMES = [6, 5, 9, 4, 7, 3, 12, 5, 4, 6]
+SIZES_OF_LENGTHS = [(32, 32)] * 5 + [(18, 32)] * 5
+
+
+@pytest.fixture(scope="module")
+def long_and_short(tmp_path_factory: pytest.TempPathFactory) -> list[VideoRecord]:
+    """Videos of 3 to 12 frames at 8 frames/s; frame i of video n has the brightness 10 n + 8 i."""
+    folder = tmp_path_factory.mktemp("lengths")
+    records = []
+    for number, (frames, (height, width)) in enumerate(zip(FRAMES, SIZES_OF_LENGTHS, strict=True)):
+        levels = 10 * number + 8 * np.arange(frames)
+        video = np.broadcast_to(levels[:, None, None, None], (frames, height, width, 3)).astype(np.uint8)
+        file = folder / f"{number}.mp4"
+        file.write_bytes(encode_video(video, 8))
+        shape = ("h264", width, height, 8.0, frames)
+        records.append(VideoRecord(str(file), file.stat().st_size, *shape, number, "x", "train", "ok", ""))
+    return records
+
+
+def test_a_batch_has_one_shape_and_one_length(long_and_short: list[VideoRecord]) -> None:
+    clips = ClipConfig(num_frames=9, lengths=(4,))
+    used = training_videos(long_and_short, clips)
+    assert [record.label for record in used] == [i for i, frames in enumerate(FRAMES) if frames >= 4]
+    made = clip_stream(manifest_table(used), clips, SHAPES[:2], 3, 2)
+    assert isinstance(made, BucketStream)
+    expected = {n: 9 if frames >= 9 else 4 for n, frames in enumerate(FRAMES) if frames >= 4}
+    seen = set()
+    for chunk in range(2 * sum(made.batches)):
+        loaded = made.load(chunk)
+        [shape] = set(loaded["shape"].tolist())
+        frames = loaded["video"].shape[1]
+        assert loaded["video"].shape[2:4] == SHAPES[shape]
+        assert {expected[label] for label in loaded["label"].tolist()} == {frames}
+        assert {shape} == {label // 5 for label in loaded["label"].tolist()}
+        assert all(np.array_equal(v, loaded[n]) for n, v in made.unpack(made.pack(loaded)).items())
+        seen.add((shape, frames))
+    assert seen == {(0, 9), (0, 4), (1, 9), (1, 4)}
+
+
+def test_each_length_has_its_rate(long_and_short: list[VideoRecord]) -> None:
+    clips = ClipConfig(num_frames=12, fps=8.0, lengths=(3, 5), lengths_fps=(4.0, 8.0))
+    used = training_videos(long_and_short, clips)
+    made = clip_stream(manifest_table(used), clips, SHAPES[:1], 3, 1)
+    steps = {12: 8, 3: 16}  # of brightness from frame to frame
+    lengths = set()
+    assert isinstance(made, BucketStream)
+    for chunk in range(sum(made.batches)):
+        [video] = made.load(chunk)["video"]
+        levels = video.mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(np.diff(levels), steps[len(video)], atol=3)
+        lengths.add(len(video))
+    assert lengths == {12, 3}  # whoever has 5 frames at 8 frames/s also has 3 at 4, which comes first
+
+
+def test_lengths_leave_the_order_to_seed_and_position(long_and_short: list[VideoRecord]) -> None:
+    clips = ClipConfig(num_frames=9, lengths=(4,))
+    used = training_videos(long_and_short, clips)
+
+    def order(seed: int, chunks: range) -> list[int]:
+        return labels(clip_stream(manifest_table(used), clips, SHAPES[:2], seed, 2), chunks)
+
+    assert order(0, range(12)) == order(0, range(12))
+    assert order(0, range(12))[10:] == order(0, range(5, 12))
+    assert order(0, range(12)) != order(1, range(12))
+
+
+def test_no_video_is_long_enough(long_and_short: list[VideoRecord]) -> None:
+    with pytest.raises(DataError, match=r"All 10 videos of the 'train' split are shorter than the 20 frames"):
+        training_videos(long_and_short, ClipConfig(num_frames=30, lengths=(20,)))
+
+
 def test_chunks_hold_whole_visits(records: list[VideoRecord]) -> None:
     made = stream(records, batch_size=8, clips_per_visit=4)
     assert made.chunk_size in (4, 8)
@@ -182,6 +253,10 @@ def test_chunks_hold_whole_visits(records: list[VideoRecord]) -> None:
     [
         ({"auto_buckets": 5}, "between 0 and 4, got 5"),
         ({"auto_buckets": 2, "buckets": (Resolution(8, 16),)}, "not both"),
+        ({"lengths": (16,)}, r"different numbers, got \[16, 16\]"),
+        ({"lengths": (0,)}, "lengths and stride must be at least 1"),
+        ({"lengths": (8, 4), "lengths_fps": (8.0,)}, "a rate for each of 2 lengths"),
+        ({"lengths": (8,), "lengths_fps": (-1.0,)}, "fps and lengths_fps must not be negative"),
     ],
 )
 def test_wrong_settings(wrong: dict[str, Any], message: str) -> None:
@@ -190,5 +265,5 @@ def test_wrong_settings(wrong: dict[str, Any], message: str) -> None:
 
 
 def test_settings_of_before_have_the_keys_of_before() -> None:
-    assert not {"buckets", "auto_buckets"} & ClipConfig().resume_key.keys()
+    assert not {"buckets", "auto_buckets", "lengths", "lengths_fps"} & ClipConfig().resume_key.keys()
     assert ClipConfig(buckets=(Resolution(8, 16),)).resume_key["buckets"] == [[8, 16]]

@@ -103,6 +103,7 @@ def test_frames_are_those_of_ffmpeg(container: str, name: str) -> None:
     found, rate = probe(data), variant.get("rate", 8)
     assert found.fps == pytest.approx(rate, rel=1e-3)
     assert found.num_frames == FRAMES
+    assert probe(data, "packets") == found
 
 
 @pytest.mark.parametrize("name", ["h264", "h264 b", "mjpeg", "vp9"])
@@ -112,5 +113,6 @@ def test_frames_at_irregular_times(container: str, name: str) -> None:
     check(data)
     found = probe(data)
     assert found.timing.step == 0
+    assert probe(data, "packets") == found
     assert np.allclose(frame_times(data, len(IRREGULAR)), np.array(IRREGULAR) / 1000, atol=2e-3)
     assert found.fps == pytest.approx(1000 * (len(IRREGULAR) - 1) / IRREGULAR[-1], rel=1e-2)

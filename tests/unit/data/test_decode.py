@@ -164,8 +164,9 @@ def test_file_without_video() -> None:
 @pytest.mark.parametrize("moov_first", [False, True])
 def test_truncated_mp4(video: bytes, tmp_path: Path, share: float, moov_first: bool) -> None:
     data = remuxed(video, tmp_path / "v.mp4", options={"movflags": "+faststart"}) if moov_first else video
-    with pytest.raises(DecodeError):
-        probe(data[: int(len(data) * share)])
+    for count in ("decode", "packets"):
+        with pytest.raises(DecodeError):
+            probe(data[: int(len(data) * share)], count)
 
 
 def test_mp4_truncated_between_two_frames(video: bytes, tmp_path: Path) -> None:
@@ -189,6 +190,7 @@ def test_truncated_avi(share: float) -> None:
 def test_frames_hidden_by_an_edit_list_are_no_damage(video: bytes, frames: np.ndarray, tmp_path: Path) -> None:
     data = remuxed(video, tmp_path / "v.mp4", skip=10)
     assert probe(data).num_frames == 30
+    assert probe(data, "packets") == probe(data)
     assert np.array_equal(decode_clip(data, 0, 30), frames[10:])
     with pytest.raises(ClipTooShortError):
         decode_clip(data, 0, 31)
@@ -199,6 +201,7 @@ def test_whole_groups_of_frames_hidden_by_an_edit_list(tmp_path: Path) -> None:
     data = mpeg4(moving_ramp(40, 48, 64), "mp4")
     cut = remuxed(data, tmp_path / "v.mp4", skip=18)
     assert probe(cut).num_frames == 22
+    assert probe(cut, "packets") == probe(cut)
     assert np.array_equal(decode_clip(cut, 0, 22), decode_clip(data, 18, 22))
 
 
@@ -211,6 +214,7 @@ def test_corrupt_bytes_are_noticed(video: bytes) -> None:
         probe(data)
     with pytest.raises(DecodeError, match="cannot be decoded"):
         decode_clip(data, 0, 16)
+    assert probe(data, "packets") == probe(video)  # it does not look into packets
 
 
 @pytest.mark.parametrize("resolution", [Resolution(36, 64), Resolution(64, 36), Resolution(30, 50)])

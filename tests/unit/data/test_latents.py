@@ -91,6 +91,12 @@ def test_an_unfinished_set_is_none(tmp_path: Path) -> None:
         read_description(str(tmp_path))
 
 
+def test_the_folder_of_several_sets_names_one(tmp_path: Path) -> None:
+    write_description(str(tmp_path / "0123"), description())
+    with pytest.raises(DataError, match=rf"give one of the sets below it, such as {tmp_path}/0123\."):
+        read_description(str(tmp_path))
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"statistics": 1}'])
 def test_a_damaged_description_is_a_data_error(tmp_path: Path, text: str) -> None:
     (tmp_path / DESCRIPTION).write_text(text)

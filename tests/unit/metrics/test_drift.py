@@ -11,10 +11,12 @@ from ardiff.metrics.drift import (
     SHAPE_STATISTICS,
     STATISTICS,
     Drift,
+    DriftError,
     DriftReport,
     clip_statistics,
     colour_drift,
     content_colour,
+    drift_errors,
     mean_shape_statistics,
     mean_statistics,
     shape_statistics,
@@ -46,12 +48,29 @@ def report(shapes: bool = False) -> DriftReport:
     way = {name: [1.0, 2.0, 4.0] for name in STATISTICS}
     way |= {name: [1.0, 0.75, 0.5] for name in SHAPE_STATISTICS if shapes}
     colour = [0.0, 3.0, 12.5]
+    error = {name: DriftError(2.5, 2.0, 3.0) for name in STATISTICS}
     sets = [
-        Drift(name=n, fvd=[10.0, 20.0, 40.0 + i], statistics=way, colour=colour)
+        Drift(name=n, fvd=[10.0, 20.0, 40.0 + i], statistics=way, colour=colour, error=error)
         for i, n in enumerate(("slow", "<fast>"))
     ]
     level = dict.fromkeys(way, 1.5)
-    return DriftReport(sets=sets, real_fvd=5.0, real_statistics=level, num_clips=8, protocol="styleganv")
+    real = {name: DriftError(0.5, 0.25, 0.75) for name in STATISTICS}
+    return DriftReport(
+        sets=sets, real_fvd=5.0, real_statistics=level, real_error=real, num_clips=8, protocol="styleganv"
+    )
+
+
+def test_drift_errors_are_the_published_sum() -> None:
+    """Three segments of two videos: relative changes from the first, with weights 2 and 1."""
+    values = np.full((3, 2, 5), 10.0, np.float32)
+    values[1, 0, 0], values[2, 0, 0] = 15.0, 8.0
+    values[:, 1, 3] = (0.5, 2.5, 0.5)  # less than a grey level counts as one
+    errors = drift_errors(values)
+    assert errors[0].tolist() == pytest.approx([2 * 0.5 + 0.2, 0, 0, 0, 0])
+    assert errors[1].tolist() == pytest.approx([0, 0, 0, 4.0, 0])
+    brightness = DriftError.of(values)["brightness"]
+    assert (brightness.mean, brightness.low) == (pytest.approx(0.6), 0.0)
+    assert brightness.high == pytest.approx(0.6 + 12.7062 * 0.6, rel=1e-4)  # Student's quantile for two videos
 
 
 def test_plots_show_every_set_and_real_clips_along_time() -> None:
@@ -64,6 +83,8 @@ def test_plots_show_every_set_and_real_clips_along_time() -> None:
     html = page(report(), "seed: 0", {"torch": "2"})
     assert "slow: FVD 10.0 at the start, 40.0 at the end; colour moves by 12.5 grey levels." in html
     assert "<fast>" not in html
+    assert "2.50 (2.00 .. 3.00)" in html
+    assert "0.50 (0.25 .. 0.75)" in html
 
 
 def test_synthetic_videos_have_plots_of_what_their_frames_show() -> None:

@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ardiff.errors import ConfigError
+from ardiff.metrics.extractors import FeatureExtractor
 from ardiff.metrics.networks.i3d import I3D, I3D_EXTRACTOR, _MaxPool, _same
 from ardiff.metrics.networks.inception import FIDInception
 from ardiff.metrics.networks.resnet3d import ResNet3D50
 from ardiff.metrics.preprocess import resize_frames, scale_range
+from ardiff.metrics.registry import find_spec
 from ardiff.resolution import Resolution
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
@@ -66,6 +69,20 @@ def i3d() -> I3D:
     model = filled(I3D(), "i3d")
     assert isinstance(model, I3D)
     return model
+
+
+@torch.no_grad()
+def test_openvino_computes_the_same_i3d(i3d: I3D) -> None:
+    spec, clips = find_spec("styleganv", "fvd"), np.random.default_rng(0).integers(0, 256, (1, 16, 64, 64, 3), np.uint8)
+    plain, compiled = (FeatureExtractor(spec, i3d.state_dict(), torch.device("cpu"), b) for b in ("torch", "openvino"))
+    expected, features = plain(clips), compiled(clips)
+    assert features.dtype == np.float32
+    assert np.abs(features - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert (features != expected).any(), "OpenVINO did not compute it"
+    with pytest.raises(ConfigError, match="OpenVINO does not compute the network 'inception': use backend=torch"):
+        FeatureExtractor(
+            find_spec("styleganv", "fid-img"), FIDInception().state_dict(), torch.device("cpu"), "openvino"
+        )
 
 
 LENGTHS = ["T10", "T16", "T17", slow("T32"), slow("T64")]

@@ -127,4 +127,4 @@ def test_what_cannot_be_resized() -> None:
     with pytest.raises(ValueError, match="unknown resize method"):
         resize_frames(frames(8, 8), Resolution.square(4), "nearest")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown range"):
-        scale_range(torch.zeros(1, 3, 2, 2), "[0, 1]")  # type: ignore[arg-type]
+        scale_range(torch.zeros(1, 3, 2, 2), "[0, 2]")  # type: ignore[arg-type]

@@ -55,9 +55,9 @@ def test_a_registered_metric_is_a_name_in_configurations_and_help(
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
-    assert "kvd, lpips, lpips-vgg, mae, psnr" in " ".join(capsys.readouterr().out.split())
-    assert main(["evaluate", "--metrics", "mea", "--dry-run"]) == 2
-    assert "there is no metric 'mea': did you mean 'mae'?" in capsys.readouterr().err
+    assert "kvd, lpips, lpips-vgg, mae, mse, psnr" in " ".join(capsys.readouterr().out.split())
+    assert main(["evaluate", "--metrics", "maee", "--dry-run"]) == 2
+    assert "there is no metric 'maee': did you mean 'mae'?" in capsys.readouterr().err
 
 
 def test_a_registered_metric_is_measured(mae: None) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from ardiff.metrics.distances import Features, Frechet, Kernel, union_distances
+from ardiff.metrics.distances import Features, Frechet, Kernel, Polynomial, union_distances
 from ardiff.metrics.features import VideoFeatures
 from ardiff.metrics.frechet import frechet_distance, kernel_distance
 from ardiff.metrics.uncertainty import (
@@ -130,7 +130,7 @@ def test_intervals_and_extrapolations_are_not_negative() -> None:
     assert (same.infinity, same.infinity_low) == (0.0, 0.0)
 
 
-def test_the_power_of_the_deviation_is_between_1_and_2() -> None:
+def test_the_variance_is_a_series_in_1_over_n() -> None:
     """Distances of parts that spread by a known factor: the deviation of the whole follows from their variances."""
     generator = np.random.default_rng(0)
 
@@ -141,6 +141,8 @@ def test_the_power_of_the_deviation_is_between_1_and_2() -> None:
 
     assert deviation(2**0.5) == pytest.approx(2**0.5, rel=0.05)  # the variance falls as 1/N
     assert deviation(2.0) == pytest.approx(1.0, rel=0.05)  # as 1/N^2
+    # 4 in a half and 12 in a quarter are 1 / N and 0.5 / N^2 of the whole's 1 + 0.5
+    assert deviation(3**0.5) == pytest.approx(1.5**0.5, rel=0.05)
     assert deviation(1.0) == pytest.approx(2**0.5, rel=0.05)
     assert deviation(8.0) == pytest.approx(1.0, rel=0.05)
     assert PartDistances(np.ones((3, 10))).deviation() == 0.0
@@ -159,6 +161,17 @@ def test_distances_of_unions_are_those_of_all_their_rows() -> None:
                 Frechet(ddof)(*(np.concatenate([part[i].array() for i in union]) for part in parts)) for union in unions
             ]
             assert union_distances(Frechet(ddof), *parts, unions) == pytest.approx(direct, rel=1e-5)
+
+
+@pytest.mark.parametrize("distance", [Kernel(), Polynomial()])
+def test_kernel_distances_of_unions_are_those_of_all_their_rows(distance: Kernel | Polynomial) -> None:
+    """Parts of different sizes on both sides."""
+    generator = np.random.default_rng(0)
+    sides = [[generator.normal(shift, 1, (n, 1, 6)) for n in sizes] for shift, sizes in ((0, (5, 3)), (0.7, (4, 6)))]
+    unions = [(0,), (1,), (0, 1)]
+    direct = [distance(*(np.concatenate([side[i] for i in union]) for side in sides)) for union in unions]
+    parts = ([VideoFeatures.wrap(part) for part in side] for side in sides)
+    assert union_distances(distance, *parts, unions) == pytest.approx(direct, rel=1e-12)
 
 
 def test_partitions_are_functions_of_seed_and_index_and_keep_videos_whole() -> None:

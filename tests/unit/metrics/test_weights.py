@@ -59,9 +59,15 @@ def test_other_files_are_refused_and_not_executed(data: bytes, tmp_path: Path, m
     assert not (tmp_path / "exploded").exists()
 
 
+def test_a_torchscript_archive_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "i3d.pt")
+    with pytest.raises(CheckpointError, match=r"TorchScript archive, whose code is not run: .* `ardiff weights fetch"):
+        weights.read_state(str(tmp_path / "i3d.pt"))
+
+
 def test_weights_of_nothing_known(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "w")
-    with pytest.raises(CheckpointError, match="weights of none of the networks i3d, inception"):
+    with pytest.raises(CheckpointError, match="weights of none of the networks clip, dinov2, i3d"):
         weights.find_state("i3d", (str(tmp_path / "w"),))
     with pytest.raises(CheckpointError, match="is on one side only"):
         weights.fill_network(lpips(), {"a": torch.zeros(1)}, "w")
@@ -117,8 +123,10 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert main(["weights"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*registry.network_names(), "text-minilm"]
-    assert lines[0].endswith("missing: ardiff weights fetch i3d")
-    assert lines[1].endswith("missing: give a file with --weights")
+    ends = {line.split()[0]: line for line in lines}
+    assert ends["i3d"].endswith("missing: ardiff weights fetch i3d")
+    assert ends["inception"].endswith("missing: give a file with --weights")
+    assert ends["clip"].endswith("missing: give a folder with --weights")
     assert lines[-1].endswith("missing: ardiff weights fetch text-minilm")
     assert main(["weights", "fetch"]) == 2
     assert "ardiff weights fetch NAME" in capsys.readouterr().err

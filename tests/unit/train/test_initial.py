@@ -13,6 +13,7 @@ from ardiff.dit import TextTokens
 from ardiff.errors import CheckpointError
 from ardiff.models import make_dit as build_dit
 from ardiff.pretrained import save_autoencoder
+from ardiff.resolution import Resolution
 from ardiff.train.checkpoint import TrainState, save_checkpoint
 from ardiff.train.config import OptimizerConfig
 from ardiff.train.engines.torch_engine import TorchEngine
@@ -176,3 +177,41 @@ def test_a_turned_model_is_no_copy(make_vae, tmp_path: Path) -> None:
     model = make_vae(seed=5, resolution=[40, 16])
     initialise_autoencoder(str(tmp_path), model)
     assert not torch.equal(model.encoder.patch_positions, source.encoder.patch_positions)
+
+
+def evaluated(model, shape: int) -> torch.Tensor:
+    """The output for one clip of each class in frames of a shape."""
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.arange(model.config.num_classes + 1)
+    noisy = torch.randn(len(labels), 4, model.config.num_tokens, model.config.token_dim, generator=generator)
+    return model(noisy, torch.full((len(labels), 4), 300), model.label(labels, shape))
+
+
+def test_an_ar_dit_learns_further_shapes(make_pipeline, make_dit, tmp_path: Path) -> None:
+    source = make_pipeline(num_classes=3)
+    source.save_pretrained(str(tmp_path))
+    shapes = [Resolution(16, 16), Resolution(16, 32), Resolution(32, 16)]
+    model = make_dit(num_classes=3, num_shapes=3, seed=5)
+    initialise_dit(str(tmp_path), model, shapes)
+    for shape in range(3):
+        assert torch.equal(evaluated(model, shape), evaluated(source.dit, 0))
+    latents = LatentSet("x", 8, 2, 4, ["a", "b", "c"], [], [], source.statistics, "", shapes=[[*s] for s in shapes])
+    task = train_dit.make_task(TrainDiTConfig(init_from=str(tmp_path), dit=model.config), latents)
+    assert same(task.model, model)
+    with pytest.raises(CheckpointError, match=r"shape_embedding\.weight is missing"):
+        initialise_dit(str(tmp_path), model, shapes, new_layers=False)
+
+
+def test_an_ar_dit_of_several_shapes_is_the_start_for_others(make_pipeline, make_dit, tmp_path: Path) -> None:
+    source = make_pipeline(num_classes=3, num_shapes=2)
+    source.vae.config = replace(source.vae.config, buckets=(Resolution(16, 32),))
+    source.save_pretrained(str(tmp_path))
+    square, wide = evaluated(source.dit, 0), evaluated(source.dit, 1)
+    assert not torch.allclose(square, wide)
+    model = make_dit(num_classes=3, num_shapes=2, seed=5)
+    initialise_dit(str(tmp_path), model, [Resolution(8, 24), Resolution(8, 8)])  # 8 x 24 is nearer to 16 x 32
+    assert torch.equal(evaluated(model, 0), wide)
+    assert torch.equal(evaluated(model, 1), square)
+    single = make_dit(num_classes=3, seed=5)
+    initialise_dit(str(tmp_path), single)
+    torch.testing.assert_close(evaluated(single, 0), square)
