@@ -47,7 +47,7 @@ class Submission:
     runtime_env: dict[str, Any]
     metadata: dict[str, str]
     driver_cpus: float = 0.0
-    """CPUs that the job's driver reserves. With any, Ray places the driver on a node that has them; else on the head."""
+    """CPUs that the job's driver reserves, on any node. Without them it runs on the head."""
 
 
 def add_connection_options(parser: argparse.ArgumentParser, default: str | None) -> None:

@@ -48,11 +48,12 @@ class Cluster(Jobs):
         self.address, self.dashboard = f"127.0.0.2:{free_ports()}", f"127.0.0.1:{free_ports()}"
         self.environment.pop("RAY_ADDRESS", None)
         host, _, port = self.dashboard.partition(":")
-        self.head_options = ["--head", f"--port={self.address.partition(':')[2]}", f"--num-cpus={cpus}",
-                             f"--dashboard-host={host}", f"--dashboard-port={port}", "--include-dashboard=true",
-                             f"--ray-client-server-port={free_ports()}", f"--node-ip-address={self._address(0)}"]  # fmt: skip
+        options = ["--head", f"--port={self.address.partition(':')[2]}", f"--num-cpus={cpus}"]
+        options += [f"--dashboard-host={host}", f"--dashboard-port={port}", "--include-dashboard=true"]
+        options += [f"--ray-client-server-port={free_ports()}", f"--node-ip-address={self._address(0)}"]
         if self.redis_password:
-            self.head_options.append(f"--redis-password={self.redis_password}")
+            options.append(f"--redis-password={self.redis_password}")
+        self.head_options = options
         self._start(*self.head_options)
         self.environment["RAY_ADDRESS"] = self.address
         self.wait_for_nodes(1)
