@@ -21,8 +21,6 @@ NODE = "127.0.0.3"
 # Of several nodes on one machine a driver joins the head, which it does not on machines of their own.
 ENTRYPOINT = f"import sys, torch, ray; ray.init(_node_ip_address='{NODE}')"
 ENTRYPOINT += "; from ardiff.cli import main; sys.exit(main())"
-    f"import sys, torch, ray; ray.init(_node_ip_address='{NODE}'); from ardiff.cli import main; sys.exit(main())"
-)
 
 
 @pytest.fixture(scope="module")
