@@ -4,8 +4,8 @@ BIN    := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --durations=20
 SPREAD := -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow'
 
-.PHONY: help setup s3-server sdk-clients azure-server chromium postgresql test-setup quickstart lint types check test test-slow docs licenses \
-	constraints clean
+.PHONY: help setup s3-server sdk-clients azure-server chromium postgresql redis test-setup quickstart lint types check test \
+	test-slow docs licenses constraints clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -48,6 +48,9 @@ chromium: ## install Debian's Chromium for the tests of the web page, unless it 
 
 postgresql: ## install Debian's PostgreSQL server for the tests of the endpoint's database, unless it is there
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql; } >/dev/null
+
+redis: ## install Debian's Redis server for the slow test of a head that dies, unless it is there
+	@test -x /usr/bin/redis-server || { apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server; } >/dev/null
 
 quickstart: setup ## data -> AR-VAE -> latents -> AR-DiT -> videos -> scores -> report.html
 	$(BIN)/ardiff quickstart $(ARGS)

@@ -13,6 +13,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ardiff.arguments import Call
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     call = read_arguments(options.job, options.arguments)
     folder = Path(options.working_dir).resolve()
     submission = plan(options.job, options.arguments, call, folder, options.env)
+    submission = replace(submission, driver_cpus=options.driver_cpus)
     if options.dry_run or call.dry_run:
         _print(submission)
         return 0
@@ -53,6 +55,14 @@ def submit_parser() -> argparse.ArgumentParser:
     parser.add_argument("--working-dir", metavar="PATH", default=".", help="folder whose code is sent (default: here)")
     parser.add_argument(
         "--env", metavar="NAME=VALUE", action="append", default=[], help="environment variable of the job; no secrets"
+    )
+    parser.add_argument(
+        "--driver-cpus",
+        metavar="N",
+        type=float,
+        default=0.0,
+        help="CPUs that the driver reserves on a worker node, so that the job outlives the head of a cluster whose "
+        "state is in Redis (default: 0, the driver runs on the head)",
     )
     parser.add_argument("--detach", action="store_true", help="return as soon as the job is accepted")
     parser.add_argument("--dry-run", action="store_true", help="print what would be sent and exit")

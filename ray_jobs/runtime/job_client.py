@@ -46,6 +46,8 @@ class Submission:
     entrypoint: str
     runtime_env: dict[str, Any]
     metadata: dict[str, str]
+    driver_cpus: float = 0.0
+    """CPUs that the job's driver reserves, on any node. Without them it runs on the head."""
 
 
 def add_connection_options(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -154,6 +156,7 @@ def _submit(client: JobSubmissionClient, submission: Submission) -> str:
                 submission_id=submission.name,
                 runtime_env=submission.runtime_env,
                 metadata=submission.metadata,
+                entrypoint_num_cpus=submission.driver_cpus or None,
             )
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
 from jobs import PATIENCE, Jobs
 from ports import free_ports
 
@@ -18,11 +19,12 @@ from ports import free_ports
 class Cluster(Jobs):
     """A head, and nodes that can be added and killed. Jobs started here run on it."""
 
-    def __init__(self, head_cpus: int = 4, **environment: str) -> None:
+    def __init__(self, head_cpus: int = 4, redis_password: str = "", **environment: str) -> None:
         super().__init__()
         # Ray's own timeouts are for machines that do nothing else.
         self.environment |= {"RAY_gcs_server_port_wait_time_s": "300", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300"}
         self.environment |= environment
+        self.redis_password = redis_password
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.metrics_ports: list[int] = []
         """The port of each node's Prometheus exporter."""
@@ -46,11 +48,32 @@ class Cluster(Jobs):
         self.address, self.dashboard = f"127.0.0.2:{free_ports()}", f"127.0.0.1:{free_ports()}"
         self.environment.pop("RAY_ADDRESS", None)
         host, _, port = self.dashboard.partition(":")
-        self._start("--head", f"--port={self.address.partition(':')[2]}", f"--num-cpus={cpus}",
-                    f"--dashboard-host={host}", f"--dashboard-port={port}", "--include-dashboard=true",
-                    f"--ray-client-server-port={free_ports()}", f"--node-ip-address={self._address(0)}")  # fmt: skip
+        options = ["--head", f"--port={self.address.partition(':')[2]}", f"--num-cpus={cpus}"]
+        options += [f"--dashboard-host={host}", f"--dashboard-port={port}", "--include-dashboard=true"]
+        options += [f"--ray-client-server-port={free_ports()}", f"--node-ip-address={self._address(0)}"]
+        if self.redis_password:
+            options.append(f"--redis-password={self.redis_password}")
+        self.head_options = options
+        self._start(*self.head_options)
         self.environment["RAY_ADDRESS"] = self.address
         self.wait_for_nodes(1)
+
+    def restart_head(self) -> None:
+        """SIGKILL to the head and all its processes, then another head at the same addresses. It needs Redis."""
+        for attempt in range(3):  # as for the first one
+            self.kill_node(self.nodes[0])
+            self.environment.pop("RAY_ADDRESS", None)  # no head is there to be joined
+            # The other nodes of this machine make Ray think that the head still runs.
+            (Path(self.ray_folder) / "ray" / "ray_current_cluster").unlink(missing_ok=True)
+            self._start(*self.head_options)
+            self.nodes[0], self.metrics_ports[0] = self.nodes.pop(), self.metrics_ports.pop()
+            self.environment["RAY_ADDRESS"] = self.address
+            try:
+                self.wait_for_nodes(len(self.nodes))
+                return
+            except AssertionError:
+                if attempt == 2:
+                    raise
 
     def add_node(self, cpus: int, gpus: int = 0) -> subprocess.Popen[bytes]:
         """Starts another node and waits until it is alive. Its GPUs exist only in Ray's count."""
@@ -103,9 +126,11 @@ class Cluster(Jobs):
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         """SIGKILL to a node: its raylet and everything that runs on it."""
-        descendants = [p for p in self.alive() if node.pid in [a.pid for a in p.parents()]]
-        for process in [*descendants, node]:
-            process.kill()
+        for process in self.alive():
+            with contextlib.suppress(psutil.Error):  # the process may end meanwhile
+                if node.pid in [ancestor.pid for ancestor in process.parents()]:
+                    process.kill()
+        node.kill()
         node.wait()
 
     def close(self) -> None:
@@ -120,6 +145,8 @@ class Cluster(Jobs):
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         self.metrics_ports.append(free_ports())
         ports = [f"--dashboard-agent-listen-port={free_ports()}", f"--metrics-export-port={self.metrics_ports[-1]}"]
+        # Otherwise the agents choose these ports, and a node gives up after waiting 15 seconds for them.
+        ports += [f"--dashboard-agent-grpc-port={free_ports()}", f"--runtime-env-agent-port={free_ports()}"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *ports]
         node = subprocess.Popen(
             [*command, "--block", "--object-store-memory=150000000", "--disable-usage-stats"],

@@ -494,6 +494,25 @@ def test_components_label_the_cluster_of_the_jobs_and_fix_its_size(
     assert all(1 <= g["replicas"] == g["minReplicas"] <= g["maxReplicas"] for g in cluster["spec"]["workerGroupSpecs"])
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_with_redis_heads_may_restart_and_drivers_run_on_workers(
+    overlay: str, build_overlay: Callable[..., list[dict[str, Any]]], schemas: dict[str, Any]
+) -> None:
+    documents = build_overlay(overlay, "head-restart")
+    for value in documents:
+        if value["kind"].startswith("Ray"):
+            assert complaints(schemas[value["kind"]], value) == []
+            assert refusals(value) == []
+    [cluster], [service] = (ray_documents(documents, kind) for kind in ("RayCluster", "RayService"))
+    redis = cluster["spec"]["gcsFaultToleranceOptions"]
+    assert redis == service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    assert "value" not in redis["redisPassword"], "the password is a secret"
+    assert all(job["spec"]["entrypointNumCpus"] > 0 for job in ray_documents(documents, "RayJob"))
+    [policy] = ray_documents(documents, "NetworkPolicy")
+    ports = [port["port"] for rule in policy["spec"]["egress"] for port in rule.get("ports", [])]
+    assert int(redis["redisAddress"].rpartition(":")[2]) in ports
+
+
 def test_versions_are_the_projects() -> None:
     """Ray's version, Python's, and the image's tag, in every file."""
     text = {file.name: file.read_text() for file in FILES.iterdir() if file.is_file()}
