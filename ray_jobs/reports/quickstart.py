@@ -178,15 +178,15 @@ def _shape_tables(sets: dict[str, dict[str, float]]) -> list[Table]:
     return _share_tables(sets, "Shapes and motion", caption, SHAPE_MEASURES)
 
 
-def _condition_tables(conditions: pd.DataFrame) -> list[Table]:
+def _condition_tables(means: pd.DataFrame) -> list[Table]:
     """The prompts or classes that each model follows least; none for data without known shapes.
 
-    ``conditions`` is the result of :func:`ray_jobs.evaluation.quick_scores.by_condition`.
+    ``means`` is the result of :func:`ray_jobs.evaluation.quick_scores.by_condition`.
     """
-    measures = [name for name in SHOWN_BY_CONDITION if name in conditions]
+    measures = [name for name in SHOWN_BY_CONDITION if name in means]
     if not measures:
         return []
-    models = conditions[conditions["set"].str.startswith("ar-step-")]
+    models = means[means["set"].str.startswith("ar-step-")]
     rows = [
         [row["set"], row["condition"], str(row["videos"]), *(f"{100 * row[measure]:.0f}" for measure in measures)]
         for row in models.groupby("set").head(WORST).to_dict("records")

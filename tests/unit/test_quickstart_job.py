@@ -14,7 +14,7 @@ from ardiff.metrics.weights import cached
 from ardiff.resolution import Resolution
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluation.config import QuickConfig
-from ray_jobs.evaluation.quick import is_outdated
+from ray_jobs.evaluation.quick import BY_CONDITION, is_outdated
 from ray_jobs.quickstart import Inputs, QuickstartConfig, evaluation_stage
 from ray_jobs.reports.quickstart import _real_clips
 from ray_jobs.runtime.stages import StageRunner, stage
@@ -47,18 +47,21 @@ def test_a_complete_stage_is_run_again_only_if_it_lacks_something(
 
 def test_scores_are_outdated_once_they_lack_fvd_or_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path))
-    config, network = QuickConfig(), RandomVideoFeatures(0).name
+    config, network = QuickConfig(output=str(tmp_path)), RandomVideoFeatures(0).name
     without: dict[str, Any] = {"extractors": {"distance": network}, "sets": {"real": {"distance": 1.0}}}
     with_fvd = without | {"extractors": {"distance": network, "fvd": "i3d"}}
+    assert is_outdated(config, without), "there are no means by prompt or class"
+    (tmp_path / BY_CONDITION).touch()
     assert not is_outdated(config, without)
-    assert is_outdated(QuickConfig(extractor_seed=1), without)
-    assert is_outdated(QuickConfig(shapes=True), without)
-    assert not is_outdated(QuickConfig(shapes=True), without | {"sets": {"real": dict.fromkeys(SHAPE_MEASURES, 1.0)}})
+    assert is_outdated(replace(config, extractor_seed=1), without)
+    shapes = replace(config, shapes=True)
+    assert is_outdated(shapes, without)
+    assert not is_outdated(shapes, without | {"sets": {"real": dict.fromkeys(SHAPE_MEASURES, 1.0)}})
     cached("i3d").parent.mkdir(parents=True)
     cached("i3d").touch()
     assert is_outdated(config, without)
     assert not is_outdated(config, with_fvd)
-    assert not is_outdated(QuickConfig(i3d_clips=0), without)
+    assert not is_outdated(replace(config, i3d_clips=0), without)
 
 
 def test_real_clips_are_scored_at_the_rate_that_was_trained_on() -> None:

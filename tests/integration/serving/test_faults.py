@@ -417,8 +417,15 @@ def test_an_outage_of_postgresql(
         job = first.ask(**JOB)
         eventually(lambda: any(job["id"] in served.replica.running for served in (first, second)))
         (holder,) = [served for served in (first, second) if job["id"] in served.replica.running]
-        for let in lets:
-            let(40)
+        both = len(first.replica.running) + 1
+
+        def let_some() -> None:
+            """Not before the stream is there: the job alone would use them up."""
+            eventually(lambda: len(first.replica.running) == both)
+            for let in lets:
+                let(40)
+
+        threading.Thread(target=let_some, daemon=True).start()
         with first.client.stream("POST", "/v1/videos:stream", json=JOB) as answer:
             parts = answer.iter_raw()
             received = next(parts)
