@@ -1,7 +1,7 @@
 """The endpoint on Ray Serve.
 
     ardiff serve --checkpoint runs/quickstart/dit/pipeline     # on this machine, http://127.0.0.1:8000
-    serve deploy cluster/overlays/aws/serve_config.yaml                     # on a cluster
+    serve deploy cluster/overlays/aws/serve_config.yaml        # on a cluster
 
 A replica is both ingress and engine. If the ingress were separate and crashed, the engine would continue to generate
 videos without a reader.
