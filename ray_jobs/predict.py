@@ -8,7 +8,7 @@ Writes a folder of array files for each set: `real` with the true frames, `model
 
 import io
 import sys
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -73,11 +73,6 @@ class PredictConfig(SamplingParams):
             raise ValueError(f"num_given must be 2 or more and below num_frames ({self.num_frames})")
         if names := (set(FROM_INPUT) | {"prompt", "conditions"}) & self.params.changed().keys():
             raise ValueError(f"{', '.join(sorted(names))} cannot be set: the given frames are the condition")
-
-    @property
-    def params(self) -> SamplingParams:
-        """The sampling parameters alone."""
-        return SamplingParams(**{f.name: getattr(self, f.name) for f in fields(SamplingParams)})
 
 
 def run(config: PredictConfig, key: str = "") -> None:

@@ -13,7 +13,6 @@ import secrets
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ardiff.arguments import Call
@@ -35,8 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"no job '{options.job}': choose one of {', '.join(jobs())}")
     call = read_arguments(options.job, options.arguments)
     folder = Path(options.working_dir).resolve()
-    submission = plan(options.job, options.arguments, call, folder, options.env)
-    submission = replace(submission, driver_cpus=options.driver_cpus)
+    submission = plan(options.job, options.arguments, call, folder, options.env, options.driver_cpus)
     if options.dry_run or call.dry_run:
         _print(submission)
         return 0
@@ -76,8 +74,17 @@ def jobs() -> list[str]:
     return [command for command, (module, _, _) in COMMANDS.items() if module.startswith("ray_jobs.")]
 
 
-def plan(job: str, arguments: Sequence[str], call: Call, folder: Path, environment: Sequence[str]) -> Submission:
+def plan(
+    job: str,
+    arguments: Sequence[str],
+    call: Call,
+    folder: Path,
+    environment: Sequence[str],
+    driver_cpus: float = 0.0,
+) -> Submission:
     """The submission of a job. Raises ConfigError for settings that cannot work on the cluster."""
+    if driver_cpus < 0:
+        raise ConfigError(f"--driver-cpus {driver_cpus:g}: give a number of CPUs, 0 or more.")
     if not folder.is_dir():
         raise ConfigError(f"There is no folder {folder} to send.")
     output = to_dict(call.config).get("output")
@@ -93,6 +100,7 @@ def plan(job: str, arguments: Sequence[str], call: Call, folder: Path, environme
         shlex.join(["python", "-m", COMMANDS[job][0], *arguments]),
         env,
         metadata | ({} if output is None else {"output": output}),
+        driver_cpus,
     )
 
 
@@ -120,6 +128,8 @@ def _config_files(call: Call, folder: Path) -> list[str]:
 
 def _print(submission: Submission) -> None:
     print(f"entrypoint: {submission.entrypoint}")
+    if submission.driver_cpus:
+        print(f"driver: reserves {submission.driver_cpus:g} CPUs")
     print(f"code: {submission.runtime_env['working_dir']}: {' '.join(submission.runtime_env['excludes'])}")
     for title, values in (("environment", submission.runtime_env["env_vars"]), ("metadata", submission.metadata)):
         print(f"{title}: {' '.join(f'{name}={value}' for name, value in values.items())}")

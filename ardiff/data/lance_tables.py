@@ -126,10 +126,11 @@ def _dataset(file: StoredFile) -> Any:
 def _open(uri: str, version: int | None) -> Any:
     with _errors(uri):
         options = tuple(sorted(_storage_options(uri).items()))
-        return _newest(uri, options) if version is None else _version(uri, version, options)
+        return _load(uri, None, options) if version is None else _version(uri, version, options)
 
 
-def _newest(uri: str, options: tuple[tuple[str, str], ...], version: int | None = None) -> Any:
+def _load(uri: str, version: int | None, options: tuple[tuple[str, str], ...]) -> Any:
+    """A version of a table; None is the newest one."""
     try:
         import lance
     except ModuleNotFoundError as error:
@@ -144,7 +145,7 @@ def _newest(uri: str, options: tuple[tuple[str, str], ...], version: int | None 
 @lru_cache(maxsize=4)
 def _version(uri: str, version: int, options: tuple[tuple[str, str], ...]) -> Any:
     """A version of a table never changes, so a process opens it once."""
-    return _newest(uri, options, version)
+    return _load(uri, version, options)
 
 
 def _storage_options(uri: str) -> dict[str, str]:

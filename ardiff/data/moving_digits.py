@@ -17,8 +17,8 @@ from PIL import Image
 
 from ardiff.data import storage
 from ardiff.data.config import MovingDigitsConfig
-from ardiff.data.encode import encode_video
 from ardiff.data.manifest import Split, VideoRecord
+from ardiff.data.synthetic_set import store_video
 from ardiff.errors import DataError
 from ardiff.randomness import numpy_generator
 
@@ -113,23 +113,8 @@ def write_video(config: MovingDigitsConfig, digits: np.ndarray, root: str, index
 
     The file has no loss but that of the conversion to the video's luma, less than one of 255 levels on average.
     """
-    data = encode_video(render(config, digits, index, split), config.fps, crf=0)
-    uri = storage.join(root, split, CLASS, f"{split}_{index:05d}.mp4")
-    storage.write_bytes(uri, data)
-    return VideoRecord(
-        uri=uri,
-        size=len(data),
-        codec="h264",
-        width=config.frame_side,
-        height=config.frame_side,
-        fps=config.fps,
-        num_frames=config.num_frames,
-        label=0,
-        class_name=CLASS,
-        split=split,
-        status="ok",
-        reason="",
-    )
+    frames = render(config, digits, index, split)
+    return store_video(frames, root, index, split, CLASS, config.fps, crf=0)
 
 
 def _check_size(uri: str, size: int) -> None:

@@ -53,10 +53,8 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class _Frames:
-    """What was found in a stream."""
+    """What was found in a stream, beside the times of its frames."""
 
-    times: list[int | None]
-    """Of all frames, in presentation order."""
     first: av.VideoFrame
     sizes: set[tuple[int, int]]
     """Of the decoded frames."""
@@ -127,7 +125,7 @@ def _decode_all(container: av.container.InputContainer, stream: av.VideoStream, 
         times.append(time)
         sizes.add((frame.width, frame.height))
         interlaced += frame.interlaced_frame
-    return _Frames(times, _required(first), sizes, len(times), interlaced)
+    return _Frames(_required(first), sizes, len(times), interlaced)
 
 
 def _has_frames_as_packets(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
@@ -150,7 +148,7 @@ def _count_packets(container: av.container.InputContainer, stream: av.VideoStrea
             shown.append(packet.pts)
     times += sorted(shown) if None not in shown else shown  # type: ignore[type-var]
     first = _required(first)
-    return _Frames(times, first, {(first.width, first.height)}, 1, int(first.interlaced_frame))
+    return _Frames(first, {(first.width, first.height)}, 1, int(first.interlaced_frame))
 
 
 def _required(first: av.VideoFrame | None) -> av.VideoFrame:

@@ -109,6 +109,11 @@ class SamplingParams:
     given_frames: int = field(default=0, metadata={"from_input": True, "tag": "given-"})
     """First frames that are given by the caller instead of generated."""
 
+    @property
+    def params(self) -> SamplingParams:
+        """The sampling parameters alone, without the fields that a subclass adds."""
+        return SamplingParams(**{f.name: getattr(self, f.name) for f in fields(SamplingParams)})
+
     def shared(self) -> SamplingParams:
         """The parameters without those of a single video. Videos whose shared parameters are equal can be one batch."""
         defaults: dict[str, Any] = {f.name: f.default for f in fields(SamplingParams) if f.name in PER_VIDEO}

@@ -138,9 +138,9 @@ class EvaluateConfig(ScoredClips):
         if self.drift and self.protocol not in set_specs(find_metric("fvd")):
             raise ValueError(f"drift is measured by fvd, which {self.protocol} does not define: use styleganv")
         if self.backend == "openvino" and not self.features:
-            specs = [*self.set_metrics.values(), *([self.drift_spec] if self.drift else [])]
-            for network in (spec.network for spec in specs if spec.network.prepare_openvino is None):
-                raise ValueError(f"OpenVINO does not compute the network '{network.name}': use backend=torch")
+            refused = [spec.network.name for spec in self.specs if spec.network.prepare_openvino is None]
+            if refused:
+                raise ValueError(f"OpenVINO does not compute the network '{refused[0]}': use backend=torch")
         if self.shapes and not self.drift:
             raise ValueError("shapes is measured by drift: give --drift too, or use `ardiff evaluate-quick --shapes`")
         if self.drift and (self.num_frames % SEGMENT or self.num_frames < 2 * SEGMENT):
@@ -170,10 +170,15 @@ class EvaluateConfig(ScoredClips):
         return find_spec(self.protocol, "fvd")
 
     @property
+    def specs(self) -> list[MetricSpec]:
+        """How all metrics that compare two sets are computed, that of ``drift`` included."""
+        return [*self.set_metrics.values(), *([self.drift_spec] if self.drift else [])]
+
+    @property
     def networks(self) -> dict[str, Network]:
         """The networks of all metrics, by name."""
-        specs = [*self.set_metrics.values(), *([self.drift_spec] if self.drift else [])]
-        needed = [spec.network for spec in specs] + [m.network for m in self.paired_metrics if m.network is not None]
+        of_pairs = [metric.network for metric in self.paired_metrics if metric.network is not None]
+        needed = [*(spec.network for spec in self.specs), *of_pairs]
         return {network.name: network for network in sorted(needed, key=lambda network: network.name)}
 
 

@@ -1,6 +1,6 @@
 """Configurations of `ardiff generate` and `ardiff sweep`."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ardiff.data import storage
@@ -51,11 +51,6 @@ class GenerateConfig(SamplingParams):
             raise ValueError(f"{', '.join(sorted(names))} cannot be set: `ardiff generate` has no such input")
         if self.prompts is not None and self.prompt is not None:
             raise ValueError("give prompt or prompts, not both")
-
-    @property
-    def params(self) -> SamplingParams:
-        """The sampling parameters alone."""
-        return SamplingParams(**{f.name: getattr(self, f.name) for f in fields(SamplingParams)})
 
     @property
     def manifest(self) -> str:

@@ -54,6 +54,14 @@ def test_a_plain_submission_leaves_data_and_runs_behind(tmp_path: Path) -> None:
     assert carried(tmp_path, []) == {*kept, ".rayignore"}
 
 
+def test_a_driver_may_reserve_cpus(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--driver-cpus", "1.5", "--dry-run", "evaluate", "fake=[s3://a]", "output=s3://b"]
+    assert main(["submit", *arguments]) == 0
+    assert "driver: reserves 1.5 CPUs\n" in capsys.readouterr().out
+    assert main(["submit", "--driver-cpus=-1", *arguments[2:]]) == 2
+    assert "--driver-cpus -1: give a number of CPUs" in capsys.readouterr().err
+
+
 def test_arguments_reach_the_job_as_they_were_given() -> None:
     arguments = ["fake=[s3://a b/manifest.parquet, s3://c]", "output=s3://runs/$HOME;ls"]
     sent = plan("evaluate", arguments, read_arguments("evaluate", arguments), ROOT, [])

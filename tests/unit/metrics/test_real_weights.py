@@ -137,7 +137,7 @@ def test_lossy_video_on_one_side_alone_is_a_distance(i3d: Callable[[], I3D]) -> 
     state, device = i3d().state_dict(), torch.device("cpu")
     release = FeatureExtractor(find_spec("ardiff-release", "fvd"), state, device)(clips)[:, 0]
     lossless = FeatureExtractor(find_spec("styleganv", "fvd"), state, device)(clips)[:, 0]
-    assert frechet_distance(release, release) == 0.0
+    assert frechet_distance(release, release) < 1e-9
     assert frechet_distance(release, lossless) > 1.0
 
 
