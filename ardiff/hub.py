@@ -1,4 +1,4 @@
-"""Pipelines on a model hub, through ``huggingface_hub``: found in its cache, downloaded, uploaded.
+"""Models on a hub, through ``huggingface_hub``: found in its cache, downloaded, uploaded.
 
 The network is used by :func:`download` and :func:`upload` only. The endpoint, the cache and the token are those of
 ``huggingface_hub`` (``HF_ENDPOINT``, ``HF_HOME``, ``HF_TOKEN``).
@@ -6,7 +6,7 @@ The network is used by :func:`download` and :func:`upload` only. The endpoint, t
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -22,27 +22,30 @@ def is_repo_id(name: str) -> bool:
     return has_form and re.search(r"--|\.\.|[.-]$|[.-]/|\.git$", name) is None
 
 
-def find(repo_id: str, revision: str | None = None) -> Path | None:
-    """The folder of a repository in the local cache; None if it is not there, or not complete."""
+def find(repo_id: str, revision: str | None = None, files: Sequence[str] = FILES) -> Path | None:
+    """The folder of a repository in the local cache; None if it is not there, or not complete.
+
+    ``files`` are patterns of the names that are wanted, by default those of a pipeline.
+    """
     try:
         hub = _package()
     except ConfigError:
         return None
     try:
-        return Path(hub.snapshot_download(repo_id, revision=revision, local_files_only=True, allow_patterns=FILES))
-    except hub.errors.LocalEntryNotFoundError:
+        return Path(hub.snapshot_download(repo_id, revision=revision, local_files_only=True, allow_patterns=[*files]))
+    except (hub.errors.LocalEntryNotFoundError, hub.errors.HFValidationError):
         return None
 
 
-def download(repo_id: str, revision: str | None = None) -> Path:
-    """Downloads the pipeline of a repository into the cache. Returns its folder.
+def download(repo_id: str, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
+    """Downloads ``files`` of a repository into the cache, see :func:`find`. Returns its folder.
 
     Raises:
         CheckpointError: There is no such repository or revision, or the hub cannot be reached.
     """
     hub = _package()
     with _explain(f"{repo_id} cannot be downloaded"):
-        return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=FILES, library_name="ardiff"))
+        return Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=[*files], library_name="ardiff"))
 
 
 def upload(
@@ -86,4 +89,4 @@ def _explain(what: str) -> Iterator[None]:
     except (
         hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, hub.errors.HFValidationError, OSError
     ) as error:  # fmt: skip
-        raise CheckpointError(f"{what}: {str(error).strip()}") from error
+        raise CheckpointError(f"{what}: {' '.join(str(error).split())}") from error

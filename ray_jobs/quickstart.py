@@ -20,7 +20,7 @@ from ardiff.data.synthetic_captions import asks_for_held_out
 from ardiff.diffusion.ar_step import check_ar_step
 from ardiff.errors import ConfigError, DataError
 from ardiff.sampling.params import ModelInfo
-from ardiff.text.files import PACKAGES, fetch
+from ardiff.text.packages import PACKAGES, fetch
 from ray_jobs import encode, evaluate_quick, generate, prepare, train_dit, train_vae
 from ray_jobs.encode import EncodeConfig
 from ray_jobs.evaluation.config import QuickConfig

@@ -18,7 +18,7 @@ from ardiff import hub
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, CheckpointError
 from ardiff.metrics.registry import State, networks
-from ardiff.text.files import CONFIG, Kind, find_folder
+from ardiff.model_folders import CONFIG, Kind, find_folder
 
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".bin")
 """A path with such an end is a file, also where it does not exist."""

