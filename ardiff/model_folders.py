@@ -116,8 +116,8 @@ def _from_hub(name: str, kind: Kind) -> Path:
         return hub.download(name, files=PATTERNS)
     except CheckpointError as error:
         raise CheckpointError(
-            f"There is no {kind.name} in {name}: it is no folder, and {str(error).rstrip('.')}. Check the name, or download "
-            "it elsewhere and give its folder."
+            f"There is no {kind.name} in {name}: it is no folder, and {str(error).rstrip('.')}. Check the name, or "
+            "download it elsewhere and give its folder."
         ) from error
 
 

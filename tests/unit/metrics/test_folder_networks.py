@@ -284,7 +284,7 @@ def test_model_folders_of_a_bucket_and_of_the_hub(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     with pytest.raises(
-        CheckpointError, match="no feature network in nobody/nothing: it is no folder, and .*HF_HUB_OFFLINE"
+        CheckpointError, match=r"no feature network in nobody/nothing: it is no folder, and .*HF_HUB_OFFLINE"
     ):
         weights.find_state("dinov2", ("nobody/nothing",))
     with pytest.raises(StorageError, match=r"missing/dino\.pth"):  # a file, not a repository
