@@ -39,7 +39,8 @@ def turning(config: SyntheticConfig, index: int, share: float, generator: np.ran
     steps[0] = index
     scenes = [replace(scene, shape=shape) for shape in CLASSES]
     drawn = np.stack([render_scene(config.resolution, shown, centre) for shown in scenes])  # (K, F, H, W, 3)
-    return drawn[steps.cumsum() % len(CLASSES), np.arange(len(centre))]
+    chosen: np.ndarray = drawn[steps.cumsum() % len(CLASSES), np.arange(len(centre))]
+    return chosen
 
 
 def shaking(config: SyntheticConfig, index: int, pixels: float, generator: np.random.Generator) -> np.ndarray:

@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -41,7 +42,7 @@ from ardiff.data.decode import decode_frames
 from ardiff.data.manifest import VideoRecord, manifest_table
 from ardiff.data.probe import Count, Timing, probe
 from ardiff.data.sources import find_tables
-from ardiff.data.streams import ClipStream
+from ardiff.data.streams import ClipStream, Stream
 from ardiff.data.video_tables import write_group
 from ardiff.randomness import numpy_generator
 from ardiff.resolution import Resolution
@@ -86,8 +87,8 @@ def make_videos(folder: Path, count: int) -> list[VideoRecord]:
         path.write_bytes(make_video(number, 96))
         info = probe(path.read_bytes())
         fields = ("h264", info.width, info.height, info.fps, info.num_frames, 0, "x", "train", "ok", "")
-        timing = {"pts_start": info.timing.start, "pts_step": info.timing.step}
-        records.append(VideoRecord(str(path), path.stat().st_size, *fields, **timing))
+        times = info.timing
+        records.append(VideoRecord(str(path), path.stat().st_size, *fields, pts_start=times.start, pts_step=times.step))
     return records
 
 
@@ -117,7 +118,7 @@ def plain_loop(records: list[VideoRecord], clips: int) -> float:
     for number in range(clips):
         record = records[number % len(records)]
         start = int(numpy_generator("start", number).integers(record.num_frames - CLIPS.span + 1))
-        with av.open(io.BytesIO(Path(record.uri).read_bytes())) as container:
+        with av.open(io.BytesIO(Path(record.uri).read_bytes()), "r") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             first = round(record.pts_start + start * record.pts_step)
@@ -225,7 +226,7 @@ def feed(stream: ClipStream, clips: int, pause: float = 0.0) -> tuple[float, flo
     config = TrainConfig(num_steps=clips // 16, batch_size=16, loading_tasks=1)
     meter = Meter(stream)
     started = time.perf_counter()
-    for _ in ray_batches(meter, 0, config, 0, None):
+    for _ in ray_batches(cast(Stream, meter), 0, config, 0, None):
         time.sleep(pause)
     wall = time.perf_counter() - started
     spent = float(ray.get(meter.clock.read.remote()))
@@ -239,7 +240,7 @@ class Meter:
         import ray
 
         self.stream = stream
-        self.clock = ray.remote(Clock).options(num_cpus=0).remote()
+        self.clock: Any = ray.remote(Clock).options(num_cpus=0).remote()
 
     def __getattr__(self, name: str) -> object:
         if name == "stream":
@@ -454,7 +455,7 @@ def memory_of(times: int, clips: int) -> None:
         done.set()
         watcher.join()
         address = ray.get_runtime_context().gcs_address
-        summary = memory_summary(address=address, stats_only=True)
+        summary: str = memory_summary(address=address, stats_only=True)  # type: ignore[no-untyped-call]
         spilled = next((line for line in summary.splitlines() if "Spilled" in line), "0")
     print(f"| {len(records)} | {clips * times} | {peak[0] / 2**20:.0f} | {spilled} |")
 

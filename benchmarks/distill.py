@@ -43,6 +43,7 @@ from ardiff.metrics.networks.random3d import RandomVideoFeatures, scale_features
 from ardiff.metrics.seeds import estimate_mean
 from ardiff.models import make_dit
 from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.resolution import Resolution
 from ardiff.sampling.cost import frame_evaluations
 from ardiff.sampling.params import SamplingParams, validate
 from ardiff.train.tasks import DistillTask
@@ -66,9 +67,9 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=128, help="generated videos per row and sampling seed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    folder, videos = arguments.keep, Videos.draw(captions=False)
-    vae = autoencoder(folder, videos, [], arguments.seed)
-    teacher = trained_pipeline(folder, vae, videos, [], arguments.seed)
+    folder, videos = arguments.keep, Videos.draw(captions=False, shape=Resolution(32, 32), seed=0)
+    vae = autoencoder(folder, [videos], [], arguments.seed)
+    teacher = trained_pipeline(folder, vae, [videos], [], arguments.seed)
     student = distill(teacher, *encode(vae, videos.train, STEP), arguments.student, arguments.seed)
     student.save_pretrained(str(folder / "student"))
     report(teacher, student, videos.test, arguments.videos, folder)
@@ -85,7 +86,7 @@ def distill(
     model = make_dit(teacher.dit.config)
     model.load_state_dict(teacher.dit.state_dict())
     task = DistillTask(model, teacher.dit, config.task, diffusion, teacher.statistics)
-    dit = run(task, config.train, latent_batches(clips, labels, config.train, seed + 21))
+    dit = run(task, config.train, latent_batches(clips, labels, torch.zeros_like(labels), config.train, seed + 21))
     training = load_config(TrainDiTConfig, files("train_dit.yaml", False))
     trained_on = training.train.num_steps * training.train.batch_size
     forced = 1 + training.task.teacher_forcing  # such clips are evaluated twice

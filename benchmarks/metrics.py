@@ -79,7 +79,9 @@ def frechet(sizes: tuple[tuple[int, int], ...], chosen: list[str], repeats: int)
         shift = ((np.arange(width) % 5) - 2.0) * 0.25
         known = [(real + shift, float((shift**2).sum())), (1.5 * real, _scaled(real)), (real, 0.0)]
         cases = [case for name, case in zip(CASES, known, strict=True) if name in chosen]
-        ardiff_seconds, scipy_seconds, worst = [], [], [0.0, 0.0]
+        ardiff_seconds: list[float] = []
+        scipy_seconds: list[float] = []
+        worst = [0.0, 0.0]
         for fake, exact in cases * repeats:
             for side, (function, seconds) in enumerate(((frechet_distance, ardiff_seconds), (by_sqrtm, scipy_seconds))):
                 value, elapsed = timed(partial(function, real, fake))
@@ -118,13 +120,13 @@ def reduction(side: str, width: int, count: int) -> None:
     elif side == "moments":
 
         def run() -> float:
-            return frechet_from_moments(*(Moments.of_all(batch) for batch in batches))
+            return frechet_from_moments(Moments.of_all(batches[0]), Moments.of_all(batches[1]))
     else:
         from torchmetrics.image.fid import FrechetInceptionDistance
 
         extractor = Rows()
         extractor.num_features = width
-        metric = FrechetInceptionDistance(feature=extractor, input_img_size=(width,)).double()
+        metric = FrechetInceptionDistance(feature=extractor, input_img_size=(1, 1, width)).double()
 
         def run() -> float:
             for batch, real in zip(batches, (True, False), strict=True):
@@ -193,10 +195,10 @@ def i3d(repeats: int) -> None:
         separable(clip)
     giga, peak = counter.get_total_flops() / 1e9, sgemm_peak()
     outputs = {name: model(clip) for name, model in models.items()}  # also a warm-up
-    seconds = {name: [] for name in models}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(repeats):
         for name, model in models.items():
-            seconds[name].append(timed(lambda model=model: float(model(clip).sum()))[1])
+            seconds[name].append(timed(partial(_sum_of, model, clip))[1])
     print(f"{giga:.1f} GFLOP a clip; the fastest float32 product of this processor does {peak:.0f} GFLOP/s")
     print("| I3D | s a clip | ratio | share of that rate | largest relative difference |")
     print("|---|---|---|---|---|")
@@ -217,8 +219,12 @@ def sgemm_peak(size: int = 2048) -> float:
         products.append(onednn.PackedLinear(linear))
     for product in products:
         product(a)
-    seconds = min(timed(lambda product=product: float(product(a)[0, 0]))[1] for _ in range(5) for product in products)
+    seconds = min(timed(partial(_sum_of, product, a))[1] for _ in range(5) for product in products)
     return 2 * size**3 / seconds / 1e9
+
+
+def _sum_of(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> float:
+    return float(function(values).sum())
 
 
 def _inception() -> FeatureExtractor:
@@ -254,7 +260,8 @@ def inception(quick: bool, repeats: int) -> None:
         return float(metric.compute())
 
     def ardiff_fid() -> float:
-        return frechet_distance(*(extractor(pictures)[:, 0].astype(np.float64) for pictures in sets))
+        real, fake = (extractor(pictures)[:, 0].astype(np.float64) for pictures in sets)
+        return frechet_distance(real, fake)
 
     results = [(timed(ardiff_fid), timed(torchmetrics_fid)) for _ in range(repeats)]
     ratio = statistics.median(b[1] / a[1] for a, b in results)

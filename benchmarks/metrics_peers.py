@@ -44,7 +44,8 @@ def distances() -> None:
     print(f"|---|---|{'---|' * len(CASES)}")
     for peer in stored[CASES[0]]["frechet"]:
         ddof = 0 if "ddof0" in peer else 1
-        cells = [digits(frechet_distance(*pairs[name], ddof), stored[name]["frechet"][peer]) for name in CASES]
+        values = [frechet_distance(real, fake, ddof) for real, fake in map(cases.pair, CASES)]
+        cells = [digits(value, stored[n]["frechet"][peer]) for n, value in zip(CASES, values, strict=True)]
         print(f"| Frechet | {peer} | {' | '.join(cells)} |", flush=True)
     for peer in ("tats_polynomial_mmd_full_unbiased", "torchmetrics_poly_mmd_full_f64"):
         cells = [digits(kernel_distance(*pairs[name]), stored[name]["kernel"][peer]) for name in CASES]

@@ -45,6 +45,7 @@ from ardiff.metrics.tracking import track
 from ardiff.models import make_autoencoder, make_dit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.resolution import Resolution
+from ardiff.sampling.params import SamplingParams
 from ardiff.text.encoder import TextEncoder
 from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState
@@ -159,12 +160,13 @@ def autoencoder(folder: Path, buckets: Sequence[Videos], settings: list[str], se
     vae, file = make_autoencoder(config.vae), folder / "vae.safetensors"
     if file.exists():
         vae.load_state_dict(load_file(file))
-        return vae.eval().requires_grad_(False)
+        vae.eval().requires_grad_(False)
+        return vae
     batches = clip_batches([videos.train for videos in buckets], config.clips.num_frames, config.train, seed + 1)
-    vae = run(AutoencoderTask(vae, config.task), config.train, batches)
+    trained: ARAutoencoder = run(AutoencoderTask(vae, config.task), config.train, batches)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(vae.state_dict(), file)
-    return vae
+    save_file(trained.state_dict(), file)
+    return trained
 
 
 def trained_pipeline(
@@ -356,8 +358,8 @@ def report_prompts(pipeline: ARDiffusionPipeline, prompts: list[str], count: int
     header("prompts", [*PROMPT_MEASURES, *SHOWN])
     for ar_step in (0, 5, 20):
         for name, group in groups.items():
-            settings = {"num_inference_steps": 20, "guidance_scale": 1.5, "ar_step": ar_step}
-            videos = pipeline(prompt=group, seed=range(len(group)), **settings).frames
+            params = SamplingParams(num_inference_steps=20, guidance_scale=1.5, ar_step=ar_step)
+            videos = pipeline(params, prompt=group, seed=range(len(group))).frames
             others = [group[(7 * index + 3) % len(group)] for index in range(len(group))]
             rows = [
                 prompt_measures(tracking, prompt, other) | shape_measures(tracking, expected_class(prompt))

@@ -24,6 +24,7 @@ from ardiff.diffusion.guidance import guided_denoiser
 from ardiff.diffusion.sampler import initial_noise, sample_full
 from ardiff.diffusion.student import Student
 from ardiff.dit import DiT, DiTConfig
+from ardiff.resolution import Resolution
 from ardiff.sampling.config import EngineConfig
 from ardiff.sampling.cost import frame_evaluations
 from ardiff.sampling.engine import SamplingEngine
@@ -198,7 +199,9 @@ def run_few_steps(model: DiT, frames: int, changes: dict[str, Any]) -> tuple[flo
 
 def stream_figures(model: DiT, tokens: int) -> None:
     """Prints the time to the first frame and the steady frames per second, decoding included."""
-    vae = ARAutoencoder(AutoencoderConfig(resolution=64, num_tokens=tokens, width=256, depth=6, num_heads=8)).eval()
+    vae = ARAutoencoder(
+        AutoencoderConfig(resolution=Resolution(64, 64), num_tokens=tokens, width=256, depth=6, num_heads=8)
+    ).eval()
     print("\n| frames | ar_step | first frame, share of whole | frames/s steady | decoding, share of whole |")
     print("|---|---|---|---|---|")
     for frames, ar_step in ((16, 5), (128, 5), (128, 25)):

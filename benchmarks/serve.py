@@ -37,6 +37,7 @@ from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.pipeline import ARDiffusionPipeline
+from ardiff.resolution import Resolution
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 
 STARTED: dict[str, psutil.Process] = {}
@@ -48,7 +49,9 @@ STEPS = 20
 def save_pipeline(folder: Path, options: argparse.Namespace) -> None:
     """A pipeline of the given size with random weights."""
     sizes = {"num_tokens": options.tokens, "width": options.width, "num_heads": 4}
-    vae = ARAutoencoder(AutoencoderConfig(resolution=32, patch_size=8, depth=3, temporal_window=16, **sizes))
+    vae = ARAutoencoder(
+        AutoencoderConfig(resolution=Resolution(32, 32), patch_size=8, depth=3, temporal_window=16, **sizes)
+    )
     dit = DiT(DiTConfig(num_frames=16, depth=options.depth, num_classes=4, attention_window=16, **sizes))
     generator = torch.Generator().manual_seed(0)
     for parameter in [*vae.parameters(), *dit.parameters()]:

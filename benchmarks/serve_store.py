@@ -129,7 +129,7 @@ def short_jobs(bench: Bench, count: int) -> str:
 
     async def work(replicas: list[Replica]) -> str:
         videos, store, before = replicas[0].videos, replicas[0].stores.jobs, bench.counts.copy()
-        started, request = time.perf_counter(), VideoRequest(num_frames=2, num_inference_steps=2)
+        started, request = time.perf_counter(), VideoRequest.model_validate({"num_frames": 2, "num_inference_steps": 2})
         chosen = itertools.islice(itertools.cycle(replicas), SHORT_JOBS)
         records = [await replica.admission.queue_job("alice", request, None) for replica in chosen]
         while (await store.call(store.store.load, "alice")).owned:
@@ -143,7 +143,8 @@ def short_jobs(bench: Bench, count: int) -> str:
         counts = bench.counts - before
         return f"{seconds:.1f} s; {counts['statements'] / SHORT_JOBS:.0f} / {counts['requests'] / SHORT_JOBS:.1f}"
 
-    return bench.run(count, work)
+    shown: str = bench.run(count, work)
+    return shown
 
 
 def timed(client: httpx.Client, call: Callable[[], httpx.Response], repeats: int = 40) -> str:

@@ -76,10 +76,10 @@ def main() -> None:
             cpu_seconds[name] = {s.point.params.resolved_ar_step: s.cpu_seconds for s in summaries}
     print(f"\nload of the machine over 15 minutes: {os.getloadavg()[2]:.1f} on {os.cpu_count()} cores\n")
     print("| sweep | videos | evaluations | wall s | CPU s | frames/s |\n|---|---|---|---|---|---|")
-    for name, records in by_run.items():
-        evaluations, processor = sum(r.evaluations for r in records), sum(r.cpu_seconds for r in records)
-        rate = 128 * len(records) / wall(records)
-        print(f"| {name} | {len(records)} | {evaluations:,} | {wall(records):.0f} | {processor:.0f} | {rate:.1f} |")
+    for name, done in by_run.items():
+        evaluations, processor = sum(r.evaluations for r in done), sum(r.cpu_seconds for r in done)
+        rate = 128 * len(done) / wall(done)
+        print(f"| {name} | {len(done)} | {evaluations:,} | {wall(done):.0f} | {processor:.0f} | {rate:.1f} |")
     one, two, *others = (by_run[name] for name in runs)
     speed, used = wall(one) / wall(two), [sum(r.cpu_seconds for r in records) for records in by_run.values()]
     print(f"\n1 actor / 2 actors: wall {speed:.2f}, efficiency {50 * speed:.0f} %, CPU {used[0] / used[1]:.2f}")

@@ -44,6 +44,7 @@ from ardiff.data.streams import LatentStream
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
 from ardiff.randomness import BatchGenerator
+from ardiff.resolution import Resolution
 from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState
 from ardiff.train.config import TrainConfig
@@ -155,7 +156,7 @@ def measure_checkpoints(job: dict[str, Any]) -> None:
     rows: dict[str, list[float]] = {f"{mode} | {delay:g}": [] for delay, mode in cases}
     upload = storage.upload_folder
     for turn, (delay, mode) in itertools.product(range(job["rounds"] + 1), cases):
-        storage.upload_folder = delayed(upload, delay)
+        storage.upload_folder = delayed(upload, delay)  # type: ignore[assignment]
         is_async, task = MODES[mode], make_task(job["quick"])
         engine = make_engine(task.model, config, torch.device("cpu"))
         if distributed.rank() == 0:
@@ -260,7 +261,9 @@ def formula_cases() -> dict[str, EstimateConfig]:
         return replace(base, dit=model, **changes)
 
     base = EstimateConfig(num_frames=FRAMES, micro_batch_size=4, gradient_accumulation=1, num_gpus=1, precision="fp32")
-    vae = AutoencoderConfig(resolution=64, patch_size=8, num_tokens=16, token_dim=4, width=192, depth=4, num_heads=6)
+    vae = AutoencoderConfig(
+        resolution=Resolution(64, 64), patch_size=8, num_tokens=16, token_dim=4, width=192, depth=4, num_heads=6
+    )
     return {
         "AR-DiT, width 256, depth 6": dit(256, 6),
         "AR-DiT, width 128, depth 4": dit(128, 4),

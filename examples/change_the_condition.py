@@ -9,6 +9,7 @@ A video of a service changes with `ardiff client change ID --class-label plus`.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args(arguments)
     pipeline = ARDiffusionPipeline.from_pretrained(options.pipeline)
-    changes = []
+    changes: list[dict[str, Any]] = []
     for condition in options.conditions:
         name, _, value = condition.partition("=")
         known = value in pipeline.class_names if name == "class_label" else name == "prompt" and value

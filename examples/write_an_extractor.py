@@ -28,7 +28,8 @@ class ColourMoments(nn.Module):
 
 def features(model: nn.Module, frames: Tensor, count: int) -> Tensor:
     """A row of features for each frame: ``(n F, 3, S, S)`` to ``(n, F, 6)``."""
-    return rearrange(model(frames), "(n f) d -> n f d", n=count)
+    rows: Tensor = model(frames)
+    return rearrange(rows, "(n f) d -> n f d", n=count)
 
 
 COLOURS = Extractor(
