@@ -84,9 +84,10 @@ class FusedAttention(TorchFunctionMode):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         if attn_mask is not None:
-            constants = (torch.full((), x, dtype=query.dtype, device=META) for x in (0.0, -torch.inf))
-            attn_mask = torch.where(attn_mask, *constants).expand(*query.shape[:2], -1, -1)
-        return aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True)[0]
+            seen, unseen = (torch.full((), x, dtype=query.dtype, device=META) for x in (0.0, -torch.inf))
+            attn_mask = torch.where(attn_mask, seen, unseen).expand(*query.shape[:2], -1, -1)
+        output: Tensor = aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True)[0]
+        return output
 
 
 @contextlib.contextmanager
