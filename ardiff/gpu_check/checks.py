@@ -73,7 +73,8 @@ def exactness(setup: Setup) -> Rows:
     params = SamplingParams(num_frames=model.config.num_frames + 2, num_inference_steps=4, ar_step=2, guidance_scale=2)
     request = _request(setup, params, 1)
     expected = torch.cat(list(stream_request(model.double(), setup.diffusion, request)), dim=1)
-    attentions: tuple[AttentionBackend, ...] = ("ragged", "masked", "flex") if setup.compile else ("ragged", "masked")
+    attentions: tuple[AttentionBackend, ...] = ("ragged", "masked", "stacked")
+    attentions = (*attentions, "flex") if setup.compile else attentions
     backends: tuple[Backend, ...] = ("plain", "compiled") if setup.compile else ("plain",)
     for precision, dtype in DTYPES.items():
         on_device = setup.dit(depth).to(setup.device, dtype)

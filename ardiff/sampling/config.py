@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-AttentionBackend = Literal["ragged", "masked", "flex"]
+AttentionBackend = Literal["ragged", "masked", "stacked", "flex"]
 Backend = Literal["plain", "packed", "compiled"]
 LongPrompts = Literal["truncate", "error"]
 
@@ -21,10 +21,11 @@ class EngineConfig:
     max_cache_bytes: int = 8 * 2**30
     """Memory for the keys and values of all running requests and their prompts, and for the modulations of their
     timesteps."""
-    attention_backend: Literal["auto", "ragged", "masked", "flex"] = "auto"
-    """``ragged``: one call per frame, without a mask; ``masked``: one call with a block-causal mask, on CPUs one for
-    each sequence; ``flex``: one call of FlexAttention. ``auto`` is ragged on CPUs if a frame has at least 16 tokens,
-    masked otherwise."""
+    attention_backend: Literal["auto", "ragged", "masked", "stacked", "flex"] = "auto"
+    """``ragged``: one call per frame, without a mask; ``masked``: one call per sequence with a block-causal mask;
+    ``stacked``: one call with a mask for all requests whose caches have the same capacity; ``flex``: one call of
+    FlexAttention per request. ``auto`` is stacked on GPUs; on CPUs ragged if a frame has at least 16 tokens, masked
+    otherwise."""
     backend: Literal["auto", "plain", "packed", "compiled"] = "auto"
     """``packed``: a second copy of the weights in the layout that a CPU multiplies fastest; ``compiled``: torch.compile
     for the blocks; ``plain``: neither. ``auto`` is packed on CPUs and plain elsewhere."""

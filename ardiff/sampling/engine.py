@@ -22,15 +22,16 @@ from ardiff.diffusion.config import DiffusionConfig
 from ardiff.diffusion.solvers import solver_table
 from ardiff.dit import DiT
 from ardiff.errors import ArdiffError
-from ardiff.layers import Attend
 from ardiff.sampling.backend import prepare_model
 from ardiff.sampling.cache import FrameCache
 from ardiff.sampling.config import AttentionBackend, Backend, EngineConfig
 from ardiff.sampling.cost import sequential_passes
+from ardiff.sampling.groups import AttentionGroups
 from ardiff.sampling.params import FrameCondition, InvalidParamError, ModelInfo, validate
 from ardiff.sampling.request import EncodedPrompt, FinishedFrames, SampleRequest
 from ardiff.sampling.saved import SavedState
 from ardiff.sampling.state import FrameSpan, RequestState, SampledModel
+from ardiff.tensors import to_device
 
 
 class EngineLimitError(ArdiffError):
@@ -56,13 +57,15 @@ class SamplingEngine:
         """``model`` is in evaluation mode and on its device; it was trained with ``diffusion``."""
         self.config = config or EngineConfig()
         self.info = ModelInfo.from_configs(model.config, diffusion)
-        ragged = next(model.parameters()).device.type == "cpu" and model.config.num_tokens >= 16
-        attention_backend: AttentionBackend = "ragged" if ragged else "masked"
-        if self.config.attention_backend != "auto":
-            attention_backend = self.config.attention_backend
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        attention: AttentionBackend = "stacked"
+        if on_cpu:
+            attention = "ragged" if model.config.num_tokens >= 16 else "masked"
+        chosen = self.config.attention_backend
+        self._attention = AttentionGroups(attention if chosen == "auto" else chosen)
         backend: Backend = "packed" if onednn.packable(model) else "plain"
         self._model = prepare_model(model, backend if self.config.backend == "auto" else self.config.backend)
-        self._shared = SampledModel(model, diffusion, attention_backend)
+        self._shared = SampledModel(model, diffusion)
         self.frame_evaluations = 0
         """Frames evaluated so far, without the second branch of guidance."""
         self._ids = itertools.count()
@@ -208,7 +211,9 @@ class SamplingEngine:
         """Drops a request and frees its memory. Returns False if it is neither waiting nor running."""
         waiting = len(self._waiting)
         self._waiting = deque(item for item in self._waiting if item[0] != request_id)
-        return self._running.pop(request_id, None) is not None or len(self._waiting) < waiting
+        running = self._running.pop(request_id, None) is not None
+        self._group()
+        return running or len(self._waiting) < waiting
 
     def run(self, request: SampleRequest, on_frames: Callable[[int], None] = lambda final_frames: None) -> Tensor:
         """Runs one request in an idle engine. Returns all its frames, also those given, ``(B, F, L, D)``."""
@@ -225,24 +230,33 @@ class SamplingEngine:
     def step(self) -> list[FinishedFrames]:
         """One iteration of all running requests, in one pass of the model. Returns the frames that are final now."""
         with torch.inference_mode():
+            self._start_waiting()
+            self._group()
             finished = self._iterate()
+            self._group()
         # A clone made outside of inference mode is an ordinary tensor, which the caller may change or differentiate.
         return [replace(frames, latents=frames.latents.clone()) for frames in finished]
 
     def _iterate(self) -> list[FinishedFrames]:
-        self._start_waiting()
-        states = list(self._running.values())
+        states = [self._running[request_id] for request_id in self._attention.order]
         if not states:
             return []
         spans = [state.advance() for state in states]
-        finished = []
-        for state, span, x0 in zip(states, spans, self._evaluate(states, spans), strict=True):
-            self.frame_evaluations += (span.end - span.start) * len(state.request.videos)
-            if (frames := state.update(span, x0)) is not None:
+        outputs, finished = self._evaluate(states, spans), []
+        all_steps = to_device(torch.tensor([step for span in spans for step in span.steps]), self._shared.device)
+        steps = all_steps.split([len(span.steps) for span in spans])
+        for state, span, own_steps, output in zip(states, spans, steps, outputs, strict=True):
+            self.frame_evaluations += len(span.steps) * len(state.request.videos)
+            if (frames := state.update(span, own_steps, output)) is not None:
                 finished.append(frames)
             if state.done:
                 del self._running[state.request_id]
         return finished
+
+    def _group(self) -> None:
+        """Groups the running requests again if any has started or ended. Nothing else may hold those that ended."""
+        with torch.inference_mode():
+            self._attention.set_requests({request_id: state.cache for request_id, state in self._running.items()})
 
     def _start_waiting(self) -> None:
         """Starts waiting requests, oldest first, as long as the limits allow."""
@@ -257,27 +271,20 @@ class SamplingEngine:
             self._running[request_id] = RequestState(request_id, request, self._shared)
 
     def _evaluate(self, states: list[RequestState], spans: list[FrameSpan]) -> list[Tensor]:
-        """Predicted clean latents of the moving frames of each request, ``(F, B, L, D)`` each."""
-        pairs = list(zip(states, spans, strict=True))
-        inputs = torch.cat([state.inputs(span) for state, span in pairs])
-        modulations = torch.cat([state.modulations(span) for state, span in pairs])
-        positions = torch.cat([state.positions(span) for state, span in pairs])
-        sizes = [(span.end - span.start) * state.request.sequences for state, span in pairs]
-        slots = [state.cache.slots(span.start, span.end) for state, span in pairs]
-
-        def layer_attention(layer: int) -> Attend:
-            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                chunks = zip(states, q.split(sizes), k.split(sizes), v.split(sizes), slots, strict=True)
-                outputs = [s.cache.attend(layer, q1, k1, v1, own_slots) for s, q1, k1, v1, own_slots in chunks]
-                return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-            return attend
-
-        attention = [layer_attention(layer) for layer in range(self._shared.model.config.depth)]
+        """The model's output for the evaluated frames of each request, ``(F B, L, D)`` each."""
+        shared, pairs = self._shared, list(zip(states, spans, strict=True))
+        inputs = torch.cat([latents for state, span in pairs for latents in state.inputs(span)])
+        modulations = shared.tables.rows([row for state, span in pairs for row in state.modulations(span)])
+        positions = torch.tensor([position for state, span in pairs for position in state.positions(span)])
         attend_text = None
-        if self._shared.model.config.text:
-            attend_text = self._shared.prompts.attention([key for state, span in pairs for key in state.prompts(span)])
-        inputs = inputs.to(self._shared.weights_dtype)
-        output = self._model.forward_frames(inputs, modulations, positions, attention, attend_text)
-        output = output.to(self._shared.dtype)
-        return [state.predict(span, chunk) for (state, span), chunk in zip(pairs, output.split(sizes), strict=True)]
+        if shared.model.config.text:
+            attend_text = shared.prompts.attention([key for state, span in pairs for key in state.prompts(span)])
+        output = self._model.forward_frames(
+            inputs.to(shared.weights_dtype),
+            modulations,
+            to_device(positions, shared.device),
+            self._attention.of_blocks([(span.start, span.end) for span in spans], shared.model.config.depth),
+            attend_text,
+        )
+        sizes = [len(span.steps) * state.request.sequences for state, span in pairs]
+        return list(output.to(shared.dtype).split(sizes))

@@ -1,9 +1,10 @@
 """Tables of the model's modulations, which depend on timestep and class but on no latent.
 
-Shapes: R timesteps that a model is shown, M modulations of a frame (shifts, scales and gates of all blocks).
+Shapes: R timesteps that a model is shown, M modulations of a frame (shifts, scales and gates of all blocks),
+N packed frames.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from ardiff.diffusion.solvers import model_timesteps
 from ardiff.dit import DiT
 from ardiff.sampling.request import SampleRequest
 from ardiff.sampling.tables import SharedTables
+from ardiff.tensors import to_device
 
 
 class TableKey(NamedTuple):
@@ -43,6 +45,19 @@ class ModulationTables(SharedTables[TableKey, Tensor]):
             timesteps = self.timesteps(key).to(next(self.model.parameters()).device)
             self._tables[key] = self.model.modulations(timesteps, torch.full_like(timesteps, key.label))
         return self._tables[key]
+
+    def rows(self, frames: Sequence[tuple[TableKey, int]]) -> Tensor:
+        """The modulations ``(N, M)`` of packed frames, from the table and the row of each."""
+        places = dict[TableKey, list[int]]()
+        for place, (key, _) in enumerate(frames):
+            places.setdefault(key, []).append(place)
+        order = [place for of_table in places.values() for place in of_table]
+        index = torch.tensor([frames[place][1] for place in order])
+        rows = to_device(index, next(self.model.parameters()).device).split([len(p) for p in places.values()])
+        gathered = [self.get(key)[of_table] for key, of_table in zip(places, rows, strict=True)]
+        if len(gathered) == 1:
+            return gathered[0]
+        return torch.cat(gathered)[to_device(torch.tensor(order).argsort(), rows[0].device)]
 
     def key(self, request: SampleRequest, label: int) -> TableKey:
         """The table that a request needs for sequences of one class; condition tokens do not change it."""

@@ -12,6 +12,7 @@ from ardiff.dit import DiT
 from ardiff.layers import AttendText
 from ardiff.sampling.request import NO_TEXT, EncodedPrompt, PromptKey, SampleRequest
 from ardiff.sampling.tables import SharedTables
+from ardiff.tensors import to_device
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """Keys and values of a prompt in each block, ``(1, H, M, K)`` each."""
@@ -55,7 +56,7 @@ class PromptTables(SharedTables[PromptKey, KeysValues]):
             device, index = next(self.model.parameters()).device, dict[PromptKey, list[int]]()
             for row, key in enumerate(rows):
                 index.setdefault(key, []).append(row)
-            self._last = rows, [(key, torch.tensor(of_key, device=device)) for key, of_key in index.items()]
+            self._last = rows, [(key, to_device(torch.tensor(of_key), device)) for key, of_key in index.items()]
         groups = [(self._tables[key], index) for key, index in self._last[1]]
 
         def of_block(block: int) -> AttendText:

@@ -23,20 +23,20 @@ from ardiff.diffusion.solvers import solver_step, solver_table
 from ardiff.dit import DiT
 from ardiff.sampling.cache import FrameCache
 from ardiff.sampling.conditions import ConditionTables
-from ardiff.sampling.config import AttentionBackend
 from ardiff.sampling.cost import final_frames, started_frames
-from ardiff.sampling.modulations import ModulationTables
+from ardiff.sampling.modulations import ModulationTables, TableKey
 from ardiff.sampling.prompts import PromptTables
 from ardiff.sampling.request import FinishedFrames, PromptKey, SampleRequest
 from ardiff.sampling.saved import SavedState
 from ardiff.sampling.tables import SharedTables
+from ardiff.tensors import to_device
 
 
 class SampledModel:
     """A model with everything that its requests share."""
 
-    def __init__(self, model: DiT, diffusion: DiffusionConfig, attention_backend: AttentionBackend) -> None:
-        self.model, self.diffusion, self.attention_backend = model, diffusion, attention_backend
+    def __init__(self, model: DiT, diffusion: DiffusionConfig) -> None:
+        self.model, self.diffusion = model, diffusion
         weight = next(model.parameters())
         self.device, self.weights_dtype = weight.device, weight.dtype
         # Latents between iterations stay float32 when the weights are bfloat16.
@@ -65,11 +65,10 @@ class FrameSpan:
     start: int
     moving: int
     end: int
-    steps: Tensor
-    """int64 ``(end - start,)`` on the model's device: the sampling step at which each frame is evaluated. For clean
-    frames it is the last row of the modulations."""
-    condition_index: Tensor
-    """int64 ``(end - start,)`` on the model's device: which of the request's conditions each frame has."""
+    steps: list[int]
+    """The sampling step at which each frame is evaluated. For clean frames it is the last row of the modulations."""
+    condition_index: list[int]
+    """Which of the request's conditions each frame has."""
 
 
 class RequestState:
@@ -100,7 +99,6 @@ class RequestState:
             config,
             request.sequences,
             request.cache_frames(config),
-            shared.attention_backend,
             shared.weights_dtype,
             shared.device,
             shared.conditions.prefix(request),
@@ -115,14 +113,11 @@ class RequestState:
         shared, starts = self.shared, request.starts
         self.request = request
         shared.prompts.prepare(request)
-        labels = request.distinct_labels(shared.model)
-        self.tables = [shared.tables.get(shared.tables.key(request, label)) for label in labels]  # (R, M) each
-        tables = [[labels.index(label) for label in request.labels(shared.model, start)] for start in starts]
-        scales = [request.guidance_scales(start) for start in starts]
-        self.starts = torch.tensor(starts, device=shared.device)  # (C,)
-        self.table_of_sequence = torch.tensor(tables, device=shared.device)  # (C, Q)
-        self.guidance_scales = torch.tensor(scales, dtype=shared.dtype, device=shared.device)  # (C, B)
-        self.prompt_keys = {start: request.prompt_keys(start) for start in starts} if shared.model.config.text else {}
+        tables, model = shared.tables, shared.model
+        self.table_keys = [[tables.key(request, label) for label in request.labels(model, start)] for start in starts]
+        self.clean_row = len(tables.timesteps(self.table_keys[0][0])) - 1
+        self.guidance_scales = [request.guidance_scales(start) for start in starts]
+        self.prompt_keys = [request.prompt_keys(start) for start in starts] if model.config.text else []
 
     @property
     def started(self) -> int:
@@ -200,68 +195,55 @@ class RequestState:
     def _span(self, start: int, moving: int, end: int) -> FrameSpan:
         """The frames ``start .. end - 1`` at the sampling steps that they make in this iteration."""
         given, num_steps = self.params.given_frames, self.params.resolved_num_inference_steps
-        # Computed on the device, so that an iteration does not wait for earlier work on it.
-        frames = torch.arange(start, end, device=self.shared.device)
-        steps = (self.iteration - 1 - (frames - given) * self.params.resolved_ar_step).clamp(min=0)
-        steps = torch.where((frames < given) | (steps >= num_steps), len(self.tables[0]) - 1, steps)
-        return FrameSpan(start, moving, end, steps, torch.searchsorted(self.starts, frames, right=True) - 1)
+        made = [self.iteration - 1 - (frame - given) * self.params.resolved_ar_step for frame in range(start, end)]
+        steps = [
+            self.clean_row if frame < given or step >= num_steps else max(0, step)
+            for frame, step in enumerate(made, start)
+        ]
+        starts = self.request.starts
+        return FrameSpan(start, moving, end, steps, [bisect_right(starts, f) - 1 for f in range(start, end)])
 
     def _first_needed(self) -> int:
         """The first frame after the sink whose latents the window holds; 0 before it has moved."""
         return self.cache.base + self.params.sink_frames if self.cache.base else 0
 
-    def inputs(self, span: FrameSpan) -> Tensor:
-        """Latents of the evaluated frames, once per branch of guidance, ``(F B, L, D)`` frame by frame."""
-        latents = torch.stack([self.frames[f] for f in range(span.start, span.end)])  # (F, B, L, D)
-        if self.request.guided:
-            latents = latents.repeat(1, 2, 1, 1)
-        return latents.flatten(0, 1)
+    def inputs(self, span: FrameSpan) -> list[Tensor]:
+        """Latents ``(B, L, D)`` of the evaluated frames, once per branch of guidance, frame by frame."""
+        branches = 2 if self.request.guided else 1
+        return [self.frames[f] for f in range(span.start, span.end) for _ in range(branches)]
 
-    def modulations(self, span: FrameSpan) -> Tensor:
-        """Modulations of the evaluated frames from the tables, ``(F B, M)``."""
-        rows = torch.stack([table[span.steps] for table in self.tables], dim=1)  # (F, classes, M)
-        tables = self.table_of_sequence[span.condition_index]  # (F, Q)
-        return rows[torch.arange(len(rows), device=rows.device)[:, None], tables].flatten(0, 1)
+    def modulations(self, span: FrameSpan) -> list[tuple[TableKey, int]]:
+        """Table and row of the modulations of the evaluated frames, ``F Q`` of them, frame by frame."""
+        frames = zip(span.condition_index, span.steps, strict=True)
+        return [(key, step) for index, step in frames for key in self.table_keys[index]]
 
     def prompts(self, span: FrameSpan) -> list[PromptKey]:
         """Prompts of the evaluated frames of a model with text, as many as ``F Q``, frame by frame."""
-        starts = list(self.prompt_keys)
-        of_frames = (starts[bisect_right(starts, frame) - 1] for frame in range(span.start, span.end))
-        return [key for start in of_frames for key in self.prompt_keys[start]]
+        return [key for index in span.condition_index for key in self.prompt_keys[index]]
 
-    def positions(self, span: FrameSpan) -> Tensor:
-        """Frame positions as the model sees them, ``(F B,)``: within the window, or in the whole video."""
+    def positions(self, span: FrameSpan) -> list[int]:
+        """Frame positions as the model sees them, ``F Q`` of them: within the window, or in the whole video."""
         origin = 0 if self.window is None else self.cache.base
-        frames = torch.arange(span.start - origin, span.end - origin, device=self.shared.device)
-        return frames.repeat_interleave(self.request.sequences)
+        return [f - origin for f in range(span.start, span.end) for _ in range(self.request.sequences)]
 
-    def predict(self, span: FrameSpan, output: Tensor) -> Tensor:
-        """Guided clean latents of the moving frames, ``(F, B, L, D)``, from the model's output ``(F B, L, D)``."""
-        videos, moving = len(self.request.videos), span.moving - span.start
-        output = output.unflatten(0, (span.end - span.start, self.request.sequences))[moving:]
-        if span.moving == span.end:
-            return output[:, :videos]
-        latents = torch.stack([self.frames[f] for f in range(span.moving, span.end)])  # (F, B, L, D)
-        timesteps = self.solver.timesteps[span.steps[moving:]][:, None].expand(-1, videos)
-        prediction, alphas_cumprod = self.shared.diffusion.prediction, self.shared.alphas_cumprod
-        branches = [
-            predicted_x0(prediction, branch, latents, timesteps, alphas_cumprod)
-            for branch in output.split(videos, dim=1)
-        ]
-        if not self.request.guided:
-            return branches[0]
-        scales = self.guidance_scales[span.condition_index[moving:]][..., None, None]  # (F, B, 1, 1)
-        return guide(branches[0], branches[1], scales)
+    def update(self, span: FrameSpan, steps: Tensor, output: Tensor) -> FinishedFrames | None:
+        """Makes one sampling step of the moving frames. Returns the frames that are final now, or None.
 
-    def update(self, span: FrameSpan, x0: Tensor) -> FinishedFrames | None:
-        """Makes one sampling step of the moving frames. Returns the frames that are final now, or None."""
+        Args:
+            steps: ``span.steps`` on the model's device, int64 ``(F,)``.
+            output: What the model returned for the evaluated frames, ``(F Q, L, D)``.
+        """
         if span.moving == span.end:
             return None
         self.stored = span.moving
-        moving = range(span.moving, span.end)
+        moving, first = range(span.moving, span.end), span.moving - span.start
         latents = torch.stack([self.frames[f] for f in moving])  # (F, B, L, D)
-        history = torch.stack([self.history[f] for f in moving]).unbind(dim=1)  # H times (F, B, L, D)
-        latents, history = solver_step(latents, x0, history, span.steps[span.moving - span.start :], self.solver)
+        output = output.unflatten(0, (span.end - span.start, self.request.sequences))[first:]
+        x0 = self._predict(output, latents, steps[first:], span.condition_index[first:])
+        history: tuple[Tensor, ...] = ()
+        if self.solver.history_size:
+            history = torch.stack([self.history[f] for f in moving]).unbind(dim=1)  # H times (F, B, L, D)
+        latents, history = solver_step(latents, x0, history, steps[first:], self.solver)
         self.frames.update(zip(moving, latents.unbind(), strict=True))
         if history:
             self.history.update(zip(moving, torch.stack(history, dim=1).unbind(), strict=True))
@@ -275,6 +257,21 @@ class RequestState:
         finished = torch.stack([self.frames[f] for f in range(span.moving, final)], dim=1)
         return FinishedFrames(self.request_id, span.moving, finished, self.done)
 
+    def _predict(self, output: Tensor, latents: Tensor, steps: Tensor, condition_index: list[int]) -> Tensor:
+        """Guided clean latents ``(F, B, L, D)`` from the model's output ``(F, Q, L, D)`` for moving frames at sampling
+        steps ``(F,)``."""
+        videos = len(self.request.videos)
+        timesteps = self.solver.timesteps[steps][:, None].expand(-1, videos)
+        prediction, alphas_cumprod = self.shared.diffusion.prediction, self.shared.alphas_cumprod
+        branches = [
+            predicted_x0(prediction, branch, latents, timesteps, alphas_cumprod)
+            for branch in output.split(videos, dim=1)
+        ]
+        if not self.request.guided:
+            return branches[0]
+        scales = torch.tensor([self.guidance_scales[c] for c in condition_index], dtype=latents.dtype)  # (F, B)
+        return guide(branches[0], branches[1], to_device(scales, latents.device)[..., None, None])
+
     def _initial_history(self, frame: int) -> Tensor:
         """The history of a frame before its first step, ``(H, B, L, D)``: empty, for ``lcm`` its later noise."""
         size, like = self.solver.history_size, self.frames[frame]
@@ -286,10 +283,7 @@ class RequestState:
         """Noise of a frame before a sampling step, ``(B, L, D)``: each video's depends on its own seed only."""
         config, device = self.shared.model.config, self.shared.device
         draws = [frame_noise(v.seed, frame, config.num_tokens, config.token_dim, step) for v in self.request.videos]
-        noise = torch.stack(draws).to(self.shared.dtype)
-        if device.type == "cuda":
-            noise = noise.pin_memory()  # so that the copy does not wait for work on the device
-        return noise.to(device, non_blocking=True)
+        return to_device(torch.stack(draws).to(self.shared.dtype), device)
 
     def _started(self, iteration: int) -> int:
         return started_frames(self.params, iteration)

@@ -88,7 +88,7 @@ def test_engine_equals_full_sampler(frames: int, batch: int, ar_step: int, guida
             assert engine.frame_evaluations == batch * ((frames - given) * STEPS + fills)
 
 
-@pytest.mark.parametrize("backend", ["ragged", "masked", "flex"])
+@pytest.mark.parametrize("backend", ["ragged", "masked", "stacked", "flex"])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -122,7 +122,7 @@ class Operations(TorchDispatchMode):
 def test_shapes_depend_on_the_number_of_evaluated_frames_alone(frames: int, ar_step: int, mode: str) -> None:
     """And nothing is read back from the device within a pass: what a CUDA graph for each number needs."""
     changes = {"attention_window": 16} if mode == "rolling" else {}
-    config = EngineConfig(attention_backend="masked", backend="plain")
+    config = EngineConfig(attention_backend="stacked", backend="plain")
     engine = SamplingEngine(make_model(torch.float32, **changes), DIFFUSION, config)
     engine.submit(make_request(num_frames=frames, ar_step=ar_step, guidance_scale=2.0, mode=mode))
     passes: dict[int, list[list[str]]] = {}
@@ -161,11 +161,13 @@ def test_packing_is_refused_where_it_does_not_exist() -> None:
         SamplingEngine(make_model(torch.float64), DIFFUSION, EngineConfig(backend="packed"))
 
 
-def test_bfloat16_weights_stay_close() -> None:
+@pytest.mark.parametrize("attention", ["auto", "stacked"])
+def test_bfloat16_weights_stay_close(attention: Any) -> None:
     """Latents are float32 between iterations; 8 steps of bfloat16 arithmetic leave a percent or two."""
     model, request = make_model(torch.float32), make_request(num_frames=16)
     expected = reference(model, request, window=16)
-    result = SamplingEngine(model.to(torch.bfloat16), DIFFUSION).run(request)
+    config = EngineConfig(attention_backend=attention)
+    result = SamplingEngine(model.to(torch.bfloat16), DIFFUSION, config).run(request)
     assert result.dtype == torch.float32
     assert ((result - expected).norm() / expected.norm()) < 0.05
 
@@ -185,7 +187,7 @@ def test_prediction_targets(prediction: str) -> None:
     assert torch.allclose(SamplingEngine(model, diffusion).run(request), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["ragged", "masked", "flex"])
+@pytest.mark.parametrize("backend", ["ragged", "masked", "stacked", "flex"])
 @pytest.mark.parametrize("ar_step", [0, 1, 2, STEPS])
 def test_rolling_equals_one_pass_under_the_band_mask(backend: str, ar_step: int) -> None:
     short, whole = make_model(num_frames=8, attention_window=5), make_model(num_frames=24, attention_window=5)
@@ -225,7 +227,8 @@ def test_published_evaluation_counts() -> None:
     assert frame_evaluations(replace(long, ar_step=25, mode="rolling"), 16) == 6527
 
 
-def test_packed_requests_equal_each_alone() -> None:
+@pytest.mark.parametrize("attention", ["ragged", "masked", "stacked", "flex"])
+def test_packed_requests_equal_each_alone(attention: Any) -> None:
     model = make_model()
     requests = [
         make_request(num_frames=6, ar_step=2),
@@ -235,7 +238,7 @@ def test_packed_requests_equal_each_alone() -> None:
         make_request(num_frames=5, condition=torch.ones(1, 2, 3, 4, dtype=torch.float64)),
     ]
     alone = [SamplingEngine(model, DIFFUSION).run(request) for request in requests]
-    engine = SamplingEngine(model, DIFFUSION, EngineConfig(max_requests=3))
+    engine = SamplingEngine(model, DIFFUSION, EngineConfig(max_requests=3, attention_backend=attention))
     results: dict[int, list[torch.Tensor]] = {}
     waiting = list(enumerate(requests))
     names = {}
@@ -274,7 +277,7 @@ def test_cancel_frees_the_place_at_the_next_iteration() -> None:
     assert events[-1].done
 
 
-@pytest.mark.parametrize("backend", ["ragged", "masked", "flex"])
+@pytest.mark.parametrize("backend", ["ragged", "masked", "stacked", "flex"])
 @pytest.mark.parametrize("ends", ["done", "cancelled"])
 def test_memory_is_free_at_once(backend: str, ends: str) -> None:
     """Keys and values, and the engine itself, are freed by reference counts, without the garbage collector."""
@@ -390,6 +393,6 @@ def test_memory_does_not_grow_with_the_video(mode: str) -> None:
         if frames in (60, 600) and frames not in sizes:
             gc.collect()
             state = next(iter(engine._running.values()))
-            sizes[frames] = (len(state.frames), state.cache.keys.numel())
+            sizes[frames] = (len(state.frames), sum(keys.numel() for keys in state.cache.keys))
     assert frames == 700
     assert sizes[60] == sizes[600]

@@ -101,7 +101,7 @@ def test_packed_requests_equal_each_alone(make_dit: Callable[..., DiT]) -> None:
     ("frames", "ar_step", "given", "sink", "stride"),
     [(20, 1, 0, 1, 1), (12, 2, 3, 5, 1), (20, 2, 11, 3, 1), (20, 1, 0, 0, 3), (20, 2, 3, 2, 5), (20, 4, 9, 1, 7)],
 )
-@pytest.mark.parametrize("attention_backend", ["ragged", "masked"])
+@pytest.mark.parametrize("attention_backend", ["ragged", "masked", "stacked"])
 def test_sinks_and_strides_equal_the_plain_sampler(
     make_dit: Callable[..., DiT], frames: int, ar_step: int, given: int, sink: int, stride: int, attention_backend: Any
 ) -> None:

@@ -68,7 +68,7 @@ def test_window_equals_full(settings: dict[str, Any], given: bool) -> None:
     check_window(settings, given, torch.float64, 1e-10, "ragged")
 
 
-@pytest.mark.parametrize("attention", ["ragged", "masked", "flex"])
+@pytest.mark.parametrize("attention", ["ragged", "masked", "stacked", "flex"])
 @pytest.mark.parametrize("number", [3, 4])
 def test_window_equals_full_in_float32(attention: Any, number: int) -> None:
     check_window(SETTINGS[number], False, torch.float32, 1e-5, attention)

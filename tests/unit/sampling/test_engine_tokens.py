@@ -37,7 +37,7 @@ def full(model: DiT, request: SampleRequest) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("attention", ["ragged", "masked", "flex"])
+@pytest.mark.parametrize("attention", ["ragged", "masked", "stacked", "flex"])
 def test_the_engine_equals_full(make_dit: Any, kind: str, attention: Any) -> None:
     model = make_dit(**KINDS[kind]).double()
     given = torch.randn(2, 2, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
