@@ -15,8 +15,8 @@ PATCH, PATCH_HEIGHT = 4, 128
 _MPEG2 = {"codec": "mpeg2video", "container": "matroska", "flags": "+ilme+ildct", "b": "6M"}
 _FFV1 = {"codec": "ffv1", "container": "matroska", "flags": "+ildct"}
 INTERLACED_FILES: dict[str, dict[str, Any]] = {
-    "h264": {"bf": 2, "x264_params": "interlaced=1"},
-    "h264, bottom field first": {"top_first": False, "x264_params": "interlaced=1"},
+    "h264": {"bf": 2},
+    "h264, bottom field first": {"top_first": False},
     "mpeg2": _MPEG2,
     "mpeg2 in ts, which does not seek": {**_MPEG2, "container": "mpegts"},
     "mpeg4 in avi": {"codec": "mpeg4", "container": "avi", "flags": "+ilme+ildct", "b": "6M"},
@@ -50,7 +50,7 @@ def interlaced(
         stream = out.add_stream(codec, rate=25)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pix_fmt
-        stream.options = {"g": "5", "threads": "1"}
+        stream.options = {"g": "5", "threads": "1"} | ({"x264-params": "interlaced=1"} if codec == "libx264" else {})
         stream.options |= {name.replace("_", "-"): str(value) for name, value in options.items()}
         for number in range(INTERLACED_FRAMES):
             picture, later = scene(2 * number), scene(2 * number + (number not in progressive))
