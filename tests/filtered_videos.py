@@ -40,6 +40,7 @@ def interlaced(
     top_first: bool = True,
     pix_fmt: str = "yuv420p",
     progressive: Collection[int] = (),
+    frames: int = INTERLACED_FRAMES,
     **options: Any,
 ) -> bytes:
     """A video whose frame ``n`` holds the fields ``2 n`` and ``2 n + 1``; those that are ``progressive`` hold the first
@@ -52,7 +53,7 @@ def interlaced(
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pix_fmt
         stream.options = {"g": "5", "threads": "1"} | ({"x264-params": "interlaced=1"} if codec == "libx264" else {})
         stream.options |= {name.replace("_", "-"): str(value) for name, value in options.items()}
-        for number in range(INTERLACED_FRAMES):
+        for number in range(frames):
             picture, later = scene(2 * number), scene(2 * number + (number not in progressive))
             picture[int(top_first) :: 2] = later[int(top_first) :: 2]
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pix_fmt)

@@ -15,8 +15,6 @@ FilterMode = Literal["off", "auto"]
 REMEDIES = {"interlaced": "deinterlace", "hdr": "tone_map"}
 """The filter, and the setting, for each warning of a probe."""
 
-Numbered = Iterable[tuple[int, av.VideoFrame]]
-
 
 def filters_for(warnings: Iterable[str], deinterlace: FilterMode, tone_map: FilterMode) -> tuple[str, ...]:
     """The filters for a video with these warnings."""
@@ -24,7 +22,9 @@ def filters_for(warnings: Iterable[str], deinterlace: FilterMode, tone_map: Filt
     return tuple(REMEDIES[name] for name in warnings if modes[REMEDIES[name]] == "auto")
 
 
-def deinterlaced(frames: Numbered, wanted: Collection[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def deinterlaced(
+    frames: Iterable[tuple[int, av.VideoFrame]], wanted: Collection[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames whose numbers are ``wanted``; those that are interlaced by FFmpeg's filter bwdif, one for one.
 
     A frame depends on itself and its two neighbours alone, wherever decoding starts: frames that are not interlaced
@@ -33,7 +33,7 @@ def deinterlaced(frames: Numbered, wanted: Collection[int]) -> Iterator[tuple[in
     Args:
         frames: Numbered frames. The first is that before the first wanted one, or 0. One after the last wanted frame is
             read, if there is one.
-        wanted: Ascending numbers.
+        wanted: Their numbers.
 
     Raises:
         DecodeError: The frames change their size.
@@ -41,7 +41,7 @@ def deinterlaced(frames: Numbered, wanted: Collection[int]) -> Iterator[tuple[in
     needed = {number + shift for number in wanted for shift in (-1, 0, 1)}
     graph: av.filter.Graph | None = None
     pending = deque[tuple[int, av.VideoFrame]]()
-    shape: tuple[int, int, str] | None = None
+    shape, pushed = ("", 0, 0), 0
     for number, frame in frames:
         if number not in needed:
             continue
@@ -51,19 +51,17 @@ def deinterlaced(frames: Numbered, wanted: Collection[int]) -> Iterator[tuple[in
             raise DecodeError("its frames change their size", "size changes")
         graph.push(frame)
         pending.append((number, frame))
-        if len(pending) > 1:
-            number, frame = _result(graph, pending)
-            if number in wanted:
-                yield number, frame
+        pushed += 1
+        if len(pending) > 1 and (result := _result(graph, pending))[0] in wanted:
+            yield result
     if graph is not None:
-        graph.push(None)
-        number, frame = _result(graph, pending)
-        if number in wanted:
-            yield number, frame
+        graph.push(None if pushed > 1 else pending[0][1])  # bwdif leaves a single frame as it is
+        if (result := _result(graph, pending))[0] in wanted:
+            yield result
 
 
 def _bwdif(frame: av.VideoFrame) -> av.filter.Graph:
-    """A graph that deinterlaces frames like this one. It returns a frame when it has the next, or None as the last."""
+    """A graph that deinterlaces frames like this one. It returns a frame when the next is there, or the end."""
     graph = av.filter.Graph()
     graph.threads = 1
     buffer = graph.add(
@@ -80,11 +78,11 @@ def _bwdif(frame: av.VideoFrame) -> av.filter.Graph:
 
 
 def _result(graph: av.filter.Graph, pending: deque[tuple[int, av.VideoFrame]]) -> tuple[int, av.VideoFrame]:
-    """The oldest pending frame, and what the graph has made of it if it is interlaced."""
+    """The oldest pending frame with its number, or what the graph has made of it if it is interlaced."""
     number, frame = pending.popleft()
-    result = graph.vpull()
-    return number, result if frame.interlaced_frame else frame
+    filtered = graph.vpull()
+    return number, filtered if frame.interlaced_frame else frame
 
 
-def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
-    return frame.width, frame.height, frame.format.name
+def _shape(frame: av.VideoFrame) -> tuple[str, int, int]:
+    return frame.format.name, frame.width, frame.height

@@ -78,6 +78,12 @@ def test_seeking_stays_seeking(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.array_equal(decode_frames(data, [number], None, timing, FILTERS)[number], picture)
 
 
+def test_a_single_frame_is_deinterlaced() -> None:
+    data = interlaced(frames=1)
+    [raw], [clean] = decode_clip(data, 0, 1), decode_clip(data, 0, 1, filters=FILTERS)
+    assert combs(clean) < 0.5 < combs(raw)
+
+
 def test_progressive_videos_keep_their_bits() -> None:
     data = encode()
     assert np.array_equal(decode_clip(data, 3, 9, filters=("deinterlace", "tone_map")), decode_clip(data, 3, 9))
