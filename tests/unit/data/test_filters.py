@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from broken_videos import encode
+from broken_videos import encode, rotated
 from filtered_videos import INTERLACED_FILES, INTERLACED_FRAMES, interlaced, scene
 from real_videos import changing_sizes
 
@@ -82,6 +82,12 @@ def test_a_single_frame_is_deinterlaced() -> None:
     data = interlaced(frames=1)
     [raw], [clean] = decode_clip(data, 0, 1), decode_clip(data, 0, 1, filters=FILTERS)
     assert combs(clean) < 0.5 < combs(raw)
+
+
+def test_deinterlaced_frames_stand_upright() -> None:
+    data = interlaced()
+    upright = decode_clip(rotated(data), 0, 3, filters=FILTERS)
+    assert np.array_equal(upright, np.rot90(decode_clip(data, 0, 3, filters=FILTERS), 3, axes=(1, 2)))
 
 
 def test_progressive_videos_keep_their_bits() -> None:
