@@ -11,7 +11,6 @@ configs/quickstart/distill.yaml, changed by ``--student``. Each row has 128 vide
 
 import argparse
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ from ardiff.resolution import Resolution
 from ardiff.sampling.cost import frame_evaluations
 from ardiff.sampling.params import SamplingParams, validate
 from ardiff.train.tasks import DistillTask
-from ardiff.train.tasks.distill import evaluations_of_update, student_of
+from ardiff.train.tasks.distill import diffusion_of_student, evaluations_of_update
 from ray_jobs.training.config import DistillConfig, TrainDiTConfig
 
 GUIDANCE = 1.5
@@ -82,7 +81,7 @@ def distill(
     tree = read_settings(files("distill.yaml", False), [*settings, f"train.seed={seed}"])
     tree.pop(COMMAND)
     config = build(DistillConfig, tree)
-    diffusion = replace(teacher.diffusion, student=student_of(config.task, teacher.diffusion))
+    diffusion = diffusion_of_student(config.task, teacher.diffusion)
     model = make_dit(teacher.dit.config)
     model.load_state_dict(teacher.dit.state_dict())
     task = DistillTask(model, teacher.dit, config.task, diffusion, teacher.statistics)

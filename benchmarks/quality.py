@@ -8,9 +8,9 @@
     python benchmarks/quality.py --shapes 32,32 36,64 64,36 --vae vae.patch_size=4      # one model for three shapes
 
 Settings are those of configs/quickstart, with ``--text`` also of configs/quickstart_text, changed by ``--vae`` and
-``--dit``. Prints the tables of docs/training.md, and with ``--part solvers`` or ``gaps`` those of docs/sampling.md. One
-run takes about 20 minutes on a core. The order of the data differs from that of Ray Data, so the results are those of
-another seed of `ardiff quickstart`.
+``--dit``. Prints the tables of docs/training.md, and with ``--part solvers``, ``gaps`` or ``long`` those of
+docs/sampling.md. One run takes about 20 minutes on a core. The order of the data differs from that of Ray Data, so the
+results are those of another seed of `ardiff quickstart`.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from ardiff.data.synthetic_set import write_video
 from ardiff.data.transforms import to_uint8, to_unit
 from ardiff.diffusion.noise import q_sample
 from ardiff.diffusion.prediction import predicted_x0
+from ardiff.metrics.drift import colour_drift, content_colour
 from ardiff.metrics.pairs.psnr import psnr
 from ardiff.metrics.prompts import PROMPT_MEASURES, expected_class, prompt_measures
 from ardiff.metrics.shapes import shape_measures
@@ -45,7 +46,8 @@ from ardiff.metrics.tracking import track
 from ardiff.models import make_autoencoder, make_dit
 from ardiff.pipeline import ARDiffusionPipeline
 from ardiff.resolution import Resolution
-from ardiff.sampling.params import SamplingParams
+from ardiff.sampling.cost import frame_evaluations
+from ardiff.sampling.params import SamplingParams, validate
 from ardiff.text.encoder import TextEncoder
 from ardiff.train.callbacks import TrainingCallback
 from ardiff.train.checkpoint import TrainState
@@ -64,6 +66,13 @@ SHOWN = ("frame identity", "neighbours alike", "steady area", "steady colour", "
 AR_STEPS = (1, 5, 20)
 GAPS = ((50, 2), (20, 1), (20, 2), (50, 5), (20, 3), (20, 4), (20, 5), (20, 20))
 """Sampling steps and ``ar_step``."""
+LONG = [
+    SamplingParams(
+        num_inference_steps=20, ar_step=5, guidance_scale=1.5, num_frames=frames, sink_frames=sink, window_stride=k
+    )
+    for frames, sink, k in ((512, 0, 1), (512, 1, 1), (512, 0, 4), (512, 1, 4), (1024, 0, 1), (1024, 1, 1))
+]
+"""Parameters of long videos."""
 SOLVERS: dict[str, dict[str, Any]] = {
     "ddim, S = 20, ar_step 5": {"num_inference_steps": 20, "ar_step": 5},
     "ddim, S = 4, ar_step 1": {"num_inference_steps": 4, "ar_step": 1},
@@ -85,7 +94,9 @@ def main() -> None:
     )
     parser.add_argument("--text", action="store_true", help="videos with captions, as in ardiff quickstart --text")
     parser.add_argument("--vae-only", action="store_true", help="train and measure the AR-VAE only")
-    parser.add_argument("--part", choices=("recipe", "solvers", "gaps"), default="recipe", help="what to sample")
+    parser.add_argument(
+        "--part", choices=("recipe", "solvers", "gaps", "long"), default="recipe", help="what to sample"
+    )
     parser.add_argument("--sheets", type=Path, help="folder for sheets of consecutive frames")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -105,6 +116,8 @@ def main() -> None:
         report_solvers(pipeline, arguments.videos)
     elif arguments.part == "gaps":
         report_gaps(pipeline, arguments.videos)
+    elif arguments.part == "long":
+        report_long(pipeline, min(arguments.videos, 16))
     else:
         for index, bucket in enumerate(buckets):
             report_next_frame(pipeline, *encode(vae, bucket.test, FRAMES), index)
@@ -378,6 +391,24 @@ def report_gaps(pipeline: ARDiffusionPipeline, count: int) -> None:
     for steps, ar_step in GAPS:
         values = measures(generate(pipeline, count, num_inference_steps=steps, ar_step=ar_step)).values()
         row(f"{steps}, {ar_step}, {ar_step / steps:.2f}", [f"{value:.3f}" for value in values])
+
+
+def report_long(pipeline: ARDiffusionPipeline, count: int) -> None:
+    """How the last quarter of long videos compares with their beginning, with 20 steps and ``ar_step`` 5."""
+    measured = ("frame identity", "neighbours alike", "smooth motion")
+    header("num_frames, sink_frames, window_stride", ["evaluations", "CPU s", "colour drift", *measured])
+    for params in LONG:
+        start = time.process_time()
+        videos = generate(pipeline, count, **params.changed())
+        cells = [str(frame_evaluations(validate(params, pipeline.info), FRAMES)), f"{time.process_time() - start:.0f}"]
+        clips = videos.reshape(count, -1, FRAMES, *videos.shape[2:])  # (V, S, 16, H, W, 3)
+        colours = np.stack([[content_colour(clip) for clip in video] for video in clips], axis=1)  # (S, V, 3)
+        quarter = len(colours) // 4
+        cells.append(f"{np.sqrt(np.mean(np.square(colour_drift(colours)[-quarter:]))):.1f}")
+        parts = [[measures(clips[:, s]) for s in segments] for segments in (range(quarter), range(-quarter, 0))]
+        for name in measured:
+            cells.append(" / ".join(f"{np.mean([values[name] for values in part]):.3f}" for part in parts))
+        row(f"{params.num_frames}, {params.sink_frames}, {params.window_stride}", cells)
 
 
 def report_solvers(pipeline: ARDiffusionPipeline, count: int) -> None:

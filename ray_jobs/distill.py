@@ -7,7 +7,6 @@ import copy
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from ardiff.pretrained import fingerprint_of, load_autoencoder
 from ardiff.train.export import describe_dit
 from ardiff.train.initial import initialise_dit
 from ardiff.train.tasks import DistillTask
-from ardiff.train.tasks.distill import student_of
+from ardiff.train.tasks.distill import diffusion_of_student
 from ray_jobs.runtime.cluster import ray_cluster
 from ray_jobs.runtime.stages import record_run, stage
 from ray_jobs.training.config import DistillConfig
@@ -36,7 +35,7 @@ def run(config: DistillConfig, key: str = "") -> None:
     check_sizes(training, latents)
     texts = stored_texts(training, latents)
     check_texts(texts, teacher)
-    diffusion = replace(teacher.diffusion, student=student_of(config.task, teacher.diffusion))
+    diffusion = diffusion_of_student(config.task, teacher.diffusion)
     with ray_cluster(config.train.num_workers * config.train.cpu_threads + 2):
         stream, source = make_stream(training, latents, [], texts, None)
         job = TrainJob(

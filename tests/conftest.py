@@ -21,6 +21,7 @@ from ardiff.config import build
 from ardiff.data.config import STORAGE_VARIABLE
 from ardiff.data.latents import LatentStatistics
 from ardiff.diffusion.config import DiffusionConfig
+from ardiff.diffusion.sampling_defaults import SamplingDefaults
 from ardiff.diffusion.student import Student
 from ardiff.dit import DiT
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig, make_autoencoder
@@ -99,16 +100,19 @@ def make_vae() -> Callable[..., ARAutoencoder]:
 def make_pipeline(
     make_dit: Callable[..., DiT], make_vae: Callable[..., ARAutoencoder]
 ) -> Callable[..., ARDiffusionPipeline]:
-    """``make_pipeline(text_encoder=None, student=None, **dit_config)``: a tiny pipeline of three named classes."""
+    """``make_pipeline(text_encoder=None, student=None, sampling_defaults=None, **dit_config)``: a tiny pipeline of
+    three named classes."""
 
     def make(
-        text_encoder: Encoder | None = None, student: Student | None = None, **changes: Any
+        text_encoder: Encoder | None = None,
+        student: Student | None = None,
+        sampling_defaults: SamplingDefaults | None = None,
+        **changes: Any,
     ) -> ARDiffusionPipeline:
         dit, statistics = make_dit(**changes), LatentStatistics([[0.1, -0.2, 0.3, 0.0]] * 2, 0.8)
         names = ["disc", "ring", "square"][: dit.config.num_classes]
-        return ARDiffusionPipeline(
-            make_vae(seed=1), dit, DiffusionConfig(student=student), statistics, names, text_encoder=text_encoder
-        )
+        diffusion = DiffusionConfig(student=student, sampling_defaults=sampling_defaults)
+        return ARDiffusionPipeline(make_vae(seed=1), dit, diffusion, statistics, names, text_encoder=text_encoder)
 
     return make
 

@@ -1,11 +1,12 @@
 """Configuration of the diffusion process."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
 from ardiff.diffusion import noise
+from ardiff.diffusion.sampling_defaults import SamplingDefaults
 from ardiff.diffusion.student import Student
 from ardiff.diffusion.timestep_sampling import TimestepSampling
 
@@ -30,9 +31,21 @@ class DiffusionConfig:
     uniform between the previous frame's timestep and T - 1."""
     student: Student | None = None
     """What the model was distilled for, written by `ardiff distill`. None: it is no student."""
+    sampling_defaults: SamplingDefaults | None = field(default=None, metadata={"omit_default": True})
+    """Sampling steps and ``ar_step`` of the model's videos, unless a request has others. None: the usual ones, 50 and
+    5. A student has its own, in ``student``."""
 
     def __post_init__(self) -> None:
         noise.betas(self.num_timesteps, self.beta_start, self.beta_end)
+        if self.sampling_defaults is None:
+            return
+        if self.student is not None:
+            raise ValueError("diffusion.sampling_defaults is not for students: diffusion.student holds theirs")
+        if self.sampling_defaults.num_inference_steps > self.num_timesteps:
+            raise ValueError(
+                f"sampling_defaults.num_inference_steps {self.sampling_defaults.num_inference_steps} must be at most "
+                f"num_timesteps, {self.num_timesteps}"
+            )
 
     def alphas_cumprod(self) -> Tensor:
         """Cumulative products of ``1 - betas``, float64 ``(T,)``."""

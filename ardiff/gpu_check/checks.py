@@ -16,7 +16,8 @@ from ardiff.data.latents import LatentStatistics
 from ardiff.data.transforms import to_unit
 from ardiff.errors import ArdiffError
 from ardiff.gpu_check.config import CheckName
-from ardiff.gpu_check.setup import CallCounter, Row, Setup, randomised, rms
+from ardiff.gpu_check.launches import LaunchCounter
+from ardiff.gpu_check.setup import Row, Setup, randomised, rms
 from ardiff.metrics.networks.i3d import I3D
 from ardiff.metrics.weights import compute_exactly
 from ardiff.randomness import BatchGenerator
@@ -100,12 +101,12 @@ def sampling(setup: Setup) -> Rows:
         batch = [_request(setup, params, videos) for _ in range(requests)]
         run = functools.partial(_sample, model, setup, batch, config)
         seconds = setup.seconds(run, repeats=2)
-        with CallCounter() as counter:
+        with LaunchCounter(setup.device) as counter:
             run()
         iterations = sequential_passes(batch[0].params)
         name = f"{requests} x {videos} videos"
         yield Row("sampling", f"{name}, iteration", 1000 * seconds / iterations, "ms")
-        yield Row("sampling", f"{name}, operators an iteration", counter.count / iterations, "")
+        yield Row("sampling", f"{name}, kernels an iteration", counter.kernels / iterations, "")
         yield Row("sampling", f"{name}, frames", requests * videos * frames / seconds, "1/s")
 
 

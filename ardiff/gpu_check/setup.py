@@ -5,10 +5,8 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ardiff.diffusion.config import DiffusionConfig
 from ardiff.dit import DiT, DiTConfig
@@ -139,18 +137,6 @@ def randomised(make: Callable[[], ModuleT]) -> ModuleT:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.02)
     return model.eval()
-
-
-class CallCounter(TorchDispatchMode):
-    """Counts the operators that run in its context: about as many kernels as a GPU launches."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
 
 
 def rms(result: torch.Tensor, expected: torch.Tensor) -> float:

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from ardiff.config import fingerprint
 from ardiff.diffusion.ar_step import check_ar_step, smallest_ar_step
+from ardiff.diffusion.sampling_defaults import SamplingDefaults
 from ardiff.diffusion.solver_names import Solver, TimestepSpacing
 from ardiff.diffusion.student import Student
 from ardiff.resolution import Resolution
@@ -66,7 +67,8 @@ class SamplingParams:
     num_frames: int = field(default=16, metadata={"tag": "f"})
     """Frames of the video, given ones included. It may be longer than the model sees at once."""
     num_inference_steps: int | None = field(default=None, metadata={"tag": "s", "usual": 50})
-    """Sampling steps per frame, S in the paper. None is 50, or the number that a student was distilled for."""
+    """Sampling steps per frame, S in the paper. None is the model's default: 50, unless its configuration says
+    otherwise, or the number that a student was distilled for."""
     solver: Solver | None = field(default=None, metadata={"tag": "", "usual": "ddim"})
     """How a frame gets from one sampling step to the next. ddim: first order. dpmpp_2m: DPM-Solver++(2M), second order,
     for few steps. unipc: dpmpp_2m with a corrector. lcm: predicts the clean frame and adds new noise, for students. All
@@ -77,8 +79,8 @@ class SamplingParams:
     leading for ddim, distilled for lcm and log_snr for the other solvers."""
     ar_step: int | None = field(default=None, metadata={"tag": "ar"})
     """Difference of timesteps between neighbouring frames, in sampling steps: 0 denoises all frames together,
-    num_inference_steps one frame after another. None is 5, or the nearest valid value; for a student
-    num_inference_steps."""
+    num_inference_steps one frame after another. None is the model's default: 5, unless its configuration says
+    otherwise, or the nearest valid value; for a student num_inference_steps."""
     guidance_scale: float = field(default=1.0, metadata={"tag": "g"})
     """Strength of classifier-free guidance; 1 turns it off and halves the cost."""
     mode: SamplingMode = field(default="window", metadata={"tag": "mode-"})
@@ -316,6 +318,8 @@ class ModelInfo:
     condition_tokens: int = 0
     student: Student | None = None
     """What the model was distilled for; None if it is no student."""
+    sampling_defaults: SamplingDefaults | None = None
+    """What the model's videos are sampled with where a request says nothing; None is the usual values."""
 
     @classmethod
     def from_configs(
@@ -334,6 +338,7 @@ class ModelInfo:
             condition=dit.condition,
             condition_tokens=dit.condition_tokens,
             student=diffusion.student,
+            sampling_defaults=diffusion.sampling_defaults,
         )
 
     @property
@@ -477,12 +482,16 @@ class ModelInfo:
     def with_defaults(self, params: SamplingParams) -> SamplingParams:
         """The parameters with number of steps, solver and ``ar_step`` filled in where they are None."""
         usual = {f.name: f.metadata["usual"] for f in fields(SamplingParams) if "usual" in f.metadata}
+        own = self.sampling_defaults
+        if own is not None:
+            usual["num_inference_steps"] = own.num_inference_steps
         if self.student is not None:
             usual = {"num_inference_steps": self.student.num_steps, "solver": "lcm"}
         params = replace(params, **{name: value for name, value in usual.items() if getattr(params, name) is None})
         if params.ar_step is None:
             steps = params.resolved_num_inference_steps
-            ar_step = min(max(DEFAULT_AR_STEP, self.smallest_ar_step(params)), steps)
+            wanted = DEFAULT_AR_STEP if own is None else own.ar_step_of(steps)
+            ar_step = min(max(wanted, self.smallest_ar_step(params)), steps)
             params = replace(params, ar_step=ar_step if self.student is None else steps)
         return params
 

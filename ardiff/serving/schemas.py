@@ -222,6 +222,7 @@ class Model(BaseModel):
     modes: list[SamplingMode] = Field(description="Sampling modes of videos longer than window_frames.")
     student: bool = Field(description="Whether it is a student of few sampling steps, which takes no guidance.")
     steps: int = Field(description="Sampling steps per frame of a request that names none.")
+    ar_step: int = Field(description="ar_step of a request for window_frames frames that names none.")
     maximum: dict[str, float] = Field(description="Largest value of a field of a request.")
     default_fps: float
 
@@ -254,6 +255,7 @@ def to_model(runner: ModelRunner, config: ServiceConfig) -> Model:
     maximum = maximum_values(config.limits)
     maximum["num_frames"] = min(maximum["num_frames"], config.engine.max_frames)
     maximum["num_inference_steps"] = min(maximum["num_inference_steps"], runner.info.max_steps)
+    defaults = runner.info.with_defaults(SamplingParams(num_frames=runner.info.num_frames))
     return Model(
         id=runner.name,
         created=0,
@@ -265,7 +267,8 @@ def to_model(runner: ModelRunner, config: ServiceConfig) -> Model:
         window_frames=runner.info.num_frames,
         modes=runner.modes,
         student=runner.info.student is not None,
-        steps=runner.info.with_defaults(SamplingParams()).resolved_num_inference_steps,
+        steps=defaults.resolved_num_inference_steps,
+        ar_step=defaults.resolved_ar_step,
         maximum=maximum,
         default_fps=config.fps,
     )

@@ -4,7 +4,6 @@ import itertools
 import json
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from ardiff.train.tasks import (
     DiTTask,
     DiTTaskConfig,
 )
-from ardiff.train.tasks.distill import student_of
+from ardiff.train.tasks.distill import diffusion_of_student
 from ardiff.vae import ARAutoencoder, AutoencoderConfig
 from ardiff.vae.config import DiscriminatorConfig
 
@@ -129,7 +128,7 @@ def work_distilling(changes: dict[str, Any], folder: Path) -> None:
             parameter.data.add_(0.05 * torch.randn_like(parameter))
     model.load_state_dict(teacher.state_dict())
     recipe, diffusion = DistillTaskConfig(trajectory_uses=3), DiffusionConfig(prediction="v")
-    diffusion = replace(diffusion, student=student_of(recipe, diffusion))
+    diffusion = diffusion_of_student(recipe, diffusion)
     task = DistillTask(model, teacher, recipe, diffusion, LatentStatistics([[0.0] * 3] * 3, 1.0))
     engine = make_engine(model, config, CPU)
     parts = config.micro_batches(distributed.rank(), distributed.size())

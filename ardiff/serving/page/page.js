@@ -19,6 +19,7 @@ let playing = null; // AbortController of the playing stream
 let shown = 0; // number of the shown video: loops of earlier ones end
 let broken = false; // whether the playing stream ended early
 let defaultSteps = 50; // steps per frame of the chosen model, unless the user chooses others
+let defaultArStep = 5;
 let wantedArStep = 5; // as chosen with the slider, also while other fields do not allow it
 
 class ServiceError extends Error {
@@ -90,6 +91,8 @@ function chooseModel() {
   const steps = $("num_inference_steps");
   if (Number(steps.value) === defaultSteps || Number(steps.value) > Number(steps.max)) steps.value = model.steps;
   defaultSteps = model.steps;
+  if (wantedArStep === defaultArStep) wantedArStep = model.ar_step;
+  defaultArStep = model.ar_step;
   $("guidance_scale").disabled = model.student; // it has learnt guidance
   if (model.student) $("guidance_scale").value = 1;
   settingsChanged();

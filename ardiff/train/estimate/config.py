@@ -1,6 +1,6 @@
 """Settings of the estimates."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ardiff.diffusion.config import DiffusionConfig
@@ -8,7 +8,7 @@ from ardiff.dit.config import DiTConfig
 from ardiff.models import AnyAutoencoderConfig, AnyDiTConfig
 from ardiff.sampling.params import ModelInfo, SamplingParams, validate
 from ardiff.train.tasks.config import DistillTaskConfig
-from ardiff.train.tasks.distill import student_of
+from ardiff.train.tasks.distill import diffusion_of_student
 from ardiff.vae.config import AutoencoderConfig
 
 
@@ -93,7 +93,7 @@ class EstimateConfig:
         """The parameters of the generated videos, complete. Raises ValueError if the AR-DiT cannot sample them."""
         diffusion = DiffusionConfig()
         if self.work.distill_updates:
-            diffusion = replace(diffusion, student=student_of(self.distill, diffusion))
+            diffusion = diffusion_of_student(self.distill, diffusion)
         return validate(self.work.sampling, ModelInfo.from_configs(self.dit, diffusion))
 
     @property

@@ -168,8 +168,9 @@ def evaluations_of_update(config: DistillTaskConfig, num_frames: int) -> tuple[f
     return branches * evaluated * steps / config.trajectory_uses, evaluated
 
 
-def student_of(config: DistillTaskConfig, diffusion: DiffusionConfig) -> Student:
-    """What a student trained with ``config`` is made for."""
+def diffusion_of_student(config: DistillTaskConfig, diffusion: DiffusionConfig) -> DiffusionConfig:
+    """The diffusion of a student trained with ``config``, from its teacher's: it says what the student is made for."""
     timesteps = teacher_table(config, diffusion).timesteps.tolist()
     starts = [t for t, probability in zip(timesteps, config.start_probabilities, strict=False) if probability > 0]
-    return Student(timesteps=tuple(starts), num_steps=config.student_steps, guidance=config.guidance)
+    student = Student(timesteps=tuple(starts), num_steps=config.student_steps, guidance=config.guidance)
+    return replace(diffusion, student=student, sampling_defaults=None)

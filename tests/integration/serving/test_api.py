@@ -941,8 +941,8 @@ def test_a_student_is_served_with_its_own_defaults(serve: Serve, make_pipeline: 
     student = make_pipeline(student=Student(timesteps=(999, 614), num_steps=2, guidance=1.5))
     served = serve(pipelines={"student": student, "teacher": make_pipeline()})
     models = served.client.get("/v1/models").json()["data"]
-    assert [(m["student"], m["steps"], m["maximum"]["num_inference_steps"]) for m in models] == [
-        (True, 2, 2), (False, 50, 250)
+    assert [(m["student"], m["steps"], m["ar_step"], m["maximum"]["num_inference_steps"]) for m in models] == [
+        (True, 2, 2, 2), (False, 50, 5, 250)
     ]  # fmt: skip
     done = served.wait(served.ask(class_label=1, num_frames=10, seed=3))
     assert (done["num_inference_steps"], done["solver"], done["ar_step"]) == (2, "lcm", 2)

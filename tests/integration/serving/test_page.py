@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 from toy_text import ToyEncoder
 
+from ardiff.diffusion.sampling_defaults import SamplingDefaults
 from ardiff.diffusion.student import Student
 from ardiff.errors import DataError
 
@@ -340,10 +341,11 @@ def test_a_model_of_several_sizes_has_a_choice_of_them(
 def test_a_student_brings_its_own_settings(page: Page, serve: Serve, make_pipeline: Any) -> None:
     """And the other model has its own again."""
     student = make_pipeline(student=Student(timesteps=(999, 614), num_steps=2))
-    served = serve(pipelines={"teacher": make_pipeline(), "student": student})
+    teacher = make_pipeline(sampling_defaults=SamplingDefaults(num_inference_steps=20, ar_step=4))
+    served = serve(pipelines={"teacher": teacher, "student": student})
     page.goto(served.url)
     until(page, "document.querySelectorAll('#model option').length == 2")
-    assert page.input_value("#num_inference_steps") == "50"
+    assert [page.input_value(field) for field in ("#num_inference_steps", "#ar_step")] == ["20", "4"]
     page.select_option("#model", "student")
     assert page.input_value("#num_inference_steps") == page.input_value("#ar_step") == "2"
     assert page.is_disabled("#guidance_scale")
@@ -351,7 +353,7 @@ def test_a_student_brings_its_own_settings(page: Page, serve: Serve, make_pipeli
     page.click("#go")
     until(page, "document.querySelector('#status').dataset.state == 'completed'")
     page.select_option("#model", "teacher")
-    assert page.input_value("#num_inference_steps") == "50"
+    assert [page.input_value(field) for field in ("#num_inference_steps", "#ar_step")] == ["20", "4"]
     assert page.is_enabled("#guidance_scale")
 
 

@@ -22,6 +22,7 @@ ALLOWED = {
     "ardiff/diffusion/sampler.py": "equations take their variables one by one",
     "ardiff/diffusion/solvers.py": "equations take their variables one by one",
     "ardiff/diffusion/guidance.py": "equations take their variables one by one",
+    "ardiff/diffusion/sampling_defaults.py": "what a model stores for requests that leave these two out",
     "ardiff/serving/config.py": "upper limits of an endpoint",
     "ardiff/serving/schemas.py": "the HTTP API also accepts a class by its name",
     "ardiff/serving/records.py": "the prompt of the request, which may be the name of a class",

@@ -1,7 +1,6 @@
 """What a student learns: the ends of its teacher's trajectories."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from ardiff.diffusion.sampler import sample_full
 from ardiff.dit import DiT, TextTokens
 from ardiff.randomness import BatchGenerator
 from ardiff.train.tasks import Batch, DistillTask, DistillTaskConfig
-from ardiff.train.tasks.distill import student_of
+from ardiff.train.tasks.distill import diffusion_of_student
 
 STATISTICS = LatentStatistics([[0.5, 0.0, -0.5, 1.0]] * 2, 2.0)
 DIFFUSION = DiffusionConfig(prediction="v")
@@ -44,7 +43,7 @@ def make_batch(text: bool = False, seed: int = 0) -> Batch:
 def make_task(make_dit: Callable[..., DiT], variant: dict[str, Any] | None = None, **settings: Any) -> DistillTask:
     student, teacher = (make_dit(seed, **(variant or {})).double() for seed in (0, 1))
     config = DistillTaskConfig(**{"class_dropout": 0.0, "text_dropout": 0.0, **settings})
-    diffusion = replace(DIFFUSION, student=student_of(config, DIFFUSION))
+    diffusion = diffusion_of_student(config, DIFFUSION)
     return DistillTask(student, teacher, config, diffusion, STATISTICS)
 
 
@@ -155,7 +154,7 @@ def test_samples_are_made_as_the_student_is_sampled(make_dit: Callable[..., DiT]
 
 def test_what_the_student_is_made_for_follows_from_the_starts() -> None:
     config = DistillTaskConfig(start_probabilities=(0.5, 0.0, 0.5), student_steps=2, guidance=2.0)
-    student = student_of(config, DIFFUSION)
+    student = diffusion_of_student(config, DIFFUSION).student
     assert (student.timesteps, student.num_steps, student.guidance) == ((999, 614), 2, 2.0)
 
 
