@@ -110,8 +110,8 @@ def make_video(
         stream = out.add_stream("libx264", rate=25)
         assert isinstance(stream, av.VideoStream)
         stream.width = stream.height = size
-        base = {"crf": str(crf), "g": "24", "threads": "1", "preset": "ultrafast"}
-        stream.pix_fmt, stream.options = pix_fmt, base | {name.replace("_", "-"): v for name, v in options.items()}
+        stream.pix_fmt, stream.options = pix_fmt, {"crf": str(crf), "g": "24", "threads": "1", "preset": "ultrafast"}
+        stream.options |= {name.replace("_", "-"): value for name, value in options.items()}
         for frame in range(num_frames):
             shift = frame * 2 % 300
             picture = texture[shift : shift + size, shift : shift + size]
