@@ -301,6 +301,8 @@ def _coerce(hint: Any, value: Any, prefix: str) -> Any:
         except ValueError as error:
             raise ConfigError(f"'{prefix}' {error}.") from error
     if origin is Literal:
+        if value is False and "off" in args:  # YAML 1.1 reads the word so
+            return "off"
         if value not in args:
             raise ConfigError(f"'{prefix}' must be one of {', '.join(map(str, args))}, not {value!r}.")
         return value

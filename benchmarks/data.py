@@ -1,15 +1,15 @@
 """Loading clips: Ray Data against a plain PyAV loop, S3 against local files, ranges against whole files, and memory.
 
-    python benchmarks/data.py [--part decode|probe|storage|ranges|memory|tables] [--quick]
+    python benchmarks/data.py [--part decode|probe|filters|storage|ranges|memory|tables] [--quick]
 
 ``decode``: frames per core-second, decoded and resized, of 256 x 256 H.264 files, for Ray Data with a trainer that does
 nothing and for one process that reads, decodes and resizes in a loop. ``probe``: finding out the frames of files by
-decoding and by counting packets. ``storage``: reading and decoding from S3 and
-from disk. ``ranges``: a clip of a long video, read by ranges and as a whole file. ``memory``: peak memory of all
-processes, and bytes spilled by the object store, for a data set and for one ten times its size. ``tables``: peak memory
-of a process that writes a row group of videos as files. The S3 server is that of the tests. Prints the tables of
-docs/performance.md, and a figure of docs/data.md. Other load on the machine changes seconds, but hardly changes ratios
-of CPU time.
+decoding and by counting packets. ``filters``: decoding with deinterlacing and with tone mapping against decoding alone.
+``storage``: reading and decoding from S3 and from disk. ``ranges``: a clip of a long video, read by ranges and as a
+whole file. ``memory``: peak memory of all processes, and bytes spilled by the object store, for a data set and for one
+ten times its size. ``tables``: peak memory of a process that writes a row group of videos as files. The S3 server is
+that of the tests. Prints the tables of docs/performance.md, and a figure of docs/data.md. Other load on the machine
+changes seconds, but hardly changes ratios of CPU time.
 """
 
 import argparse
@@ -49,7 +49,7 @@ from ardiff.resolution import Resolution
 
 RESOLUTION = 128
 CLIPS = ClipConfig(num_frames=16)
-PARTS = ("decode", "probe", "storage", "ranges", "memory", "tables")
+PARTS = ("decode", "probe", "filters", "storage", "ranges", "memory", "tables")
 
 
 def main() -> int:
@@ -68,6 +68,8 @@ def main() -> int:
                     measure_decode(records, repeats, 384 if arguments.quick else 1536)
                 case "probe":
                     measure_probe(records, repeats)
+                case "filters":
+                    measure_filters(repeats)
                 case "storage":
                     measure_storage(records, repeats)
                 case "ranges":
@@ -92,7 +94,15 @@ def make_videos(folder: Path, count: int) -> list[VideoRecord]:
     return records
 
 
-def make_video(seed: int, num_frames: int, crf: int = 23, size: int = 256, noise: bool = False) -> bytes:
+def make_video(
+    seed: int,
+    num_frames: int,
+    crf: int = 23,
+    size: int = 256,
+    noise: bool = False,
+    pix_fmt: str = "yuv420p",
+    **options: str,
+) -> bytes:
     generator, buffer = numpy_generator("benchmark", seed), io.BytesIO()
     texture = generator.integers(0, 255, (size // 8 + 40, size // 8 + 40, 3), dtype=np.uint8)
     texture = texture.repeat(8, axis=0).repeat(8, axis=1)
@@ -100,7 +110,8 @@ def make_video(seed: int, num_frames: int, crf: int = 23, size: int = 256, noise
         stream = out.add_stream("libx264", rate=25)
         assert isinstance(stream, av.VideoStream)
         stream.width = stream.height = size
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(crf), "g": "24", "threads": "1", "preset": "ultrafast"}
+        stream.pix_fmt, stream.options = pix_fmt, {"crf": str(crf), "g": "24", "threads": "1", "preset": "ultrafast"}
+        stream.options |= {name.replace("_", "-"): value for name, value in options.items()}
         for frame in range(num_frames):
             shift = frame * 2 % 300
             picture = texture[shift : shift + size, shift : shift + size]
@@ -328,6 +339,30 @@ def measure_probe(records: list[VideoRecord], repeats: int) -> None:
     decode, packets = (1e3 * statistics.median(times) / len(files) for times in seconds.values())
     print("| decode, CPU ms a file | packets, CPU ms a file | decode / packets |\n|---|---|---|")
     print(f"| {decode:.1f} | {packets:.2f} | **{ratio:.0f}** |")
+
+
+def measure_filters(repeats: int) -> None:
+    """Decodes and scales all frames of a video with a filter and without, in turns."""
+    print("| filter | video | without, CPU ms a frame | with | with / without |\n|---|---|---|---|---|")
+    bt2020 = "transfer=smpte2084:colorprim=bt2020:colormatrix=bt2020nc"
+    kinds = {"deinterlace": ("yuv420p", "interlaced=1"), "tone_map": ("yuv420p10le", bt2020)}
+    frames = list(range(48))
+    for size in (256, 720):
+        for name, (pix_fmt, x264) in kinds.items():
+            data = make_video(0, len(frames), size=size, pix_fmt=pix_fmt, x264_params=x264)
+            assert probe(data).warnings
+            seconds: dict[tuple[str, ...], list[float]] = {(): [], (name,): []}
+            for filters in seconds:
+                decode_frames(data, frames[:2], Resolution.square(RESOLUTION), None, filters)  # fills tables
+            for _ in range(repeats):
+                for filters, times in seconds.items():
+                    started = time.process_time()
+                    decode_frames(data, frames, Resolution.square(RESOLUTION), None, filters)
+                    times.append((time.process_time() - started) / len(frames))
+            without, filtered = seconds.values()
+            ratio = statistics.median(b / a for a, b in zip(without, filtered, strict=True))
+            times_ms = " | ".join(f"{1e3 * statistics.median(times):.2f}" for times in (without, filtered))
+            print(f"| `{name}` | {size} x {size}, {pix_fmt} | {times_ms} | **{ratio:.1f}** |", flush=True)
 
 
 def measure_ranges(folder: Path, repeats: int) -> None:

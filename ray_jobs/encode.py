@@ -285,7 +285,7 @@ def _decode(
     return [
         {
             "uri": record.uri,
-            "etag": record.etag,
+            "etag": record.version,
             "label": record.label,
             "start": start,
             "mirrored": bool(mirror),

@@ -66,10 +66,10 @@ def run(config: EvaluateConfig, key: str = "") -> dict[str, Any]:
     with contextlib.ExitStack() as cluster, stage("evaluate", config.output, key) as record:
         join_cluster = functools.cache(lambda: cluster.enter_context(ray_cluster()))
         record_run(config.output, config)
-        cache = ProbeCache(config.cache_uri, join_cluster)
-        open_real = open_videos(real, config.split, config.span, config.fps, cache)
+        cache, filters = ProbeCache(config.cache_uri, join_cluster), (config.deinterlace, config.tone_map)
+        open_real = open_videos(real, config.split, config.span, config.fps, cache, filters)
         generated = [open_generated(dataset, config.num_frames, cache) for dataset in datasets]
-        open_train = None if train is None else open_videos(train, "train", config.span, config.fps, cache)
+        open_train = None if train is None else open_videos(train, "train", config.span, config.fps, cache, filters)
         for open_set in generated:
             _warn_of_codecs(config, open_real, open_set)
         inputs = Inputs(config, weights, open_real, generated, open_train, join_cluster)

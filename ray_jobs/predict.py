@@ -90,7 +90,7 @@ def run(config: PredictConfig, key: str = "") -> None:
         )
     records = records[: config.num_videos]
     with ray_cluster(), stage("predict", config.output, key) as run_record:
-        data = [(record.uri, record.size, record.etag) for record in records]
+        data = [(record.uri, record.size, record.version) for record in records]
         claim_output(config.output, fingerprint(model.weights, params.changed(), config.batch_size, data))
         record_run(config.output, config)
         _predict(config, records)

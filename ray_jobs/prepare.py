@@ -30,9 +30,11 @@ from ardiff.data.discovery import (
     summarize,
     summarize_captions,
     with_error,
+    with_filters,
 )
 from ardiff.data.encode import contact_sheet
 from ardiff.data.error_log import ERRORS, BadSample, ErrorLog, crashed_sample, write_errors
+from ardiff.data.filters import FilterMode
 from ardiff.data.layouts import LayoutName
 from ardiff.data.manifest import Split, VideoRecord, read_manifest, record_of, usable, write_manifest
 from ardiff.data.moving_digits import split_digits
@@ -87,6 +89,10 @@ class PrepareConfig:
     count: Count = "decode"
     """How frames are counted. ``decode`` decodes every video, which is exact and finds damage. ``packets`` counts the
     packets of mp4, mov, Matroska and WebM files, which is faster; docs/data.md has the differences."""
+    deinterlace: FilterMode = field(default="off", metadata={"omit_default": True})
+    """``auto`` deinterlaces interlaced videos whenever they are read. The manifest records it."""
+    tone_map: FilterMode = field(default="off", metadata={"omit_default": True})
+    """``auto`` maps HDR videos (PQ and HLG) to SDR whenever they are read. The manifest records it."""
     max_bad_fraction: float = 0.5
     """Share of the videos that may be bad. Above it the job fails, after it has written the manifest and the error
     log."""
@@ -267,7 +273,14 @@ def _probe(config: PrepareConfig, unprobed: list[VideoRecord]) -> list[VideoReco
                     write_manifest(interim, [r for r in records.values() if r.status])
                     saved = time.monotonic()
     storage.delete_file(interim)
-    return [replace(r, fps=config.frame_fps) if r.is_folder and r.status == "ok" else r for r in records.values()]
+    return [
+        with_filters(
+            replace(r, fps=config.frame_fps) if r.is_folder and r.status == "ok" else r,
+            config.deinterlace,
+            config.tone_map,
+        )
+        for r in records.values()
+    ]
 
 
 def _known(manifest: str) -> dict[str, VideoRecord]:

@@ -45,14 +45,16 @@ class CurrentVideos:
     """The content and the labels of the manifest, with which stored clips must agree."""
 
     videos: dict[str, tuple[str, int] | None]
-    """Etag and label of every video; None for a video that is not for training."""
+    """Version and label of every video; None for a video that is not for training."""
     same_class: list[bool]
     """For each class of the set, whether the manifest has the same class name."""
 
     @classmethod
     def of(cls, manifest: Sequence[VideoRecord], stored_classes: list[str]) -> "CurrentVideos":
         """``stored_classes`` are the class names of the set; empty if the set is not complete."""
-        train = {r.uri: (r.etag, r.label) if r.split == "train" and r.status != "skipped" else None for r in manifest}
+        train = {
+            r.uri: (r.version, r.label) if r.split == "train" and r.status != "skipped" else None for r in manifest
+        }
         names = class_names(manifest)
         same = [stored_classes[i : i + 1] == names[i : i + 1] for i in range(len(stored_classes))]
         return cls(train, same)

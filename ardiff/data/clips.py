@@ -112,7 +112,8 @@ def read_frames(
         source = _open_source(video.uri, video.size, whole=share > RANGE_SHARE)
         frame_of = _at_rate(video, numbers, fps, source)
         timing = Timing(video.pts_start, video.pts_step)
-        pictures = decode_frames(source, sorted(set(frame_of.values())), resolution, timing)
+        filters = video.filters.split(", ")
+        pictures = decode_frames(source, sorted(set(frame_of.values())), resolution, timing, filters)
     return [[pictures[frame_of[number]] for number in clip] for clip in clips]
 
 

@@ -3,13 +3,14 @@
 Frames are uint8 ``(F, H, W, 3)`` RGB, upright, and numbered from 0 in presentation order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import av
 import av.container
 import numpy as np
 
 from ardiff.data.container import Source, decode_error, decode_stream, has_b_frames, open_video, uses_packet_times
+from ardiff.data.filters import deinterlaced
 from ardiff.data.pictures import crop, pixel_aspect_of, to_rgb
 from ardiff.data.probe import Timing
 from ardiff.errors import ClipTooShortError, DecodeError
@@ -20,11 +21,17 @@ _SEEKS = 3
 
 
 def decode_clip(
-    source: Source, start: int, num_frames: int, stride: int = 1, resolution: Resolution | None = None
+    source: Source,
+    start: int,
+    num_frames: int,
+    stride: int = 1,
+    resolution: Resolution | None = None,
+    filters: Collection[str] = (),
 ) -> np.ndarray:
     """A clip of ``num_frames`` frames from frame ``start`` on, every ``stride``-th: uint8 ``(F, H, W, 3)``.
 
-    With ``resolution``, frames are scaled to cover that shape and cropped to its centre.
+    With ``resolution``, frames are scaled to cover that shape and cropped to its centre. ``filters`` are those of
+    :func:`decode_frames`.
 
     Raises:
         ClipTooShortError: The video ends before the clip does.
@@ -33,12 +40,16 @@ def decode_clip(
     """
     if start < 0 or num_frames < 1 or stride < 1:
         raise ValueError(f"there is no clip of start {start}, num_frames {num_frames}, stride {stride}")
-    frames = decode_frames(source, range(start, start + num_frames * stride, stride), resolution)
+    frames = decode_frames(source, range(start, start + num_frames * stride, stride), resolution, None, filters)
     return crop(np.stack(list(frames.values())), resolution)
 
 
 def decode_frames(
-    source: Source, wanted: Sequence[int], resolution: Resolution | None = None, timing: Timing | None = None
+    source: Source,
+    wanted: Sequence[int],
+    resolution: Resolution | None = None,
+    timing: Timing | None = None,
+    filters: Collection[str] = (),
 ) -> dict[int, np.ndarray]:
     """The frames with the given numbers, each uint8 ``(H, W, 3)``, all of one size.
 
@@ -48,6 +59,8 @@ def decode_frames(
         resolution: If given, frames are scaled to just cover this shape, and not cropped.
         timing: From :func:`ardiff.data.probe.probe`. With it, decoding starts at the last key frame before the first
             wanted frame instead of the beginning. The frames are the same.
+        filters: ``deinterlace``, ``tone_map``: see :mod:`ardiff.data.filters`. Frames that do not need them, stay as
+            they are.
 
     Raises:
         ClipTooShortError: The video ends before the last wanted frame.
@@ -55,46 +68,74 @@ def decode_frames(
     """
     pictures = None
     if timing is not None and timing.step and wanted[0] > 0:
-        pictures = _decode_from_key_frame(source, wanted, resolution, timing)
+        pictures = _decode_from_key_frame(source, wanted, resolution, timing, filters)
     if pictures is None:
-        pictures = _decode_from_beginning(source, wanted, resolution)
+        pictures = _decode_from_beginning(source, wanted, resolution, filters)
     if len({picture.shape for picture in pictures.values()}) > 1:
         raise DecodeError("its frames change their size", "size changes")
     return pictures
 
 
-def _decode_from_beginning(
-    source: Source, wanted: Sequence[int], resolution: Resolution | None
+class _PositionError(Exception):
+    """Decoding has not started at or before the first frame that is needed, or the order of the frames has gaps."""
+
+
+def _pictures(
+    frames: Iterator[tuple[int, av.VideoFrame]],
+    stream: av.VideoStream,
+    wanted: Sequence[int],
+    resolution: Resolution | None,
+    filters: Collection[str],
 ) -> dict[int, np.ndarray]:
-    pictures, numbers, count = dict[int, np.ndarray](), set(wanted), 0
+    """The wanted pictures among numbered frames; fewer if the frames end before."""
+    pictures, numbers, aspect = dict[int, np.ndarray](), set(wanted), pixel_aspect_of(stream)
+    for number, frame in deinterlaced(frames, numbers) if "deinterlace" in filters else frames:
+        if number in numbers:
+            pictures[number] = to_rgb(frame, resolution, aspect, "tone_map" in filters)
+        if number == wanted[-1]:
+            break
+    return pictures
+
+
+def _decode_from_beginning(
+    source: Source, wanted: Sequence[int], resolution: Resolution | None, filters: Collection[str]
+) -> dict[int, np.ndarray]:
+    count = 0
+
+    def numbered() -> Iterator[tuple[int, av.VideoFrame]]:
+        nonlocal count
+        for _, frame in decode_stream(container, stream):
+            count += 1
+            yield count - 1, frame
+
     try:
         with open_video(source) as (container, stream):
-            aspect = pixel_aspect_of(stream)
-            for index, (_, frame) in enumerate(decode_stream(container, stream)):
-                count = index + 1
-                if index in numbers:
-                    pictures[index] = to_rgb(frame, resolution, aspect)
-                if index == wanted[-1]:
-                    break
+            pictures = _pictures(numbered(), stream, wanted, resolution, filters)
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise decode_error(error, source, count) from error
-    if len(pictures) < len(numbers):
+    if len(pictures) < len(set(wanted)):
         raise ClipTooShortError(f"the clip needs frame {wanted[-1]}, the video has {count} frames")
     return pictures
 
 
 def _decode_from_key_frame(
-    source: Source, wanted: Sequence[int], resolution: Resolution | None, timing: Timing
+    source: Source, wanted: Sequence[int], resolution: Resolution | None, timing: Timing, filters: Collection[str]
 ) -> dict[int, np.ndarray] | None:
     """Like :func:`decode_frames`; None if no key frame before the clip is found by its time, or there is damage."""
-    target = round(timing.start + wanted[0] * timing.step)
+    first = wanted[0] - ("deinterlace" in filters)
+    target = round(timing.start + first * timing.step)
     try:
         with open_video(source) as (container, stream):
             for _ in range(_SEEKS):
                 container.seek(target, stream=stream, backward=True)
-                pictures = _decode_here(container, stream, wanted, resolution, timing)
-                if pictures is not None:
-                    return pictures
+                try:
+                    pictures = _pictures(
+                        _frames_here(container, stream, first, timing), stream, wanted, resolution, filters
+                    )
+                    if len(pictures) == len(set(wanted)):
+                        return pictures
+                except _PositionError:
+                    pass
                 container.seek(target, stream=stream, backward=True)
                 stored = next((p.dts for p in container.demux(stream) if p.dts is not None), None)
                 if stored is None or stored > target:
@@ -105,36 +146,29 @@ def _decode_from_key_frame(
     return None
 
 
-def _decode_here(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    wanted: Sequence[int],
-    resolution: Resolution | None,
-    timing: Timing,
-) -> dict[int, np.ndarray] | None:
-    """The wanted frames from the container's position on; None if the first frame is late or the order has gaps.
+def _frames_here(
+    container: av.container.InputContainer, stream: av.VideoStream, first: int, timing: Timing
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames from the container's position on, numbered by their times.
 
     The first frame must be a key frame: containers may mark others as such, and some decoders return grey for them.
+
+    Raises:
+        _PositionError: The first frame is later than ``first``, or a frame has no number of its own.
     """
-    pictures, numbers = dict[int, np.ndarray](), set(wanted)
-    aspect = pixel_aspect_of(stream)
     previous: int | None = None
     for time, frame in decode_stream(container, stream):
         if time is None:
-            return None
+            raise _PositionError
         index = round((time - timing.start) / timing.step)
         if abs(timing.start + index * timing.step - time) > 1.5:
-            return None
-        if previous is None and (index > wanted[0] or not frame.key_frame):
-            return None
+            raise _PositionError
+        if previous is None and (index > first or not frame.key_frame):
+            raise _PositionError
         if previous is not None and index != previous + 1:
-            return None
+            raise _PositionError
         previous = index
-        if index in numbers:
-            pictures[index] = to_rgb(frame, resolution, aspect)
-        if index == wanted[-1]:
-            return pictures
-    return None
+        yield index, frame
 
 
 def frame_times(source: Source, num_frames: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ardiff.data.clips import IMAGE_SUFFIXES, natural_order, probe_video
 from ardiff.data.error_log import BadSample, bad_sample
+from ardiff.data.filters import REMEDIES, FilterMode, filters_for
 from ardiff.data.layouts import Assignment
 from ardiff.data.manifest import VIDEO_SUFFIXES, VideoRecord
 from ardiff.data.probe import Count
@@ -17,8 +18,8 @@ PROBE_AGAIN = ("unreadable", "crashed")
 """Kinds of error that may not occur again in the next run."""
 
 WARNINGS = {
-    "interlaced": "moving edges are combs of lines; deinterlace with ffmpeg's filter bwdif",
-    "hdr": "colours look pale; map them to SDR with ffmpeg's filter zscale or libplacebo",
+    "interlaced": "moving edges are combs of lines; deinterlace=auto removes them",
+    "hdr": "colours look pale; tone_map=auto maps them to SDR",
 }
 """What the warnings of a probe mean, and what to do."""
 
@@ -121,6 +122,12 @@ def probe_record(record: VideoRecord, frame_fps: float, count: Count = "decode")
     )
 
 
+def with_filters(record: VideoRecord, deinterlace: FilterMode, tone_map: FilterMode) -> VideoRecord:
+    """The record of a video that is filtered when it is read, if its probe warned and the filter is not off."""
+    names = filters_for(filter(None, record.warnings.split(", ")), deinterlace, tone_map)
+    return replace(record, filters=", ".join(names))
+
+
 def with_error(record: VideoRecord, sample: BadSample) -> VideoRecord:
     """The record of a video that cannot be used."""
     return replace(record, status="error", reason=sample.message, error=sample.error, attempts=sample.attempts)
@@ -145,9 +152,13 @@ def summarize(records: Sequence[VideoRecord]) -> str:
     for status in ("error", "skipped"):
         kinds = Counter(r.error or r.reason for r in records if r.status == status)
         lines += [f"{status}: {count} {kind}" for kind, count in kinds.most_common()]
-    found = Counter(name for r in records if r.status == "ok" for name in r.warnings.split(", ") if name)
-    lines += [f"warning: {count} {name}: {WARNINGS[name]}" for name, count in found.most_common()]
-    lines.append(summarize_captions([r for r in records if r.status == "ok"]))
+    good = [r for r in records if r.status == "ok"]
+    found = Counter((name, REMEDIES[name] in r.filters) for r in good for name in r.warnings.split(", ") if name)
+    for (name, is_filtered), count in found.most_common():
+        lines.append(
+            f"{REMEDIES[name]}: {count} {name}" if is_filtered else f"warning: {count} {name}: {WARNINGS[name]}"
+        )
+    lines.append(summarize_captions(good))
     return "\n".join(line.rstrip() for line in lines)
 
 

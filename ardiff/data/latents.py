@@ -175,7 +175,7 @@ class ClipKey:
 
     uri: str
     etag: str
-    """Of the video, to notice that its content has changed."""
+    """Version of the video, to notice that its content or its filters have changed."""
     start: int
     """First frame of the clip, at the frame rate of the set."""
     mirrored: bool

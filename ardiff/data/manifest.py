@@ -62,11 +62,18 @@ class VideoRecord:
     """What the pictures suffer from, separated by commas: ``interlaced``, ``hdr``."""
     captions: tuple[str, ...] = ()
     """What the video shows, in words; several captions are several descriptions of the whole video."""
+    filters: str = ""
+    """What is done to the pictures whenever they are read, separated by commas: ``deinterlace``, ``tone_map``."""
 
     @property
     def is_folder(self) -> bool:
         """Whether it is a folder of pictures, one per frame."""
         return self.uri.endswith("/")
+
+    @property
+    def version(self) -> str:
+        """Changes when the pictures change that are read: the etag, and the filters if there are any."""
+        return f"{self.etag} {self.filters}" if self.filters else self.etag
 
     def length_at(self, fps: float) -> int:
         """Number of frames at the rate ``fps``; all frames of the file if it is 0."""
@@ -124,8 +131,11 @@ def read_manifest(uri: str) -> list[VideoRecord]:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{uri} is not a manifest ({error}): run `ardiff prepare` again.") from error
     columns = ", ".join(f"{f.name} {f.type}" for f in table.schema)
-    if "captions" not in table.column_names:  # manifests before captions
-        table = table.append_column(SCHEMA.field("captions"), pa.nulls(len(table), SCHEMA.field("captions").type))
+    for name, value in (("captions", None), ("filters", "")):  # manifests before these columns
+        if name not in table.column_names:
+            table = table.append_column(
+                SCHEMA.field(name), pa.array([value] * len(table), type=SCHEMA.field(name).type)
+            )
     if not table.schema.equals(SCHEMA):
         raise DataError(
             f"{uri} is not a manifest of this version (its columns are {columns}): run `ardiff prepare` again."
@@ -160,8 +170,8 @@ def usable(records: Sequence[VideoRecord], split: Split, min_frames: int, fps: f
 
 
 def content_of(records: Sequence[VideoRecord]) -> str:
-    """Fingerprint of the videos, their order and their classes. Captions do not change it."""
-    return fingerprint([[r.uri, r.size, r.etag, r.num_frames, r.label] for r in records])
+    """Fingerprint of the videos, their filters, their order and their classes. Captions do not change it."""
+    return fingerprint([[r.uri, r.size, r.version, r.num_frames, r.label] for r in records])
 
 
 def class_names(records: Sequence[VideoRecord]) -> list[str]:

@@ -13,6 +13,7 @@ from av.sidedata.sidedata import SideDataContainer
 from PIL import Image, ImageOps
 
 from ardiff.data.container import MAX_PIXELS
+from ardiff.data.tone_mapping import HLG, PQ, tone_map
 from ardiff.errors import DecodeError
 from ardiff.resolution import Resolution
 
@@ -28,6 +29,8 @@ IMAGE_FORMATS = {
 """Suffixes of pictures, and the formats that Pillow may take them for."""
 MAX_ASPECT = 16
 """The largest ratio of the sides of a picture. Scaled to cover a frame, a narrower one would need much memory."""
+HDR_TRANSFERS = (PQ, HLG)
+"""Transfer characteristics of HDR frames."""
 _NEARLY_SQUARE = 0.01
 
 
@@ -82,23 +85,28 @@ def check_convertible(frame: av.VideoFrame) -> None:
     _scaler.reformat(frame, width=16, height=16, format="rgb24")
 
 
-def to_rgb(frame: av.VideoFrame, resolution: Resolution | None, pixel_aspect: float = 1.0) -> np.ndarray:
+def to_rgb(
+    frame: av.VideoFrame, resolution: Resolution | None, pixel_aspect: float = 1.0, tone_mapping: bool = False
+) -> np.ndarray:
     """The frame as uint8 ``(H, W, 3)``, upright, scaled to just cover ``resolution`` if given.
 
-    ``pixel_aspect`` is the width of a stored pixel divided by its height.
+    ``pixel_aspect`` is the width of a stored pixel divided by its height. With ``tone_mapping``, HDR frames become SDR,
+    after scaling; other frames stay as they are. Raises ValueError if the primaries of an HDR frame are not supported.
     """
+    is_mapped = tone_mapping and int(frame.color_trc) in HDR_TRANSFERS
+    kind = "rgb48le" if is_mapped else "rgb24"
     width, height = square_pixels(frame.width, frame.height, pixel_aspect)
     turn, scale = orientation(frame), 1.0
     if resolution is not None:
         stored = resolution.turned if turn.quarters % 2 else resolution
         scale, width, height = stored.covering(width, height)
     if (width, height) == (frame.width, frame.height) and scale == 1.0:
-        rgb = _scaler.reformat(frame, format="rgb24").to_ndarray()
+        rgb = _scaler.reformat(frame, format=kind).to_ndarray()
     else:
         interpolation = "AREA" if scale < 1 else "BICUBIC"
-        rgb = _scaler.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=interpolation
-        ).to_ndarray()
+        rgb = _scaler.reformat(frame, width=width, height=height, format=kind, interpolation=interpolation).to_ndarray()
+    if is_mapped:
+        rgb = tone_map(rgb, int(frame.color_trc), int(frame.color_primaries))
     return np.ascontiguousarray(turn.apply(rgb))
 
 

@@ -11,10 +11,16 @@ import numpy as np
 
 from ardiff.data.container import Source, decode_error, decode_stream, open_video
 from ardiff.data.integrity import check_claims, check_whole, missing_pictures
-from ardiff.data.pictures import check_aspect, check_convertible, orientation, pixel_aspect_of, square_pixels
+from ardiff.data.pictures import (
+    HDR_TRANSFERS,
+    check_aspect,
+    check_convertible,
+    orientation,
+    pixel_aspect_of,
+    square_pixels,
+)
 from ardiff.errors import DecodeError
 
-_HDR_TRANSFERS = (16, 18)  # PQ and HLG, ITU-T H.273, table 3
 _INTERLACED_SHARE = 0.1
 _ONE_FRAME_A_PACKET = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 Count = Literal["decode", "packets"]
@@ -106,7 +112,7 @@ def probe(source: Source, count: Count = "decode") -> Probe:
         name
         for name, applies in (
             ("interlaced", found.interlaced > _INTERLACED_SHARE * found.decoded),
-            ("hdr", int(first.color_trc) in _HDR_TRANSFERS),
+            ("hdr", int(first.color_trc) in HDR_TRANSFERS),
         )
         if applies
     ]

@@ -50,7 +50,7 @@ class Admission:
         self._models, self._keys, self._jobs, self._files = models, keys, stores.jobs, stores.files
         self._queue, self._running, self._config, self._shutdown = queue, running, config, shutdown
         self._rates = RateLimiter()
-        self._uploads = UploadDecoder(config.limits)
+        self._uploads = UploadDecoder(config)
 
     async def queue_job(
         self,
@@ -305,13 +305,13 @@ def _hash_request(request: RequestBase, upload: bytes | None) -> str:
 class UploadDecoder:
     """Decodes uploads, a few at the same time."""
 
-    def __init__(self, limits: RequestLimits) -> None:
-        self._limits = limits
+    def __init__(self, config: ServiceConfig) -> None:
+        self._config = config
         self._slots, self._pending = asyncio.Semaphore(MAX_DECODERS), 0
 
     async def decode(self, upload: bytes, resolution: Resolution) -> np.ndarray:
         """The frames of an upload, uint8 ``(k, H, W, 3)``. Raises RequestError 422, or 503 if too many wait."""
-        limits = self._limits
+        limits = self._config.limits
         if self._pending >= MAX_DECODERS + MAX_WAITING_UPLOADS:
             raise overloaded("Too many uploads are being decoded: try again.", 2)
         self._pending += 1
@@ -324,6 +324,7 @@ class UploadDecoder:
                     limits.upload_pixels,
                     limits.upload_seconds,
                     limits.upload_memory_bytes,
+                    (self._config.deinterlace, self._config.tone_map),
                 )
         except DataError as error:
             raise invalid("input_reference", str(error)) from error

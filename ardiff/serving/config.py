@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
 
 from ardiff.data.encode import VideoCodec
+from ardiff.data.filters import FilterMode
 from ardiff.data.storage import is_remote
 from ardiff.sampling.config import EngineConfig
 
@@ -110,6 +111,10 @@ class ServiceConfig:
     """Constant rate factor of the encoder: a smaller value is better quality and more bytes."""
     fps: float = 8.0
     """Frames per second if a request gives none."""
+    deinterlace: FilterMode = "off"
+    """``auto`` deinterlaces interlaced uploads."""
+    tone_map: FilterMode = "off"
+    """``auto`` maps HDR uploads, such as clips of many phones, to SDR."""
     limits: RequestLimits = field(default_factory=RequestLimits)
     """Limits of one request."""
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(max_requests=16))

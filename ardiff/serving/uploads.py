@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ardiff.data.decode import decode_clip
+from ardiff.data.filters import FilterMode, filters_for
 from ardiff.data.pictures import crop
 from ardiff.data.probe import probe
 from ardiff.errors import ArdiffError, DataError, DecodeError
@@ -31,7 +32,13 @@ _REJECTED = 3
 
 
 async def decode_upload(
-    data: bytes, resolution: Resolution, max_frames: int, max_pixels: int, seconds: float, memory_bytes: int
+    data: bytes,
+    resolution: Resolution,
+    max_frames: int,
+    max_pixels: int,
+    seconds: float,
+    memory_bytes: int,
+    filters: tuple[FilterMode, FilterMode] = ("off", "off"),
 ) -> np.ndarray:
     """The frames of a picture (PNG, JPEG, WebP) or a short clip, scaled to cover ``resolution`` and cropped to its
     centre.
@@ -43,6 +50,7 @@ async def decode_upload(
         max_pixels: Largest number of pixels of a frame, before scaling.
         seconds: CPU time and wall time after which the process is killed.
         memory_bytes: Address space of the process.
+        filters: Whether clips that need it are deinterlaced and tone mapped.
 
     Returns:
         uint8 ``(k, H, W, 3)``.
@@ -50,7 +58,7 @@ async def decode_upload(
     Raises:
         DataError: The file has another format, is damaged, or exceeds a limit. The message is for the client.
     """
-    limits = json.dumps([resolution, max_frames, max_pixels, seconds, memory_bytes])
+    limits = json.dumps([resolution, max_frames, max_pixels, seconds, memory_bytes, filters])
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "ardiff.serving.uploads", limits),
         stdin=asyncio.subprocess.PIPE,
@@ -73,7 +81,9 @@ async def decode_upload(
     return np.load(io.BytesIO(output), allow_pickle=False)
 
 
-def _decode(data: bytes, resolution: Resolution, max_frames: int, max_pixels: int) -> np.ndarray:
+def _decode(
+    data: bytes, resolution: Resolution, max_frames: int, max_pixels: int, filters: tuple[FilterMode, FilterMode]
+) -> np.ndarray:
     if (picture := _picture(data, max_pixels)) is not None:
         scale, width, height = resolution.covering(*picture.size)
         scaled = picture.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
@@ -87,7 +97,8 @@ def _decode(data: bytes, resolution: Resolution, max_frames: int, max_pixels: in
         raise DecodeError(f"its frames are {clip.width} x {clip.height}, beyond the limit of {max_pixels} pixels")
     if clip.num_frames > max_frames:
         raise DecodeError(f"it has {clip.num_frames} frames, more than the {max_frames} allowed: cut it shorter")
-    return decode_clip(data, 0, clip.num_frames, resolution=resolution)
+    needed = filters_for(clip.warnings, *filters)
+    return decode_clip(data, 0, clip.num_frames, resolution=resolution, filters=needed)
 
 
 def _picture(data: bytes, max_pixels: int) -> Image.Image | None:
@@ -106,7 +117,7 @@ def _picture(data: bytes, max_pixels: int) -> Image.Image | None:
 
 def main() -> int:
     """The process: sets the limits, reads the file from standard input, writes the frames to standard output."""
-    resolution, max_frames, max_pixels, seconds, memory_bytes = json.loads(sys.argv[1])
+    resolution, max_frames, max_pixels, seconds, memory_bytes, filters = json.loads(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     limit = int(time.process_time() + seconds) + 1  # includes the time of starting
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
@@ -114,7 +125,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Image.MAX_IMAGE_PIXELS = None  # max_pixels is checked instead
     try:
-        frames = _decode(sys.stdin.buffer.read(), Resolution(*resolution), max_frames, max_pixels)
+        frames = _decode(sys.stdin.buffer.read(), Resolution(*resolution), max_frames, max_pixels, filters)
     except ArdiffError as error:
         print(f"The upload cannot be used: {error}.", file=sys.stderr)
         return _REJECTED

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ardiff.data.filters import FilterMode
 from ardiff.data.manifest import Split
 from ardiff.data.packages import cache_folder
 from ardiff.metrics.compiled import Backend
@@ -99,6 +100,10 @@ class EvaluateConfig(ScoredClips):
     weights: tuple[str, ...] = ()
     """Files of network weights, local or ``s3://``, safetensors or PyTorch state dicts; or models of the package
     transformers, as folders, ``s3://`` prefixes or names of hub repositories. Other weights come from the cache."""
+    deinterlace: FilterMode = field(default="off", metadata={"omit_default": True})
+    """``auto`` deinterlaces interlaced videos of folders of real videos. A manifest has its own filters."""
+    tone_map: FilterMode = field(default="off", metadata={"omit_default": True})
+    """``auto`` maps HDR videos of folders of real videos to SDR. A manifest has its own filters."""
     drift: bool = False
     """Also score every 16 frames of the generated videos against real clips, and plot the scores."""
     shapes: bool = False

@@ -9,7 +9,8 @@ import ray.data
 
 from ardiff.config import fingerprint
 from ardiff.data import storage
-from ardiff.data.discovery import group_files, probe_record, unprobed_record
+from ardiff.data.discovery import group_files, probe_record, unprobed_record, with_filters
+from ardiff.data.filters import FilterMode
 from ardiff.data.layouts import with_labels
 from ardiff.data.manifest import VIDEO_SUFFIXES, Split, VideoRecord, read_manifest, record_of, usable, write_manifest
 from ardiff.data.members import unpacked
@@ -133,16 +134,23 @@ NO_CACHE = ProbeCache()
 
 
 def open_videos(
-    dataset: Dataset, split: Split, min_frames: int, fps: float = 0.0, cache: ProbeCache = NO_CACHE
+    dataset: Dataset,
+    split: Split,
+    min_frames: int,
+    fps: float = 0.0,
+    cache: ProbeCache = NO_CACHE,
+    filters: tuple[FilterMode, FilterMode] = ("off", "off"),
 ) -> OpenDataset:
     """Finds the usable videos: those of the manifest's split, or all of a folder, which are probed on Ray.
+
+    ``filters`` are whether videos of a folder are deinterlaced and tone mapped; a manifest says so itself.
 
     Raises:
         DataError: No video has ``min_frames`` frames, counted at ``fps`` if given, or a video of a folder is damaged.
     """
     records = _records(dataset, split, cache)
     if not dataset.is_manifest:
-        records = [replace(record, split=split) for record in records]
+        records = [with_filters(replace(record, split=split), *filters) for record in records]
     return OpenDataset(dataset, usable(records, split, min_frames, fps))
 
 

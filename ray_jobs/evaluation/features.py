@@ -237,7 +237,7 @@ def data_keys(clips: list[Clip]) -> list[list[Any]]:
         DataError: A file is gone.
     """
     videos = {side.uri: side for clip in clips for side in (clip.video, clip.original) if side is not None}
-    versions: dict[str, list[Any]] = {uri: [video.size, video.etag] for uri, video in videos.items()}
+    versions: dict[str, list[Any]] = {uri: [video.size, video.version] for uri, video in videos.items()}
     unversioned = sorted(uri for uri, video in videos.items() if not video.etag)
     for remote in (True, False):
         uris = [uri for uri in unversioned if storage.is_remote(uri) == remote]
@@ -247,7 +247,7 @@ def data_keys(clips: list[Clip]) -> list[list[Any]]:
             for uri, info in zip(uris, filesystem.get_file_info(paths), strict=True):
                 if not info.is_file:
                     raise DataError(f"There is no video {uri} any more: list the videos again.")
-                versions[uri] = [info.size, info.mtime_ns or 0]
+                versions[uri] = [info.size, info.mtime_ns or 0, *filter(None, [videos[uri].filters])]
 
     def key(clip: Clip) -> list[Any]:
         sides = [None if side is None else [side.uri, *versions[side.uri]] for side in (clip.video, clip.original)]

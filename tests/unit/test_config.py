@@ -136,6 +136,24 @@ def test_values_of_every_kind() -> None:
     assert load_config(Outer, None, ["limit=null", "label=null", "sizes=[]"]) == Outer(sizes=())
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Switches:
+    mode: Literal["off", "auto"] = "auto"
+    kind: Literal["a", "b"] = "a"
+
+
+def test_off_is_a_word_where_it_is_a_choice(tmp_path: Path) -> None:
+    """YAML 1.1 reads it as false."""
+    (tmp_path / "a.yaml").write_text("mode: off\n")
+    for config in (load_config(Switches, None, ["mode=off"]), load_config(Switches, [tmp_path / "a.yaml"])):
+        assert config == Switches(mode="off")
+        (tmp_path / "b.yaml").write_text(to_yaml(config))
+        assert load_config(Switches, [tmp_path / "b.yaml"]) == config
+    for override in ("kind=off", "mode=on"):
+        with pytest.raises(ConfigError, match="must be one of"):
+            load_config(Switches, None, [override])
+
+
 def test_later_overrides_win() -> None:
     assert load_config(Outer, None, ["limit=1", "limit=2"]).limit == 2
 

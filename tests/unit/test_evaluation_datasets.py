@@ -245,6 +245,14 @@ def test_array_files_beside_videos_are_refused(tmp_path: Path) -> None:
         list_videos(str(tmp_path))
 
 
+def test_filters_of_a_video_are_part_of_its_data(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"video")
+    for etag in ("e", ""):
+        plain = replace(record(f"{tmp_path}/a.mp4"), etag=etag)
+        filtered = replace(plain, filters="tone_map")
+        assert data_keys([Clip(plain, 0, 1)]) != data_keys([Clip(filtered, 0, 1)])
+
+
 def test_folders_are_probed_once(tmp_path: Path) -> None:
     """Until a file changes; then the cluster is asked for."""
     (tmp_path / "videos").mkdir()
@@ -259,6 +267,11 @@ def test_folders_are_probed_once(tmp_path: Path) -> None:
     cache, folder = ProbeCache(str(tmp_path / "cache"), join), str(tmp_path / "videos")
     with pytest.raises(ClusterNeededError):
         open_videos(list_videos(folder), "train", 16, cache=cache)
+    interlaced = replace(record("a.mp4"), warnings="interlaced")
+    cache.write(list_videos(folder), [interlaced])
+    for mode, filters in (("auto", "deinterlace"), ("off", "")):
+        [found] = open_videos(list_videos(folder), "train", 16, cache=cache, filters=(mode, "off")).records
+        assert found == replace(interlaced, split="train", filters=filters)
     cache.write(list_videos(folder), [record("a.mp4")])
     assert open_videos(list_videos(folder), "train", 16, cache=cache).records == [
         replace(record("a.mp4"), split="train")

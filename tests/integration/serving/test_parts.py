@@ -12,12 +12,15 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from filtered_videos import HEIGHT, INTERLACED_FRAMES, WIDTH, hdr, interlaced
 from PIL import Image
 
 from ardiff.cli import main
+from ardiff.data.decode import decode_clip
 from ardiff.data.encode import VideoCodec, encode_video
 from ardiff.errors import ConfigError, DataError
 from ardiff.resolution import Resolution
+from ardiff.serving.admission import UploadDecoder
 from ardiff.serving.config import ServiceConfig
 from ardiff.serving.fragments import FragmentWriter, as_file
 from ardiff.serving.hls import split
@@ -76,6 +79,23 @@ def test_uploads_are_scaled_and_cropped() -> None:
     wide = {**LIMITS, "resolution": Resolution(16, 40)}
     for upload, count in ((clip, 5), (buffer.getvalue(), 1)):
         assert asyncio.run(decode_upload(upload, **wide)).shape == (count, 16, 40, 3)
+
+
+def test_uploads_are_deinterlaced_and_tone_mapped_if_the_service_does(tmp_path: Path) -> None:
+    wide = {**LIMITS, "resolution": Resolution(HEIGHT, WIDTH), "max_frames": INTERLACED_FRAMES}
+    hdr_clip = hdr(np.full((16, 3), 0.58), 16)
+    for upload, modes, filters in (
+        (interlaced(), ("auto", "off"), ["deinterlace"]),
+        (hdr_clip, ("off", "auto"), ["tone_map"]),
+        (interlaced(), ("off", "auto"), []),
+    ):
+        frames = asyncio.run(decode_upload(upload, **wide, filters=modes))
+        expected = decode_clip(upload, 0, len(frames), resolution=wide["resolution"], filters=filters)
+        assert np.array_equal(frames, expected)
+    for modes, brightness in ((("off", "auto"), 232), (("off", "off"), 148)):
+        config = ServiceConfig(storage=str(tmp_path), deinterlace=modes[0], tone_map=modes[1])
+        frames = asyncio.run(UploadDecoder(config).decode(hdr_clip, Resolution.square(16)))
+        assert np.abs(frames.astype(int) - brightness).max() < 4
 
 
 def huge_picture() -> bytes:

@@ -59,6 +59,7 @@ def test_outdated_and_repeated_clips_do_not_stay() -> None:
     [
         (CAT, True),
         (replace(CAT, etag="f"), False),
+        (replace(CAT, filters="deinterlace"), False),
         (replace(CAT, label=0), False),
         (replace(CAT, split="test"), False),
         (replace(CAT, status="skipped"), False),

@@ -35,17 +35,32 @@ def test_captions_and_manifests_from_before_them(tmp_path: Path) -> None:
     write_manifest(place, records)
     assert read_manifest(place) == records
     assert [record_at(manifest_table(records), i) for i in range(2)] == records
-    pq.write_table(manifest_table(records).drop_columns("captions"), place)
+    pq.write_table(manifest_table(records).drop_columns(["captions", "filters"]), place)
     assert read_manifest(place) == [RECORD, RECORD]
-    pq.write_table(
-        manifest_table([RECORD]).cast(SCHEMA.set(len(SCHEMA) - 1, pa.field("captions", pa.list_(pa.binary())))), place
-    )
+    binary = pa.field("captions", pa.list_(pa.binary()))
+    pq.write_table(manifest_table([RECORD]).cast(SCHEMA.set(SCHEMA.names.index("captions"), binary)), place)
     with pytest.raises(DataError, match="captions list<"):
         read_manifest(place)
 
 
 def test_captions_do_not_change_the_fingerprint_of_videos() -> None:
     assert content_of([RECORD]) == content_of([replace(RECORD, captions=("a ring",))]) == "194ec9a0f6cc1651"
+
+
+def test_filters_and_manifests_from_before_them(tmp_path: Path) -> None:
+    place = str(tmp_path / "manifest.parquet")
+    filtered = replace(RECORD, captions=("a ring",), warnings="interlaced", filters="deinterlace")
+    write_manifest(place, [filtered])
+    assert read_manifest(place) == [filtered]
+    pq.write_table(manifest_table([filtered]).drop_columns("filters"), place)
+    assert read_manifest(place) == [replace(filtered, filters="")]
+
+
+def test_filters_change_the_fingerprint_of_videos_that_have_them() -> None:
+    """Videos without filters keep the fingerprint of versions before filters, so that training resumes."""
+    kinds = [replace(RECORD, etag="e", filters=filters) for filters in ("", "deinterlace", "deinterlace, tone_map")]
+    assert len({content_of([record]) for record in kinds}) == 3
+    assert kinds[0].version == "e"
 
 
 def test_empty_manifest_keeps_its_columns(tmp_path: Path) -> None:
