@@ -53,6 +53,8 @@ GUIDANCE = 1.5
 TEACHER: dict[str, dict[str, Any]] = {
     "ddim, S = 50, ar_step 13": {"num_inference_steps": 50, "ar_step": 13},
     "ddim, S = 20, ar_step 5": {"num_inference_steps": 20, "ar_step": 5},
+    "dpmpp_2m, S = 6, ar_step 6": {"num_inference_steps": 6, "ar_step": 6, "solver": "dpmpp_2m"},
+    "dpmpp_2m, S = 4, ar_step 4": {"num_inference_steps": 4, "ar_step": 4, "solver": "dpmpp_2m"},
     "dpmpp_2m, S = 4, ar_step 1": {"num_inference_steps": 4, "ar_step": 1, "solver": "dpmpp_2m"},
 }
 SEEDS = range(3)

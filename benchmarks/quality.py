@@ -3,14 +3,14 @@
     python benchmarks/quality.py
     python benchmarks/quality.py --vae task.straightness_weight=0.06 --dit train.num_steps=1800
     python benchmarks/quality.py --vae-only
-    python benchmarks/quality.py --keep runs/quality --part solvers     # trains only what the folder lacks
+    python benchmarks/quality.py --keep runs/quality --part long        # trains only what the folder lacks
     python benchmarks/quality.py --text         # after `ardiff weights fetch text-minilm`
     python benchmarks/quality.py --shapes 32,32 36,64 64,36 --vae vae.patch_size=4      # one model for three shapes
 
 Settings are those of configs/quickstart, with ``--text`` also of configs/quickstart_text, changed by ``--vae`` and
-``--dit``. Prints the tables of docs/training.md, and with ``--part solvers``, ``gaps`` or ``long`` those of
-docs/sampling.md. One run takes about 20 minutes on a core. The order of the data differs from that of Ray Data, so the
-results are those of another seed of `ardiff quickstart`.
+``--dit``. Prints the tables of docs/training.md, and with ``--part gaps`` or ``long`` those of docs/sampling.md. One
+run takes about 20 minutes on a core. The order of the data differs from that of Ray Data, so the results are those of
+another seed of `ardiff quickstart`.
 """
 
 import argparse
@@ -73,13 +73,6 @@ LONG = [
     for frames, sink, k in ((512, 0, 1), (512, 1, 1), (512, 0, 4), (512, 1, 4), (1024, 0, 1), (1024, 1, 1))
 ]
 """Parameters of long videos."""
-SOLVERS: dict[str, dict[str, Any]] = {
-    "ddim, S = 20, ar_step 5": {"num_inference_steps": 20, "ar_step": 5},
-    "ddim, S = 4, ar_step 1": {"num_inference_steps": 4, "ar_step": 1},
-    "dpmpp_2m, S = 4, ar_step 1": {"num_inference_steps": 4, "ar_step": 1, "solver": "dpmpp_2m"},
-    "unipc, S = 4, ar_step 1": {"num_inference_steps": 4, "ar_step": 1, "solver": "unipc"},
-    "dpmpp_2m, S = 8, ar_step 2": {"num_inference_steps": 8, "ar_step": 2, "solver": "dpmpp_2m"},
-}
 
 
 def main() -> None:
@@ -94,9 +87,7 @@ def main() -> None:
     )
     parser.add_argument("--text", action="store_true", help="videos with captions, as in ardiff quickstart --text")
     parser.add_argument("--vae-only", action="store_true", help="train and measure the AR-VAE only")
-    parser.add_argument(
-        "--part", choices=("recipe", "solvers", "gaps", "long"), default="recipe", help="what to sample"
-    )
+    parser.add_argument("--part", choices=("recipe", "gaps", "long"), default="recipe", help="what to sample")
     parser.add_argument("--sheets", type=Path, help="folder for sheets of consecutive frames")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -112,8 +103,6 @@ def main() -> None:
         pipeline = trained_pipeline(folder, vae, buckets, arguments.dit, arguments.seed)
     if arguments.text:
         report_prompts(pipeline, [captions[0] for captions in videos.test_captions], arguments.videos, arguments.sheets)
-    elif arguments.part == "solvers":
-        report_solvers(pipeline, arguments.videos)
     elif arguments.part == "gaps":
         report_gaps(pipeline, arguments.videos)
     elif arguments.part == "long":
@@ -409,16 +398,6 @@ def report_long(pipeline: ARDiffusionPipeline, count: int) -> None:
         for name in measured:
             cells.append(" / ".join(f"{np.mean([values[name] for values in part]):.3f}" for part in parts))
         row(f"{params.num_frames}, {params.sink_frames}, {params.window_stride}", cells)
-
-
-def report_solvers(pipeline: ARDiffusionPipeline, count: int) -> None:
-    """What videos show by solver, for three sampling seeds."""
-    header("setting", [*SHOWN, "CPU s"])
-    for name, params in SOLVERS.items():
-        start = time.process_time()
-        results = [measures(generate(pipeline, count, seed, **params)) for seed in range(3)]
-        cells = [", ".join(f"{result[measure]:.3f}" for result in results) for measure in SHOWN]
-        row(name, [*cells, f"{(time.process_time() - start) / 3:.1f}"])
 
 
 if __name__ == "__main__":
