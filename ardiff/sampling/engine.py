@@ -208,11 +208,15 @@ class SamplingEngine:
         return replace(state, moving=state.moving.clone())  # see ``step``
 
     def cancel(self, request_id: int) -> bool:
-        """Drops a request and frees its memory. Returns False if it is neither waiting nor running."""
+        """Drops a request. Returns False if it is neither waiting nor running.
+
+        Frees its memory, with ``stacked`` in the next iteration if others share its tensors. Allocates nothing, so that
+        it also works after an iteration that failed for lack of memory.
+        """
         waiting = len(self._waiting)
         self._waiting = deque(item for item in self._waiting if item[0] != request_id)
         running = self._running.pop(request_id, None) is not None
-        self._group()
+        self._attention.remove(request_id)
         return running or len(self._waiting) < waiting
 
     def run(self, request: SampleRequest, on_frames: Callable[[int], None] = lambda final_frames: None) -> Tensor:
@@ -230,6 +234,7 @@ class SamplingEngine:
     def step(self) -> list[FinishedFrames]:
         """One iteration of all running requests, in one pass of the model. Returns the frames that are final now."""
         with torch.inference_mode():
+            self._group()  # frees what cancelled requests have left before others start
             self._start_waiting()
             self._group()
             finished = self._iterate()
@@ -255,8 +260,7 @@ class SamplingEngine:
 
     def _group(self) -> None:
         """Groups the running requests again if any has started or ended. Nothing else may hold those that ended."""
-        with torch.inference_mode():
-            self._attention.set_requests({request_id: state.cache for request_id, state in self._running.items()})
+        self._attention.set_requests({request_id: state.cache for request_id, state in self._running.items()})
 
     def _start_waiting(self) -> None:
         """Starts waiting requests, oldest first, as long as the limits allow."""

@@ -56,6 +56,13 @@ class AttentionGroups:
             if ids not in self._groups:
                 self._groups[ids] = self._make([caches[request_id] for request_id in ids])
 
+    def remove(self, request_id: int) -> None:
+        """Removes the group of a request. Allocates nothing, so that it also works after a failure for lack of memory.
+
+        What others shared with it stays until :meth:`set_requests` groups them again.
+        """
+        self._groups = {ids: group for ids, group in self._groups.items() if request_id not in ids}
+
     def _make(self, caches: list[FrameCache]) -> Attention:
         return StackedAttention(caches) if self.backend == "stacked" else RequestAttention(caches[0], self.backend)
 

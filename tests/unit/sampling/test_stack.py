@@ -86,8 +86,10 @@ def test_requests_hold_the_memory_that_is_accounted_for(ends: str) -> None:
             engine.step()
     else:
         assert engine.cancel(ids[0])
+        engine.step()
     assert held_bytes(engine) == cache_bytes(requests[1:])
     engine.cancel(ids[2])
+    engine.step()
     assert held_bytes(engine) == cache_bytes([requests[1], *requests[3:]])
 
 
@@ -119,6 +121,28 @@ def test_caches_are_joined_one_layer_at_a_time(monkeypatch: pytest.MonkeyPatch, 
             engine.step()
         case "is cancelled":
             engine.cancel(ids[0])
+            assert not peaks
+            engine.step()
     # Keys and values of 3 requests in 3 layers, and one layer of all that are together now.
     assert max(peaks) <= 3 * 2 * 3 + (3 if change == "joins" else 2)
     assert len(peaks) == 2 * 3
+
+
+def test_cancelling_after_a_failure_allocates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When memory has run out, joining the caches of the others again would fail, too."""
+    engine = make_engine()
+    ids = [engine.submit(make_request(seed=seed)) for seed in range(3)]
+    engine.step()
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as without_memory:
+        without_memory.setattr(torch, "cat", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.step()
+        assert all(engine.cancel(request_id) for request_id in ids)
+    assert not held_bytes(engine)
+    assert not engine.busy
+    expected = make_engine().run(make_request())
+    assert torch.equal(engine.run(make_request()), expected)
