@@ -65,12 +65,11 @@ def request_denoiser(model: DiT, diffusion: DiffusionConfig, request: SampleRequ
     """The guided denoiser of a request: labels and guidance per video, or per frame if they change; text per frame."""
     videos, frames, device = len(request.videos), range(request.params.num_frames), next(model.parameters()).device
     scale: float | Tensor = request.params.guidance_scale
-    if len(request.starts) == 1:
-        labels = torch.tensor(request.labels(model)[:videos], device=device)  # (B,)
-    else:
-        labels = torch.tensor([request.labels(model, frame)[:videos] for frame in frames], device=device).T  # (B, F)
-        if request.guided:
-            scale = torch.tensor([request.guidance_scales(frame) for frame in frames], device=device).T  # (B, F)
+    labels = torch.tensor([request.labels(model, frame)[:videos] for frame in frames], device=device).T  # (B, F)
+    if (labels == labels[:, :1]).all():
+        labels = labels[:, 0]  # (B,), which condition tokens need
+    if request.guided and any(video.conditions for video in request.videos):
+        scale = torch.tensor([request.guidance_scales(frame) for frame in frames], device=device).T  # (B, F)
     if not model.config.text:
         return guided_denoiser(model, diffusion, labels, scale)
     texts = list(request.prompts)

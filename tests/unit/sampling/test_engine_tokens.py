@@ -47,6 +47,8 @@ def test_the_engine_equals_full(make_dit: Any, kind: str, attention: Any) -> Non
         make_request(**videos),
         make_request(**videos, num_frames=14, guidance_scale=2.0, solver="dpmpp_2m", **sink),
         make_request(given, **videos, num_frames=8, ar_step=0, guidance_scale=2.0),
+        make_request(**videos, conditions=[(0, {"guidance_scale": 3.0})]),
+        make_request(**videos, guidance_scale=2.0, conditions=[(3, {"guidance_scale": 3.0})]),
     ):
         engine = SamplingEngine(model, DIFFUSION, EngineConfig(attention_backend=attention))
         assert (engine.run(request) - full(model, request)).abs().max() < 1e-10
