@@ -55,7 +55,10 @@ TEACHER: dict[str, dict[str, Any]] = {
     "ddim, S = 20, ar_step 5": {"num_inference_steps": 20, "ar_step": 5},
     "dpmpp_2m, S = 6, ar_step 6": {"num_inference_steps": 6, "ar_step": 6, "solver": "dpmpp_2m"},
     "dpmpp_2m, S = 4, ar_step 4": {"num_inference_steps": 4, "ar_step": 4, "solver": "dpmpp_2m"},
+    "dpmpp_2m, S = 4, ar_step 2": {"num_inference_steps": 4, "ar_step": 2, "solver": "dpmpp_2m"},
     "dpmpp_2m, S = 4, ar_step 1": {"num_inference_steps": 4, "ar_step": 1, "solver": "dpmpp_2m"},
+    "unipc, S = 4, ar_step 4": {"num_inference_steps": 4, "ar_step": 4, "solver": "unipc"},
+    "ddim, S = 4, ar_step 4": {"num_inference_steps": 4, "ar_step": 4, "solver": "ddim"},
 }
 SEEDS = range(3)
 
